@@ -1,0 +1,425 @@
+//! What two nodes say to each other about one resource.
+//!
+//! One connection carries one resource between two nodes, in order, both ways. The first message of
+//! each side is [`Hello`]; then the node with the higher number sends [`Message::State`] and the
+//! other one answers with [`Message::Verdict`]; from then on all else is allowed. See
+//! `docs/design/replication.md`.
+
+use bytes::Bytes;
+use holdfast_units::{ByteRange, DiskState, GenerationId, NodeId, PeerSet, ResourceId, Role};
+
+/// The newest protocol version that this build speaks.
+pub const PROTOCOL_VERSION: u16 = 1;
+/// The oldest protocol version that this build speaks.
+pub const PROTOCOL_VERSION_MIN: u16 = 1;
+/// How many past generations a node remembers and tells.
+pub const HISTORY_LEN: usize = 32;
+
+/// The first message of each side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The oldest protocol version that the sender speaks.
+    pub version_min: u16,
+    /// The newest protocol version that the sender speaks.
+    pub version_max: u16,
+    /// Feature bits; a side ignores bits that it does not know.
+    pub features: u64,
+    /// Which resource this connection is about.
+    pub resource: ResourceId,
+    /// The sender's number in the resource.
+    pub from: NodeId,
+    /// The number that the sender takes the receiver to have.
+    pub to: NodeId,
+    /// The size of the resource in bytes, as the sender has it.
+    pub size: u64,
+}
+
+/// The generations of one node's data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generations {
+    /// The generation of the data as it is.
+    pub current: GenerationId,
+    /// The generation of the receiver's data since which the sender has noted what the receiver
+    /// misses; [`GenerationId::NONE`] when it has not.
+    pub base: GenerationId,
+    /// Past generations, newest first, padded with [`GenerationId::NONE`].
+    pub history: [GenerationId; HISTORY_LEN],
+    /// The sender's slots for all nodes, by node number.
+    pub slots: [GenerationId; 32],
+}
+
+/// All that the verdict of a handshake depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateReport {
+    /// Counts the reports of this connection, so that an answer names what it answers.
+    pub serial: u32,
+    /// The sender's generations.
+    pub generations: Generations,
+    /// The sender's role.
+    pub role: Role,
+    /// The sender's disk.
+    pub disk: DiskState,
+    /// The sender stopped uncleanly and has extents of which it does not know whether they equal
+    /// the receiver's.
+    pub doubtful: bool,
+    /// That stop happened while it was Primary.
+    pub crashed_primary: bool,
+    /// The machine was started anew since (what was only in its page cache is lost).
+    pub boot_changed: bool,
+    /// The Primary that the sender followed when it stopped uncleanly.
+    pub following: Option<NodeId>,
+    /// A person said that the sender's changes are to be thrown away (`--discard-my-data`).
+    pub discard_my_data: bool,
+    /// The sender is connected to a Primary (or is one).
+    pub near_primary: bool,
+    /// How many blocks the sender's bitmap has set for the receiver that are not explained by an
+    /// older generation of the receiver.
+    pub bits: u64,
+    /// Which promotion the sender followed last: a random number of the Primary's, 0 for none.
+    pub epoch: u64,
+    /// The last write of that promotion that the sender received.
+    pub last_write: u64,
+}
+
+/// What the node with the lower number found, seen from itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Verdict {
+    /// Both hold the same data (or one side has no disk): nothing to copy.
+    InSync = 0,
+    /// The sender of the verdict is source of a bitmap resync.
+    SourceBitmap = 1,
+    /// The sender of the verdict is target of a bitmap resync.
+    TargetBitmap = 2,
+    /// The sender of the verdict is source of a full resync.
+    SourceFull = 3,
+    /// The sender of the verdict is target of a full resync.
+    TargetFull = 4,
+    /// Both wrote apart from each other: a person must decide.
+    SplitBrain = 5,
+    /// The two disks never held the same data.
+    Unrelated = 6,
+    /// Neither has data that can be given to the other: connected, nothing copied.
+    NoGoodData = 7,
+    /// Both are Primary.
+    TwoPrimaries = 8,
+    /// A Primary would have to become target of a resync.
+    PrimaryMustNotBeTarget = 9,
+}
+
+/// Why a side ends a connection for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RefusalCode {
+    /// No protocol version in common.
+    Version = 0,
+    /// The resource is not known here, or the receiver is no member of it.
+    UnknownResource = 1,
+    /// The sizes differ.
+    Size = 2,
+    /// Node numbers do not fit.
+    Membership = 3,
+    /// Split brain.
+    SplitBrain = 4,
+    /// Unrelated data.
+    Unrelated = 5,
+    /// Two Primaries.
+    TwoPrimaries = 6,
+    /// This side does not want the connection (StandAlone).
+    StandAlone = 7,
+    /// The receiver said something that the protocol does not allow.
+    Protocol = 8,
+}
+
+/// Outcome of an operation on the peer's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PeerResult {
+    /// Done.
+    Ok = 0,
+    /// The peer's disk failed; it is not used any more.
+    DiskFailed = 1,
+    /// The peer has no data that it may answer with.
+    NoData = 2,
+}
+
+/// What a [`Message::Write`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum WriteKind {
+    /// Stores the payload.
+    Data = 0,
+    /// Stores zeroes; no payload. Space may be given back.
+    Zeroes = 1,
+}
+
+/// A step of a role change that all reachable members agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PromoteStep {
+    /// Asks whether the sender may become Primary.
+    Prepare = 0,
+    /// The sender is Primary now.
+    Commit = 1,
+    /// The sender does not become Primary after all.
+    Abort = 2,
+}
+
+/// Answer to [`PromoteStep::Prepare`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PromoteAnswer {
+    /// Nothing against it.
+    Yes = 0,
+    /// The answering node is Primary itself.
+    IAmPrimary = 1,
+    /// The answering node (or one that it promised to) is becoming Primary.
+    Busy = 2,
+    /// The answering node has newer data than the asking one.
+    YouAreOutdated = 3,
+}
+
+/// One message. Ranges are in bytes and whole blocks of 4096.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Opens the connection.
+    Hello(Hello),
+    /// The state of the node with the higher number, or a wish for a new verdict by either.
+    State(Box<StateReport>),
+    /// The verdict, with the state that it was found from.
+    Verdict {
+        /// Which [`StateReport`] of the receiver it answers.
+        answers: u32,
+        /// What was found.
+        verdict: Verdict,
+        /// The state of the sender.
+        state: Box<StateReport>,
+    },
+    /// Ends the connection; not to be tried again before a person did something.
+    Refuse {
+        /// Why.
+        code: RefusalCode,
+        /// The same as a sentence, at most 200 bytes.
+        text: String,
+    },
+    /// Ends the connection on purpose: the sender was told to disconnect or to stop.
+    Goodbye,
+    /// Role and disk of the sender changed.
+    Changed {
+        /// The sender's role.
+        role: Role,
+        /// The sender's disk.
+        disk: DiskState,
+        /// Which promotion it is or follows.
+        epoch: u64,
+        /// The sender's current generation.
+        current: GenerationId,
+    },
+    /// Is the peer there?
+    Ping,
+    /// Yes.
+    Pong,
+    /// A write of the Primary.
+    Write {
+        /// Counts the Primary's writes of this promotion, upwards.
+        seq: u64,
+        /// Where.
+        range: ByteRange,
+        /// What.
+        kind: WriteKind,
+        /// To be durable before it is answered.
+        fua: bool,
+        /// Members that do not get this write.
+        missing: PeerSet,
+        /// All writes up to this one are done everywhere, or known to be missing.
+        settled: u64,
+        /// The data; empty for zeroes.
+        payload: Bytes,
+    },
+    /// Answers [`Message::Write`].
+    WriteAck {
+        /// Which write.
+        seq: u64,
+        /// How it went.
+        result: PeerResult,
+    },
+    /// All writes answered so far are to be durable.
+    Flush {
+        /// Chosen by the sender.
+        id: u64,
+    },
+    /// Answers [`Message::Flush`].
+    FlushAck {
+        /// Which flush.
+        id: u64,
+        /// How it went.
+        result: PeerResult,
+    },
+    /// A read by a node without good data of its own.
+    Read {
+        /// Chosen by the sender.
+        id: u64,
+        /// Where.
+        range: ByteRange,
+    },
+    /// Answers [`Message::Read`].
+    ReadReply {
+        /// Which read.
+        id: u64,
+        /// How it went.
+        result: PeerResult,
+        /// The data when it went well.
+        payload: Bytes,
+    },
+    /// The Primary's data begin a new generation, because the nodes in `opened` miss writes.
+    NewGeneration {
+        /// The generation until now.
+        previous: GenerationId,
+        /// The new one.
+        current: GenerationId,
+        /// Who misses writes from here on.
+        opened: PeerSet,
+    },
+    /// [`Message::NewGeneration`] is durable on the sender.
+    GenerationAck {
+        /// The new generation.
+        current: GenerationId,
+    },
+    /// All writes up to `seq` are done everywhere or known to be missing.
+    Settled {
+        /// The last such write.
+        seq: u64,
+    },
+    /// A write that was on its way did not reach these members.
+    Missed {
+        /// Who.
+        peers: PeerSet,
+        /// Where.
+        range: ByteRange,
+    },
+    /// A piece of the sender's bitmap for a member, as runs of set blocks.
+    Bitmap {
+        /// The member: the receiver itself for the exchange before a resync, another one after it.
+        about: NodeId,
+        /// First block and number of blocks of each run, at most 4096 runs.
+        runs: Vec<(u64, u64)>,
+        /// Whether it is the last piece.
+        last: bool,
+    },
+    /// The target asks for blocks.
+    ResyncRequest {
+        /// Where; the source may answer a first part only.
+        range: ByteRange,
+    },
+    /// The source gives blocks.
+    ResyncData {
+        /// The range that was asked for.
+        asked: ByteRange,
+        /// The first part of it, which this answers. The rest was dropped and is to be asked again.
+        range: ByteRange,
+        /// All of it is zero; there is no payload.
+        zeroes: bool,
+        /// The data, unless zeroes.
+        payload: Bytes,
+    },
+    /// The target has stored these blocks.
+    ResyncAck {
+        /// Where.
+        range: ByteRange,
+    },
+    /// A connected member missed a write of a node that it is not connected to.
+    OutOfSync {
+        /// Where.
+        range: ByteRange,
+    },
+    /// The target has all blocks, durably.
+    ResyncComplete {
+        /// How many [`Message::OutOfSync`] it has seen on this connection.
+        out_of_sync_seen: u64,
+    },
+    /// The source's generations, which the target is to take over.
+    ResyncGenerations {
+        /// The source's generations.
+        generations: Box<Generations>,
+    },
+    /// The target has taken the generations over, durably, and is UpToDate.
+    ResyncAdopted {
+        /// The generation that it has now.
+        current: GenerationId,
+    },
+    /// A two-phase change of role.
+    Promote {
+        /// Chosen by the sender.
+        id: u64,
+        /// Which step.
+        step: PromoteStep,
+        /// The new Primary's epoch.
+        epoch: u64,
+    },
+    /// Answers [`PromoteStep::Prepare`].
+    PromoteReply {
+        /// Which one.
+        id: u64,
+        /// The answer.
+        answer: PromoteAnswer,
+    },
+    /// Starts a full resync with the sender as target (`invalidate`), or with the receiver as target
+    /// (`invalidate --peer`).
+    Invalidate {
+        /// Whether the receiver is the one whose data are given up.
+        receiver: bool,
+    },
+}
+
+impl Message {
+    /// A short name for logs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "Hello",
+            Self::State(_) => "State",
+            Self::Verdict { .. } => "Verdict",
+            Self::Refuse { .. } => "Refuse",
+            Self::Goodbye => "Goodbye",
+            Self::Changed { .. } => "Changed",
+            Self::Ping => "Ping",
+            Self::Pong => "Pong",
+            Self::Write { .. } => "Write",
+            Self::WriteAck { .. } => "WriteAck",
+            Self::Flush { .. } => "Flush",
+            Self::FlushAck { .. } => "FlushAck",
+            Self::Read { .. } => "Read",
+            Self::ReadReply { .. } => "ReadReply",
+            Self::NewGeneration { .. } => "NewGeneration",
+            Self::GenerationAck { .. } => "GenerationAck",
+            Self::Settled { .. } => "Settled",
+            Self::Missed { .. } => "Missed",
+            Self::Bitmap { .. } => "Bitmap",
+            Self::ResyncRequest { .. } => "ResyncRequest",
+            Self::ResyncData { .. } => "ResyncData",
+            Self::ResyncAck { .. } => "ResyncAck",
+            Self::OutOfSync { .. } => "OutOfSync",
+            Self::ResyncComplete { .. } => "ResyncComplete",
+            Self::ResyncGenerations { .. } => "ResyncGenerations",
+            Self::ResyncAdopted { .. } => "ResyncAdopted",
+            Self::Promote { .. } => "Promote",
+            Self::PromoteReply { .. } => "PromoteReply",
+            Self::Invalidate { .. } => "Invalidate",
+        }
+    }
+
+    /// The data that travel behind the message.
+    #[must_use]
+    pub fn payload(&self) -> Option<&Bytes> {
+        match self {
+            Self::Write { payload, .. }
+            | Self::ReadReply { payload, .. }
+            | Self::ResyncData { payload, .. }
+                if !payload.is_empty() =>
+            {
+                Some(payload)
+            }
+            _ => None,
+        }
+    }
+}
