@@ -1,0 +1,47 @@
+use holdfast_units::ByteRange;
+use std::io;
+
+/// What stands behind a block device: the data of one resource or export.
+///
+/// Requests come from several threads at once and never leave `0..size()`. Their bounds are
+/// multiples of 512 bytes, and a read or write is at most [`holdfast_units::MAX_REQUEST`] long;
+/// `trim` and `write_zeroes` can be up to 4 GiB.
+///
+/// Every call must end in bounded time, with an error if need be: a request that waits for ever
+/// makes a process that nobody can kill. The block device reports `ENOSPC` as such and every
+/// other error as an I/O error.
+pub trait Backend: Send + Sync + 'static {
+    /// The size in bytes. Does not change while the device is attached.
+    fn size(&self) -> u64;
+
+    /// Fills `data` from `offset`.
+    ///
+    /// # Errors
+    /// When the data could not be read; what `data` holds then is not used.
+    fn read_at(&self, data: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes `data` at `offset`; with `fua` it is durable on return.
+    ///
+    /// # Errors
+    /// When the write did not happen, happened in part or is not known to have happened.
+    fn write_at(&self, data: &[u8], offset: u64, fua: bool) -> io::Result<()>;
+
+    /// Makes everything durable that was completed, on any thread, before the call.
+    ///
+    /// # Errors
+    /// When that is not certain.
+    fn flush(&self) -> io::Result<()>;
+
+    /// Says that the range is not needed; what it reads as afterwards is not defined.
+    ///
+    /// # Errors
+    /// When the range could not be given up.
+    fn trim(&self, range: ByteRange) -> io::Result<()>;
+
+    /// Makes the range read as zeroes. With `may_unmap` its space may be given back.
+    ///
+    /// # Errors
+    /// As [`Backend::write_at`]. [`io::ErrorKind::Unsupported`] makes the kernel write zeroes
+    /// itself.
+    fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> io::Result<()>;
+}

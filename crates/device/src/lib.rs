@@ -1,0 +1,29 @@
+//! A resource as a local block device.
+//!
+//! [`LocalDevice::attach`] gives a [`Backend`] a block device of the kernel and a stable name,
+//! `/dev/holdfast/NAME`. The kernel side is whatever [`choose`] finds: today a FUSE filesystem
+//! with one file under a loop device. A write that the block device has completed has been
+//! completed by the backend: no cache of the kernel stands between them.
+//!
+//! Everything here blocks, and every wait has an end as long as the backend keeps its promise to
+//! answer each request in bounded time.
+
+#![deny(clippy::cast_possible_truncation)]
+
+mod backend;
+mod device;
+mod error;
+mod fuse;
+mod fuse_loop;
+mod loopdev;
+mod openers;
+mod stale;
+mod sysinfo;
+mod via;
+
+pub use backend::Backend;
+pub use device::{DeviceOptions, LocalDevice};
+pub use error::DeviceError;
+pub use openers::Opener;
+pub use stale::{Cleaned, clean_up_stale};
+pub use via::{Kind, Refusal, Via, choose};
