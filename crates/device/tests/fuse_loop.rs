@@ -1,9 +1,9 @@
 //! Real block devices: needs root, FUSE and the loop driver, and says so when they are missing.
 
-mod support;
-// The helpers are outside of test functions, where the lint would look away.
+// The lint looks away in test functions only, and the helpers are outside of them.
 #![allow(clippy::unwrap_used)]
 
+mod support;
 
 use holdfast_device::{
     Backend, DeviceError, Kind, LocalDevice, Opener, Via, choose, clean_up_stale,
@@ -374,7 +374,7 @@ fn what_a_crash_leaves_is_cleaned_up() {
 
     let cleaned = clean_up_stale(&place.options).unwrap();
     assert_eq!(cleaned.names, ["idle", "used"]);
-    assert_eq!(cleaned.in_use, [node.clone()]);
+    assert_eq!(cleaned.in_use, std::slice::from_ref(&node));
     assert!(!sysfs_has_file(&idle));
     assert!(sysfs_has_file(&node));
     fs::remove_file(foreign).unwrap();
