@@ -1,0 +1,234 @@
+//! The list of all calls, and the OpenAPI document that is made from it.
+
+use crate::{error, events, request, routes, status};
+use serde_json::{Value, json};
+use utoipa::OpenApi;
+
+/// One call of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// `GET`, `POST` or `PUT`.
+    pub method: &'static str,
+    /// One of [`crate::routes`].
+    pub path: &'static str,
+    /// The name of the body's type; empty for `GET`.
+    pub body: &'static str,
+    /// The name of the answer's type; empty when it is not one of the API's JSON types.
+    pub answer: &'static str,
+    /// What it does.
+    pub summary: &'static str,
+}
+
+const fn get(path: &'static str, answer: &'static str, summary: &'static str) -> Call {
+    Call { method: "GET", path, body: "", answer, summary }
+}
+
+const fn post(
+    path: &'static str,
+    body: &'static str,
+    answer: &'static str,
+    summary: &'static str,
+) -> Call {
+    Call { method: "POST", path, body, answer, summary }
+}
+
+/// Every call.
+pub const CALLS: &[Call] = &[
+    get(routes::STATUS, "NodeStatus", "everything that this node knows"),
+    get(routes::EVENTS, "", "server-sent events: a dump, then the changes"),
+    get(routes::OPENAPI, "", "this document"),
+    get(routes::METRICS, "", "metrics as Prometheus text"),
+    get(routes::VERSION, "VersionInfo", "the versions of the daemon and of its protocols"),
+    get(routes::CLUSTER, "ClusterStatus", "the nodes of the cluster"),
+    post(routes::CLUSTER_CREATE, "ClusterCreate", "ClusterCreated", "make a cluster of this node"),
+    post(routes::CLUSTER_TOKEN, "ClusterToken", "TokenCreated", "make a one-time join token"),
+    post(routes::CLUSTER_JOIN, "ClusterJoin", "ClusterStatus", "join a cluster by a token"),
+    post(routes::CLUSTER_LEAVE, "ClusterLeave", "Done", "leave the cluster"),
+    post(routes::CLUSTER_REMOVE, "ClusterRemove", "Done", "remove a node that is gone for good"),
+    post(routes::RESOURCES, "ResourceCreate", "Done", "create a resource; this node is Primary"),
+    get(routes::RESOURCE, "ResourceStatus", "one resource"),
+    post(routes::RESOURCE_JOIN, "ResourceJoin", "Done", "become a member of a resource"),
+    post(routes::RESOURCE_LEAVE, "Empty", "Done", "cease to be a member; data stays on the disk"),
+    post(routes::RESOURCE_DELETE, "Empty", "Done", "delete a resource; data stays on the disks"),
+    post(routes::RESOURCE_UP, "Empty", "Done", "start a resource here; `all` starts every one"),
+    post(routes::RESOURCE_DOWN, "Empty", "Done", "stop a resource here; `all` stops every one"),
+    post(routes::RESOURCE_PRIMARY, "Primary", "Done", "make this node Primary"),
+    post(routes::RESOURCE_SECONDARY, "Secondary", "Done", "make this node Secondary"),
+    post(routes::RESOURCE_CONNECT, "Connect", "Done", "connect to peers"),
+    post(routes::RESOURCE_DISCONNECT, "Disconnect", "Done", "disconnect from peers"),
+    post(routes::RESOURCE_INVALIDATE, "Invalidate", "Done", "fetch this node's data again"),
+    post(routes::RESOURCE_DEVICE, "Device", "DeviceMade", "make the local block device"),
+    post(routes::RESOURCE_DEVICE_REMOVE, "Empty", "Done", "take the local block device away"),
+    post(routes::RESOURCE_ATTACH_DISK, "AttachDisk", "Done", "start to use this node's disk"),
+    post(routes::RESOURCE_DETACH_DISK, "DetachDisk", "Done", "cease to use this node's disk"),
+    post(routes::RESOURCE_PAUSE, "Pause", "Done", "hold sync, fetch, replay or io"),
+    post(routes::RESOURCE_RESUME, "Pause", "Done", "let it go on"),
+    post(routes::RESOURCE_WAIT, "Wait", "Done", "answer when a state is reached"),
+    get(routes::RESOURCE_OPTIONS, "[OptionValue]", "all options with value, default and range"),
+    Call {
+        method: "PUT",
+        path: routes::RESOURCE_OPTIONS,
+        body: "SetOptions",
+        answer: "Done",
+        summary: "set options, all of them or none",
+    },
+    get(routes::RESOURCE_OPTION, "OptionValue", "one option"),
+];
+
+#[derive(OpenApi)]
+#[openapi(components(schemas(
+    error::ApiError,
+    error::ErrorBody,
+    error::ErrorCode,
+    events::Event,
+    events::EventKind,
+    request::AttachDisk,
+    request::ClusterCreate,
+    request::ClusterCreated,
+    request::ClusterJoin,
+    request::ClusterLeave,
+    request::ClusterRemove,
+    request::ClusterToken,
+    request::Connect,
+    request::DetachDisk,
+    request::Device,
+    request::DeviceMade,
+    request::Disconnect,
+    request::Done,
+    request::Empty,
+    request::Invalidate,
+    request::OptionValue,
+    request::Pause,
+    request::PauseWhat,
+    request::Primary,
+    request::ResourceCreate,
+    request::ResourceJoin,
+    request::Secondary,
+    request::SetOptions,
+    request::TokenCreated,
+    request::VersionInfo,
+    request::Wait,
+    request::WaitFor,
+    status::ClusterNode,
+    status::ClusterStatus,
+    status::DiskStatus,
+    status::JournalStatus,
+    status::NodeStatus,
+    status::PeerStatus,
+    status::ReplayStatus,
+    status::ResourceStatus,
+    status::ResyncStatus,
+)))]
+struct Schemas;
+
+/// The OpenAPI document, for `GET /v1/openapi.json`.
+#[must_use]
+pub fn openapi() -> Value {
+    let mut document =
+        serde_json::to_value(Schemas::openapi()).expect("the schemas have only string keys");
+    document["info"] = json!({
+        "title": "Holdfast",
+        "description": "The control API of a Holdfast daemon.",
+        "version": env!("CARGO_PKG_VERSION"),
+    });
+    document["paths"] = json!({});
+    for call in CALLS {
+        document["paths"][call.path][call.method.to_ascii_lowercase()] = operation(call);
+    }
+    document
+}
+
+fn operation(call: &Call) -> Value {
+    let parameters: Vec<Value> = ["name", "key"]
+        .into_iter()
+        .filter(|p| call.path.contains(&format!("{{{p}}}")))
+        .map(|p| json!({"name": p, "in": "path", "required": true, "schema": {"type": "string"}}))
+        .collect();
+    let mut operation = json!({
+        "summary": call.summary,
+        "parameters": parameters,
+        "responses": {
+            "200": {"description": "done", "content": answer_content(call)},
+            "default": {"description": "refused", "content": json_content("ErrorBody")},
+        },
+    });
+    if !call.body.is_empty() {
+        operation["requestBody"] = json!({"required": true, "content": json_content(call.body)});
+    }
+    operation
+}
+
+fn answer_content(call: &Call) -> Value {
+    match call.path {
+        routes::EVENTS => json!({"text/event-stream": {"schema": reference("Event")}}),
+        routes::METRICS => json!({"text/plain": {"schema": {"type": "string"}}}),
+        _ if call.answer.is_empty() => json!({"application/json": {}}),
+        _ => json_content(call.answer),
+    }
+}
+
+fn json_content(name: &str) -> Value {
+    let list = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let schema = match list {
+        Some(item) => json!({"type": "array", "items": reference(item)}),
+        None => reference(name),
+    };
+    json!({"application/json": {"schema": schema}})
+}
+
+fn reference(name: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{name}")})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every `$ref` below `value`.
+    fn references(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(map) => map.iter().for_each(|(key, value)| match value {
+                Value::String(target) if key == "$ref" => found.push(target.clone()),
+                _ => references(value, found),
+            }),
+            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_reference_of_the_document_has_a_schema() {
+        let document = openapi();
+        let mut found = Vec::new();
+        references(&document, &mut found);
+        assert!(found.len() > 60, "{}", found.len());
+        for target in found {
+            let pointer = target.trim_start_matches('#');
+            assert!(document.pointer(pointer).is_some(), "{target}");
+        }
+    }
+
+    #[test]
+    fn every_call_is_in_the_document_once() {
+        let document = openapi();
+        let operations: usize = document["paths"]
+            .as_object()
+            .unwrap()
+            .values()
+            .map(|p| p.as_object().unwrap().len())
+            .sum();
+        assert_eq!(operations, CALLS.len());
+        let schema = &document["components"]["schemas"]["NodeStatus"]["properties"];
+        assert!(schema["resources"].is_object(), "{schema}");
+        assert_eq!(document["info"]["title"], "Holdfast");
+    }
+
+    #[test]
+    fn every_call_is_in_the_written_list() {
+        let text = include_str!("../../../docs/design/api.md");
+        for call in CALLS {
+            let cell = format!("`{} {}`", call.method, call.path);
+            assert!(text.contains(&cell), "docs/design/api.md lacks {cell}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The control API of Holdfast: the types of its HTTP calls and of `status --json`, the registry of
+//! options with their ranges, the error codes, and a client.
+//!
+//! Whoever talks to a daemon, the `holdfast` command included, uses exactly this. The calls are
+//! listed in [`calls`]; the same list makes the OpenAPI document.
+
+pub mod calls;
+pub mod client;
+pub mod error;
+pub mod events;
+pub mod options;
+pub mod request;
+pub mod routes;
+pub mod status;
+
+pub use client::{Client, ClientError, EventStream};
+pub use error::{ApiError, ErrorBody, ErrorCode};
+pub use events::{Event, EventKind};

@@ -1,0 +1,445 @@
+//! The registry of options: name, kind, default, range, scope and what each one does.
+//!
+//! A value is kept and travels in its canonical text: a plain number in the option's unit, or a
+//! word. What people write may also bear a size suffix (`64M`) or a time suffix (`500ms`, `6s`).
+
+use crate::error::{ApiError, ErrorCode};
+use crate::request::OptionValue;
+use holdfast_units::{format_size, parse_size};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Options by name, in canonical text.
+pub type OptionMap = BTreeMap<String, String>;
+
+/// What an option is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The resource as a whole.
+    Resource,
+    /// The way to a peer; set for the resource, it holds for every peer without a value of its own.
+    Peer,
+}
+
+impl Scope {
+    /// The word as it is printed.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Resource => "resource",
+            Self::Peer => "peer",
+        }
+    }
+}
+
+/// What a number counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Things.
+    Count,
+    /// Seconds.
+    Seconds,
+    /// Tenths of a second, as in DRBD.
+    Deciseconds,
+    /// Bytes.
+    Bytes,
+    /// Bytes per second.
+    BytesPerSecond,
+}
+
+impl Unit {
+    /// The unit in `get`; empty for counts.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Count => "",
+            Self::Seconds => "s",
+            Self::Deciseconds => "ds",
+            Self::Bytes => "bytes",
+            Self::BytesPerSecond => "bytes/s",
+        }
+    }
+
+    const fn is_size(self) -> bool {
+        matches!(self, Self::Bytes | Self::BytesPerSecond)
+    }
+
+    /// Milliseconds in one; `None` for what is no time.
+    const fn millis(self) -> Option<u64> {
+        match self {
+            Self::Seconds => Some(1000),
+            Self::Deciseconds => Some(100),
+            Self::Count | Self::Bytes | Self::BytesPerSecond => None,
+        }
+    }
+
+    /// The number with its unit, for people.
+    fn show(self, number: u64) -> String {
+        match self {
+            Self::Count => number.to_string(),
+            Self::Seconds => format!("{number} s"),
+            Self::Deciseconds => format!("{number} ds"),
+            Self::Bytes => format_size(number),
+            Self::BytesPerSecond => format!("{}/s", format_size(number)),
+        }
+    }
+
+    /// `1 to 120 seconds`.
+    fn show_range(self, min: u64, max: u64) -> String {
+        match self {
+            Self::Count => format!("{min} and {max}"),
+            Self::Seconds => format!("{min} and {max} seconds"),
+            Self::Deciseconds => format!("{min} and {max} tenths of a second"),
+            Self::Bytes | Self::BytesPerSecond => {
+                format!("{} and {}", self.show(min), self.show(max))
+            }
+        }
+    }
+}
+
+/// What values an option takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole number, both ends included.
+    Number {
+        /// What it counts.
+        unit: Unit,
+        /// The smallest.
+        min: u64,
+        /// The largest.
+        max: u64,
+        /// What it is when nobody set it.
+        default: u64,
+    },
+    /// One of some words.
+    Word {
+        /// The words that are taken; the first is the default.
+        words: &'static [&'static str],
+        /// Words that the grammar has, but this version refuses.
+        not_yet: &'static [&'static str],
+    },
+}
+
+/// One option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptionSpec {
+    /// Its name.
+    pub name: &'static str,
+    /// What values it takes.
+    pub kind: Kind,
+    /// What it is about.
+    pub scope: Scope,
+    /// What it does, in one line.
+    pub description: &'static str,
+}
+
+const fn number(unit: Unit, default: u64, min: u64, max: u64) -> Kind {
+    Kind::Number { unit, min, max, default }
+}
+
+const fn peer(name: &'static str, kind: Kind, description: &'static str) -> OptionSpec {
+    OptionSpec { name, kind, scope: Scope::Peer, description }
+}
+
+const fn resource(name: &'static str, kind: Kind, description: &'static str) -> OptionSpec {
+    OptionSpec { name, kind, scope: Scope::Resource, description }
+}
+
+/// Every option, by name.
+pub const OPTIONS: &[OptionSpec] = &[
+    resource(
+        "al-extents",
+        number(Unit::Count, 1237, 67, 65534),
+        "how many extents of 4 MiB may be hot: more means fewer metadata writes, and a longer \
+         resync after a crash of the Primary",
+    ),
+    peer(
+        "connect-int",
+        number(Unit::Seconds, 2, 1, 120),
+        "the pause between two attempts to reach a peer",
+    ),
+    peer(
+        "ko-count",
+        number(Unit::Count, 7, 0, 200),
+        "how many timeouts a request may take before the peer is dropped; 0 never drops it",
+    ),
+    resource(
+        "max-in-flight-bytes",
+        number(Unit::Bytes, 64 << 20, 1 << 20, 4 << 30),
+        "how many bytes of requests may be under way at once; further requests wait",
+    ),
+    resource(
+        "max-in-flight-requests",
+        number(Unit::Count, 4096, 64, 65536),
+        "how many requests may be under way at once; further requests wait",
+    ),
+    resource(
+        "on-no-data",
+        Kind::Word { words: &["io-error"], not_yet: &["suspend-io"] },
+        "what a request gets when no node with good data is in reach",
+    ),
+    peer(
+        "ping-int",
+        number(Unit::Seconds, 10, 1, 120),
+        "how long a peer may be silent before it is asked whether it is there",
+    ),
+    peer(
+        "ping-timeout",
+        number(Unit::Deciseconds, 5, 1, 300),
+        "how long a peer may take to answer that question before it is dropped",
+    ),
+    peer(
+        "protocol",
+        Kind::Word { words: &["C"], not_yet: &["B", "A", "log"] },
+        "when a write is done: C, when it is on the peer's disk too",
+    ),
+    peer(
+        "resync-in-flight",
+        number(Unit::Bytes, 16 << 20, 1 << 20, 256 << 20),
+        "how much of a resync may be under way at once",
+    ),
+    peer(
+        "resync-rate",
+        number(Unit::BytesPerSecond, 0, 0, 8 << 30),
+        "how fast a resync may go; 0 means as fast as it can",
+    ),
+    peer(
+        "timeout",
+        number(Unit::Deciseconds, 60, 1, 600),
+        "how long a peer may take to answer a request; after ko-count of them it is dropped",
+    ),
+];
+
+/// The option of this name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static OptionSpec> {
+    OPTIONS.iter().find(|spec| spec.name == name)
+}
+
+/// Checks a name and a value; the value in canonical text.
+///
+/// # Errors
+/// `NO_SUCH_OPTION`, `INVALID_OPTION` or `NOT_SUPPORTED_YET`, in one sentence that names the range.
+pub fn check(name: &str, value: &str) -> Result<String, ApiError> {
+    spec_of(name)?.check(value)
+}
+
+/// Checks all of them, as [`check`] does.
+///
+/// # Errors
+/// Those of [`check`], for the first that is wrong.
+pub fn check_all(options: &OptionMap) -> Result<OptionMap, ApiError> {
+    options.iter().map(|(name, value)| Ok((name.clone(), check(name, value)?))).collect()
+}
+
+/// The option of this name, or the refusal.
+///
+/// # Errors
+/// `NO_SUCH_OPTION`.
+pub fn spec_of(name: &str) -> Result<&'static OptionSpec, ApiError> {
+    find(name).ok_or_else(|| {
+        let shown: String = name.chars().take(80).collect();
+        let names: Vec<&str> = OPTIONS.iter().map(|spec| spec.name).collect();
+        ApiError::new(
+            ErrorCode::NoSuchOption,
+            format!("option {shown} was not found: there is no option of that name"),
+        )
+        .hint(format!("the options are {}", names.join(", ")))
+    })
+}
+
+impl OptionSpec {
+    /// Checks a value; it in canonical text.
+    ///
+    /// # Errors
+    /// `INVALID_OPTION` or `NOT_SUPPORTED_YET`, in one sentence that names the range.
+    pub fn check(&self, value: &str) -> Result<String, ApiError> {
+        match self.kind {
+            Kind::Number { unit, min, max, .. } => {
+                let number = read_number(value, unit).filter(|n| (min..=max).contains(n));
+                number.map(|n| n.to_string()).ok_or_else(|| {
+                    self.refuse(&format!("must be between {}", unit.show_range(min, max)), value)
+                })
+            }
+            Kind::Word { words, not_yet } => {
+                if not_yet.contains(&value) {
+                    return Err(ApiError::new(
+                        ErrorCode::NotSupportedYet,
+                        format!("{} {value} is not supported by this version yet", self.name),
+                    )
+                    .hint(format!("it can be {}", words.join(" or "))));
+                }
+                if words.contains(&value) {
+                    return Ok(value.to_owned());
+                }
+                Err(self.refuse(&format!("must be {}", words.join(" or ")), value))
+            }
+        }
+    }
+
+    fn refuse(&self, must: &str, value: &str) -> ApiError {
+        let shown: String = value.chars().take(80).collect();
+        let given = if shown.is_empty() { "nothing".to_owned() } else { shown };
+        let verb = if value.is_empty() || read_number(value, Unit::Count).is_some() {
+            format!("{given} was given")
+        } else {
+            format!("{given:?} was given")
+        };
+        ApiError::new(ErrorCode::InvalidOption, format!("{} {must}; {verb}", self.name))
+            .hint(format!("the default is {}", self.show(&self.default_value())))
+    }
+
+    /// What it is when nobody set it, in canonical text.
+    #[must_use]
+    pub fn default_value(&self) -> String {
+        match self.kind {
+            Kind::Number { default, .. } => default.to_string(),
+            Kind::Word { words, .. } => words.first().copied().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// What it counts; empty for counts and words.
+    #[must_use]
+    pub const fn unit(&self) -> &'static str {
+        match self.kind {
+            Kind::Number { unit, .. } => unit.as_str(),
+            Kind::Word { .. } => "",
+        }
+    }
+
+    /// What it can be, for people: `1 s .. 120 s`, `C`.
+    #[must_use]
+    pub fn range(&self) -> String {
+        match self.kind {
+            Kind::Number { unit, min, max, .. } => {
+                format!("{} .. {}", unit.show(min), unit.show(max))
+            }
+            Kind::Word { words, .. } => words.join(" | "),
+        }
+    }
+
+    /// A canonical value with its unit, for people: `64 MiB`, `10 s`.
+    #[must_use]
+    pub fn show(&self, canonical: &str) -> String {
+        match (self.kind, canonical.parse()) {
+            (Kind::Number { unit, .. }, Ok(number)) => unit.show(number),
+            _ => canonical.to_owned(),
+        }
+    }
+
+    /// The option as `get` answers it. `own` are the peer's values where `peer` is given.
+    #[must_use]
+    pub fn describe(&self, resource: &OptionMap, peer: Option<(&str, &OptionMap)>) -> OptionValue {
+        OptionValue {
+            name: self.name.to_owned(),
+            peer: peer.map(|(name, _)| name.to_owned()),
+            value: self.value(resource, peer.map(|(_, own)| own)),
+            default: self.default_value(),
+            unit: self.unit().to_owned(),
+            range: self.range(),
+            scope: self.scope.as_str().to_owned(),
+            description: self.description.to_owned(),
+        }
+    }
+
+    /// The value that holds: the peer's, else the resource's, else the default. A stored value that
+    /// this version does not take (a newer node may have set it) counts as not set.
+    #[must_use]
+    pub fn value(&self, resource: &OptionMap, peer: Option<&OptionMap>) -> String {
+        let own = peer.filter(|_| self.scope == Scope::Peer).and_then(|map| map.get(self.name));
+        [own, resource.get(self.name)]
+            .into_iter()
+            .flatten()
+            .find_map(|value| self.check(value).ok())
+            .unwrap_or_else(|| self.default_value())
+    }
+}
+
+/// Reads a number in `unit`, with the suffixes that go with it; `None` when it is none, or when a
+/// time is no whole number of the unit.
+fn read_number(text: &str, unit: Unit) -> Option<u64> {
+    if unit.is_size() {
+        return parse_size(text).ok();
+    }
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let number: u64 = text[..digits].parse().ok()?;
+    let per_unit = match (&text[digits..], unit.millis()) {
+        ("", _) => return Some(number),
+        (_, None) => return None,
+        ("ms", Some(unit)) => (1, unit),
+        ("ds", Some(unit)) => (100, unit),
+        ("s", Some(unit)) => (1000, unit),
+        ("m", Some(unit)) => (60_000, unit),
+        _ => return None,
+    };
+    let millis = number.checked_mul(per_unit.0)?;
+    millis.is_multiple_of(per_unit.1).then(|| millis / per_unit.1)
+}
+
+/// The options that hold on the way to one peer, ready to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How writes travel: `C`.
+    pub protocol: String,
+    /// How long a peer may take to answer a request.
+    pub timeout: Duration,
+    /// How long a peer may be silent before it is asked.
+    pub ping_int: Duration,
+    /// How long it may take to answer that.
+    pub ping_timeout: Duration,
+    /// The pause between two attempts to connect.
+    pub connect_int: Duration,
+    /// How many timeouts before the peer is dropped; 0 means never.
+    pub ko_count: u32,
+    /// How many activity-log extents may be hot.
+    pub al_extents: u16,
+    /// How many bytes of requests may be under way.
+    pub max_in_flight_bytes: u64,
+    /// How many requests may be under way.
+    pub max_in_flight_requests: u32,
+    /// Bytes per second of resync; 0 means no limit.
+    pub resync_rate: u64,
+    /// How many bytes of resync may be under way.
+    pub resync_in_flight: u64,
+}
+
+impl Settings {
+    /// What holds, from what is set on the resource and on the peer. Never fails: what is not set,
+    /// or not understood, is the default.
+    #[must_use]
+    pub fn resolve(resource: &OptionMap, peer: Option<&OptionMap>) -> Self {
+        let text = |name| {
+            let spec = find(name).expect("the name is one of OPTIONS; a test reads them all");
+            spec.value(resource, peer)
+        };
+        let number = |name| -> u64 {
+            text(name).parse().expect("the canonical text of a number option is a number")
+        };
+        let small = |name| -> u32 {
+            u32::try_from(number(name)).expect("the range of the option ends below 2^32")
+        };
+        Self {
+            protocol: text("protocol"),
+            timeout: Duration::from_millis(number("timeout") * 100),
+            ping_int: Duration::from_secs(number("ping-int")),
+            ping_timeout: Duration::from_millis(number("ping-timeout") * 100),
+            connect_int: Duration::from_secs(number("connect-int")),
+            ko_count: small("ko-count"),
+            al_extents: u16::try_from(number("al-extents"))
+                .expect("the range of the option ends below 2^16"),
+            max_in_flight_bytes: number("max-in-flight-bytes"),
+            max_in_flight_requests: small("max-in-flight-requests"),
+            resync_rate: number("resync-rate"),
+            resync_in_flight: number("resync-in-flight"),
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::resolve(&OptionMap::new(), None)
+    }
+}
+
+#[cfg(test)]
+mod tests;

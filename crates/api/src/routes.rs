@@ -1,0 +1,117 @@
+//! The paths of the calls. `{name}` stands for a resource, `{key}` for an option.
+
+/// `GET`: everything ([`crate::status::NodeStatus`]).
+pub const STATUS: &str = "/v1/status";
+/// `GET`: server-sent events ([`crate::events::Event`]).
+pub const EVENTS: &str = "/v1/events";
+/// `GET`: the OpenAPI document.
+pub const OPENAPI: &str = "/v1/openapi.json";
+/// `GET`: Prometheus text.
+pub const METRICS: &str = "/metrics";
+/// `GET`: versions.
+pub const VERSION: &str = "/v1/version";
+/// `GET`: the cluster.
+pub const CLUSTER: &str = "/v1/cluster";
+/// `POST`.
+pub const CLUSTER_CREATE: &str = "/v1/cluster/create";
+/// `POST`.
+pub const CLUSTER_TOKEN: &str = "/v1/cluster/token";
+/// `POST`.
+pub const CLUSTER_JOIN: &str = "/v1/cluster/join";
+/// `POST`.
+pub const CLUSTER_LEAVE: &str = "/v1/cluster/leave";
+/// `POST`.
+pub const CLUSTER_REMOVE: &str = "/v1/cluster/remove";
+/// `POST`: create a resource.
+pub const RESOURCES: &str = "/v1/resources";
+/// `GET`: one resource ([`crate::status::ResourceStatus`]).
+pub const RESOURCE: &str = "/v1/resources/{name}";
+/// `POST`.
+pub const RESOURCE_JOIN: &str = "/v1/resources/{name}/join";
+/// `POST`.
+pub const RESOURCE_LEAVE: &str = "/v1/resources/{name}/leave";
+/// `POST`.
+pub const RESOURCE_DELETE: &str = "/v1/resources/{name}/delete";
+/// `POST`; the name may be `all`.
+pub const RESOURCE_UP: &str = "/v1/resources/{name}/up";
+/// `POST`; the name may be `all`.
+pub const RESOURCE_DOWN: &str = "/v1/resources/{name}/down";
+/// `POST`.
+pub const RESOURCE_PRIMARY: &str = "/v1/resources/{name}/primary";
+/// `POST`.
+pub const RESOURCE_SECONDARY: &str = "/v1/resources/{name}/secondary";
+/// `POST`.
+pub const RESOURCE_CONNECT: &str = "/v1/resources/{name}/connect";
+/// `POST`.
+pub const RESOURCE_DISCONNECT: &str = "/v1/resources/{name}/disconnect";
+/// `POST`.
+pub const RESOURCE_INVALIDATE: &str = "/v1/resources/{name}/invalidate";
+/// `POST`: make the local block device.
+pub const RESOURCE_DEVICE: &str = "/v1/resources/{name}/device";
+/// `POST`: take it away.
+pub const RESOURCE_DEVICE_REMOVE: &str = "/v1/resources/{name}/device/remove";
+/// `POST`.
+pub const RESOURCE_ATTACH_DISK: &str = "/v1/resources/{name}/attach-disk";
+/// `POST`.
+pub const RESOURCE_DETACH_DISK: &str = "/v1/resources/{name}/detach-disk";
+/// `POST`.
+pub const RESOURCE_PAUSE: &str = "/v1/resources/{name}/pause";
+/// `POST`.
+pub const RESOURCE_RESUME: &str = "/v1/resources/{name}/resume";
+/// `POST`: answers when it has come true.
+pub const RESOURCE_WAIT: &str = "/v1/resources/{name}/wait";
+/// `GET`: all options; `PUT`: set some. Query `peer=NODE` for what holds towards a peer.
+pub const RESOURCE_OPTIONS: &str = "/v1/resources/{name}/options";
+/// `GET`: one option. Query `peer=NODE` for what holds towards a peer.
+pub const RESOURCE_OPTION: &str = "/v1/resources/{name}/options/{key}";
+
+/// The word for every resource in [`RESOURCE_UP`] and [`RESOURCE_DOWN`].
+pub const ALL: &str = "all";
+
+/// The path of a call on a resource: `{name}` filled in.
+#[must_use]
+pub fn of(template: &str, name: &str) -> String {
+    template.replace("{name}", &escape(name))
+}
+
+/// The path of [`RESOURCE_OPTION`].
+#[must_use]
+pub fn option(name: &str, key: &str) -> String {
+    of(RESOURCE_OPTION, name).replace("{key}", &escape(key))
+}
+
+/// `path?peer=NODE`, or the path when there is no peer.
+#[must_use]
+pub fn with_peer(path: &str, peer: Option<&str>) -> String {
+    match peer {
+        Some(peer) => format!("{path}?peer={}", escape(peer)),
+        None => path.to_owned(),
+    }
+}
+
+/// Percent-encodes everything that has a meaning of its own in a path or a query.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_leave_their_place() {
+        assert_eq!(of(RESOURCE_UP, "r0"), "/v1/resources/r0/up");
+        assert_eq!(of(RESOURCE_UP, "a/../b?c"), "/v1/resources/a%2F..%2Fb%3Fc/up");
+        assert_eq!(option("r0", "ping-int"), "/v1/resources/r0/options/ping-int");
+        assert_eq!(with_peer("/x", Some("be ta")), "/x?peer=be%20ta");
+        assert_eq!(with_peer("/x", None), "/x");
+    }
+}

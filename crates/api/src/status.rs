@@ -1,0 +1,264 @@
+//! What `status --json` and `GET /v1/status` print.
+//!
+//! State words are those of DRBD 9 as strings, sizes are bytes, times are seconds, rates are bytes
+//! per second. Fields may be added; none is renamed or removed.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Everything that one node knows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct NodeStatus {
+    /// The daemon's version.
+    pub version: String,
+    /// The name of the node that answers.
+    pub node: String,
+    /// The cluster that the node belongs to; `null` before `cluster create` or `cluster join`.
+    pub cluster: Option<ClusterStatus>,
+    /// The resources that this node is a member of, by name.
+    pub resources: Vec<ResourceStatus>,
+}
+
+/// A cluster, as one node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterStatus {
+    /// What makes it the same cluster everywhere.
+    pub uuid: String,
+    /// Its name, for people.
+    pub name: String,
+    /// All nodes, the answering one included, by name.
+    pub nodes: Vec<ClusterNode>,
+}
+
+/// A node of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterNode {
+    /// Its name.
+    pub name: String,
+    /// Where it listens, `HOST:PORT`.
+    pub address: String,
+    /// Whether it answers now. Always true for the answering node itself.
+    pub alive: bool,
+    /// Seconds since it was last heard of; 0 while it is alive.
+    pub last_seen_seconds: u64,
+    /// The version of its daemon, as last heard.
+    pub version: String,
+    /// How far its clock is ahead of the answering node's, in seconds; `null` when not known.
+    #[serde(default)]
+    pub clock_offset_seconds: Option<f64>,
+}
+
+/// A resource, as one of its nodes sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ResourceStatus {
+    /// Its name.
+    pub name: String,
+    /// This node's role: `Primary`, `Secondary`, or `Unknown` while the resource is down here.
+    pub role: String,
+    /// The size of the device, in bytes.
+    pub size_bytes: u64,
+    /// Why I/O is held, one word a reason; empty when it flows.
+    pub suspended: Vec<String>,
+    /// Whether enough nodes are in reach.
+    pub quorum: bool,
+    /// How many clients have it open here.
+    pub open_count: u32,
+    /// The local block device; `null` when there is none.
+    pub device: Option<String>,
+    /// How the local device is made: `ublk`, `nbd` or `fuse`; `null` when there is none.
+    pub device_kind: Option<String>,
+    /// Where the NBD export is while this node is Primary.
+    pub nbd_uri: String,
+    /// This node's disk.
+    pub disk: DiskStatus,
+    /// The current data generation, in hexadecimal.
+    pub generation: String,
+    /// Whether `primary` would succeed here now.
+    pub promotable: bool,
+    /// The journal; `null` when the resource has none.
+    pub journal: Option<JournalStatus>,
+    /// Fetch and replay of a log peer; `null` when this node is none.
+    pub replay: Option<ReplayStatus>,
+    /// The other nodes of the resource.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// A node's own disk.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DiskStatus {
+    /// `Diskless`, `Attaching`, `Inconsistent`, `UpToDate`, ...
+    pub state: String,
+    /// The backing file or device; `null` without a disk.
+    pub path: Option<String>,
+    /// Reads, writes and flushes that failed since the daemon started.
+    pub io_errors: u64,
+    /// Blocks whose checksum did not match.
+    pub checksum_errors: u64,
+    /// Blocks that were repaired from a peer.
+    pub healed_blocks: u64,
+    /// Sectors that live in the spare region.
+    pub remapped_sectors: u64,
+    /// Sectors that the spare region still has.
+    pub spare_sectors_free: u64,
+}
+
+/// The transaction log of a resource.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct JournalStatus {
+    /// The position after the newest record.
+    pub head: u64,
+    /// The position of the oldest record that is kept.
+    pub tail: u64,
+    /// How much it holds, in bytes.
+    pub bytes: u64,
+    /// How much it may hold, in bytes.
+    pub limit_bytes: u64,
+    /// Whether it was full and had to be cut.
+    pub emergency: bool,
+}
+
+/// How far a log peer has come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ReplayStatus {
+    /// The position up to which records are here.
+    pub fetched: u64,
+    /// The position up to which records are on the disk.
+    pub replayed: u64,
+    /// Bytes behind the Primary.
+    pub lag_bytes: u64,
+    /// Seconds behind the Primary.
+    pub lag_seconds: f64,
+    /// What is held: `fetch`, `replay`.
+    pub paused: Vec<String>,
+}
+
+/// Another node of a resource.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PeerStatus {
+    /// Its name.
+    pub node: String,
+    /// `StandAlone`, `Connecting`, `Connected`, ...
+    pub connection: String,
+    /// Its role, or `Unknown`.
+    pub role: String,
+    /// Its disk, or `DUnknown`.
+    pub disk: String,
+    /// `Off`, `Established`, `SyncSource`, `SyncTarget`, ...
+    pub replication: String,
+    /// How writes travel to it: `C`, `B`, `A` or `log`.
+    pub protocol: String,
+    /// How much of the data differs or may differ, in bytes.
+    pub out_of_sync_bytes: u64,
+    /// Requests that it has not answered yet.
+    pub pending_requests: u64,
+    /// Whether the connection is encrypted.
+    pub tls: bool,
+    /// The running resync; `null` when there is none.
+    pub resync: Option<ResyncStatus>,
+    /// Payload of writes and resync sent to it since the daemon started, in bytes.
+    #[serde(default)]
+    pub sent_bytes: u64,
+    /// Payload of writes and resync received from it since the daemon started, in bytes.
+    #[serde(default)]
+    pub received_bytes: u64,
+    /// The part of `sent_bytes` that was resync.
+    #[serde(default)]
+    pub resync_sent_bytes: u64,
+    /// The part of `received_bytes` that was resync.
+    #[serde(default)]
+    pub resync_received_bytes: u64,
+}
+
+/// A running resync.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ResyncStatus {
+    /// How much is done, 0 to 100.
+    pub percent: f64,
+    /// How much is done, in bytes.
+    pub bytes_done: u64,
+    /// How much there is to do, in bytes.
+    pub bytes_total: u64,
+    /// The present rate.
+    pub rate_bytes_per_second: u64,
+    /// Seconds until it is done at this rate; 0 while the rate is 0.
+    pub eta_seconds: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn full() -> NodeStatus {
+        NodeStatus {
+            version: "0.1.0".into(),
+            node: "alpha".into(),
+            cluster: Some(ClusterStatus {
+                nodes: vec![ClusterNode::default()],
+                ..ClusterStatus::default()
+            }),
+            resources: vec![ResourceStatus {
+                journal: Some(JournalStatus::default()),
+                replay: Some(ReplayStatus::default()),
+                peers: vec![PeerStatus {
+                    resync: Some(ResyncStatus::default()),
+                    ..PeerStatus::default()
+                }],
+                ..ResourceStatus::default()
+            }],
+        }
+    }
+
+    /// The document of the interface contract, with the fields that were added since.
+    fn contract() -> Value {
+        json!({
+            "version": "0.1.0", "node": "alpha",
+            "cluster": {"uuid": "", "name": "", "nodes": [{"name": "", "address": "",
+                "alive": false, "last_seen_seconds": 0, "version": "",
+                "clock_offset_seconds": null}]},
+            "resources": [{
+                "name": "", "role": "", "size_bytes": 0, "suspended": [], "quorum": false,
+                "open_count": 0, "device": null, "device_kind": null, "nbd_uri": "",
+                "disk": {"state": "", "path": null, "io_errors": 0, "checksum_errors": 0,
+                    "healed_blocks": 0, "remapped_sectors": 0, "spare_sectors_free": 0},
+                "generation": "", "promotable": false,
+                "journal": {"head": 0, "tail": 0, "bytes": 0, "limit_bytes": 0,
+                    "emergency": false},
+                "replay": {"fetched": 0, "replayed": 0, "lag_bytes": 0, "lag_seconds": 0.0,
+                    "paused": []},
+                "peers": [{"node": "", "connection": "", "role": "", "disk": "",
+                    "replication": "", "protocol": "", "out_of_sync_bytes": 0,
+                    "pending_requests": 0, "tls": false,
+                    "resync": {"percent": 0.0, "bytes_done": 0, "bytes_total": 0,
+                        "rate_bytes_per_second": 0, "eta_seconds": 0},
+                    "sent_bytes": 0, "received_bytes": 0,
+                    "resync_sent_bytes": 0, "resync_received_bytes": 0}],
+            }],
+        })
+    }
+
+    #[test]
+    fn the_document_is_the_contract_field_by_field() {
+        assert_eq!(serde_json::to_value(full()).unwrap(), contract());
+    }
+
+    #[test]
+    fn it_reads_back_and_absent_parts_are_null() {
+        let text = serde_json::to_string(&full()).unwrap();
+        assert_eq!(serde_json::from_str::<NodeStatus>(&text).unwrap(), full());
+        let empty = serde_json::to_value(NodeStatus::default()).unwrap();
+        assert_eq!(empty, json!({"version": "", "node": "", "cluster": null, "resources": []}));
+        let resource = serde_json::to_value(ResourceStatus::default()).unwrap();
+        assert!(resource["journal"].is_null() && resource["replay"].is_null());
+        assert!(serde_json::to_value(PeerStatus::default()).unwrap()["resync"].is_null());
+    }
+
+    #[test]
+    fn a_document_without_the_added_fields_is_read() {
+        let mut old = contract();
+        let peer = old["resources"][0]["peers"][0].as_object_mut().unwrap();
+        peer.retain(|key, _| !key.ends_with("sent_bytes") && !key.ends_with("received_bytes"));
+        old["cluster"]["nodes"][0].as_object_mut().unwrap().remove("clock_offset_seconds");
+        assert_eq!(serde_json::from_value::<NodeStatus>(old).unwrap(), full());
+    }
+}
