@@ -1,0 +1,457 @@
+//! What holds for every engine: bounds, alignment, merging of flushes, poison.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use holdfast_units::ByteRange;
+use rustix::io::Errno;
+
+use crate::engine::fault::Fault;
+use crate::engine::{Done, Engine, Job, Tag};
+use crate::wake::Wake;
+use crate::{
+    BufferPool, Completion, DiskError, DiskErrorKind, DiskOp, FaultHandle, FaultRule, MAX_TRANSFER,
+    MemoryStore, OpId, OpKind, Outcome,
+};
+
+/// What a disk is on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum BackingKind {
+    /// A regular file.
+    File,
+    /// A block device.
+    BlockDevice,
+    /// Nothing but memory.
+    Memory,
+}
+
+/// How a disk gets its work done.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum EngineKind {
+    /// System calls on the calling thread.
+    Inline,
+    /// io_uring.
+    Uring,
+    /// Threads that block.
+    Blocking,
+    /// A [`MemoryStore`].
+    Memory,
+}
+
+impl EngineKind {
+    /// One word for it: `inline`, `uring`, `blocking`, `memory`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Inline => "inline",
+            Self::Uring => "uring",
+            Self::Blocking => "blocking",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// What is known of a disk, for those who drive it and for people.
+#[derive(Clone, Debug)]
+pub struct DiskInfo {
+    /// Where it was opened; `None` for memory.
+    pub path: Option<PathBuf>,
+    /// What it is on.
+    pub kind: BackingKind,
+    /// How it works.
+    pub engine: EngineKind,
+    /// Usable bytes: the backing's size, rounded down to a multiple of 4096.
+    pub size: u64,
+    /// Opened for reading only.
+    pub read_only: bool,
+    /// Whether the page cache is bypassed (`O_DIRECT`).
+    pub direct: bool,
+    /// Ranges must be multiples of this: the logical block size with `direct`, otherwise 1.
+    pub block_size: u32,
+    /// Whether a discard is likely to give space back.
+    pub discard: bool,
+    /// Whether a discarded range reads as zeros.
+    pub discard_zeroes: bool,
+    /// Whether the device below seeks; `None` when that could not be found out.
+    pub rotational: Option<bool>,
+    /// Whether the device below has a volatile write cache, so that flushes matter.
+    pub volatile_cache: Option<bool>,
+    /// Why it does not work as it was asked to, a sentence each: no `O_DIRECT`, no io_uring.
+    pub notes: Vec<String>,
+}
+
+/// The backing device of one resource. See the crate's documentation for what it guarantees.
+///
+/// It may be opened on one thread and moved to another, but once it is driven it must stay on that
+/// thread, which must outlive what is in flight: when a thread ends, the kernel cancels its
+/// requests.
+///
+/// Dropping it waits (10 seconds at most) for what the kernel works on. Whether operations that
+/// were not completed have been done is then unknown.
+pub struct Disk {
+    engine: Engine,
+    info: DiskInfo,
+    pool: BufferPool,
+    wake: Arc<Wake>,
+    flusher: Flusher,
+    poisoned: bool,
+    in_flight: usize,
+    max_in_flight: usize,
+    /// Completed, and not yet handed to the caller.
+    ready: Vec<Completion>,
+    collected: Vec<Done>,
+}
+
+/// At most one flush is with the engine; those that come meanwhile share the next one.
+///
+/// Besides being cheaper, this is what makes a failed flush safe: the kernel reports a failed
+/// write-back once per open file, so of two flushes at the same time one could get the error and
+/// the other be told that all is well.
+#[derive(Default)]
+struct Flusher {
+    active: bool,
+    running: Vec<Waiter>,
+    waiting: Vec<Waiter>,
+}
+
+#[derive(Clone, Copy)]
+struct Waiter {
+    op: OpId,
+    kind: OpKind,
+    range: ByteRange,
+}
+
+impl Disk {
+    pub(crate) fn new(
+        engine: Engine,
+        info: DiskInfo,
+        pool: BufferPool,
+        wake: Arc<Wake>,
+        max_in_flight: usize,
+    ) -> Self {
+        Self {
+            engine,
+            info,
+            pool,
+            wake,
+            flusher: Flusher::default(),
+            poisoned: false,
+            in_flight: 0,
+            max_in_flight,
+            ready: Vec::new(),
+            collected: Vec::new(),
+        }
+    }
+
+    /// A disk whose content is `store`.
+    ///
+    /// # Errors
+    /// When the process can open no more files (for [`Self::event_fd`]).
+    pub fn memory(store: &MemoryStore, pool: &BufferPool) -> io::Result<Self> {
+        let info = DiskInfo {
+            path: None,
+            kind: BackingKind::Memory,
+            engine: EngineKind::Memory,
+            size: store.size(),
+            read_only: false,
+            direct: false,
+            block_size: 1,
+            discard: true,
+            discard_zeroes: true,
+            rotational: Some(false),
+            volatile_cache: Some(false),
+            notes: Vec::new(),
+        };
+        let engine = Engine::Memory(store.clone(), pool.clone());
+        Ok(Self::new(engine, info, pool.clone(), Arc::new(Wake::new()?), 4096))
+    }
+
+    /// The same disk, failing as `rules` say; the handle changes that while it is in use.
+    #[must_use]
+    pub fn with_faults(mut self, rules: &[FaultRule]) -> (Self, FaultHandle) {
+        let block_size = u64::from(self.info.block_size);
+        let (fault, handle) = Fault::new(self.engine, Arc::clone(&self.wake), block_size, rules);
+        self.engine = Engine::Fault(Box::new(fault));
+        (self, handle)
+    }
+
+    /// Usable size in bytes, a multiple of 4096.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.info.size
+    }
+
+    /// What is known of the disk.
+    #[must_use]
+    pub const fn info(&self) -> &DiskInfo {
+        &self.info
+    }
+
+    /// How many operations were submitted and not yet handed back as completed.
+    #[must_use]
+    pub const fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Whether a flush has failed, so that every further operation is refused.
+    #[must_use]
+    pub const fn is_poisoned(&self) -> bool {
+        self.poisoned
+    }
+
+    /// Readable when [`Self::completions`] may have something, and until it is called.
+    #[must_use]
+    pub fn event_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// Starts an operation. `Some` when it is over already; otherwise its completion comes out of
+    /// [`Self::completions`], once [`Self::kick`] or `completions` has been called.
+    #[must_use]
+    pub fn submit(&mut self, op: OpId, request: DiskOp) -> Option<Completion> {
+        let (kind, range) = (request.kind(), request.range());
+        if let Some(result) = self.answer_early(&request) {
+            let result = result.map_err(|why| DiskError::refused(why, kind, range));
+            return Some(Completion { op, result });
+        }
+        self.in_flight += 1;
+        let done = match request {
+            DiskOp::Flush => self.flush(Waiter { op, kind, range }),
+            request => {
+                let tag = self.tag(&request);
+                let request = self.aligned(request);
+                self.engine.submit(Job { op, tag, request })
+            }
+        }?;
+        let before = self.ready.len();
+        self.settle(done);
+        if self.ready.len() == before + 1 && self.ready.last().is_some_and(|c| c.op == op) {
+            self.in_flight -= 1;
+            return self.ready.pop();
+        }
+        if !self.ready.is_empty() {
+            self.wake.signal();
+        }
+        None
+    }
+
+    /// Hands everything that was submitted to the kernel. To be called when the caller has no more
+    /// to submit for the moment: one call for many operations costs less than one for each.
+    pub fn kick(&mut self) {
+        self.engine.kick();
+    }
+
+    /// Appends what has completed since the last call to `out`, without waiting. Kicks, too.
+    pub fn completions(&mut self, out: &mut Vec<Completion>) {
+        if self.engine.is_inline() && self.ready.is_empty() {
+            return;
+        }
+        // Cleared first: what completes after this line makes it readable again.
+        self.wake.clear();
+        let mut collected = std::mem::take(&mut self.collected);
+        self.engine.collect(&mut collected);
+        // Looked for first, so that nothing of the same batch is reported as durable.
+        if collected.iter().any(is_failed_flush) {
+            self.poison();
+        }
+        for done in collected.drain(..) {
+            self.settle(done);
+        }
+        self.collected = collected;
+        self.engine.kick();
+        self.in_flight -= self.ready.len();
+        out.append(&mut self.ready);
+    }
+
+    /// Like [`Self::completions`], but waits until there is something, at most `timeout`. For
+    /// callers without an event loop.
+    pub fn wait(&mut self, out: &mut Vec<Completion>, timeout: Duration) {
+        let (before, deadline) = (out.len(), Instant::now() + timeout);
+        loop {
+            self.completions(out);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if out.len() > before || self.in_flight == 0 || left.is_zero() {
+                return;
+            }
+            self.wake.wait(left);
+        }
+    }
+
+    /// Does one operation and waits for it, however long that takes. For set-up and tools.
+    ///
+    /// # Errors
+    /// What the operation ended with; [`DiskErrorKind::Busy`] when others are in flight.
+    pub fn execute(&mut self, request: DiskOp) -> Result<Outcome, DiskError> {
+        let (kind, range) = (request.kind(), request.range());
+        if self.in_flight > 0 {
+            return Err(DiskError::refused(DiskErrorKind::Busy, kind, range));
+        }
+        let mut done = Vec::from_iter(self.submit(OpId(0), request));
+        loop {
+            if let Some(completion) = done.pop() {
+                return completion.result;
+            }
+            self.wait(&mut done, Duration::from_secs(1));
+        }
+    }
+
+    /// The answer to a request that needs no engine: a refusal, or nothing to do.
+    fn answer_early(&self, request: &DiskOp) -> Option<Result<Outcome, DiskErrorKind>> {
+        let range = request.range();
+        let kind = request.kind();
+        let changes = !matches!(kind, OpKind::Read | OpKind::Flush);
+        let transfers = matches!(kind, OpKind::Read | OpKind::Write);
+        let block = u64::from(self.info.block_size);
+        let right_length = match request {
+            DiskOp::Write { range, data, .. } => data.len() as u64 == range.len,
+            _ => true,
+        };
+        let refusal = if self.poisoned {
+            DiskErrorKind::Poisoned
+        } else if range.offset > self.size() || range.len > self.size() - range.offset {
+            DiskErrorKind::OutOfRange
+        } else if !right_length
+            || !range.offset.is_multiple_of(block)
+            || !range.len.is_multiple_of(block)
+            || (transfers && range.len > MAX_TRANSFER)
+        {
+            DiskErrorKind::Invalid
+        } else if changes && self.info.read_only {
+            DiskErrorKind::ReadOnly
+        } else if self.in_flight >= self.max_in_flight {
+            DiskErrorKind::Busy
+        } else if kind == OpKind::Flush && self.info.read_only {
+            return Some(Ok(Outcome::Done));
+        } else if kind != OpKind::Flush && range.is_empty() {
+            return Some(Ok(match kind {
+                OpKind::Read => Outcome::Data(Bytes::new()),
+                _ => Outcome::Done,
+            }));
+        } else {
+            return None;
+        };
+        Some(Err(refusal))
+    }
+
+    fn tag(&self, request: &DiskOp) -> Tag {
+        match request {
+            // Only the ring has such writes, and only past the page cache they are worth it.
+            DiskOp::Write { fua: true, .. }
+                if self.info.direct && self.info.engine == EngineKind::Uring =>
+            {
+                Tag::Durable
+            }
+            DiskOp::Write { fua: true, .. } | DiskOp::WriteZeroes { fua: true, .. } => {
+                Tag::FlushAfter
+            }
+            _ => Tag::Plain,
+        }
+    }
+
+    /// With `O_DIRECT`, memory must be aligned like the disk's blocks.
+    fn aligned(&self, request: DiskOp) -> DiskOp {
+        match request {
+            DiskOp::Write { range, data, fua }
+                if self.info.direct
+                    && !data.as_ptr().addr().is_multiple_of(self.info.block_size as usize) =>
+            {
+                DiskOp::Write { range, data: self.pool.copy_of(&data).freeze(), fua }
+            }
+            request => request,
+        }
+    }
+
+    /// Starts a flush, or puts it behind the one that is running.
+    fn flush(&mut self, waiter: Waiter) -> Option<Done> {
+        if self.flusher.active {
+            self.flusher.waiting.push(waiter);
+            return None;
+        }
+        self.flusher.active = true;
+        self.flusher.running.push(waiter);
+        self.engine.submit(Job { op: waiter.op, tag: Tag::Flush, request: DiskOp::Flush })
+    }
+
+    /// Turns the end of a job into completions, or into the flush that must follow.
+    fn settle(&mut self, done: Done) {
+        let failed_flush = is_failed_flush(&done);
+        if failed_flush {
+            self.poison();
+        }
+        let Done { op, tag, kind, range, result } = done;
+        let result = result.map_err(|errno| {
+            let mut error = DiskError::from_errno(errno, kind, range);
+            if failed_flush {
+                error.kind = DiskErrorKind::FlushFailed;
+            }
+            error
+        });
+        let poisoned = Err(DiskError::refused(DiskErrorKind::Poisoned, kind, range));
+        let result = match (tag, result) {
+            (Tag::Flush, result) => return self.flushed(&result),
+            (Tag::Torn, Ok(_)) => Err(DiskError::from_errno(Errno::IO, kind, range)),
+            (Tag::Durable | Tag::FlushAfter, Ok(_)) if self.poisoned => poisoned,
+            (Tag::FlushAfter, Ok(_)) => {
+                if let Some(done) = self.flush(Waiter { op, kind, range }) {
+                    self.settle(done);
+                }
+                return;
+            }
+            (_, result) => result,
+        };
+        self.ready.push(Completion { op, result });
+    }
+
+    /// Answers those whose flush is over, and starts the next one if somebody waits for it.
+    fn flushed(&mut self, result: &Result<Outcome, DiskError>) {
+        self.flusher.active = false;
+        for Waiter { op, kind, range } in self.flusher.running.drain(..) {
+            let result = match result {
+                Ok(_) if self.poisoned => {
+                    Err(DiskError::refused(DiskErrorKind::Poisoned, kind, range))
+                }
+                Ok(_) => Ok(Outcome::Done),
+                Err(error) => Err(DiskError { op: kind, range, ..*error }),
+            };
+            self.ready.push(Completion { op, result });
+        }
+        if self.poisoned {
+            for Waiter { op, kind, range } in self.flusher.waiting.drain(..) {
+                let result = Err(DiskError::refused(DiskErrorKind::Poisoned, kind, range));
+                self.ready.push(Completion { op, result });
+            }
+        }
+        let Some(first) = self.flusher.waiting.first().copied() else { return };
+        std::mem::swap(&mut self.flusher.running, &mut self.flusher.waiting);
+        self.flusher.active = true;
+        let next = Job { op: first.op, tag: Tag::Flush, request: DiskOp::Flush };
+        if let Some(done) = self.engine.submit(next) {
+            self.settle(done);
+        }
+    }
+
+    fn poison(&mut self) {
+        if !self.poisoned {
+            tracing::error!(path = ?self.info.path, "a flush failed; the disk is not used any more");
+        }
+        self.poisoned = true;
+    }
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disk")
+            .field("info", &self.info)
+            .field("in_flight", &self.in_flight)
+            .field("poisoned", &self.poisoned)
+            .finish_non_exhaustive()
+    }
+}
+
+fn is_failed_flush(done: &Done) -> bool {
+    matches!(done.tag, Tag::Flush | Tag::DurableFailed) && done.result.is_err()
+}

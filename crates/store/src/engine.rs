@@ -1,0 +1,103 @@
+//! The ways to get an operation done. An engine moves bytes; what holds for every engine (bounds,
+//! flush merging, poison) is in [`crate::Disk`].
+
+pub(crate) mod blocking;
+pub(crate) mod fault;
+pub(crate) mod memory;
+pub(crate) mod uring;
+
+use std::sync::Arc;
+
+use holdfast_units::ByteRange;
+use rustix::io::Errno;
+
+use crate::file::BackingFile;
+use crate::{BufferPool, DiskOp, OpId, OpKind, Outcome};
+
+/// What [`crate::Disk`] has to do when a job is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Tag {
+    /// Pass the result on.
+    Plain,
+    /// The engine makes this write durable by itself. Pass the result on, unless poisoned.
+    Durable,
+    /// The write of a `Durable` job went well, but making it durable did not.
+    DurableFailed,
+    /// Flush, then pass the result on.
+    FlushAfter,
+    /// This was a flush on behalf of those that wait for one.
+    Flush,
+    /// Only a part was written, by order of a fault rule: report an error.
+    Torn,
+}
+
+/// An operation inside an engine.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) op: OpId,
+    pub(crate) tag: Tag,
+    pub(crate) request: DiskOp,
+}
+
+impl Job {
+    pub(crate) const fn done(&self, result: Result<Outcome, Errno>) -> Done {
+        let (kind, range) = (self.request.kind(), self.request.range());
+        Done { op: self.op, tag: self.tag, kind, range, result }
+    }
+}
+
+/// The end of a job.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) op: OpId,
+    pub(crate) tag: Tag,
+    pub(crate) kind: OpKind,
+    pub(crate) range: ByteRange,
+    pub(crate) result: Result<Outcome, Errno>,
+}
+
+pub(crate) enum Engine {
+    /// System calls at once, on the calling thread: for files that live in memory anyway.
+    Inline(Arc<BackingFile>, BufferPool),
+    Uring(Box<uring::Uring>),
+    Blocking(blocking::Blocking),
+    Memory(memory::MemoryStore, BufferPool),
+    Fault(Box<fault::Fault>),
+}
+
+impl Engine {
+    /// Starts a job; hands it back when it is done already.
+    pub(crate) fn submit(&mut self, job: Job) -> Option<Done> {
+        match self {
+            Self::Inline(file, pool) => Some(job.done(file.run(&job.request, pool))),
+            Self::Uring(uring) => uring.submit(job),
+            Self::Blocking(blocking) => blocking.submit(job),
+            Self::Memory(store, pool) => Some(job.done(store.run(&job.request, pool))),
+            Self::Fault(fault) => fault.submit(job),
+        }
+    }
+
+    /// Hands to the kernel what is still held back.
+    pub(crate) fn kick(&mut self) {
+        match self {
+            Self::Uring(uring) => uring.kick(),
+            Self::Fault(fault) => fault.kick(),
+            Self::Inline(..) | Self::Memory(..) | Self::Blocking(_) => {}
+        }
+    }
+
+    /// Appends what is done, without waiting.
+    pub(crate) fn collect(&mut self, out: &mut Vec<Done>) {
+        match self {
+            Self::Uring(uring) => uring.collect(out),
+            Self::Blocking(blocking) => blocking.collect(out),
+            Self::Fault(fault) => fault.collect(out),
+            Self::Inline(..) | Self::Memory(..) => {}
+        }
+    }
+
+    /// Whether every job is done when `submit` returns.
+    pub(crate) const fn is_inline(&self) -> bool {
+        matches!(self, Self::Inline(..) | Self::Memory(..))
+    }
+}

@@ -1,0 +1,146 @@
+//! A file or block device, driven by plain system calls.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+
+use holdfast_units::ByteRange;
+use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, seek};
+use rustix::io::Errno;
+
+use crate::{BackingKind, BufferPool, DiskOp, Outcome};
+
+/// `BLKDISCARD` of linux/fs.h: its argument is two u64, offset and length.
+const BLKDISCARD: libc::Ioctl = 0x1277;
+
+const ZEROES_LEN: usize = 256 << 10;
+
+#[repr(align(4096))]
+struct Zeroes([u8; ZEROES_LEN]);
+
+static ZEROES: Zeroes = Zeroes([0; ZEROES_LEN]);
+
+/// The open file of a disk. Shared by the engine's threads; each call blocks its thread.
+pub(crate) struct BackingFile {
+    file: File,
+    kind: BackingKind,
+    /// Whether an flock is held, to be given up on drop even if the kernel still uses the file.
+    locked: bool,
+}
+
+impl BackingFile {
+    pub(crate) const fn new(file: File, kind: BackingKind, locked: bool) -> Self {
+        Self { file, kind, locked }
+    }
+
+    /// Does one operation, whole. `fua` is not looked at: whoever asks flushes afterwards.
+    pub(crate) fn run(&self, request: &DiskOp, pool: &BufferPool) -> Result<Outcome, Errno> {
+        match request {
+            DiskOp::Read { range, holes } => {
+                if *holes && self.is_hole(*range) {
+                    return Ok(Outcome::Zeroes);
+                }
+                let len = usize::try_from(range.len).map_err(|_| Errno::INVAL)?;
+                let mut buffer = pool.get(len);
+                self.file.read_exact_at(&mut buffer, range.offset).map_err(errno)?;
+                Ok(Outcome::Data(buffer.freeze()))
+            }
+            DiskOp::Write { range, data, .. } => {
+                self.file.write_all_at(data, range.offset).map_err(errno)?;
+                Ok(Outcome::Done)
+            }
+            DiskOp::Flush => self.file.sync_data().map(|()| Outcome::Done).map_err(errno),
+            DiskOp::Discard { range } => self.discard(*range).map(|()| Outcome::Done),
+            DiskOp::WriteZeroes { range, unmap, .. } => {
+                self.zero(*range, *unmap).map(|()| Outcome::Done)
+            }
+        }
+    }
+
+    /// Whether the range is known to hold no data. `false` also when that cannot be known.
+    pub(crate) fn is_hole(&self, range: ByteRange) -> bool {
+        if self.kind != BackingKind::File {
+            return false;
+        }
+        match seek(&self.file, SeekFrom::Data(range.offset)) {
+            Ok(data) => data >= range.end(),
+            Err(error) => error == Errno::NXIO,
+        }
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<(), Errno> {
+        let result = if self.kind == BackingKind::File {
+            self.fallocate(FallocateFlags::PUNCH_HOLE, range)
+        } else {
+            self.discard_device(range)
+        };
+        // A discard is advice: a device that cannot take it keeps the data, which is allowed.
+        result.or_else(|error| if unsupported(error) { Ok(()) } else { Err(error) })
+    }
+
+    fn discard_device(&self, range: ByteRange) -> Result<(), Errno> {
+        let argument = [range.offset, range.len];
+        // SAFETY: BLKDISCARD reads two u64 at the pointer, which points to exactly that for the
+        // length of the call; the descriptor is open as long as `self.file` lives.
+        let result = unsafe {
+            libc::ioctl(self.file.as_raw_fd(), BLKDISCARD, std::ptr::from_ref(&argument))
+        };
+        if result == 0 { Ok(()) } else { Err(errno(std::io::Error::last_os_error())) }
+    }
+
+    /// Block devices take the same two calls: punching is unmapping that reads as zeros.
+    fn zero(&self, range: ByteRange, unmap: bool) -> Result<(), Errno> {
+        let ways = [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE];
+        for way in ways.into_iter().skip(usize::from(!unmap)) {
+            match self.fallocate(way, range) {
+                Err(error) if unsupported(error) => {}
+                result => return result,
+            }
+        }
+        self.write_zeroes(range)
+    }
+
+    fn fallocate(&self, way: FallocateFlags, range: ByteRange) -> Result<(), Errno> {
+        let flags = way | FallocateFlags::KEEP_SIZE;
+        rustix::io::retry_on_intr(|| fallocate(&self.file, flags, range.offset, range.len))
+    }
+
+    fn write_zeroes(&self, range: ByteRange) -> Result<(), Errno> {
+        let mut at = range.offset;
+        while at < range.end() {
+            let len = usize::try_from(range.end() - at).map_or(ZEROES_LEN, |n| n.min(ZEROES_LEN));
+            self.file.write_all_at(&ZEROES.0[..len], at).map_err(errno)?;
+            at += len as u64;
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for BackingFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for BackingFile {
+    fn drop(&mut self) {
+        if self.locked {
+            // Closing the file unlocks it too, so an error changes nothing.
+            let _ = flock(&self.file, FlockOperation::Unlock);
+        }
+    }
+}
+
+/// The error that this kernel, filesystem or device gives for what it cannot do at all.
+fn unsupported(error: Errno) -> bool {
+    // OPNOTSUPP and NOTSUP are one number on Linux.
+    matches!(error, Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY | Errno::NODEV)
+}
+
+/// An error without a number is a file that ended early: it was cut while it was open.
+#[allow(clippy::needless_pass_by_value)] // the shape that `map_err` wants
+fn errno(error: std::io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}

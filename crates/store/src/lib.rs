@@ -1,0 +1,41 @@
+//! Backing devices: the disk under one resource, and the memory that its data travels in.
+//!
+//! A [`Disk`] is driven by one thread and knows no async runtime. [`Disk::submit`] takes an
+//! operation and either completes it at once or later; [`Disk::kick`] hands what was submitted to
+//! the kernel; [`Disk::event_fd`] becomes readable when [`Disk::completions`] has something.
+//!
+//! ```text
+//!            submit / kick            completions / event_fd
+//!                 |                            ^
+//!        +--------v----------------------------+---------+
+//!        | Disk: bounds, alignment, flush merging, poison |
+//!        +----+----------+----------+---------+----------+
+//!             |          |          |         |
+//!          inline      uring     blocking   memory      (fault wraps any of them)
+//! ```
+//!
+//! What is guaranteed, whatever the engine:
+//!
+//! - A completed `Flush` (or write with `fua`) means that the backing device has declared durable
+//!   every write that had completed before it was submitted (or that write).
+//! - After a flush has failed, the disk is poisoned: no later operation succeeds as if nothing had
+//!   happened, and no flush that was under way then is reported as done.
+//! - Operations in flight at the same time are not ordered. Whoever needs an order waits.
+//! - Nothing grows without limit, and bad requests get an error, never a panic.
+
+mod buffer;
+mod disk;
+mod engine;
+mod error;
+mod file;
+mod op;
+mod open;
+mod wake;
+
+pub use buffer::{AlignedBuf, BUFFER_ALIGN, BufferPool};
+pub use disk::{BackingKind, Disk, DiskInfo, EngineKind};
+pub use engine::fault::{FaultHandle, FaultHits, FaultOp, FaultOutcome, FaultRule, FaultRuleError};
+pub use engine::memory::MemoryStore;
+pub use error::{DiskError, DiskErrorKind, OpenError, OpenErrorKind};
+pub use op::{Completion, DiskOp, MAX_TRANSFER, OpId, OpKind, Outcome};
+pub use open::{DirectMode, EngineChoice, OpenOptions, create_file};

@@ -1,0 +1,326 @@
+//! Opening a file or block device: claiming it, and finding out how it is best driven.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{
+    Advice, FlockOperation, OFlags, SeekFrom, fadvise, fcntl_getfl, fcntl_setfl, flock, fstatfs,
+    ioctl_blksszget, major, minor, seek,
+};
+use rustix::io::Errno;
+
+use crate::engine::Engine;
+use crate::engine::blocking::Blocking;
+use crate::engine::uring::Uring;
+use crate::file::BackingFile;
+use crate::wake::Wake;
+use crate::{BackingKind, BufferPool, Disk, DiskInfo, EngineKind, OpenError, OpenErrorKind};
+
+/// The smallest disk, and the unit of its size.
+const BLOCK: u64 = holdfast_units::BLOCK_SIZE;
+/// Threads of the blocking engine.
+const THREADS: usize = 4;
+/// Magic numbers of filesystems that are only memory: tmpfs and ramfs.
+const MEMORY_FILESYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// Whether to bypass the page cache.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum DirectMode {
+    /// If it can be done and makes sense (not for files that live in memory).
+    Auto,
+    /// Refuse to open when it cannot be done.
+    Always,
+    /// Use the page cache.
+    Never,
+}
+
+/// Which engine to use.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum EngineChoice {
+    /// Inline for files that live in memory, else io_uring, else threads.
+    Auto,
+    /// System calls on the calling thread, which they block.
+    Inline,
+    /// io_uring, or refuse to open.
+    Uring,
+    /// Threads that block.
+    Blocking,
+}
+
+/// How to open a disk. Start from `default()`.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// Open for reading only.
+    pub read_only: bool,
+    /// Whether to bypass the page cache.
+    pub direct: DirectMode,
+    /// Which engine to use.
+    pub engine: EngineChoice,
+    /// How many requests the kernel gets at a time, 1 to 4096; more wait in user space.
+    pub queue_depth: u32,
+    /// How many operations may be in flight; more are refused with `Busy`.
+    pub max_in_flight: usize,
+    /// Claim it, so that no other process that asks can have it: `O_EXCL` for block devices
+    /// (which mounted ones refuse, too), an exclusive `flock` for files.
+    pub exclusive: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            direct: DirectMode::Auto,
+            engine: EngineChoice::Auto,
+            queue_depth: 128,
+            max_in_flight: 4096,
+            exclusive: true,
+        }
+    }
+}
+
+impl Disk {
+    /// Opens the file or block device at `path`. Payload that it reads comes from `pool`.
+    ///
+    /// # Errors
+    /// [`OpenError`] says in one sentence why it cannot be used. Nothing is claimed then.
+    pub fn open(path: &Path, options: &OpenOptions, pool: &BufferPool) -> Result<Self, OpenError> {
+        let fail = |error: io::Error| OpenError::from_io(path, &error);
+        let (file, kind) = claim(path, options)?;
+        let bytes = seek(&file, SeekFrom::End(0)).map_err(|errno| fail(errno.into()))?;
+        if bytes < BLOCK {
+            return Err(OpenError::new(path, OpenErrorKind::TooSmall(bytes)));
+        }
+        let in_memory = kind == BackingKind::File && is_in_memory(&file);
+        let mut notes = Vec::new();
+        let direct = choose_direct(path, &file, kind, in_memory, options, pool, &mut notes)?;
+        if direct.is_none() && !in_memory {
+            // The cache in small pages: overwriting a part of a large one is 20 times slower on
+            // ext4. Advice; nothing depends on it.
+            let _ = fadvise(&file, 0, None, Advice::Random);
+        }
+        let queue = Queue::of(&file, kind);
+        let locked = options.exclusive && kind == BackingKind::File;
+        let file = Arc::new(BackingFile::new(file, kind, locked));
+        let wake = Arc::new(Wake::new().map_err(fail)?);
+        let (engine, engine_kind) =
+            choose_engine(path, &file, in_memory, options, pool, &wake, &mut notes)?;
+        let info = DiskInfo {
+            path: Some(path.to_owned()),
+            kind,
+            engine: engine_kind,
+            size: bytes / BLOCK * BLOCK,
+            read_only: options.read_only,
+            direct: direct.is_some(),
+            block_size: direct.unwrap_or(1),
+            discard: kind == BackingKind::File || queue.discard,
+            discard_zeroes: kind == BackingKind::File,
+            rotational: if in_memory { Some(false) } else { queue.rotational },
+            volatile_cache: if in_memory { Some(false) } else { queue.volatile_cache },
+            notes,
+        };
+        Ok(Self::new(engine, info, pool.clone(), wake, options.max_in_flight))
+    }
+}
+
+/// Creates a sparse file of `size` bytes at `path`.
+///
+/// # Errors
+/// [`OpenError`] when something is there already, `size` is below 4096, or the filesystem refuses.
+pub fn create_file(path: &Path, size: u64) -> Result<(), OpenError> {
+    if size < BLOCK {
+        return Err(OpenError::new(path, OpenErrorKind::TooSmall(size)).creating());
+    }
+    let fail = |error: io::Error| OpenError::from_io(path, &error).creating();
+    let file = File::options().write(true).create_new(true).open(path).map_err(fail)?;
+    file.set_len(size).map_err(|error| {
+        // Nothing was there before; best effort to leave nothing behind.
+        let _ = fs::remove_file(path);
+        fail(error)
+    })
+}
+
+/// Opens it, and takes the exclusive claim if that was asked for.
+fn claim(path: &Path, options: &OpenOptions) -> Result<(File, BackingKind), OpenError> {
+    let fail = |error: io::Error| OpenError::from_io(path, &error);
+    // Asked before opening: to open a FIFO would block.
+    let kind = kind_of(path, &fs::metadata(path).map_err(fail)?)?;
+    let mut flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    if options.exclusive && kind == BackingKind::BlockDevice {
+        flags |= libc::O_EXCL;
+    }
+    let file = File::options()
+        .read(true)
+        .write(!options.read_only)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(fail)?;
+    if kind_of(path, &file.metadata().map_err(fail)?)? != kind {
+        return Err(OpenError::new(path, OpenErrorKind::InUse));
+    }
+    let flags = fcntl_getfl(&file).map_err(|errno| fail(errno.into()))?;
+    fcntl_setfl(&file, flags - OFlags::NONBLOCK).map_err(|errno| fail(errno.into()))?;
+    if options.exclusive && kind == BackingKind::File {
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|errno| fail(errno.into()))?;
+    }
+    Ok((file, kind))
+}
+
+fn kind_of(path: &Path, metadata: &fs::Metadata) -> Result<BackingKind, OpenError> {
+    let kind = metadata.file_type();
+    let other = if kind.is_file() {
+        return Ok(BackingKind::File);
+    } else if kind.is_block_device() {
+        return Ok(BackingKind::BlockDevice);
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else {
+        "a socket"
+    };
+    Err(OpenError::new(path, OpenErrorKind::NotADisk(other)))
+}
+
+fn is_in_memory(file: &File) -> bool {
+    let magic = fstatfs(file).map(|stat| stat.f_type);
+    // The type of the number differs between machines; the magic numbers are 32 bits.
+    magic.is_ok_and(|magic| {
+        u64::try_from(magic).is_ok_and(|magic| MEMORY_FILESYSTEMS.contains(&(magic & 0xffff_ffff)))
+    })
+}
+
+/// Switches `O_DIRECT` on where it is wanted and works. The block size then; `None` without it.
+fn choose_direct(
+    path: &Path,
+    file: &File,
+    kind: BackingKind,
+    in_memory: bool,
+    options: &OpenOptions,
+    pool: &BufferPool,
+    notes: &mut Vec<String>,
+) -> Result<Option<u32>, OpenError> {
+    let wanted = match options.direct {
+        DirectMode::Never => false,
+        DirectMode::Always => true,
+        DirectMode::Auto => !in_memory && options.engine != EngineChoice::Inline,
+    };
+    if !wanted {
+        return Ok(None);
+    }
+    match try_direct(file, kind, pool) {
+        Ok(block_size) => Ok(Some(block_size)),
+        Err(errno) => {
+            set_direct(file, false)
+                .map_err(|errno| OpenError::from_io(path, &io::Error::from(errno)))?;
+            let why = format!("its filesystem or device refuses it ({errno})");
+            if options.direct == DirectMode::Always {
+                return Err(OpenError::new(path, OpenErrorKind::NoDirect(why)));
+            }
+            notes.push(format!("page-cached instead of direct I/O: {why}"));
+            Ok(None)
+        }
+    }
+}
+
+fn set_direct(file: &File, on: bool) -> Result<(), Errno> {
+    let mut flags = fcntl_getfl(file)?;
+    flags.set(OFlags::DIRECT, on);
+    fcntl_setfl(file, flags)
+}
+
+/// Some filesystems take the flag and refuse the read, so both are tried.
+fn try_direct(file: &File, kind: BackingKind, pool: &BufferPool) -> Result<u32, Errno> {
+    set_direct(file, true)?;
+    let mut buffer = pool.get(4096);
+    let mut read = |len: usize| match file.read_exact_at(&mut buffer[..len], 0) {
+        // A bad first sector is no reason against direct I/O.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(Errno::INVAL),
+        _ => Ok(()),
+    };
+    read(4096)?;
+    if kind == BackingKind::BlockDevice {
+        let block_size = ioctl_blksszget(file)?;
+        return if (1..=4096).contains(&block_size) { Ok(block_size) } else { Err(Errno::INVAL) };
+    }
+    Ok(if read(512).is_ok() { 512 } else { 4096 })
+}
+
+fn choose_engine(
+    path: &Path,
+    file: &Arc<BackingFile>,
+    in_memory: bool,
+    options: &OpenOptions,
+    pool: &BufferPool,
+    wake: &Arc<Wake>,
+    notes: &mut Vec<String>,
+) -> Result<(Engine, EngineKind), OpenError> {
+    let inline = || (Engine::Inline(Arc::clone(file), pool.clone()), EngineKind::Inline);
+    let uring = || Uring::start(file, pool, wake, options.queue_depth);
+    match options.engine {
+        EngineChoice::Inline => return Ok(inline()),
+        EngineChoice::Auto if in_memory => return Ok(inline()),
+        EngineChoice::Auto => match uring() {
+            Ok(uring) => return Ok((Engine::Uring(Box::new(uring)), EngineKind::Uring)),
+            Err(error) => notes.push(format!("threads instead of io_uring: {error}")),
+        },
+        EngineChoice::Uring => {
+            let no = |error| OpenErrorKind::NoEngine(format!("io_uring cannot be used ({error})"));
+            let uring = uring().map_err(|error: io::Error| OpenError::new(path, no(error)))?;
+            return Ok((Engine::Uring(Box::new(uring)), EngineKind::Uring));
+        }
+        EngineChoice::Blocking => {}
+    }
+    let blocking = Blocking::start(file, pool, wake, THREADS)
+        .map_err(|error| OpenError::from_io(path, &error))?;
+    Ok((Engine::Blocking(blocking), EngineKind::Blocking))
+}
+
+/// What sysfs says of the device below.
+#[derive(Default)]
+struct Queue {
+    rotational: Option<bool>,
+    volatile_cache: Option<bool>,
+    discard: bool,
+}
+
+impl Queue {
+    fn of(file: &File, kind: BackingKind) -> Self {
+        let Ok(metadata) = file.metadata() else { return Self::default() };
+        let device = match kind {
+            BackingKind::BlockDevice => metadata.rdev(),
+            _ => metadata.dev(),
+        };
+        let base = format!("/sys/dev/block/{}:{}", major(device), minor(device));
+        // A partition has no queue of its own; the disk above it in sysfs has.
+        let read = |name: &str| {
+            ["queue", "../queue"].iter().find_map(|queue| {
+                let text = fs::read_to_string(format!("{base}/{queue}/{name}")).ok()?;
+                Some(text.trim().to_owned())
+            })
+        };
+        Self {
+            rotational: read("rotational").map(|text| text != "0"),
+            volatile_cache: read("write_cache").map(|text| text == "write back"),
+            discard: read("discard_max_bytes").is_some_and(|text| text != "0"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_in_memory;
+    use std::fs::File;
+
+    #[test]
+    fn files_in_memory_are_told_from_files_on_disk() {
+        let here = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        assert!(!is_in_memory(&here));
+        assert!(!is_in_memory(&File::open("/proc/self/status").unwrap()));
+    }
+}

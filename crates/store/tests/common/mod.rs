@@ -1,0 +1,215 @@
+//! The engines under test, each on a scratch backing of its own.
+#![allow(dead_code, unreachable_pub)] // a module of several programs, each of which uses a part
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_store::{
+    BufferPool, Completion, DirectMode, Disk, DiskOp, EngineChoice, EngineKind, MemoryStore,
+    OpenOptions, Outcome, create_file,
+};
+use holdfast_units::ByteRange;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+pub struct Bed {
+    pub name: &'static str,
+    pub path: Option<PathBuf>,
+    pub pool: BufferPool,
+    pub knows_holes: bool,
+    pub is_inline: bool,
+    engine: EngineKind,
+    direct: DirectMode,
+    memory: Option<MemoryStore>,
+    faults: bool,
+    // Dropped in this order: the device must be gone before the file under it.
+    device: Option<LoopDevice>,
+    scratch: Option<tempfile::TempDir>,
+}
+
+impl Bed {
+    pub fn open(&self) -> Disk {
+        self.open_with(&OpenOptions::default())
+    }
+
+    pub fn open_with(&self, options: &OpenOptions) -> Disk {
+        if let Some(store) = &self.memory {
+            return self.with_faults(Disk::memory(store, &self.pool).unwrap());
+        }
+        let engine = match self.engine {
+            EngineKind::Inline => EngineChoice::Inline,
+            EngineKind::Uring => EngineChoice::Uring,
+            _ => EngineChoice::Blocking,
+        };
+        // A small ring, so that the backlog is used.
+        let options = OpenOptions { engine, direct: self.direct, queue_depth: 8, ..*options };
+        let disk = Disk::open(self.path.as_ref().unwrap(), &options, &self.pool).unwrap();
+        assert_eq!(disk.info().engine, self.engine);
+        assert_eq!(disk.info().direct, self.direct == DirectMode::Always);
+        self.with_faults(disk)
+    }
+
+    fn with_faults(&self, disk: Disk) -> Disk {
+        if self.faults { disk.with_faults(&[]).0 } else { disk }
+    }
+}
+
+pub fn has_uring() -> bool {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("probe");
+    create_file(&path, 4096).unwrap();
+    let options = OpenOptions { engine: EngineChoice::Uring, ..OpenOptions::default() };
+    Disk::open(&path, &options, &BufferPool::new(0)).is_ok()
+}
+
+/// A directory on a disk; not /tmp, which may be memory.
+pub fn disk_scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+pub fn beds(size: u64) -> Vec<Bed> {
+    let on_disk = |name, engine, direct| {
+        let scratch = disk_scratch();
+        Bed::new(name, engine, direct, scratch, size)
+    };
+    let mut beds = vec![
+        on_disk("threads, page cache", EngineKind::Blocking, DirectMode::Never),
+        on_disk("inline, on a disk", EngineKind::Inline, DirectMode::Never),
+        Bed::memory("memory", size, false),
+        Bed::memory("memory, with a fault layer", size, true),
+    ];
+    if let Ok(scratch) = tempfile::tempdir_in("/dev/shm") {
+        let name = "inline, in memory";
+        beds.push(Bed::new(name, EngineKind::Inline, DirectMode::Never, scratch, size));
+    }
+    let direct = has_direct();
+    if direct {
+        beds.push(on_disk("threads, direct", EngineKind::Blocking, DirectMode::Always));
+    }
+    if has_uring() {
+        beds.push(on_disk("io_uring, page cache", EngineKind::Uring, DirectMode::Never));
+        if direct {
+            beds.push(on_disk("io_uring, direct", EngineKind::Uring, DirectMode::Always));
+            let mut faulty =
+                on_disk("io_uring with a fault layer", EngineKind::Uring, DirectMode::Always);
+            faulty.faults = true;
+            beds.push(faulty);
+        }
+        beds.extend(Bed::block_device(size));
+    }
+    beds
+}
+
+fn has_direct() -> bool {
+    let scratch = disk_scratch();
+    let path = scratch.path().join("probe");
+    create_file(&path, 4096).unwrap();
+    let options = OpenOptions { direct: DirectMode::Always, ..OpenOptions::default() };
+    let opened = Disk::open(&path, &options, &BufferPool::new(0));
+    if let Err(error) = &opened {
+        eprintln!("skipped: direct I/O: {error}");
+    }
+    opened.is_ok()
+}
+
+impl Bed {
+    fn new(
+        name: &'static str,
+        engine: EngineKind,
+        direct: DirectMode,
+        scratch: tempfile::TempDir,
+        size: u64,
+    ) -> Self {
+        let path = scratch.path().join("disk");
+        create_file(&path, size).unwrap();
+        Self {
+            name,
+            path: Some(path),
+            pool: BufferPool::new(64 << 20),
+            knows_holes: true,
+            is_inline: engine == EngineKind::Inline,
+            engine,
+            direct,
+            memory: None,
+            faults: false,
+            device: None,
+            scratch: Some(scratch),
+        }
+    }
+
+    fn memory(name: &'static str, size: u64, faults: bool) -> Self {
+        Self {
+            name,
+            path: None,
+            pool: BufferPool::new(64 << 20),
+            knows_holes: true,
+            is_inline: true,
+            engine: EngineKind::Memory,
+            direct: DirectMode::Never,
+            memory: Some(MemoryStore::new(size)),
+            faults,
+            device: None,
+            scratch: None,
+        }
+    }
+
+    /// A loop device, where the test may make one.
+    fn block_device(size: u64) -> Option<Self> {
+        let mut bed =
+            Self::new("block device", EngineKind::Uring, DirectMode::Always, disk_scratch(), size);
+        let Some(device) = LoopDevice::attach(bed.path.as_ref()?) else {
+            eprintln!("skipped: block device: no loop device can be made here");
+            return None;
+        };
+        bed.path = Some(device.0.clone());
+        bed.device = Some(device);
+        bed.knows_holes = false;
+        Some(bed)
+    }
+}
+
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    fn attach(file: &Path) -> Option<Self> {
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
+        let device = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+        output.status.success().then(|| Self(device.into()))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+pub fn write(disk: &mut Disk, offset: u64, data: &[u8]) {
+    let range = ByteRange::new(offset, data.len() as u64);
+    let data = Bytes::copy_from_slice(data);
+    assert_eq!(disk.execute(DiskOp::Write { range, data, fua: false }), Ok(Outcome::Done));
+}
+
+pub fn read(disk: &mut Disk, offset: u64, len: usize) -> Bytes {
+    let range = ByteRange::new(offset, len as u64);
+    match disk.execute(DiskOp::Read { range, holes: false }) {
+        Ok(Outcome::Data(data)) => data,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Waits for everything that is in flight.
+pub fn drain(disk: &mut Disk, done: &mut Vec<Completion>) {
+    while disk.in_flight() > 0 {
+        let before = done.len();
+        disk.wait(done, Duration::from_secs(10));
+        assert!(done.len() > before, "nothing completed for 10 seconds");
+    }
+}
+
+pub fn readable(disk: &Disk, timeout: Duration) -> bool {
+    let fd = disk.event_fd();
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::try_from(timeout).unwrap())).unwrap() == 1
+}

@@ -1,0 +1,162 @@
+//! What can be opened, what is refused, and in which words.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use common::disk_scratch;
+use holdfast_store::{
+    BackingKind, BufferPool, DirectMode, Disk, EngineChoice, EngineKind, OpenError, OpenErrorKind,
+    OpenOptions, create_file,
+};
+
+fn open(path: &Path) -> Result<Disk, OpenError> {
+    Disk::open(path, &OpenOptions::default(), &BufferPool::new(0))
+}
+
+fn refusal(path: &Path, options: &OpenOptions) -> (OpenErrorKind, String) {
+    let error = Disk::open(path, options, &BufferPool::new(0)).unwrap_err();
+    (error.kind.clone(), error.to_string())
+}
+
+#[test]
+fn what_is_no_disk_is_refused_in_one_sentence() {
+    let scratch = disk_scratch();
+    let options = OpenOptions::default();
+    let check = |name: &str, kind: OpenErrorKind, words: &str| {
+        let path = scratch.path().join(name);
+        let (found, text) = refusal(&path, &options);
+        assert_eq!(found, kind, "{text}");
+        assert!(text.contains(&*path.to_string_lossy()) && text.contains(words), "{text}");
+    };
+    check("missing", OpenErrorKind::NotFound, "does not exist");
+    fs::create_dir(scratch.path().join("directory")).unwrap();
+    check("directory", OpenErrorKind::NotADisk("a directory"), "it is a directory");
+    File::create(scratch.path().join("small")).unwrap().set_len(4095).unwrap();
+    check("small", OpenErrorKind::TooSmall(4095), "3.9 KiB");
+    File::create(scratch.path().join("below")).unwrap();
+    check("below/disk", OpenErrorKind::NotFound, "does not exist");
+    assert!(Command::new("mkfifo").arg(scratch.path().join("pipe")).status().unwrap().success());
+    check("pipe", OpenErrorKind::NotADisk("a pipe"), "it is a pipe");
+    let (kind, _) = refusal(Path::new("/dev/null"), &options);
+    assert_eq!(kind, OpenErrorKind::NotADisk("a character device"));
+}
+
+#[test]
+fn permissions_are_told() {
+    let scratch = disk_scratch();
+    let path = scratch.path().join("disk");
+    create_file(&path, 8192).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    if rustix::process::geteuid().is_root() {
+        eprintln!("skipped: root may open everything");
+        return;
+    }
+    let (kind, text) = refusal(&path, &OpenOptions::default());
+    assert_eq!(kind, OpenErrorKind::PermissionDenied);
+    assert!(text.contains("permission is denied"), "{text}");
+}
+
+#[test]
+fn a_disk_is_claimed_until_it_is_dropped() {
+    for bed in common::beds(1 << 20).into_iter().filter(|bed| bed.path.is_some()) {
+        let path = bed.path.clone().unwrap();
+        let disk = bed.open();
+        let (kind, text) = refusal(&path, &OpenOptions::default());
+        assert_eq!(kind, OpenErrorKind::InUse, "{}: {text}", bed.name);
+        assert!(text.contains("in use by another process"), "{text}");
+        let shared = OpenOptions { exclusive: false, read_only: true, ..OpenOptions::default() };
+        assert!(Disk::open(&path, &shared, &bed.pool).is_ok(), "who does not ask is not refused");
+        drop(disk);
+        drop(open(&path).unwrap());
+    }
+}
+
+#[test]
+fn a_claim_of_another_process_is_seen() {
+    let scratch = disk_scratch();
+    let path = scratch.path().join("disk");
+    create_file(&path, 8192).unwrap();
+    let mut other = Command::new("flock")
+        .arg(&path)
+        .args(["-c", "echo locked; read line"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut output = std::io::BufReader::new(other.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+    assert_eq!(line, "locked\n");
+    assert_eq!(refusal(&path, &OpenOptions::default()).0, OpenErrorKind::InUse);
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    assert!(open(&path).is_ok());
+}
+
+#[test]
+fn files_in_memory_are_driven_inline() {
+    let Ok(scratch) = tempfile::tempdir_in("/dev/shm") else {
+        eprintln!("skipped: no /dev/shm");
+        return;
+    };
+    let path = scratch.path().join("disk");
+    create_file(&path, 10_000).unwrap();
+    let disk = open(&path).unwrap();
+    let info = disk.info();
+    assert_eq!((info.engine, info.direct), (EngineKind::Inline, false));
+    assert_eq!((info.size, info.kind), (8192, BackingKind::File));
+    assert_eq!(info.volatile_cache, Some(false));
+    assert!(info.notes.is_empty());
+}
+
+#[test]
+fn files_on_disk_are_driven_asynchronously() {
+    let scratch = disk_scratch();
+    let path = scratch.path().join("disk");
+    create_file(&path, 1 << 20).unwrap();
+    let disk = open(&path).unwrap();
+    let info = disk.info();
+    assert!(matches!(info.engine, EngineKind::Uring | EngineKind::Blocking));
+    assert_eq!(info.direct, info.block_size > 1);
+    assert!(info.discard && info.discard_zeroes);
+    if !common::has_uring() || !info.direct {
+        assert!(!info.notes.is_empty(), "a fallback says why");
+    }
+}
+
+#[test]
+fn what_is_asked_for_is_given_or_refused() {
+    let options = OpenOptions { direct: DirectMode::Always, ..OpenOptions::default() };
+    let proc = Path::new("/proc/self/status");
+    assert!(matches!(refusal(proc, &options).0, OpenErrorKind::TooSmall(0) | OpenErrorKind::Io));
+    let scratch = disk_scratch();
+    let path = scratch.path().join("disk");
+    create_file(&path, 1 << 20).unwrap();
+    let options = OpenOptions {
+        direct: DirectMode::Never,
+        engine: EngineChoice::Blocking,
+        ..OpenOptions::default()
+    };
+    let disk = Disk::open(&path, &options, &BufferPool::new(0)).unwrap();
+    assert_eq!((disk.info().engine, disk.info().direct), (EngineKind::Blocking, false));
+}
+
+#[test]
+fn a_file_is_created_once_and_sparse() {
+    let scratch = disk_scratch();
+    let path = scratch.path().join("disk");
+    create_file(&path, 1 << 40).unwrap();
+    assert_eq!(open(&path).unwrap().size(), 1 << 40);
+    let error = create_file(&path, 1 << 20).unwrap_err();
+    assert_eq!(error.kind, OpenErrorKind::Exists);
+    assert!(error.to_string().contains("cannot be created: something is there already"));
+    let small = create_file(&scratch.path().join("small"), 17).unwrap_err();
+    assert_eq!(small.kind, OpenErrorKind::TooSmall(17));
+    assert!(!scratch.path().join("small").exists());
+}
