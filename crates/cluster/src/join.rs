@@ -1,0 +1,37 @@
+use crate::{Record, Secret, TokenId};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A [`JoinRequest`] as JSON is never longer, in bytes.
+pub const MAX_JOIN_REQUEST_BYTES: usize = 16 << 10;
+/// A [`JoinResponse`] as JSON is never longer, in bytes: all records, their values quoted.
+pub const MAX_JOIN_RESPONSE_BYTES: usize = 40 << 20;
+
+/// What a joining node says to the node that issued its token, over a
+/// [`crate::Purpose::Join`] connection. Its certificate is that of the connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The cluster that the token is of.
+    pub cluster: Uuid,
+    /// The token's number.
+    pub token: TokenId,
+    /// The token's secret.
+    pub secret: Secret,
+    /// The joining node's UUID.
+    pub node: Uuid,
+    /// The joining node's name.
+    pub name: String,
+    /// Where the joining node listens for other nodes (`host:port`).
+    pub addresses: Vec<String>,
+}
+
+/// What the issuing node answers: all that the joining node must know.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JoinResponse {
+    /// The cluster's UUID.
+    pub cluster: Uuid,
+    /// The cluster's name.
+    pub name: String,
+    /// All records, the joining node's own among them.
+    pub records: Vec<Record>,
+}
