@@ -1,0 +1,34 @@
+//! The NBD protocol: a codec without I/O, a server for one connection, a blocking client.
+//!
+//! The protocol is the fixed newstyle handshake with simple, structured and extended replies, as
+//! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md> defines it.
+//!
+//! * [`codec`] turns bytes into options, requests and replies and back. It never does I/O and
+//!   takes any input: what is malformed gives an error, never a panic.
+//! * [`serve`] runs one connection. It hands requests to an [`Export`], which answers them in any
+//!   order through [`Reply`]. Everything of a connection happens on one thread.
+//! * [`Client`] is a small blocking client, [`NbdUri`] says where an export is.
+//! * [`MemoryExport`] is an export without a disk, for tests and trials.
+
+#![deny(clippy::cast_possible_truncation)]
+
+mod buffers;
+mod client;
+pub mod codec;
+mod error;
+mod export;
+mod memory;
+mod server;
+mod uri;
+
+pub use buffers::{HeapBuffers, PayloadBuf, PayloadBuffers};
+pub use client::{Client, ClientError, ConnectOptions};
+pub use codec::{Command, Extent, ReplyStyle, TransmissionFlags};
+pub use error::NbdError;
+pub use export::{
+    ClientInfo, Export, ExportInfo, ExportSummary, Exports, OpenRefusal, PeerAddress, ReadChunk,
+    Refusal, ReplyData, Request, RequestKind,
+};
+pub use memory::{MemoryExport, SingleExport};
+pub use server::{Reply, ServeError, ServerOptions, Shutdown, ShutdownHandle, serve};
+pub use uri::{NbdUri, UriError, UriTransport};

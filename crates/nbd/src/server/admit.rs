@@ -1,0 +1,125 @@
+use super::negotiate::Session;
+use crate::codec::consts::command_flag as flag;
+use crate::codec::{Command, ReplyStyle, RequestHeader};
+use crate::{ExportInfo, NbdError, RequestKind};
+use holdfast_units::ByteRange;
+
+/// What becomes of a request, judged by its header alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    /// It goes to the export once `payload` bytes are read.
+    Take { kind: RequestKind, payload: usize },
+    /// It is answered at once, and `payload` bytes are read and thrown away.
+    Answer { result: Result<(), NbdError>, payload: u64 },
+    /// The client takes its leave.
+    Disconnect,
+    /// The stream cannot be followed at a bearable cost.
+    HangUp,
+}
+
+/// Judges a request. `stopping`: the server takes no new ones.
+pub(super) fn judge(head: &RequestHeader, session: &Session, stopping: bool) -> Verdict {
+    let command = Command::from_number(head.command);
+    if command == Some(Command::Disconnect) {
+        return Verdict::Disconnect;
+    }
+    let info = &session.info;
+    let payload = payload_len(head, command, session.style);
+    // Twice the limit is a client that did not ask for it; more is not worth the line.
+    if payload > u64::from(info.max_block).saturating_mul(2).max(64 << 20) {
+        return Verdict::HangUp;
+    }
+    let answer = |result| Verdict::Answer { result, payload };
+    let refuse = |error| answer(Err(error));
+    if stopping {
+        return refuse(NbdError::Shutdown);
+    }
+    let Some(kind) = command.and_then(kind_of) else { return refuse(NbdError::Invalid) };
+    if head.flags & !allowed_flags(kind, session) != 0 {
+        return refuse(NbdError::Invalid);
+    }
+    if info.read_only && is_write(kind) {
+        return refuse(NbdError::NotPermitted);
+    }
+    if !offered(kind, session) {
+        return refuse(NbdError::Invalid);
+    }
+    if kind == RequestKind::Flush {
+        return Verdict::Take { kind, payload: 0 };
+    }
+    match check_range(kind, head, info) {
+        Err(error) => refuse(error),
+        Ok(()) if head.len == 0 && kind == RequestKind::BlockStatus => refuse(NbdError::Invalid),
+        Ok(()) if head.len == 0 => answer(Ok(())),
+        Ok(()) => match usize::try_from(payload) {
+            Ok(payload) => Verdict::Take { kind, payload },
+            Err(_) => Verdict::HangUp,
+        },
+    }
+}
+
+/// How many bytes follow the header.
+fn payload_len(head: &RequestHeader, command: Option<Command>, style: ReplyStyle) -> u64 {
+    let announced = style == ReplyStyle::Extended && head.flags & flag::PAYLOAD_LEN != 0;
+    if command == Some(Command::Write) || announced { head.len } else { 0 }
+}
+
+const fn kind_of(command: Command) -> Option<RequestKind> {
+    Some(match command {
+        Command::Read => RequestKind::Read,
+        Command::Write => RequestKind::Write,
+        Command::Flush => RequestKind::Flush,
+        Command::Trim => RequestKind::Trim,
+        Command::Cache => RequestKind::Cache,
+        Command::WriteZeroes => RequestKind::WriteZeroes,
+        Command::BlockStatus => RequestKind::BlockStatus,
+        Command::Disconnect => return None,
+    })
+}
+
+const fn is_write(kind: RequestKind) -> bool {
+    matches!(kind, RequestKind::Write | RequestKind::Trim | RequestKind::WriteZeroes)
+}
+
+fn allowed_flags(kind: RequestKind, session: &Session) -> u16 {
+    let info = &session.info;
+    // FUA means something for writes only, but the protocol allows it everywhere.
+    let fua = if info.can_fua { flag::FUA } else { 0 };
+    fua | match kind {
+        RequestKind::Read if session.style != ReplyStyle::Simple => flag::DF,
+        RequestKind::Write if session.style == ReplyStyle::Extended => flag::PAYLOAD_LEN,
+        RequestKind::WriteZeroes if info.can_fast_zero => flag::NO_HOLE | flag::FAST_ZERO,
+        RequestKind::WriteZeroes => flag::NO_HOLE,
+        RequestKind::BlockStatus => flag::REQ_ONE,
+        _ => 0,
+    }
+}
+
+const fn offered(kind: RequestKind, session: &Session) -> bool {
+    let info = &session.info;
+    match kind {
+        RequestKind::Read | RequestKind::Write => true,
+        RequestKind::Flush => info.can_flush,
+        RequestKind::Trim => info.can_trim,
+        RequestKind::WriteZeroes => info.can_zero,
+        RequestKind::Cache => info.can_cache,
+        RequestKind::BlockStatus => session.block_status,
+    }
+}
+
+fn check_range(kind: RequestKind, head: &RequestHeader, info: &ExportInfo) -> Result<(), NbdError> {
+    let moves_data = matches!(kind, RequestKind::Read | RequestKind::Write);
+    if moves_data && head.len > info.max_block.into() {
+        let in_one_piece = kind == RequestKind::Read && head.flags & flag::DF != 0;
+        return Err(if in_one_piece { NbdError::Overflow } else { NbdError::Invalid });
+    }
+    if !ByteRange::new(0, info.size).contains(ByteRange::new(head.offset, head.len)) {
+        let grows = matches!(kind, RequestKind::Write | RequestKind::WriteZeroes);
+        return Err(if grows { NbdError::NoSpace } else { NbdError::Invalid });
+    }
+    let block = u64::from(info.min_block.max(1));
+    if !head.offset.is_multiple_of(block) || !head.len.is_multiple_of(block) {
+        return Err(NbdError::Invalid);
+    }
+    Ok(())
+}

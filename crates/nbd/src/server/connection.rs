@@ -1,0 +1,453 @@
+use super::admit::{Verdict, judge};
+use super::negotiate::Session;
+use super::reply::{Shared, Ticket};
+use super::{Reply, ServeError, ServerOptions};
+use crate::codec::consts::command_flag as flag;
+use crate::codec::{Command, Extent, RequestHeader};
+use crate::{PayloadBuf, ReplyData, Request, RequestKind};
+use bytes::Bytes;
+use holdfast_units::ByteRange;
+use std::cell::RefCell;
+use std::io::ErrorKind;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Payloads from this length on are read from the socket into their buffer.
+const DIRECT: usize = 16 << 10;
+/// Behind a payload of this length little is read ahead, so that the next one is not copied.
+const BIG: usize = 64 << 10;
+/// How much is read at a time: 60 writes of 4 KiB.
+const INPUT: usize = 256 << 10;
+/// How much is read ahead between big payloads.
+const SMALL_INPUT: usize = 4 << 10;
+
+/// A connection in transmission. One task owns it and polls it.
+pub(super) struct Connection<'a, S> {
+    stream: S,
+    session: Session,
+    shared: Rc<Shared>,
+    options: &'a ServerOptions,
+    input: Input,
+    arriving: Arriving,
+    /// Whether requests are still read.
+    reading: bool,
+    /// Whether the server takes no new requests.
+    stopping: bool,
+    /// Whether the last write was a big one.
+    big: bool,
+    /// When something was last read or written; only kept for spinning.
+    active: Option<Instant>,
+}
+
+/// What the socket's next bytes belong to, apart from request headers.
+enum Arriving {
+    Nothing,
+    /// The payload of a write, `filled` bytes of which are there.
+    Payload {
+        head: RequestHeader,
+        buf: Box<dyn PayloadBuf>,
+        filled: usize,
+    },
+    /// The payload of a request that was refused.
+    Refuse(u64),
+}
+
+/// Why no more requests can be taken from the input.
+#[derive(PartialEq, Eq)]
+enum Took {
+    /// More must be read.
+    Everything,
+    /// A request waits until others are done.
+    Full,
+}
+
+impl<S> Drop for Connection<'_, S> {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
+    pub(super) fn new(stream: S, session: Session, options: &'a ServerOptions) -> Self {
+        Self {
+            stream,
+            shared: Shared::new(session.style),
+            session,
+            options,
+            input: Input::default(),
+            arriving: Arriving::Nothing,
+            reading: true,
+            stopping: false,
+            big: false,
+            active: None,
+        }
+    }
+
+    pub(super) fn stream(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
+    /// From now on new requests are refused; when all others are answered, the connection ends.
+    pub(super) fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Takes and answers requests until there is nothing to do. Ready when the connection has
+    /// ended and every reply is sent.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ServeError>> {
+        self.shared.awake();
+        loop {
+            let took = self.take_requests()?;
+            let sent = self.poll_send(cx)?;
+            if !self.reading {
+                if self.all_answered(sent) {
+                    return Poll::Ready(Ok(()));
+                }
+            } else if took == Took::Full {
+                if self.has_room_for_next() {
+                    continue;
+                }
+            } else if self.poll_fill(cx)?.is_ready() {
+                continue;
+            } else if self.stopping && self.input.bytes().is_empty() && self.all_answered(sent) {
+                return Poll::Ready(Ok(()));
+            }
+            self.rest(cx);
+            return Poll::Pending;
+        }
+    }
+
+    fn all_answered(&self, sent: Poll<()>) -> bool {
+        sent.is_ready() && self.shared.requests() == 0
+    }
+
+    /// The task is about to sleep.
+    fn rest(&mut self, cx: &mut Context<'_>) {
+        self.input.release_if_empty();
+        self.shared.sleep(cx.waker());
+        if !self.options.spin.is_zero()
+            && self.active.is_some_and(|at| at.elapsed() < self.options.spin)
+        {
+            // The task stays runnable: the runtime looks at its sockets before it comes back.
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn note_activity(&mut self) {
+        if !self.options.spin.is_zero() {
+            self.active = Some(Instant::now());
+        }
+    }
+
+    /// Sends replies; ready when none is left.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, ServeError> {
+        let mut sent_any = false;
+        loop {
+            let mut outbox = self.shared.outbox().borrow_mut();
+            if outbox.is_empty() {
+                break;
+            }
+            let stream = Pin::new(&mut self.stream);
+            let count = match outbox.with_slices(|slices| stream.poll_write_vectored(cx, slices)) {
+                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Ok(0)) => return Err(ServeError::closed_early()),
+                Poll::Ready(count) => count?,
+            };
+            let written = outbox.advance(count);
+            drop(outbox);
+            self.shared.release(written);
+            sent_any = true;
+        }
+        if sent_any {
+            self.note_activity();
+        }
+        // What wraps the socket may hold something back even when nothing new was written.
+        match Pin::new(&mut self.stream).poll_flush(cx)? {
+            Poll::Ready(()) => Ok(Poll::Ready(())),
+            Poll::Pending => Ok(Poll::Pending),
+        }
+    }
+
+    /// Reads once, from the place where the next bytes belong. Ready when something was read, or
+    /// the client will send no more.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, ServeError> {
+        let stream = Pin::new(&mut self.stream);
+        let polled = match &mut self.arriving {
+            Arriving::Payload { buf, filled, .. } => {
+                let mut free = ReadBuf::new(&mut buf.bytes_mut()[*filled..]);
+                let polled = stream.poll_read(cx, &mut free);
+                let count = free.filled().len();
+                *filled += count;
+                polled.map_ok(|()| count)
+            }
+            Arriving::Nothing | Arriving::Refuse(_) => {
+                let limit = if self.big { SMALL_INPUT } else { INPUT };
+                self.input.poll_fill(stream, cx, limit)
+            }
+        };
+        match polled {
+            Poll::Pending => Ok(Poll::Pending),
+            Poll::Ready(Ok(0)) => self.at_end(),
+            // TLS says so when the connection ends without a farewell.
+            Poll::Ready(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => self.at_end(),
+            Poll::Ready(count) => {
+                count?;
+                self.note_activity();
+                Ok(Poll::Ready(()))
+            }
+        }
+    }
+
+    /// The client sends no more.
+    fn at_end(&mut self) -> Result<Poll<()>, ServeError> {
+        let between = matches!(self.arriving, Arriving::Nothing) && self.input.bytes().is_empty();
+        if !between {
+            return Err(ServeError::closed_early());
+        }
+        self.reading = false;
+        Ok(Poll::Ready(()))
+    }
+
+    /// Takes all the requests that have arrived and for which there is room.
+    fn take_requests(&mut self) -> Result<Took, ServeError> {
+        let mut submitted = false;
+        let took = loop {
+            if !self.reading || !self.finish_payload(&mut submitted) {
+                break Took::Everything;
+            }
+            let Some(head) = RequestHeader::parse(self.session.style, self.input.bytes())? else {
+                break Took::Everything;
+            };
+            match judge(&head, &self.session, self.stopping) {
+                Verdict::HangUp => return Err(ServeError::Protocol(TOO_LONG)),
+                Verdict::Disconnect => self.reading = false,
+                Verdict::Answer { result, payload } => {
+                    if !self.has_room(0) {
+                        break Took::Full;
+                    }
+                    self.consume_header();
+                    self.shared.take(0);
+                    let result = result.map(|()| ReplyData::Done);
+                    self.ticket(&head, RequestKind::of_header(&head), 0)
+                        .answer(&self.shared, result);
+                    self.arriving = Arriving::Refuse(payload);
+                }
+                Verdict::Take { kind, payload } => {
+                    let cost = cost(kind, &head);
+                    if !self.has_room(cost) {
+                        break Took::Full;
+                    }
+                    if payload > 0 && payload < DIRECT && !self.small_payload_is_here(payload) {
+                        break Took::Everything;
+                    }
+                    self.consume_header();
+                    self.shared.take(cost);
+                    self.accept(kind, head, payload, &mut submitted);
+                }
+            }
+        };
+        if submitted {
+            self.session.export.batch_submitted();
+        }
+        Ok(took)
+    }
+
+    fn small_payload_is_here(&self, payload: usize) -> bool {
+        self.input.bytes().len() >= RequestHeader::wire_len(self.session.style) + payload
+    }
+
+    fn consume_header(&mut self) {
+        self.input.consume(RequestHeader::wire_len(self.session.style));
+    }
+
+    fn has_room(&self, bytes: u64) -> bool {
+        let reserved = self.shared.reserved();
+        self.shared.requests() < self.options.max_requests
+            && (reserved == 0 || reserved.saturating_add(bytes) <= self.options.max_bytes)
+    }
+
+    /// Whether the request that waits at the front of the input could be taken now.
+    fn has_room_for_next(&self) -> bool {
+        match RequestHeader::parse(self.session.style, self.input.bytes()) {
+            Ok(Some(head)) => self.has_room(match judge(&head, &self.session, self.stopping) {
+                Verdict::Take { kind, .. } => cost(kind, &head),
+                _ => 0,
+            }),
+            _ => true,
+        }
+    }
+
+    /// Goes on with a payload that has begun; whether it is complete, or there is none.
+    fn finish_payload(&mut self, submitted: &mut bool) -> bool {
+        match std::mem::replace(&mut self.arriving, Arriving::Nothing) {
+            Arriving::Nothing => true,
+            Arriving::Refuse(left) => {
+                let here = self.input.bytes().len();
+                let gone = usize::try_from(left).unwrap_or(usize::MAX).min(here);
+                self.input.consume(gone);
+                let left = left - gone as u64;
+                if left > 0 {
+                    self.arriving = Arriving::Refuse(left);
+                }
+                left == 0
+            }
+            Arriving::Payload { head, mut buf, filled } => {
+                if filled < buf.bytes_mut().len() {
+                    self.arriving = Arriving::Payload { head, buf, filled };
+                    return false;
+                }
+                self.submit(RequestKind::Write, &head, buf.freeze());
+                *submitted = true;
+                true
+            }
+        }
+    }
+
+    /// Begins with a request whose header has been consumed.
+    fn accept(
+        &mut self,
+        kind: RequestKind,
+        head: RequestHeader,
+        payload: usize,
+        submitted: &mut bool,
+    ) {
+        if payload == 0 {
+            self.submit(kind, &head, Bytes::new());
+            *submitted = true;
+            return;
+        }
+        self.big = payload >= BIG;
+        let mut buf = self.options.buffers.get(payload);
+        let target = buf.bytes_mut();
+        let here = self.input.bytes();
+        let filled = here.len().min(target.len());
+        target[..filled].copy_from_slice(&here[..filled]);
+        self.input.consume(filled);
+        self.arriving = Arriving::Payload { head, buf, filled };
+    }
+
+    fn ticket(&self, head: &RequestHeader, kind: RequestKind, reserved: u64) -> Ticket {
+        Ticket {
+            kind,
+            cookie: head.cookie,
+            range: ByteRange::new(head.offset, head.len),
+            df: head.flags & flag::DF != 0,
+            req_one: head.flags & flag::REQ_ONE != 0,
+            min_block: self.session.info.min_block.max(1).into(),
+            reserved,
+        }
+    }
+
+    fn submit(&self, kind: RequestKind, head: &RequestHeader, payload: Bytes) {
+        let ticket = self.ticket(head, kind, cost(kind, head));
+        if kind == RequestKind::BlockStatus && !self.session.info.can_block_status {
+            let all = ReplyData::Extents(vec![Extent::data(ticket.range.len)]);
+            return ticket.answer(&self.shared, Ok(all));
+        }
+        let request = Request {
+            kind,
+            range: ticket.range,
+            fua: head.flags & flag::FUA != 0,
+            no_hole: head.flags & flag::NO_HOLE != 0,
+            fast_zero: head.flags & flag::FAST_ZERO != 0,
+            req_one: ticket.req_one,
+            df: ticket.df,
+            payload,
+        };
+        self.session.export.submit(request, Reply::new(Rc::clone(&self.shared), ticket));
+    }
+}
+
+const TOO_LONG: &str = "a request announces more data than can be skipped";
+
+/// The bytes that a request holds while it is under way.
+fn cost(kind: RequestKind, head: &RequestHeader) -> u64 {
+    match kind {
+        RequestKind::Read | RequestKind::Write => head.len,
+        _ => 0,
+    }
+}
+
+impl RequestKind {
+    /// What decides the form of the reply to a request that was not taken.
+    fn of_header(head: &RequestHeader) -> Self {
+        match Command::from_number(head.command) {
+            Some(Command::Read) => Self::Read,
+            Some(Command::BlockStatus) => Self::BlockStatus,
+            _ => Self::Flush,
+        }
+    }
+}
+
+/// Bytes that were read and not looked at yet. Holds memory only while there are any.
+#[derive(Default)]
+struct Input {
+    memory: Option<Box<[u8]>>,
+    at: usize,
+    end: usize,
+}
+
+/// How many input buffers a thread keeps for its connections.
+const KEPT_INPUTS: usize = 4;
+
+thread_local! {
+    static INPUTS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Input {
+    fn bytes(&self) -> &[u8] {
+        self.memory.as_ref().map_or(&[], |memory| &memory[self.at..self.end])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.at += count;
+    }
+
+    /// Reads once, at most `limit` bytes beyond what is there; how many came.
+    fn poll_fill<S: AsyncRead>(
+        &mut self,
+        stream: Pin<&mut S>,
+        cx: &mut Context<'_>,
+        limit: usize,
+    ) -> Poll<std::io::Result<usize>> {
+        let memory = self.memory.get_or_insert_with(|| {
+            let kept = INPUTS.with_borrow_mut(Vec::pop);
+            kept.unwrap_or_else(|| vec![0; INPUT].into())
+        });
+        // What is left over is less than a header and a small payload.
+        memory.copy_within(self.at..self.end, 0);
+        self.end -= self.at;
+        self.at = 0;
+        let until = memory.len().min(self.end + limit);
+        let mut free = ReadBuf::new(&mut memory[self.end..until]);
+        ready!(stream.poll_read(cx, &mut free))?;
+        let count = free.filled().len();
+        self.end += count;
+        Poll::Ready(Ok(count))
+    }
+
+    /// Gives the buffer to the next connection that needs one.
+    fn release_if_empty(&mut self) {
+        if self.at != self.end {
+            return;
+        }
+        (self.at, self.end) = (0, 0);
+        if let Some(memory) = self.memory.take() {
+            INPUTS.with_borrow_mut(|kept| {
+                if kept.len() < KEPT_INPUTS {
+                    kept.push(memory);
+                }
+            });
+        }
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        self.at = self.end;
+        self.release_if_empty();
+    }
+}

@@ -1,0 +1,320 @@
+use crate::codec::consts::{BASE_ALLOCATION, info, option, option_reply as reply};
+use crate::codec::consts::{INIT_MAGIC, OPTION_MAGIC, handshake};
+use crate::codec::{
+    InfoRequest, MetaRequest, OptionFault, ReplyStyle, export_name, option_error, option_reply,
+};
+use crate::{ClientInfo, Export, ExportInfo, Exports, OpenRefusal, Refusal};
+use std::rc::Rc;
+
+/// The longest data of an option that is looked at, in bytes: a name and 15 long queries.
+pub(super) const MAX_OPTION: u32 = 64 << 10;
+
+/// The identifier under which `base:allocation` is reported.
+pub(super) const BASE_ALLOCATION_ID: u32 = 1;
+
+/// An export that a connection has entered. Tells the export when it is over.
+pub(super) struct Session {
+    pub(super) export: Rc<dyn Export>,
+    pub(super) info: ExportInfo,
+    pub(super) style: ReplyStyle,
+    /// Whether block status was asked for beforehand.
+    pub(super) block_status: bool,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.export.closed();
+    }
+}
+
+/// What is to be done after an option was answered.
+pub(super) enum Step {
+    /// Read the next option.
+    Continue,
+    /// Begin TLS once the answer is sent.
+    StartTls,
+    /// Begin transmission once the answer is sent.
+    Enter(Session),
+    /// Close once the answer is sent.
+    HangUp,
+}
+
+/// How this connection stands to TLS.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Tls {
+    Off,
+    Offered,
+    Required,
+    Active,
+}
+
+/// The server's side of option haggling, without I/O.
+pub(super) struct Negotiation<'a> {
+    exports: &'a dyn Exports,
+    client: ClientInfo,
+    tls: Tls,
+    max_payload: u32,
+    fixed: bool,
+    no_zeroes: bool,
+    style: ReplyStyle,
+    /// The export for which `base:allocation` was selected.
+    selected: Option<String>,
+}
+
+/// The greeting: what the server sends first.
+pub(super) fn greeting() -> [u8; 18] {
+    let mut bytes = [0; 18];
+    bytes[..8].copy_from_slice(&INIT_MAGIC.to_be_bytes());
+    bytes[8..16].copy_from_slice(&OPTION_MAGIC.to_be_bytes());
+    bytes[16..].copy_from_slice(&OUR_FLAGS.to_be_bytes());
+    bytes
+}
+
+const OUR_FLAGS: u16 = handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES;
+
+impl<'a> Negotiation<'a> {
+    /// Begins with the client's answer to the greeting; `None` when it has flags that nobody
+    /// offered, and must be left alone.
+    pub(super) fn new(
+        exports: &'a dyn Exports,
+        client: ClientInfo,
+        tls: Tls,
+        max_payload: u32,
+        client_flags: u32,
+    ) -> Option<Self> {
+        let flags = u16::try_from(client_flags).ok().filter(|flags| flags & !OUR_FLAGS == 0)?;
+        Some(Self {
+            exports,
+            client,
+            tls,
+            max_payload,
+            fixed: flags & handshake::FIXED_NEWSTYLE != 0,
+            no_zeroes: flags & handshake::NO_ZEROES != 0,
+            style: ReplyStyle::Simple,
+            selected: None,
+        })
+    }
+
+    /// Continues inside TLS: nothing that was agreed on in the clear holds any more.
+    pub(super) fn tls_began(&mut self) {
+        self.tls = Tls::Active;
+        self.client.tls = true;
+        self.style = ReplyStyle::Simple;
+        self.selected = None;
+    }
+
+    /// Refuses an option whose data were too long to be read.
+    pub(super) fn too_long(&self, code: u32, out: &mut Vec<u8>) -> Step {
+        if code == option::EXPORT_NAME || !self.fixed {
+            return Step::HangUp;
+        }
+        option_error(out, code, reply::ERR_TOO_BIG, "the option's data are too long");
+        Step::Continue
+    }
+
+    /// Answers one option into `out`.
+    pub(super) fn option(&mut self, code: u32, data: &[u8], out: &mut Vec<u8>) -> Step {
+        if code == option::EXPORT_NAME {
+            return self.export_name(data, out);
+        }
+        if !self.fixed {
+            // Such a client could not read an answer.
+            return Step::HangUp;
+        }
+        if code == option::ABORT {
+            option_reply(out, code, reply::ACK, &[]);
+            return Step::HangUp;
+        }
+        if self.tls == Tls::Required && code != option::STARTTLS {
+            option_error(out, code, reply::ERR_TLS_REQD, "this server demands TLS");
+            return Step::Continue;
+        }
+        let done = match code {
+            option::STARTTLS => return self.start_tls(data, out),
+            option::GO => return self.go(data, out),
+            option::LIST => self.list(data, out),
+            option::INFO => self.info(data, out),
+            option::STRUCTURED_REPLY => self.agree_on(ReplyStyle::Structured, data),
+            option::EXTENDED_HEADERS => self.agree_on(ReplyStyle::Extended, data),
+            option::LIST_META_CONTEXT => self.list_contexts(data, out),
+            option::SET_META_CONTEXT => self.set_contexts(data, out),
+            _ => Err(Fault(reply::ERR_UNSUP, "the server does not know this option".into())),
+        };
+        match done {
+            Ok(()) => option_reply(out, code, reply::ACK, &[]),
+            Err(Fault(kind, text)) => option_error(out, code, kind, &text),
+        }
+        Step::Continue
+    }
+
+    fn export_name(&self, data: &[u8], out: &mut Vec<u8>) -> Step {
+        if self.tls == Tls::Required || self.style == ReplyStyle::Extended {
+            return Step::HangUp;
+        }
+        let Ok(session) = export_name(data).map_err(Fault::from).and_then(|name| self.open(&name))
+        else {
+            return Step::HangUp;
+        };
+        out.extend(session.info.size.to_be_bytes());
+        out.extend(session.info.flags(self.style).0.to_be_bytes());
+        if !self.no_zeroes {
+            out.extend([0; 124]);
+        }
+        Step::Enter(session)
+    }
+
+    fn start_tls(&self, data: &[u8], out: &mut Vec<u8>) -> Step {
+        let refuse = |kind, text| (kind, text);
+        let (kind, text) = match self.tls {
+            _ if !data.is_empty() => refuse(reply::ERR_INVALID, "this option takes no data"),
+            Tls::Active => refuse(reply::ERR_INVALID, "the connection is inside TLS already"),
+            Tls::Off => refuse(reply::ERR_POLICY, "this server has no TLS"),
+            Tls::Offered | Tls::Required => {
+                option_reply(out, option::STARTTLS, reply::ACK, &[]);
+                return Step::StartTls;
+            }
+        };
+        option_error(out, option::STARTTLS, kind, text);
+        Step::Continue
+    }
+
+    fn list(&self, data: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
+        no_data(data)?;
+        for export in self.exports.list(&self.client) {
+            let mut item = Vec::new();
+            item.extend(u32::try_from(export.name.len()).unwrap_or(u32::MAX).to_be_bytes());
+            item.extend(export.name.as_bytes());
+            item.extend(export.description.as_bytes());
+            option_reply(out, option::LIST, reply::SERVER, &item);
+        }
+        Ok(())
+    }
+
+    fn info(&self, data: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
+        let request = InfoRequest::parse(data)?;
+        let info = self.exports.info(&request.name, &self.client)?;
+        self.describe(option::INFO, &request, &info, out);
+        Ok(())
+    }
+
+    fn go(&self, data: &[u8], out: &mut Vec<u8>) -> Step {
+        let opened = InfoRequest::parse(data)
+            .map_err(Fault::from)
+            .and_then(|request| self.open(&request.name).map(|session| (request, session)));
+        match opened {
+            Ok((request, session)) => {
+                self.describe(option::GO, &request, &session.info, out);
+                option_reply(out, option::GO, reply::ACK, &[]);
+                Step::Enter(session)
+            }
+            Err(Fault(kind, text)) => {
+                option_error(out, option::GO, kind, &text);
+                Step::Continue
+            }
+        }
+    }
+
+    fn open(&self, name: &str) -> Result<Session, Fault> {
+        let export = self.exports.open(name, &self.client)?;
+        let mut info = export.info();
+        info.max_block = info.max_block.min(self.max_payload);
+        let block_status = self.selected.as_deref() == Some(name);
+        Ok(Session { export, info, style: self.style, block_status })
+    }
+
+    /// The pieces of information about an export.
+    fn describe(&self, code: u32, request: &InfoRequest, about: &ExportInfo, out: &mut Vec<u8>) {
+        let mut piece = |kind: u16, parts: &[&[u8]]| {
+            let data = [&[&kind.to_be_bytes()[..]], parts].concat().concat();
+            option_reply(out, code, reply::INFO, &data);
+        };
+        let flags = about.flags(self.style).0.to_be_bytes();
+        piece(info::EXPORT, &[&about.size.to_be_bytes(), &flags]);
+        let largest = about.max_block.min(self.max_payload);
+        let sizes = [about.min_block, about.preferred_block, largest].map(u32::to_be_bytes);
+        piece(info::BLOCK_SIZE, &[&sizes.concat()]);
+        if request.kinds.contains(&info::NAME) {
+            piece(info::NAME, &[about.name.as_bytes()]);
+        }
+        if request.kinds.contains(&info::DESCRIPTION) && !about.description.is_empty() {
+            piece(info::DESCRIPTION, &[about.description.as_bytes()]);
+        }
+    }
+
+    fn agree_on(&mut self, style: ReplyStyle, data: &[u8]) -> Result<(), Fault> {
+        no_data(data)?;
+        if self.style > style {
+            let text = "extended headers are agreed on already";
+            return Err(Fault(reply::ERR_EXT_HEADER_REQD, text.into()));
+        }
+        self.style = style;
+        Ok(())
+    }
+
+    fn list_contexts(&self, data: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
+        let request = self.context_request(data)?;
+        let wanted = |query: &Vec<u8>| query == b"base:" || query == BASE_ALLOCATION.as_bytes();
+        if request.queries.is_empty() || request.queries.iter().any(wanted) {
+            context(option::LIST_META_CONTEXT, 0, out);
+        }
+        Ok(())
+    }
+
+    fn set_contexts(&mut self, data: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
+        // Whatever comes of it, the former selection is gone.
+        self.selected = None;
+        let request = self.context_request(data)?;
+        if request.queries.iter().any(|query| query == BASE_ALLOCATION.as_bytes()) {
+            context(option::SET_META_CONTEXT, BASE_ALLOCATION_ID, out);
+            self.selected = Some(request.name);
+        }
+        Ok(())
+    }
+
+    fn context_request(&self, data: &[u8]) -> Result<MetaRequest, Fault> {
+        if self.style == ReplyStyle::Simple {
+            let text = "structured replies must be agreed on first";
+            return Err(Fault(reply::ERR_INVALID, text.into()));
+        }
+        let request = MetaRequest::parse(data)?;
+        self.exports.info(&request.name, &self.client)?;
+        Ok(request)
+    }
+}
+
+fn context(code: u32, id: u32, out: &mut Vec<u8>) {
+    let data = [&id.to_be_bytes(), BASE_ALLOCATION.as_bytes()].concat();
+    option_reply(out, code, reply::META_CONTEXT, &data);
+}
+
+fn no_data(data: &[u8]) -> Result<(), Fault> {
+    if data.is_empty() {
+        Ok(())
+    } else {
+        Err(Fault(reply::ERR_INVALID, "this option takes no data".into()))
+    }
+}
+
+/// An error reply: its kind and text.
+struct Fault(u32, String);
+
+impl From<OptionFault> for Fault {
+    fn from(fault: OptionFault) -> Self {
+        match fault {
+            OptionFault::Invalid(text) => Self(reply::ERR_INVALID, text.into()),
+            OptionFault::TooBig(text) => Self(reply::ERR_TOO_BIG, text.into()),
+        }
+    }
+}
+
+impl From<OpenRefusal> for Fault {
+    fn from(refusal: OpenRefusal) -> Self {
+        let kind = match refusal.refusal {
+            Refusal::Unknown => reply::ERR_UNKNOWN,
+            Refusal::Policy => reply::ERR_POLICY,
+            Refusal::TlsRequired => reply::ERR_TLS_REQD,
+            Refusal::Shutdown => reply::ERR_SHUTDOWN,
+        };
+        Self(kind, refusal.message)
+    }
+}
