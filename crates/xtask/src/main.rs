@@ -1,2 +1,51 @@
-//! Repository chores.
-fn main() {}
+//! Repository chores: `cargo xtask tidy`, `cargo xtask test`, `cargo xtask packages`.
+
+mod debian;
+mod test_run;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+  tidy              check the rules of the repository: rooms, sources, lints, licences
+  test [ARGS]       install what the tests need (as root on Debian), run `cargo test` for the whole
+                    workspace (or with ARGS), and print how many tests passed and failed
+  packages          install what the tests need (as root on Debian), or say what is missing";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let command = args.next();
+    let done = match command.as_deref() {
+        Some("tidy") => tidy(),
+        Some("test") => test_run::run(&args.collect::<Vec<_>>()),
+        Some("packages") => debian::install_missing().map(|()| true),
+        Some("help" | "-h" | "--help") => {
+            println!("{USAGE}");
+            Ok(true)
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tidy() -> anyhow::Result<bool> {
+    let faults = xtask::tidy(&xtask::root())?;
+    for fault in &faults {
+        eprintln!("error: {fault}");
+    }
+    match faults.len() {
+        0 => println!("tidy: nothing to complain about"),
+        count => eprintln!("tidy: {count} to put right"),
+    }
+    Ok(faults.is_empty())
+}

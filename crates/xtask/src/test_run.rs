@@ -1,0 +1,99 @@
+//! All tests, and one line that says how many.
+
+use crate::debian;
+use anyhow::{Context, Result};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::process::{Command, Stdio};
+
+/// Budgets of tests that could go on for as long as one likes; what the caller has set stays.
+const BUDGETS: [(&str, &str); 1] = [("HOLDFAST_SIM_SEEDS", "200")];
+
+/// Runs the tests; whether all went well and there was at least one. The last line printed is
+/// `N passed, N failed`, over all test binaries.
+///
+/// # Errors
+/// When the programs that tests need cannot be installed, or cargo does not start.
+pub(crate) fn run(args: &[String]) -> Result<bool> {
+    debian::install_missing()?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.arg("test");
+    if args.is_empty() {
+        cargo.args(["--workspace", "--no-fail-fast"]);
+    } else {
+        cargo.args(args);
+    }
+    for (name, value) in BUDGETS {
+        if std::env::var_os(name).is_none() {
+            cargo.env(name, value);
+        }
+    }
+    if std::io::stderr().is_terminal() {
+        cargo.env("CARGO_TERM_COLOR", "always");
+    }
+    let mut running = cargo.stdout(Stdio::piped()).spawn().context("cargo does not start")?;
+    let output = running.stdout.take().expect("standard output was asked for");
+    let mut counts = Counts::default();
+    let mut out = std::io::stdout();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("the output of cargo test cannot be read")?;
+        counts.add(&String::from_utf8_lossy(&line));
+        // Nobody may be listening; the tests go on.
+        let _ = out.write_all(&line).and_then(|()| out.write_all(b"\n"));
+    }
+    let status = running.wait().context("cargo test was lost")?;
+    let well = status.success() && counts.failed == 0 && counts.passed > 0;
+    if !status.success() && counts.failed == 0 {
+        eprintln!("error: cargo test ended with {status}: a build or a test program broke off");
+    }
+    if status.success() && counts.passed == 0 {
+        eprintln!("error: no test ran");
+    }
+    println!("{} passed, {} failed", counts.passed, counts.failed);
+    Ok(well)
+}
+
+/// Sums over the summaries that each test binary prints.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+}
+
+impl Counts {
+    /// Adds a line like `test result: ok. 18 passed; 0 failed; 0 ignored; ...`; any other line is
+    /// nothing to it.
+    fn add(&mut self, line: &str) {
+        let Some((_, summary)) = line.split_once("test result: ") else { return };
+        let count = |word: &str| {
+            let counts = summary.split(". ").nth(1)?.split("; ");
+            counts.filter_map(|part| part.strip_suffix(word)).find_map(|n| n.parse::<u64>().ok())
+        };
+        if let (Some(passed), Some(failed)) = (count(" passed"), count(" failed")) {
+            self.passed += passed;
+            self.failed += failed;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counts;
+
+    #[test]
+    fn summaries_are_summed() {
+        let mut counts = Counts::default();
+        for line in [
+            "running 3 tests",
+            "test codec::tests::golden ... ok",
+            "test result: ok. 18 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; \
+             finished in 0.04s",
+            "test result: FAILED. 14 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; \
+             finished in 0.10s",
+            "I say: test result: is good",
+            "7 passed; 7 failed",
+        ] {
+            counts.add(line);
+        }
+        assert_eq!(counts, Counts { passed: 32, failed: 4 });
+    }
+}
