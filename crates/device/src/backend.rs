@@ -4,7 +4,7 @@ use std::io;
 /// What stands behind a block device: the data of one resource or export.
 ///
 /// Requests come from several threads at once and never leave `0..size()`. Their bounds are
-/// multiples of 512 bytes, and a read or write is at most [`holdfast_units::MAX_REQUEST`] long;
+/// multiples of `block_size()`, and a read or write is at most [`holdfast_units::MAX_REQUEST`] long;
 /// `trim` and `write_zeroes` can be up to 4 GiB.
 ///
 /// Every call must end in bounded time, with an error if need be: a request that waits for ever
@@ -13,6 +13,15 @@ use std::io;
 pub trait Backend: Send + Sync + 'static {
     /// The size in bytes. Does not change while the device is attached.
     fn size(&self) -> u64;
+
+    /// What the bounds of every request are a multiple of, and the logical block size of the
+    /// device: a power of two from 512 to 4096.
+    ///
+    /// The default is 512 bytes, what nearly every disk has: a partition table or an image that
+    /// was made elsewhere then means the same here.
+    fn block_size(&self) -> u32 {
+        512
+    }
 
     /// Fills `data` from `offset`.
     ///

@@ -56,7 +56,7 @@ pub struct LocalDevice {
 impl LocalDevice {
     /// Makes a block device for the backend, with the link `NAME` in the directory of links.
     ///
-    /// Its logical blocks are 512 bytes. A write that it has completed was completed by the
+    /// Its logical blocks are the backend's. A write that it has completed was completed by the
     /// backend, and a flush of it is a flush of the backend. A discard makes the range read as
     /// zeroes. Takes well under a second, and makes no request of the backend by itself.
     ///
@@ -69,10 +69,7 @@ impl LocalDevice {
         options: &DeviceOptions,
     ) -> Result<Self, DeviceError> {
         check_name(name)?;
-        let size = backend.size();
-        if size == 0 || !size.is_multiple_of(512) {
-            return Err(DeviceError::Size { name: name.to_owned(), size });
-        }
+        check_geometry(name, backend.size(), backend.block_size())?;
         let kind = choose(options.via)?;
         if kind != Kind::Fuse {
             return Err(Refusal { reasons: vec![(kind, "it has no driver".to_owned())] }.into());
@@ -224,6 +221,17 @@ impl std::fmt::Debug for LocalDevice {
         let node = self.node();
         f.debug_struct("LocalDevice").field("link", &self.link).field("node", &node).finish()
     }
+}
+
+fn check_geometry(name: &str, size: u64, block: u32) -> Result<(), DeviceError> {
+    let name = || name.to_owned();
+    if !block.is_power_of_two() || !(512..=4096).contains(&block) {
+        return Err(DeviceError::BlockSize { name: name(), block });
+    }
+    if size == 0 || !size.is_multiple_of(u64::from(block)) {
+        return Err(DeviceError::Size { name: name(), size, block });
+    }
+    Ok(())
 }
 
 /// Removes a link of an earlier run that leads to no device; refuses when anything else is there.

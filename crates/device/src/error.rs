@@ -14,12 +14,22 @@ pub enum DeviceError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The backend's size cannot be the size of a block device.
-    #[error("the device {name} was not made: {size} bytes is not a multiple of 512 above zero")]
+    #[error("the device {name} was not made: {size} bytes are not one or more blocks of {block}")]
     Size {
         /// The device.
         name: String,
         /// The backend's size in bytes.
         size: u64,
+        /// The backend's block size in bytes.
+        block: u32,
+    },
+    /// The backend's block size cannot be the block size of a block device.
+    #[error("the device {name} was not made: its blocks of {block} bytes are not 512 to 4096")]
+    BlockSize {
+        /// The device.
+        name: String,
+        /// The backend's block size in bytes.
+        block: u32,
     },
     /// Something else has the place that the device would take.
     #[error("the device {name} was not made: {} {why}", path.display())]

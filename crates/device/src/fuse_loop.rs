@@ -33,8 +33,10 @@ impl FuseLoop {
         threads: usize,
     ) -> Result<Self, DeviceError> {
         let directory = make_directory(run_dir, name)?;
-        let made = FuseMount::new(&directory, name, backend, threads)
-            .and_then(|mount| LoopDevice::over(&mount.file()).map(|device| (mount, device)));
+        let block_size = backend.block_size();
+        let made = FuseMount::new(&directory, name, backend, threads).and_then(|mount| {
+            LoopDevice::over(&mount.file(), block_size).map(|device| (mount, device))
+        });
         match made {
             Ok((mount, device)) => Ok(Self { directory, mount, device, bound: true }),
             Err(error) => {

@@ -20,10 +20,6 @@ const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 const LO_NAME_SIZE: usize = 64;
 
-/// The logical block size: what nearly every disk has, so that a partition table or image made
-/// elsewhere means the same here. Direct I/O on the FUSE file asks for no more.
-const LOGICAL_BLOCK: u32 = 512;
-
 /// How often a free device is asked for that somebody else then takes first.
 const TRIES: u32 = 16;
 
@@ -87,8 +83,8 @@ pub(crate) struct LoopDevice {
 }
 
 impl LoopDevice {
-    /// Puts a free loop device over the file, with direct I/O.
-    pub(crate) fn over(backing: &Path) -> Result<Self, DeviceError> {
+    /// Puts a free loop device with these logical blocks over the file, with direct I/O.
+    pub(crate) fn over(backing: &Path, block_size: u32) -> Result<Self, DeviceError> {
         let file = File::options()
             .read(true)
             .write(true)
@@ -108,7 +104,7 @@ impl LoopDevice {
             let failed = |what| DeviceError::system::<io::Error>(what, &node);
             let number = sysinfo::device_number(&name).map_err(failed("reading the number"))?;
             let device = open_node(&node, number).map_err(failed("opening a loop device"))?;
-            match configure(&device, &file, backing) {
+            match configure(&device, &file, backing, block_size) {
                 Ok(()) => return Ok(Self { name, node, number, backing: backing.to_owned() }),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(failed("configuring a loop device")(error)),
@@ -183,14 +179,14 @@ fn get_free(control: &File) -> io::Result<c_int> {
     check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE, 0) })
 }
 
-fn configure(device: &File, backing: &File, path: &Path) -> io::Result<()> {
+fn configure(device: &File, backing: &File, path: &Path, block_size: u32) -> io::Result<()> {
     let mut info = LoopInfo { flags: LO_FLAGS_DIRECT_IO, ..LoopInfo::ZERO };
     // Only shown to people; its last byte must stay zero.
     let shown = path.as_os_str().as_encoded_bytes();
     let length = shown.len().min(LO_NAME_SIZE - 1);
     info.file_name[..length].copy_from_slice(&shown[..length]);
     let fd = u32::try_from(backing.as_raw_fd()).expect("a descriptor is not negative");
-    let config = LoopConfig { fd, block_size: LOGICAL_BLOCK, info, reserved: [0; 8] };
+    let config = LoopConfig { fd, block_size, info, reserved: [0; 8] };
     // SAFETY: `config` has the size and layout of `struct loop_config` (asserted above), the
     // kernel only reads it, and both descriptors are open for the length of the call.
     check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) }).map(drop)

@@ -304,6 +304,9 @@ fn what_cannot_be_attached_is_refused() {
     assert!(matches!(attach("../x", MIB).unwrap_err(), DeviceError::Name(_)));
     assert!(matches!(attach("r0", 0).unwrap_err(), DeviceError::Size { .. }));
     assert!(matches!(attach("r0", 4000).unwrap_err(), DeviceError::Size { .. }));
+    let memory = Memory::with_blocks(MIB, 8192) as Arc<dyn Backend>;
+    let refused = LocalDevice::attach("r0", memory, &place.options).unwrap_err();
+    assert!(matches!(refused, DeviceError::BlockSize { .. }), "{refused}");
 
     let device = attach("r0", MIB).unwrap();
     let twice = attach("r0", MIB).unwrap_err();

@@ -29,6 +29,7 @@ pub(crate) fn possible() -> bool {
 #[derive(Default)]
 pub(crate) struct Memory {
     data: Mutex<Vec<u8>>,
+    block_size: u32,
     /// Every request fails.
     pub(crate) broken: AtomicBool,
     pub(crate) flushes: AtomicU64,
@@ -42,8 +43,12 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(size: u64) -> Arc<Self> {
+        Self::with_blocks(size, 512)
+    }
+
+    pub(crate) fn with_blocks(size: u64, block_size: u32) -> Arc<Self> {
         let data = Mutex::new(vec![0; usize::try_from(size).unwrap()]);
-        Arc::new(Self { data, ..Self::default() })
+        Arc::new(Self { data, block_size, ..Self::default() })
     }
 
     pub(crate) fn bytes(&self, offset: u64, length: usize) -> Vec<u8> {
@@ -80,6 +85,10 @@ impl Memory {
 impl Backend for Memory {
     fn size(&self) -> u64 {
         self.data.lock().unwrap().len() as u64
+    }
+
+    fn block_size(&self) -> u32 {
+        self.block_size
     }
 
     fn read_at(&self, data: &mut [u8], offset: u64) -> io::Result<()> {
