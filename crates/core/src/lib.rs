@@ -1,1 +1,29 @@
-//! Holdfast: core.
+//! The replication engine of ONE resource on ONE node.
+//!
+//! It is sans-IO and deterministic: [`Core::on`] takes one [`Event`] and appends the [`Action`]s
+//! that the driver must carry out. No clock, socket, file, thread or random source is used inside;
+//! the same events give the same actions. The promises, the states and the messages are described in
+//! `docs/design/replication.md`.
+
+#![deny(clippy::cast_possible_truncation)]
+
+mod actlog;
+mod decide;
+mod engine;
+mod event;
+mod generation;
+mod link;
+mod locks;
+mod peer_io;
+mod persist;
+mod requests;
+mod roles;
+mod sync;
+
+pub use engine::Core;
+
+pub use event::{
+    Action, Attachment, Command, CommandId, Config, DiskOpId, DiskOutcome, Event, IoFailure,
+    LinkId, MetaOpId, Notice, Options, PeerConfig, PeerSnapshot, Refusal, RequestId, RequestKind,
+    ResyncProgress, Snapshot,
+};

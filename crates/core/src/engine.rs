@@ -1,0 +1,498 @@
+//! The core's state and its one entry: handle the event, put the invariants back, assert.
+
+use crate::actlog::ActivityLog;
+use crate::event::{
+    Action, Command, CommandId, Config, DiskOpId, DiskOutcome, Event, IoFailure, LinkId, MetaOpId,
+    Notice, Options, PeerConfig, PeerSnapshot, RequestId, Snapshot,
+};
+use crate::generation::{Bump, Gens};
+use crate::link::Peer;
+use crate::locks::{Locks, Owner};
+use crate::peer_io::PeerWrite;
+use crate::persist::Meta;
+use crate::requests::{FlushRequest, ReadRequest, WriteRequest};
+use crate::roles::{Promise, Promotion, Stopping};
+use crate::sync::{ResyncRead, ResyncWrite};
+use bytes::Bytes;
+use holdfast_units::{
+    BLOCK_SIZE, ByteRange, ConnectionState, DiskState, GenerationId, MAX_NODES, Millis, NodeId,
+    PeerSet, Role,
+};
+use holdfast_wire::Message;
+use slab::Slab;
+use std::collections::{BTreeMap, VecDeque};
+
+/// What a disk operation was for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum DiskJob {
+    /// The local part of a client's write.
+    Write(usize),
+    /// A client's read.
+    Read(usize),
+    /// The local part of a client's flush.
+    Flush(usize),
+    /// A peer's write.
+    PeerWrite(usize),
+    /// A peer's read.
+    PeerRead { peer: NodeId, link: LinkId, id: u64 },
+    /// A peer's flush.
+    PeerFlush { peer: NodeId, link: LinkId, id: u64 },
+    /// Read for a resync target.
+    ResyncRead(usize),
+    /// One run of what a resync source sent.
+    ResyncWrite(usize),
+    /// Before extents are given up.
+    ActivityLogFlush,
+    /// Before the progress of a resync is made durable.
+    CheckpointFlush,
+    /// Before this node says that it has everything.
+    CompleteFlush { peer: NodeId, link: LinkId },
+    /// Before the bitmaps of a new resync are written.
+    TargetFlush { peer: NodeId, link: LinkId },
+    /// Before the resource stops.
+    StopFlush,
+}
+
+/// The replication engine of one resource on one node. See the crate's documentation.
+pub struct Core {
+    pub(crate) node: NodeId,
+    pub(crate) config: Config,
+    pub(crate) options: Options,
+    pub(crate) now: Millis,
+    pub(crate) out: Vec<Action>,
+    random: u64,
+
+    pub(crate) role: Role,
+    pub(crate) disk: DiskState,
+    /// A disk is configured, whether or not it works now.
+    pub(crate) diskful: bool,
+    pub(crate) gens: Gens,
+    pub(crate) boot_changed: bool,
+    pub(crate) crashed_primary: bool,
+    pub(crate) following: Option<NodeId>,
+    pub(crate) outdated: bool,
+    /// Which promotion this node is or follows, and the last write of it.
+    pub(crate) epoch: u64,
+    pub(crate) last_write: u64,
+    pub(crate) last_settled_sent: u64,
+
+    pub(crate) meta: Option<Meta>,
+    pub(crate) al: Option<ActivityLog>,
+    /// The planned transaction of the activity log gives extents up.
+    pub(crate) al_evicts: bool,
+    pub(crate) locks: Locks,
+    pub(crate) runnable: VecDeque<Owner>,
+    pub(crate) granted: Vec<Owner>,
+    pub(crate) peers: BTreeMap<NodeId, Peer>,
+    /// Peers to which writes are sent.
+    pub(crate) receivers: PeerSet,
+    /// Members with a disk (this node among them) that writes do not reach.
+    pub(crate) missing: PeerSet,
+
+    pub(crate) writes: Slab<WriteRequest>,
+    pub(crate) by_seq: BTreeMap<u64, usize>,
+    pub(crate) reads: Slab<ReadRequest>,
+    pub(crate) flushes: Slab<FlushRequest>,
+    pub(crate) peer_writes: Slab<PeerWrite>,
+    pub(crate) resync_reads: Slab<ResyncRead>,
+    pub(crate) resync_writes: Slab<ResyncWrite>,
+    disk_ops: Slab<DiskJob>,
+    /// Numbers of flushes of the local disk: issued, and done up to.
+    pub(crate) flush_issued: u64,
+    pub(crate) flush_done: u64,
+    flush_numbers: BTreeMap<DiskOpId, u64>,
+    disk_serial: u64,
+
+    /// Members whose loss asks for a new generation before the next write completes.
+    pub(crate) bump_for: PeerSet,
+    pub(crate) bump: Option<Bump>,
+    /// Writes that wait for a new generation before they start.
+    pub(crate) want_generation: VecDeque<usize>,
+    pub(crate) promotion: Option<Promotion>,
+    pub(crate) promise: Option<Promise>,
+    pub(crate) demotion: Option<CommandId>,
+    pub(crate) stopping: Option<Stopping>,
+    pub(crate) io_errors: u64,
+}
+
+impl Core {
+    /// A node that is Secondary, not connected, and Diskless until [`Event::Attach`] comes. Links
+    /// are asked for by the first [`Event::Tick`] or [`Event::Attach`].
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let mut core = Self {
+            node: config.node,
+            options: config.options.clone(),
+            now: Millis(0),
+            out: Vec::new(),
+            random: config.seed,
+            role: Role::Secondary,
+            disk: DiskState::Diskless,
+            diskful: false,
+            gens: Gens::default(),
+            boot_changed: false,
+            crashed_primary: false,
+            following: None,
+            outdated: false,
+            epoch: 0,
+            last_write: 0,
+            last_settled_sent: 0,
+            meta: None,
+            al: None,
+            al_evicts: false,
+            locks: Locks::default(),
+            runnable: VecDeque::new(),
+            granted: Vec::new(),
+            peers: BTreeMap::new(),
+            receivers: PeerSet::EMPTY,
+            missing: PeerSet::EMPTY,
+            writes: Slab::new(),
+            by_seq: BTreeMap::new(),
+            reads: Slab::new(),
+            flushes: Slab::new(),
+            peer_writes: Slab::new(),
+            resync_reads: Slab::new(),
+            resync_writes: Slab::new(),
+            disk_ops: Slab::new(),
+            flush_issued: 0,
+            flush_done: 0,
+            flush_numbers: BTreeMap::new(),
+            disk_serial: 0,
+            bump_for: PeerSet::EMPTY,
+            bump: None,
+            want_generation: VecDeque::new(),
+            promotion: None,
+            promise: None,
+            demotion: None,
+            stopping: None,
+            io_errors: 0,
+            config,
+        };
+        for peer in core.config.peers.clone() {
+            core.insert_peer(&peer);
+        }
+        core
+    }
+
+    pub(crate) fn insert_peer(&mut self, peer: &PeerConfig) {
+        if peer.node != self.node {
+            self.peers.insert(peer.node, Peer::new(peer, self.blocks()));
+        }
+    }
+
+    /// Takes one event at the time `now` and appends what has to be done.
+    ///
+    /// # Panics
+    /// When an invariant of the core itself is broken: a bug, never the fault of a peer or client.
+    pub fn on(&mut self, now: Millis, event: Event, out: &mut Vec<Action>) {
+        self.now = self.now.max(now);
+        std::mem::swap(&mut self.out, out);
+        self.handle(event);
+        self.restore();
+        self.check();
+        std::mem::swap(&mut self.out, out);
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Attach(image) => self.attach(*image),
+            Event::Request(id, kind) => self.request(id, kind),
+            Event::DiskDone(op, result) => self.disk_done(op, result),
+            Event::MetaDone(op, result) => self.meta_done(op, result),
+            Event::PeerUp(peer, link) => self.peer_up(peer, link),
+            Event::PeerMessage(peer, link, message) => self.peer_message(peer, link, message),
+            Event::PeerDown(peer, link) => self.peer_down(peer, link),
+            Event::Command(id, command) => self.command(id, command),
+            Event::Tick => {}
+        }
+    }
+
+    /// Puts back what must always hold. Each step may make another one necessary; every round
+    /// starts something that only a later event can end, so the loop ends.
+    fn restore(&mut self) {
+        self.connect_wanted();
+        loop {
+            self.run_granted();
+            self.plan_activity_log();
+            self.start_bump_if_needed();
+            self.answer_states();
+            self.deliver_held();
+            self.pump_resyncs();
+            self.finish_role_changes();
+            self.tick();
+            self.flush_superblock();
+            if self.runnable.is_empty() {
+                break;
+            }
+        }
+    }
+
+    fn run_granted(&mut self) {
+        while let Some(owner) = self.runnable.pop_front() {
+            match owner {
+                Owner::Write(key) => self.advance_write(key),
+                Owner::PeerWrite(key) => self.advance_peer_write(key),
+                Owner::ResyncWrite(key) => self.start_resync_write(key),
+                Owner::ResyncRead(key) => self.start_resync_read(key),
+            }
+        }
+    }
+
+    fn check(&self) {
+        debug_assert!(!self.receivers.contains(self.node), "a node does not send to itself");
+        debug_assert!(
+            self.disk != DiskState::UpToDate || self.meta.is_some(),
+            "UpToDate without metadata"
+        );
+        assert!(
+            self.role != Role::Primary || self.epoch != 0,
+            "a Primary has the number of its promotion"
+        );
+    }
+
+    /// The latest time at which the core wants an [`Event::Tick`] if nothing else happens.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Millis> {
+        let links = self.peers.values().filter_map(|p| p.deadline(&self.options));
+        let roles = self.role_deadline();
+        let settle = self.settle_deadline();
+        let rates = self.resync_deadline();
+        links.chain(roles).chain(settle).chain(rates).min()
+    }
+
+    /// All there is to see.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            role: self.role,
+            disk: self.disk,
+            size: self.config.size,
+            generation: self.gens.current,
+            promotable: self.promote_refusal(false).is_none(),
+            peers: self.peers.values().map(|p| self.peer_snapshot(p)).collect(),
+            hot_extents: self.al.as_ref().map_or(0, ActivityLog::len),
+            al_writes: self.al.as_ref().map_or(0, |al| al.transactions),
+            in_flight: self.in_flight(),
+            missing: self.missing,
+            io_errors: self.io_errors,
+        }
+    }
+
+    fn peer_snapshot(&self, p: &Peer) -> PeerSnapshot {
+        PeerSnapshot {
+            node: p.node,
+            connection: p.connection,
+            role: p.role,
+            disk: p.disk,
+            replication: p.replication,
+            out_of_sync: p.bitmap.count() * BLOCK_SIZE,
+            pending: p.pending,
+            sent: p.sent,
+            received: p.received,
+            resync_sent: p.resync_sent,
+            resync_received: p.resync_received,
+            resync: self.resync_progress(p),
+            diskless: p.diskless,
+        }
+    }
+
+    pub(crate) fn in_flight(&self) -> u64 {
+        (self.writes.len() + self.reads.len() + self.flushes.len()) as u64
+    }
+
+    pub(crate) fn blocks(&self) -> u64 {
+        self.config.size / BLOCK_SIZE
+    }
+
+    pub(crate) fn in_device(&self, range: ByteRange) -> bool {
+        range.is_aligned() && !range.is_empty() && range.end() <= self.config.size
+    }
+
+    /// A number that is unique in the world, never 0 and never a reserved generation.
+    pub(crate) fn unique(&mut self) -> u64 {
+        // SplitMix64 (Steele, Lea, Flood 2014).
+        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        let number = z ^ (z >> 31);
+        if number <= GenerationId::JUST_CREATED.0 { self.unique() } else { number }
+    }
+
+    pub(crate) fn act(&mut self, action: Action) {
+        self.out.push(action);
+    }
+
+    pub(crate) fn notice(&mut self, notice: Notice) {
+        self.out.push(Action::Notice(notice));
+    }
+
+    pub(crate) fn changed(&mut self) {
+        self.out.push(Action::StateChanged);
+    }
+
+    pub(crate) fn complete(&mut self, id: RequestId, result: Result<Option<Bytes>, IoFailure>) {
+        self.out.push(Action::Complete(id, result));
+    }
+
+    /// Sends to a peer if it is connected.
+    pub(crate) fn send(&mut self, peer: NodeId, message: Message) {
+        if let Some(link) = self.peers.get(&peer).and_then(|p| p.link) {
+            self.out.push(Action::Send(peer, link, message));
+        }
+    }
+
+    pub(crate) fn has_disk(&self) -> bool {
+        self.disk > DiskState::Failed
+    }
+
+    fn disk_op(&mut self, job: DiskJob) -> DiskOpId {
+        let key = self.disk_ops.insert(job) as u64;
+        self.disk_serial = (self.disk_serial + 1) & 0xFFFF_FFFF;
+        // The serial makes a stale completion harmless in release builds and visible in tests.
+        DiskOpId(self.disk_serial << 32 | key)
+    }
+
+    pub(crate) fn disk_read(&mut self, job: DiskJob, range: ByteRange, holes: bool) {
+        let op = self.disk_op(job);
+        self.act(Action::DiskRead { op, range, holes });
+    }
+
+    pub(crate) fn disk_write(
+        &mut self,
+        job: DiskJob,
+        range: ByteRange,
+        data: Option<Bytes>,
+        fua: bool,
+    ) {
+        let op = self.disk_op(job);
+        self.act(match data {
+            Some(data) => Action::DiskWrite { op, range, data, fua },
+            None => Action::DiskZeroes { op, range, fua },
+        });
+    }
+
+    pub(crate) fn disk_flush(&mut self, job: DiskJob) {
+        let op = self.disk_op(job);
+        self.flush_issued += 1;
+        self.flush_numbers.insert(op, self.flush_issued);
+        self.act(Action::DiskFlush { op });
+    }
+
+    fn disk_done(&mut self, op: DiskOpId, result: Result<DiskOutcome, IoFailure>) {
+        let key = usize::try_from(op.0 & 0xFFFF_FFFF).unwrap_or(usize::MAX);
+        let Some(job) = self.disk_ops.try_remove(key) else { return };
+        let number = self.flush_numbers.remove(&op);
+        if let (Some(number), Ok(_)) = (number, &result) {
+            self.flush_done = self.flush_done.max(number);
+        }
+        if result.is_err() {
+            self.io_errors += 1;
+            self.disk_failed();
+        }
+        let ok = result.is_ok();
+        match job {
+            DiskJob::Write(key) => self.write_local_done(key, ok),
+            DiskJob::Read(key) => self.read_local_done(key, result),
+            DiskJob::Flush(key) => self.flush_local_done(key, ok),
+            DiskJob::PeerWrite(key) => self.peer_write_done(key, ok),
+            DiskJob::PeerRead { peer, link, id } => self.peer_read_done(peer, link, id, result),
+            DiskJob::PeerFlush { peer, link, id } => self.peer_flush_done(peer, link, id, ok),
+            DiskJob::ResyncRead(key) => self.resync_read_done(key, result),
+            DiskJob::ResyncWrite(key) => self.resync_write_done(key, ok),
+            DiskJob::ActivityLogFlush if ok => self.write_activity_log(),
+            DiskJob::CheckpointFlush if ok => self.write_dirty_pages(),
+            DiskJob::CompleteFlush { peer, link } if ok => self.resync_flushed(peer, link),
+            DiskJob::TargetFlush { peer, link } if ok => self.target_flushed(peer, link),
+            DiskJob::StopFlush => self.stop_flushed(),
+            _ => {}
+        }
+    }
+
+    /// Gives the lock of `range` back and lets those go on who waited for it.
+    pub(crate) fn unlock(&mut self, range: ByteRange) {
+        self.locks.release(range, &mut self.granted);
+        self.runnable.extend(self.granted.drain(..));
+    }
+
+    /// The peers and sets that requests are steered by, after a peer or the disk changed.
+    pub(crate) fn refresh_sets(&mut self) {
+        let before = self.receivers;
+        self.receivers = self.peers.values().filter(|p| p.receives()).map(|p| p.node).collect();
+        let mut members: PeerSet =
+            self.peers.values().filter(|p| !p.diskless && p.seen).map(|p| p.node).collect();
+        if self.diskful {
+            members.insert(self.node);
+        }
+        let mut reached = self.receivers;
+        if self.has_disk() {
+            reached.insert(self.node);
+        }
+        self.missing = members.difference(reached);
+        if self.role == Role::Primary {
+            self.bump_for = self.bump_for.union(before.difference(self.receivers));
+        }
+        self.bump_for = self.bump_for.intersection(self.missing);
+    }
+
+    /// Peers that can be asked for good data.
+    pub(crate) fn good_peers(&self) -> impl Iterator<Item = NodeId> {
+        self.peers
+            .values()
+            .filter(|p| p.receives() && p.disk == DiskState::UpToDate)
+            .map(|p| p.node)
+    }
+
+    /// Whether clients can be served: good data here or at a connected peer.
+    pub(crate) fn has_good_data(&self) -> bool {
+        self.disk == DiskState::UpToDate || self.good_peers().next().is_some()
+    }
+
+    /// Does what the core does at the time itself: timeouts of peers, commands and rates.
+    fn tick(&mut self) {
+        self.tick_links();
+        self.tick_roles();
+        self.tick_settle();
+    }
+
+    fn command(&mut self, id: CommandId, command: Command) {
+        if self.stopping.is_some() {
+            self.act(Action::CommandDone(id, Err(crate::Refusal::Busy)));
+            return;
+        }
+        match command {
+            Command::Promote { force } => self.promote(id, force),
+            Command::Demote { force } => self.demote(id, force),
+            Command::Connect { peer, discard_my_data } => self.connect(id, peer, discard_my_data),
+            Command::Disconnect { peer } => self.disconnect(id, peer),
+            Command::Invalidate { peer } => self.invalidate(id, peer),
+            Command::Detach => self.detach(id),
+            Command::AddPeer(peer) => self.add_peer(id, &peer),
+            Command::RemovePeer { peer } => self.remove_peer(id, peer),
+            Command::Configure(options) => {
+                self.options = options;
+                self.act(Action::CommandDone(id, Ok(())));
+            }
+            Command::Stop => self.stop(id),
+        }
+    }
+
+    /// Nodes whose number does not fit are refused where they come in; this is for tables.
+    pub(crate) fn other_nodes(&self) -> impl Iterator<Item = NodeId> {
+        let me = self.node;
+        (0..MAX_NODES).filter_map(NodeId::new).filter(move |n| *n != me)
+    }
+
+    pub(crate) fn meta_done(&mut self, op: MetaOpId, result: Result<(), IoFailure>) {
+        if result.is_err() {
+            self.io_errors += 1;
+            self.disk_failed();
+        }
+        self.meta_written(op, result.is_ok());
+    }
+
+    /// Whether the peer is connected in the sense of DRBD: the handshake is through.
+    pub(crate) fn is_connected(&self, peer: NodeId) -> bool {
+        self.peers.get(&peer).is_some_and(|p| p.connection == ConnectionState::Connected)
+    }
+}

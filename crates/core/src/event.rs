@@ -1,0 +1,447 @@
+//! What the core is told, and what it answers.
+
+use bytes::Bytes;
+use holdfast_format::{AlLog, MetaImage, SparseBitmap, Superblock};
+use holdfast_units::{ByteRange, DiskState, NodeId, PeerSet, Role};
+use holdfast_wire::Message;
+
+/// A client's request, named by the frontend.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RequestId(pub u64);
+
+/// An operation on the backing disk, named by the core.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DiskOpId(pub u64);
+
+/// A write of metadata, named by the core.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct MetaOpId(pub u64);
+
+/// One connection to a peer, named by the driver. A new connection has a new, higher number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LinkId(pub u64);
+
+/// A command of a person, named by the driver.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct CommandId(pub u64);
+
+/// What a client wants. Ranges are whole blocks, inside the device; reads and writes are at most
+/// [`holdfast_units::MAX_REQUEST`] long, zeroes at most [`holdfast_units::EXTENT_SIZE`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    /// Read this range.
+    Read(ByteRange),
+    /// Write these data from this offset on.
+    Write {
+        /// Where; as long as the data.
+        range: ByteRange,
+        /// The data.
+        data: Bytes,
+        /// Durable everywhere before it completes.
+        fua: bool,
+    },
+    /// Write zeroes; space may be given back. Discards are this too, so that all copies stay equal.
+    Zeroes {
+        /// Where.
+        range: ByteRange,
+        /// Durable everywhere before it completes.
+        fua: bool,
+    },
+    /// Make all completed writes durable on every connected peer.
+    Flush,
+}
+
+/// Why a request or a disk operation failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoFailure {
+    /// This node is not Primary.
+    NotPrimary,
+    /// Neither the local disk nor a connected peer has the data or can take them.
+    NoData,
+    /// The disk reported an error.
+    Disk,
+    /// The range is not whole blocks inside the device.
+    Range,
+    /// The resource is being stopped.
+    Stopping,
+}
+
+/// What a disk operation gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskOutcome {
+    /// Done (writes, flushes).
+    Done,
+    /// Data of a read, as long as its range.
+    Data(Bytes),
+    /// All of the range is a hole; only for a read with `holes`.
+    Zeroes,
+}
+
+/// Commands of people and of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Become Primary. `force` makes an Outdated or Inconsistent disk UpToDate by decree.
+    Promote {
+        /// By decree.
+        force: bool,
+    },
+    /// Become Secondary. The driver has made sure that nobody has the device open, or wants force.
+    Demote {
+        /// Fail what is in flight.
+        force: bool,
+    },
+    /// Connect to one peer, or to all.
+    Connect {
+        /// Which; `None` is all.
+        peer: Option<NodeId>,
+        /// Throw this node's own changes away when they are in the way (split brain).
+        discard_my_data: bool,
+    },
+    /// Disconnect from one peer, or from all, and stay so.
+    Disconnect {
+        /// Which; `None` is all.
+        peer: Option<NodeId>,
+    },
+    /// Give up a node's data and copy all of it again.
+    Invalidate {
+        /// Whose data; `None` is this node's own.
+        peer: Option<NodeId>,
+    },
+    /// Give up the local disk (it becomes Diskless).
+    Detach,
+    /// A new member. It is connected to at once.
+    AddPeer(PeerConfig),
+    /// A member has gone for good; its slot is cleared.
+    RemovePeer {
+        /// Which.
+        peer: NodeId,
+    },
+    /// New values of options.
+    Configure(Options),
+    /// Stop in good order: demote, flush, write the bitmaps, mark the metadata clean, say goodbye.
+    Stop,
+}
+
+/// A member other than this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// Its number.
+    pub node: NodeId,
+    /// It has no disk, by wish.
+    pub diskless: bool,
+    /// Start as StandAlone (a persistent `disconnect`).
+    pub standalone: bool,
+}
+
+/// Options of a resource; times in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// A peer is asked for a sign of life after so long a silence.
+    pub ping_interval_ms: u64,
+    /// It must answer within this time.
+    pub ping_timeout_ms: u64,
+    /// A request that a peer has not answered for `request_timeout_ms × ko_count` ejects it.
+    pub request_timeout_ms: u64,
+    /// See `request_timeout_ms`; 0 means never.
+    pub ko_count: u64,
+    /// Size of the activity log, in extents; takes effect when the metadata are created.
+    pub al_extents: u32,
+    /// Upper bound of resync traffic in bytes per second; 0 is none.
+    pub resync_rate: u64,
+    /// How many bytes of resync are asked for ahead.
+    pub resync_window: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ping_interval_ms: 10_000,
+            ping_timeout_ms: 500,
+            request_timeout_ms: 6_000,
+            ko_count: 7,
+            al_extents: 1237,
+            resync_rate: 0,
+            resync_window: 16 << 20,
+        }
+    }
+}
+
+/// What the core is made of.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node's number.
+    pub node: NodeId,
+    /// The resource.
+    pub resource: holdfast_units::ResourceId,
+    /// The size of the device in bytes: a multiple of 4096.
+    pub size: u64,
+    /// The boot in which this process runs.
+    pub boot: [u8; 16],
+    /// The other members.
+    pub peers: Vec<PeerConfig>,
+    /// Options.
+    pub options: Options,
+    /// Seed of the numbers that must be unique in the world (generations, epochs). The driver takes
+    /// it from the system's random source, anew for every start.
+    pub seed: u64,
+}
+
+/// The metadata of a disk, as they were read.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The superblock that counts.
+    pub superblock: Superblock,
+    /// The activity log; when it cannot be trusted, the sequence number to go on from.
+    pub log: Result<AlLog, u64>,
+    /// The bitmaps of the members.
+    pub bitmaps: Vec<(NodeId, SparseBitmap)>,
+    /// What was damaged, in words.
+    pub damage: Vec<String>,
+}
+
+impl Attachment {
+    /// Takes from metadata what the core needs, with the bitmaps of `members`.
+    #[must_use]
+    pub fn read(image: &MetaImage<'_>, members: PeerSet) -> Self {
+        let mut damage = Vec::new();
+        let mut bitmaps = Vec::new();
+        for (node, bitmap, lost) in image.bitmaps(members) {
+            if lost > 0 {
+                damage.push(format!("{lost} pages of the bitmap of node {node} were damaged"));
+            }
+            bitmaps.push((node, bitmap));
+        }
+        let log = match &image.al {
+            Ok(recovered) => Ok(recovered.log.clone()),
+            Err(damaged) => Err(damaged.next_sequence),
+        };
+        Self { superblock: image.superblock.clone(), log, bitmaps, damage }
+    }
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The disk and its metadata were opened. Only as first event, at most once; without it the
+    /// node is diskless.
+    Attach(Box<Attachment>),
+    /// A client's request.
+    Request(RequestId, RequestKind),
+    /// A disk operation ended.
+    DiskDone(DiskOpId, Result<DiskOutcome, IoFailure>),
+    /// A metadata write is durable, or failed.
+    MetaDone(MetaOpId, Result<(), IoFailure>),
+    /// A connection to a peer stands; the peer has proved who it is and that it means this
+    /// resource. An older connection to the same peer is gone by that.
+    PeerUp(NodeId, LinkId),
+    /// A message arrived.
+    PeerMessage(NodeId, LinkId, Message),
+    /// The connection is gone.
+    PeerDown(NodeId, LinkId),
+    /// A command.
+    Command(CommandId, Command),
+    /// Time has passed (see [`crate::Core::deadline`]).
+    Tick,
+}
+
+/// What the driver must do. Actions are to be carried out in order, except that disk operations may
+/// overtake each other.
+#[derive(Debug, PartialEq)]
+pub enum Action {
+    /// Answer a client.
+    Complete(RequestId, Result<Option<Bytes>, IoFailure>),
+    /// Read from the disk. With `holes`, a range that is all hole may be answered by
+    /// [`DiskOutcome::Zeroes`].
+    DiskRead {
+        /// Names the operation.
+        op: DiskOpId,
+        /// Where.
+        range: ByteRange,
+        /// Whether a hole may be answered as such.
+        holes: bool,
+    },
+    /// Write to the disk.
+    DiskWrite {
+        /// Names the operation.
+        op: DiskOpId,
+        /// Where.
+        range: ByteRange,
+        /// The data.
+        data: Bytes,
+        /// Durable before it completes.
+        fua: bool,
+    },
+    /// Write zeroes to the disk, giving space back where possible.
+    DiskZeroes {
+        /// Names the operation.
+        op: DiskOpId,
+        /// Where.
+        range: ByteRange,
+        /// Durable before it completes.
+        fua: bool,
+    },
+    /// Make all completed writes of the disk durable.
+    DiskFlush {
+        /// Names the operation.
+        op: DiskOpId,
+    },
+    /// Write these blocks of metadata (offset in the metadata area, content), then make them
+    /// durable. The driver carries metadata writes out one after the other, in order.
+    MetaWrite {
+        /// Names the operation.
+        op: MetaOpId,
+        /// Blocks.
+        blocks: Vec<(u64, Box<[u8; 4096]>)>,
+    },
+    /// The disk is not used any more: close it and its metadata when what is in flight has ended.
+    CloseDisk,
+    /// Send a message on this connection; messages of one connection stay in order.
+    Send(NodeId, LinkId, Message),
+    /// Keep trying to reach this peer (dial, or accept it) until told otherwise.
+    Connect(NodeId),
+    /// Close this connection after what was sent, and do not try again until told to.
+    Disconnect(NodeId, Option<LinkId>),
+    /// Close this connection at once and try again.
+    Reset(NodeId, LinkId),
+    /// A command ended.
+    CommandDone(CommandId, Result<(), Refusal>),
+    /// Role, a disk state or a connection changed: the snapshot is worth a look.
+    StateChanged,
+    /// Something that a person should read.
+    Notice(Notice),
+    /// All is stopped (answer to [`Command::Stop`]); nothing more will come.
+    Stopped,
+}
+
+/// Things for people and for events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Split brain with this peer.
+    SplitBrain(NodeId),
+    /// The data of this peer have nothing to do with ours.
+    UnrelatedData(NodeId),
+    /// The peer refused the connection.
+    PeerRefused(NodeId, String),
+    /// The peer broke the protocol.
+    ProtocolError(NodeId, String),
+    /// The local disk failed.
+    DiskFailed,
+    /// A peer's disk failed.
+    PeerDiskFailed(NodeId),
+    /// A peer did not answer in time.
+    PeerTimeout(NodeId),
+    /// A resync began: peer, whether this node is the target, blocks to do.
+    ResyncStarted(NodeId, bool, u64),
+    /// A resync ended.
+    ResyncFinished(NodeId, bool),
+    /// Part of the metadata was damaged; what it covered is treated as out of sync.
+    MetaDamaged(String),
+    /// Two Primaries met.
+    TwoPrimaries(NodeId),
+}
+
+/// Why a command was not carried out. The daemon makes sentences of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Another node is Primary.
+    PeerIsPrimary(NodeId),
+    /// Another node is becoming Primary right now.
+    PeerBusy(NodeId),
+    /// No UpToDate data within reach.
+    NoUpToDateData,
+    /// The local data are older than those of this node.
+    Outdated,
+    /// The disk is Inconsistent.
+    Inconsistent,
+    /// There is no local disk.
+    Diskless,
+    /// This node is Primary, which the command does not allow.
+    IsPrimary,
+    /// Not connected to this peer (or to any).
+    NotConnected,
+    /// No such peer.
+    NoSuchPeer,
+    /// It would be the last UpToDate copy of a Primary.
+    LastUpToDate,
+    /// A resync is running.
+    ResyncRunning,
+    /// Another command of the kind is running, or the resource is being stopped.
+    Busy,
+    /// It did not end in time.
+    TimedOut,
+    /// Writing the metadata failed.
+    MetaFailed,
+    /// Requests of clients are in flight.
+    InUse,
+}
+
+/// How a resync goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ResyncProgress {
+    /// Bytes that are through (copied, or found to be zero, or written anew meanwhile).
+    pub done: u64,
+    /// Bytes that were out of sync when it began.
+    pub total: u64,
+    /// Bytes of payload that were really carried.
+    pub carried: u64,
+    /// When it began.
+    pub started: holdfast_units::Millis,
+}
+
+/// One peer, as seen now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerSnapshot {
+    /// Which.
+    pub node: NodeId,
+    /// The connection.
+    pub connection: holdfast_units::ConnectionState,
+    /// Its role.
+    pub role: Role,
+    /// Its disk.
+    pub disk: DiskState,
+    /// What goes on between the disks.
+    pub replication: holdfast_units::ReplicationState,
+    /// Bytes that differ, by the local bitmap.
+    pub out_of_sync: u64,
+    /// Writes, flushes and reads that the peer has not answered.
+    pub pending: u64,
+    /// Payload bytes of writes sent and received on all connections since the start.
+    pub sent: u64,
+    /// See `sent`.
+    pub received: u64,
+    /// Payload bytes of resyncs sent and received since the start.
+    pub resync_sent: u64,
+    /// See `resync_sent`.
+    pub resync_received: u64,
+    /// A resync that is running.
+    pub resync: Option<ResyncProgress>,
+    /// It has no disk, by wish.
+    pub diskless: bool,
+}
+
+/// All there is to see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The local role.
+    pub role: Role,
+    /// The local disk.
+    pub disk: DiskState,
+    /// Size in bytes.
+    pub size: u64,
+    /// The generation of the data.
+    pub generation: holdfast_units::GenerationId,
+    /// Whether a `primary` without force would be granted as far as this node knows.
+    pub promotable: bool,
+    /// The peers.
+    pub peers: Vec<PeerSnapshot>,
+    /// Extents that are hot in the activity log.
+    pub hot_extents: u32,
+    /// Activity-log transactions written since the start.
+    pub al_writes: u64,
+    /// Requests of clients in flight.
+    pub in_flight: u64,
+    /// Members whose disk this node takes to miss writes.
+    pub missing: PeerSet,
+    /// Disk errors since the start.
+    pub io_errors: u64,
+}

@@ -1,0 +1,171 @@
+//! Generations: which data a disk holds, and what its peers miss.
+//!
+//! A new generation begins when a Primary goes on without a member that has a disk. It becomes
+//! durable on every peer that still gets the writes, then here; only then do writes complete that
+//! the lost member did not get (promise 2). Peers first: a Primary that dies in between leaves
+//! nobody who would take its return for a split brain.
+
+use crate::engine::Core;
+use crate::persist::After;
+use holdfast_format::HISTORY_LEN;
+use holdfast_units::{GenerationId, NodeId, PeerSet, Role};
+use holdfast_wire::{Generations, Message};
+
+/// The generations of the local data.
+#[derive(Clone, Debug)]
+pub(crate) struct Gens {
+    pub(crate) current: GenerationId,
+    pub(crate) history: [GenerationId; HISTORY_LEN],
+    /// By node: since which generation of its data the bitmap collects what it misses.
+    pub(crate) slots: [GenerationId; 32],
+    /// By node: the last generation that it is known to have durably.
+    pub(crate) known: [GenerationId; 32],
+}
+
+impl Default for Gens {
+    fn default() -> Self {
+        Self {
+            current: GenerationId::NONE,
+            history: [GenerationId::NONE; HISTORY_LEN],
+            slots: [GenerationId::NONE; 32],
+            known: [GenerationId::NONE; 32],
+        }
+    }
+}
+
+impl Gens {
+    /// Begins a new generation: the old one becomes the newest past one.
+    pub(crate) fn push(&mut self, current: GenerationId) {
+        let old = std::mem::replace(&mut self.current, current);
+        if !old.is_none() && old != GenerationId::JUST_CREATED {
+            self.history.rotate_right(1);
+            self.history[0] = old;
+        }
+    }
+
+    /// Opens the slots of members that miss writes from now on.
+    pub(crate) fn open(&mut self, members: PeerSet) {
+        for member in members.iter() {
+            let i = member.index();
+            if self.slots[i].is_none() {
+                let known = self.known[i];
+                self.slots[i] = if known.is_none() { self.current } else { known };
+            }
+        }
+    }
+
+    /// What a peer is told.
+    pub(crate) fn report(&self, to: NodeId) -> Generations {
+        let i = to.index();
+        let base = if self.slots[i].is_none() { self.known[i] } else { self.slots[i] };
+        Generations { current: self.current, base, history: self.history, slots: self.slots }
+    }
+}
+
+/// A new generation on its way.
+#[derive(Debug)]
+pub(crate) struct Bump {
+    current: GenerationId,
+    opened: PeerSet,
+    /// Peers that have not said that it is durable there.
+    waiting: PeerSet,
+    /// Peers have it; it is being written here.
+    writing: bool,
+}
+
+impl Core {
+    /// Whether a verdict is being waited for that was asked for by a report of ours: what the
+    /// report says must not change meanwhile.
+    pub(crate) fn is_reported(&self) -> bool {
+        self.peers.values().any(|p| p.awaiting.is_some())
+    }
+
+    pub(crate) fn needs_bump(&self) -> bool {
+        self.role == Role::Primary && !self.bump_for.is_empty()
+    }
+
+    pub(crate) fn start_bump_if_needed(&mut self) {
+        let wanted = !self.want_generation.is_empty()
+            || self.writes.iter().any(|(_, w)| !w.missed.intersection(self.bump_for).is_empty());
+        if self.bump.is_some() || !self.needs_bump() || !wanted || self.is_reported() {
+            return;
+        }
+        let previous = self.gens.current;
+        let current = GenerationId(self.unique());
+        let opened = self.missing;
+        self.bump_for = PeerSet::EMPTY;
+        self.bump = Some(Bump { current, opened, waiting: self.receivers, writing: false });
+        for peer in self.receivers.iter() {
+            self.send(peer, Message::NewGeneration { previous, current, opened });
+        }
+        self.bump_progress();
+    }
+
+    /// A peer has the new generation durably, or is gone.
+    pub(crate) fn bump_answered(&mut self, peer: NodeId) {
+        if let Some(bump) = &mut self.bump {
+            bump.waiting.remove(peer);
+            self.bump_progress();
+        }
+    }
+
+    fn bump_progress(&mut self) {
+        let Some(bump) = &mut self.bump else { return };
+        if !bump.waiting.is_empty() || bump.writing {
+            return;
+        }
+        bump.writing = true;
+        let (current, opened) = (bump.current, bump.opened);
+        // Before the new current: the slot tells what the member had until now.
+        self.gens.open(opened);
+        self.gens.push(current);
+        for peer in self.receivers.difference(opened).iter() {
+            self.gens.known[peer.index()] = current;
+        }
+        self.request_superblock(After::Bump);
+    }
+
+    /// The new generation is durable here.
+    pub(crate) fn bump_done(&mut self) {
+        self.bump = None;
+        self.announce();
+        for key in std::mem::take(&mut self.want_generation) {
+            self.runnable.push_back(crate::locks::Owner::Write(key));
+        }
+        let held: Vec<usize> =
+            self.writes.iter().filter(|(_, w)| !w.missed.is_empty()).map(|(k, _)| k).collect();
+        for key in held {
+            self.write_progress(key);
+        }
+        self.changed();
+    }
+
+    /// A Primary told of its new generation.
+    pub(crate) fn adopt_generation(
+        &mut self,
+        from: NodeId,
+        previous: GenerationId,
+        current: GenerationId,
+        opened: PeerSet,
+    ) {
+        if self.gens.current == previous && self.may_adopt() {
+            let mut opened = opened;
+            opened.remove(self.node);
+            self.gens.open(opened);
+            self.gens.push(current);
+            let link = self.hold(from);
+            self.request_superblock(After::GenerationAdopted { peer: from, link, current });
+            if opened.iter().any(|p| self.is_connected(p)) {
+                // Connected here, lost to the Primary: it must learn that it is behind.
+                self.announce();
+            }
+        } else {
+            // A resync target takes the source's generations over when it has everything.
+            self.send(from, Message::GenerationAck { current });
+        }
+    }
+
+    fn may_adopt(&self) -> bool {
+        !self.has_disk() || self.disk > holdfast_units::DiskState::Inconsistent
+    }
+}

@@ -1,0 +1,244 @@
+//! Requests of peers on this node's disk: the Secondary's side of the way of a write.
+
+use crate::engine::{Core, DiskJob};
+use crate::event::{DiskOutcome, IoFailure, LinkId};
+use crate::link::Peer;
+use crate::locks::Owner;
+use bytes::Bytes;
+use holdfast_units::{ByteRange, DiskState, Millis, NodeId, PeerSet, Role};
+use holdfast_wire::{Message, PeerResult, WriteKind};
+
+/// An idle Primary tells after so long which writes are done everywhere.
+const SETTLE_AFTER_MS: u64 = 100;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Lock,
+    Extents,
+    Running,
+}
+
+/// A write that a peer sent.
+#[derive(Debug)]
+pub(crate) struct PeerWrite {
+    peer: NodeId,
+    link: LinkId,
+    seq: u64,
+    range: ByteRange,
+    data: Option<Bytes>,
+    fua: bool,
+    stage: Stage,
+    has_extents: bool,
+}
+
+/// A write as it came.
+pub(crate) struct Incoming {
+    pub(crate) seq: u64,
+    pub(crate) range: ByteRange,
+    pub(crate) kind: WriteKind,
+    pub(crate) fua: bool,
+    pub(crate) missing: PeerSet,
+    pub(crate) settled: u64,
+    pub(crate) payload: Bytes,
+}
+
+impl Core {
+    pub(crate) fn peer_write(&mut self, peer: NodeId, link: LinkId, write: Incoming) {
+        if !self.in_device(write.range) {
+            self.protocol_error(peer, "it wrote outside the device");
+            return;
+        }
+        let others = self.peers.len() > 1;
+        let Some(p) = self.peers.get_mut(&peer) else { return };
+        p.received += write.payload.len() as u64;
+        if p.role != Role::Primary {
+            self.protocol_error(peer, "it wrote without being Primary");
+            return;
+        }
+        p.settle(write.settled);
+        if others {
+            p.unsettled.push_back((write.seq, write.range));
+        }
+        self.epoch = p.epoch;
+        self.last_write = write.seq;
+        if !self.has_disk() {
+            self.send(peer, Message::WriteAck { seq: write.seq, result: PeerResult::DiskFailed });
+            return;
+        }
+        self.note_missed(peer, write.missing, write.range);
+        let data = (write.kind == WriteKind::Data).then_some(write.payload);
+        let key = self.peer_writes.insert(PeerWrite {
+            peer,
+            link,
+            seq: write.seq,
+            range: write.range,
+            data,
+            fua: write.fua,
+            stage: Stage::Lock,
+            has_extents: false,
+        });
+        if self.locks.acquire(write.range, Owner::PeerWrite(key)) {
+            self.advance_peer_write(key);
+        }
+    }
+
+    /// Members that do not get a write that this node gets: marked, and told when connected here.
+    pub(crate) fn note_missed(&mut self, from: NodeId, missing: PeerSet, range: ByteRange) {
+        let mut others = missing;
+        others.remove(self.node);
+        others.remove(from);
+        for member in others.iter() {
+            // What this node pulls from a source that is behind must not be pulled over newer data.
+            if self.peers.get(&member).is_some_and(Peer::is_target) {
+                continue;
+            }
+            self.mark(member, range);
+            self.missed_since_sync(member);
+            self.tell_out_of_sync(member, range);
+        }
+        if missing.contains(from) {
+            // The Primary writes without a disk of its own that it should have.
+            self.mark(from, range);
+        }
+    }
+
+    pub(crate) fn advance_peer_write(&mut self, key: usize) {
+        let Some(write) = self.peer_writes.get_mut(key) else { return };
+        let range = write.range;
+        match write.stage {
+            Stage::Lock => {
+                write.stage = Stage::Extents;
+                write.has_extents = self.al.is_some();
+                if self.al_begin(Owner::PeerWrite(key), range) {
+                    self.advance_peer_write(key);
+                }
+            }
+            Stage::Extents => {
+                write.stage = Stage::Running;
+                let (data, fua) = (write.data.take(), write.fua);
+                if self.has_disk() {
+                    self.disk_write(DiskJob::PeerWrite(key), range, data, fua);
+                } else {
+                    self.peer_write_done(key, false);
+                }
+            }
+            Stage::Running => {}
+        }
+    }
+
+    pub(crate) fn peer_write_done(&mut self, key: usize, ok: bool) {
+        let Some(write) = self.peer_writes.try_remove(key) else { return };
+        if write.has_extents {
+            self.al_end(write.range);
+        }
+        if ok {
+            self.newer_than_resync(write.range);
+        }
+        let result = if ok { PeerResult::Ok } else { PeerResult::DiskFailed };
+        if self.link_of(write.peer) == Some(write.link) {
+            self.send(write.peer, Message::WriteAck { seq: write.seq, result });
+        }
+        self.unlock(write.range);
+    }
+
+    pub(crate) fn peer_flush(&mut self, peer: NodeId, link: LinkId, id: u64) {
+        if self.has_disk() {
+            self.disk_flush(DiskJob::PeerFlush { peer, link, id });
+        } else {
+            self.send(peer, Message::FlushAck { id, result: PeerResult::DiskFailed });
+        }
+    }
+
+    pub(crate) fn peer_flush_done(&mut self, peer: NodeId, link: LinkId, id: u64, ok: bool) {
+        if self.link_of(peer) == Some(link) {
+            let result = if ok { PeerResult::Ok } else { PeerResult::DiskFailed };
+            self.send(peer, Message::FlushAck { id, result });
+        }
+    }
+
+    pub(crate) fn peer_read(&mut self, peer: NodeId, link: LinkId, id: u64, range: ByteRange) {
+        if !self.in_device(range) || range.len > holdfast_units::MAX_REQUEST {
+            self.protocol_error(peer, "it read outside the device");
+        } else if self.disk == DiskState::UpToDate {
+            self.disk_read(DiskJob::PeerRead { peer, link, id }, range, false);
+        } else {
+            let (result, payload) = (PeerResult::NoData, Bytes::new());
+            self.send(peer, Message::ReadReply { id, result, payload });
+        }
+    }
+
+    pub(crate) fn peer_read_done(
+        &mut self,
+        peer: NodeId,
+        link: LinkId,
+        id: u64,
+        result: Result<DiskOutcome, IoFailure>,
+    ) {
+        if self.link_of(peer) != Some(link) {
+            return;
+        }
+        let (result, payload) = match result {
+            Ok(DiskOutcome::Data(data)) => (PeerResult::Ok, data),
+            _ => (PeerResult::NoData, Bytes::new()),
+        };
+        self.send(peer, Message::ReadReply { id, result, payload });
+    }
+
+    pub(crate) fn link_of(&self, peer: NodeId) -> Option<LinkId> {
+        self.peers.get(&peer).and_then(|p| p.link)
+    }
+
+    /// What the Primary had not said to be settled when it was lost may be missing anywhere.
+    pub(crate) fn unsettled_of_lost(&mut self, lost: NodeId) {
+        let unsettled =
+            self.peers.get_mut(&lost).map(|p| std::mem::take(&mut p.unsettled)).unwrap_or_default();
+        if unsettled.is_empty() || !self.has_disk() {
+            return;
+        }
+        let others: Vec<NodeId> = self
+            .peers
+            .values()
+            .filter(|p| p.node != lost && !p.diskless && p.seen)
+            .map(|p| p.node)
+            .collect();
+        for other in others {
+            for (_, range) in &unsettled {
+                self.mark(other, *range);
+            }
+        }
+    }
+
+    /// When an idle Primary should tell that everything is settled.
+    pub(crate) fn settle_deadline(&self) -> Option<Millis> {
+        (self.owes_settled()).then(|| self.settle_since().after(SETTLE_AFTER_MS))
+    }
+
+    fn owes_settled(&self) -> bool {
+        self.role == Role::Primary
+            && self.receivers.len() > 1
+            && self.last_settled_sent < self.settled()
+    }
+
+    fn settle_since(&self) -> Millis {
+        self.peers
+            .values()
+            .filter(|p| self.receivers.contains(p.node))
+            .map(|p| p.last_sent_write)
+            .max()
+            .unwrap_or(self.now)
+    }
+
+    pub(crate) fn tick_settle(&mut self) {
+        if self.owes_settled() && self.now.since(self.settle_since()) >= SETTLE_AFTER_MS {
+            self.send_settled();
+        }
+    }
+
+    pub(crate) fn send_settled(&mut self) {
+        let seq = self.settled();
+        self.last_settled_sent = seq;
+        for peer in self.receivers.iter() {
+            self.send(peer, Message::Settled { seq });
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! Metadata: what is written when, and what goes on when it is durable.
+
+use crate::actlog::{ActivityLog, extents};
+use crate::engine::{Core, DiskJob};
+use crate::event::{Action, Attachment, CommandId, LinkId, MetaOpId, Notice};
+use crate::generation::Gens;
+use crate::link::Peer;
+use crate::locks::Owner;
+use holdfast_format::{
+    AlLog, DiskFlags, MetaLayout, PageAddress, PeerFlags, PeerRecord, SparseBitmap, Superblock,
+};
+use holdfast_units::{
+    BLOCK_SIZE, ByteRange, DiskState, EXTENT_SIZE, GenerationId, NodeId, PeerSet, Role,
+};
+use std::collections::{BTreeMap, VecDeque};
+
+/// How many bitmap pages go into one metadata write, so that memory stays bounded.
+const PAGES_PER_WRITE: usize = 256;
+
+/// What goes on when a superblock is durable.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum After {
+    /// Nothing waits for it.
+    Nothing,
+    /// The new generation of this Primary.
+    Bump,
+    /// The new generation that a Primary told.
+    GenerationAdopted { peer: NodeId, link: LinkId, current: GenerationId },
+    /// This node is Inconsistent: what the source sends may be handled.
+    Inconsistent { peer: NodeId, link: LinkId },
+    /// The bitmaps of a resync in which this node is target.
+    TargetReady { peer: NodeId, link: LinkId },
+    /// This node has everything, and the source's generations.
+    Adopted { peer: NodeId, link: LinkId },
+    /// This node is Primary.
+    Promoted,
+    /// This node is Secondary.
+    Demoted(CommandId),
+    /// A command ends with it.
+    Command(CommandId),
+    /// This node is Outdated; the connections of the command may be closed.
+    Outdated(CommandId, Option<NodeId>),
+    /// The last thing.
+    Stopped,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum MetaJob {
+    Superblock(u64),
+    ActivityLog,
+    Pages,
+}
+
+/// The metadata area and what is under way to it.
+pub(crate) struct Meta {
+    superblock: Superblock,
+    /// Counts wishes to write the superblock; the first is 1.
+    wanted: u64,
+    writing: Option<u64>,
+    durable: u64,
+    after: VecDeque<(u64, After)>,
+    jobs: BTreeMap<MetaOpId, MetaJob>,
+    next_op: u64,
+    clean: bool,
+}
+
+impl Meta {
+    fn new(superblock: Superblock) -> Self {
+        Self {
+            superblock,
+            wanted: 0,
+            writing: None,
+            durable: 0,
+            after: VecDeque::new(),
+            jobs: BTreeMap::new(),
+            next_op: 0,
+            clean: false,
+        }
+    }
+}
+
+impl Core {
+    /// The disk is there: takes its metadata over.
+    pub(crate) fn attach(&mut self, found: Attachment) {
+        if self.meta.is_some() {
+            return;
+        }
+        let superblock = found.superblock;
+        let clean = superblock.flags.contains(DiskFlags::CLEAN);
+        self.boot_changed = superblock.boot != self.config.boot;
+        self.crashed_primary = !clean && superblock.flags.contains(DiskFlags::PRIMARY);
+        self.following = superblock.following;
+        self.outdated = superblock.flags.contains(DiskFlags::OUTDATED);
+        self.diskful = true;
+        self.load_generations(&superblock);
+        for (node, bitmap) in found.bitmaps {
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.bitmap = bitmap;
+            }
+        }
+        for message in found.damage {
+            self.notice(Notice::MetaDamaged(message));
+        }
+        if found.log.is_err() && !clean {
+            self.notice(Notice::MetaDamaged("the activity log was damaged".to_owned()));
+            self.peers.values_mut().for_each(|p| {
+                p.bitmap.set_all();
+            });
+        }
+        let was_consistent = superblock.flags.contains(DiskFlags::CONSISTENT);
+        let layout = superblock.layout;
+        self.meta = Some(Meta::new(superblock));
+        self.disk = self.attached_state(was_consistent);
+        // What was marked because of damage must be durable before the log starts anew.
+        self.write_dirty_pages();
+        let (log, suspect) = match found.log {
+            Ok(log) if !clean => (log, self.other_nodes().collect()),
+            Ok(log) => (self.format_log(log.next_sequence(), &layout), PeerSet::EMPTY),
+            Err(sequence) => (self.format_log(sequence, &layout), PeerSet::EMPTY),
+        };
+        self.al = Some(ActivityLog::new(log, suspect));
+        self.request_superblock(After::Nothing);
+        self.refresh_sets();
+        self.changed();
+    }
+
+    /// An empty activity log, written anew.
+    fn format_log(&mut self, sequence: u64, layout: &MetaLayout) -> AlLog {
+        let mut log = AlLog::new(self.config.resource, layout, sequence);
+        let ring =
+            log.format().into_iter().map(|(i, b)| (layout.al_offset(i), Box::new(b))).collect();
+        self.write_blocks(ring, MetaJob::Pages);
+        log
+    }
+
+    fn attached_state(&self, was_consistent: bool) -> DiskState {
+        let has_peers = self.peers.values().any(|p| !p.diskless);
+        if !was_consistent {
+            DiskState::Inconsistent
+        } else if self.outdated {
+            DiskState::Outdated
+        } else if has_peers {
+            DiskState::Consistent
+        } else {
+            DiskState::UpToDate
+        }
+    }
+
+    fn load_generations(&mut self, superblock: &Superblock) {
+        self.gens = Gens { current: superblock.current, ..Gens::default() };
+        self.gens.history = superblock.history;
+        for (i, record) in superblock.peers.iter().enumerate() {
+            self.gens.slots[i] = record.bitmap;
+            self.gens.known[i] = record.current;
+        }
+        for peer in self.peers.values_mut() {
+            peer.seen |= superblock.peers[peer.node.index()].flags.contains(PeerFlags::SEEN);
+        }
+    }
+
+    /// Asks for the superblock to be written as things are now or later; `after` happens when it
+    /// is durable. Without a disk there is nothing to wait for.
+    pub(crate) fn request_superblock(&mut self, after: After) {
+        match &mut self.meta {
+            Some(meta) => {
+                meta.wanted += 1;
+                meta.after.push_back((meta.wanted, after));
+            }
+            None => self.after(after),
+        }
+    }
+
+    /// Writes the superblock when that is wanted and none is under way.
+    pub(crate) fn flush_superblock(&mut self) {
+        let record = |core: &Self, i: usize| {
+            let node = NodeId::new(u8::try_from(i).unwrap_or(u8::MAX));
+            let peer = node.and_then(|n| core.peers.get(&n));
+            let mut flags = PeerFlags::EMPTY;
+            flags.set(PeerFlags::MEMBER, peer.is_some());
+            flags.set(PeerFlags::SEEN, peer.is_some_and(|p| p.seen));
+            PeerRecord { bitmap: core.gens.slots[i], current: core.gens.known[i], flags }
+        };
+        let Some(meta) = &self.meta else { return };
+        if meta.writing.is_some() || meta.wanted == meta.durable {
+            return;
+        }
+        let mut superblock = meta.superblock.clone();
+        superblock.current = self.gens.current;
+        superblock.history = self.gens.history;
+        for i in 0..superblock.peers.len() {
+            superblock.peers[i] = record(self, i);
+        }
+        superblock.following = self.following;
+        if !self.boot_changed {
+            // Until what the last boot left in doubt is settled, its number stands.
+            superblock.boot = self.config.boot;
+        }
+        let flags = &mut superblock.flags;
+        flags.set(DiskFlags::CONSISTENT, self.disk > DiskState::Inconsistent);
+        flags.set(DiskFlags::WAS_UPTODATE, self.disk == DiskState::UpToDate);
+        flags.set(DiskFlags::OUTDATED, self.disk == DiskState::Outdated);
+        flags.set(DiskFlags::PRIMARY, self.role == Role::Primary || self.crashed_primary);
+        flags.set(DiskFlags::CLEAN, meta.clean);
+        flags.set(DiskFlags::FAILED, false);
+        let (offset, block) = superblock.advance();
+        let wanted = meta.wanted;
+        if let Some(meta) = &mut self.meta {
+            meta.superblock = superblock;
+            meta.writing = Some(wanted);
+        }
+        self.write_blocks(vec![(offset, Box::new(block))], MetaJob::Superblock(wanted));
+    }
+
+    /// From now on the superblock says that the node stopped in good order.
+    pub(crate) fn mark_clean(&mut self) {
+        if let Some(meta) = &mut self.meta {
+            meta.clean = true;
+        }
+    }
+
+    fn write_blocks(&mut self, blocks: Vec<(u64, Box<[u8; 4096]>)>, job: MetaJob) {
+        let Some(meta) = &mut self.meta else { return };
+        meta.next_op += 1;
+        let op = MetaOpId(meta.next_op);
+        meta.jobs.insert(op, job);
+        self.act(Action::MetaWrite { op, blocks });
+    }
+
+    pub(crate) fn meta_written(&mut self, op: MetaOpId, ok: bool) {
+        let Some(job) = self.meta.as_mut().and_then(|m| m.jobs.remove(&op)) else { return };
+        if !ok {
+            return;
+        }
+        match job {
+            MetaJob::Superblock(version) => self.superblock_durable(version),
+            MetaJob::ActivityLog => self.activity_log_durable(),
+            MetaJob::Pages => {}
+        }
+    }
+
+    fn superblock_durable(&mut self, version: u64) {
+        let Some(meta) = &mut self.meta else { return };
+        meta.writing = None;
+        meta.durable = version;
+        let mut due = Vec::new();
+        while meta.after.front().is_some_and(|(v, _)| *v <= version) {
+            due.extend(meta.after.pop_front().map(|(_, after)| after));
+        }
+        for after in due {
+            self.after(after);
+        }
+    }
+
+    fn after(&mut self, after: After) {
+        match after {
+            After::Nothing => {}
+            After::Bump => self.bump_done(),
+            After::GenerationAdopted { peer, link, current } => {
+                if self.unhold(peer, link) {
+                    self.send(peer, holdfast_wire::Message::GenerationAck { current });
+                }
+            }
+            After::Inconsistent { peer, link } => {
+                self.unhold(peer, link);
+            }
+            After::TargetReady { peer, link } => self.target_ready(peer, link),
+            After::Adopted { peer, link } => self.adopted(peer, link),
+            After::Promoted => self.promoted(),
+            After::Demoted(id) => self.demoted(id),
+            After::Command(id) => self.act(Action::CommandDone(id, Ok(()))),
+            After::Outdated(id, peer) => self.disconnect_now(id, peer),
+            After::Stopped => self.stopped(),
+        }
+    }
+
+    /// Writes every bitmap page that differs from what is on disk. Superblocks that are asked for
+    /// afterwards become durable after them.
+    pub(crate) fn write_dirty_pages(&mut self) {
+        let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
+        for node in nodes {
+            while let Some(peer) = self.peers.get_mut(&node) {
+                let pages = peer.bitmap.take_dirty_pages(PAGES_PER_WRITE);
+                if pages.is_empty() {
+                    break;
+                }
+                self.write_pages(node, &pages);
+            }
+        }
+    }
+
+    fn write_pages(&mut self, node: NodeId, pages: &[u32]) {
+        let (Some(meta), Some(peer)) = (&self.meta, self.peers.get(&node)) else { return };
+        let layout = &meta.superblock.layout;
+        if !layout.has_slot(node) {
+            return;
+        }
+        let blocks = pages
+            .iter()
+            .map(|page| {
+                let address = PageAddress::new(self.config.resource, layout, node, *page);
+                (address.offset(), Box::new(peer.bitmap.encode_page(&address)))
+            })
+            .collect();
+        self.write_blocks(blocks, MetaJob::Pages);
+    }
+
+    /// Chooses the next transaction of the activity log and does what must come before it.
+    pub(crate) fn plan_activity_log(&mut self) {
+        let flushed = self.flush_done;
+        let Some(plan) = self.al.as_mut().and_then(|al| al.plan(flushed)) else { return };
+        for (extent, suspect) in &plan.victims {
+            for peer in suspect.iter() {
+                self.mark_extent(*extent, peer);
+            }
+        }
+        self.al_evicts = !plan.victims.is_empty();
+        // Bits that a resync cleared may go to disk only behind the data that they stand for.
+        let is_target = self.peers.values().any(Peer::is_target);
+        if plan.flush || (is_target && !plan.victims.is_empty()) {
+            self.disk_flush(DiskJob::ActivityLogFlush);
+        } else {
+            self.write_activity_log();
+        }
+    }
+
+    /// The data of the extents that are given up are durable; now their bits, then the log.
+    pub(crate) fn write_activity_log(&mut self) {
+        if self.al_evicts {
+            // All dirty pages rather than the victims' alone: they are few, and other extents of
+            // the same page will be given up soon.
+            self.write_dirty_pages();
+        }
+        let Some(al) = &mut self.al else { return };
+        match al.write() {
+            Some((index, block)) => {
+                let Some(meta) = &self.meta else { return };
+                let offset = meta.superblock.layout.al_offset(index);
+                self.write_blocks(vec![(offset, block)], MetaJob::ActivityLog);
+            }
+            None => self.activity_log_durable(),
+        }
+    }
+
+    fn activity_log_durable(&mut self) {
+        if let Some(al) = &mut self.al {
+            self.runnable.extend(al.written());
+        }
+    }
+
+    /// Takes hot extents for the range, or queues; without a disk there is nothing to do.
+    pub(crate) fn al_begin(&mut self, owner: Owner, range: ByteRange) -> bool {
+        self.al.as_mut().is_none_or(|al| al.begin(owner, range))
+    }
+
+    pub(crate) fn al_end(&mut self, range: ByteRange) {
+        let flush = self.flush_issued + 1;
+        if let Some(al) = &mut self.al {
+            al.end(range, flush);
+        }
+    }
+
+    /// Marks a whole extent as different from a peer's.
+    pub(crate) fn mark_extent(&mut self, extent: u32, peer: NodeId) {
+        let range = ByteRange::new(u64::from(extent) * EXTENT_SIZE, EXTENT_SIZE);
+        debug_assert!(extents(range).eq(extent..extent + 1));
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.bitmap.set_range(range.blocks());
+        }
+    }
+
+    /// Marks a range as different from a peer's.
+    pub(crate) fn mark(&mut self, peer: NodeId, range: ByteRange) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.bitmap.set_range(range.blocks());
+        }
+    }
+
+    /// What a crash left in doubt between this node and a peer becomes bits.
+    pub(crate) fn merge_suspects(&mut self, peer: NodeId) {
+        let found = self.al.as_mut().map(|al| al.take_suspects(peer)).unwrap_or_default();
+        for extent in found {
+            self.mark_extent(extent, peer);
+        }
+    }
+
+    /// An empty bitmap for a new member.
+    pub(crate) fn new_bitmap(blocks: u64) -> SparseBitmap {
+        SparseBitmap::new(blocks)
+    }
+
+    /// The local disk reported an error: it is not used any more (promise 6).
+    pub(crate) fn disk_failed(&mut self) {
+        if !self.has_disk() {
+            return;
+        }
+        self.notice(Notice::DiskFailed);
+        self.give_disk_up(DiskState::Failed);
+    }
+
+    /// Ends the use of the local disk. Requests go on with the peers' disks where they can.
+    pub(crate) fn give_disk_up(&mut self, state: DiskState) {
+        self.disk = state;
+        if let Some(al) = self.al.take().as_mut() {
+            self.runnable.extend(al.abandon());
+        }
+        let waiting = self.meta.take().map(|m| m.after).unwrap_or_default();
+        self.act(Action::CloseDisk);
+        for peer in self.peers.values_mut() {
+            peer.end_resync();
+        }
+        self.refresh_sets();
+        // This node is a member that misses writes from now on.
+        if self.role == Role::Primary && self.missing.contains(self.node) {
+            self.bump_for.insert(self.node);
+        }
+        for (_, after) in waiting {
+            self.after(after);
+        }
+        self.announce();
+        self.changed();
+    }
+}
+
+/// Blocks of a range in bytes, for progress.
+pub(crate) fn bytes(blocks: u64) -> u64 {
+    blocks * BLOCK_SIZE
+}

@@ -1,0 +1,426 @@
+//! Requests of clients on the Primary.
+//!
+//! A write goes: lock its range, make its extents hot, wait for a new generation if a member was
+//! lost, then one disk write and one message per peer in one step, all sharing the payload. It
+//! completes when the local disk and every peer that got it have answered, and whoever did not get
+//! it is durably known to miss it.
+
+use crate::engine::{Core, DiskJob};
+use crate::event::{DiskOutcome, IoFailure, RequestId, RequestKind};
+use crate::locks::Owner;
+use bytes::Bytes;
+use holdfast_units::{ByteRange, DiskState, EXTENT_SIZE, MAX_REQUEST, NodeId, PeerSet, Role};
+use holdfast_wire::{Message, PeerResult, WriteKind};
+
+/// How far the local part of a request is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Local {
+    /// There is no local disk for it.
+    None,
+    /// Under way.
+    Pending,
+    /// Done.
+    Ok,
+    /// The disk failed.
+    Failed,
+}
+
+/// What a write waits for before it starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Lock,
+    Extents,
+    Generation,
+    Running,
+}
+
+/// A client's write.
+#[derive(Debug)]
+pub(crate) struct WriteRequest {
+    id: RequestId,
+    range: ByteRange,
+    data: Option<Bytes>,
+    fua: bool,
+    seq: u64,
+    stage: Stage,
+    has_extents: bool,
+    local: Local,
+    waiting: PeerSet,
+    /// Someone with UpToDate data has it.
+    good: bool,
+    /// Members that do not have it for sure.
+    pub(crate) missed: PeerSet,
+}
+
+/// A client's read.
+#[derive(Debug)]
+pub(crate) struct ReadRequest {
+    id: RequestId,
+    range: ByteRange,
+    tried: PeerSet,
+    pub(crate) at: Option<NodeId>,
+}
+
+/// A client's flush.
+#[derive(Debug)]
+pub(crate) struct FlushRequest {
+    id: RequestId,
+    local: Local,
+    waiting: PeerSet,
+    good: bool,
+}
+
+impl Core {
+    pub(crate) fn request(&mut self, id: RequestId, kind: RequestKind) {
+        let refusal = self.request_refusal(&kind);
+        if let Some(failure) = refusal {
+            self.complete(id, Err(failure));
+            return;
+        }
+        match kind {
+            RequestKind::Read(range) => self.read(id, range),
+            RequestKind::Write { range, data, fua } => self.write(id, range, Some(data), fua),
+            RequestKind::Zeroes { range, fua } => self.write(id, range, None, fua),
+            RequestKind::Flush => self.flush(id),
+        }
+    }
+
+    fn request_refusal(&self, kind: &RequestKind) -> Option<IoFailure> {
+        if self.stopping.is_some() {
+            return Some(IoFailure::Stopping);
+        }
+        if self.role != Role::Primary || self.demotion.is_some() {
+            return Some(IoFailure::NotPrimary);
+        }
+        let fits = match kind {
+            RequestKind::Read(range) => self.in_device(*range) && range.len <= MAX_REQUEST,
+            RequestKind::Write { range, data, .. } => {
+                self.in_device(*range) && range.len <= MAX_REQUEST && range.len == data.len() as u64
+            }
+            RequestKind::Zeroes { range, .. } => self.in_device(*range) && range.len <= EXTENT_SIZE,
+            RequestKind::Flush => true,
+        };
+        if !fits {
+            return Some(IoFailure::Range);
+        }
+        if self.has_good_data() { None } else { Some(IoFailure::NoData) }
+    }
+
+    fn write(&mut self, id: RequestId, range: ByteRange, data: Option<Bytes>, fua: bool) {
+        let key = self.writes.insert(WriteRequest {
+            id,
+            range,
+            data,
+            fua,
+            seq: 0,
+            stage: Stage::Lock,
+            has_extents: false,
+            local: Local::None,
+            waiting: PeerSet::EMPTY,
+            good: false,
+            missed: PeerSet::EMPTY,
+        });
+        if self.locks.acquire(range, Owner::Write(key)) {
+            self.advance_write(key);
+        }
+    }
+
+    /// What the write waited for is there; goes on as far as possible.
+    pub(crate) fn advance_write(&mut self, key: usize) {
+        let generation_due = self.bump.is_some() || self.needs_bump();
+        let Some(write) = self.writes.get_mut(key) else { return };
+        let range = write.range;
+        match write.stage {
+            Stage::Lock => {
+                write.stage = Stage::Extents;
+                write.has_extents = self.al.is_some();
+                if self.al_begin(Owner::Write(key), range) {
+                    self.advance_write(key);
+                }
+            }
+            Stage::Extents => {
+                write.stage = Stage::Generation;
+                self.advance_write(key);
+            }
+            Stage::Generation if generation_due => {
+                self.want_generation.push_back(key);
+            }
+            Stage::Generation => self.start_write(key),
+            Stage::Running => {}
+        }
+    }
+
+    fn start_write(&mut self, key: usize) {
+        if !self.has_good_data() || self.role != Role::Primary {
+            self.finish_write(key, Err(IoFailure::NoData));
+            return;
+        }
+        self.last_write += 1;
+        let seq = self.last_write;
+        let settled = self.settled();
+        let (receivers, missing, has_disk) = (self.receivers, self.missing, self.has_disk());
+        self.by_seq.insert(seq, key);
+        let write = &mut self.writes[key];
+        write.stage = Stage::Running;
+        write.seq = seq;
+        write.waiting = receivers;
+        write.missed = missing;
+        write.local = if has_disk { Local::Pending } else { Local::None };
+        let (range, fua, data) = (write.range, write.fua, write.data.take());
+        for peer in missing.iter() {
+            self.mark(peer, range);
+        }
+        if receivers.is_empty() {
+            // No clone of the payload on the way of a lone node.
+        } else {
+            self.last_settled_sent = settled;
+            for peer in receivers.iter() {
+                let message = Message::Write {
+                    seq,
+                    range,
+                    kind: if data.is_some() { WriteKind::Data } else { WriteKind::Zeroes },
+                    fua,
+                    missing,
+                    settled,
+                    payload: data.clone().unwrap_or_default(),
+                };
+                self.send_counted(peer, message, data.as_ref().map_or(0, |d| d.len() as u64));
+            }
+        }
+        if has_disk {
+            self.disk_write(DiskJob::Write(key), range, data, fua);
+        } else {
+            self.write_progress(key);
+        }
+    }
+
+    pub(crate) fn write_local_done(&mut self, key: usize, ok: bool) {
+        let (me, up_to_date) = (self.node, self.disk == DiskState::UpToDate);
+        let Some(write) = self.writes.get_mut(key) else { return };
+        if ok {
+            write.local = Local::Ok;
+            write.good |= up_to_date;
+            let range = write.range;
+            if !up_to_date {
+                self.newer_than_resync(range);
+            }
+            self.write_progress(key);
+        } else {
+            write.local = Local::Failed;
+            self.write_missed(key, me);
+        }
+    }
+
+    /// A peer answered a write.
+    pub(crate) fn write_acked(&mut self, peer: NodeId, seq: u64, result: PeerResult) {
+        let Some(&key) = self.by_seq.get(&seq) else { return };
+        let up_to_date = self.peers.get(&peer).is_some_and(|p| p.disk == DiskState::UpToDate);
+        let write = &mut self.writes[key];
+        if !write.waiting.remove(peer) {
+            return;
+        }
+        let range = write.range;
+        self.answered(peer);
+        if result == PeerResult::Ok {
+            let write = &mut self.writes[key];
+            write.good |= up_to_date;
+            if let Some(p) = self.peers.get_mut(&peer)
+                && p.bitmap.count() > 0
+            {
+                p.bitmap.clear_range(range.blocks());
+            }
+            self.write_progress(key);
+        } else {
+            self.write_missed(key, peer);
+        }
+    }
+
+    /// A write did not reach a peer for sure.
+    fn write_missed(&mut self, key: usize, peer: NodeId) {
+        let write = &mut self.writes[key];
+        write.missed.insert(peer);
+        let range = write.range;
+        self.mark(peer, range);
+        let mut peers = PeerSet::EMPTY;
+        peers.insert(peer);
+        let mut others = self.receivers;
+        others.remove(peer);
+        for other in others.iter() {
+            self.send(other, Message::Missed { peers, range });
+        }
+        self.write_progress(key);
+    }
+
+    /// A peer does not get writes any more: what it has not answered is missed, what was asked of
+    /// it is asked elsewhere.
+    pub(crate) fn requests_lost_peer(&mut self, peer: NodeId) {
+        let lost: Vec<usize> =
+            self.writes.iter().filter(|(_, w)| w.waiting.contains(peer)).map(|(k, _)| k).collect();
+        for key in lost {
+            self.writes[key].waiting.remove(peer);
+            self.write_missed(key, peer);
+        }
+        let flushes: Vec<usize> = self.flushes.iter().map(|(k, _)| k).collect();
+        for key in flushes {
+            if self.flushes[key].waiting.remove(peer) {
+                self.flush_progress(key);
+            }
+        }
+        let reads: Vec<usize> =
+            self.reads.iter().filter(|(_, r)| r.at == Some(peer)).map(|(k, _)| k).collect();
+        for key in reads {
+            self.route_read(key);
+        }
+    }
+
+    /// Completes a write when all that it waits for is there.
+    pub(crate) fn write_progress(&mut self, key: usize) {
+        let Some(write) = self.writes.get(key) else { return };
+        if write.stage != Stage::Running
+            || write.local == Local::Pending
+            || !write.waiting.is_empty()
+        {
+            return;
+        }
+        // Whoever missed it must durably be known to.
+        if !write.missed.intersection(self.bump_for).is_empty()
+            || (self.bump.is_some() && !write.missed.is_empty())
+        {
+            return;
+        }
+        let result = if write.good { Ok(None) } else { Err(IoFailure::NoData) };
+        self.finish_write(key, result);
+    }
+
+    fn finish_write(&mut self, key: usize, result: Result<Option<Bytes>, IoFailure>) {
+        let write = self.writes.remove(key);
+        self.by_seq.remove(&write.seq);
+        if write.has_extents {
+            self.al_end(write.range);
+        }
+        self.complete(write.id, result);
+        self.unlock(write.range);
+    }
+
+    /// All writes up to this one are done everywhere or known to be missing.
+    pub(crate) fn settled(&self) -> u64 {
+        self.by_seq.first_key_value().map_or(self.last_write, |(seq, _)| seq - 1)
+    }
+
+    fn read(&mut self, id: RequestId, range: ByteRange) {
+        let key = self.reads.insert(ReadRequest { id, range, tried: PeerSet::EMPTY, at: None });
+        self.route_read(key);
+    }
+
+    /// Sends a read to where the data are good: here, or at a peer that was not asked yet.
+    fn route_read(&mut self, key: usize) {
+        let Some(read) = self.reads.get(key) else { return };
+        let (range, tried) = (read.range, read.tried);
+        if !tried.contains(self.node) && self.is_good_here(range) {
+            let read = &mut self.reads[key];
+            read.tried.insert(self.node);
+            read.at = None;
+            self.disk_read(DiskJob::Read(key), range, false);
+            return;
+        }
+        let next = self.good_peers().find(|p| !tried.contains(*p));
+        let Some(peer) = next else {
+            let read = self.reads.remove(key);
+            self.complete(read.id, Err(IoFailure::NoData));
+            return;
+        };
+        let read = &mut self.reads[key];
+        read.tried.insert(peer);
+        read.at = Some(peer);
+        self.asked(peer);
+        self.send(peer, Message::Read { id: key as u64, range });
+    }
+
+    /// Whether the local disk has the current data of a range.
+    pub(crate) fn is_good_here(&self, range: ByteRange) -> bool {
+        match self.disk {
+            DiskState::UpToDate => true,
+            DiskState::Inconsistent => self
+                .peers
+                .values()
+                .find(|p| p.is_syncing_target())
+                .is_some_and(|p| p.bitmap.count_range(range.blocks()) == 0),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn read_local_done(&mut self, key: usize, result: Result<DiskOutcome, IoFailure>) {
+        let Some(read) = self.reads.get(key) else { return };
+        match result {
+            Ok(DiskOutcome::Data(data)) if data.len() as u64 == read.range.len => {
+                let read = self.reads.remove(key);
+                self.complete(read.id, Ok(Some(data)));
+            }
+            _ => self.route_read(key),
+        }
+    }
+
+    /// A peer answered a read.
+    pub(crate) fn read_answered(&mut self, peer: NodeId, id: u64, result: PeerResult, data: Bytes) {
+        let key = usize::try_from(id).unwrap_or(usize::MAX);
+        let Some(read) = self.reads.get(key) else { return };
+        if read.at != Some(peer) {
+            return;
+        }
+        self.answered(peer);
+        let fits = result == PeerResult::Ok && data.len() as u64 == self.reads[key].range.len;
+        if fits {
+            let read = self.reads.remove(key);
+            self.complete(read.id, Ok(Some(data)));
+        } else {
+            self.route_read(key);
+        }
+    }
+
+    fn flush(&mut self, id: RequestId) {
+        let (receivers, has_disk) = (self.receivers, self.has_disk());
+        let local = if has_disk { Local::Pending } else { Local::None };
+        let key = self.flushes.insert(FlushRequest { id, local, waiting: receivers, good: false });
+        for peer in receivers.iter() {
+            self.asked(peer);
+            self.send(peer, Message::Flush { id: key as u64 });
+        }
+        if has_disk {
+            self.disk_flush(DiskJob::Flush(key));
+        } else {
+            self.flush_progress(key);
+        }
+    }
+
+    pub(crate) fn flush_local_done(&mut self, key: usize, ok: bool) {
+        let up_to_date = self.disk == DiskState::UpToDate;
+        let Some(flush) = self.flushes.get_mut(key) else { return };
+        flush.local = if ok { Local::Ok } else { Local::Failed };
+        flush.good |= ok && up_to_date;
+        self.flush_progress(key);
+    }
+
+    /// A peer answered a flush.
+    pub(crate) fn flush_acked(&mut self, peer: NodeId, id: u64, result: PeerResult) {
+        let up_to_date = self.peers.get(&peer).is_some_and(|p| p.disk == DiskState::UpToDate);
+        let key = usize::try_from(id).unwrap_or(usize::MAX);
+        let Some(flush) = self.flushes.get_mut(key) else { return };
+        if !flush.waiting.remove(peer) {
+            return;
+        }
+        flush.good |= result == PeerResult::Ok && up_to_date;
+        self.answered(peer);
+        self.flush_progress(key);
+    }
+
+    /// Completes a flush when everyone has answered, or is durably known to miss what it covers.
+    pub(crate) fn flush_progress(&mut self, key: usize) {
+        let Some(flush) = self.flushes.get(key) else { return };
+        if flush.local == Local::Pending || !flush.waiting.is_empty() {
+            return;
+        }
+        let result = if flush.good { Ok(None) } else { Err(IoFailure::NoData) };
+        let flush = self.flushes.remove(key);
+        self.complete(flush.id, result);
+    }
+}

@@ -1,0 +1,394 @@
+//! Who is Primary, and how the resource stops.
+//!
+//! A promotion asks every connected member first, and holds them to their answer until it commits,
+//! aborts, or its connection is lost; of two at once the lower number wins.
+
+use crate::engine::{Core, DiskJob};
+use crate::event::{Action, CommandId, Refusal};
+use crate::persist::After;
+use holdfast_units::{DiskState, GenerationId, Millis, NodeId, PeerSet, Role};
+use holdfast_wire::{Message, PromoteAnswer, PromoteStep};
+
+/// Members must have answered within this time.
+const PROMOTE_TIMEOUT_MS: u64 = 5_000;
+/// A promise that is neither kept nor broken ends after this time.
+const PROMISE_MS: u64 = 15_000;
+/// Requests in flight may take so long before the resource stops without them.
+const STOP_TIMEOUT_MS: u64 = 10_000;
+
+/// A promotion of this node that is under way.
+#[derive(Debug)]
+pub(crate) struct Promotion {
+    command: CommandId,
+    id: u64,
+    force: bool,
+    epoch: u64,
+    waiting: PeerSet,
+    deadline: Millis,
+    /// Everyone agreed; it is being made durable.
+    committed: bool,
+}
+
+/// What this node said yes to.
+#[derive(Debug)]
+pub(crate) struct Promise {
+    peer: NodeId,
+    until: Millis,
+}
+
+/// The resource is being stopped.
+#[derive(Debug)]
+pub(crate) struct Stopping {
+    command: CommandId,
+    deadline: Millis,
+    flushing: bool,
+}
+
+impl Core {
+    /// Why this node could not become Primary as things are here.
+    pub(crate) fn promote_refusal(&self, force: bool) -> Option<Refusal> {
+        if let Some(peer) = self.peers.values().find(|p| p.up && p.role == Role::Primary) {
+            return Some(Refusal::PeerIsPrimary(peer.node));
+        }
+        if self.has_good_data() || (force && self.has_disk()) {
+            return None;
+        }
+        match self.disk {
+            DiskState::Consistent => None,
+            DiskState::Outdated => Some(Refusal::Outdated),
+            DiskState::Inconsistent => Some(Refusal::Inconsistent),
+            _ if self.diskful => Some(Refusal::NoUpToDateData),
+            _ => Some(Refusal::NoUpToDateData),
+        }
+    }
+
+    pub(crate) fn promote(&mut self, command: CommandId, force: bool) {
+        let done = |core: &mut Self, result| core.act(Action::CommandDone(command, result));
+        if self.role == Role::Primary && self.demotion.is_none() {
+            return done(self, Ok(()));
+        }
+        if self.promotion.is_some() || self.demotion.is_some() {
+            return done(self, Err(Refusal::Busy));
+        }
+        if let Some(promise) = &self.promise {
+            let peer = promise.peer;
+            return done(self, Err(Refusal::PeerBusy(peer)));
+        }
+        if let Some(refusal) = self.promote_refusal(force) {
+            return done(self, Err(refusal));
+        }
+        let id = self.unique();
+        let epoch = self.unique();
+        let waiting: PeerSet = self.peers.values().filter(|p| p.up).map(|p| p.node).collect();
+        let deadline = self.now.after(PROMOTE_TIMEOUT_MS);
+        self.promotion =
+            Some(Promotion { command, id, force, epoch, waiting, deadline, committed: false });
+        for peer in waiting.iter() {
+            self.send(peer, Message::Promote { id, step: PromoteStep::Prepare, epoch });
+        }
+    }
+
+    /// A peer whose handshake ended while a promotion is under way has a say too.
+    pub(crate) fn connected_during_promotion(&mut self, node: NodeId) {
+        let role = self.peers.get(&node).map(|p| p.role);
+        let Some(promotion) = &mut self.promotion else { return };
+        if promotion.committed {
+            return;
+        }
+        if role == Some(Role::Primary) {
+            self.end_promotion(Err(Refusal::PeerIsPrimary(node)));
+            return;
+        }
+        promotion.waiting.insert(node);
+        let (id, epoch) = (promotion.id, promotion.epoch);
+        self.send(node, Message::Promote { id, step: PromoteStep::Prepare, epoch });
+    }
+
+    fn end_promotion(&mut self, result: Result<(), Refusal>) {
+        let Some(promotion) = self.promotion.take() else { return };
+        if result.is_err() {
+            let up: Vec<NodeId> = self.peers.values().filter(|p| p.up).map(|p| p.node).collect();
+            let (id, epoch) = (promotion.id, promotion.epoch);
+            for peer in up {
+                self.send(peer, Message::Promote { id, step: PromoteStep::Abort, epoch });
+            }
+        }
+        self.act(Action::CommandDone(promotion.command, result));
+    }
+
+    pub(crate) fn peer_promotes(&mut self, node: NodeId, id: u64, step: PromoteStep, epoch: u64) {
+        match step {
+            PromoteStep::Prepare => {
+                let answer = self.promise_to(node);
+                self.send(node, Message::PromoteReply { id, answer });
+            }
+            PromoteStep::Commit => {
+                self.end_promise(node);
+                if let Some(peer) = self.peers.get_mut(&node) {
+                    peer.epoch = epoch;
+                    peer.unsettled.clear();
+                }
+            }
+            PromoteStep::Abort => self.end_promise(node),
+        }
+    }
+
+    fn promise_to(&mut self, node: NodeId) -> PromoteAnswer {
+        if self.role == Role::Primary {
+            return PromoteAnswer::IAmPrimary;
+        }
+        let mine_first = self.promotion.as_ref().is_some_and(|p| p.committed || self.node < node);
+        let promised = self.promise.as_ref().is_some_and(|p| p.peer != node);
+        if mine_first || promised {
+            return PromoteAnswer::Busy;
+        }
+        let Some(peer) = self.peers.get(&node) else { return PromoteAnswer::Busy };
+        let behind = self.disk == DiskState::UpToDate
+            && peer.disk > DiskState::Inconsistent
+            && peer.current != self.gens.current
+            && self.gens.history.contains(&peer.current);
+        if behind {
+            return PromoteAnswer::YouAreOutdated;
+        }
+        self.promise = Some(Promise { peer: node, until: self.now.after(PROMISE_MS) });
+        PromoteAnswer::Yes
+    }
+
+    fn end_promise(&mut self, node: NodeId) {
+        if self.promise.as_ref().is_some_and(|p| p.peer == node) {
+            self.promise = None;
+        }
+    }
+
+    pub(crate) fn promote_answered(&mut self, node: NodeId, id: u64, answer: PromoteAnswer) {
+        let Some(promotion) = self.promotion.as_mut().filter(|p| p.id == id && !p.committed) else {
+            return;
+        };
+        let force = promotion.force;
+        match answer {
+            PromoteAnswer::Yes => {
+                promotion.waiting.remove(node);
+            }
+            PromoteAnswer::YouAreOutdated if force => {
+                promotion.waiting.remove(node);
+            }
+            PromoteAnswer::YouAreOutdated => self.end_promotion(Err(Refusal::Outdated)),
+            PromoteAnswer::IAmPrimary => self.end_promotion(Err(Refusal::PeerIsPrimary(node))),
+            PromoteAnswer::Busy => self.end_promotion(Err(Refusal::PeerBusy(node))),
+        }
+    }
+
+    /// Commits what everyone agreed to, and ends demotions and stops that have nothing to wait for.
+    pub(crate) fn finish_role_changes(&mut self) {
+        let ready = self.promotion.as_ref().is_some_and(|p| !p.committed && p.waiting.is_empty())
+            && !self.is_reported()
+            && !self.is_adopting();
+        if ready {
+            self.commit_promotion();
+        }
+        if let Some(id) = self.demotion
+            && self.in_flight() == 0
+            && self.role == Role::Primary
+            && self.bump.is_none()
+        {
+            self.send_settled();
+            self.role = Role::Secondary;
+            self.bump_for = PeerSet::EMPTY;
+            self.following = None;
+            self.request_superblock(After::Demoted(id));
+        }
+        self.progress_stop();
+    }
+
+    fn commit_promotion(&mut self) {
+        let force = self.promotion.as_ref().is_some_and(|p| p.force);
+        if let Some(refusal) = self.promote_refusal(force) {
+            self.end_promotion(Err(refusal));
+            return;
+        }
+        let Some(promotion) = &mut self.promotion else { return };
+        promotion.committed = true;
+        self.epoch = promotion.epoch;
+        self.last_write = 0;
+        self.last_settled_sent = 0;
+        let decree = force && !self.has_good_data() && self.disk < DiskState::Consistent;
+        if decree {
+            self.decree();
+        } else if self.disk == DiskState::Consistent {
+            self.disk = DiskState::UpToDate;
+        }
+        self.role = Role::Primary;
+        self.following = None;
+        self.outdated = false;
+        self.refresh_sets();
+        self.bump_for = self.missing;
+        self.request_superblock(After::Promoted);
+    }
+
+    /// A person says that the local data are the current data: a new generation.
+    fn decree(&mut self) {
+        let current = GenerationId(self.unique());
+        let fresh = self.gens.current == GenerationId::JUST_CREATED;
+        if fresh {
+            self.gens.current = current;
+        } else {
+            self.gens.open(self.missing);
+            self.gens.push(current);
+        }
+        for peer in self.peers.values_mut() {
+            if peer.is_target() {
+                peer.end_resync();
+            }
+        }
+        self.disk = DiskState::UpToDate;
+    }
+
+    pub(crate) fn promoted(&mut self) {
+        let Some(promotion) = self.promotion.take() else { return };
+        let up: Vec<NodeId> = self.peers.values().filter(|p| p.up).map(|p| p.node).collect();
+        let (id, epoch) = (promotion.id, promotion.epoch);
+        for peer in &up {
+            self.send(*peer, Message::Promote { id, step: PromoteStep::Commit, epoch });
+        }
+        self.announce();
+        if promotion.force {
+            for peer in up {
+                self.renegotiate(peer);
+            }
+        }
+        self.act(Action::CommandDone(promotion.command, Ok(())));
+        self.changed();
+    }
+
+    pub(crate) fn demote(&mut self, id: CommandId, force: bool) {
+        if self.role != Role::Primary {
+            self.act(Action::CommandDone(id, Ok(())));
+        } else if self.demotion.is_some() {
+            self.act(Action::CommandDone(id, Err(Refusal::Busy)));
+        } else if !force && self.in_flight() > 0 {
+            self.act(Action::CommandDone(id, Err(Refusal::InUse)));
+        } else {
+            self.demotion = Some(id);
+        }
+    }
+
+    pub(crate) fn demoted(&mut self, id: CommandId) {
+        self.demotion = None;
+        self.announce();
+        self.act(Action::CommandDone(id, Ok(())));
+        self.changed();
+    }
+
+    /// Promotions do not wait for a peer that is gone.
+    pub(crate) fn role_changes_lost_peer(&mut self, node: NodeId) {
+        if let Some(promotion) = &mut self.promotion {
+            promotion.waiting.remove(node);
+        }
+        self.end_promise(node);
+    }
+
+    pub(crate) fn role_deadline(&self) -> Option<Millis> {
+        let promotion = self.promotion.as_ref().filter(|p| !p.committed).map(|p| p.deadline);
+        let promise = self.promise.as_ref().map(|p| p.until);
+        let stop = self.stopping.as_ref().filter(|s| !s.flushing).map(|s| s.deadline);
+        [promotion, promise, stop].into_iter().flatten().min()
+    }
+
+    pub(crate) fn tick_roles(&mut self) {
+        let late = |at: Option<Millis>| at.is_some_and(|at| at <= self.now);
+        let promotion_late =
+            late(self.promotion.as_ref().filter(|p| !p.committed).map(|p| p.deadline));
+        let promise_late = late(self.promise.as_ref().map(|p| p.until));
+        if promotion_late {
+            self.end_promotion(Err(Refusal::TimedOut));
+        }
+        if promise_late {
+            self.promise = None;
+        }
+    }
+
+    pub(crate) fn detach(&mut self, id: CommandId) {
+        let result = if !self.has_disk() {
+            Err(Refusal::Diskless)
+        } else if self.role == Role::Primary && self.good_peers().next().is_none() {
+            Err(Refusal::LastUpToDate)
+        } else {
+            Ok(())
+        };
+        if result.is_ok() {
+            self.give_disk_up(DiskState::Diskless);
+        }
+        self.act(Action::CommandDone(id, result));
+    }
+
+    pub(crate) fn stop(&mut self, command: CommandId) {
+        let deadline = self.now.after(STOP_TIMEOUT_MS);
+        if let Some(promotion) = &self.promotion
+            && !promotion.committed
+        {
+            self.end_promotion(Err(Refusal::Busy));
+        }
+        self.stopping = Some(Stopping { command, deadline, flushing: false });
+    }
+
+    fn progress_stop(&mut self) {
+        let Some(stopping) = &self.stopping else { return };
+        let idle = self.in_flight() == 0 && self.bump.is_none() && self.peer_writes.is_empty();
+        if stopping.flushing || !(idle || stopping.deadline <= self.now) {
+            return;
+        }
+        if let Some(stopping) = &mut self.stopping {
+            stopping.flushing = true;
+        }
+        let graceful = idle;
+        if self.role == Role::Primary && graceful {
+            self.send_settled();
+        }
+        let leaves_primary = self.peers.values().any(|p| p.up && p.role == Role::Primary);
+        if self.role == Role::Primary {
+            self.role = Role::Secondary;
+            self.announce();
+        }
+        if leaves_primary && self.disk >= DiskState::Consistent {
+            self.disk = DiskState::Outdated;
+            self.outdated = true;
+        }
+        let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
+        for node in nodes {
+            self.send(node, Message::Goodbye);
+            self.stand_alone(node);
+        }
+        if self.has_disk() && graceful {
+            self.disk_flush(DiskJob::StopFlush);
+        } else {
+            self.stopped();
+        }
+    }
+
+    pub(crate) fn stop_flushed(&mut self) {
+        if !self.has_disk() {
+            self.stopped();
+            return;
+        }
+        // What a crash left in doubt stays so: it becomes bits, which a clean stop keeps.
+        let peers: Vec<NodeId> = self.peers.keys().copied().collect();
+        for peer in peers {
+            self.merge_suspects(peer);
+        }
+        self.write_dirty_pages();
+        self.mark_clean();
+        self.crashed_primary = false;
+        self.request_superblock(After::Stopped);
+    }
+
+    pub(crate) fn stopped(&mut self) {
+        let Some(stopping) = self.stopping.take() else { return };
+        if self.meta.take().is_some() {
+            self.act(Action::CloseDisk);
+        }
+        self.disk = DiskState::Diskless;
+        self.act(Action::CommandDone(stopping.command, Ok(())));
+        self.act(Action::Stopped);
+        self.changed();
+    }
+}

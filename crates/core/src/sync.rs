@@ -1,0 +1,813 @@
+//! Resync: one node gets from another exactly the blocks that it missed.
+//!
+//! Both send each other their bitmap and work on what is set in either. The target is durably
+//! Inconsistent before anything is written (promise 3), pulls range after range, and writes only
+//! blocks whose bit is still set: a newer write of the Primary clears the bit, so nothing older can
+//! come over it. When nothing is left it flushes, takes the source's generations over, durably, and
+//! is worth what the source is.
+
+use crate::engine::{Core, DiskJob};
+use crate::event::{CommandId, DiskOutcome, IoFailure, LinkId, Notice, Refusal, ResyncProgress};
+use crate::link::Peer;
+use crate::locks::Owner;
+use crate::persist::{After, bytes};
+use bytes::Bytes;
+use holdfast_units::{
+    BLOCK_SIZE, ByteRange, DiskState, GenerationId, MAX_REQUEST, Millis, NodeId, ReplicationState,
+    Role,
+};
+use holdfast_wire::{Generations, Message, StateReport};
+use std::collections::BTreeMap;
+
+/// The longest range that is asked for when the last ones were holes.
+const LONGEST_ASK: u64 = 128 << 20;
+/// Runs in one piece of a bitmap.
+const RUNS_PER_PIECE: usize = 4096;
+/// How often a limited resync may go on.
+const RATE_STEP_MS: u64 = 20;
+
+/// A range that was asked for.
+#[derive(Debug)]
+struct Pull {
+    len: u64,
+    /// The source said meanwhile that the range is out of sync again.
+    spoiled: bool,
+}
+
+/// A resync with one peer.
+#[derive(Debug)]
+pub(crate) struct Resync {
+    /// What arrives for an earlier resync with the same peer does not count for this one.
+    session: u64,
+    started: Millis,
+    total: u64,
+    carried: u64,
+    /// Target: what was asked for and has not come, by offset.
+    pulls: BTreeMap<u64, Pull>,
+    in_flight: u64,
+    cursor: u64,
+    ask: u64,
+    /// Target: writes of received blocks under way.
+    writing: usize,
+    /// Blocks cleared since the bitmap was last written.
+    since_checkpoint: u64,
+    completing: bool,
+    /// Bytes that may be asked for now, when the rate is limited, and when that was counted.
+    allowance: u64,
+    counted: Millis,
+    /// Source: sent and not acknowledged, which went out of sync again meanwhile.
+    spoiled: Vec<ByteRange>,
+}
+
+/// A read for a target.
+#[derive(Debug)]
+pub(crate) struct ResyncRead {
+    peer: NodeId,
+    link: LinkId,
+    asked: ByteRange,
+}
+
+/// Blocks that came from a source.
+#[derive(Debug)]
+pub(crate) struct ResyncWrite {
+    peer: NodeId,
+    link: LinkId,
+    session: u64,
+    range: ByteRange,
+    payload: Bytes,
+    zeroes: bool,
+    spoiled: bool,
+    runs: usize,
+    failed: bool,
+}
+
+impl Peer {
+    /// Whatever resync there was with this peer is over.
+    pub(crate) fn end_resync(&mut self) {
+        self.resync = None;
+        self.replication = ReplicationState::Off;
+    }
+}
+
+impl Resync {
+    fn new(session: u64, now: Millis, total: u64) -> Self {
+        Self {
+            session,
+            started: now,
+            total,
+            carried: 0,
+            pulls: BTreeMap::new(),
+            in_flight: 0,
+            cursor: 0,
+            ask: MAX_REQUEST,
+            writing: 0,
+            since_checkpoint: 0,
+            completing: false,
+            allowance: 0,
+            counted: now,
+            spoiled: Vec::new(),
+        }
+    }
+
+    /// Progress becomes durable so often, in blocks.
+    fn checkpoint_blocks(&self) -> u64 {
+        (self.total / 32).clamp((1 << 20) / BLOCK_SIZE, (64 << 20) / BLOCK_SIZE)
+    }
+}
+
+impl Core {
+    pub(crate) fn resync_progress(&self, p: &Peer) -> Option<ResyncProgress> {
+        let resync = p.resync.as_ref()?;
+        let left = p.bitmap.count().min(resync.total);
+        Some(ResyncProgress {
+            done: bytes(resync.total - left),
+            total: bytes(resync.total),
+            carried: resync.carried,
+            started: resync.started,
+        })
+    }
+
+    pub(crate) fn become_source(&mut self, node: NodeId, full: bool, theirs: &StateReport) {
+        self.merge_suspects(node);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if full {
+            peer.bitmap.set_all();
+        }
+        peer.disk = DiskState::Inconsistent;
+        peer.replication = ReplicationState::WFBitMapS;
+        peer.out_of_sync_sent = 0;
+        if self.disk == DiskState::Consistent {
+            self.set_disk(DiskState::UpToDate);
+        }
+        self.gens.slots[node.index()] = theirs.generations.current;
+        if full {
+            self.write_dirty_pages();
+        }
+        self.request_superblock(After::Nothing);
+        self.send_bitmap(node, node);
+    }
+
+    pub(crate) fn become_target(&mut self, node: NodeId, full: bool) {
+        self.merge_suspects(node);
+        let busy = self.peers.values().any(|p| p.node != node && p.is_target());
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if full {
+            peer.bitmap.set_all();
+        }
+        peer.out_of_sync_seen = 0;
+        peer.replication =
+            if busy { ReplicationState::PausedSyncT } else { ReplicationState::WFBitMapT };
+        if !busy {
+            for p in self.peers.values_mut() {
+                p.missed_since_sync = false;
+                p.account = None;
+            }
+        }
+        self.set_disk(DiskState::Inconsistent);
+        let link = self.hold(node);
+        self.request_superblock(After::Inconsistent { peer: node, link });
+        if !busy {
+            self.send_bitmap(node, node);
+        }
+    }
+
+    /// Sends the bitmap about a member to a peer.
+    fn send_bitmap(&mut self, to: NodeId, about: NodeId) {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        let all: Vec<(u64, u64)> = self
+            .peers
+            .get(&about)
+            .map(|p| p.bitmap.runs().map(|r| (r.start, r.end - r.start)).collect())
+            .unwrap_or_default();
+        for run in all {
+            if runs.len() == RUNS_PER_PIECE {
+                let piece = std::mem::take(&mut runs);
+                self.send(to, Message::Bitmap { about, runs: piece, last: false });
+            }
+            runs.push(run);
+        }
+        self.send(to, Message::Bitmap { about, runs, last: true });
+    }
+
+    pub(crate) fn bitmap_piece(
+        &mut self,
+        node: NodeId,
+        about: NodeId,
+        runs: &[(u64, u64)],
+        last: bool,
+    ) {
+        let blocks = self.blocks();
+        if runs.iter().any(|(start, len)| start.checked_add(*len).is_none_or(|end| end > blocks)) {
+            self.protocol_error(node, "its bitmap is longer than the device");
+            return;
+        }
+        // A bitmap about this node is what this peer and this node do not share.
+        let with = if about == self.node { node } else { about };
+        let Some(peer) = self.peers.get_mut(&with) else { return };
+        if with == node && peer.replication == ReplicationState::PausedSyncT {
+            return;
+        }
+        if with != node {
+            // The source's account of what others miss, to be taken over with its generations.
+            let account = peer.account.get_or_insert_with(|| Self::new_bitmap(blocks));
+            for (start, len) in runs {
+                account.set_range(*start..start + len);
+            }
+            return;
+        }
+        for (start, len) in runs {
+            peer.bitmap.set_range(*start..start + len);
+        }
+        if !last {
+            return;
+        }
+        peer.sync_serial += 1;
+        let (session, now, total) = (peer.sync_serial, self.now, peer.bitmap.count());
+        match peer.replication {
+            ReplicationState::WFBitMapS => {
+                peer.replication = ReplicationState::SyncSource;
+                peer.resync = Some(Resync::new(session, now, total));
+                self.write_dirty_pages();
+                self.notice(Notice::ResyncStarted(node, false, bytes(total)));
+            }
+            ReplicationState::WFBitMapT => {
+                // Bits that an earlier resync cleared may be written only behind their data.
+                let link = self.link_of(node).unwrap_or(LinkId(0));
+                self.disk_flush(DiskJob::TargetFlush { peer: node, link });
+            }
+            _ => self.protocol_error(node, "it sent a bitmap out of turn"),
+        }
+        self.changed();
+    }
+
+    pub(crate) fn target_flushed(&mut self, node: NodeId, link: LinkId) {
+        if self.link_of(node) == Some(link) {
+            self.write_dirty_pages();
+            self.request_superblock(After::TargetReady { peer: node, link });
+        }
+    }
+
+    pub(crate) fn target_ready(&mut self, node: NodeId, link: LinkId) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.link != Some(link) || peer.replication != ReplicationState::WFBitMapT {
+            return;
+        }
+        let total = peer.bitmap.count();
+        peer.replication = ReplicationState::SyncTarget;
+        peer.resync = Some(Resync::new(peer.sync_serial, now, total));
+        self.notice(Notice::ResyncStarted(node, true, bytes(total)));
+        self.changed();
+    }
+
+    /// Asks for more where this node is target.
+    pub(crate) fn pump_resyncs(&mut self) {
+        let target = self.peers.values().find(|p| p.is_syncing_target()).map(|p| p.node);
+        let Some(node) = target else { return };
+        if self.has_disk() {
+            self.refill(node);
+            while self.pull_next(node) {}
+            self.complete_if_done(node);
+        }
+    }
+
+    fn refill(&mut self, node: NodeId) {
+        let (now, rate) = (self.now, self.options.resync_rate);
+        let Some(resync) = self.peers.get_mut(&node).and_then(|p| p.resync.as_mut()) else {
+            return;
+        };
+        if rate == 0 {
+            resync.allowance = u64::MAX;
+        } else if resync.allowance == u64::MAX {
+            resync.allowance = 0;
+            resync.counted = now;
+        } else {
+            let earned = rate.saturating_mul(now.since(resync.counted)) / 1000;
+            if earned > 0 {
+                resync.counted = now;
+                // At most a second's worth is saved up.
+                resync.allowance =
+                    resync.allowance.saturating_add(earned).min(rate.max(MAX_REQUEST));
+            }
+        }
+    }
+
+    /// Asks for one more range; whether it did.
+    fn pull_next(&mut self, node: NodeId) -> bool {
+        let (window, rate) = (self.options.resync_window, self.options.resync_rate);
+        let Some(peer) = self.peers.get_mut(&node) else { return false };
+        let Some(resync) = &mut peer.resync else { return false };
+        let smallest = if rate == 0 { BLOCK_SIZE } else { MAX_REQUEST.min(rate).max(BLOCK_SIZE) };
+        if resync.completing || resync.in_flight >= window || resync.allowance < smallest {
+            return false;
+        }
+        let limit = if rate == 0 { resync.ask } else { smallest / BLOCK_SIZE * BLOCK_SIZE };
+        let Some(run) = peer.bitmap.next_run(resync.cursor, limit / BLOCK_SIZE) else {
+            // Around again, once everything that was asked for has come.
+            if resync.cursor > 0 && resync.pulls.is_empty() && resync.writing == 0 {
+                resync.cursor = 0;
+                return peer.bitmap.count() > 0;
+            }
+            return false;
+        };
+        resync.cursor = run.end;
+        let range = ByteRange::of_blocks(run);
+        let overlaps = resync
+            .pulls
+            .range(..range.end())
+            .next_back()
+            .is_some_and(|(at, p)| at + p.len > range.offset);
+        if overlaps {
+            return true;
+        }
+        resync.pulls.insert(range.offset, Pull { len: range.len, spoiled: false });
+        // Long ranges are holes, which cost next to nothing.
+        resync.in_flight += range.len.min(MAX_REQUEST);
+        if rate > 0 {
+            resync.allowance -= range.len.min(resync.allowance);
+        }
+        self.send(node, Message::ResyncRequest { range });
+        true
+    }
+
+    /// When a limited resync may go on.
+    pub(crate) fn resync_deadline(&self) -> Option<Millis> {
+        let limited = self.options.resync_rate > 0
+            && self.peers.values().any(|p| p.is_syncing_target() && p.bitmap.count() > 0);
+        limited.then(|| self.now.after(RATE_STEP_MS))
+    }
+
+    pub(crate) fn resync_requested(&mut self, node: NodeId, link: LinkId, range: ByteRange) {
+        if !self.in_device(range) || range.len > LONGEST_ASK {
+            self.protocol_error(node, "it asked for blocks outside the device");
+            return;
+        }
+        let is_source =
+            self.peers.get(&node).is_some_and(|p| p.replication == ReplicationState::SyncSource);
+        if !is_source || !self.has_disk() {
+            return;
+        }
+        let key = self.resync_reads.insert(ResyncRead { peer: node, link, asked: range });
+        if self.locks.acquire(range, Owner::ResyncRead(key)) {
+            self.start_resync_read(key);
+        }
+    }
+
+    pub(crate) fn start_resync_read(&mut self, key: usize) {
+        let Some(read) = self.resync_reads.get(key) else { return };
+        let asked = read.asked;
+        if self.has_disk() && self.link_of(read.peer) == Some(read.link) {
+            self.disk_read(DiskJob::ResyncRead(key), asked, true);
+        } else {
+            self.resync_reads.remove(key);
+            self.unlock(asked);
+        }
+    }
+
+    pub(crate) fn resync_read_done(&mut self, key: usize, result: Result<DiskOutcome, IoFailure>) {
+        let Some(read) = self.resync_reads.try_remove(key) else { return };
+        let (node, asked) = (read.peer, read.asked);
+        if self.link_of(node) == Some(read.link) {
+            let (range, zeroes, payload) = match result {
+                Ok(DiskOutcome::Zeroes) => (asked, true, Bytes::new()),
+                Ok(DiskOutcome::Data(data)) if !data.is_empty() => {
+                    let range = ByteRange::new(asked.offset, data.len() as u64);
+                    let zeroes = is_zero(&data);
+                    (range, zeroes, if zeroes { Bytes::new() } else { data })
+                }
+                _ => {
+                    self.unlock(asked);
+                    return;
+                }
+            };
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.resync_sent += payload.len() as u64;
+                if let Some(resync) = &mut peer.resync {
+                    resync.carried += payload.len() as u64;
+                }
+            }
+            self.send(node, Message::ResyncData { asked, range, zeroes, payload });
+        }
+        self.unlock(asked);
+    }
+
+    pub(crate) fn resync_data(
+        &mut self,
+        node: NodeId,
+        link: LinkId,
+        asked: ByteRange,
+        range: ByteRange,
+        zeroes: bool,
+        payload: Bytes,
+    ) {
+        let fits = asked.contains(range) && asked.offset == range.offset && !range.is_empty();
+        let payload_fits =
+            if zeroes { payload.is_empty() } else { payload.len() as u64 == range.len };
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let Some(resync) = &mut peer.resync else { return };
+        let pull = resync.pulls.remove(&asked.offset);
+        let Some(pull) = pull.filter(|p| p.len == asked.len && fits && payload_fits) else {
+            self.protocol_error(node, "it sent blocks that nobody had asked for");
+            return;
+        };
+        resync.in_flight -= asked.len.min(MAX_REQUEST);
+        resync.carried += payload.len() as u64;
+        peer.resync_received += payload.len() as u64;
+        // Holes are asked for in ever longer ranges, data never in longer ones than one message.
+        resync.ask = if zeroes { (resync.ask * 2).min(LONGEST_ASK) } else { MAX_REQUEST };
+        if range.len < asked.len {
+            resync.cursor = resync.cursor.min(range.end() / BLOCK_SIZE);
+        }
+        resync.writing += 1;
+        let session = resync.session;
+        let key = self.resync_writes.insert(ResyncWrite {
+            peer: node,
+            link,
+            session,
+            range,
+            payload,
+            zeroes,
+            spoiled: pull.spoiled,
+            runs: 0,
+            failed: false,
+        });
+        if self.locks.acquire(range, Owner::ResyncWrite(key)) {
+            self.start_resync_write(key);
+        }
+    }
+
+    /// Writes the blocks whose bits are still set; the others were written anew meanwhile.
+    pub(crate) fn start_resync_write(&mut self, key: usize) {
+        let Some(write) = self.resync_writes.get(key) else { return };
+        let (node, range, zeroes) = (write.peer, write.range, write.zeroes);
+        let payload = write.payload.clone();
+        let still = self.link_of(node) == Some(write.link) && self.has_disk();
+        let mut runs = Vec::new();
+        if still && let Some(peer) = self.peers.get(&node) {
+            let (mut at, end) = (range.blocks().start, range.blocks().end);
+            while let Some(run) = peer.bitmap.next_run(at, end.saturating_sub(at)) {
+                if run.start >= end {
+                    break;
+                }
+                at = run.end;
+                runs.push(ByteRange::of_blocks(run.start..run.end.min(end)));
+                if at >= end {
+                    break;
+                }
+            }
+        }
+        self.resync_writes[key].runs = runs.len();
+        if runs.is_empty() {
+            self.finish_resync_write(key);
+            return;
+        }
+        for run in runs {
+            let from = usize::try_from(run.offset - range.offset).unwrap_or(usize::MAX);
+            let len = usize::try_from(run.len).unwrap_or(usize::MAX);
+            let data = (!zeroes).then(|| payload.slice(from..from + len));
+            self.disk_write(DiskJob::ResyncWrite(key), run, data, false);
+        }
+    }
+
+    pub(crate) fn resync_write_done(&mut self, key: usize, ok: bool) {
+        let Some(write) = self.resync_writes.get_mut(key) else { return };
+        write.runs = write.runs.saturating_sub(1);
+        write.failed |= !ok;
+        if write.runs == 0 {
+            self.finish_resync_write(key);
+        }
+    }
+
+    fn finish_resync_write(&mut self, key: usize) {
+        let write = self.resync_writes.remove(key);
+        let (node, range) = (write.peer, write.range);
+        if self.link_of(node) == Some(write.link) && !write.failed && self.has_disk() {
+            let mut checkpoint = false;
+            if let Some(peer) = self.peers.get_mut(&node)
+                && let Some(resync) = peer.resync.as_mut().filter(|r| r.session == write.session)
+            {
+                resync.writing -= 1;
+                if !write.spoiled {
+                    resync.since_checkpoint += peer.bitmap.clear_range(range.blocks());
+                    checkpoint = resync.since_checkpoint >= resync.checkpoint_blocks();
+                    if checkpoint {
+                        resync.since_checkpoint = 0;
+                    }
+                }
+            }
+            self.send(node, Message::ResyncAck { range });
+            if checkpoint {
+                self.disk_flush(DiskJob::CheckpointFlush);
+            }
+        }
+        self.unlock(range);
+    }
+
+    /// The target has stored blocks.
+    pub(crate) fn resync_acked(&mut self, node: NodeId, range: ByteRange) {
+        if !self.in_device(range) {
+            self.protocol_error(node, "it acknowledged blocks outside the device");
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let Some(resync) = &mut peer.resync else { return };
+        if resync.spoiled.iter().any(|r| r.overlaps(range)) {
+            return;
+        }
+        resync.since_checkpoint += peer.bitmap.clear_range(range.blocks());
+        if resync.since_checkpoint >= resync.checkpoint_blocks() {
+            resync.since_checkpoint = 0;
+            // The target keeps its own account, so nothing has to be flushed first.
+            self.write_dirty_pages();
+        }
+    }
+
+    /// A write of the Primary is on the local disk: older blocks of a resync must not follow it.
+    pub(crate) fn newer_than_resync(&mut self, range: ByteRange) {
+        for peer in self.peers.values_mut().filter(|p| p.is_target()) {
+            peer.bitmap.clear_range(range.blocks());
+        }
+    }
+
+    pub(crate) fn missed_since_sync(&mut self, node: NodeId) {
+        self.peers.get_mut(&node).into_iter().for_each(|p| p.missed_since_sync = true);
+    }
+
+    /// Tells a connected member that it missed a write of somebody whom it is not connected to.
+    pub(crate) fn tell_out_of_sync(&mut self, node: NodeId, range: ByteRange) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if !peer.receives() || peer.replication == ReplicationState::PausedSyncT {
+            return;
+        }
+        peer.out_of_sync_sent += 1;
+        if let Some(resync) = &mut peer.resync {
+            resync.spoiled.push(range);
+        }
+        self.send(node, Message::OutOfSync { range });
+    }
+
+    pub(crate) fn told_out_of_sync(&mut self, node: NodeId, range: ByteRange) {
+        if !self.in_device(range) {
+            self.protocol_error(node, "it named blocks outside the device");
+            return;
+        }
+        // Not when the Primary's writes come here directly: then the teller is late.
+        let has_primary = self.role == Role::Primary
+            || self.peers.values().any(|p| p.up && p.role == Role::Primary && p.node != node);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.out_of_sync_seen += 1;
+        if has_primary {
+            return;
+        }
+        peer.bitmap.set_range(range.blocks());
+        if let Some(resync) = &mut peer.resync {
+            resync.completing = false;
+            for (at, pull) in &mut resync.pulls {
+                pull.spoiled |= ByteRange::new(*at, pull.len).overlaps(range);
+            }
+            resync.cursor = resync.cursor.min(range.blocks().start);
+        }
+        for (_, write) in &mut self.resync_writes {
+            write.spoiled |= write.peer == node && write.range.overlaps(range);
+        }
+        if self.disk >= DiskState::Consistent {
+            self.set_disk(DiskState::Outdated);
+            self.request_superblock(After::Nothing);
+            self.renegotiate(node);
+        }
+    }
+
+    fn complete_if_done(&mut self, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let Some(resync) = &mut peer.resync else { return };
+        let done = peer.bitmap.count() == 0
+            && resync.pulls.is_empty()
+            && resync.writing == 0
+            && !resync.completing;
+        let Some(link) = peer.link.filter(|_| done) else { return };
+        resync.completing = true;
+        self.disk_flush(DiskJob::CompleteFlush { peer: node, link });
+    }
+
+    pub(crate) fn resync_flushed(&mut self, node: NodeId, link: LinkId) {
+        let Some(peer) = self.peers.get(&node) else { return };
+        let completing = peer.resync.as_ref().is_some_and(|r| r.completing);
+        if peer.link == Some(link) && completing {
+            let out_of_sync_seen = peer.out_of_sync_seen;
+            self.send(node, Message::ResyncComplete { out_of_sync_seen });
+        }
+    }
+
+    /// The target has everything: it gets the generations, and what others miss.
+    pub(crate) fn resync_complete(&mut self, node: NodeId, seen: u64) {
+        let Some(peer) = self.peers.get(&node) else { return };
+        if peer.replication != ReplicationState::SyncSource || peer.out_of_sync_sent != seen {
+            return;
+        }
+        let others: Vec<NodeId> = self
+            .peers
+            .values()
+            .filter(|p| p.node != node && p.bitmap.count() > 0)
+            .map(|p| p.node)
+            .collect();
+        for other in others {
+            self.send_bitmap(node, other);
+        }
+        let generations = Box::new(self.gens.report(node));
+        self.send(node, Message::ResyncGenerations { generations });
+    }
+
+    /// This node has everything: it takes the source's generations over.
+    pub(crate) fn take_over(&mut self, node: NodeId, generations: &Generations) {
+        let Some(peer) = self.peers.get(&node) else { return };
+        let completing = peer.resync.as_ref().is_some_and(|r| r.completing);
+        if !completing || peer.replication != ReplicationState::SyncTarget {
+            self.protocol_error(node, "it ended a resync that was not at its end");
+            return;
+        }
+        let source_disk = peer.disk;
+        self.gens.current = generations.current;
+        self.gens.history = generations.history;
+        for other in self.other_nodes().collect::<Vec<_>>() {
+            let i = other.index();
+            self.gens.slots[i] = generations.slots[i];
+            let Some(p) = self.peers.get_mut(&other) else { continue };
+            let account = p.account.take();
+            if other == node {
+                continue;
+            }
+            // The source's account of what others miss replaces this node's, but for what came since.
+            if !p.missed_since_sync {
+                p.bitmap.clear_all();
+            }
+            if let Some(account) = account {
+                p.bitmap.or_assign(&account);
+            }
+        }
+        self.gens.slots[node.index()] = GenerationId::NONE;
+        self.gens.known[node.index()] = generations.current;
+        self.crashed_primary = false;
+        self.peers.get_mut(&node).into_iter().for_each(|p| {
+            p.bitmap.clear_all();
+        });
+        if let Some(al) = &mut self.al {
+            al.take_suspects(node);
+        }
+        self.outdated = source_disk == DiskState::Outdated;
+        self.disk = if self.outdated { DiskState::Outdated } else { DiskState::UpToDate };
+        let link = self.hold(node);
+        self.write_dirty_pages();
+        self.request_superblock(After::Adopted { peer: node, link });
+    }
+
+    /// Whether generations are being taken over, so that no verdict must be found meanwhile.
+    pub(crate) fn is_adopting(&self) -> bool {
+        self.peers.values().any(|p| {
+            p.is_syncing_target()
+                && p.resync.as_ref().is_some_and(|r| r.completing)
+                && self.disk > DiskState::Inconsistent
+        })
+    }
+
+    pub(crate) fn adopted(&mut self, node: NodeId, link: LinkId) {
+        if !self.has_disk() {
+            return;
+        }
+        if self.unhold(node, link) {
+            let current = self.gens.current;
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.end_resync();
+                peer.replication = ReplicationState::Established;
+            }
+            self.send(node, Message::ResyncAdopted { current });
+            self.notice(Notice::ResyncFinished(node, true));
+        }
+        self.refresh_sets();
+        self.announce();
+        self.next_source();
+        self.changed();
+    }
+
+    /// The target took the generations over: both hold the same.
+    pub(crate) fn target_adopted(&mut self, node: NodeId, current: GenerationId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.replication != ReplicationState::SyncSource {
+            return;
+        }
+        peer.end_resync();
+        peer.replication = ReplicationState::Established;
+        peer.bitmap.clear_all();
+        peer.current = current;
+        peer.disk = self.disk;
+        self.gens.slots[node.index()] = GenerationId::NONE;
+        self.gens.known[node.index()] = current;
+        self.refresh_sets();
+        self.write_dirty_pages();
+        self.request_superblock(After::Nothing);
+        self.notice(Notice::ResyncFinished(node, false));
+        self.changed();
+    }
+
+    /// Connections that waited for another resync find out anew where they stand.
+    pub(crate) fn next_source(&mut self) {
+        if self.peers.values().any(Peer::is_target) {
+            return;
+        }
+        let paused: Vec<NodeId> = self
+            .peers
+            .values()
+            .filter(|p| p.replication == ReplicationState::PausedSyncT)
+            .map(|p| p.node)
+            .collect();
+        for node in paused {
+            self.renegotiate(node);
+        }
+    }
+
+    pub(crate) fn invalidate(&mut self, id: CommandId, which: Option<NodeId>) {
+        let result = match which {
+            Some(node) => self.invalidate_peer(node),
+            None => self.invalidate_here(),
+        };
+        self.act(crate::Action::CommandDone(id, result));
+    }
+
+    fn invalidate_peer(&mut self, node: NodeId) -> Result<(), Refusal> {
+        let peer = self.peers.get(&node).ok_or(Refusal::NoSuchPeer)?;
+        if !peer.up {
+            return Err(Refusal::NotConnected);
+        }
+        if peer.role == Role::Primary {
+            return Err(Refusal::PeerIsPrimary(node));
+        }
+        if peer.replication != ReplicationState::Established {
+            return Err(Refusal::ResyncRunning);
+        }
+        if peer.disk <= DiskState::Failed {
+            return Err(Refusal::Diskless);
+        }
+        if self.disk != DiskState::UpToDate {
+            return Err(Refusal::NoUpToDateData);
+        }
+        self.send(node, Message::Invalidate { receiver: true });
+        self.give_all_to(node);
+        Ok(())
+    }
+
+    fn invalidate_here(&mut self) -> Result<(), Refusal> {
+        if !self.has_disk() {
+            return Err(Refusal::Diskless);
+        }
+        if self.role == Role::Primary {
+            return Err(Refusal::IsPrimary);
+        }
+        if self.peers.values().any(|p| p.resync.is_some() || p.is_target()) {
+            return Err(Refusal::ResyncRunning);
+        }
+        let source = self.good_peers().next().ok_or(Refusal::NoUpToDateData)?;
+        self.send(source, Message::Invalidate { receiver: false });
+        self.get_all_from(source);
+        Ok(())
+    }
+
+    pub(crate) fn peer_invalidates(&mut self, node: NodeId, receiver: bool) {
+        let established =
+            self.peers.get(&node).is_some_and(|p| p.replication == ReplicationState::Established);
+        let good = self.has_disk()
+            && if receiver { self.role != Role::Primary } else { self.disk == DiskState::UpToDate };
+        if !established || !good {
+            // It crossed something else: what both hold now decides.
+            self.protocol_error(node, "it asked for a full resync that is not possible now");
+        } else if receiver {
+            self.get_all_from(node);
+        } else {
+            self.give_all_to(node);
+        }
+    }
+
+    fn give_all_to(&mut self, node: NodeId) {
+        let current = self.gens.current;
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.bitmap.set_all();
+        peer.disk = DiskState::Inconsistent;
+        peer.replication = ReplicationState::WFBitMapS;
+        peer.out_of_sync_sent = 0;
+        self.gens.slots[node.index()] = current;
+        self.write_dirty_pages();
+        self.request_superblock(After::Nothing);
+        self.send_bitmap(node, node);
+        self.refresh_sets();
+        self.changed();
+    }
+
+    fn get_all_from(&mut self, node: NodeId) {
+        self.become_target(node, true);
+        self.refresh_sets();
+        self.changed();
+    }
+}
+
+/// Whether all bytes are zero. Compares the data with itself, one byte further: as fast as memory.
+fn is_zero(data: &[u8]) -> bool {
+    data.first() == Some(&0) && data[1..] == data[..data.len() - 1]
+}
