@@ -263,3 +263,14 @@ fn make_link(link: &Path, node: &Path) -> Result<(), DeviceError> {
         .and_then(|()| symlink(node, link))
         .map_err(DeviceError::system("making the link", link))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::LocalDevice;
+
+    #[test]
+    fn a_device_can_be_used_from_any_thread() {
+        fn check<T: Send + Sync>() {}
+        check::<LocalDevice>();
+    }
+}

@@ -16,8 +16,8 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// The name of the one file.
@@ -255,8 +255,9 @@ impl Filesystem for DiskFs {
 /// The mount and the threads that serve it. Dropping it aborts what is pending and unmounts.
 pub(crate) struct FuseMount {
     point: PathBuf,
-    /// Reports nothing; hangs up when the last serving thread has ended.
-    serving: Receiver<()>,
+    /// Reports nothing; hangs up when the last serving thread has ended. The lock is never
+    /// taken: it lets a mount be looked at from several threads.
+    serving: Mutex<Receiver<()>>,
     mounted: bool,
 }
 
@@ -272,7 +273,7 @@ impl FuseMount {
         let channel_fd = open_fuse().map_err(failed("opening /dev/fuse"))?;
         mount(&channel_fd, point, name).map_err(failed("mounting a FUSE filesystem"))?;
         let (ended, serving) = channel();
-        let mount = Self { point: point.to_owned(), serving, mounted: true };
+        let mount = Self { point: point.to_owned(), serving: Mutex::new(serving), mounted: true };
 
         let size = backend.size();
         let filesystem = DiskFs { backend, size, mounted: SystemTime::now() };
@@ -320,7 +321,8 @@ impl FuseMount {
                 Err(_) => self.abort(),
             }
         }
-        if self.serving.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+        let serving = self.serving.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if serving.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!(mount = %self.point.display(), "a request is still with the backend");
         }
     }
