@@ -170,3 +170,142 @@ fn guard(verdict: Verdict, mine: &StateReport, theirs: &StateReport) -> Verdict 
     }
     verdict
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{decide, mirror};
+    use holdfast_units::{DiskState, GenerationId, NodeId, Role};
+    use holdfast_wire::{Generations, StateReport, Verdict};
+    use proptest::prelude::*;
+
+    fn node(number: u8) -> NodeId {
+        NodeId::new(number).unwrap()
+    }
+
+    fn report(current: u64, base: u64, history: &[u64]) -> StateReport {
+        let mut past = [GenerationId::NONE; 32];
+        for (slot, id) in past.iter_mut().zip(history) {
+            *slot = GenerationId(*id);
+        }
+        StateReport {
+            serial: 1,
+            generations: Generations {
+                current: GenerationId(current),
+                base: GenerationId(base),
+                history: past,
+                slots: [GenerationId::NONE; 32],
+            },
+            role: Role::Secondary,
+            disk: DiskState::Consistent,
+            doubtful: false,
+            crashed_primary: false,
+            boot_changed: false,
+            following: None,
+            discard_my_data: false,
+            near_primary: false,
+            bits: 0,
+            epoch: 0,
+            last_write: 0,
+        }
+    }
+
+    fn verdict(mine: &StateReport, theirs: &StateReport) -> Verdict {
+        let verdict = decide(node(0), mine, node(1), theirs);
+        assert_eq!(verdict, mirror(decide(node(1), theirs, node(0), mine)), "both find the same");
+        verdict
+    }
+
+    #[test]
+    fn chains_of_generations() {
+        let fresh = GenerationId::JUST_CREATED.0;
+        let (old, base) = (report(100, 0, &[]), 100);
+        assert_eq!(verdict(&old, &old.clone()), Verdict::InSync);
+        assert_eq!(verdict(&report(200, base, &[100]), &old), Verdict::SourceBitmap);
+        assert_eq!(verdict(&old, &report(200, base, &[100])), Verdict::TargetBitmap);
+        // What is noted since 100 covers a disk that has got as far as 150.
+        assert_eq!(
+            verdict(&report(200, base, &[150, 100]), &report(150, 0, &[100])),
+            Verdict::SourceBitmap
+        );
+        // What is noted since 150 does not cover a disk of 100.
+        assert_eq!(verdict(&report(200, 150, &[150, 100]), &old), Verdict::SourceFull);
+        assert_eq!(verdict(&report(200, 0, &[150, 100]), &old), Verdict::SourceFull);
+        assert_eq!(verdict(&report(200, 0, &[]), &report(fresh, 0, &[])), Verdict::SourceFull);
+        assert_eq!(
+            verdict(&report(200, fresh, &[]), &report(fresh, 0, &[])),
+            Verdict::SourceBitmap
+        );
+        assert_eq!(verdict(&report(fresh, 0, &[]), &report(fresh, 0, &[])), Verdict::NoGoodData);
+        assert_eq!(
+            verdict(&report(200, base, &[100]), &report(300, base, &[100])),
+            Verdict::SplitBrain
+        );
+        assert_eq!(verdict(&report(200, 0, &[]), &report(300, 0, &[])), Verdict::Unrelated);
+    }
+
+    #[test]
+    fn a_victim_gives_its_data_up() {
+        let mine = report(200, 100, &[100]);
+        let victim = StateReport { discard_my_data: true, ..report(300, 100, &[100]) };
+        assert_eq!(verdict(&mine, &victim), Verdict::SourceBitmap);
+        let primary = StateReport { role: Role::Primary, ..victim.clone() };
+        assert_eq!(verdict(&mine, &primary), Verdict::SplitBrain, "a Primary is no victim");
+        let both = StateReport { discard_my_data: true, ..mine };
+        assert_eq!(verdict(&both, &victim), Verdict::SplitBrain, "two victims are none");
+    }
+
+    #[test]
+    fn a_killed_secondary_doubts_nothing_under_its_primary() {
+        let primary = StateReport { role: Role::Primary, ..report(100, 0, &[]) };
+        let killed =
+            StateReport { doubtful: true, following: Some(node(0)), ..report(100, 0, &[]) };
+        assert_eq!(verdict(&primary, &killed), Verdict::InSync);
+        let power = StateReport { boot_changed: true, ..killed.clone() };
+        assert_eq!(verdict(&primary, &power), Verdict::SourceBitmap);
+        let demoted = report(100, 0, &[]);
+        assert_eq!(verdict(&demoted, &killed), Verdict::SourceBitmap);
+    }
+
+    #[test]
+    fn a_crashed_primary_is_source_unless_another_one_runs() {
+        let crashed = StateReport { doubtful: true, crashed_primary: true, ..report(100, 0, &[]) };
+        assert_eq!(verdict(&crashed, &report(100, 0, &[])), Verdict::SourceBitmap);
+        let running = StateReport { role: Role::Primary, ..report(100, 0, &[]) };
+        assert_eq!(verdict(&crashed, &running), Verdict::TargetBitmap);
+    }
+
+    #[test]
+    fn inconsistent_data_are_never_a_source() {
+        let bad = StateReport { disk: DiskState::Inconsistent, ..report(200, 100, &[100]) };
+        assert_eq!(verdict(&bad, &report(100, 0, &[])), Verdict::NoGoodData);
+    }
+
+    fn any_report() -> impl Strategy<Value = StateReport> {
+        let id = prop_oneof![Just(0u64), Just(4u64), 100u64..105];
+        (
+            (prop_oneof![Just(4u64), 100u64..105], id.clone(), prop::collection::vec(id, 0..4)),
+            (0u8..6, any::<[bool; 6]>(), 0u64..2, 0u64..3),
+        )
+            .prop_map(|((current, base, history), (disk, flags, bits, last_write))| {
+                StateReport {
+                    role: if flags[0] { Role::Primary } else { Role::Secondary },
+                    disk: DiskState::ALL[usize::from(disk) + 4],
+                    doubtful: flags[1],
+                    crashed_primary: flags[2],
+                    boot_changed: flags[3],
+                    discard_my_data: flags[4],
+                    near_primary: flags[5],
+                    bits,
+                    last_write,
+                    ..report(current, base, &history)
+                }
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn both_sides_find_the_same(a in any_report(), b in any_report()) {
+            verdict(&a, &b);
+        }
+    }
+}

@@ -619,6 +619,11 @@ impl Core {
         if same && both_disks {
             self.forget_older_bits(node);
         }
+        if both_disks && doubts(mine, node, theirs) {
+            self.merge_suspects(node);
+        } else if both_disks && let Some(al) = &mut self.al {
+            al.take_suspects(node);
+        }
         match verdict {
             Verdict::SourceBitmap | Verdict::SourceFull => {
                 self.become_source(node, verdict == Verdict::SourceFull, theirs);
@@ -627,11 +632,7 @@ impl Core {
                 self.become_target(node, verdict == Verdict::TargetFull);
             }
             Verdict::InSync if both_disks => {
-                // Nothing of it is in doubt, or this would be a resync.
                 debug_assert!(!doubts(mine, node, theirs), "in sync although in doubt");
-                if let Some(al) = &mut self.al {
-                    al.take_suspects(node);
-                }
                 self.in_sync(node, theirs.generations.current);
             }
             _ => self.connected_without_data(node, theirs),
@@ -758,12 +759,16 @@ impl Core {
         }
         if disk_lost {
             peer.end_resync();
+            peer.replication = ReplicationState::Established;
             self.notice(Notice::PeerDiskFailed(node));
         }
         self.refresh_sets();
         if received && disk_lost {
             self.requests_lost_peer(node);
             self.bump_answered(node);
+        }
+        if disk_lost {
+            self.next_source();
         }
         self.follow(node);
         let same = self.gens.current == current;

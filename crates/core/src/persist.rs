@@ -10,7 +10,8 @@ use holdfast_format::{
     AlLog, DiskFlags, MetaLayout, PageAddress, PeerFlags, PeerRecord, SparseBitmap, Superblock,
 };
 use holdfast_units::{
-    BLOCK_SIZE, ByteRange, DiskState, EXTENT_SIZE, GenerationId, NodeId, PeerSet, Role,
+    BLOCK_SIZE, ByteRange, DiskState, EXTENT_SIZE, GenerationId, NodeId, PeerSet, ReplicationState,
+    Role,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -405,8 +406,9 @@ impl Core {
         }
         let waiting = self.meta.take().map(|m| m.after).unwrap_or_default();
         self.act(Action::CloseDisk);
-        for peer in self.peers.values_mut() {
+        for peer in self.peers.values_mut().filter(|p| p.up) {
             peer.end_resync();
+            peer.replication = ReplicationState::Established;
         }
         self.refresh_sets();
         // This node is a member that misses writes from now on.

@@ -128,7 +128,6 @@ impl Core {
     }
 
     pub(crate) fn become_source(&mut self, node: NodeId, full: bool, theirs: &StateReport) {
-        self.merge_suspects(node);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if full {
             peer.bitmap.set_all();
@@ -148,7 +147,6 @@ impl Core {
     }
 
     pub(crate) fn become_target(&mut self, node: NodeId, full: bool) {
-        self.merge_suspects(node);
         let busy = self.peers.values().any(|p| p.node != node && p.is_target());
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if full {

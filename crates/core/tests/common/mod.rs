@@ -1,0 +1,399 @@
+//! A few cores wired to each other with disks that never fail and a network without delay: for
+//! tests that look at one behaviour at a time. The simulator does the rest.
+
+#![allow(dead_code, unreachable_pub)]
+
+use bytes::Bytes;
+use holdfast_core::{
+    Action, Attachment, Command, CommandId, Config, Core, DiskOpId, DiskOutcome, Event, IoFailure,
+    LinkId, Notice, Options, PeerConfig, Refusal, RequestId, RequestKind, Snapshot,
+};
+use holdfast_format::{
+    DiskFlags, MetaImage, MetaLayout, Placement, ReadAt, Superblock, al_blocks_for, format_blocks,
+};
+use holdfast_units::{ByteRange, GenerationId, Millis, NodeId, PeerSet, ResourceId};
+use holdfast_wire::Message;
+use std::collections::{BTreeMap, VecDeque};
+
+pub const SIZE: u64 = 16 << 20;
+const RESOURCE: ResourceId = ResourceId([7; 16]);
+
+pub fn n(number: u8) -> NodeId {
+    NodeId::new(number).unwrap()
+}
+
+/// A node: its core while it runs, and what outlives it.
+pub struct Node {
+    pub core: Option<Core>,
+    pub data: BTreeMap<u64, u8>,
+    pub meta: Vec<u8>,
+    pub done: BTreeMap<u64, Result<Option<Bytes>, IoFailure>>,
+    pub commands: BTreeMap<u64, Result<(), Refusal>>,
+    pub notices: Vec<Notice>,
+    pub wanted: PeerSet,
+    pub closed: bool,
+    /// Disk operations are kept until `release`.
+    pub hold_disk: bool,
+    pub held: Vec<(DiskOpId, Action)>,
+    pub fail_flush: bool,
+    pub boot: [u8; 16],
+    starts: u64,
+}
+
+/// The cluster.
+pub struct World {
+    pub nodes: Vec<Node>,
+    pub now: u64,
+    links: BTreeMap<(u8, u8), LinkId>,
+    cut: Vec<(u8, u8)>,
+    wire: VecDeque<(u8, u8, LinkId, Message)>,
+    next: u64,
+    pub log: Vec<(u8, u8, Message)>,
+    /// Messages for which this is true are lost with their connection.
+    pub cut_at: Option<Box<dyn Fn(u8, u8, &Message) -> bool>>,
+    pub size: u64,
+    pub al_extents: u16,
+}
+
+pub fn fresh_meta(node: u8, first: bool, size: u64, al_extents: u16) -> Vec<u8> {
+    let layout = MetaLayout::new(
+        size,
+        al_extents,
+        al_blocks_for(al_extents),
+        4,
+        Placement::External { base: 0 },
+    )
+    .unwrap();
+    let mut superblock = Superblock::new(RESOURCE, n(node), [1; 16], layout);
+    superblock.flags = DiskFlags::CLEAN;
+    if first {
+        superblock.current = GenerationId(0x1000);
+        superblock.flags =
+            DiskFlags::CLEAN.with(DiskFlags::CONSISTENT).with(DiskFlags::WAS_UPTODATE);
+    }
+    let mut bytes = vec![0; usize::try_from(layout.area().end()).unwrap()];
+    for (offset, block) in format_blocks(&mut superblock) {
+        put(&mut bytes, offset, &block[..]);
+    }
+    bytes
+}
+
+fn put(bytes: &mut [u8], offset: u64, block: &[u8]) {
+    let at = usize::try_from(offset).unwrap();
+    bytes[at..at + block.len()].copy_from_slice(block);
+}
+
+impl World {
+    /// `count` nodes of which the first has the data.
+    pub fn new(count: u8) -> Self {
+        Self::with(count, SIZE, 67)
+    }
+
+    pub fn with(count: u8, size: u64, al_extents: u16) -> Self {
+        let nodes = (0..count)
+            .map(|i| Node {
+                core: None,
+                data: BTreeMap::new(),
+                meta: fresh_meta(i, i == 0, size, al_extents),
+                done: BTreeMap::new(),
+                commands: BTreeMap::new(),
+                notices: Vec::new(),
+                wanted: PeerSet::EMPTY,
+                closed: false,
+                hold_disk: false,
+                held: Vec::new(),
+                fail_flush: false,
+                boot: [1; 16],
+                starts: 0,
+            })
+            .collect();
+        let mut world = Self {
+            nodes,
+            now: 1,
+            links: BTreeMap::new(),
+            cut: Vec::new(),
+            wire: VecDeque::new(),
+            next: 0,
+            log: Vec::new(),
+            cut_at: None,
+            size,
+            al_extents,
+        };
+        for i in 0..count {
+            world.start(i);
+        }
+        world
+    }
+
+    pub fn start(&mut self, i: u8) {
+        let count = u8::try_from(self.nodes.len()).unwrap();
+        let peers: Vec<PeerConfig> = (0..count)
+            .filter(|p| *p != i)
+            .map(|p| PeerConfig { node: n(p), diskless: false, standalone: false })
+            .collect();
+        let members: PeerSet = peers.iter().map(|p| p.node).collect();
+        let node = &mut self.nodes[usize::from(i)];
+        node.starts += 1;
+        node.wanted = PeerSet::EMPTY;
+        node.closed = false;
+        node.held.clear();
+        let config = Config {
+            node: n(i),
+            resource: RESOURCE,
+            size: self.size,
+            boot: node.boot,
+            peers,
+            options: Options::default(),
+            seed: u64::from(i) * 1_000_003 + node.starts * 7919,
+        };
+        node.core = Some(Core::new(config));
+        let image =
+            MetaImage::load(&node.meta as &dyn ReadAt, Placement::External { base: 0 }).unwrap();
+        let attachment = Attachment::read(&image, members);
+        self.event(i, Event::Attach(Box::new(attachment)));
+        self.run();
+    }
+
+    /// kill -9: what was in flight is gone, what was written stays.
+    pub fn kill(&mut self, i: u8) {
+        self.nodes[usize::from(i)].core = None;
+        self.wire.retain(|(from, to, ..)| *from != i && *to != i);
+        let gone: Vec<(u8, u8)> =
+            self.links.keys().copied().filter(|(a, b)| *a == i || *b == i).collect();
+        for (a, b) in gone {
+            self.drop_link(a, b);
+        }
+        self.run();
+    }
+
+    fn drop_link(&mut self, a: u8, b: u8) {
+        let Some(link) = self.links.remove(&(a.min(b), a.max(b))) else { return };
+        self.wire.retain(|(_, _, l, _)| *l != link);
+        for (x, y) in [(a, b), (b, a)] {
+            if self.nodes[usize::from(x)].core.is_some() {
+                self.event(x, Event::PeerDown(n(y), link));
+            }
+        }
+    }
+
+    pub fn cut(&mut self, a: u8, b: u8) {
+        self.cut.push((a.min(b), a.max(b)));
+        self.drop_link(a, b);
+        self.run();
+    }
+
+    pub fn heal(&mut self) {
+        self.cut.clear();
+        self.run();
+    }
+
+    pub fn event(&mut self, i: u8, event: Event) {
+        let now = Millis(self.now);
+        let mut actions = Vec::new();
+        if let Some(core) = self.nodes[usize::from(i)].core.as_mut() {
+            core.on(now, event, &mut actions);
+        }
+        for action in actions {
+            self.act(i, action);
+        }
+    }
+
+    fn act(&mut self, i: u8, action: Action) {
+        let node = &mut self.nodes[usize::from(i)];
+        match action {
+            Action::Complete(id, result) => {
+                node.done.insert(id.0, result);
+            }
+            Action::DiskRead { op, .. }
+            | Action::DiskWrite { op, .. }
+            | Action::DiskZeroes { op, .. }
+            | Action::DiskFlush { op } => {
+                node.held.push((op, action));
+            }
+            Action::MetaWrite { op, blocks } => {
+                for (offset, block) in blocks {
+                    put(&mut node.meta, offset, &block[..]);
+                }
+                self.event(i, Event::MetaDone(op, Ok(())));
+            }
+            Action::CloseDisk => node.closed = true,
+            Action::Send(to, link, message) => {
+                let to = to.number();
+                if self.links.get(&(i.min(to), i.max(to))) == Some(&link) {
+                    if self.cut_at.as_ref().is_some_and(|cut| cut(i, to, &message)) {
+                        self.cut_at = None;
+                        self.cut.push((i.min(to), i.max(to)));
+                        // The connection breaks behind what was sent before.
+                        while self.deliver() {}
+                        self.drop_link(i, to);
+                        return;
+                    }
+                    self.log.push((i, to, message.clone()));
+                    self.wire.push_back((i, to, link, message));
+                }
+            }
+            Action::Connect(peer) => node.wanted.insert(peer),
+            Action::Disconnect(peer, link) => {
+                node.wanted.remove(peer);
+                if link.is_some() {
+                    while self.deliver() {}
+                    self.drop_link(i, peer.number());
+                }
+            }
+            Action::Reset(peer, _) => self.drop_link(i, peer.number()),
+            Action::CommandDone(id, result) => {
+                node.commands.insert(id.0, result);
+            }
+            Action::Notice(notice) => node.notices.push(notice),
+            Action::StateChanged | Action::Stopped => {}
+        }
+    }
+
+    fn disk(&mut self, i: u8) -> bool {
+        let node = &mut self.nodes[usize::from(i)];
+        if node.hold_disk || node.held.is_empty() {
+            return false;
+        }
+        let (op, action) = node.held.remove(0);
+        let blocks = |r: ByteRange| r.blocks();
+        let result = match action {
+            Action::DiskRead { range, .. } => {
+                let mut data = Vec::new();
+                for block in blocks(range) {
+                    data.extend([node.data.get(&block).copied().unwrap_or(0); 4096]);
+                }
+                Ok(DiskOutcome::Data(data.into()))
+            }
+            Action::DiskWrite { range, data, .. } => {
+                for (k, block) in blocks(range).enumerate() {
+                    match data[k * 4096] {
+                        0 => node.data.remove(&block),
+                        value => node.data.insert(block, value),
+                    };
+                }
+                Ok(DiskOutcome::Done)
+            }
+            Action::DiskZeroes { range, .. } => {
+                for block in blocks(range) {
+                    node.data.remove(&block);
+                }
+                Ok(DiskOutcome::Done)
+            }
+            _ if node.fail_flush => Err(IoFailure::Disk),
+            _ => Ok(DiskOutcome::Done),
+        };
+        self.event(i, Event::DiskDone(op, result));
+        true
+    }
+
+    fn deliver(&mut self) -> bool {
+        let Some((from, to, link, message)) = self.wire.pop_front() else { return false };
+        self.event(to, Event::PeerMessage(n(from), link, message));
+        true
+    }
+
+    fn connect(&mut self) -> bool {
+        let count = u8::try_from(self.nodes.len()).unwrap();
+        for a in 0..count {
+            for b in a + 1..count {
+                let wants = |x: u8, y: u8| {
+                    let node = &self.nodes[usize::from(x)];
+                    node.core.is_some() && node.wanted.contains(n(y))
+                };
+                if wants(a, b)
+                    && wants(b, a)
+                    && !self.links.contains_key(&(a, b))
+                    && !self.cut.contains(&(a, b))
+                {
+                    self.next += 1;
+                    let link = LinkId(self.next);
+                    self.links.insert((a, b), link);
+                    self.event(a, Event::PeerUp(n(b), link));
+                    self.event(b, Event::PeerUp(n(a), link));
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// Until nothing moves any more.
+    pub fn run(&mut self) {
+        for _ in 0..1_000_000 {
+            let moved = self.deliver()
+                || (0..u8::try_from(self.nodes.len()).unwrap()).any(|i| self.disk(i))
+                || self.connect();
+            if !moved {
+                return;
+            }
+        }
+        panic!("it never comes to rest: {:?}", self.log.iter().rev().take(20).collect::<Vec<_>>());
+    }
+
+    /// Lets time pass.
+    pub fn pass(&mut self, milliseconds: u64) {
+        self.now += milliseconds;
+        for i in 0..u8::try_from(self.nodes.len()).unwrap() {
+            self.event(i, Event::Tick);
+        }
+        self.run();
+    }
+
+    pub fn request(&mut self, i: u8, kind: RequestKind) -> u64 {
+        self.next += 1;
+        let id = self.next;
+        self.event(i, Event::Request(RequestId(id), kind));
+        self.run();
+        id
+    }
+
+    pub fn write(&mut self, i: u8, block: u64, value: u8) -> u64 {
+        let data = Bytes::from(vec![value; 4096]);
+        let range = ByteRange::new(block * 4096, 4096);
+        self.request(i, RequestKind::Write { range, data, fua: false })
+    }
+
+    pub fn read(&mut self, i: u8, block: u64) -> Result<u8, IoFailure> {
+        let id = self.request(i, RequestKind::Read(ByteRange::new(block * 4096, 4096)));
+        self.result(i, id).expect("answered").map(|data| data.unwrap()[0])
+    }
+
+    pub fn result(&self, i: u8, id: u64) -> Option<Result<Option<Bytes>, IoFailure>> {
+        self.nodes[usize::from(i)].done.get(&id).cloned()
+    }
+
+    pub fn ok(&self, i: u8, id: u64) -> bool {
+        matches!(self.result(i, id), Some(Ok(_)))
+    }
+
+    pub fn command(&mut self, i: u8, command: Command) -> Option<Result<(), Refusal>> {
+        self.next += 1;
+        let id = self.next;
+        self.event(i, Event::Command(CommandId(id), command));
+        self.run();
+        self.nodes[usize::from(i)].commands.get(&id).copied()
+    }
+
+    pub fn promote(&mut self, i: u8) {
+        assert_eq!(self.command(i, Command::Promote { force: false }), Some(Ok(())), "promote {i}");
+    }
+
+    pub fn snapshot(&self, i: u8) -> Snapshot {
+        self.nodes[usize::from(i)].core.as_ref().expect("it runs").snapshot()
+    }
+
+    pub fn peer(&self, i: u8, peer: u8) -> holdfast_core::PeerSnapshot {
+        self.snapshot(i).peers.into_iter().find(|p| p.node == n(peer)).unwrap()
+    }
+
+    /// Payload bytes of resync data since the log was cleared.
+    pub fn resynced(&self) -> u64 {
+        self.log
+            .iter()
+            .map(|(_, _, m)| match m {
+                Message::ResyncData { payload, .. } => payload.len() as u64,
+                _ => 0,
+            })
+            .sum()
+    }
+}
