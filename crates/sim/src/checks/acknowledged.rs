@@ -1,0 +1,48 @@
+//! A completed write is on every member; or that a member misses it is durable before (order 2).
+
+use crate::world::World;
+use holdfast_units::GenerationId;
+
+/// The nodes whose disks show the write, whether or not it is durable there.
+pub(crate) fn holders(world: &World, write: u64) -> Vec<usize> {
+    let holds = |m: &usize| {
+        let node = &world.nodes[*m];
+        let mut blocks = world.oracle.blocks_of(write).iter();
+        !node.diskless && blocks.all(|block| world.oracle.shows(write, node.data.get(*block)))
+    };
+    (0..world.nodes.len()).filter(holds).collect()
+}
+
+/// Checks a write that Primary `n` has just completed.
+pub(crate) fn check(world: &World, n: usize, write: u64, holders: &[usize]) -> Result<(), String> {
+    if holders.is_empty() {
+        return Err(format!("n{n} completed w{write}, which no disk holds"));
+    }
+    // The Primary itself knows who misses writes; without a disk, those who keep the data know.
+    let known_to: Vec<usize> =
+        if world.nodes[n].disk_open && holders.contains(&n) { vec![n] } else { holders.to_vec() };
+    for member in 0..world.nodes.len() {
+        if holders.contains(&member) || !has_held_data(world, member) {
+            continue;
+        }
+        if !known_to.iter().any(|k| has_open_slot(world, *k, member)) {
+            return Err(format!(
+                "n{n} completed w{write}, which n{member} does not have, and n{known_to:?} would \
+                 not know it after a crash"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the member's disk was ever part of the resource. A disk that never was gets everything.
+fn has_held_data(world: &World, member: usize) -> bool {
+    let fresh = GenerationId::JUST_CREATED;
+    let node = &world.nodes[member];
+    !node.diskless && node.meta.decode().is_some_and(|meta| meta.superblock.current != fresh)
+}
+
+fn has_open_slot(world: &World, n: usize, member: usize) -> bool {
+    let meta = world.nodes[n].meta.decode();
+    meta.is_some_and(|meta| !meta.superblock.peers[member].bitmap.is_none())
+}

@@ -1,0 +1,44 @@
+//! When nothing is under way, nodes that count as equal are equal, block by block.
+
+use crate::world::World;
+use holdfast_units::ReplicationState;
+
+/// Checks every pair of nodes that call each other Established and themselves UpToDate.
+pub(crate) fn check(world: &World) -> Result<(), String> {
+    for a in 0..world.nodes.len() {
+        for b in a + 1..world.nodes.len() {
+            if count_as_equal(world, a, b) {
+                compare(world, a, b)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn count_as_equal(world: &World, a: usize, b: usize) -> bool {
+    let established = |x: usize, y: usize| {
+        let node = &world.nodes[x];
+        node.disk_open
+            && node.is_up_to_date()
+            && node.is_connected_to(y)
+            && node.peer(y).is_some_and(|p| p.replication == ReplicationState::Established)
+    };
+    established(a, b) && established(b, a) && world.net.joint_link(a, b).is_some()
+}
+
+fn compare(world: &World, a: usize, b: usize) -> Result<(), String> {
+    let (mine, theirs) = (&world.nodes[a].data, &world.nodes[b].data);
+    if let Some(block) = mine.differences(theirs).first() {
+        let (x, y) = (mine.get(*block), theirs.get(*block));
+        return Err(format!(
+            "n{a} and n{b} are UpToDate and Established, but block {block} is {x} and {y}"
+        ));
+    }
+    for (x, y) in [(a, b), (b, a)] {
+        let bits = world.nodes[x].peer(y).map_or(0, |peer| peer.out_of_sync);
+        if bits > 0 {
+            return Err(format!("n{x} and n{y} are Established with {bits} bytes out of sync"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! The promises, one by one. A check looks at the virtual disks and at what the cores say; it never
+//! asks a core what to believe.
+
+pub(crate) mod acknowledged;
+mod activity_log;
+pub(crate) mod durable;
+pub(crate) mod equality;
+mod failed_disk;
+pub(crate) mod out_of_sync;
+mod promoted;
+pub(crate) mod reads;
+mod resync_target;
+mod secondary;
+mod split_brain;
+pub(crate) mod states;
+mod two_primaries;
+
+use crate::data_disk::Work;
+use crate::world::World;
+
+pub(crate) use secondary::secondary;
+
+/// What must hold when an operation on a data disk is issued.
+pub(crate) fn disk_order(world: &mut World, n: usize, work: &Work, resync: bool) {
+    let checked = failed_disk::check(world, n);
+    world.check("a disk is not used after a failed flush", checked);
+    if let Some(range) = work.changes() {
+        let checked = if resync {
+            resync_target::before_write(world, n)
+        } else {
+            activity_log::check(world, n, range)
+        };
+        let promise = if resync {
+            "a resync target is durably Inconsistent before the first resync write"
+        } else {
+            "an extent is durably hot before the first write into it"
+        };
+        world.check(promise, checked);
+    }
+}

@@ -1,0 +1,28 @@
+//! A node that is promoted without force has every completed write that it should have, and no
+//! connected peer has more.
+
+use crate::world::World;
+use holdfast_units::DiskState;
+
+/// Checks node `n`, which has just become Primary.
+pub(super) fn check(world: &World, n: usize, disk: DiskState) -> Result<(), String> {
+    if disk != DiskState::UpToDate {
+        return Ok(());
+    }
+    for block in world.oracle.touched() {
+        let found = world.nodes[n].data.get(block);
+        world.oracle.check(n, block, found, world.oracle.now())?;
+    }
+    for m in (0..world.nodes.len()).filter(|m| *m != n) {
+        let joined = world.net.joint_link(n, m).is_some()
+            && world.nodes[n].is_connected_to(m)
+            && world.nodes[m].is_connected_to(n);
+        if joined
+            && world.nodes[m].is_up_to_date()
+            && let Some(write) = world.oracle.lacks(n, m)
+        {
+            return Err(format!("n{n} became Primary without w{write}, which connected n{m} has"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,30 @@
+//! Two nodes that wrote apart find it out at the first contact, and nobody's data are overwritten
+//! before a person says whose.
+
+use crate::world::World;
+
+/// Checks two nodes whose handshake ended well.
+pub(super) fn contact(world: &World, n: usize, m: usize) -> Result<(), String> {
+    let excused = [n, m].iter().any(|node| world.nodes[*node].may_give_up);
+    let in_use = [n, m].iter().all(|node| world.nodes[*node].disk_open);
+    let (Some(mine), Some(theirs)) = (world.oracle.lacks(m, n), world.oracle.lacks(n, m)) else {
+        return Ok(());
+    };
+    if excused || !in_use {
+        return Ok(());
+    }
+    Err(format!("n{n} has w{mine}, n{m} has w{theirs}, and they are connected all the same"))
+}
+
+/// Checks node `n`, whose data are about to be overwritten by those of `source`.
+pub(super) fn overwritten(world: &World, n: usize, source: usize) -> Result<(), String> {
+    if world.nodes[n].may_give_up {
+        return Ok(());
+    }
+    match world.oracle.lacks(source, n) {
+        Some(write) => {
+            Err(format!("n{n} gives its data up for those of n{source}, which lacks w{write}"))
+        }
+        None => Ok(()),
+    }
+}

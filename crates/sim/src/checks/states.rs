@@ -1,0 +1,105 @@
+//! What follows from a change of state: checks, and what the oracle has to know.
+
+use super::{promoted, resync_target, split_brain, two_primaries};
+use crate::world::{World, note};
+use holdfast_core::Snapshot;
+use holdfast_units::{DiskState, ReplicationState, Role};
+
+/// Takes the new snapshot of node `n`.
+pub(crate) fn changed(world: &mut World, n: usize, new: Snapshot) {
+    let old = world.nodes[n].snap.replace(new.clone());
+    let Some(old) = old else { return };
+    if world.trace.on && old != new {
+        note!(world, "n{n} is {}", line(&new));
+    }
+    new_contacts(world, n, &old, &new);
+    follow_disk(world, n, &old, &new);
+    if old.role != Role::Primary && new.role == Role::Primary {
+        world.stats.promotions += 1;
+        if old.disk == DiskState::Inconsistent && new.disk == DiskState::UpToDate {
+            world.oracle.decree(n);
+        }
+        let checked = promoted::check(world, n, new.disk);
+        world.check("a promoted node has every completed write", checked);
+    }
+    let checked = two_primaries::check(world, n);
+    world.check("connected nodes are never both Primary", checked);
+}
+
+fn line(snap: &Snapshot) -> String {
+    let peers = snap.peers.iter().map(|p| {
+        format!(
+            "{:?} {} {} {} {} oos {}",
+            p.node,
+            p.connection,
+            p.role,
+            p.disk,
+            p.replication,
+            p.out_of_sync / 4096
+        )
+    });
+    let peers: Vec<String> = peers.collect();
+    format!("{} {} {} [{}]", snap.role, snap.disk, snap.generation, peers.join(" | "))
+}
+
+fn new_contacts(world: &mut World, n: usize, old: &Snapshot, new: &Snapshot) {
+    for peer in &new.peers {
+        let before = old.peers.iter().find(|p| p.node == peer.node);
+        let was_off = before.is_none_or(|p| p.replication == ReplicationState::Off);
+        if was_off && peer.replication != ReplicationState::Off {
+            let checked = split_brain::contact(world, n, peer.node.index());
+            world.check("two that wrote apart find it out", checked);
+        }
+    }
+}
+
+fn follow_disk(world: &mut World, n: usize, old: &Snapshot, new: &Snapshot) {
+    let usable = |disk: DiskState| disk > DiskState::Inconsistent && disk != DiskState::DUnknown;
+    if new.disk == DiskState::Inconsistent && old.disk != DiskState::Inconsistent {
+        if usable(old.disk)
+            && let Some(source) = source(new)
+        {
+            let checked = split_brain::overwritten(world, n, source);
+            world.check("nobody's data are overwritten unasked", checked);
+        }
+        world.oracle.forget(n);
+    }
+    if old.disk == DiskState::Inconsistent && usable(new.disk) && new.role != Role::Primary {
+        let checked = resync_target::before_use(world, n);
+        world.check("a resync target is UpToDate only after a flush", checked);
+        world.oracle.adopt(n);
+        world.nodes[n].may_give_up = false;
+        world.nodes[n].lost_cache = false;
+    }
+    if new.disk <= DiskState::Failed && old.disk > DiskState::Failed && world.nodes[n].failed {
+        world.oracle.forget(n);
+    }
+    if usable(new.disk) && !world.oracle.counts(n) {
+        found_equal(world, n, new);
+    }
+}
+
+/// The node from which this one gets, or is to get, its data.
+fn source(new: &Snapshot) -> Option<usize> {
+    let gives = |replication| {
+        matches!(
+            replication,
+            ReplicationState::SyncTarget
+                | ReplicationState::WFBitMapT
+                | ReplicationState::StartingSyncT
+        )
+    };
+    new.peers.iter().find(|p| gives(p.replication)).map(|p| p.node.index())
+}
+
+/// A copy of which nothing was known any more was found to be equal to another one.
+fn found_equal(world: &mut World, n: usize, new: &Snapshot) {
+    let same = new.peers.iter().find(|p| {
+        p.replication == ReplicationState::Established
+            && p.disk == DiskState::UpToDate
+            && world.oracle.counts(p.node.index())
+    });
+    if let Some(peer) = same {
+        world.oracle.equal(n, peer.node.index());
+    }
+}

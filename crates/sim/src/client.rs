@@ -1,0 +1,216 @@
+//! Clients: numbered writes, zeroes, reads and flushes, several at a time, overlapping.
+
+use crate::checks;
+use crate::content;
+use crate::node::{Asked, Pending};
+use crate::world::{Happening, World, note};
+use bytes::Bytes;
+use holdfast_core::{Event, IoFailure, LinkId, RequestId, RequestKind};
+use holdfast_units::{BLOCK_SIZE, ByteRange, DiskState, EXTENT_SIZE, ReplicationState};
+
+impl World {
+    /// Has clients begin to work.
+    pub(crate) fn start_clients(&mut self) {
+        self.clients_on = true;
+        self.queue_client();
+    }
+
+    fn queue_client(&mut self) {
+        if self.clients_on && !self.client_queued {
+            self.client_queued = true;
+            let at = self.now + self.rng.delay(self.plan.client_us);
+            self.queue.add(at, Happening::Client);
+        }
+    }
+
+    /// One client does one thing.
+    pub(crate) fn client(&mut self) {
+        if !self.clients_on {
+            return;
+        }
+        let primaries = self.primaries();
+        let up = self.up();
+        let node = if up.is_empty() {
+            None
+        } else if primaries.is_empty() || self.rng.chance(5) {
+            self.rng.chance(20).then(|| self.rng.pick(&up))
+        } else {
+            Some(self.rng.pick(&primaries))
+        };
+        if let Some(n) = node
+            && self.nodes[n].pending.len() < self.plan.queue_depth
+        {
+            self.submit(n);
+        }
+        self.queue_client();
+    }
+
+    fn submit(&mut self, n: usize) {
+        let fua = self.rng.chance(100);
+        match self.rng.below(100) {
+            0..62 => {
+                let range = self.some_range();
+                self.submit_write(n, range, false, fua);
+            }
+            62..68 => {
+                let range = if self.rng.coin() { self.some_range() } else { self.long_range() };
+                self.submit_write(n, range, true, fua);
+            }
+            68..90 => {
+                let range = self.some_range();
+                let since = self.oracle.begin();
+                self.request(n, RequestKind::Read(range), Asked::Read { range }, since);
+            }
+            _ => {
+                let since = self.oracle.begin();
+                self.request(n, RequestKind::Flush, Asked::Flush, since);
+            }
+        }
+    }
+
+    /// A client writes.
+    pub(crate) fn submit_write(&mut self, n: usize, range: ByteRange, zeroes: bool, fua: bool) {
+        self.next_write += 1;
+        let write = self.next_write;
+        let stamp = if zeroes { 0 } else { write };
+        let blocks: Vec<u64> = self.tracked.range(range.blocks()).copied().collect();
+        let mut reach = vec![n];
+        let others = (0..self.nodes.len()).filter(|m| *m != n);
+        reach.extend(others.filter(|m| self.net.thinks_connected(n, *m)));
+        self.oracle.submit(write, &blocks, stamp, &reach);
+        let kind = if zeroes {
+            RequestKind::Zeroes { range, fua }
+        } else {
+            RequestKind::Write { range, data: content::payload(range, stamp), fua }
+        };
+        let since = self.oracle.now();
+        self.request(n, kind, Asked::Write { write, fua }, since);
+    }
+
+    /// A client reads all that clients ever wrote to.
+    pub(crate) fn submit_reads(&mut self, n: usize) {
+        for spot in self.plan.spots.clone() {
+            let range = ByteRange::of_blocks(spot);
+            let since = self.oracle.begin();
+            self.request(n, RequestKind::Read(range), Asked::Read { range }, since);
+        }
+    }
+
+    fn request(&mut self, n: usize, kind: RequestKind, what: Asked, since: u64) {
+        self.next_name += 1;
+        let id = RequestId(self.next_name);
+        if self.trace.on {
+            let text = match &what {
+                Asked::Write { write, fua } => {
+                    let blocks = self.oracle.blocks_of(*write);
+                    format!("write w{write} fua {fua} blocks {blocks:?}")
+                }
+                Asked::Read { range } => format!("read {:?}", range.blocks()),
+                Asked::Flush => "flush".to_owned(),
+            };
+            note!(self, "n{n} client {id:?}: {text}");
+        }
+        let node = &self.nodes[n];
+        let pending = Pending {
+            what,
+            since,
+            was_primary: node.is_primary(),
+            was_up_to_date: node.is_up_to_date(),
+            reached: self.reached(n),
+        };
+        self.nodes[n].pending.insert(id, pending);
+        self.feed(n, Event::Request(id, kind));
+    }
+
+    /// The peers that the node's writes go to, as it says, and by which connection.
+    fn reached(&self, n: usize) -> Vec<(usize, LinkId)> {
+        let receives = |m: &usize| {
+            self.nodes[n].is_connected_to(*m)
+                && self.nodes[n].peer(*m).is_some_and(|peer| {
+                    peer.disk > DiskState::Failed
+                        && peer.disk != DiskState::DUnknown
+                        && peer.replication != ReplicationState::Off
+                })
+        };
+        let peers = (0..self.nodes.len()).filter(|m| *m != n).filter(receives);
+        peers.filter_map(|m| self.net.joint_link(n, m).map(|link| (m, link))).collect()
+    }
+
+    /// A request was answered.
+    pub(crate) fn answered(
+        &mut self,
+        n: usize,
+        pending: Pending,
+        result: Result<Option<Bytes>, IoFailure>,
+    ) {
+        if result.is_ok() {
+            self.stats.completed += 1;
+        } else {
+            self.stats.failed += 1;
+        }
+        note!(self, "n{n} answers {}: {:?}", pending.what, result.as_ref().map(|_| ()));
+        let checked = checks::secondary(&pending, &result);
+        self.check("a Secondary serves no client", checked);
+        let still: Vec<usize> = {
+            let now = self.reached(n);
+            pending.reached.iter().filter(|r| now.contains(r)).map(|(m, _)| *m).collect()
+        };
+        match (&pending.what, result) {
+            (Asked::Write { write, fua }, Ok(None)) => {
+                let (write, fua) = (*write, *fua);
+                let holders = checks::acknowledged::holders(self, write);
+                self.oracle.complete(write, &holders);
+                let checked = checks::acknowledged::check(self, n, write, &holders);
+                self.check("what a member missed is durably known before completion", checked);
+                if fua {
+                    let checked = checks::durable::forced(self, n, write, &still, &holders);
+                    self.check("a completed FUA write is durable", checked);
+                }
+            }
+            (Asked::Write { write, .. }, Err(_)) => self.oracle.give_up(*write),
+            (Asked::Flush, Ok(None)) => {
+                let checked = checks::durable::flushed(self, n, pending.since, &still);
+                self.check("a completed flush is durable", checked);
+            }
+            (Asked::Read { range }, Ok(Some(data))) => {
+                let checked = checks::reads::check(self, n, *range, &data, &pending);
+                self.check("reads return the last completed write", checked);
+            }
+            (_, Err(_)) => {}
+            (what, Ok(_)) => self.fail("answers", format!("n{n} answers {what} out of kind")),
+        }
+        self.oracle.end(pending.since);
+    }
+
+    /// The node died over a request.
+    pub(crate) fn abandoned(&mut self, pending: &Pending) {
+        if let Asked::Write { write, .. } = pending.what {
+            self.oracle.give_up(write);
+        }
+        self.oracle.end(pending.since);
+    }
+
+    fn some_range(&mut self) -> ByteRange {
+        let spot = self.plan.spots[self.rng.index(self.plan.spots.len())].clone();
+        let len = self.rng.between(1, 8).min(spot.end - spot.start);
+        let start = self.rng.between(spot.start, spot.end - len);
+        ByteRange::of_blocks(start..start + len)
+    }
+
+    fn long_range(&mut self) -> ByteRange {
+        let total = self.plan.size / BLOCK_SIZE;
+        let len = self.rng.between(1, EXTENT_SIZE / BLOCK_SIZE).min(total);
+        let start = self.rng.below(total - len + 1);
+        ByteRange::of_blocks(start..start + len)
+    }
+}
+
+impl std::fmt::Display for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Write { write, .. } => write!(f, "write w{write}"),
+            Self::Read { range } => write!(f, "read {range}"),
+            Self::Flush => write!(f, "flush"),
+        }
+    }
+}

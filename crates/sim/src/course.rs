@@ -1,0 +1,246 @@
+//! The course of a run: build up, rounds of work and trouble with a quiet moment after each, then
+//! everything is healed and must be well within a bounded time.
+
+use crate::checks;
+use crate::node::node_id;
+use crate::world::{World, note};
+use holdfast_core::Command;
+use holdfast_units::{ConnectionState, DiskState, ReplicationState};
+
+/// A cluster without faults must be well after so long.
+const HEAL_US: u64 = 240_000_000;
+/// How often the operator looks at a cluster that is not well.
+const LOOK_US: u64 = 500_000;
+/// Requests must have ended after so long, whatever is cut or down.
+const ANSWER_US: u64 = 60_000_000;
+
+impl World {
+    /// Lives through the whole run.
+    pub(crate) fn live(&mut self) {
+        self.build();
+        for _ in 0..self.plan.rounds {
+            self.start_clients();
+            self.start_trouble();
+            self.run_until(self.now + self.plan.round_us);
+            self.trouble_on = false;
+            self.clients_on = false;
+            self.quiet_moment();
+        }
+        self.heal();
+        self.last_checks();
+        self.stats.virtual_us = self.now;
+    }
+
+    fn build(&mut self) {
+        for n in 0..self.nodes.len() {
+            self.oracle.forget(n);
+            self.start(n);
+        }
+        self.run_until(self.now + 20_000);
+        self.command(0, Command::Promote { force: true });
+        let primary = |world: &Self| world.nodes[0].is_primary();
+        if !self.run_until_that(self.now + 20_000_000, primary) {
+            self.fail("liveness", "n0 was not promoted by force".to_owned());
+        }
+        if self.rng.chance(800) {
+            let end = self.now + 60_000_000;
+            if !self.run_until_that(end, Self::is_well) {
+                let states = self.states();
+                self.fail("liveness", format!("the first sync did not end\n{states}"));
+            }
+        }
+    }
+
+    /// Waits until nothing is under way any more, and compares.
+    fn quiet_moment(&mut self) {
+        let answered = |world: &Self| world.nodes.iter().all(|node| node.pending.is_empty());
+        let end = self.now + ANSWER_US;
+        if !self.run_until_that(end, answered) {
+            let open = self.open_requests();
+            self.fail("liveness", format!("requests are not answered: {open}"));
+            return;
+        }
+        let quiet = |world: &Self| world.is_quiet();
+        let end = self.now + 3_000_000;
+        if self.run_until_that(end, quiet) && self.violation.is_none() {
+            let checked = checks::equality::check(self);
+            self.check("equal nodes are equal", checked);
+            self.refresh();
+            let checked = checks::out_of_sync::check(self);
+            self.check("what a peer misses is noted", checked);
+        }
+    }
+
+    fn open_requests(&self) -> String {
+        let open = self.nodes.iter().flat_map(|node| {
+            node.pending.values().map(move |pending| format!("{:?} {}", node.id, pending.what))
+        });
+        open.take(10).collect::<Vec<_>>().join(", ")
+    }
+
+    fn is_quiet(&self) -> bool {
+        let idle = self.nodes.iter().all(|node| node.data.is_idle() && node.meta.is_idle());
+        let settled = self.now.saturating_sub(self.last_change) > 300_000;
+        let resync = self.nodes.iter().filter_map(|node| node.snap.as_ref()).any(|snap| {
+            snap.peers.iter().any(|p| {
+                !matches!(p.replication, ReplicationState::Off | ReplicationState::Established)
+            })
+        });
+        idle && settled && !resync && self.net.is_quiet() && self.commands.is_empty()
+    }
+
+    /// Looks at every node anew: figures change without a change of state.
+    fn refresh(&mut self) {
+        for node in &mut self.nodes {
+            node.snap = node.core.as_ref().map(holdfast_core::Core::snapshot);
+        }
+    }
+
+    /// Whether every node is up, connected to all others, and has equal data.
+    fn is_well(&self) -> bool {
+        (0..self.nodes.len()).all(|n| {
+            let node = &self.nodes[n];
+            let disk = if node.diskless { DiskState::Diskless } else { DiskState::UpToDate };
+            node.is_up()
+                && node.disk() == disk
+                && (0..self.nodes.len()).filter(|m| *m != n).all(|m| {
+                    node.peer(m).is_some_and(|p| {
+                        p.connection == ConnectionState::Connected
+                            && p.replication == ReplicationState::Established
+                    })
+                })
+        })
+    }
+
+    fn heal(&mut self) {
+        if self.violation.is_some() {
+            return;
+        }
+        note!(self, "all is being healed");
+        for a in 0..self.nodes.len() {
+            self.nodes[a].standalone.clear();
+            for b in 0..self.nodes.len() {
+                self.unblock(a, b);
+            }
+        }
+        let end = self.now + HEAL_US;
+        let mut looks = 0;
+        while self.violation.is_none() && self.now < end {
+            self.refresh();
+            if self.is_well() {
+                break;
+            }
+            self.set_right(looks);
+            looks += 1;
+            let next = self.now + LOOK_US;
+            self.run_until_that(next, Self::is_well);
+        }
+        if self.violation.is_none() && !self.is_well() {
+            let states = self.states();
+            self.fail("liveness", format!("the healed cluster does not get well\n{states}"));
+        }
+    }
+
+    /// What a patient operator does to a cluster that is not well.
+    fn set_right(&mut self, looks: u64) {
+        for n in 0..self.nodes.len() {
+            if !self.nodes[n].is_up() {
+                self.start_later(n, 10_000);
+            }
+        }
+        let survivor = self.survivor();
+        for n in self.up() {
+            let node = &self.nodes[n];
+            if !node.diskless && !node.disk_open {
+                self.command(n, Command::Stop);
+            } else if node.is_primary() && n != survivor {
+                self.command(n, Command::Demote { force: true });
+            }
+        }
+        for n in self.up() {
+            for m in (0..self.nodes.len()).filter(|m| *m != n) {
+                let alone = self.nodes[n]
+                    .peer(m)
+                    .is_some_and(|p| p.connection == ConnectionState::StandAlone);
+                if alone {
+                    self.reconnect(n, m, survivor);
+                }
+            }
+        }
+        let nobody = !self.nodes.iter().any(super::node::Node::is_up_to_date);
+        if looks > 20 && nobody && looks % 10 == 0 && self.may_promote(survivor) {
+            self.command(survivor, Command::Promote { force: false });
+        }
+        if looks > 60 && nobody && !(0..self.nodes.len()).any(|n| self.oracle.counts(n)) {
+            self.command(survivor, Command::Promote { force: true });
+        }
+    }
+
+    /// Connects again; the changes of whoever is not with the survivor are thrown away.
+    fn reconnect(&mut self, n: usize, m: usize, survivor: usize) {
+        let victim = n != survivor && !self.nodes[n].is_primary() && self.is_apart(n, survivor);
+        if victim {
+            self.nodes[n].may_give_up = true;
+        }
+        let peer = Some(node_id(m));
+        self.command(n, Command::Connect { peer, discard_my_data: victim });
+    }
+
+    fn is_apart(&self, n: usize, survivor: usize) -> bool {
+        !(self.nodes[n].is_connected_to(survivor) && self.nodes[n].is_up_to_date())
+    }
+
+    /// Whose data are kept: who lacks nothing; of several the Primary, or who has most.
+    fn survivor(&self) -> usize {
+        let all = 0..self.nodes.len();
+        let complete = |n: usize| all.clone().all(|m| self.oracle.lacks(n, m).is_none());
+        let rank = |n: &usize| {
+            let node = &self.nodes[*n];
+            let counts = self.oracle.counts(*n);
+            let (primary, weight) = (node.is_primary(), self.oracle.weight(*n));
+            (!node.diskless, counts, counts && complete(*n), primary, weight)
+        };
+        all.clone().max_by_key(rank).unwrap_or(0)
+    }
+
+    /// All is well: now everything must be right.
+    fn last_checks(&mut self) {
+        if self.violation.is_some() {
+            return;
+        }
+        let end = self.now + 20_000_000;
+        if !self.run_until_that(end, Self::is_quiet) {
+            self.fail("liveness", format!("the healed cluster does not rest\n{}", self.states()));
+            return;
+        }
+        self.refresh();
+        let checked = checks::equality::check(self);
+        self.check("equal nodes are equal", checked);
+        let primary = self.primaries().first().copied().unwrap_or_else(|| self.survivor());
+        self.command(primary, Command::Promote { force: false });
+        let is_primary = move |world: &Self| world.nodes[primary].is_primary();
+        if !self.run_until_that(self.now + 20_000_000, is_primary) {
+            self.fail("liveness", format!("n{primary} was not promoted\n{}", self.states()));
+            return;
+        }
+        self.submit_reads(primary);
+        for spot in self.plan.spots.clone() {
+            let range = holdfast_units::ByteRange::of_blocks(spot);
+            self.submit_write(primary, range, false, true);
+        }
+        self.quiet_moment();
+        if self.violation.is_none() && !self.is_well() {
+            self.fail("liveness", format!("the cluster fell ill again\n{}", self.states()));
+        }
+    }
+
+    /// How every node sees things, for people.
+    pub(crate) fn states(&self) -> String {
+        let node = |n: &crate::node::Node| match n.core.as_ref().map(holdfast_core::Core::snapshot)
+        {
+            Some(snap) => format!("{:?}: {snap:?}", n.id),
+            None => format!("{:?}: down", n.id),
+        };
+        self.nodes.iter().map(node).collect::<Vec<_>>().join("\n")
+    }
+}

@@ -1,0 +1,389 @@
+//! The driver of each node: gives events to the core and carries its actions out.
+
+use crate::checks;
+use crate::data_disk::Work;
+use crate::meta_disk::PLACEMENT;
+use crate::net::Close;
+use crate::node::node_id;
+use crate::world::{Happening, World, note};
+use bytes::Bytes;
+use holdfast_core::{
+    Action, Attachment, Command, CommandId, Core, DiskOpId, Event, MetaOpId, Notice, RequestId,
+};
+use holdfast_format::MetaImage;
+use holdfast_units::{NodeId, PeerSet};
+use holdfast_wire::Message;
+
+/// How a node goes down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Crash {
+    /// The daemon is killed.
+    Kill,
+    /// The machine loses power.
+    Power,
+}
+
+/// A message in few words.
+pub(crate) fn brief(message: &Message) -> String {
+    let text = match message {
+        Message::Write { seq, range, missing, settled, .. } => {
+            format!("Write {seq} {range} missing {missing:?} settled {settled}")
+        }
+        Message::ResyncData { asked, range, zeroes, .. } => {
+            format!("ResyncData {asked} {range} zeroes {zeroes}")
+        }
+        Message::ReadReply { id, result, .. } => format!("ReadReply {id} {result:?}"),
+        Message::State(report) => format!("State {report:?}"),
+        Message::Verdict { verdict, state, .. } => format!("Verdict {verdict:?} {state:?}"),
+        other => format!("{other:?}"),
+    };
+    text.replace("0000000000000000, ", "").chars().take(1200).collect()
+}
+
+impl World {
+    /// Starts the node's daemon, with its disk if it has one.
+    pub(crate) fn start(&mut self, n: usize) {
+        let seed = self.rng.next();
+        let plan = &self.plan;
+        let node = &mut self.nodes[n];
+        let config = node.config(&plan.diskless, plan.size, &plan.options, seed);
+        node.life += 1;
+        node.core = Some(Core::new(config));
+        node.clock_ahead = self.rng.below(100_000);
+        node.failed = false;
+        let diskless = node.diskless;
+        note!(self, "n{n} starts, boot {}", self.nodes[n].boot);
+        let event = if diskless { Event::Tick } else { self.attach(n) };
+        self.nodes[n].snap = self.nodes[n].core.as_ref().map(Core::snapshot);
+        self.feed(n, event);
+    }
+
+    fn attach(&mut self, n: usize) -> Event {
+        let members: PeerSet = (0..self.nodes.len()).filter(|m| *m != n).map(node_id).collect();
+        let node = &mut self.nodes[n];
+        match MetaImage::load(node.meta.bytes(), PLACEMENT) {
+            Ok(image) => {
+                let attachment = Attachment::read(&image, members);
+                node.disk_open = true;
+                Event::Attach(Box::new(attachment))
+            }
+            Err(error) => {
+                self.fail("metadata", format!("n{n} cannot load its metadata: {error}"));
+                Event::Tick
+            }
+        }
+    }
+
+    /// Gives an event to the node's core and does what it wants.
+    pub(crate) fn feed(&mut self, n: usize, event: Event) {
+        let clock = self.clock(n);
+        let resync = matches!(event, Event::PeerMessage(_, _, Message::ResyncData { .. }));
+        let Some(core) = self.nodes[n].core.as_mut() else { return };
+        let mut actions = std::mem::take(&mut self.actions);
+        core.on(clock, event, &mut actions);
+        self.fingerprint.add(n as u64 | (actions.len() as u64) << 8);
+        if actions.contains(&Action::StateChanged) {
+            self.last_change = self.now;
+            let snapshot = core.snapshot();
+            checks::states::changed(self, n, snapshot);
+        }
+        for action in actions.drain(..) {
+            self.perform(n, action, resync);
+        }
+        self.actions = actions;
+        if self.nodes[n].is_up() {
+            self.plan_tick(n);
+        }
+    }
+
+    fn perform(&mut self, n: usize, action: Action, resync: bool) {
+        match action {
+            Action::Complete(id, result) => {
+                self.fingerprint.add(id.0 << 1 | u64::from(result.is_ok()));
+                self.completed(n, id, result);
+            }
+            Action::DiskRead { op, range, holes } => {
+                self.disk_start(n, op, Work::Read { range, holes }, resync);
+            }
+            Action::DiskWrite { op, range, data, fua } => {
+                self.disk_start(n, op, Work::Write { range, data, fua }, resync);
+            }
+            Action::DiskZeroes { op, range, fua } => {
+                self.disk_start(n, op, Work::Zeroes { range, fua }, resync);
+            }
+            Action::DiskFlush { op } => self.disk_start(n, op, Work::Flush, resync),
+            Action::MetaWrite { op, blocks } => self.meta_start(n, op, blocks),
+            Action::CloseDisk => {
+                note!(self, "n{n} gives its disk up");
+                self.nodes[n].disk_open = false;
+            }
+            Action::Send(peer, link, message) => self.send(n, peer, link, message),
+            Action::Connect(peer) => {
+                self.nodes[n].wants.insert(peer.index());
+                self.nodes[n].standalone.remove(&peer.index());
+                self.want_dial(n, peer.index());
+            }
+            Action::Disconnect(peer, link) => {
+                note!(self, "n{n} stands alone towards {peer:?}");
+                self.nodes[n].wants.remove(&peer.index());
+                if let Some(link) = link {
+                    self.net.close(n, link, Close::Orderly, self.now, &mut self.rng);
+                }
+            }
+            Action::Reset(peer, link) => {
+                note!(self, "n{n} resets {link:?} to {peer:?}");
+                self.net.close(n, link, Close::Abrupt, self.now, &mut self.rng);
+                self.want_dial(n, peer.index());
+            }
+            Action::CommandDone(id, result) => {
+                if let Some((_, command)) = self.commands.remove(&id) {
+                    note!(self, "n{n} {command:?}: {result:?}");
+                    self.fingerprint.add(u64::from(result.is_ok()));
+                    self.command_done(n, &command, result.is_ok());
+                }
+            }
+            Action::StateChanged => {}
+            Action::Notice(notice) => self.noticed(n, &notice),
+            Action::Stopped => self.stopped(n),
+        }
+    }
+
+    fn noticed(&mut self, n: usize, notice: &Notice) {
+        note!(self, "n{n} says {notice:?}");
+        match notice {
+            Notice::SplitBrain(_) => self.stats.split_brains += 1,
+            Notice::ResyncFinished(_, true) => self.stats.resyncs += 1,
+            Notice::ProtocolError(peer, what) => {
+                self.fail("protocol", format!("n{n} takes {peer:?} to break the protocol: {what}"));
+            }
+            Notice::MetaDamaged(what) => {
+                if self.plan.meta_errors == 0 {
+                    self.fail("metadata", format!("n{n} found its metadata damaged: {what}"));
+                }
+            }
+            Notice::UnrelatedData(peer) => {
+                self.fail("generations", format!("n{n} takes the data of {peer:?} for unrelated"));
+            }
+            _ => {}
+        }
+    }
+
+    fn send(&mut self, n: usize, peer: NodeId, link: holdfast_core::LinkId, message: Message) {
+        let message = self.through_codec(n, message);
+        if let Message::ResyncGenerations { .. } = message {
+            self.oracle.promise(peer.index(), n);
+        }
+        self.net.send(n, link, message, self.now, &mut self.rng);
+    }
+
+    /// Encodes and decodes the message, as on a real connection.
+    fn through_codec(&mut self, n: usize, message: Message) -> Message {
+        let mut bytes = Vec::with_capacity(128);
+        holdfast_wire::encode(&message, &mut bytes);
+        self.fingerprint.add_bytes(&bytes);
+        let (header, body) = bytes.split_at(holdfast_wire::HEADER_LEN);
+        let header: &[u8; holdfast_wire::HEADER_LEN] = header.try_into().expect("split there");
+        let payload = message.payload().cloned().unwrap_or_default();
+        let decoded = holdfast_wire::parse_header(header)
+            .and_then(|header| holdfast_wire::decode(&header, body, payload));
+        match decoded {
+            Ok(decoded) if decoded == message => decoded,
+            Ok(decoded) => {
+                let what = format!("n{n} sent {message:?}, which arrives as {decoded:?}");
+                self.fail("codec", what);
+                message
+            }
+            Err(error) => {
+                self.fail("codec", format!("n{n} sent {message:?}, which is refused: {error}"));
+                message
+            }
+        }
+    }
+
+    fn disk_start(&mut self, n: usize, op: DiskOpId, work: Work, resync: bool) {
+        checks::disk_order(self, n, &work, resync);
+        let fails = self.may_fail(n) && self.rng.below(1_000_000) < self.plan.data_errors;
+        if fails {
+            note!(self, "n{n} disk will fail at {work:?}");
+            self.stats.disk_errors += 1;
+            self.nodes[n].failed = true;
+        }
+        if self.trace.on {
+            let what = match &work {
+                Work::Write { range, fua, .. } => format!("write {range} fua {fua}"),
+                other => format!("{other:?}"),
+            };
+            note!(self, "n{n} disk {what}");
+        }
+        let resync = resync && work.changes().is_some();
+        let result = self.nodes[n].data.start(op, work, fails, resync);
+        self.check("disk operations", result);
+        let life = self.nodes[n].life;
+        let at = self.now + self.rng.delay(self.plan.disk_us);
+        self.queue.add(at, Happening::DiskApply { node: n, life, op });
+    }
+
+    pub(crate) fn disk_reported(&mut self, n: usize, op: DiskOpId) {
+        if let Some(outcome) = self.nodes[n].data.report(op) {
+            self.feed(n, Event::DiskDone(op, outcome));
+        }
+    }
+
+    fn meta_start(&mut self, n: usize, op: MetaOpId, blocks: crate::meta_disk::Blocks) {
+        let fails = self.meta_fails(n);
+        if let Some(op) = self.nodes[n].meta.push(op, blocks, fails) {
+            self.queue_meta(n, op);
+        }
+    }
+
+    fn meta_fails(&mut self, n: usize) -> bool {
+        let fails = self.may_fail(n) && self.rng.below(1_000_000) < self.plan.meta_errors;
+        if fails {
+            note!(self, "n{n} metadata will fail");
+            self.stats.disk_errors += 1;
+            self.nodes[n].failed = true;
+        }
+        fails
+    }
+
+    fn queue_meta(&mut self, n: usize, op: MetaOpId) {
+        let life = self.nodes[n].life;
+        let at = self.now + self.rng.delay(self.plan.meta_us);
+        self.queue.add(at, Happening::MetaApply { node: n, life, op });
+    }
+
+    pub(crate) fn meta_reported(&mut self, n: usize, op: MetaOpId) {
+        let Some(ok) = self.nodes[n].meta.report(op) else { return };
+        let fails = self.meta_fails(n);
+        if let Some(next) = self.nodes[n].meta.start_next(fails) {
+            self.queue_meta(n, next);
+        }
+        let result = if ok { Ok(()) } else { Err(holdfast_core::IoFailure::Disk) };
+        self.feed(n, Event::MetaDone(op, result));
+    }
+
+    /// Whether an error of this node's disk leaves another copy that has all it has.
+    fn may_fail(&self, n: usize) -> bool {
+        let healthy = |m: usize| {
+            let node = &self.nodes[m];
+            node.is_up() && node.disk_open && !node.failed && !node.diskless
+        };
+        let has_all = |m: usize| {
+            self.nodes[m].is_up_to_date()
+                && self.oracle.counts(m)
+                && (!self.oracle.counts(n) || self.oracle.lacks(m, n).is_none())
+        };
+        let others = (0..self.nodes.len()).filter(|m| *m != n && !self.nodes[*m].diskless);
+        self.trouble_on
+            && others.clone().all(healthy)
+            && others.clone().any(has_all)
+            && self.nodes[n].disk_open
+    }
+
+    /// The node dies, now.
+    pub(crate) fn crash(&mut self, n: usize, how: Crash) {
+        if !self.nodes[n].is_up() {
+            return;
+        }
+        note!(self, "n{n} crashes: {how:?}");
+        self.stats.crashes += 1;
+        let rng = &mut self.rng;
+        let node = &mut self.nodes[n];
+        match how {
+            Crash::Kill => {
+                node.data.kill(rng);
+                node.meta.kill(rng);
+            }
+            Crash::Power => {
+                node.data.power_fail(rng);
+                node.meta.power_fail(rng);
+                node.boot += 1;
+                node.lost_cache = true;
+                self.oracle.power_failed(n);
+            }
+        }
+        let close = if how == Crash::Kill { Close::Abrupt } else { Close::Silent };
+        self.gone(n, close);
+    }
+
+    /// What a person's `stop` ends with.
+    fn stopped(&mut self, n: usize) {
+        note!(self, "n{n} stopped");
+        let ops: Vec<DiskOpId> = self.nodes[n].data.names();
+        for op in ops {
+            self.nodes[n].data.apply(op, &mut self.rng);
+            self.nodes[n].data.report(op);
+        }
+        if !self.nodes[n].meta.is_idle() {
+            self.fail("stop", format!("n{n} stopped while metadata were being written"));
+        }
+        self.gone(n, Close::Orderly);
+    }
+
+    fn gone(&mut self, n: usize, close: Close) {
+        let node = &mut self.nodes[n];
+        node.core = None;
+        node.snap = None;
+        node.disk_open = false;
+        node.wants.clear();
+        node.tick_at = None;
+        let pending = std::mem::take(&mut node.pending);
+        for (_, asked) in pending {
+            self.stats.failed += 1;
+            self.abandoned(&asked);
+        }
+        self.commands.retain(|_, (node, _)| *node != n);
+        for link in self.net.links_at(n) {
+            self.net.close(n, link, close, self.now, &mut self.rng);
+        }
+    }
+
+    /// Has the node start again after a while.
+    pub(crate) fn start_later(&mut self, n: usize, typical_us: u64) {
+        if !self.nodes[n].starting {
+            self.nodes[n].starting = true;
+            let at = self.now + self.rng.delay(typical_us);
+            self.queue.add(at, Happening::Start(n));
+        }
+    }
+
+    /// Gives a command to a node.
+    pub(crate) fn command(&mut self, n: usize, command: Command) {
+        if !self.nodes[n].is_up() {
+            return;
+        }
+        note!(self, "n{n} is told to {command:?}");
+        self.next_name += 1;
+        let id = CommandId(self.next_name);
+        self.commands.insert(id, (n, command.clone()));
+        self.feed(n, Event::Command(id, command));
+    }
+
+    fn command_done(&mut self, n: usize, command: &Command, ok: bool) {
+        match command {
+            Command::Disconnect { peer } if ok => {
+                let all = 0..self.nodes.len();
+                let left = all.filter(|m| *m != n && peer.is_none_or(|p| p.index() == *m));
+                self.nodes[n].standalone.extend(left);
+            }
+            Command::Invalidate { peer } if !ok => {
+                let given_up = peer.map_or(n, NodeId::index);
+                self.nodes[given_up].may_give_up = false;
+            }
+            _ => {}
+        }
+    }
+
+    fn completed(
+        &mut self,
+        n: usize,
+        id: RequestId,
+        result: Result<Option<Bytes>, holdfast_core::IoFailure>,
+    ) {
+        let Some(pending) = self.nodes[n].pending.remove(&id) else {
+            self.fail("answers", format!("n{n} answers {id:?}, which is not open"));
+            return;
+        };
+        self.answered(n, pending, result);
+    }
+}
