@@ -60,17 +60,18 @@ fn by_generation(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateRep
     if m.current == t.current {
         return same_generation(me, mine, peer, theirs);
     }
-    if covers(m, t.current) {
-        return Verdict::SourceBitmap;
+    match (covers(m, t.current), covers(t, m.current)) {
+        (true, false) => return Verdict::SourceBitmap,
+        (false, true) => return Verdict::TargetBitmap,
+        // Each took the other for older: that is for a person to look at.
+        (true, true) => return Verdict::SplitBrain,
+        (false, false) => {}
     }
-    if covers(t, m.current) {
-        return Verdict::TargetBitmap;
-    }
-    if m.history.contains(&t.current) {
-        return Verdict::SourceFull;
-    }
-    if t.history.contains(&m.current) {
-        return Verdict::TargetFull;
+    match (m.history.contains(&t.current), t.history.contains(&m.current)) {
+        (true, false) => return Verdict::SourceFull,
+        (false, true) => return Verdict::TargetFull,
+        (true, true) => return Verdict::SplitBrain,
+        (false, false) => {}
     }
     if have_common_past(m, t) { Verdict::SplitBrain } else { Verdict::Unrelated }
 }
