@@ -84,6 +84,12 @@ impl ClientError {
     }
 }
 
+impl From<ClientError> for ApiError {
+    fn from(error: ClientError) -> Self {
+        error.to_api_error()
+    }
+}
+
 /// A client. Every call makes its own connection, so that a daemon may restart between two calls.
 #[derive(Clone, Debug)]
 pub struct Client {

@@ -1,0 +1,526 @@
+//! The grammar of the command line.
+
+use crate::parse::{absolute_path, duration, key_value, meta_place, name, name_or_all};
+use crate::parse::{positive_seconds, size};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use holdfast_api::request::{PauseWhat, WaitFor};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where the daemon's control socket is when nobody says.
+pub(crate) const DEFAULT_SOCKET: &str = "/run/holdfast/control.sock";
+
+/// Replicated block storage in user space.
+///
+/// One daemon runs on every node (`holdfast daemon`); every other command asks the daemon of this
+/// node. `holdfast demo` shows the whole on one machine.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version = crate::version::text(), max_term_width = 100)]
+#[command(infer_long_args = false, propagate_version = false)]
+#[command(after_help = "Exit status: 0 done, 1 refused or failed, 2 usage, 3 daemon not \
+    reachable, 4 no such object, 5 timed out.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command, before or after its name.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// The control socket of the daemon [default: /run/holdfast/control.sock]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "HOLDFAST_SOCKET",
+        hide_env_values = true
+    )]
+    pub(crate) socket: Option<PathBuf>,
+    /// Print answers and errors as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Give up after so many seconds, with exit status 5
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = positive_seconds)]
+    pub(crate) timeout: Option<Duration>,
+    /// Print only what was asked for
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Print also which calls are made
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub(crate) verbose: bool,
+    /// Use colours
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    pub(crate) color: ColorWhen,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ColorWhen {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    /// Also into files and pipes
+    Always,
+    /// Nowhere
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the daemon of this node in the foreground
+    Daemon(Daemon),
+    /// Make, join, leave and show the cluster
+    #[command(subcommand)]
+    Cluster(Cluster),
+    /// Create a resource; this node is its first and becomes Primary
+    Create(Create),
+    /// Make this node a member of a resource
+    Join(Join),
+    /// End this node's membership of a resource; the data stays on the disk
+    Leave(Resource),
+    /// Delete a resource; the data stays on the disks
+    Delete(Resource),
+    /// Start a resource here
+    Up(ResourceOrAll),
+    /// Stop a resource here
+    Down(ResourceOrAll),
+    /// Make this node Primary
+    Primary(Forced),
+    /// Make this node Secondary
+    Secondary(Forced),
+    /// Start to use this node's disk of a resource
+    AttachDisk(AttachDisk),
+    /// Cease to use this node's disk of a resource
+    DetachDisk(Forced),
+    /// Connect to the peers of a resource
+    Connect(Connect),
+    /// Disconnect from the peers of a resource
+    Disconnect(Disconnect),
+    /// Hold resync, fetch, replay or I/O; it stays held over a restart
+    Pause(Pause),
+    /// Let go on what was held
+    Resume(Pause),
+    /// Give this node's data up and fetch it again from a peer
+    Invalidate(OfPeer),
+    /// Set options
+    Set(Set),
+    /// Show options with value, default and range
+    Get(Get),
+    /// Wait until a state is reached
+    Wait(Wait),
+    /// Show the state of this node and its resources
+    Status(Status),
+    /// Show what there is as events, and what happens from now on
+    Events(Events),
+    /// Make a local block device of a resource, or take it away
+    Device(Device),
+    /// Look at metadata that no daemon uses
+    #[command(subcommand)]
+    Meta(Meta),
+    /// Show on this machine how a resource survives the death of its Primary
+    Demo(Demo),
+    /// Print the completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    #[command(hide = true)]
+    Man {
+        /// Write the pages of all commands into this directory instead
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Daemon {
+    /// The configuration file [default: /etc/holdfast/holdfast.toml, if it is there]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) config: Option<PathBuf>,
+    /// The name of this node [default: the host name]
+    #[arg(long, value_name = "NODE", value_parser = name)]
+    pub(crate) name: Option<String>,
+    /// Where the node keeps what it knows [default: /var/lib/holdfast]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Where other nodes reach this one; port 0 picks a free one [default: 127.0.0.1:7850]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Option<String>,
+    /// Where NBD clients reach it by TCP [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) nbd_listen: Option<String>,
+    /// Where the HTTP API is reached by TCP [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) http: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cluster {
+    /// Make this node a cluster of one; prints the cluster's UUID
+    Create {
+        /// The cluster's name
+        #[arg(long, value_name = "NAME", value_parser = name)]
+        name: Option<String>,
+    },
+    /// Print a one-time token with which a node can join
+    Token {
+        /// How long it is good for
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+        ttl: Duration,
+        /// Where the new node reaches this one [default: this node's address]
+        #[arg(long, value_name = "HOST:PORT")]
+        addr: Option<String>,
+    },
+    /// Join a cluster
+    Join {
+        /// What `cluster token` printed on one of its nodes
+        token: String,
+    },
+    /// Leave the cluster
+    Leave {
+        /// Leave also when the others cannot be told
+        #[arg(long)]
+        force: bool,
+    },
+    /// Remove a node that is gone for good
+    Remove {
+        /// Which node
+        #[arg(value_parser = name)]
+        node: String,
+        /// Really: the node is not asked
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show the nodes
+    Status,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// The backing file or block device; what is on it is kept
+    #[arg(long, value_name = "PATH", value_parser = absolute_path)]
+    pub(crate) disk: String,
+    /// The size of the resource [default: that of the disk]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) size: Option<u64>,
+    /// Where the metadata is: `internal`, or a path [default: in the state directory]
+    #[arg(long, value_name = "internal|PATH", value_parser = meta_place)]
+    pub(crate) meta: Option<String>,
+    /// Set an option; can be given more than once
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) set: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) later: Later,
+}
+
+/// Options of `create` and `join` that this version refuses.
+#[derive(Debug, Args)]
+pub(crate) struct Later {
+    /// Where the journal is (not supported by this version yet)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) journal: Option<PathBuf>,
+    /// How large the journal may grow (not supported by this version yet)
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) journal_size: Option<u64>,
+    /// A spare file or device for bad sectors (not supported by this version yet)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) spare: Option<PathBuf>,
+    /// A spare region at the end of the disk (not supported by this version yet)
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "spare")]
+    pub(crate) spare_size: Option<u64>,
+    /// A checksum for every block (not supported by this version yet)
+    #[arg(long)]
+    pub(crate) checksums: bool,
+}
+
+impl Later {
+    /// The option that was given; `None` when none was.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        [
+            (self.journal.is_some(), "--journal"),
+            (self.journal_size.is_some(), "--journal-size"),
+            (self.spare.is_some(), "--spare"),
+            (self.spare_size.is_some(), "--spare-size"),
+            (self.checksums, "--checksums"),
+        ]
+        .into_iter()
+        .find_map(|(given, option)| given.then_some(option))
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Join {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// The backing file or block device; what is on it is overwritten
+    #[arg(long, value_name = "PATH", value_parser = absolute_path, required_unless_present = "diskless")]
+    pub(crate) disk: Option<String>,
+    /// Join without a disk: the data is read from and written to the peers
+    #[arg(long, conflicts_with_all = ["disk", "meta"])]
+    pub(crate) diskless: bool,
+    /// How writes travel to this node: C, B, A or log [default: C]
+    #[arg(long, value_name = "PROTOCOL", value_parser = ["C", "B", "A", "log"])]
+    pub(crate) protocol: Option<String>,
+    /// Where the metadata is: `internal`, or a path [default: in the state directory]
+    #[arg(long, value_name = "internal|PATH", value_parser = meta_place)]
+    pub(crate) meta: Option<String>,
+    #[command(flatten)]
+    pub(crate) later: Later,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resource {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResourceOrAll {
+    /// The name of the resource, or `all`
+    #[arg(value_parser = name_or_all)]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Forced {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// Do it although it may lose data
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AttachDisk {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// The backing file or block device [default: the one it had]
+    #[arg(long, value_name = "PATH", value_parser = absolute_path)]
+    pub(crate) disk: Option<String>,
+    /// Where the metadata is: `internal`, or a path [default: where it was]
+    #[arg(long, value_name = "internal|PATH", value_parser = meta_place)]
+    pub(crate) meta: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Connect {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// Only this peer
+    #[arg(long, value_name = "NODE", value_parser = name)]
+    pub(crate) peer: Option<String>,
+    /// After a split brain: give up what was written on this node
+    #[arg(long)]
+    pub(crate) discard_my_data: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Disconnect {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// Only this peer
+    #[arg(long, value_name = "NODE", value_parser = name)]
+    pub(crate) peer: Option<String>,
+    /// Do not ask the peer
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pause {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// What
+    pub(crate) what: PauseArg,
+}
+
+/// [`PauseWhat`] on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PauseArg {
+    /// Resync to and from this node
+    Sync,
+    /// Fetching of the journal
+    Fetch,
+    /// Replay of the journal
+    Replay,
+    /// All I/O of clients
+    Io,
+}
+
+impl From<PauseArg> for PauseWhat {
+    fn from(what: PauseArg) -> Self {
+        match what {
+            PauseArg::Sync => Self::Sync,
+            PauseArg::Fetch => Self::Fetch,
+            PauseArg::Replay => Self::Replay,
+            PauseArg::Io => Self::Io,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OfPeer {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// Only this peer
+    #[arg(long, value_name = "NODE", value_parser = name)]
+    pub(crate) peer: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Set {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// What to set; all of them, or none when one is refused
+    #[arg(value_name = "KEY=VALUE", required = true, value_parser = key_value)]
+    pub(crate) set: Vec<(String, String)>,
+    /// Only towards this peer
+    #[arg(long, value_name = "NODE", value_parser = name)]
+    pub(crate) peer: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Get {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// Only this option
+    pub(crate) key: Option<String>,
+    /// What holds towards this peer
+    #[arg(long, value_name = "NODE", value_parser = name)]
+    pub(crate) peer: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// What to wait for
+    #[arg(long = "for", value_name = "STATE")]
+    pub(crate) what: WaitArg,
+    /// Only this peer
+    #[arg(long, value_name = "NODE", value_parser = name)]
+    pub(crate) peer: Option<String>,
+}
+
+/// [`WaitFor`] on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+pub(crate) enum WaitArg {
+    /// This node's disk, or the peer's, is UpToDate
+    UpToDate,
+    /// Connected to the peers
+    Connected,
+    /// Writes reach the peers
+    Established,
+    /// This node, or the peer, is Primary
+    Primary,
+    /// This node, or the peer, is Secondary
+    Secondary,
+    /// Connected, and nothing is out of sync
+    Synced,
+    /// The journal is replayed
+    Replayed,
+}
+
+impl From<WaitArg> for WaitFor {
+    fn from(what: WaitArg) -> Self {
+        match what {
+            WaitArg::UpToDate => Self::UpToDate,
+            WaitArg::Connected => Self::Connected,
+            WaitArg::Established => Self::Established,
+            WaitArg::Primary => Self::Primary,
+            WaitArg::Secondary => Self::Secondary,
+            WaitArg::Synced => Self::Synced,
+            WaitArg::Replayed => Self::Replayed,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Only this resource
+    #[arg(value_parser = name)]
+    pub(crate) name: Option<String>,
+    /// Show it again every second
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Go on with what happens from now on
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Device {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// By which way of the kernel [default: auto]
+    #[arg(long, value_name = "WAY", value_parser = ["auto", "ublk", "nbd", "fuse"])]
+    pub(crate) via: Option<String>,
+    /// Take it away; refused while it is open
+    #[arg(long, conflicts_with = "via")]
+    pub(crate) remove: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Meta {
+    /// Print what the metadata says
+    Dump(MetaFile),
+    /// Check every block of the metadata; exit status 1 when it is damaged
+    Check(MetaFile),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MetaFile {
+    /// The metadata file, or a disk with internal metadata
+    pub(crate) path: PathBuf,
+    /// The metadata is at the end of this disk
+    #[arg(long)]
+    pub(crate) internal: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Demo {
+    /// How many nodes
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=8))]
+    pub(crate) nodes: u8,
+    /// Where to put disks and state [default: a new directory, removed at the end]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// The size of the resource
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size)]
+    pub(crate) size: u64,
+    /// Leave it running at the end
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Run through once and end with 0 or 1, for scripts
+    #[arg(long, conflicts_with = "keep")]
+    pub(crate) once: bool,
+}

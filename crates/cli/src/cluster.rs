@@ -1,0 +1,121 @@
+//! `cluster status`.
+
+use crate::output::{Style, width};
+use crate::session::Session;
+use crate::table::{Table, cell, plain};
+use holdfast_api::status::{ClusterNode, ClusterStatus};
+use holdfast_api::{ApiError, routes};
+
+/// Prints the nodes.
+pub(crate) async fn status(session: &Session) -> Result<(), ApiError> {
+    let status: ClusterStatus = session.get(routes::CLUSTER).await?;
+    if session.ui.json {
+        session.ui.json(&status);
+    } else {
+        session.ui.text(&render(&status, width(), session.ui.color));
+    }
+    Ok(())
+}
+
+/// What `cluster join` says.
+pub(crate) fn joined(status: &ClusterStatus) -> String {
+    let nodes = status.nodes.len();
+    format!("joined cluster {} ({}), which has {nodes} nodes now", status.name, status.uuid)
+}
+
+fn render(status: &ClusterStatus, width: Option<usize>, color: bool) -> String {
+    let alive = status.nodes.iter().filter(|node| node.alive).count();
+    let mut text = format!(
+        "cluster {}  {}\n{alive} of {} nodes alive\n\n",
+        Style::Bold.paint(&status.name, color),
+        Style::Dim.paint(&status.uuid, color),
+        status.nodes.len()
+    );
+    let mut table = Table::new(0, &["NODE", "ADDRESS", "STATE", "VERSION", "CLOCK"]);
+    for node in &status.nodes {
+        let state = if node.alive {
+            cell("alive", Style::Good)
+        } else {
+            let silent = span(node.last_seen_seconds);
+            cell(format!("silent for {silent}"), Style::Bad)
+        };
+        table.row(vec![
+            cell(&*node.name, Style::Bold),
+            plain(&*node.address),
+            state,
+            plain(&*node.version),
+            clock(node),
+        ]);
+    }
+    for line in table.render(width, color) {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    text
+}
+
+fn clock(node: &ClusterNode) -> crate::table::Cell {
+    match node.clock_offset_seconds {
+        None => plain("-"),
+        Some(offset) if offset.abs() < 0.001 => cell("0 s", Style::Good),
+        Some(offset) => {
+            let style = if offset.abs() < 1.0 { Style::Good } else { Style::Warn };
+            cell(format!("{offset:+.3} s"), style)
+        }
+    }
+}
+
+/// A time for people: `42 s`, `3 min`, `5 h`, `2 d`.
+pub(crate) fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_in_a_table() {
+        let node = |name: &str, alive, last_seen_seconds, clock_offset_seconds| ClusterNode {
+            name: name.into(),
+            address: format!("{name}:7850"),
+            alive,
+            last_seen_seconds,
+            version: "0.1.0".into(),
+            clock_offset_seconds,
+        };
+        let status = ClusterStatus {
+            uuid: "0000".into(),
+            name: "home".into(),
+            nodes: vec![
+                node("alpha", true, 0, Some(0.0)),
+                node("beta", true, 0, Some(-1.5)),
+                node("gamma", false, 300, None),
+            ],
+        };
+        let expected = "\
+cluster home  0000
+2 of 3 nodes alive
+
+NODE   ADDRESS     STATE             VERSION  CLOCK
+alpha  alpha:7850  alive             0.1.0    0 s
+beta   beta:7850   alive             0.1.0    -1.500 s
+gamma  gamma:7850  silent for 5 min  0.1.0    -
+";
+        assert_eq!(render(&status, Some(80), false), expected);
+        assert!(render(&status, Some(80), true).contains("\x1b[32malive\x1b[0m"));
+    }
+
+    #[test]
+    fn spans() {
+        for (seconds, text) in [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h")] {
+            assert_eq!(span(seconds), text);
+        }
+        assert_eq!(span(200_000), "2 d");
+    }
+}

@@ -1,0 +1,155 @@
+//! The commands that ask the daemon.
+
+use crate::args::{Cluster, Command, Create, Device, Join};
+use crate::session::Session;
+use crate::{cluster, events, options, status, wait};
+use holdfast_api::request::{
+    AttachDisk, ClusterCreate, ClusterCreated, ClusterJoin, ClusterLeave, ClusterRemove,
+    ClusterToken, Connect, DetachDisk, DeviceMade, Disconnect, Empty, Invalidate, Pause, Primary,
+    ResourceCreate, ResourceJoin, Secondary, TokenCreated,
+};
+use holdfast_api::{ApiError, request, routes, status::ClusterStatus};
+use std::time::Duration;
+
+/// Runs one of them.
+pub(crate) async fn run(
+    session: &Session,
+    command: Command,
+    timeout: Option<Duration>,
+) -> Result<(), ApiError> {
+    let of = |template: &str, name: &str| routes::of(template, name);
+    match command {
+        Command::Cluster(command) => run_cluster(session, command).await,
+        Command::Create(args) => create(session, args).await,
+        Command::Join(args) => join(session, args).await,
+        Command::Leave(a) => session.act(&of(routes::RESOURCE_LEAVE, &a.name), &Empty {}).await,
+        Command::Delete(a) => session.act(&of(routes::RESOURCE_DELETE, &a.name), &Empty {}).await,
+        Command::Up(a) => session.act(&of(routes::RESOURCE_UP, &a.name), &Empty {}).await,
+        Command::Down(a) => session.act(&of(routes::RESOURCE_DOWN, &a.name), &Empty {}).await,
+        Command::Primary(a) => {
+            let body = Primary { force: a.force };
+            session.act(&of(routes::RESOURCE_PRIMARY, &a.name), &body).await
+        }
+        Command::Secondary(a) => {
+            let body = Secondary { force: a.force };
+            session.act(&of(routes::RESOURCE_SECONDARY, &a.name), &body).await
+        }
+        Command::AttachDisk(a) => {
+            let body = AttachDisk { disk: a.disk, meta: a.meta };
+            session.act(&of(routes::RESOURCE_ATTACH_DISK, &a.name), &body).await
+        }
+        Command::DetachDisk(a) => {
+            let body = DetachDisk { force: a.force };
+            session.act(&of(routes::RESOURCE_DETACH_DISK, &a.name), &body).await
+        }
+        Command::Connect(a) => {
+            let body = Connect { peer: a.peer, discard_my_data: a.discard_my_data };
+            session.act(&of(routes::RESOURCE_CONNECT, &a.name), &body).await
+        }
+        Command::Disconnect(a) => {
+            let body = Disconnect { peer: a.peer, force: a.force };
+            session.act(&of(routes::RESOURCE_DISCONNECT, &a.name), &body).await
+        }
+        Command::Pause(a) => {
+            let body = Pause { what: a.what.into() };
+            session.act(&of(routes::RESOURCE_PAUSE, &a.name), &body).await
+        }
+        Command::Resume(a) => {
+            let body = Pause { what: a.what.into() };
+            session.act(&of(routes::RESOURCE_RESUME, &a.name), &body).await
+        }
+        Command::Invalidate(a) => {
+            let body = Invalidate { peer: a.peer };
+            session.act(&of(routes::RESOURCE_INVALIDATE, &a.name), &body).await
+        }
+        Command::Set(args) => options::set(session, args).await,
+        Command::Get(args) => options::get(session, &args).await,
+        Command::Wait(args) => wait::run(session, &args, timeout).await,
+        Command::Status(args) => status::run(session, &args).await,
+        Command::Events(args) => events::run(session, &args).await,
+        Command::Device(args) => device(session, args).await,
+        Command::Daemon(_)
+        | Command::Meta(_)
+        | Command::Demo(_)
+        | Command::Completions { .. }
+        | Command::Man { .. } => unreachable!("these ask no daemon and are run by main"),
+    }
+}
+
+async fn run_cluster(session: &Session, command: Cluster) -> Result<(), ApiError> {
+    match command {
+        Cluster::Create { name } => {
+            let body = ClusterCreate { name };
+            let made: ClusterCreated = session.post(routes::CLUSTER_CREATE, &body).await?;
+            session.result(&made, &made.uuid);
+            Ok(())
+        }
+        Cluster::Token { ttl, addr } => {
+            let body = ClusterToken { ttl_seconds: Some(ttl.as_secs()), addr };
+            let made: TokenCreated = session.post(routes::CLUSTER_TOKEN, &body).await?;
+            session.result(&made, &made.token);
+            Ok(())
+        }
+        Cluster::Join { token } => {
+            let joined: ClusterStatus =
+                session.post(routes::CLUSTER_JOIN, &ClusterJoin { token }).await?;
+            if session.ui.json {
+                session.ui.json(&joined);
+            } else if !session.ui.quiet {
+                session.ui.line(&cluster::joined(&joined));
+            }
+            Ok(())
+        }
+        Cluster::Leave { force } => {
+            session.act(routes::CLUSTER_LEAVE, &ClusterLeave { force }).await
+        }
+        Cluster::Remove { node, force } => {
+            session.act(routes::CLUSTER_REMOVE, &ClusterRemove { node, force }).await
+        }
+        Cluster::Status => cluster::status(session).await,
+    }
+}
+
+async fn create(session: &Session, args: Create) -> Result<(), ApiError> {
+    if let Some(option) = args.later.given() {
+        return Err(ApiError::not_supported_yet(&format!(
+            "creating resource {} with {option}",
+            args.name
+        )));
+    }
+    let body = ResourceCreate {
+        name: args.name,
+        disk: args.disk,
+        size: args.size,
+        meta: args.meta,
+        set: args.set.into_iter().collect(),
+    };
+    session.act(routes::RESOURCES, &body).await
+}
+
+async fn join(session: &Session, args: Join) -> Result<(), ApiError> {
+    if let Some(option) = args.later.given() {
+        return Err(ApiError::not_supported_yet(&format!(
+            "joining resource {} with {option}",
+            args.name
+        )));
+    }
+    let body = ResourceJoin {
+        disk: args.disk,
+        diskless: args.diskless,
+        meta: args.meta,
+        protocol: args.protocol,
+    };
+    session.act(&routes::of(routes::RESOURCE_JOIN, &args.name), &body).await
+}
+
+async fn device(session: &Session, args: Device) -> Result<(), ApiError> {
+    if args.remove {
+        let path = routes::of(routes::RESOURCE_DEVICE_REMOVE, &args.name);
+        return session.act(&path, &Empty {}).await;
+    }
+    let path = routes::of(routes::RESOURCE_DEVICE, &args.name);
+    let made: DeviceMade = session.post(&path, &request::Device { via: args.via }).await?;
+    session.result(&made, &made.path);
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! The `holdfast` command: the daemon of a node, and the client that asks it.
+
+mod args;
+mod cluster;
+mod commands;
+mod daemon;
+mod demo;
+mod events;
+mod manual;
+mod meta;
+mod not_yet;
+mod options;
+mod output;
+mod parse;
+mod session;
+mod status;
+mod table;
+mod usage;
+mod version;
+mod wait;
+
+use args::{Cli, Command, Global};
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
+use holdfast_api::{ApiError, ErrorCode};
+use output::Ui;
+use session::Session;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let grammar = not_yet::add_to(Cli::command());
+    let matches = match grammar.try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return usage::report(&error),
+    };
+    // The grammar has filled in every global option, so this cannot miss one.
+    let ui = match Global::from_arg_matches(&matches) {
+        Ok(global) => Ui::new(&global),
+        Err(error) => return usage::report(&error),
+    };
+    match dispatch(&matches, &ui) {
+        Ok(code) => code,
+        Err(error) => {
+            ui.error(&error);
+            ExitCode::from(error.code.exit_code())
+        }
+    }
+}
+
+fn dispatch(matches: &ArgMatches, ui: &Ui) -> Result<ExitCode, ApiError> {
+    if let Some(refusal) = not_yet::refusal(matches) {
+        return Err(refusal);
+    }
+    let cli = match Cli::from_arg_matches(matches) {
+        Ok(cli) => cli,
+        Err(error) => return Ok(usage::report(&error)),
+    };
+    match cli.command {
+        Command::Daemon(arguments) => daemon::run(arguments, cli.global.socket),
+        Command::Completions { shell } => manual::completions(ui, shell),
+        Command::Man { dir } => manual::man(ui, dir.as_deref()),
+        Command::Meta(command) => meta::run(ui, &command),
+        Command::Demo(arguments) => demo::run(ui, arguments),
+        command => {
+            let session = Session::new(ui, &cli.global);
+            runtime()?.block_on(commands::run(&session, command, cli.global.timeout))
+        }
+    }
+    .map(|()| ExitCode::SUCCESS)
+}
+
+/// What runs the calls of one command.
+fn runtime() -> Result<tokio::runtime::Runtime, ApiError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|why| {
+        ApiError::new(ErrorCode::Internal, format!("the command could not be started: {why}"))
+    })
+}

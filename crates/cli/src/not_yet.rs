@@ -1,0 +1,108 @@
+//! Commands that the interface names and this version refuses: their grammar, so that a command
+//! line written for a later version is understood, and one clear sentence.
+
+use crate::parse::{name, positive_seconds, size};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use holdfast_api::ApiError;
+
+/// Adds the commands to the grammar.
+pub(crate) fn add_to(command: Command) -> Command {
+    command.subcommands(commands())
+}
+
+/// The refusal, when the command line is one of these commands.
+pub(crate) fn refusal(matches: &ArgMatches) -> Option<ApiError> {
+    let (command, arguments) = matches.subcommand()?;
+    if !commands().iter().any(|known| known.get_name() == command) {
+        return None;
+    }
+    let (action, arguments) = match arguments.subcommand() {
+        Some((action, arguments)) => (format!("{command} {action}"), arguments),
+        None => (command.to_owned(), arguments),
+    };
+    let resource = arguments.try_get_one::<String>(RESOURCE).ok().flatten();
+    Some(ApiError::not_supported_yet(&match resource {
+        Some(resource) => format!("{action} of resource {resource}"),
+        None => action,
+    }))
+}
+
+/// The id of the argument that names a resource.
+const RESOURCE: &str = "resource";
+
+fn commands() -> Vec<Command> {
+    vec![
+        of_resource("verify", "Compare the data of the nodes").args([
+            option("start", "SIZE").value_parser(size),
+            option("stop", "SIZE").value_parser(size),
+            option("peer", "NODE").value_parser(name),
+            flag("repair"),
+        ]),
+        of_resource("scrub", "Read everything and repair what is bad"),
+        of_resource("resize", "Change the size of a resource")
+            .arg(option("size", "SIZE").value_parser(size)),
+        of_resource("rename", "Give a resource another name")
+            .arg(Arg::new("new").value_name("NEW").required(true).value_parser(name)),
+        of_resource("rewind", "Go back to an earlier state")
+            .arg(option("to", "TIME|POSITION").required(true)),
+        group("log", "Look at the journal and cut it", &["ls", "rotate", "trim"]),
+        group("badblocks", "Look at the table of remapped sectors", &["ls", "add", "import"]),
+        later("top", "Watch all resources"),
+        later("serve", "Serve files and devices by NBD, without a daemon").args([
+            Arg::new("path").value_name("PATH").required(true).num_args(1..),
+            option("listen", "ADDR:PORT"),
+            option("unix", "PATH"),
+            option("name", "EXPORT"),
+            flag("read-only"),
+            option("layout", "LAYOUT").value_parser(["concat", "stripe", "mirror"]),
+            option("chunk", "SIZE").value_parser(size),
+            option("tls-certificates", "DIR"),
+            flag("exit-after-last"),
+        ]),
+        later("attach", "Attach a remote export as a local device").args([
+            Arg::new("uri").value_name("URI").required(true).num_args(1..),
+            option("connections", "N").value_parser(clap::value_parser!(u16).range(1..)),
+            option("name", "NAME").value_parser(name),
+            option("via", "WAY").value_parser(["auto", "ublk", "nbd", "fuse"]),
+            flag("mirror"),
+            option("tls-certificates", "DIR"),
+            option("identity", "ID"),
+            flag("persist"),
+        ]),
+        later("attachments", "List attached exports"),
+        later("detach", "Detach a remote export").args([attachment(), flag("force")]),
+        later("abort", "Fail what is pending on a remote export")
+            .args([attachment(), option("hold", "SECONDS").value_parser(positive_seconds)]),
+    ]
+}
+
+fn later(command: &'static str, about: &str) -> Command {
+    Command::new(command).about(format!("{about} (not supported by this version yet)"))
+}
+
+fn of_resource(command: &'static str, about: &str) -> Command {
+    later(command, about).arg(resource())
+}
+
+fn group(command: &'static str, about: &str, actions: &[&'static str]) -> Command {
+    later(command, about).subcommand_required(true).subcommands(actions.iter().map(|action| {
+        let rest = Arg::new("argument").num_args(0..).value_name("ARGUMENT");
+        Command::new(*action).args([resource(), rest])
+    }))
+}
+
+fn resource() -> Arg {
+    Arg::new(RESOURCE).value_name("NAME").required(true).value_parser(name)
+}
+
+fn attachment() -> Arg {
+    Arg::new("attachment").value_name("NAME").required(true).value_parser(name)
+}
+
+fn option(long: &'static str, value: &'static str) -> Arg {
+    Arg::new(long).long(long).value_name(value)
+}
+
+fn flag(long: &'static str) -> Arg {
+    Arg::new(long).long(long).action(ArgAction::SetTrue)
+}

@@ -1,0 +1,105 @@
+//! Reading single values of the command line.
+
+use holdfast_api::request::META_INTERNAL;
+use std::time::Duration;
+
+/// A name of a resource, node or cluster.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    holdfast_units::check_name(text).map_err(|why| why.to_string())?;
+    Ok(text.to_owned())
+}
+
+/// A name of a resource, or `all`.
+pub(crate) fn name_or_all(text: &str) -> Result<String, String> {
+    if text == holdfast_api::routes::ALL { Ok(text.to_owned()) } else { name(text) }
+}
+
+/// A size in bytes.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    holdfast_units::parse_size(text).map_err(|why| why.to_string())
+}
+
+/// A path that means the same in the daemon's working directory.
+pub(crate) fn absolute_path(text: &str) -> Result<String, String> {
+    let path = std::path::absolute(text).map_err(|_| "the path is empty".to_owned())?;
+    path.into_os_string().into_string().map_err(|_| "the path is not valid UTF-8".to_owned())
+}
+
+/// `internal`, or a path.
+pub(crate) fn meta_place(text: &str) -> Result<String, String> {
+    if text == META_INTERNAL { Ok(text.to_owned()) } else { absolute_path(text) }
+}
+
+/// `KEY=VALUE`.
+pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write it as KEY=VALUE".to_owned()),
+    }
+}
+
+/// A time with a unit: `90s`, `10m`, `1h`, `2d`; a plain number is seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let fail = || "write a number of seconds, or one with s, m, h or d".to_owned();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let seconds = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(fail()),
+    };
+    let number: u64 = digits.parse().map_err(|_| fail())?;
+    match number.checked_mul(seconds) {
+        Some(0) => Err("it must be more than nothing".to_owned()),
+        Some(total) if total <= 366 * 86_400 => Ok(Duration::from_secs(total)),
+        _ => Err("it must not be more than a year".to_owned()),
+    }
+}
+
+/// A number of seconds, not negative; fractions are allowed.
+pub(crate) fn positive_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "write a number of seconds".to_owned())?;
+    if (0.0..=31_622_400.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("it must be between 0 seconds and a year".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        assert_eq!(duration("2d"), Ok(Duration::from_secs(172_800)));
+        for bad in ["", "h", "-1", "1x", "0", "0h", "400d", "99999999999999999999", "1.5h", "ä"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(positive_seconds("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(positive_seconds("0"), Ok(Duration::ZERO));
+        for bad in ["", "-1", "NaN", "inf", "1e99", "5s"] {
+            assert!(positive_seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths_are_absolute_for_the_daemon() {
+        assert_eq!(absolute_path("/a/b"), Ok("/a/b".into()));
+        let here = std::env::current_dir().unwrap().join("x");
+        assert_eq!(absolute_path("x"), Ok(here.to_str().unwrap().into()));
+        assert!(absolute_path("").is_err());
+        assert_eq!(meta_place("internal"), Ok("internal".into()));
+        assert!(meta_place("./internal").unwrap().ends_with("/internal"));
+    }
+
+    #[test]
+    fn keys_and_values() {
+        assert_eq!(key_value("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(key_value("a="), Ok(("a".into(), String::new())));
+        assert!(key_value("a").is_err() && key_value("=b").is_err());
+    }
+}

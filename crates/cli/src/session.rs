@@ -1,0 +1,79 @@
+//! Calls of one command to the daemon.
+
+use crate::args::{DEFAULT_SOCKET, Global};
+use crate::output::Ui;
+use holdfast_api::request::Done;
+use holdfast_api::{ApiError, Client};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+/// How long an answer may take when nobody says.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The client and the way to print of one command.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) client: Client,
+    pub(crate) ui: Ui,
+}
+
+impl Session {
+    /// As the global options say.
+    pub(crate) fn new(ui: &Ui, global: &Global) -> Self {
+        let socket = global.socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
+        let timeout = global.timeout.unwrap_or(DEFAULT_TIMEOUT);
+        Self { client: Client::new(socket).with_timeout(timeout), ui: ui.clone() }
+    }
+
+    /// `GET`.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        self.ui.trace(&format!("> GET {path}"));
+        Ok(self.client.get(path).await?)
+    }
+
+    /// `POST`.
+    pub(crate) async fn post<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, ApiError> {
+        self.ui.trace(&format!("> POST {path}"));
+        Ok(self.client.post(path, body).await?)
+    }
+
+    /// `PUT`.
+    pub(crate) async fn put<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, ApiError> {
+        self.ui.trace(&format!("> PUT {path}"));
+        Ok(self.client.put(path, body).await?)
+    }
+
+    /// `POST` of a command that only does something, and what it did.
+    pub(crate) async fn act<B: Serialize>(&self, path: &str, body: &B) -> Result<(), ApiError> {
+        let done: Done = self.post(path, body).await?;
+        self.done(&done);
+        Ok(())
+    }
+
+    /// Prints what was done.
+    pub(crate) fn done(&self, done: &Done) {
+        if self.ui.json {
+            self.ui.json(done);
+        } else if !self.ui.quiet && !done.message.is_empty() {
+            self.ui.line(&done.message);
+        }
+    }
+
+    /// Prints the one thing that was asked for, also with `-q`.
+    pub(crate) fn result<T: Serialize>(&self, answer: &T, text: &str) {
+        if self.ui.json {
+            self.ui.json(answer);
+        } else {
+            self.ui.line(text);
+        }
+    }
+}

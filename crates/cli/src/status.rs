@@ -1,0 +1,369 @@
+//! `status`.
+
+use crate::args::Status;
+use crate::cluster::span;
+use crate::output::{Style, Ui, width};
+use crate::session::Session;
+use crate::table::{Cell, Table, cell, shorten};
+use holdfast_api::status::{DiskStatus, NodeStatus, PeerStatus, ResourceStatus, ResyncStatus};
+use holdfast_api::{ApiError, routes};
+use holdfast_units::format_size;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// How often `--watch` looks.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Prints the state of this node, or of one resource.
+pub(crate) async fn run(session: &Session, args: &Status) -> Result<(), ApiError> {
+    let name = args.name.as_deref();
+    if args.watch {
+        return watch(session, name).await;
+    }
+    let status = fetch(session, name).await?;
+    if session.ui.json {
+        session.ui.json(&status);
+    } else {
+        session.ui.text(&render(&status, width(), session.ui.color));
+    }
+    Ok(())
+}
+
+async fn fetch(session: &Session, name: Option<&str>) -> Result<NodeStatus, ApiError> {
+    let mut status: NodeStatus = session.get(routes::STATUS).await?;
+    if let Some(name) = name {
+        status.resources.retain(|resource| resource.name == name);
+        if status.resources.is_empty() {
+            return Err(ApiError::no_such_resource(name));
+        }
+    }
+    Ok(status)
+}
+
+/// Shows it again every second, also while the daemon is away, until the command is stopped.
+async fn watch(session: &Session, name: Option<&str>) -> Result<(), ApiError> {
+    let ui = &session.ui;
+    let redraw = std::io::stdout().is_terminal() && !ui.json;
+    // The first look must succeed: a mistyped name or socket is not worth watching.
+    let mut look = Ok(fetch(session, name).await?);
+    loop {
+        match look {
+            Ok(status) if ui.json => ui.json_line(&status),
+            Ok(status) => show(ui, &render(&status, width(), ui.color), redraw),
+            Err(error) if redraw => show(ui, &format!("error: {error}\n"), redraw),
+            Err(error) => ui.error(&error),
+        }
+        tokio::time::sleep(WATCH).await;
+        look = fetch(session, name).await;
+    }
+}
+
+/// Draws over what was there without flicker: home, each line cleared to its end, then the rest.
+fn show(ui: &Ui, text: &str, redraw: bool) {
+    if redraw {
+        ui.text(&format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")));
+    } else {
+        ui.line(text);
+    }
+}
+
+/// The state as text; lines are kept within `width`.
+fn render(status: &NodeStatus, width: Option<usize>, color: bool) -> String {
+    let mut lines = vec![headline(status, color)];
+    for resource in &status.resources {
+        lines.push(String::new());
+        render_resource(&status.node, resource, width, color, &mut lines);
+    }
+    if status.resources.is_empty() {
+        lines.push(String::new());
+        lines.push("no resources; `holdfast create NAME --disk PATH` makes one".to_owned());
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn headline(status: &NodeStatus, color: bool) -> String {
+    let node = Style::Bold.paint(&status.node, color);
+    let Some(cluster) = &status.cluster else {
+        return format!("node {node}, in no cluster");
+    };
+    let alive = cluster.nodes.iter().filter(|node| node.alive).count();
+    let all = cluster.nodes.len();
+    let style = if alive == all { Style::Good } else { Style::Warn };
+    let alive = style.paint(&format!("{alive} of {all} nodes alive"), color);
+    format!("node {node}, cluster {}, {alive}", shorten(&cluster.name, 24))
+}
+
+fn render_resource(
+    node: &str,
+    resource: &ResourceStatus,
+    width: Option<usize>,
+    color: bool,
+    lines: &mut Vec<String>,
+) {
+    let mut head = format!(
+        "{}  {}",
+        Style::Bold.paint(&resource.name, color),
+        format_size(resource.size_bytes)
+    );
+    if let Some(device) = &resource.device {
+        head.push_str(&format!("  {device}"));
+    }
+    lines.push(head);
+    for trouble in troubles(resource) {
+        lines.push(format!("  {}", Style::Bad.paint(&trouble, color)));
+    }
+    let heading = ["NODE", "ROLE", "DISK", "CONNECTION", "REPLICATION", "BEHIND"];
+    let mut table = Table::new(2, &heading);
+    table.row(vec![
+        cell(node, Style::Bold),
+        role(&resource.role),
+        disk(&resource.disk.state),
+        cell("(this node)", Style::Dim),
+    ]);
+    for peer in &resource.peers {
+        table.row(vec![
+            cell(&*peer.node, Style::Plain),
+            role(&peer.role),
+            disk(&peer.disk),
+            connection(&peer.connection),
+            replication(&peer.replication),
+            behind(peer),
+        ]);
+    }
+    lines.extend(table.render(width, color));
+    for peer in &resource.peers {
+        if let Some(resync) = &peer.resync {
+            lines.push(format!("  {}", resync_line(peer, resync, color)));
+        }
+    }
+}
+
+/// What somebody should know, one sentence each.
+fn troubles(resource: &ResourceStatus) -> Vec<String> {
+    let mut troubles = Vec::new();
+    if !resource.suspended.is_empty() {
+        troubles.push(format!("I/O is held: {}", resource.suspended.join(", ")));
+    }
+    if !resource.quorum {
+        troubles.push("quorum is lost".to_owned());
+    }
+    let DiskStatus { io_errors, checksum_errors, .. } = resource.disk;
+    if io_errors > 0 {
+        troubles.push(format!("the disk had {io_errors} I/O errors"));
+    }
+    if checksum_errors > 0 {
+        troubles.push(format!("{checksum_errors} blocks had a wrong checksum"));
+    }
+    for peer in resource.peers.iter().filter(|peer| peer.connection == "StandAlone") {
+        troubles.push(format!(
+            "not trying to reach {}: see the log, then `holdfast connect {}`",
+            peer.node, resource.name
+        ));
+    }
+    troubles
+}
+
+fn role(word: &str) -> Cell {
+    cell(word, if word == "Primary" { Style::Bold } else { Style::Plain })
+}
+
+fn disk(word: &str) -> Cell {
+    let style = match word {
+        "UpToDate" => Style::Good,
+        "Failed" => Style::Bad,
+        "Diskless" | "DUnknown" => Style::Dim,
+        _ => Style::Warn,
+    };
+    cell(word, style)
+}
+
+fn connection(word: &str) -> Cell {
+    let style = match word {
+        "Connected" => Style::Good,
+        "StandAlone" | "ProtocolError" => Style::Bad,
+        _ => Style::Warn,
+    };
+    cell(word, style)
+}
+
+fn replication(word: &str) -> Cell {
+    let style = match word {
+        "Established" => Style::Good,
+        "Off" => Style::Dim,
+        "PausedSyncS" | "PausedSyncT" | "Ahead" | "Behind" | "Emergency" => Style::Warn,
+        _ => Style::Busy,
+    };
+    cell(word, style)
+}
+
+fn behind(peer: &PeerStatus) -> Cell {
+    match peer.out_of_sync_bytes {
+        0 => cell("-", Style::Dim),
+        bytes => cell(format_size(bytes), Style::Warn),
+    }
+}
+
+/// `sync to gamma [########........]  50.0 %  128 MiB of 256 MiB  110 MiB/s  ETA 0:01`, without the
+/// amounts where that would not fit.
+fn resync_line(peer: &PeerStatus, resync: &ResyncStatus, color: bool) -> String {
+    const BAR: u8 = 16;
+    let percent = resync.percent.clamp(0.0, 100.0);
+    let full = (0..BAR).filter(|at| f64::from(*at + 1) * 100.0 / f64::from(BAR) <= percent).count();
+    let bar = format!("{}{}", "#".repeat(full), ".".repeat(usize::from(BAR) - full));
+    let way = if peer.replication.ends_with('T') || peer.replication.ends_with("Target") {
+        "from"
+    } else {
+        "to"
+    };
+    format!(
+        "{way} {} [{}] {percent:.1} %  {}  {}  ETA {}",
+        shorten(&peer.node, 10),
+        Style::Busy.paint(&bar, color),
+        format_size(resync.bytes_total),
+        rate(resync.rate_bytes_per_second),
+        eta(resync)
+    )
+}
+
+/// A rate for people.
+pub(crate) fn rate(bytes_per_second: u64) -> String {
+    format!("{}/s", format_size(bytes_per_second))
+}
+
+/// The time that a resync still takes, for people.
+pub(crate) fn eta(resync: &ResyncStatus) -> String {
+    if resync.rate_bytes_per_second == 0 { "-".to_owned() } else { span(resync.eta_seconds) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_api::status::{ClusterNode, ClusterStatus};
+
+    fn peer(node: &str, words: [&str; 4]) -> PeerStatus {
+        PeerStatus {
+            node: node.into(),
+            role: words[0].into(),
+            disk: words[1].into(),
+            connection: words[2].into(),
+            replication: words[3].into(),
+            protocol: "C".into(),
+            ..PeerStatus::default()
+        }
+    }
+
+    fn sample() -> NodeStatus {
+        let mut gamma = peer("gamma", ["Secondary", "Inconsistent", "Connected", "SyncSource"]);
+        gamma.out_of_sync_bytes = 128 << 20;
+        gamma.resync = Some(ResyncStatus {
+            percent: 50.04,
+            bytes_done: 128 << 20,
+            bytes_total: 256 << 20,
+            rate_bytes_per_second: 110 << 20,
+            eta_seconds: 2,
+        });
+        let node =
+            |name: &str, alive| ClusterNode { name: name.into(), alive, ..ClusterNode::default() };
+        NodeStatus {
+            version: "0.1.0".into(),
+            node: "alpha".into(),
+            cluster: Some(ClusterStatus {
+                name: "home".into(),
+                nodes: vec![node("alpha", true), node("beta", true), node("gamma", false)],
+                ..ClusterStatus::default()
+            }),
+            resources: vec![ResourceStatus {
+                name: "r0".into(),
+                role: "Primary".into(),
+                size_bytes: 256 << 20,
+                quorum: true,
+                device: Some("/dev/holdfast/r0".into()),
+                disk: DiskStatus { state: "UpToDate".into(), ..DiskStatus::default() },
+                peers: vec![
+                    peer("beta", ["Secondary", "UpToDate", "Connected", "Established"]),
+                    gamma,
+                ],
+                ..ResourceStatus::default()
+            }],
+        }
+    }
+
+    #[test]
+    fn a_node_as_a_table() {
+        let expected = "\
+node alpha, cluster home, 2 of 3 nodes alive
+
+r0  256 MiB  /dev/holdfast/r0
+  NODE   ROLE       DISK          CONNECTION   REPLICATION  BEHIND
+  alpha  Primary    UpToDate      (this node)
+  beta   Secondary  UpToDate      Connected    Established  -
+  gamma  Secondary  Inconsistent  Connected    SyncSource   128 MiB
+  to gamma [########........] 50.0 %  256 MiB  110 MiB/s  ETA 2 s
+";
+        assert_eq!(render(&sample(), Some(80), false), expected);
+    }
+
+    #[test]
+    fn colours_change_nothing_but_the_colours() {
+        let colored = render(&sample(), Some(80), true);
+        assert!(colored.contains("\x1b[32mUpToDate\x1b[0m"));
+        assert!(colored.contains("\x1b[33mInconsistent\x1b[0m"));
+        let mut plain = String::new();
+        for (at, part) in colored.split('\x1b').enumerate() {
+            let text = if at == 0 { part } else { part.split_once('m').unwrap().1 };
+            plain.push_str(text);
+        }
+        assert_eq!(plain, render(&sample(), Some(80), false));
+    }
+
+    #[test]
+    fn the_longest_words_fit_into_80_columns() {
+        let mut status = sample();
+        let long = "n".repeat(64);
+        status.node.clone_from(&long);
+        let resource = &mut status.resources[0];
+        let mut peer = peer(&long, ["Secondary", "Inconsistent", "NetworkFailure", "PausedSyncS"]);
+        peer.out_of_sync_bytes = (1023 << 30) + (950 << 20);
+        peer.resync = Some(ResyncStatus {
+            percent: 99.94,
+            bytes_total: (1023 << 30) + (950 << 20),
+            rate_bytes_per_second: (1023 << 20) + (950 << 10),
+            eta_seconds: 7199,
+            bytes_done: 0,
+        });
+        resource.peers = vec![peer];
+        for line in render(&status, Some(80), false).lines().skip(1) {
+            assert!(line.chars().count() <= 80, "{} {line}", line.chars().count());
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let mut status = sample();
+        let resource = &mut status.resources[0];
+        resource.suspended = vec!["no-quorum".into()];
+        resource.quorum = false;
+        resource.disk.io_errors = 3;
+        resource.peers[0].connection = "StandAlone".into();
+        let text = render(&status, Some(80), false);
+        for part in ["I/O is held: no-quorum", "quorum is lost", "3 I/O errors", "reach beta"] {
+            assert!(text.contains(part), "{part}");
+        }
+        let empty = NodeStatus { node: "alpha".into(), ..NodeStatus::default() };
+        let text = render(&empty, None, false);
+        assert!(text.contains("in no cluster") && text.contains("no resources"), "{text}");
+    }
+
+    #[test]
+    fn a_resync_that_stands_still_has_no_end() {
+        let mut resync = ResyncStatus { eta_seconds: 9, ..ResyncStatus::default() };
+        assert_eq!(eta(&resync), "-");
+        resync.rate_bytes_per_second = 1;
+        assert_eq!(eta(&resync), "9 s");
+        for percent in [-1.0, 0.0, 100.0, 1000.0, f64::NAN] {
+            resync.percent = percent;
+            assert!(!resync_line(&PeerStatus::default(), &resync, false).is_empty());
+        }
+    }
+}
