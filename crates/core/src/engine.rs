@@ -113,6 +113,8 @@ pub struct Core {
     pub(crate) demotion: Option<CommandId>,
     pub(crate) stopping: Option<Stopping>,
     pub(crate) io_errors: u64,
+    #[cfg(feature = "planted-bugs")]
+    pub(crate) planted: Option<crate::PlantedBug>,
 }
 
 impl Core {
@@ -166,6 +168,8 @@ impl Core {
             demotion: None,
             stopping: None,
             io_errors: 0,
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
             config,
         };
         for peer in core.config.peers.clone() {

@@ -7,6 +7,7 @@
 
 use crate::engine::Core;
 use crate::persist::After;
+use crate::planted::PlantedBug;
 use holdfast_format::HISTORY_LEN;
 use holdfast_units::{GenerationId, NodeId, PeerSet, Role};
 use holdfast_wire::{Generations, Message};
@@ -81,7 +82,9 @@ impl Core {
     }
 
     pub(crate) fn needs_bump(&self) -> bool {
-        self.role == Role::Primary && !self.bump_for.is_empty()
+        self.role == Role::Primary
+            && !self.bump_for.is_empty()
+            && !self.has_bug(PlantedBug::NoGenerationBump)
     }
 
     pub(crate) fn start_bump_if_needed(&mut self) {

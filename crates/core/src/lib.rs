@@ -16,6 +16,7 @@ mod link;
 mod locks;
 mod peer_io;
 mod persist;
+mod planted;
 mod requests;
 mod roles;
 mod sync;
@@ -27,3 +28,4 @@ pub use event::{
     LinkId, MetaOpId, Notice, Options, PeerConfig, PeerSnapshot, Refusal, RequestId, RequestKind,
     ResyncProgress, Snapshot,
 };
+pub use planted::PlantedBug;

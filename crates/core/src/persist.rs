@@ -6,6 +6,7 @@ use crate::event::{Action, Attachment, CommandId, LinkId, MetaOpId, Notice};
 use crate::generation::Gens;
 use crate::link::Peer;
 use crate::locks::Owner;
+use crate::planted::PlantedBug;
 use holdfast_format::{
     AlLog, DiskFlags, MetaLayout, PageAddress, PeerFlags, PeerRecord, SparseBitmap, Superblock,
 };
@@ -337,6 +338,9 @@ impl Core {
                 let Some(meta) = &self.meta else { return };
                 let offset = meta.superblock.layout.al_offset(index);
                 self.write_blocks(vec![(offset, block)], MetaJob::ActivityLog);
+                if self.has_bug(PlantedBug::SwapActivityLogOrder) {
+                    self.activity_log_durable();
+                }
             }
             None => self.activity_log_durable(),
         }

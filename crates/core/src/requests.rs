@@ -8,6 +8,7 @@
 use crate::engine::{Core, DiskJob};
 use crate::event::{DiskOutcome, IoFailure, RequestId, RequestKind};
 use crate::locks::Owner;
+use crate::planted::PlantedBug;
 use bytes::Bytes;
 use holdfast_units::{ByteRange, DiskState, EXTENT_SIZE, MAX_REQUEST, NodeId, PeerSet, Role};
 use holdfast_wire::{Message, PeerResult, WriteKind};
@@ -167,7 +168,8 @@ impl Core {
         write.missed = missing;
         write.local = if has_disk { Local::Pending } else { Local::None };
         let (range, fua, data) = (write.range, write.fua, write.data.take());
-        for peer in missing.iter() {
+        let dropped = self.has_bug(PlantedBug::DropBitmapBit) && range.offset / 4096 % 5 == 3;
+        for peer in missing.iter().filter(|_| !dropped) {
             self.mark(peer, range);
         }
         if receivers.is_empty() {
@@ -278,14 +280,13 @@ impl Core {
         let Some(write) = self.writes.get(key) else { return };
         if write.stage != Stage::Running
             || write.local == Local::Pending
-            || !write.waiting.is_empty()
+            || !(write.waiting.is_empty() || self.has_bug(PlantedBug::EarlyAck))
         {
             return;
         }
         // Whoever missed it must durably be known to.
-        if !write.missed.intersection(self.bump_for).is_empty()
-            || (self.bump.is_some() && !write.missed.is_empty())
-        {
+        let lost_since = !write.missed.intersection(self.bump_for).is_empty();
+        if (lost_since && self.needs_bump()) || (self.bump.is_some() && !write.missed.is_empty()) {
             return;
         }
         let result = if write.good { Ok(None) } else { Err(IoFailure::NoData) };
@@ -378,7 +379,9 @@ impl Core {
     }
 
     fn flush(&mut self, id: RequestId) {
-        let (receivers, has_disk) = (self.receivers, self.has_disk());
+        let here_only = self.has_bug(PlantedBug::FlushNotForwarded);
+        let receivers = if here_only { PeerSet::EMPTY } else { self.receivers };
+        let has_disk = self.has_disk();
         let local = if has_disk { Local::Pending } else { Local::None };
         let key = self.flushes.insert(FlushRequest { id, local, waiting: receivers, good: false });
         for peer in receivers.iter() {

@@ -1,7 +1,7 @@
 //! A few cores wired to each other with disks that never fail and a network without delay: for
 //! tests that look at one behaviour at a time. The simulator does the rest.
 
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use bytes::Bytes;
 use holdfast_core::{
@@ -40,6 +40,9 @@ pub struct Node {
     starts: u64,
 }
 
+/// Whether a message from one node to another is the last of its connection.
+pub type CutAt = Box<dyn Fn(u8, u8, &Message) -> bool>;
+
 /// The cluster.
 pub struct World {
     pub nodes: Vec<Node>,
@@ -50,7 +53,7 @@ pub struct World {
     next: u64,
     pub log: Vec<(u8, u8, Message)>,
     /// Messages for which this is true are lost with their connection.
-    pub cut_at: Option<Box<dyn Fn(u8, u8, &Message) -> bool>>,
+    pub cut_at: Option<CutAt>,
     pub size: u64,
     pub al_extents: u16,
 }
