@@ -254,13 +254,7 @@ impl Disk {
         self.wake.clear();
         let mut collected = std::mem::take(&mut self.collected);
         self.engine.collect(&mut collected);
-        // Looked for first, so that nothing of the same batch is reported as durable.
-        if collected.iter().any(is_failed_flush) {
-            self.poison();
-        }
-        for done in collected.drain(..) {
-            self.settle(done);
-        }
+        self.settle_all(&mut collected);
         self.collected = collected;
         self.engine.kick();
         self.in_flight -= self.ready.len();
@@ -376,6 +370,16 @@ impl Disk {
         self.engine.submit(Job { op: waiter.op, tag: Tag::Flush, request: DiskOp::Flush })
     }
 
+    fn settle_all(&mut self, batch: &mut Vec<Done>) {
+        // Looked for first, so that nothing of the same batch is reported as durable.
+        if batch.iter().any(is_failed_flush) {
+            self.poison();
+        }
+        for done in batch.drain(..) {
+            self.settle(done);
+        }
+    }
+
     /// Turns the end of a job into completions, or into the flush that must follow.
     fn settle(&mut self, done: Done) {
         let failed_flush = is_failed_flush(&done);
@@ -454,4 +458,39 @@ impl std::fmt::Debug for Disk {
 
 fn is_failed_flush(done: &Done) -> bool {
     matches!(done.tag, Tag::Flush | Tag::DurableFailed) && done.result.is_err()
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_units::ByteRange;
+    use rustix::io::Errno;
+
+    use super::{Disk, Waiter};
+    use crate::engine::{Done, Tag};
+    use crate::{BufferPool, DiskErrorKind, MemoryStore, OpId, OpKind, Outcome};
+
+    #[test]
+    fn a_failed_flush_counts_for_all_that_was_reaped_with_it() {
+        let mut disk = Disk::memory(&MemoryStore::new(8192), &BufferPool::new(0)).unwrap();
+        let range = ByteRange::new(0, 4096);
+        disk.flusher.active = true;
+        disk.flusher.running =
+            vec![Waiter { op: OpId(2), kind: OpKind::Flush, range: ByteRange::default() }];
+        let done = |op, tag, result| Done { op: OpId(op), tag, kind: OpKind::Write, range, result };
+        disk.settle_all(&mut vec![
+            done(0, Tag::Durable, Ok(Outcome::Done)),
+            done(1, Tag::Plain, Ok(Outcome::Done)),
+            done(2, Tag::Flush, Err(Errno::IO)),
+        ]);
+        let results: Vec<_> =
+            disk.ready.drain(..).map(|c| (c.op.0, c.result.map_err(|error| error.kind))).collect();
+        assert_eq!(
+            results,
+            [
+                (0, Err(DiskErrorKind::Poisoned)),
+                (1, Ok(Outcome::Done)),
+                (2, Err(DiskErrorKind::FlushFailed)),
+            ]
+        );
+    }
 }

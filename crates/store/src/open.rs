@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     Advice, FlockOperation, OFlags, SeekFrom, fadvise, fcntl_getfl, fcntl_setfl, flock, fstatfs,
@@ -23,6 +25,8 @@ use crate::{BackingKind, BufferPool, Disk, DiskInfo, EngineKind, OpenError, Open
 const BLOCK: u64 = holdfast_units::BLOCK_SIZE;
 /// Threads of the blocking engine.
 const THREADS: usize = 4;
+/// Time between two attempts at a claim.
+const CLAIM_RETRY: Duration = Duration::from_millis(10);
 /// Magic numbers of filesystems that are only memory: tmpfs and ramfs.
 const MEMORY_FILESYSTEMS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
@@ -66,6 +70,9 @@ pub struct OpenOptions {
     /// Claim it, so that no other process that asks can have it: `O_EXCL` for block devices
     /// (which mounted ones refuse, too), an exclusive `flock` for files.
     pub exclusive: bool,
+    /// How long to wait while somebody else has the claim. A process that was killed may hold it
+    /// for a moment longer, until the kernel has ended its last requests.
+    pub claim_wait: Duration,
 }
 
 impl Default for OpenOptions {
@@ -77,18 +84,20 @@ impl Default for OpenOptions {
             queue_depth: 128,
             max_in_flight: 4096,
             exclusive: true,
+            claim_wait: Duration::from_secs(2),
         }
     }
 }
 
 impl Disk {
-    /// Opens the file or block device at `path`. Payload that it reads comes from `pool`.
+    /// Opens the file or block device at `path`. Payload that it reads comes from `pool`. Blocks
+    /// for a few system calls, and for `claim_wait` when the disk is in use.
     ///
     /// # Errors
     /// [`OpenError`] says in one sentence why it cannot be used. Nothing is claimed then.
     pub fn open(path: &Path, options: &OpenOptions, pool: &BufferPool) -> Result<Self, OpenError> {
         let fail = |error: io::Error| OpenError::from_io(path, &error);
-        let (file, kind) = claim(path, options)?;
+        let (file, kind) = claim_patiently(path, options)?;
         let bytes = seek(&file, SeekFrom::End(0)).map_err(|errno| fail(errno.into()))?;
         if bytes < BLOCK {
             return Err(OpenError::new(path, OpenErrorKind::TooSmall(bytes)));
@@ -140,6 +149,19 @@ pub fn create_file(path: &Path, size: u64) -> Result<(), OpenError> {
         let _ = fs::remove_file(path);
         fail(error)
     })
+}
+
+fn claim_patiently(path: &Path, options: &OpenOptions) -> Result<(File, BackingKind), OpenError> {
+    let deadline = Instant::now() + options.claim_wait;
+    loop {
+        match claim(path, options) {
+            Err(error) if error.kind == OpenErrorKind::InUse && Instant::now() < deadline => {
+                // Nobody tells when a claim ends, so it has to be asked for again.
+                thread::sleep(CLAIM_RETRY);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Opens it, and takes the exclusive claim if that was asked for.

@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::{Bed, beds, drain, read, write};
@@ -93,6 +93,10 @@ fn holes_are_told_from_data() {
         assert_eq!(holes(0, 1 << 20), Outcome::Zeroes);
         assert_eq!(holes(1 << 20, 4096), Outcome::Data(Bytes::from(vec![9; 4096])));
         assert!(matches!(holes((1 << 20) - 4096, 8192), Outcome::Data(_)));
+        let range = ByteRange::new(1 << 20, 4096);
+        disk.execute(DiskOp::WriteZeroes { range, unmap: true, fua: false }).unwrap();
+        let outcome = disk.execute(DiskOp::Read { range, holes: true });
+        assert_eq!(outcome, Ok(Outcome::Zeroes), "unmapped");
         let range = ByteRange::new(0, 4096);
         assert_eq!(
             disk.execute(DiskOp::Read { range, holes: false }),
@@ -217,6 +221,9 @@ fn the_event_fd_is_readable_until_completions_are_taken() {
         assert_eq!(done.len(), 1);
         disk.completions(&mut done);
         assert!(!common::readable(disk, Duration::ZERO), "nothing is left");
+        let begin = Instant::now();
+        disk.wait(&mut done, Duration::from_secs(10));
+        assert!(begin.elapsed() < Duration::from_secs(9), "nothing to wait for");
     });
 }
 
@@ -225,14 +232,15 @@ fn a_disk_dropped_in_the_middle_lets_go_of_everything() {
     for bed in beds(SIZE) {
         for _ in 0..5 {
             let mut disk = bed.open();
-            for number in 0..200 {
+            let payload: Vec<_> = (0..200).map(|_| bed.pool.copy_of(&[1; 4096]).freeze()).collect();
+            for (number, data) in (0..).zip(payload) {
                 let range = ByteRange::new(number * 4096, 4096);
-                let data = Bytes::from(vec![1; 4096]);
                 let _ = disk.submit(OpId(number), DiskOp::Write { range, data, fua: false });
                 let _ = disk.submit(OpId(number), DiskOp::Discard { range });
             }
             disk.kick();
             drop(disk);
+            assert!(bed.pool.free_bytes() >= 200 * 4096, "{}: memory leaked", bed.name);
             // Opened again by the next round: the claim is gone, too.
         }
     }

@@ -198,3 +198,25 @@ fn nobody_behind_a_failed_flush_is_told_that_all_is_well() {
     assert_eq!(kinds[2], Err(DiskErrorKind::FlushFailed));
     assert!(matches!(kinds[3], Err(DiskErrorKind::FlushFailed | DiskErrorKind::Poisoned)));
 }
+
+#[test]
+fn a_durable_write_that_ends_after_a_failed_flush_fails() {
+    for bed in beds(SIZE) {
+        let rules = ["write:hold", "flush:error=EIO"].map(|rule| rule.parse().unwrap());
+        let (mut disk, handle) = bed.open().with_faults(&rules);
+        let mut done = Vec::new();
+        done.extend(disk.submit(OpId(0), write_op(0, 1, true)));
+        done.extend(disk.submit(OpId(1), write_op(1, 1, false)));
+        assert_eq!(done, []);
+        let flush = disk.submit(OpId(2), DiskOp::Flush).unwrap();
+        assert_eq!(kind(flush.result), DiskErrorKind::FlushFailed);
+        handle.clear();
+        handle.release();
+        drain(&mut disk, &mut done);
+        done.sort_by_key(|completion| completion.op);
+        let results: Vec<_> =
+            done.into_iter().map(|c| c.result.map_err(|error| error.kind)).collect();
+        let expected = [Err(DiskErrorKind::Poisoned), Ok(Outcome::Done)];
+        assert_eq!(results, expected, "{}", bed.name);
+    }
+}

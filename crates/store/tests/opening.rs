@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use common::disk_scratch;
 use holdfast_store::{
@@ -17,6 +18,10 @@ use holdfast_store::{
 
 fn open(path: &Path) -> Result<Disk, OpenError> {
     Disk::open(path, &OpenOptions::default(), &BufferPool::new(0))
+}
+
+fn at_once() -> OpenOptions {
+    OpenOptions { claim_wait: Duration::ZERO, ..OpenOptions::default() }
 }
 
 fn refusal(path: &Path, options: &OpenOptions) -> (OpenErrorKind, String) {
@@ -52,7 +57,7 @@ fn permissions_are_told() {
     let scratch = disk_scratch();
     let path = scratch.path().join("disk");
     create_file(&path, 8192).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     if rustix::process::geteuid().is_root() {
         eprintln!("skipped: root may open everything");
         return;
@@ -67,7 +72,7 @@ fn a_disk_is_claimed_until_it_is_dropped() {
     for bed in common::beds(1 << 20).into_iter().filter(|bed| bed.path.is_some()) {
         let path = bed.path.clone().unwrap();
         let disk = bed.open();
-        let (kind, text) = refusal(&path, &OpenOptions::default());
+        let (kind, text) = refusal(&path, &at_once());
         assert_eq!(kind, OpenErrorKind::InUse, "{}: {text}", bed.name);
         assert!(text.contains("in use by another process"), "{text}");
         let shared = OpenOptions { exclusive: false, read_only: true, ..OpenOptions::default() };
@@ -93,10 +98,16 @@ fn a_claim_of_another_process_is_seen() {
     let mut output = std::io::BufReader::new(other.stdout.take().unwrap());
     std::io::BufRead::read_line(&mut output, &mut line).unwrap();
     assert_eq!(line, "locked\n");
-    assert_eq!(refusal(&path, &OpenOptions::default()).0, OpenErrorKind::InUse);
+    assert_eq!(refusal(&path, &at_once()).0, OpenErrorKind::InUse);
+    // While this one waits for the claim, the other gives it up.
+    let patient = OpenOptions { claim_wait: Duration::from_secs(60), ..OpenOptions::default() };
+    let waiting = std::thread::spawn({
+        let path = path.clone();
+        move || Disk::open(&path, &patient, &BufferPool::new(0)).map(drop)
+    });
     drop(other.stdin.take());
     other.wait().unwrap();
-    assert!(open(&path).is_ok());
+    assert_eq!(waiting.join().unwrap(), Ok(()));
 }
 
 #[test]
@@ -159,4 +170,14 @@ fn a_file_is_created_once_and_sparse() {
     let small = create_file(&scratch.path().join("small"), 17).unwrap_err();
     assert_eq!(small.kind, OpenErrorKind::TooSmall(17));
     assert!(!scratch.path().join("small").exists());
+}
+
+#[test]
+fn a_disk_can_be_opened_on_one_thread_and_driven_on_another() {
+    let scratch = disk_scratch();
+    let path = scratch.path().join("disk");
+    create_file(&path, 1 << 20).unwrap();
+    let mut disk = std::thread::spawn(move || open(&path).unwrap()).join().unwrap();
+    common::write(&mut disk, 4096, &[3; 4096]);
+    assert_eq!(common::read(&mut disk, 4096, 4096)[..], [3; 4096]);
 }
