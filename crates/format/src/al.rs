@@ -8,7 +8,6 @@ use crate::block::{
     self, BLOCK_LEN, Block, BlockError, BlockKind, HEAD_LEN, Head, MAX_SEQUENCE, get_u16, get_u32,
     get_u64, put,
 };
-
 use crate::layout::{MetaLayout, al_number};
 use holdfast_units::ResourceId;
 

@@ -166,9 +166,10 @@ impl MetaLayout {
         let bitmap_len = u64::from(pages) * u64::from(slots) * BLOCK_SIZE;
         let (al_at, bitmap_at) = match placement {
             Placement::External { base } => {
+                let len = SUPERBLOCKS * BLOCK_SIZE + al_len + bitmap_len;
+                let end = base.checked_add(len).filter(|end| i64::try_from(*end).is_ok());
+                end.ok_or(LayoutError::Base { base })?;
                 let al_at = superblocks_at + SUPERBLOCKS * BLOCK_SIZE;
-                let end = al_at.checked_add(al_len + bitmap_len);
-                end.filter(|end| i64::try_from(*end).is_ok()).ok_or(LayoutError::Base { base })?;
                 (al_at, al_at + al_len)
             }
             Placement::Internal { device_len } => {

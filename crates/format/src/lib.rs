@@ -15,6 +15,8 @@ mod block;
 mod layout;
 mod meta;
 mod superblock;
+#[cfg(test)]
+mod testing;
 
 pub use al::{
     AL_CONTEXT, AL_MAX_EXTENTS, AL_MAX_UPDATES, AlDamage, AlDamaged, AlError, AlLog, AlRecovered,
