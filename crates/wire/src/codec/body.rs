@@ -11,6 +11,8 @@ use holdfast_units::{
     BLOCK_SIZE, ByteRange, DiskState, GenerationId, MAX_REQUEST, NodeId, PeerSet, ResourceId, Role,
 };
 
+/// Stands for "no node".
+const NO_NODE: u8 = u8::MAX;
 /// No device is larger, so that an offset always fits into the kernel's signed one.
 const MAX_DEVICE: u64 = i64::MAX as u64;
 
@@ -44,9 +46,9 @@ impl Writer<'_> {
     }
 
     fn generations(&mut self, generations: &Generations) {
-        let Generations { current, slot, history, slots } = generations;
+        let Generations { current, base, history, slots } = generations;
         self.u64(current.0);
-        self.u64(slot.0);
+        self.u64(base.0);
         history.iter().chain(slots).for_each(|generation| self.u64(generation.0));
     }
 
@@ -56,9 +58,10 @@ impl Writer<'_> {
             generations,
             role,
             disk,
-            boot,
-            crashed_primary,
             doubtful,
+            crashed_primary,
+            boot_changed,
+            following,
             discard_my_data,
             near_primary,
             bits,
@@ -69,9 +72,10 @@ impl Writer<'_> {
         self.generations(generations);
         self.u8(*role as u8);
         self.u8(*disk as u8);
-        self.0.extend_from_slice(boot);
-        self.bool(*crashed_primary);
         self.bool(*doubtful);
+        self.bool(*crashed_primary);
+        self.bool(*boot_changed);
+        self.u8(following.map_or(NO_NODE, NodeId::number));
         self.bool(*discard_my_data);
         self.bool(*near_primary);
         self.u64(*bits);
@@ -141,6 +145,13 @@ impl Reader<'_> {
         self.word(field, NodeId::new)
     }
 
+    fn optional_node(&mut self, field: &'static str) -> Result<Option<NodeId>, WireError> {
+        self.word(field, |number| match number {
+            NO_NODE => Some(None),
+            number => NodeId::new(number).map(Some),
+        })
+    }
+
     fn result(&mut self) -> Result<PeerResult, WireError> {
         self.word("result", |number| {
             Some(match number {
@@ -180,7 +191,7 @@ impl Reader<'_> {
     fn generations(&mut self) -> Result<Generations, WireError> {
         let mut generations = Generations {
             current: self.generation()?,
-            slot: self.generation()?,
+            base: self.generation()?,
             history: Default::default(),
             slots: Default::default(),
         };
@@ -196,9 +207,10 @@ impl Reader<'_> {
             generations: self.generations()?,
             role: self.word("role", Role::from_number)?,
             disk: self.word("disk", DiskState::from_number)?,
-            boot: self.array()?,
-            crashed_primary: self.bool("crashed_primary")?,
             doubtful: self.bool("doubtful")?,
+            crashed_primary: self.bool("crashed_primary")?,
+            boot_changed: self.bool("boot_changed")?,
+            following: self.optional_node("following")?,
             discard_my_data: self.bool("discard_my_data")?,
             near_primary: self.bool("near_primary")?,
             bits: self.u64()?,

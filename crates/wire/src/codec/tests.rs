@@ -54,10 +54,10 @@ fn generation() -> impl Strategy<Value = GenerationId> {
 fn generations() -> impl Strategy<Value = Generations> {
     let history = proptest::collection::vec(generation(), HISTORY_LEN);
     let slots = proptest::collection::vec(generation(), 32);
-    (generation(), generation(), history, slots).prop_map(|(current, slot, history, slots)| {
+    (generation(), generation(), history, slots).prop_map(|(current, base, history, slots)| {
         Generations {
             current,
-            slot,
+            base,
             history: history.try_into().unwrap(),
             slots: slots.try_into().unwrap(),
         }
@@ -90,28 +90,29 @@ fn hello() -> impl Strategy<Value = Hello> {
 }
 
 fn state() -> impl Strategy<Value = Box<StateReport>> {
-    let flags = any::<(bool, bool, bool, bool)>();
+    let flags = any::<(bool, bool, bool, bool, bool)>();
     let numbers = any::<(u64, u64, u64)>();
     (
         any::<u32>(),
         generations(),
         select(Role::ALL),
         select(DiskState::ALL),
-        any::<[u8; 16]>(),
+        proptest::option::of(node()),
         flags,
         numbers,
     )
-        .prop_map(|(serial, generations, role, disk, boot, flags, numbers)| {
+        .prop_map(|(serial, generations, role, disk, following, flags, numbers)| {
             Box::new(StateReport {
                 serial,
                 generations,
                 role,
                 disk,
-                boot,
-                crashed_primary: flags.0,
-                doubtful: flags.1,
-                discard_my_data: flags.2,
-                near_primary: flags.3,
+                doubtful: flags.0,
+                crashed_primary: flags.1,
+                boot_changed: flags.2,
+                following,
+                discard_my_data: flags.3,
+                near_primary: flags.4,
                 bits: numbers.0,
                 epoch: numbers.1,
                 last_write: numbers.2,
@@ -549,13 +550,14 @@ fn bitmaps_are_bounded() {
 
 #[test]
 fn words_beyond_the_last_one_are_refused() {
-    let cases: [(Kind, usize, &[u8], u8); 9] = [
+    let cases: [(Kind, usize, &[u8], u8); 10] = [
         (Kind::WriteAck, 8, &[0; 9], 3),
         (Kind::FlushAck, 8, &[0; 9], 3),
         (Kind::Promote, 8, &[0; 17], 3),
         (Kind::PromoteReply, 8, &[0; 9], 4),
         (Kind::Refuse, 0, &[0; 2], 9),
-        (Kind::Verdict, 4, &[0; 583], 10),
+        (Kind::Verdict, 4, &[0; 569], 10),
+        (Kind::State, 537, &[0; 564], 32),
         (Kind::Changed, 0, &[0; 18], 3),
         (Kind::Changed, 1, &[0; 18], 10),
         (Kind::Invalidate, 0, &[0; 1], 2),
