@@ -200,6 +200,20 @@ fn a_missing_needed_block_is_damage_and_an_old_one_is_not() {
 }
 
 #[test]
+fn an_old_slice_does_not_fill_a_gap() {
+    let (mut ring, mut log) = Ring::fresh(1500, 8);
+    for i in 0..11 {
+        ring.write(log.encode_transaction(&[set(i, 1)]).unwrap());
+    }
+    // The newest slice and the fourth newest name every slot, but what was changed between is lost.
+    for back in [2, 3] {
+        let index = u32::try_from((log.next_sequence() - back) % 8).unwrap();
+        ring.write((index, [0x5a; 4096]));
+    }
+    assert!(ring.recover().is_err());
+}
+
+#[test]
 fn a_damaged_log_is_formatted_above_what_it_had() {
     let (mut ring, mut log) = Ring::fresh(1500, 3);
     for i in 0..5 {
