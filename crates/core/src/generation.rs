@@ -88,9 +88,12 @@ impl Core {
     }
 
     pub(crate) fn start_bump_if_needed(&mut self) {
+        if self.bump.is_some() || !self.needs_bump() || self.is_reported() {
+            return;
+        }
         let wanted = !self.want_generation.is_empty()
             || self.writes.iter().any(|(_, w)| !w.missed.intersection(self.bump_for).is_empty());
-        if self.bump.is_some() || !self.needs_bump() || !wanted || self.is_reported() {
+        if !wanted {
             return;
         }
         let previous = self.gens.current;

@@ -61,6 +61,8 @@ pub(crate) struct Peer {
     pub(crate) sync_serial: u64,
     /// What the source of a resync says that this peer misses.
     pub(crate) account: Option<SparseBitmap>,
+    /// Blocks that the Primary wrote here before this source's bitmap had come.
+    pub(crate) fresher: Option<SparseBitmap>,
     /// What the peer sends is kept until something is durable here.
     held_for: Option<LinkId>,
     held: VecDeque<Message>,
@@ -110,6 +112,7 @@ impl Peer {
             resync: None,
             sync_serial: 0,
             account: None,
+            fresher: None,
             held_for: None,
             held: VecDeque::new(),
             unsettled: VecDeque::new(),
@@ -386,6 +389,8 @@ impl Core {
             Message::Verdict { answers, verdict, state } => {
                 self.verdict_arrived(node, answers, verdict, &state);
             }
+            // It may be connected again there at any time.
+            Message::Refuse { code: RefusalCode::StandAlone, .. } => self.reset(node),
             Message::Refuse { text, .. } => {
                 self.notice(Notice::PeerRefused(node, text));
                 self.stand_alone(node);
@@ -414,7 +419,12 @@ impl Core {
             Message::Settled { seq } => {
                 self.peers.get_mut(&node).into_iter().for_each(|p| p.settle(seq));
             }
-            Message::Missed { peers, range } => self.note_missed(node, peers, range),
+            Message::Missed { peers, range } if self.in_device(range) => {
+                self.note_missed(node, peers, range);
+            }
+            Message::Missed { .. } => {
+                self.protocol_error(node, "it named blocks outside the device");
+            }
             Message::Bitmap { about, runs, last } => self.bitmap_piece(node, about, &runs, last),
             Message::ResyncRequest { range } => self.resync_requested(node, link, range),
             Message::ResyncData { asked, range, zeroes, payload } => {
@@ -575,6 +585,16 @@ impl Core {
                 let text = "a Primary would have to give up data that are in use".to_owned();
                 self.notice(Notice::PeerRefused(node, text));
             }
+            Verdict::SourceBitmap
+            | Verdict::SourceFull
+            | Verdict::TargetBitmap
+            | Verdict::TargetFull
+                if !self.has_disk() =>
+            {
+                // The disk failed since it was reported.
+                self.reset(node);
+                return;
+            }
             _ => {
                 self.peer_is_up(node, theirs);
                 self.start_replication(node, verdict, mine, theirs);
@@ -619,9 +639,10 @@ impl Core {
         if same && both_disks {
             self.forget_older_bits(node);
         }
-        if both_disks && doubts(mine, node, theirs) {
+        let decided = both_disks && verdict != Verdict::NoGoodData;
+        if decided && doubts(mine, node, theirs) {
             self.merge_suspects(node);
-        } else if both_disks && let Some(al) = &mut self.al {
+        } else if decided && let Some(al) = &mut self.al {
             al.take_suspects(node);
         }
         match verdict {
@@ -675,11 +696,14 @@ impl Core {
 
     /// Connected, but there is nothing to copy: a side has no disk, or neither has good data.
     fn connected_without_data(&mut self, node: NodeId, theirs: &StateReport) {
+        let they_have_disk = theirs.disk > DiskState::Failed;
+        let both_disks = they_have_disk && self.has_disk();
         if let Some(peer) = self.peers.get_mut(&node) {
-            peer.replication = ReplicationState::Established;
+            // Without a common past in the disks, writes would only mix them up.
+            peer.replication =
+                if both_disks { ReplicationState::Off } else { ReplicationState::Established };
         }
         let current = theirs.generations.current;
-        let they_have_disk = theirs.disk > DiskState::Failed;
         if !self.has_disk() && !self.diskful && theirs.disk == DiskState::UpToDate {
             self.gens.current = current;
         }

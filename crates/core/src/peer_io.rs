@@ -131,11 +131,13 @@ impl Core {
         if write.has_extents {
             self.al_end(write.range);
         }
-        if ok {
+        let standing = self.link_of(write.peer) == Some(write.link);
+        // A write of a lost connection may be older than what a resync is about.
+        if ok && standing {
             self.newer_than_resync(write.range);
         }
         let result = if ok { PeerResult::Ok } else { PeerResult::DiskFailed };
-        if self.link_of(write.peer) == Some(write.link) {
+        if standing {
             self.send(write.peer, Message::WriteAck { seq: write.seq, result });
         }
         self.unlock(write.range);

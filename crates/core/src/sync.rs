@@ -12,6 +12,7 @@ use crate::link::Peer;
 use crate::locks::Owner;
 use crate::persist::{After, bytes};
 use bytes::Bytes;
+use holdfast_format::SparseBitmap;
 use holdfast_units::{
     BLOCK_SIZE, ByteRange, DiskState, GenerationId, MAX_REQUEST, Millis, NodeId, ReplicationState,
     Role,
@@ -85,6 +86,7 @@ impl Peer {
     /// Whatever resync there was with this peer is over.
     pub(crate) fn end_resync(&mut self) {
         self.resync = None;
+        self.fresher = None;
         self.replication = ReplicationState::Off;
     }
 }
@@ -218,6 +220,10 @@ impl Core {
         }
         if !last {
             return;
+        }
+        // The source may not have these yet: its bit, and its block, are older.
+        for run in peer.fresher.take().iter().flat_map(SparseBitmap::runs) {
+            peer.bitmap.clear_range(run);
         }
         peer.sync_serial += 1;
         let (session, now, total) = (peer.sync_serial, self.now, peer.bitmap.count());
@@ -522,8 +528,13 @@ impl Core {
 
     /// A write of the Primary is on the local disk: older blocks of a resync must not follow it.
     pub(crate) fn newer_than_resync(&mut self, range: ByteRange) {
+        let blocks = self.blocks();
         for peer in self.peers.values_mut().filter(|p| p.is_target()) {
             peer.bitmap.clear_range(range.blocks());
+            if peer.replication == ReplicationState::WFBitMapT {
+                let fresher = peer.fresher.get_or_insert_with(|| Self::new_bitmap(blocks));
+                fresher.set_range(range.blocks());
+            }
         }
     }
 
