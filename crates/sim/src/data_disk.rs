@@ -112,6 +112,12 @@ impl DataDisk {
         self.in_flight.keys().copied().collect()
     }
 
+    /// A process opens the disk.
+    pub(crate) fn open(&mut self) {
+        self.flush_failed = false;
+        self.resynced_at = 0;
+    }
+
     /// Whether a flush has failed since the process started.
     pub(crate) fn flush_failed(&self) -> bool {
         self.flush_failed
@@ -239,7 +245,6 @@ impl DataDisk {
     }
 
     fn end_in_flight(&mut self, rng: &mut Rng) {
-        self.flush_failed = false;
         for (op, flight) in std::mem::take(&mut self.in_flight) {
             if flight.outcome.is_none() && flight.work.changes().is_some() {
                 self.store_part(op, &flight.work, rng);

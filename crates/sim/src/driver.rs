@@ -65,6 +65,7 @@ impl World {
             Ok(image) => {
                 let attachment = Attachment::read(&image, members);
                 node.disk_open = true;
+                node.data.open();
                 Event::Attach(Box::new(attachment))
             }
             Err(error) => {
@@ -357,6 +358,12 @@ impl World {
         let id = CommandId(self.next_name);
         self.commands.insert(id, (n, command.clone()));
         self.feed(n, Event::Command(id, command));
+    }
+
+    /// Whether this node is being promoted by decree.
+    pub(crate) fn is_being_forced(&self, n: usize) -> bool {
+        let forced = Command::Promote { force: true };
+        self.commands.values().any(|(node, command)| *node == n && *command == forced)
     }
 
     fn command_done(&mut self, n: usize, command: &Command, ok: bool) {

@@ -244,10 +244,18 @@ impl Oracle {
         let mut covered = Vec::new();
         let Some(view) = &mut self.views[node] else { return covered };
         for (block, entries) in &mut view.blocks {
+            let current: Vec<u64> = candidates(entries, since).map(|entry| entry.write).collect();
+            // Zeroes do not say which write they came from: when others are coming, or came since,
+            // those on the disk prove nothing.
+            let later = |entry: &Entry| entry.closed.is_none_or(|at| at >= since);
+            let zeroes_later = entries.iter().any(|e| later(e) && e.content == Block::ZERO);
             for entry in entries.iter_mut().filter(|entry| entry.sure && !entry.durable) {
-                if entry.closed.is_some_and(|at| at < since) {
+                if !later(entry) {
                     entry.durable = true;
-                    covered.push((*block, entry.content));
+                    let clear = entry.content != Block::ZERO || !zeroes_later;
+                    if current.contains(&entry.write) && clear {
+                        covered.push((*block, entry.content));
+                    }
                 }
             }
         }
@@ -293,11 +301,14 @@ impl Oracle {
         self.views[target + self.nodes] = self.views[source].clone();
     }
 
-    /// The target's copy counts from now on.
-    pub(crate) fn adopt(&mut self, target: usize) {
-        if let Some(view) = self.views[target + self.nodes].take() {
-            self.views[target] = Some(view);
+    /// The target's copy counts from now on; whether a source had said so.
+    pub(crate) fn adopt(&mut self, target: usize) -> bool {
+        let view = self.views[target + self.nodes].take();
+        let told = view.is_some();
+        if told {
+            self.views[target] = view;
         }
+        told
     }
 
     /// The node's copy was found to be equal to the other's.

@@ -16,9 +16,6 @@ pub(crate) fn changed(world: &mut World, n: usize, new: Snapshot) {
     follow_disk(world, n, &old, &new);
     if old.role != Role::Primary && new.role == Role::Primary {
         world.stats.promotions += 1;
-        if old.disk == DiskState::Inconsistent && new.disk == DiskState::UpToDate {
-            world.oracle.decree(n);
-        }
         let checked = promoted::check(world, n, new.disk);
         world.check("a promoted node has every completed write", checked);
     }
@@ -64,10 +61,15 @@ fn follow_disk(world: &mut World, n: usize, old: &Snapshot, new: &Snapshot) {
         }
         world.oracle.forget(n);
     }
-    if old.disk == DiskState::Inconsistent && usable(new.disk) && new.role != Role::Primary {
-        let checked = resync_target::before_use(world, n);
-        world.check("a resync target is UpToDate only after a flush", checked);
-        world.oracle.adopt(n);
+    if old.disk == DiskState::Inconsistent && usable(new.disk) {
+        if world.oracle.adopt(n) {
+            let checked = resync_target::before_use(world, n);
+            world.check("a resync target is UpToDate only after a flush", checked);
+        } else if world.is_being_forced(n) {
+            world.oracle.decree(n);
+        } else {
+            world.fail("a resync ends with its source's word", format!("n{n} is {}", new.disk));
+        }
         world.nodes[n].may_give_up = false;
         world.nodes[n].lost_cache = false;
     }
