@@ -1,11 +1,20 @@
 //! Serves memory over NBD: `memserver (--unix PATH | --port N) [--mib N] [--name EXPORT]
-//! [--spin MICROSECONDS] [--read-only]`. For trying clients and for measuring the server alone.
+//! [--spin MICROSECONDS] [--read-only] [--tls DIRECTORY [--tls-required]]`. The directory holds
+//! `server-cert.pem` and `server-key.pem`. For trying clients and for measuring the server alone.
 
-use holdfast_nbd::{ClientInfo, Export, MemoryExport, NbdUri, ServerOptions, SingleExport, serve};
+use holdfast_nbd::{
+    ClientInfo, Export, MemoryExport, NbdUri, ServerOptions, ServerTls, SingleExport, serve,
+};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::LocalSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 struct Arguments {
     unix: Option<String>,
@@ -14,6 +23,8 @@ struct Arguments {
     name: String,
     spin: u64,
     read_only: bool,
+    tls: Option<PathBuf>,
+    tls_required: bool,
 }
 
 fn arguments() -> Result<Arguments, String> {
@@ -24,6 +35,8 @@ fn arguments() -> Result<Arguments, String> {
         name: String::new(),
         spin: 0,
         read_only: false,
+        tls: None,
+        tls_required: false,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -39,6 +52,8 @@ fn arguments() -> Result<Arguments, String> {
             "--name" => parsed.name = value()?,
             "--spin" => parsed.spin = number(value()?)?,
             "--read-only" => parsed.read_only = true,
+            "--tls" => parsed.tls = Some(value()?.into()),
+            "--tls-required" => parsed.tls_required = true,
             other => return Err(format!("{other:?} is not an option")),
         }
     }
@@ -51,9 +66,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     info.read_only = arguments.read_only;
     let exports = Rc::new(SingleExport(MemoryExport::with_info(info)));
     let spin = Duration::from_micros(arguments.spin);
-    let options = Rc::new(ServerOptions { spin, ..ServerOptions::default() });
+    let tls = arguments.tls.as_deref().map(|dir| tls(dir, arguments.tls_required)).transpose()?;
+    let options = Rc::new(ServerOptions { spin, tls, ..ServerOptions::default() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, run(arguments, exports, options))
+}
+
+fn tls(directory: &Path, required: bool) -> Result<ServerTls, Box<dyn std::error::Error>> {
+    let chain = CertificateDer::pem_file_iter(directory.join("server-cert.pem"))?;
+    let key = PrivateKeyDer::from_pem_file(directory.join("server-key.pem"))?;
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain.collect::<Result<_, _>>()?, key)?;
+    Ok(ServerTls { acceptor: TlsAcceptor::from(Arc::new(config)), required })
 }
 
 async fn run(

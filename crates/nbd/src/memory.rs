@@ -1,9 +1,8 @@
 use crate::codec::Extent;
 use crate::{
-    ClientInfo, Export, ExportInfo, ExportSummary, Exports, OpenRefusal, ReadChunk, Reply,
-    ReplyData, Request, RequestKind,
+    ClientInfo, Export, ExportInfo, ExportSummary, Exports, HeapBuffers, OpenRefusal,
+    PayloadBuffers, ReadChunk, Reply, ReplyData, Request, RequestKind,
 };
-use bytes::Bytes;
 use holdfast_units::ByteRange;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -20,6 +19,7 @@ type Piece = Option<Box<[u8]>>;
 pub struct MemoryExport {
     info: ExportInfo,
     pieces: Rc<RefCell<Vec<Piece>>>,
+    buffers: HeapBuffers,
 }
 
 impl MemoryExport {
@@ -48,7 +48,8 @@ impl MemoryExport {
     pub fn with_info(info: ExportInfo) -> Self {
         let count = usize::try_from(info.size.div_ceil(PIECE as u64))
             .expect("the size of memory fits the address space");
-        Self { info, pieces: Rc::new(RefCell::new(vec![None; count])) }
+        let pieces = Rc::new(RefCell::new(vec![None; count]));
+        Self { info, pieces, buffers: HeapBuffers::default() }
     }
 
     fn read(&self, range: ByteRange) -> ReplyData {
@@ -57,14 +58,17 @@ impl MemoryExport {
         if spans.iter().all(|span| pieces[span.piece].is_none()) {
             return ReplyData::ReadChunks(vec![ReadChunk::Zeroes(range.len)]);
         }
-        let mut data = Vec::with_capacity(spans.iter().map(|span| span.end - span.start).sum());
+        let mut buf = self.buffers.get(spans.iter().map(|span| span.end - span.start).sum());
+        let mut data = buf.bytes_mut();
         for span in spans {
+            let (head, rest) = data.split_at_mut(span.end - span.start);
             match &pieces[span.piece] {
-                Some(piece) => data.extend_from_slice(&piece[span.start..span.end]),
-                None => data.resize(data.len() + span.end - span.start, 0),
+                Some(piece) => head.copy_from_slice(&piece[span.start..span.end]),
+                None => head.fill(0),
             }
+            data = rest;
         }
-        ReplyData::Read(Bytes::from(data))
+        ReplyData::Read(buf.freeze())
     }
 
     fn write(&self, range: ByteRange, mut payload: &[u8]) {

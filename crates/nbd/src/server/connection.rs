@@ -21,6 +21,9 @@ const DIRECT: usize = 16 << 10;
 const BIG: usize = 64 << 10;
 /// How much is read at a time: 60 writes of 4 KiB.
 const INPUT: usize = 256 << 10;
+/// When so many bytes wait to be sent, they go before another request is taken: a client that
+/// reads slowly does not pile up answers, and data leave while the cache still has them.
+const SEND_FIRST: u64 = 512 << 10;
 /// How much is read ahead between big payloads.
 const SMALL_INPUT: usize = 4 << 10;
 
@@ -218,6 +221,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             if !self.reading || !self.finish_payload(&mut submitted) {
                 break Took::Everything;
             }
+            if self.must_send_first() {
+                break Took::Full;
+            }
             let Some(head) = RequestHeader::parse(self.session.style, self.input.bytes())? else {
                 break Took::Everything;
             };
@@ -269,8 +275,15 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             && (reserved == 0 || reserved.saturating_add(bytes) <= self.options.max_bytes)
     }
 
+    fn must_send_first(&self) -> bool {
+        self.shared.outbox().borrow().waiting() >= SEND_FIRST
+    }
+
     /// Whether the request that waits at the front of the input could be taken now.
     fn has_room_for_next(&self) -> bool {
+        if self.must_send_first() {
+            return false;
+        }
         match RequestHeader::parse(self.session.style, self.input.bytes()) {
             Ok(Some(head)) => self.has_room(match judge(&head, &self.session, self.stopping) {
                 Verdict::Take { kind, .. } => cost(kind, &head),

@@ -23,6 +23,8 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 /// The limits of a connection, and what it shares with others.
 #[derive(Clone)]
@@ -47,6 +49,19 @@ pub struct ServerOptions {
     pub spin: Duration,
     /// Where payloads of writes are put.
     pub buffers: Rc<dyn PayloadBuffers>,
+    /// TLS, where it is offered.
+    pub tls: Option<ServerTls>,
+}
+
+/// How a server does TLS. What the acceptor accepts (versions, client certificates) is decided by
+/// who made it; rustls has nothing below TLS 1.2.
+#[derive(Clone)]
+pub struct ServerTls {
+    /// Does the TLS handshake.
+    pub acceptor: TlsAcceptor,
+    /// Whether nothing at all is told in the clear. Otherwise [`Exports`] decide for each export,
+    /// by [`ClientInfo::tls`].
+    pub required: bool,
 }
 
 impl Default for ServerOptions {
@@ -60,6 +75,7 @@ impl Default for ServerOptions {
             shutdown_grace: Duration::from_secs(5),
             spin: Duration::ZERO,
             buffers: Rc::new(HeapBuffers::default()),
+            tls: None,
         }
     }
 }
@@ -113,7 +129,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`ServeError`] for what deserves a line in a log.
 pub async fn serve<S>(
-    mut stream: S,
+    stream: S,
     client: &ClientInfo,
     exports: &dyn Exports,
     options: &ServerOptions,
@@ -127,47 +143,81 @@ where
         () = shutdown.requested() => return Ok(()),
         entered = tokio::time::timeout(
             options.handshake_timeout,
-            handshake(&mut stream, client, exports, options),
+            handshake(stream, client, exports, options),
         ) => entered.map_err(|_| ServeError::HandshakeTimeout)??,
     };
     match entered {
-        Some(session) => transmit(stream, session, options).await,
-        None => Ok(()),
+        Entered::Plain(stream, session) => transmit(stream, session, options).await,
+        Entered::Tls(stream, session) => transmit(stream, session, options).await,
+        Entered::Left => Ok(()),
     }
 }
 
-/// Haggles until the client has entered an export; `None` when it left instead.
+/// How a handshake ended.
+enum Entered<S> {
+    Plain(S, Session),
+    Tls(Box<TlsStream<S>>, Session),
+    /// The client left, or was sent away.
+    Left,
+}
+
+/// How haggling ended.
+enum Haggled {
+    Entered(Session),
+    StartTls,
+    Left,
+}
+
+/// Haggles until the client has entered an export.
 async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: &mut S,
+    mut stream: S,
     client: &ClientInfo,
     exports: &dyn Exports,
     options: &ServerOptions,
-) -> Result<Option<Session>, ServeError> {
+) -> Result<Entered<S>, ServeError> {
     stream.write_all(&greeting()).await?;
     stream.flush().await?;
     let mut flags = [0; 4];
-    if !read_or_end(stream, &mut flags).await? {
-        return Ok(None);
+    if !read_or_end(&mut stream, &mut flags).await? {
+        return Ok(Entered::Left);
     }
     let flags = u32::from_be_bytes(flags);
-    let begun = Negotiation::new(exports, client.clone(), Tls::Off, options.max_payload, flags);
+    let tls = match &options.tls {
+        None => Tls::Off,
+        Some(tls) if tls.required => Tls::Required,
+        Some(_) => Tls::Offered,
+    };
+    let begun = Negotiation::new(exports, client.clone(), tls, options.max_payload, flags);
     let Some(mut negotiation) = begun else {
         return Err(ServeError::Protocol("the client has handshake flags that are not defined"));
     };
-    haggle(stream, &mut negotiation).await
+    match haggle(&mut stream, &mut negotiation).await? {
+        Haggled::Entered(session) => return Ok(Entered::Plain(stream, session)),
+        Haggled::Left => return Ok(Entered::Left),
+        Haggled::StartTls => {}
+    }
+    let Some(tls) = &options.tls else { return Ok(Entered::Left) };
+    // Haggling reads no byte too many: what a stranger put behind STARTTLS in the clear reaches
+    // the TLS handshake, which fails.
+    let mut stream = Box::new(tls.acceptor.accept(stream).await?);
+    negotiation.tls_began();
+    match haggle(&mut stream, &mut negotiation).await? {
+        Haggled::Entered(session) => Ok(Entered::Tls(stream, session)),
+        Haggled::StartTls | Haggled::Left => Ok(Entered::Left),
+    }
 }
 
 async fn haggle<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     negotiation: &mut Negotiation<'_>,
-) -> Result<Option<Session>, ServeError> {
+) -> Result<Haggled, ServeError> {
     let mut budget = MAX_HANDSHAKE;
     let mut data = Vec::new();
     let mut out = Vec::new();
     loop {
         let mut head = [0; OptionHeader::LEN];
         if !read_or_end(stream, &mut head).await? {
-            return Ok(None);
+            return Ok(Haggled::Left);
         }
         let OptionHeader { code, len } = OptionHeader::parse(&head)?;
         budget = budget
@@ -191,10 +241,11 @@ async fn haggle<S: AsyncRead + AsyncWrite + Unpin>(
         out.clear();
         match step {
             Step::Continue => {}
-            Step::Enter(session) => return Ok(Some(session)),
-            Step::StartTls | Step::HangUp => {
+            Step::Enter(session) => return Ok(Haggled::Entered(session)),
+            Step::StartTls => return Ok(Haggled::StartTls),
+            Step::HangUp => {
                 farewell(stream).await;
-                return Ok(None);
+                return Ok(Haggled::Left);
             }
         }
     }

@@ -59,6 +59,11 @@ impl Outbox {
         self.ends.push_back((self.queued, reserved));
     }
 
+    /// How many bytes wait.
+    pub(super) const fn waiting(&self) -> u64 {
+        self.queued - self.written
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
