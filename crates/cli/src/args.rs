@@ -77,6 +77,30 @@ pub(crate) enum ColorWhen {
 pub(crate) enum Command {
     /// Run the daemon of this node in the foreground
     Daemon(Daemon),
+    #[command(flatten)]
+    Call(Call),
+    /// Look at metadata that no daemon uses
+    #[command(subcommand)]
+    Meta(Meta),
+    /// Show on this machine how a resource survives the death of its Primary
+    Demo(Demo),
+    /// Print the completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    #[command(hide = true)]
+    Man {
+        /// Write the pages of all commands into this directory instead
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// The commands that ask the daemon.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Call {
     /// Make, join, leave and show the cluster
     #[command(subcommand)]
     Cluster(Cluster),
@@ -122,23 +146,6 @@ pub(crate) enum Command {
     Events(Events),
     /// Make a local block device of a resource, or take it away
     Device(Device),
-    /// Look at metadata that no daemon uses
-    #[command(subcommand)]
-    Meta(Meta),
-    /// Show on this machine how a resource survives the death of its Primary
-    Demo(Demo),
-    /// Print the completions for a shell
-    Completions {
-        /// Which shell
-        shell: clap_complete::Shell,
-    },
-    /// Print the manual page
-    #[command(hide = true)]
-    Man {
-        /// Write the pages of all commands into this directory instead
-        #[arg(long, value_name = "DIR")]
-        dir: Option<PathBuf>,
-    },
 }
 
 #[derive(Debug, Args)]

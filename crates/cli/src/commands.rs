@@ -1,6 +1,6 @@
 //! The commands that ask the daemon.
 
-use crate::args::{Cluster, Command, Create, Device, Join};
+use crate::args::{Call, Cluster, Create, Device, Join};
 use crate::session::Session;
 use crate::{cluster, events, options, status, wait};
 use holdfast_api::request::{
@@ -14,65 +14,60 @@ use std::time::Duration;
 /// Runs one of them.
 pub(crate) async fn run(
     session: &Session,
-    command: Command,
+    call: Call,
     timeout: Option<Duration>,
 ) -> Result<(), ApiError> {
     let of = |template: &str, name: &str| routes::of(template, name);
-    match command {
-        Command::Cluster(command) => run_cluster(session, command).await,
-        Command::Create(args) => create(session, args).await,
-        Command::Join(args) => join(session, args).await,
-        Command::Leave(a) => session.act(&of(routes::RESOURCE_LEAVE, &a.name), &Empty {}).await,
-        Command::Delete(a) => session.act(&of(routes::RESOURCE_DELETE, &a.name), &Empty {}).await,
-        Command::Up(a) => session.act(&of(routes::RESOURCE_UP, &a.name), &Empty {}).await,
-        Command::Down(a) => session.act(&of(routes::RESOURCE_DOWN, &a.name), &Empty {}).await,
-        Command::Primary(a) => {
+    match call {
+        Call::Cluster(command) => run_cluster(session, command).await,
+        Call::Create(args) => create(session, args).await,
+        Call::Join(args) => join(session, args).await,
+        Call::Leave(a) => session.act(&of(routes::RESOURCE_LEAVE, &a.name), &Empty {}).await,
+        Call::Delete(a) => session.act(&of(routes::RESOURCE_DELETE, &a.name), &Empty {}).await,
+        Call::Up(a) => session.act(&of(routes::RESOURCE_UP, &a.name), &Empty {}).await,
+        Call::Down(a) => session.act(&of(routes::RESOURCE_DOWN, &a.name), &Empty {}).await,
+        Call::Primary(a) => {
             let body = Primary { force: a.force };
             session.act(&of(routes::RESOURCE_PRIMARY, &a.name), &body).await
         }
-        Command::Secondary(a) => {
+        Call::Secondary(a) => {
             let body = Secondary { force: a.force };
             session.act(&of(routes::RESOURCE_SECONDARY, &a.name), &body).await
         }
-        Command::AttachDisk(a) => {
+        Call::AttachDisk(a) => {
             let body = AttachDisk { disk: a.disk, meta: a.meta };
             session.act(&of(routes::RESOURCE_ATTACH_DISK, &a.name), &body).await
         }
-        Command::DetachDisk(a) => {
+        Call::DetachDisk(a) => {
             let body = DetachDisk { force: a.force };
             session.act(&of(routes::RESOURCE_DETACH_DISK, &a.name), &body).await
         }
-        Command::Connect(a) => {
+        Call::Connect(a) => {
             let body = Connect { peer: a.peer, discard_my_data: a.discard_my_data };
             session.act(&of(routes::RESOURCE_CONNECT, &a.name), &body).await
         }
-        Command::Disconnect(a) => {
+        Call::Disconnect(a) => {
             let body = Disconnect { peer: a.peer, force: a.force };
             session.act(&of(routes::RESOURCE_DISCONNECT, &a.name), &body).await
         }
-        Command::Pause(a) => {
+        Call::Pause(a) => {
             let body = Pause { what: a.what.into() };
             session.act(&of(routes::RESOURCE_PAUSE, &a.name), &body).await
         }
-        Command::Resume(a) => {
+        Call::Resume(a) => {
             let body = Pause { what: a.what.into() };
             session.act(&of(routes::RESOURCE_RESUME, &a.name), &body).await
         }
-        Command::Invalidate(a) => {
+        Call::Invalidate(a) => {
             let body = Invalidate { peer: a.peer };
             session.act(&of(routes::RESOURCE_INVALIDATE, &a.name), &body).await
         }
-        Command::Set(args) => options::set(session, args).await,
-        Command::Get(args) => options::get(session, &args).await,
-        Command::Wait(args) => wait::run(session, &args, timeout).await,
-        Command::Status(args) => status::run(session, &args).await,
-        Command::Events(args) => events::run(session, &args).await,
-        Command::Device(args) => device(session, args).await,
-        Command::Daemon(_)
-        | Command::Meta(_)
-        | Command::Demo(_)
-        | Command::Completions { .. }
-        | Command::Man { .. } => unreachable!("these ask no daemon and are run by main"),
+        Call::Set(args) => options::set(session, args).await,
+        Call::Get(args) => options::get(session, &args).await,
+        Call::Wait(args) => wait::run(session, &args, timeout).await,
+        Call::Status(args) => status::run(session, &args).await,
+        Call::Events(args) => events::run(session, &args).await,
+        Call::Device(args) => device(session, args).await,
     }
 }
 

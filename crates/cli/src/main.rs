@@ -59,17 +59,17 @@ fn dispatch(matches: &ArgMatches, ui: &Ui) -> Result<ExitCode, ApiError> {
         Command::Completions { shell } => manual::completions(ui, shell),
         Command::Man { dir } => manual::man(ui, dir.as_deref()),
         Command::Meta(command) => meta::run(ui, &command),
-        Command::Demo(arguments) => demo::run(ui, arguments),
-        command => {
+        Command::Demo(arguments) => demo::run(ui, &arguments),
+        Command::Call(call) => {
             let session = Session::new(ui, &cli.global);
-            runtime()?.block_on(commands::run(&session, command, cli.global.timeout))
+            runtime()?.block_on(commands::run(&session, call, cli.global.timeout))
         }
     }
     .map(|()| ExitCode::SUCCESS)
 }
 
 /// What runs the calls of one command.
-fn runtime() -> Result<tokio::runtime::Runtime, ApiError> {
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, ApiError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|why| {
         ApiError::new(ErrorCode::Internal, format!("the command could not be started: {why}"))
     })
