@@ -108,8 +108,8 @@ struct Demo {
     mounted: bool,
     /// The device that is attached now, or was when its daemon died.
     device: Option<LocalDevice>,
-    /// Whether the local device can be had; otherwise NBD is used.
-    by_device: bool,
+    /// Why NBD is used and not a local device; `None` while the device can be had.
+    no_device: Option<String>,
     written: Written,
 }
 
@@ -124,7 +124,8 @@ impl Demo {
             mount: dir.join("mnt"),
             mounted: false,
             device: None,
-            by_device: rustix::process::geteuid().is_root(),
+            no_device: (!rustix::process::geteuid().is_root())
+                .then(|| "a local device needs root".to_owned()),
             written: Written::default(),
         }
     }
@@ -234,20 +235,20 @@ impl Demo {
     /// here on.
     async fn make_device(&mut self, at: usize) -> Result<(), Failure> {
         let name = self.nodes[at].name;
-        if !self.by_device {
+        if let Some(why) = self.no_device.clone() {
             self.report.begin(&format!("{RESOURCE} is an NBD export on {name}"));
             let uri = self.nbd_uri(at).await?;
-            self.report.done(&format!("{uri} (a local device needs root)"));
+            self.report.done(&format!("{uri} ({why})"));
             return Ok(());
         }
         self.report.begin(&format!("{RESOURCE} is a block device on {name}, mounted"));
         let path = match self.holdfast(at, &["device", RESOURCE]).await {
             Ok(path) => path.trim().to_owned(),
             Err(refused) if at == 0 => {
-                self.by_device = false;
                 let uri = self.nbd_uri(at).await?;
                 self.report.rename(&format!("{RESOURCE} is an NBD export on {name}"));
-                self.report.done(&format!("{uri} (no local device: {})", refused.message));
+                self.report.done(&format!("{uri} ({})", refused.message));
+                self.no_device = Some(refused.message);
                 return Ok(());
             }
             Err(refused) => return Err(refused),
@@ -272,7 +273,7 @@ impl Demo {
     }
 
     async fn access(&self, at: usize) -> Result<Access, Failure> {
-        if self.by_device {
+        if self.no_device.is_none() {
             return Ok(Access::Files(self.mount.clone()));
         }
         let uri = self.nbd_uri(at).await?;
@@ -376,7 +377,7 @@ impl Demo {
     async fn compare_disks(&mut self) -> Result<(), Failure> {
         let count = self.nodes.len();
         self.report.begin(&format!("the disks of all {count} nodes are equal, byte by byte"));
-        if self.by_device {
+        if self.no_device.is_none() {
             self.unmount().await?;
             self.holdfast(1, &["device", RESOURCE, "--remove"]).await?;
             self.device = None;
@@ -403,14 +404,14 @@ impl Demo {
         self.report.done("");
         self.report.line("");
         for line in text.lines() {
-            self.report.line(&format!("    {line}"));
+            self.report.line(format!("    {line}").trim_end());
         }
         Ok(())
     }
 
     /// What is written: files, or blocks where there is no filesystem.
     fn things(&self) -> &'static str {
-        if self.by_device { "files" } else { "blocks" }
+        if self.no_device.is_none() { "files" } else { "blocks" }
     }
 
     /// Runs `holdfast` against a node; what it printed.
@@ -516,7 +517,7 @@ impl Demo {
         let pids: Vec<String> =
             self.nodes.iter().filter_map(Node::pid).map(|p| p.to_string()).collect();
         let dir = self.mount.parent().unwrap_or(&self.mount).display();
-        format!("{unmount}kill {}; rm -r --one-file-system {dir}", pids.join(" "))
+        format!("{unmount}kill {}; sleep 2; rm -r --one-file-system {dir}", pids.join(" "))
     }
 }
 

@@ -211,11 +211,7 @@ fn resync_line(peer: &PeerStatus, resync: &ResyncStatus, color: bool) -> String 
     let percent = resync.percent.clamp(0.0, 100.0);
     let full = (0..BAR).filter(|at| f64::from(*at + 1) * 100.0 / f64::from(BAR) <= percent).count();
     let bar = format!("{}{}", "#".repeat(full), ".".repeat(usize::from(BAR) - full));
-    let way = if peer.replication.ends_with('T') || peer.replication.ends_with("Target") {
-        "from"
-    } else {
-        "to"
-    };
+    let way = way(&peer.replication);
     format!(
         "{way} {} [{}] {percent:.1} %  {}  {}  ETA {}",
         shorten(&peer.node, 10),
@@ -224,6 +220,11 @@ fn resync_line(peer: &PeerStatus, resync: &ResyncStatus, color: bool) -> String 
         rate(resync.rate_bytes_per_second),
         eta(resync)
     )
+}
+
+/// Whether a resync goes `to` the peer or comes `from` it.
+pub(crate) fn way(replication: &str) -> &'static str {
+    if replication.ends_with('T') || replication.ends_with("Target") { "from" } else { "to" }
 }
 
 /// A rate for people.

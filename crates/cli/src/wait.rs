@@ -2,7 +2,7 @@
 
 use crate::args::Wait;
 use crate::session::Session;
-use crate::status::{eta, rate};
+use crate::status::{eta, rate, way};
 use holdfast_api::request::{self, Done, WaitFor};
 use holdfast_api::status::{PeerStatus, ResourceStatus};
 use holdfast_api::{ApiError, ErrorCode, routes};
@@ -122,12 +122,10 @@ async fn show_progress(session: &Session, args: &Wait, progress: &MultiProgress)
 }
 
 fn bar(node: &str, replication: &str) -> ProgressBar {
-    let arrow =
-        if replication.ends_with('S') || replication == "SyncSource" { "to" } else { "from" };
     let style = ProgressStyle::with_template(
         "{prefix} [{bar:24}] {percent:>3} %  {binary_bytes} of {binary_total_bytes}  {msg}",
     )
     .expect("the template is a constant")
     .progress_chars("#>.");
-    ProgressBar::new(0).with_style(style).with_prefix(format!("{arrow} {node}"))
+    ProgressBar::new(0).with_style(style).with_prefix(format!("{} {node}", way(replication)))
 }
