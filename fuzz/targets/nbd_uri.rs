@@ -5,7 +5,9 @@ use holdfast_nbd::NbdUri;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
-    if let Ok(uri) = text.parse::<NbdUri>() {
-        assert_eq!(uri.to_string().parse(), Ok(uri));
+    for start in ["", "nbd://", "nbds://[::1]", "nbd+unix:///", "nbds+unix:///?socket="] {
+        if let Ok(uri) = format!("{start}{text}").parse::<NbdUri>() {
+            assert_eq!(uri.to_string().parse(), Ok(uri));
+        }
     }
 });
