@@ -1,1 +1,3 @@
 //! Holdfast: daemon.
+
+pub mod shard;

@@ -1,0 +1,210 @@
+//! The core's disk operations on a store's disk.
+
+use super::meta_io::{Blocks, MetaIo};
+use bytes::Bytes;
+use holdfast_core::{DiskOpId, DiskOutcome, Event, IoFailure, MetaOpId};
+use holdfast_store::{Completion, Disk, DiskOp, OpId, Outcome};
+use holdfast_units::{ByteRange, MAX_REQUEST};
+use rustix::fs::{SeekFrom, seek};
+use std::collections::VecDeque;
+use std::fs::File;
+
+/// A disk and its metadata, in use by one resource.
+pub(super) struct DiskDriver {
+    disk: Disk,
+    meta: MetaIo,
+    /// The same file, for looking for holes; `None` for block devices.
+    probe: Option<File>,
+    /// Operations that the disk had no room for.
+    overflow: VecDeque<(DiskOpId, DiskOp)>,
+    /// Something was submitted since the last kick.
+    unkicked: bool,
+    /// The core does not use it any more.
+    closing: bool,
+    completed: Vec<Completion>,
+}
+
+impl DiskDriver {
+    /// How many operations are given to the disk at a time.
+    pub(super) const MAX_IN_FLIGHT: usize = 4096;
+
+    pub(super) fn new(disk: Disk, meta: MetaIo, probe: Option<File>) -> Self {
+        Self {
+            disk,
+            meta,
+            probe,
+            overflow: VecDeque::new(),
+            unkicked: false,
+            closing: false,
+            completed: Vec::new(),
+        }
+    }
+
+    /// A read; with `holes`, a long range is answered by its first part unless all is hole.
+    pub(super) fn read(
+        &mut self,
+        op: DiskOpId,
+        range: ByteRange,
+        holes: bool,
+        events: &mut VecDeque<Event>,
+    ) {
+        if range.len <= MAX_REQUEST {
+            self.submit(op, DiskOp::Read { range, holes }, events);
+        } else if self.is_hole(range) {
+            events.push_back(Event::DiskDone(op, Ok(DiskOutcome::Zeroes)));
+        } else {
+            let range = ByteRange::new(range.offset, MAX_REQUEST);
+            self.submit(op, DiskOp::Read { range, holes: false }, events);
+        }
+    }
+
+    pub(super) fn write(
+        &mut self,
+        op: DiskOpId,
+        range: ByteRange,
+        data: Bytes,
+        fua: bool,
+        events: &mut VecDeque<Event>,
+    ) {
+        self.submit(op, DiskOp::Write { range, data, fua }, events);
+    }
+
+    pub(super) fn zeroes(
+        &mut self,
+        op: DiskOpId,
+        range: ByteRange,
+        fua: bool,
+        events: &mut VecDeque<Event>,
+    ) {
+        self.submit(op, DiskOp::WriteZeroes { range, unmap: true, fua }, events);
+    }
+
+    pub(super) fn flush(&mut self, op: DiskOpId, events: &mut VecDeque<Event>) {
+        self.submit(op, DiskOp::Flush, events);
+    }
+
+    fn submit(&mut self, op: DiskOpId, request: DiskOp, events: &mut VecDeque<Event>) {
+        if !self.overflow.is_empty() || self.disk.in_flight() >= Self::MAX_IN_FLIGHT {
+            self.overflow.push_back((op, request));
+            return;
+        }
+        match self.disk.submit(OpId(op.0), request) {
+            Some(completion) => events.push_back(event_of(completion)),
+            None => self.unkicked = true,
+        }
+    }
+
+    /// Starts a metadata write.
+    pub(super) fn write_meta(
+        &mut self,
+        op: MetaOpId,
+        blocks: Blocks,
+        events: &mut VecDeque<Event>,
+    ) {
+        if let Some((op, ok)) = self.meta.write(op, blocks) {
+            events.push_back(meta_event(op, ok));
+        }
+    }
+
+    /// A metadata write ended on its thread.
+    pub(super) fn meta_ended(&mut self, op: MetaOpId, ok: bool, events: &mut VecDeque<Event>) {
+        self.meta.ended();
+        events.push_back(meta_event(op, ok));
+    }
+
+    /// Hands to the kernel what was submitted.
+    pub(super) fn kick(&mut self) {
+        if self.unkicked {
+            self.unkicked = false;
+            self.disk.kick();
+        }
+    }
+
+    /// Takes what has completed.
+    pub(super) fn collect(&mut self, events: &mut VecDeque<Event>) {
+        self.disk.completions(&mut self.completed);
+        events.extend(self.completed.drain(..).map(event_of));
+        while self.disk.in_flight() < Self::MAX_IN_FLIGHT
+            && let Some((op, request)) = self.overflow.pop_front()
+        {
+            match self.disk.submit(OpId(op.0), request) {
+                Some(completion) => events.push_back(event_of(completion)),
+                None => self.unkicked = true,
+            }
+        }
+    }
+
+    /// The core gives it up.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Whether it was given up and nothing is under way any more.
+    pub(super) fn is_done(&self) -> bool {
+        self.closing && self.is_idle()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.disk.in_flight() == 0 && self.overflow.is_empty() && self.meta.is_idle()
+    }
+
+    /// Gives the claims on disk and metadata up, once nothing is under way.
+    pub(super) fn release(self) {
+        debug_assert!(self.is_idle(), "a disk is released when it is idle");
+        drop(self.disk);
+        self.meta.close();
+    }
+
+    fn is_hole(&self, range: ByteRange) -> bool {
+        self.next(range.offset, SeekFrom::Data).is_some_and(|data| data >= range.end())
+    }
+
+    /// The parts of a range and whether each holds data, at most `most` of them, from its start
+    /// on. `None` when that cannot be known.
+    pub(super) fn allocation(&self, range: ByteRange, most: usize) -> Option<Vec<(u64, bool)>> {
+        let mut parts = Vec::new();
+        let mut at = range.offset;
+        while at < range.end() && parts.len() < most {
+            let data = self.next(at, SeekFrom::Data)?.min(range.end());
+            if data > at {
+                parts.push((data - at, false));
+            }
+            if data < range.end() {
+                let hole = self.next(data, SeekFrom::Hole)?.min(range.end());
+                parts.push((hole - data, true));
+                at = hole;
+            } else {
+                at = data;
+            }
+        }
+        Some(parts)
+    }
+
+    /// Where data or a hole begin at or behind `from`; the end of all places when nowhere.
+    fn next(&self, from: u64, what: fn(u64) -> SeekFrom) -> Option<u64> {
+        let file = self.probe.as_ref()?;
+        match seek(file, what(from)) {
+            Ok(at) => Some(at),
+            Err(rustix::io::Errno::NXIO) => Some(u64::MAX),
+            Err(_) => None,
+        }
+    }
+}
+
+fn event_of(completion: Completion) -> Event {
+    let op = DiskOpId(completion.op.0);
+    let result = match completion.result {
+        Ok(Outcome::Done) => Ok(DiskOutcome::Done),
+        Ok(Outcome::Data(data)) => Ok(DiskOutcome::Data(data)),
+        Ok(Outcome::Zeroes) => Ok(DiskOutcome::Zeroes),
+        Err(error) => {
+            tracing::error!(%error, "a disk failed");
+            Err(IoFailure::Disk)
+        }
+    };
+    Event::DiskDone(op, result)
+}
+
+fn meta_event(op: MetaOpId, ok: bool) -> Event {
+    Event::MetaDone(op, if ok { Ok(()) } else { Err(IoFailure::Disk) })
+}

@@ -1,0 +1,382 @@
+//! NBD requests of a resource: permits, splitting, partial blocks.
+//!
+//! A request of whole blocks that the core takes in one piece goes straight to it. All others
+//! become a [`Job`].
+
+use super::Limits;
+use super::disk::DiskDriver;
+use super::jobs::{Job, JobKind, LONGEST_ZEROES, PieceResult};
+use super::resource::Resource;
+use bytes::Bytes;
+use holdfast_core::{Event, IoFailure, RequestId};
+use holdfast_nbd::{
+    Export, ExportInfo, Extent, NbdError, PayloadBuf, PayloadBuffers, Reply, ReplyData, Request,
+    RequestKind, ShutdownHandle,
+};
+use holdfast_store::{AlignedBuf, BufferPool};
+use holdfast_units::{ByteRange, MAX_REQUEST};
+use slab::Slab;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// The most extents in one answer about allocation.
+const MAX_EXTENTS: usize = 1024;
+/// All that is looked at for one answer about allocation.
+const MAX_STATUS: u64 = 1 << 30;
+
+/// A resource as export of one connection.
+pub(super) struct NbdExport {
+    info: ExportInfo,
+    resource: Rc<Resource>,
+    number: u64,
+}
+
+impl NbdExport {
+    pub(super) fn describe(name: &str, resource: &Resource) -> ExportInfo {
+        let mut info = ExportInfo::new(name, resource.size());
+        info.can_trim = true;
+        info.can_zero = true;
+        info.can_multi_conn = true;
+        info.can_block_status = true;
+        info
+    }
+
+    pub(super) fn open(name: &str, resource: Rc<Resource>, end: ShutdownHandle) -> Self {
+        let info = Self::describe(name, &resource);
+        let number = resource.connection_opened(end);
+        Self { info, resource, number }
+    }
+}
+
+impl Export for NbdExport {
+    fn info(&self) -> ExportInfo {
+        self.info.clone()
+    }
+
+    fn submit(&self, request: Request, reply: Reply) {
+        self.resource.request(request, reply);
+    }
+
+    fn batch_submitted(&self) {
+        self.resource.finish();
+    }
+}
+
+impl Drop for NbdExport {
+    fn drop(&mut self) {
+        self.resource.connection_closed(self.number);
+    }
+}
+
+/// Payloads of writes go into aligned buffers.
+pub(super) struct AlignedBuffers(pub(super) BufferPool);
+
+impl PayloadBuffers for AlignedBuffers {
+    fn get(&self, len: usize) -> Box<dyn PayloadBuf> {
+        Box::new(Payload(self.0.get(len)))
+    }
+}
+
+struct Payload(AlignedBuf);
+
+impl PayloadBuf for Payload {
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
+    fn freeze(self: Box<Self>) -> Bytes {
+        self.0.freeze()
+    }
+}
+
+/// Requests since the start.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Stats {
+    pub(super) reads: u64,
+    pub(super) read_bytes: u64,
+    pub(super) writes: u64,
+    pub(super) written_bytes: u64,
+}
+
+/// What the core has been asked for.
+enum Asked {
+    /// A request of a client, whole.
+    Whole { reply: Reply, range: ByteRange, writes: bool, cost: u64 },
+    /// A piece of a job, from this offset on.
+    Piece { job: usize, offset: u64 },
+}
+
+/// The requests of one resource.
+pub(super) struct Frontend {
+    limits: Limits,
+    pool: BufferPool,
+    asked: Slab<Asked>,
+    jobs: Slab<Job>,
+    /// Jobs that change partial blocks and run.
+    partial: Vec<usize>,
+    /// Jobs that wait for writes of the same blocks, in order.
+    blocked: VecDeque<usize>,
+    in_flight: usize,
+    in_flight_bytes: u64,
+    /// Requests that wait for permits. Bounded by what connections may have under way.
+    waiting: VecDeque<(Request, Reply)>,
+    stats: Stats,
+}
+
+impl Frontend {
+    pub(super) fn new(limits: Limits, pool: BufferPool) -> Self {
+        Self {
+            limits,
+            pool,
+            asked: Slab::new(),
+            jobs: Slab::new(),
+            partial: Vec::new(),
+            blocked: VecDeque::new(),
+            in_flight: 0,
+            in_flight_bytes: 0,
+            waiting: VecDeque::new(),
+            stats: Stats::default(),
+        }
+    }
+
+    pub(super) const fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Takes a request of a client. `disk` is the local disk when its data are good.
+    pub(super) fn submit(
+        &mut self,
+        request: Request,
+        reply: Reply,
+        disk: Option<&DiskDriver>,
+        events: &mut VecDeque<Event>,
+    ) {
+        match request.kind {
+            RequestKind::Cache => reply.complete(Ok(ReplyData::Done)),
+            RequestKind::BlockStatus => reply.complete(Ok(extents(request.range, disk))),
+            _ if !self.waiting.is_empty() || !self.has_room(cost(&request)) => {
+                self.waiting.push_back((request, reply));
+            }
+            _ => self.begin(request, reply, events),
+        }
+    }
+
+    fn has_room(&self, cost: u64) -> bool {
+        self.in_flight == 0
+            || (self.in_flight < self.limits.in_flight_requests
+                && self.in_flight_bytes.saturating_add(cost) <= self.limits.in_flight_bytes)
+    }
+
+    fn begin(&mut self, request: Request, reply: Reply, events: &mut VecDeque<Event>) {
+        let cost = cost(&request);
+        self.in_flight += 1;
+        self.in_flight_bytes += cost;
+        self.count(&request);
+        let range = request.range;
+        let writes = !matches!(request.kind, RequestKind::Read | RequestKind::Flush);
+        if writes && self.is_contended(range) {
+            self.begin_job(request, reply, events);
+            return;
+        }
+        match whole(request) {
+            Ok(kind) => {
+                let id = self.asked.insert(Asked::Whole { reply, range, writes, cost });
+                events.push_back(Event::Request(RequestId(id as u64), kind));
+            }
+            Err(request) => self.begin_job(request, reply, events),
+        }
+    }
+
+    fn count(&mut self, request: &Request) {
+        let stats = &mut self.stats;
+        match request.kind {
+            RequestKind::Read => {
+                stats.reads += 1;
+                stats.read_bytes += request.range.len;
+            }
+            RequestKind::Write | RequestKind::Trim | RequestKind::WriteZeroes => {
+                stats.writes += 1;
+                stats.written_bytes += request.range.len;
+            }
+            RequestKind::Flush | RequestKind::Cache | RequestKind::BlockStatus => {}
+        }
+    }
+
+    fn begin_job(&mut self, request: Request, reply: Reply, events: &mut VecDeque<Event>) {
+        let cost = cost(&request);
+        let Some(job) = Job::new(request, reply, cost) else {
+            // A trim of less than a block.
+            self.release(cost, events);
+            return;
+        };
+        let key = self.jobs.insert(job);
+        if self.must_wait(key, self.blocked.len()) {
+            self.blocked.push_back(key);
+        } else {
+            self.run_job(key, events);
+        }
+    }
+
+    /// Whether a write of this range could meet a job that changes partial blocks.
+    fn is_contended(&self, range: ByteRange) -> bool {
+        if self.partial.is_empty() && self.blocked.is_empty() {
+            return false;
+        }
+        let meets = |key: &usize| self.jobs[*key].outer().overlaps(range);
+        self.partial.iter().any(meets) || self.blocked.iter().any(meets)
+    }
+
+    /// Whether a job must wait: for those that wait already before it (the first `ahead`), for jobs
+    /// that change partial blocks, and, when it does so itself, for every write.
+    fn must_wait(&self, key: usize, ahead: usize) -> bool {
+        let job = &self.jobs[key];
+        if !job.writes() {
+            return false;
+        }
+        let outer = job.outer();
+        let meets = |other: &usize| self.jobs[*other].outer().overlaps(outer);
+        if self.blocked.iter().take(ahead).any(meets) || self.partial.iter().any(meets) {
+            return true;
+        }
+        job.is_partial()
+            && (self.asked.iter().any(|(_, asked)| match asked {
+                Asked::Whole { range, writes, .. } => *writes && range.overlaps(outer),
+                Asked::Piece { .. } => false,
+            }) || self.jobs.iter().any(|(other, running)| {
+                other != key && running.is_running() && running.writes() && running.outer().overlaps(outer)
+            }))
+    }
+
+    fn run_job(&mut self, key: usize, events: &mut VecDeque<Event>) {
+        let job = &mut self.jobs[key];
+        if job.start() == JobKind::Partial {
+            self.partial.push(key);
+        }
+        self.pump(key, events);
+    }
+
+    /// Asks the core for as many pieces of a job as may be under way; ends it after the last one.
+    fn pump(&mut self, key: usize, events: &mut VecDeque<Event>) {
+        let job = &mut self.jobs[key];
+        while let Some((offset, kind)) = job.next_piece(&self.pool) {
+            let id = self.asked.insert(Asked::Piece { job: key, offset });
+            events.push_back(Event::Request(RequestId(id as u64), kind));
+        }
+        if !self.jobs[key].is_done() {
+            return;
+        }
+        let job = self.jobs.remove(key);
+        self.partial.retain(|partial| *partial != key);
+        let cost = job.cost();
+        job.answer();
+        self.release(cost, events);
+        self.unblock(events);
+    }
+
+    /// The core has answered.
+    pub(super) fn complete(
+        &mut self,
+        id: RequestId,
+        result: Result<Option<Bytes>, IoFailure>,
+        events: &mut VecDeque<Event>,
+    ) {
+        let asked = usize::try_from(id.0).ok().and_then(|key| self.asked.try_remove(key));
+        match asked {
+            Some(Asked::Whole { reply, cost, writes, .. }) => {
+                let answer = match result {
+                    Ok(Some(data)) => Ok(ReplyData::Read(data)),
+                    Ok(None) => Ok(ReplyData::Done),
+                    Err(failure) => Err(error_of(failure)),
+                };
+                reply.complete(answer);
+                self.release(cost, events);
+                if writes {
+                    self.unblock(events);
+                }
+            }
+            Some(Asked::Piece { job, offset }) => {
+                self.jobs[job].piece_done(PieceResult { offset, result });
+                self.pump(job, events);
+            }
+            None => debug_assert!(false, "the core answered {id:?}, which was not asked"),
+        }
+    }
+
+    /// Gives permits back, and lets those in who wait for them.
+    fn release(&mut self, cost: u64, events: &mut VecDeque<Event>) {
+        self.in_flight -= 1;
+        self.in_flight_bytes -= cost;
+        while let Some((request, _)) = self.waiting.front()
+            && self.has_room(self::cost(request))
+            && let Some((request, reply)) = self.waiting.pop_front()
+        {
+            self.begin(request, reply, events);
+        }
+    }
+
+    /// A write has ended: who waited for it may go on.
+    fn unblock(&mut self, events: &mut VecDeque<Event>) {
+        let mut at = 0;
+        while let Some(&key) = self.blocked.get(at) {
+            if self.must_wait(key, at) {
+                at += 1;
+            } else {
+                self.blocked.remove(at);
+                self.run_job(key, events);
+            }
+        }
+    }
+}
+
+/// The bytes that a request holds.
+fn cost(request: &Request) -> u64 {
+    match request.kind {
+        RequestKind::Read | RequestKind::Write => request.range.len,
+        _ => 0,
+    }
+}
+
+/// The request as the core takes it, when it takes it in one piece.
+fn whole(request: Request) -> Result<holdfast_core::RequestKind, Request> {
+    use holdfast_core::RequestKind as Core;
+    let Request { kind, range, fua, .. } = request;
+    match kind {
+        RequestKind::Flush => return Ok(Core::Flush),
+        _ if !range.is_aligned() => {}
+        RequestKind::Read if range.len <= MAX_REQUEST => return Ok(Core::Read(range)),
+        RequestKind::Write if range.len <= MAX_REQUEST => {
+            return Ok(Core::Write { range, data: request.payload, fua });
+        }
+        RequestKind::Trim if range.len <= LONGEST_ZEROES => {
+            return Ok(Core::Zeroes { range, fua });
+        }
+        RequestKind::WriteZeroes if range.len <= LONGEST_ZEROES && !request.no_hole => {
+            return Ok(Core::Zeroes { range, fua });
+        }
+        _ => {}
+    }
+    Err(request)
+}
+
+/// What a client is told of a failure.
+pub(super) fn error_of(failure: IoFailure) -> NbdError {
+    match failure {
+        IoFailure::NotPrimary | IoFailure::Stopping => NbdError::Shutdown,
+        IoFailure::NoData | IoFailure::Disk => NbdError::Io,
+        IoFailure::Range => NbdError::Invalid,
+    }
+}
+
+/// Which parts of a range hold data, as far as the local disk knows.
+fn extents(range: ByteRange, disk: Option<&DiskDriver>) -> ReplyData {
+    let looked = ByteRange::new(range.offset, range.len.min(MAX_STATUS));
+    let parts = disk.and_then(|disk| disk.allocation(looked, MAX_EXTENTS));
+    let extents = match parts {
+        Some(parts) if !parts.is_empty() => parts
+            .into_iter()
+            .map(|(len, data)| if data { Extent::data(len) } else { Extent::hole(len) })
+            .collect(),
+        _ => vec![Extent::data(range.len)],
+    };
+    ReplyData::Extents(extents)
+}

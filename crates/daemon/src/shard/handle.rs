@@ -1,0 +1,130 @@
+//! The control plane's end of a resource.
+
+use super::link::{LinkOrigin, LinkStream};
+use super::resource::ToResource;
+use super::view::ResourceView;
+use holdfast_core::{Command, Notice, Refusal};
+use holdfast_units::{NodeId, PeerSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+/// A command that has not ended after so long is reported as timed out. It may still happen.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Stopping in good order, closing links and disk together take no longer.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a resource could not be closed in good order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseError {
+    /// The disk still works on something. It stays claimed until that has ended.
+    #[error("the disk did not finish what was under way in time")]
+    DiskBusy,
+    /// It took longer than 30 seconds.
+    #[error("it did not end in time")]
+    TimedOut,
+    /// It is closed already.
+    #[error("it is closed already")]
+    Closed,
+}
+
+/// A resource that is open on a shard. Clones are the same resource; it may be used from any
+/// thread that runs tokio. When the last clone is dropped, the resource is closed.
+#[derive(Clone)]
+pub struct ResourceHandle {
+    pub(super) name: Arc<str>,
+    pub(super) commands: mpsc::Sender<ToResource>,
+    pub(super) view: watch::Receiver<Arc<ResourceView>>,
+    pub(super) wanted: watch::Receiver<PeerSet>,
+    pub(super) notices: broadcast::Sender<Notice>,
+}
+
+impl ResourceHandle {
+    /// The resource's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Gives the core a command and waits for its end, at most 30 seconds.
+    ///
+    /// # Errors
+    /// The core's refusal; [`Refusal::TimedOut`] when it took longer; [`Refusal::Busy`] when the
+    /// resource is closed. [`Command::Stop`] is refused as busy: use [`Self::close`].
+    pub async fn command(&self, command: Command) -> Result<(), Refusal> {
+        if command == Command::Stop {
+            return Err(Refusal::Busy);
+        }
+        let run = async {
+            let (done, end) = oneshot::channel();
+            let sent = self.commands.send(ToResource::Command(command, done)).await;
+            sent.map_err(|_| Refusal::Busy)?;
+            end.await.unwrap_or(Err(Refusal::Busy))
+        };
+        tokio::time::timeout(COMMAND_TIMEOUT, run).await.unwrap_or(Err(Refusal::TimedOut))
+    }
+
+    /// How the resource is. States are current; counters are at most 100 ms old.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<ResourceView> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// Tells of every change of [`Self::snapshot`]. Ends when the resource is closed.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Arc<ResourceView>> {
+        self.view.clone()
+    }
+
+    /// What the core has to say to people, from now on. Who reads too slowly misses old ones.
+    #[must_use]
+    pub fn notices(&self) -> broadcast::Receiver<Notice> {
+        self.notices.subscribe()
+    }
+
+    /// The peers to which a link is wanted and none stands. The control plane keeps dialling those
+    /// in the set, with pauses, and hands in what it gets by [`Self::add_link`]. A peer whose link
+    /// is lost comes back into the set.
+    #[must_use]
+    pub fn wanted_links(&self) -> watch::Receiver<PeerSet> {
+        self.wanted.clone()
+    }
+
+    /// Hands in a link: an authenticated stream to `peer` that is about this resource, with nothing
+    /// of the link's own protocol read or written yet.
+    ///
+    /// When both sides dial at once, both keep the link that the node with the lower number
+    /// dialled. A link that is not needed is closed, and so is every link to a closed resource.
+    pub fn add_link(&self, peer: NodeId, origin: LinkOrigin, stream: Box<dyn LinkStream>) {
+        // Full only when somebody floods us with links; the stream is dropped and dialled again.
+        let _ = self.commands.try_send(ToResource::Link(peer, origin, stream));
+    }
+
+    /// Ends all NBD connections to the resource: requests under way are answered, new ones are
+    /// refused. Does not wait for their end. A demotion does it by itself when it is done.
+    pub async fn end_connections(&self) {
+        // A closed resource has no connections.
+        let _ = self.commands.send(ToResource::EndConnections).await;
+    }
+
+    /// Stops the resource in good order and closes its disk, at most 30 seconds.
+    ///
+    /// # Errors
+    /// [`CloseError`] when not all of that could be done. The resource is gone for other callers
+    /// in any case.
+    pub async fn close(self) -> Result<(), CloseError> {
+        let run = async {
+            let (done, end) = oneshot::channel();
+            let sent = self.commands.send(ToResource::Close(done)).await;
+            sent.map_err(|_| CloseError::Closed)?;
+            end.await.unwrap_or(Err(CloseError::Closed))
+        };
+        tokio::time::timeout(CLOSE_TIMEOUT, run).await.unwrap_or(Err(CloseError::TimedOut))
+    }
+}
+
+impl std::fmt::Debug for ResourceHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ResourceHandle").field("name", &self.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,78 @@
+//! The thread that owns resources: core, disk, NBD connections and peer links of a resource live
+//! on one thread, and everything between them is a plain call.
+//!
+//! ```text
+//!   control plane (other threads)          shard thread (one tokio LocalRuntime)
+//!   ─────────────────────────────          ────────────────────────────────────────────
+//!   ResourceHandle ── commands ──────────▶ resource task ─┐
+//!                  ── links (TLS streams) ▶               │     ┌── NBD connections
+//!                  ◀─ view, notices, wanted peers         ▼     ▼
+//!   Shard ── listeners ──────────────────▶           ┌── Resource ──┐
+//!                                                    │  core, disk, │◀── peer links
+//!   metadata thread ◀── MetaWrite ────────           │  frontend    │◀── disk completions
+//!                   ─── MetaDone ────────▶           └──────────────┘◀── timer
+//! ```
+//!
+//! Whoever has an event calls [`resource`]'s `feed`, which runs the core and carries out its
+//! actions until none is left; operations that end at once are fed back as events by the same
+//! loop. Messages and replies go into the queue of their connection, whose task sends what has
+//! come together. `docs/design/shard.md` has the why.
+
+mod disk;
+mod frontend;
+mod handle;
+mod jobs;
+mod link;
+mod meta_io;
+mod metadata;
+mod open;
+mod outbox;
+mod registry;
+mod resource;
+mod socket;
+mod thread;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use handle::{CloseError, ResourceHandle};
+pub use link::{LinkOrigin, LinkStream};
+pub use metadata::{
+    CreateMetadata, DiskSpec, InitialContent, MetaPlace, MetadataError, boot_id, create_metadata,
+};
+pub use open::OpenError;
+pub use socket::LinkSocket;
+pub use thread::{Shard, ShardOptions};
+pub use view::{DiskView, ResourceView};
+
+use holdfast_core as core;
+
+/// What a resource is opened with.
+#[derive(Clone, Debug)]
+pub struct ResourceSpec {
+    /// Its name: the name of its NBD export.
+    pub name: String,
+    /// What the replication core is made of. `boot` is best [`boot_id`], `seed` random.
+    pub config: core::Config,
+    /// The local disk; `None` for a diskless member.
+    pub disk: Option<DiskSpec>,
+    /// How much may be under way for clients.
+    pub limits: Limits,
+}
+
+/// How much of a resource's requests may be under way at a time. What is above waits, and the
+/// connections that it came from are not read beyond limits of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of reads and writes. One request is let in whatever its size.
+    pub in_flight_bytes: u64,
+    /// Requests of clients.
+    pub in_flight_requests: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { in_flight_bytes: 64 << 20, in_flight_requests: 1024 }
+    }
+}

@@ -1,0 +1,674 @@
+//! One resource on its shard: the core, and what carries out its actions.
+
+use super::disk::DiskDriver;
+use super::frontend::Frontend;
+use super::handle::CloseError;
+use super::link::{self, Link, LinkOrigin, LinkStream};
+use super::meta_io::{MetaDone, MetaIo};
+use super::open::OpenDisk;
+use super::registry::Registry;
+use super::view::{DiskView, ResourceView};
+use super::{ResourceHandle, ResourceSpec};
+use holdfast_core::{
+    Action, Attachment, Command, CommandId, Core, Event, LinkId, Notice, Refusal, Snapshot,
+};
+use holdfast_nbd::{Reply, Request, ShutdownHandle};
+use holdfast_store::BufferPool;
+use holdfast_units::{DiskState, Millis, NodeId, PeerSet, Role};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, spawn_local};
+
+/// Counters in the view are at most so old.
+const VIEW_AGE: Duration = Duration::from_millis(100);
+/// Commands and links that wait for the resource's task.
+const QUEUE: usize = 64;
+/// Notices that a slow reader can lag behind.
+const NOTICES: usize = 256;
+/// How long the core may take to stop, and how long links and disk may take then.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the control plane sends to a resource.
+pub(super) enum ToResource {
+    Command(Command, oneshot::Sender<Result<(), Refusal>>),
+    Link(NodeId, LinkOrigin, Box<dyn LinkStream>),
+    EndConnections,
+    Close(oneshot::Sender<Result<(), CloseError>>),
+}
+
+/// A resource, shared by the tasks of its thread. No task keeps it borrowed while it waits.
+pub(super) struct Resource {
+    inner: RefCell<Inner>,
+    /// The time of the next tick was moved forward.
+    rearm: Notify,
+    /// Something ended that closing waits for.
+    ended: Notify,
+}
+
+/// A command under way.
+struct Pending {
+    done: oneshot::Sender<Result<(), Refusal>>,
+    promotes: bool,
+}
+
+struct Inner {
+    name: Arc<str>,
+    node: NodeId,
+    core: Core,
+    began: Instant,
+    events: VecDeque<Event>,
+    actions: Vec<Action>,
+    disk: Option<DiskDriver>,
+    disk_view: Option<DiskView>,
+    /// The task that waits for the disk's completions.
+    disk_task: Option<AbortHandle>,
+    links: BTreeMap<NodeId, Link>,
+    /// Links whose tasks have not ended; more than `links` while old ones say farewell.
+    link_tasks: usize,
+    last_link: u64,
+    /// Peers that the core wants links to.
+    wanted: PeerSet,
+    frontend: Frontend,
+    connections: BTreeMap<u64, ShutdownHandle>,
+    last_connection: u64,
+    pending: BTreeMap<CommandId, Pending>,
+    last_command: u64,
+    /// The last promotion is done, durably.
+    promoted: bool,
+    role: Role,
+    disk_state: DiskState,
+    stopped: bool,
+    /// What the view shows has changed: states, or counters.
+    changed: bool,
+    moved: bool,
+    published: Instant,
+    /// When the timer task will wake.
+    armed: Option<Instant>,
+    view: watch::Sender<Arc<ResourceView>>,
+    wanted_links: watch::Sender<PeerSet>,
+    notices: broadcast::Sender<Notice>,
+}
+
+/// Starts a resource on the calling thread. The handle is its only owner outside.
+pub(super) fn start(
+    spec: ResourceSpec,
+    disk: Option<OpenDisk>,
+    pool: &BufferPool,
+    registry: &Rc<Registry>,
+) -> io::Result<ResourceHandle> {
+    let (commands, queue) = mpsc::channel(QUEUE);
+    let (notices, _) = broadcast::channel(NOTICES);
+    let (wanted_links, wanted) = watch::channel(PeerSet::EMPTY);
+    let name: Arc<str> = spec.name.clone().into();
+    let node = spec.config.node;
+    let core = Core::new(spec.config);
+    let mut parts = match disk {
+        Some(disk) => Some(DiskParts::of(disk)?),
+        None => None,
+    };
+    let disk_view = parts.as_ref().map(|parts| parts.view.clone());
+    let (view, seen) = watch::channel(Arc::new(ResourceView {
+        name: spec.name,
+        snapshot: core.snapshot(),
+        exported: false,
+        open_count: 0,
+        disk: disk_view.clone(),
+        reads: 0,
+        read_bytes: 0,
+        writes: 0,
+        written_bytes: 0,
+    }));
+    let now = Instant::now();
+    let attachment = parts.as_mut().and_then(|parts| parts.attachment.take());
+    let (driver, completions) = match parts {
+        Some(parts) => (Some(parts.driver), Some((parts.ready, parts.meta_ends))),
+        None => (None, None),
+    };
+    let resource = Rc::new(Resource {
+        inner: RefCell::new(Inner {
+            name: Arc::clone(&name),
+            node,
+            core,
+            began: now,
+            events: VecDeque::new(),
+            actions: Vec::new(),
+            disk: driver,
+            disk_view,
+            disk_task: None,
+            links: BTreeMap::new(),
+            link_tasks: 0,
+            last_link: 0,
+            wanted: PeerSet::EMPTY,
+            frontend: Frontend::new(spec.limits, pool.clone()),
+            connections: BTreeMap::new(),
+            last_connection: 0,
+            pending: BTreeMap::new(),
+            last_command: 0,
+            promoted: false,
+            role: Role::Secondary,
+            disk_state: DiskState::Diskless,
+            stopped: false,
+            changed: true,
+            moved: false,
+            published: now,
+            armed: None,
+            view,
+            wanted_links,
+            notices: notices.clone(),
+        }),
+        rearm: Notify::new(),
+        ended: Notify::new(),
+    });
+    if let Some((ready, meta_ends)) = completions {
+        let task = spawn_local(drive_disk(Rc::clone(&resource), ready));
+        resource.inner.borrow_mut().disk_task = Some(task.abort_handle());
+        spawn_local(drive_metadata(Rc::clone(&resource), meta_ends));
+    }
+    spawn_local(keep_time(Rc::clone(&resource)));
+    resource.feed(attachment.map_or(Event::Tick, |found| Event::Attach(Box::new(found))));
+    resource.finish();
+    registry.insert(&name, &resource);
+    let runner = Runner { resource, registry: Rc::clone(registry), pool: pool.clone() };
+    spawn_local(runner.run(queue));
+    Ok(ResourceHandle { name, commands, view: seen, wanted, notices })
+}
+
+/// An open disk, taken apart for the tasks that drive it.
+struct DiskParts {
+    driver: DiskDriver,
+    ready: AsyncFd<OwnedFd>,
+    meta_ends: UnboundedReceiver<MetaDone>,
+    attachment: Option<Attachment>,
+    view: DiskView,
+}
+
+impl DiskParts {
+    fn of(disk: OpenDisk) -> io::Result<Self> {
+        let ready = readable(disk.disk.event_fd().try_clone_to_owned()?)?;
+        let (meta, meta_ends) = MetaIo::start(disk.meta)?;
+        let driver = DiskDriver::new(disk.disk, meta, disk.probe);
+        Ok(Self { driver, ready, meta_ends, attachment: Some(disk.attachment), view: disk.view })
+    }
+}
+
+/// Registers a descriptor with the runtime.
+#[allow(unsafe_code)]
+fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` keeps one and the same descriptor open until it is dropped, which the
+    // `AsyncFd` does after it has taken it out of the event queue.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
+
+/// Takes the disk's completions until the disk is closed.
+async fn drive_disk(resource: Rc<Resource>, ready: AsyncFd<OwnedFd>) {
+    while let Ok(mut guard) = ready.readable().await {
+        guard.clear_ready();
+        resource.collect_disk();
+        resource.finish();
+    }
+}
+
+/// Takes the ends of metadata writes until the metadata are closed.
+async fn drive_metadata(resource: Rc<Resource>, mut ends: UnboundedReceiver<MetaDone>) {
+    while let Some((op, ok)) = ends.recv().await {
+        resource.metadata_ended(op, ok);
+        resource.finish();
+    }
+}
+
+/// Ticks when the core wants it, and when the view is due.
+async fn keep_time(resource: Rc<Resource>) {
+    loop {
+        let at = resource.inner.borrow().armed;
+        match at {
+            Some(at) => {
+                tokio::select! {
+                    () = tokio::time::sleep_until(at.into()) => resource.tick(),
+                    () = resource.rearm.notified() => {}
+                }
+            }
+            None => resource.rearm.notified().await,
+        }
+        if resource.inner.borrow().is_closed() {
+            return;
+        }
+    }
+}
+
+impl Resource {
+    /// Takes an event, and carries out all that follows at once. [`Self::finish`] must follow when
+    /// the caller has no more events for the moment.
+    pub(super) fn feed(&self, event: Event) {
+        self.inner.borrow_mut().feed(event);
+    }
+
+    /// Does what is done once for many events: hands disk operations to the kernel, publishes the
+    /// view, sets the timer.
+    pub(super) fn finish(&self) {
+        let mut inner = self.inner.borrow_mut();
+        inner.finish();
+        let over = inner.stopped || inner.disk.is_none();
+        // At the end, so that the timer task sees it.
+        let rearm = inner.rearm() || inner.is_closed();
+        drop(inner);
+        if rearm {
+            self.rearm.notify_one();
+        }
+        if over {
+            self.ended.notify_one();
+        }
+    }
+
+    fn tick(&self) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            inner.armed = None;
+            let now = inner.now();
+            if inner.core.deadline().is_some_and(|at| at <= now) {
+                inner.feed(Event::Tick);
+            }
+        }
+        self.finish();
+    }
+
+    fn collect_disk(&self) {
+        let mut inner = self.inner.borrow_mut();
+        let inner = &mut *inner;
+        if let Some(disk) = &mut inner.disk {
+            disk.collect(&mut inner.events);
+        }
+        inner.run();
+    }
+
+    fn metadata_ended(&self, op: holdfast_core::MetaOpId, ok: bool) {
+        let mut inner = self.inner.borrow_mut();
+        let inner = &mut *inner;
+        if let Some(disk) = &mut inner.disk {
+            disk.meta_ended(op, ok, &mut inner.events);
+        }
+        inner.run();
+    }
+
+    /// A request of an NBD client.
+    pub(super) fn request(&self, request: Request, reply: Reply) {
+        let mut inner = self.inner.borrow_mut();
+        let inner = &mut *inner;
+        let disk = inner.disk.as_ref().filter(|_| inner.disk_state == DiskState::UpToDate);
+        inner.frontend.submit(request, reply, disk, &mut inner.events);
+        inner.run();
+    }
+
+    /// The task of a link has ended.
+    pub(super) fn link_ended(&self, peer: NodeId, id: LinkId) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            inner.link_tasks -= 1;
+            if inner.links.get(&peer).is_some_and(|link| link.id == id) {
+                inner.links.remove(&peer);
+            }
+            inner.feed(Event::PeerDown(peer, id));
+            inner.publish_wanted();
+        }
+        self.finish();
+        self.ended.notify_one();
+    }
+
+    /// Takes a link over, unless a better one stands.
+    fn add_link(
+        self: &Rc<Self>,
+        peer: NodeId,
+        origin: LinkOrigin,
+        mut stream: Box<dyn LinkStream>,
+        pool: &BufferPool,
+    ) {
+        let mut inner = self.inner.borrow_mut();
+        let preferred = origin.is_preferred(inner.node, peer);
+        if inner.links.get(&peer).is_some_and(|link| link.preferred && !preferred) {
+            return;
+        }
+        if let Err(error) = stream.move_here() {
+            tracing::warn!(%peer, %error, "a link was lost before it began");
+            return;
+        }
+        inner.last_link += 1;
+        let id = LinkId(inner.last_link);
+        let (link, task) = link::start(self, peer, id, preferred, stream, pool.clone());
+        if let Some(old) = inner.links.insert(peer, link) {
+            old.abort();
+        }
+        inner.link_tasks += 1;
+        spawn_local(task);
+        inner.feed(Event::PeerUp(peer, id));
+        inner.publish_wanted();
+        drop(inner);
+        self.finish();
+    }
+
+    fn command(&self, command: Command, done: oneshot::Sender<Result<(), Refusal>>) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            inner.last_command += 1;
+            let id = CommandId(inner.last_command);
+            let promotes = matches!(command, Command::Promote { .. });
+            inner.pending.insert(id, Pending { done, promotes });
+            inner.feed(Event::Command(id, command));
+        }
+        self.finish();
+    }
+
+    /// Whether clients may open the export.
+    pub(super) fn is_exported(&self) -> bool {
+        self.inner.borrow().is_exported()
+    }
+
+    /// The export's size in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.inner.borrow().view.borrow().snapshot.size
+    }
+
+    /// Counts a connection that has the export open; its number.
+    pub(super) fn connection_opened(&self, end: ShutdownHandle) -> u64 {
+        let number = {
+            let mut inner = self.inner.borrow_mut();
+            inner.last_connection += 1;
+            let number = inner.last_connection;
+            inner.connections.insert(number, end);
+            inner.changed = true;
+            number
+        };
+        self.finish();
+        number
+    }
+
+    pub(super) fn connection_closed(&self, number: u64) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            inner.connections.remove(&number);
+            inner.changed = true;
+        }
+        self.finish();
+    }
+}
+
+impl Inner {
+    fn now(&self) -> Millis {
+        let passed = self.began.elapsed().as_millis();
+        Millis(u64::try_from(passed).unwrap_or(u64::MAX))
+    }
+
+    fn feed(&mut self, event: Event) {
+        self.events.push_back(event);
+        self.run();
+    }
+
+    /// Runs the core until no event is left.
+    fn run(&mut self) {
+        if self.events.is_empty() {
+            return;
+        }
+        let now = self.now();
+        self.moved = true;
+        while let Some(event) = self.events.pop_front() {
+            let mut actions = std::mem::take(&mut self.actions);
+            self.core.on(now, event, &mut actions);
+            for action in actions.drain(..) {
+                self.act(action);
+            }
+            self.actions = actions;
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Complete(id, result) => self.frontend.complete(id, result, &mut self.events),
+            Action::Send(peer, id, message) => {
+                if let Some(link) = self.links.get(&peer).filter(|link| link.id == id) {
+                    link.send(&message);
+                }
+            }
+            Action::DiskRead { op, range, holes } => match &mut self.disk {
+                Some(disk) => disk.read(op, range, holes, &mut self.events),
+                None => self.events.push_back(no_disk(op)),
+            },
+            Action::DiskWrite { op, range, data, fua } => match &mut self.disk {
+                Some(disk) => disk.write(op, range, data, fua, &mut self.events),
+                None => self.events.push_back(no_disk(op)),
+            },
+            Action::DiskZeroes { op, range, fua } => match &mut self.disk {
+                Some(disk) => disk.zeroes(op, range, fua, &mut self.events),
+                None => self.events.push_back(no_disk(op)),
+            },
+            Action::DiskFlush { op } => match &mut self.disk {
+                Some(disk) => disk.flush(op, &mut self.events),
+                None => self.events.push_back(no_disk(op)),
+            },
+            Action::MetaWrite { op, blocks } => match &mut self.disk {
+                Some(disk) => disk.write_meta(op, blocks, &mut self.events),
+                None => {
+                    let failure = Err(holdfast_core::IoFailure::Disk);
+                    self.events.push_back(Event::MetaDone(op, failure));
+                }
+            },
+            Action::CloseDisk => {
+                if let Some(disk) = &mut self.disk {
+                    disk.close();
+                }
+            }
+            Action::Connect(peer) => {
+                self.wanted.insert(peer);
+                self.publish_wanted();
+            }
+            Action::Disconnect(peer, id) => {
+                self.wanted.remove(peer);
+                let link = self.links.get(&peer).filter(|link| Some(link.id) == id);
+                link.into_iter().for_each(Link::close);
+                self.publish_wanted();
+            }
+            Action::Reset(peer, id) => {
+                let link = self.links.get(&peer).filter(|link| link.id == id);
+                link.into_iter().for_each(Link::abort);
+            }
+            Action::CommandDone(id, result) => self.command_done(id, result),
+            Action::StateChanged => self.state_changed(),
+            Action::Notice(notice) => {
+                tracing::warn!(resource = %self.name, ?notice, "the replication core reports");
+                // Nobody may be listening.
+                let _ = self.notices.send(notice);
+            }
+            Action::Stopped => {
+                self.stopped = true;
+                self.state_changed();
+            }
+        }
+    }
+
+    fn command_done(&mut self, id: CommandId, result: Result<(), Refusal>) {
+        let Some(pending) = self.pending.remove(&id) else { return };
+        if pending.promotes && result.is_ok() {
+            self.promoted = true;
+        }
+        self.state_changed();
+        // Who gave the command sees its effect in the view.
+        self.publish();
+        // Who asked may have lost patience.
+        let _ = pending.done.send(result);
+    }
+
+    /// Looks at what changed, for what depends on it here.
+    fn state_changed(&mut self) {
+        self.changed = true;
+        let Snapshot { role, disk, .. } = self.core.snapshot();
+        self.disk_state = disk;
+        if self.role == Role::Primary && role != Role::Primary {
+            self.promoted = false;
+            self.end_connections();
+        }
+        self.role = role;
+    }
+
+    fn is_exported(&self) -> bool {
+        self.promoted && self.role == Role::Primary && !self.stopped
+    }
+
+    fn end_connections(&self) {
+        self.connections.values().for_each(ShutdownHandle::request);
+    }
+
+    fn finish(&mut self) {
+        if let Some(disk) = &mut self.disk {
+            disk.kick();
+            if disk.is_done()
+                && let Some(disk) = self.disk.take()
+            {
+                disk.release();
+                self.disk_task.take().iter().for_each(AbortHandle::abort);
+                self.disk_view = None;
+                self.changed = true;
+            }
+        }
+        for link in self.links.values() {
+            link.unthrottle();
+        }
+        if self.changed || (self.moved && self.published.elapsed() >= VIEW_AGE) {
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
+        self.changed = false;
+        self.moved = false;
+        self.published = Instant::now();
+        let stats = self.frontend.stats();
+        let view = ResourceView {
+            name: self.name.to_string(),
+            snapshot: self.core.snapshot(),
+            exported: self.is_exported(),
+            open_count: self.connections.len(),
+            disk: self.disk_view.clone(),
+            reads: stats.reads,
+            read_bytes: stats.read_bytes,
+            writes: stats.writes,
+            written_bytes: stats.written_bytes,
+        };
+        self.view.send_if_modified(|seen| {
+            let differs = **seen != view;
+            if differs {
+                *seen = Arc::new(view);
+            }
+            differs
+        });
+    }
+
+    /// Tells to which peers a link is wanted and missing.
+    fn publish_wanted(&self) {
+        let linked: PeerSet = self.links.keys().copied().collect();
+        let missing = self.wanted.difference(linked);
+        self.wanted_links.send_if_modified(|seen| {
+            let differs = *seen != missing;
+            *seen = missing;
+            differs
+        });
+    }
+
+    /// Sets the time of the next tick. Whether the timer task must be told; it need not when it
+    /// wakes too early.
+    fn rearm(&mut self) -> bool {
+        let deadline = self.core.deadline();
+        let tick = deadline.and_then(|at| self.began.checked_add(Duration::from_millis(at.0)));
+        let view = self.moved.then(|| self.published + VIEW_AGE);
+        let Some(next) = [tick, view].into_iter().flatten().min() else { return false };
+        let sooner = self.armed.is_none_or(|armed| next < armed);
+        if sooner {
+            self.armed = Some(next);
+        }
+        sooner
+    }
+
+    fn is_closed(&self) -> bool {
+        self.stopped && self.disk.is_none() && self.link_tasks == 0
+    }
+}
+
+fn no_disk(op: holdfast_core::DiskOpId) -> Event {
+    Event::DiskDone(op, Err(holdfast_core::IoFailure::Disk))
+}
+
+/// The task that takes what the control plane sends.
+struct Runner {
+    resource: Rc<Resource>,
+    registry: Rc<Registry>,
+    pool: BufferPool,
+}
+
+impl Runner {
+    async fn run(self, mut queue: mpsc::Receiver<ToResource>) {
+        let asked = loop {
+            match queue.recv().await {
+                Some(ToResource::Command(command, done)) => self.resource.command(command, done),
+                Some(ToResource::Link(peer, origin, stream)) => {
+                    self.resource.add_link(peer, origin, stream, &self.pool);
+                }
+                Some(ToResource::EndConnections) => {
+                    self.resource.inner.borrow().end_connections();
+                }
+                Some(ToResource::Close(done)) => break Some(done),
+                // Nobody holds a handle any more.
+                None => break None,
+            }
+        };
+        queue.close();
+        let result = self.close().await;
+        if let Err(error) = result {
+            let name = self.resource.inner.borrow().name.clone();
+            tracing::error!(resource = %name, %error, "a resource was not closed in good order");
+        }
+        // Who asked may have lost patience.
+        let _ = asked.map(|asked| asked.send(result));
+    }
+
+    async fn close(&self) -> Result<(), CloseError> {
+        let resource = &self.resource;
+        let name = resource.inner.borrow().name.clone();
+        self.registry.hide(&name);
+        resource.inner.borrow().end_connections();
+        let (done, _end) = oneshot::channel();
+        resource.command(Command::Stop, done);
+        let stopped = self.wait_until(STOP_TIMEOUT, |inner| inner.stopped).await;
+        {
+            let mut inner = resource.inner.borrow_mut();
+            inner.links.values().for_each(|link| if stopped { link.close() } else { link.abort() });
+            if !stopped && let Some(disk) = &mut inner.disk {
+                disk.close();
+            }
+            inner.stopped = true;
+        }
+        resource.finish();
+        let released = self.wait_until(RELEASE_TIMEOUT, Inner::is_closed).await;
+        self.registry.remove(&name);
+        match (stopped, released) {
+            (true, true) => Ok(()),
+            (false, true) => Err(CloseError::TimedOut),
+            (_, false) => Err(CloseError::DiskBusy),
+        }
+    }
+
+    /// Waits for a condition that holds after `ended` was notified. Whether it came in time.
+    async fn wait_until(&self, patience: Duration, met: impl Fn(&Inner) -> bool) -> bool {
+        let wait = async {
+            while !met(&self.resource.inner.borrow()) {
+                self.resource.ended.notified().await;
+            }
+        };
+        tokio::time::timeout(patience, wait).await.is_ok()
+    }
+}

@@ -1,0 +1,262 @@
+//! The shard thread: its runtime, its listeners, the opening of resources.
+
+use super::frontend::AlignedBuffers;
+use super::open::{OpenError, open_disk};
+use super::registry::{ConnectionExports, Registry};
+use super::resource;
+use super::{ResourceHandle, ResourceSpec};
+use holdfast_nbd::{ClientInfo, ServerOptions, Shutdown, serve};
+use holdfast_store::BufferPool;
+use std::cell::Cell;
+use std::io;
+use std::net::TcpListener as StdTcpListener;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_local;
+
+/// Orders that wait for the shard thread.
+const QUEUE: usize = 64;
+/// How long a listener rests when the process can open no more files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How a shard works.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardOptions {
+    /// How many bytes of free payload buffers are kept for later.
+    pub kept_buffers: usize,
+    /// NBD connections at a time; more are closed as they come.
+    pub max_connections: usize,
+    /// Bytes of requests that one NBD connection may have under way.
+    pub connection_bytes: u64,
+    /// Requests that one NBD connection may have under way.
+    pub connection_requests: usize,
+}
+
+impl Default for ShardOptions {
+    fn default() -> Self {
+        Self {
+            kept_buffers: 64 << 20,
+            max_connections: 256,
+            connection_bytes: 32 << 20,
+            connection_requests: 256,
+        }
+    }
+}
+
+enum ToShard {
+    Open(Box<ResourceSpec>, oneshot::Sender<Result<ResourceHandle, OpenError>>),
+    Unix(StdUnixListener),
+    Tcp(StdTcpListener),
+}
+
+/// A shard thread. Dropping it ends the thread and everything on it, without good order: close the
+/// resources first.
+#[derive(Debug)]
+pub struct Shard {
+    orders: mpsc::Sender<ToShard>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Shard {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the system gives no thread or no event queue.
+    pub fn start(options: ShardOptions) -> io::Result<Self> {
+        let (orders, queue) = mpsc::channel(QUEUE);
+        let (end, ended) = oneshot::channel();
+        let (ready, started) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new().name("shard".into());
+        thread.spawn(move || {
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .thread_name("shard-blocking")
+                .build_local(LocalOptions::default());
+            match runtime {
+                Ok(runtime) => {
+                    // Who started the thread waits for this.
+                    let _ = ready.send(Ok(()));
+                    runtime.block_on(run(options, queue));
+                    drop(runtime);
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+            // Nobody waits when the shard was dropped.
+            let _ = end.send(());
+        })?;
+        started.recv().unwrap_or_else(|_| Err(io::Error::other("the shard thread ended")))?;
+        Ok(Self { orders, ended })
+    }
+
+    /// Opens a resource: claims disk and metadata, reads the metadata, starts the core as
+    /// Secondary.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing is claimed then.
+    pub async fn open(&self, spec: ResourceSpec) -> Result<ResourceHandle, OpenError> {
+        let (done, end) = oneshot::channel();
+        let sent = self.orders.send(ToShard::Open(Box::new(spec), done)).await;
+        sent.map_err(|_| OpenError::Stopped)?;
+        end.await.unwrap_or(Err(OpenError::Stopped))
+    }
+
+    /// Accepts NBD clients on a Unix socket until the shard ends.
+    ///
+    /// # Errors
+    /// When the shard has ended, or too many orders wait.
+    pub fn serve_unix(&self, listener: StdUnixListener) -> io::Result<()> {
+        listener.set_nonblocking(true)?;
+        self.order(ToShard::Unix(listener))
+    }
+
+    /// Accepts NBD clients on a TCP socket until the shard ends.
+    ///
+    /// # Errors
+    /// When the shard has ended, or too many orders wait.
+    pub fn serve_tcp(&self, listener: StdTcpListener) -> io::Result<()> {
+        listener.set_nonblocking(true)?;
+        self.order(ToShard::Tcp(listener))
+    }
+
+    fn order(&self, order: ToShard) -> io::Result<()> {
+        self.orders.try_send(order).map_err(|error| io::Error::other(error.to_string()))
+    }
+
+    /// Ends the thread and waits until it has ended.
+    pub async fn stop(self) {
+        drop(self.orders);
+        // An error means that it has ended, too.
+        let _ = self.ended.await;
+    }
+}
+
+/// What the tasks of a shard share.
+struct Context {
+    options: ShardOptions,
+    pool: BufferPool,
+    registry: Rc<Registry>,
+    connections: Cell<usize>,
+}
+
+async fn run(options: ShardOptions, mut queue: mpsc::Receiver<ToShard>) {
+    let context = Rc::new(Context {
+        options,
+        pool: BufferPool::new(options.kept_buffers),
+        registry: Rc::default(),
+        connections: Cell::new(0),
+    });
+    while let Some(order) = queue.recv().await {
+        let context = Rc::clone(&context);
+        match order {
+            ToShard::Open(spec, done) => {
+                spawn_local(async move {
+                    // Who asked may be gone; the handle then closes what was opened.
+                    let _ = done.send(open(&context, *spec).await);
+                });
+            }
+            ToShard::Unix(listener) => drop(spawn_local(accept_unix(context, listener))),
+            ToShard::Tcp(listener) => drop(spawn_local(accept_tcp(context, listener))),
+        }
+    }
+}
+
+async fn open(context: &Context, spec: ResourceSpec) -> Result<ResourceHandle, OpenError> {
+    let name = spec.name.clone();
+    if !context.registry.reserve(&name) {
+        return Err(OpenError::NameTaken(name));
+    }
+    let result = open_reserved(context, spec).await;
+    if result.is_err() {
+        context.registry.remove(&name);
+    }
+    result
+}
+
+async fn open_reserved(
+    context: &Context,
+    spec: ResourceSpec,
+) -> Result<ResourceHandle, OpenError> {
+    let pool = context.pool.clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        let disk = open_disk(&spec, &pool);
+        (spec, disk)
+    });
+    let (spec, disk) = opening.await.map_err(io::Error::other)?;
+    Ok(resource::start(spec, disk?, &context.pool, &context.registry)?)
+}
+
+async fn accept_unix(context: Rc<Context>, listener: StdUnixListener) {
+    let listener = match UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "the NBD socket cannot be used"),
+    };
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let client = ClientInfo::unix(&stream);
+                spawn_local(serve_client(Rc::clone(&context), stream, client));
+            }
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+async fn accept_tcp(context: Rc<Context>, listener: StdTcpListener) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "the NBD port cannot be used"),
+    };
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                // Without it replies are late, not wrong.
+                let _ = stream.set_nodelay(true);
+                let client = ClientInfo::tcp(address);
+                spawn_local(serve_client(Rc::clone(&context), stream, client));
+            }
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+async fn pause(error: &io::Error) {
+    tracing::warn!(%error, "an NBD client could not be accepted");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+/// Counts a connection as long as it lives.
+struct Counted(Rc<Context>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+    }
+}
+
+async fn serve_client<S>(context: Rc<Context>, stream: S, client: ClientInfo)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    if context.connections.get() >= context.options.max_connections {
+        return tracing::warn!(client = %client.address, "an NBD client is turned away: too many");
+    }
+    context.connections.set(context.connections.get() + 1);
+    let _counted = Counted(Rc::clone(&context));
+    let (end, shutdown) = Shutdown::new();
+    let exports = ConnectionExports::new(&context.registry, end);
+    let options = ServerOptions {
+        max_requests: context.options.connection_requests,
+        max_bytes: context.options.connection_bytes,
+        shutdown,
+        buffers: Rc::new(AlignedBuffers(context.pool.clone())),
+        ..ServerOptions::default()
+    };
+    if let Err(error) = serve(stream, &client, &exports, &options).await {
+        tracing::info!(client = %client.address, %error, "an NBD connection ended");
+    }
+}

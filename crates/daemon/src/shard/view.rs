@@ -1,0 +1,44 @@
+//! What others see of a resource.
+
+use holdfast_core::Snapshot;
+use std::path::PathBuf;
+
+/// A resource as it was a moment ago.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResourceView {
+    /// Its name.
+    pub name: String,
+    /// What the core says.
+    pub snapshot: Snapshot,
+    /// Whether clients can open the NBD export now.
+    pub exported: bool,
+    /// NBD connections that have it open.
+    pub open_count: usize,
+    /// The local disk while it is open.
+    pub disk: Option<DiskView>,
+    /// Requests of clients and their bytes since the start: reads.
+    pub reads: u64,
+    /// See `reads`.
+    pub read_bytes: u64,
+    /// Writes, and zeroes and discards with their whole length.
+    pub writes: u64,
+    /// See `writes`.
+    pub written_bytes: u64,
+}
+
+/// The local disk of a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskView {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Where its metadata are.
+    pub metadata: PathBuf,
+    /// Size of the backing device in bytes.
+    pub size: u64,
+    /// How it works: `inline`, `uring`, `blocking`.
+    pub engine: &'static str,
+    /// Whether the page cache is bypassed.
+    pub direct: bool,
+    /// What is not as it was asked for, a sentence each.
+    pub notes: Vec<String>,
+}
