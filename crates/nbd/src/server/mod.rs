@@ -189,6 +189,7 @@ async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let begun = Negotiation::new(exports, client.clone(), tls, options.max_payload, flags);
     let Some(mut negotiation) = begun else {
+        hang_up(&mut stream).await;
         return Err(ServeError::Protocol("the client has handshake flags that are not defined"));
     };
     match haggle(&mut stream, &mut negotiation).await? {
@@ -244,7 +245,7 @@ async fn haggle<S: AsyncRead + AsyncWrite + Unpin>(
             Step::Enter(session) => return Ok(Haggled::Entered(session)),
             Step::StartTls => return Ok(Haggled::StartTls),
             Step::HangUp => {
-                farewell(stream).await;
+                hang_up(stream).await;
                 return Ok(Haggled::Left);
             }
         }
@@ -297,4 +298,14 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
 /// to see it is no error.
 async fn farewell<S: AsyncWrite + Unpin>(stream: &mut S) {
     let _ = tokio::time::timeout(FAREWELL, stream.shutdown()).await;
+}
+
+/// Closes our direction and looks away from what the client still says until it has noticed: a
+/// socket that is closed with unread bytes would take the last reply from it.
+async fn hang_up<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
+    farewell(stream).await;
+    let mut rest = stream.take(MAX_HANDSHAKE);
+    let mut nowhere = tokio::io::sink();
+    let drained = tokio::io::copy(&mut rest, &mut nowhere);
+    let _ = tokio::time::timeout(FAREWELL, drained).await;
 }

@@ -1,4 +1,5 @@
 mod haggling;
+mod noise;
 mod requests;
 
 use super::*;
