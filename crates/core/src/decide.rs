@@ -128,8 +128,10 @@ pub(crate) fn doubts(a: &StateReport, b_node: NodeId, b: &StateReport) -> bool {
 }
 
 fn i_am_better(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateReport) -> bool {
+    // A node that was only killed still has in its page cache what another one lost with its power.
     let rank = |r: &StateReport| {
-        (r.role == Role::Primary, r.crashed_primary && r.doubtful, r.near_primary)
+        let lost_cache = r.boot_changed && r.doubtful;
+        (r.role == Role::Primary, !lost_cache, r.crashed_primary && r.doubtful, r.near_primary)
     };
     let (a, b) = (rank(mine), rank(theirs));
     if a != b {

@@ -261,6 +261,7 @@ impl Core {
                 if self.unhold(peer, link) {
                     self.send(peer, holdfast_wire::Message::GenerationAck { current });
                 }
+                self.announce();
             }
             After::Inconsistent { peer, link } => {
                 self.unhold(peer, link);

@@ -90,7 +90,9 @@ impl Core {
         if self.stopping.is_some() {
             return Some(IoFailure::Stopping);
         }
-        if self.role != Role::Primary || self.demotion.is_some() {
+        // A promotion that is not durable yet is not told to anyone, and may not be remembered.
+        let between = self.demotion.is_some() || self.promotion.is_some();
+        if self.role != Role::Primary || between {
             return Some(IoFailure::NotPrimary);
         }
         let fits = match kind {

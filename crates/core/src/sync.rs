@@ -717,18 +717,21 @@ impl Core {
         self.changed();
     }
 
-    /// Connections that waited for another resync find out anew where they stand.
+    /// Connections that waited for another resync, or for good data, find out anew where they
+    /// stand.
     pub(crate) fn next_source(&mut self) {
-        if self.peers.values().any(Peer::is_target) {
+        if !self.has_disk() || self.peers.values().any(Peer::is_target) {
             return;
         }
-        let paused: Vec<NodeId> = self
-            .peers
-            .values()
-            .filter(|p| p.replication == ReplicationState::PausedSyncT)
-            .map(|p| p.node)
-            .collect();
-        for node in paused {
+        let waits = |p: &&Peer| {
+            p.replication == ReplicationState::PausedSyncT
+                || (p.up
+                    && p.replication == ReplicationState::Off
+                    && p.disk > DiskState::Failed
+                    && self.disk > DiskState::Inconsistent)
+        };
+        let waiting: Vec<NodeId> = self.peers.values().filter(waits).map(|p| p.node).collect();
+        for node in waiting {
             self.renegotiate(node);
         }
     }
