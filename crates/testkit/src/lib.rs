@@ -1,1 +1,32 @@
-//! Holdfast: testkit.
+//! What black-box tests are made with: real daemons in scratch directories, their command line,
+//! a writer that keeps account of what was acknowledged, a TCP proxy that breaks connections.
+//!
+//! * [`Cluster`] makes nodes, [`Node`] is one: a directory, and a daemon while it runs.
+//! * [`Writer`] writes numbered blocks without pause, its [`Ledger`] says what must be there.
+//! * [`Proxy`] stands between nodes and cuts, stalls, delays and counts.
+//! * [`files`] compares and fills backing files, [`wait_until`] is the one way to wait.
+//!
+//! Everything here is for tests: what goes wrong panics with what is known about it, and a panic
+//! prints the end of each node's log. Every wait has a limit. Only processes that were started
+//! here are ever killed, by their number.
+
+mod cluster;
+mod device;
+pub mod files;
+mod node;
+mod program;
+mod proxy;
+mod rng;
+mod scratch;
+mod wait;
+mod writer;
+
+pub use cluster::{Cluster, ClusterOptions};
+pub use device::{Mount, devices_unavailable};
+pub use node::Node;
+pub use program::{Output, run, run_ok, run_with_limit};
+pub use proxy::{Cut, Proxy};
+pub use rng::Rng;
+pub use scratch::Scratch;
+pub use wait::{holds_within, wait_until};
+pub use writer::{BLOCK, Ledger, Writer, WriterOptions, block_content};
