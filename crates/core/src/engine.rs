@@ -46,9 +46,9 @@ pub(crate) enum DiskJob {
     /// Before the progress of a resync is made durable.
     CheckpointFlush,
     /// Before this node says that it has everything.
-    CompleteFlush { peer: NodeId, link: LinkId },
+    CompleteFlush { peer: NodeId, round: u64 },
     /// Before the bitmaps of a new resync are written.
-    TargetFlush { peer: NodeId, link: LinkId },
+    TargetFlush { peer: NodeId, round: u64 },
     /// Before the resource stops.
     StopFlush,
 }
@@ -406,8 +406,8 @@ impl Core {
             DiskJob::ResyncWrite(key) => self.resync_write_done(key, ok),
             DiskJob::ActivityLogFlush if ok => self.write_activity_log(),
             DiskJob::CheckpointFlush if ok => self.write_dirty_pages(),
-            DiskJob::CompleteFlush { peer, link } if ok => self.resync_flushed(peer, link),
-            DiskJob::TargetFlush { peer, link } if ok => self.target_flushed(peer, link),
+            DiskJob::CompleteFlush { peer, round } if ok => self.resync_flushed(peer, round),
+            DiskJob::TargetFlush { peer, round } if ok => self.target_flushed(peer, round),
             DiskJob::StopFlush => self.stop_flushed(),
             _ => {}
         }

@@ -6,6 +6,7 @@
 //! nobody who would take its return for a split brain.
 
 use crate::engine::Core;
+use crate::event::LinkId;
 use crate::persist::After;
 use crate::planted::PlantedBug;
 use holdfast_format::HISTORY_LEN;
@@ -159,8 +160,10 @@ impl Core {
             opened.remove(self.node);
             self.gens.open(opened);
             self.gens.push(current);
-            let link = self.hold(from);
+            let link = self.link_of(from).unwrap_or(LinkId(0));
             self.request_superblock(After::GenerationAdopted { peer: from, link, current });
+            self.hold(from);
+            self.report_again(from);
             if opened.iter().any(|p| self.is_connected(p)) {
                 // Connected here, lost to the Primary: it must learn that it is behind.
                 self.announce();

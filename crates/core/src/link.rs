@@ -15,7 +15,7 @@ use crate::decide::{decide, doubts, mirror};
 use crate::engine::Core;
 use crate::event::{Action, CommandId, LinkId, Notice, Options, PeerConfig, Refusal};
 use crate::peer_io::Incoming;
-use crate::persist::After;
+use crate::persist::{After, Meta};
 use crate::sync::Resync;
 use holdfast_format::SparseBitmap;
 use holdfast_units::{
@@ -57,14 +57,21 @@ pub(crate) struct Peer {
     pub(crate) seen: bool,
     pub(crate) bitmap: SparseBitmap,
     pub(crate) resync: Option<Resync>,
-    /// Counts resyncs with this peer.
-    pub(crate) sync_serial: u64,
+    /// Counts verdicts and whatever else begins a new resync with this peer: work for an earlier
+    /// one that ends late does not count for it.
+    pub(crate) round: u64,
+    /// The serial of the report that the last verdict answered, which both sides know.
+    pub(crate) verdict_serial: u32,
+    /// The source's bitmap, or the target's, has come whole in this round.
+    pub(crate) bitmap_seen: bool,
+    /// The source's generations were sent to the target, which has not taken them over yet.
+    pub(crate) generations_sent: bool,
     /// What the source of a resync says that this peer misses.
     pub(crate) account: Option<SparseBitmap>,
     /// Blocks that the Primary wrote here before this source's bitmap had come.
     pub(crate) fresher: Option<SparseBitmap>,
-    /// What the peer sends is kept until something is durable here.
-    held_for: Option<LinkId>,
+    /// What the peer sends is kept until the superblock of this version is durable here.
+    held_until: u64,
     held: VecDeque<Message>,
     /// Writes of a Primary that may not be everywhere.
     pub(crate) unsettled: VecDeque<(u64, ByteRange)>,
@@ -110,10 +117,13 @@ impl Peer {
             seen: false,
             bitmap: Core::new_bitmap(blocks),
             resync: None,
-            sync_serial: 0,
+            round: 0,
+            verdict_serial: 0,
+            bitmap_seen: false,
+            generations_sent: false,
             account: None,
             fresher: None,
-            held_for: None,
+            held_until: 0,
             held: VecDeque::new(),
             unsettled: VecDeque::new(),
             out_of_sync_sent: 0,
@@ -243,8 +253,9 @@ impl Core {
         peer.up = false;
         peer.awaiting = None;
         peer.reported = None;
-        peer.held_for = None;
+        peer.held_until = 0;
         peer.held.clear();
+        peer.generations_sent = false;
         peer.role = Role::Unknown;
         peer.disk = DiskState::DUnknown;
         peer.pending = 0;
@@ -299,23 +310,16 @@ impl Core {
         self.stand_alone(node);
     }
 
-    /// Keeps what a peer sends until something is durable. The link that it is kept for.
-    pub(crate) fn hold(&mut self, node: NodeId) -> LinkId {
-        let link = self.link_of(node).unwrap_or(LinkId(0));
+    /// Keeps what a peer sends until all that was asked of the superblock so far is durable.
+    pub(crate) fn hold(&mut self, node: NodeId) {
+        let version = self.meta.as_ref().map_or(0, Meta::wanted);
         if let Some(peer) = self.peers.get_mut(&node) {
-            peer.held_for = Some(link);
+            peer.held_until = version;
         }
-        link
     }
 
-    /// Ends a hold; whether the link is still the one.
-    pub(crate) fn unhold(&mut self, node: NodeId, link: LinkId) -> bool {
-        let Some(peer) = self.peers.get_mut(&node) else { return false };
-        let same = peer.held_for == Some(link) && peer.link == Some(link);
-        if same {
-            peer.held_for = None;
-        }
-        same
+    fn is_held(&self, peer: &Peer) -> bool {
+        self.meta.as_ref().is_some_and(|meta| meta.durable() < peer.held_until)
     }
 
     /// Hands out what was held back.
@@ -323,51 +327,43 @@ impl Core {
         let nodes: Vec<NodeId> =
             self.peers.values().filter(|p| !p.held.is_empty()).map(|p| p.node).collect();
         for node in nodes {
-            while let Some(peer) = self.peers.get_mut(&node) {
-                if peer.held_for.is_some() {
+            while let Some(peer) = self.peers.get(&node) {
+                let Some((link, message)) = peer.link.zip(peer.held.front()) else { break };
+                if self.is_held(peer) || self.must_wait(node, message) {
                     break;
                 }
-                let Some(link) = peer.link else { break };
-                let Some(message) = peer.held.pop_front() else { break };
-                if self.must_wait(&message) {
-                    self.peers.get_mut(&node).into_iter().for_each(|p| {
-                        p.held.push_front(message.clone());
-                    });
-                    break;
+                let message = self.peers.get_mut(&node).and_then(|p| p.held.pop_front());
+                if let Some(message) = message {
+                    self.dispatch(node, link, message);
                 }
-                self.dispatch(node, link, message);
             }
         }
     }
 
-    /// Messages that change what an open report of ours says.
-    fn must_wait(&self, message: &Message) -> bool {
+    /// Messages that change what a report says that another node has of this one.
+    fn must_wait(&self, node: NodeId, message: &Message) -> bool {
         matches!(message, Message::NewGeneration { .. } | Message::ResyncGenerations { .. })
-            && self.is_reported()
+            && self.peers.values().any(|p| p.node != node && p.awaiting.is_some())
     }
 
     pub(crate) fn peer_message(&mut self, node: NodeId, link: LinkId, message: Message) {
         let now = self.now;
-        let waits = self.must_wait(&message);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if peer.link != Some(link) {
             return;
         }
         peer.last_heard = now;
         peer.pinged = None;
-        let urgent = matches!(
-            message,
-            Message::Ping | Message::Pong | Message::Verdict { .. } | Message::Refuse { .. }
-        );
-        if !urgent && (peer.held_for.is_some() || !peer.held.is_empty() || waits) {
-            if peer.held.len() >= HELD_MAX {
-                self.protocol_error(node, "it sent more than the protocol allows at once");
-                return;
-            }
+        let Some(peer) = self.peers.get(&node) else { return };
+        let urgent = matches!(message, Message::Ping | Message::Pong);
+        let waits = self.is_held(peer) || !peer.held.is_empty() || self.must_wait(node, &message);
+        if urgent || !waits {
+            self.dispatch(node, link, message);
+        } else if peer.held.len() >= HELD_MAX {
+            self.protocol_error(node, "it sent more than the protocol allows at once");
+        } else if let Some(peer) = self.peers.get_mut(&node) {
             peer.held.push_back(message);
-            return;
         }
-        self.dispatch(node, link, message);
     }
 
     fn dispatch(&mut self, node: NodeId, link: LinkId, message: Message) {
@@ -425,7 +421,10 @@ impl Core {
             Message::Missed { .. } => {
                 self.protocol_error(node, "it named blocks outside the device");
             }
-            Message::Bitmap { about, runs, last } => self.bitmap_piece(node, about, &runs, last),
+            Message::Bitmap { about, round, runs, last } => {
+                self.bitmap_piece(node, about, round, &runs, last);
+            }
+            Message::Synced { peer, current } => self.member_synced(peer, current),
             Message::ResyncRequest { range } => self.resync_requested(node, link, range),
             Message::ResyncData { asked, range, zeroes, payload } => {
                 self.resync_data(node, link, asked, range, zeroes, payload);
@@ -514,6 +513,13 @@ impl Core {
         }
     }
 
+    /// What a report to this peer said has changed since: a newer one replaces it.
+    pub(crate) fn report_again(&mut self, node: NodeId) {
+        if self.peers.get(&node).is_some_and(|p| p.awaiting.is_some()) {
+            self.report_state(node);
+        }
+    }
+
     /// The Primary is gone: do those that are left hold the same?
     fn renegotiate_all(&mut self) {
         let up: Vec<NodeId> = self.peers.values().filter(|p| p.up).map(|p| p.node).collect();
@@ -542,6 +548,10 @@ impl Core {
             if self.bump.is_some() || self.is_reported() || self.is_adopting() {
                 return;
             }
+            if self.peers.get(&node).is_some_and(|p| p.generations_sent) {
+                // It is taking over what this node sent: its next report will say so.
+                continue;
+            }
             let Some(theirs) = self.peers.get_mut(&node).and_then(|p| p.reported.take()) else {
                 continue;
             };
@@ -549,6 +559,7 @@ impl Core {
             let verdict = decide(self.node, &mine, node, &theirs);
             let answers = theirs.serial;
             self.send(node, Message::Verdict { answers, verdict, state: Box::new(mine.clone()) });
+            self.peers.get_mut(&node).into_iter().for_each(|p| p.verdict_serial = answers);
             self.apply_verdict(node, verdict, &mine, &theirs);
         }
     }
@@ -565,6 +576,7 @@ impl Core {
             return;
         }
         peer.awaiting = None;
+        peer.verdict_serial = answers;
         let mine = self.report(node);
         self.apply_verdict(node, mirror(verdict), &mine, state);
     }
@@ -614,7 +626,7 @@ impl Core {
         peer.current = theirs.generations.current;
         peer.seen |= theirs.disk > DiskState::Failed;
         peer.discard_my_data = false;
-        peer.end_resync();
+        peer.begin_round();
         self.follow(node);
     }
 
@@ -805,12 +817,59 @@ impl Core {
             // It follows a Primary that this node has lost.
             self.renegotiate(node);
         }
+        if disk == DiskState::UpToDate && same {
+            self.peer_caught_up(node);
+        }
         let up_to_date = disk == DiskState::UpToDate && same;
         let established = self.peers[&node].replication == ReplicationState::Established;
         if up_to_date && established && self.disk == DiskState::Consistent {
             self.set_disk(DiskState::UpToDate);
             self.request_superblock(After::Nothing);
         }
+        self.changed();
+    }
+
+    /// A peer has the current generation and is UpToDate: what was noted before is over.
+    fn peer_caught_up(&mut self, node: NodeId) {
+        let Some(peer) = self.peers.get(&node) else { return };
+        let slot = self.gens.slots[node.index()];
+        let stale = !slot.is_none() && slot != self.gens.current;
+        let established = peer.replication == ReplicationState::Established;
+        if !established || !stale || self.disk != DiskState::UpToDate {
+            return;
+        }
+        if self.role == Role::Primary {
+            // Nothing real is in the account: this node itself would have marked it.
+            self.member_synced(node, self.gens.current);
+            self.tell_synced(node);
+        } else if !self.peers.values().any(|p| p.up && p.role == Role::Primary) {
+            self.renegotiate(node);
+        }
+    }
+
+    /// Tells those that follow this Primary that a member has everything, in line with the writes.
+    pub(crate) fn tell_synced(&mut self, node: NodeId) {
+        if self.role != Role::Primary {
+            return;
+        }
+        let current = self.gens.current;
+        let mut others = self.receivers;
+        others.remove(node);
+        for other in others.iter() {
+            self.send(other, Message::Synced { peer: node, current });
+        }
+    }
+
+    /// A member has everything of this generation.
+    pub(crate) fn member_synced(&mut self, member: NodeId, current: GenerationId) {
+        if member == self.node || current != self.gens.current || self.disk != DiskState::UpToDate {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&member) else { return };
+        peer.bitmap.clear_all();
+        self.gens.slots[member.index()] = GenerationId::NONE;
+        self.gens.known[member.index()] = current;
+        self.request_superblock(After::Nothing);
         self.changed();
     }
 

@@ -14,6 +14,7 @@ use holdfast_units::{
     BLOCK_SIZE, ByteRange, DiskState, EXTENT_SIZE, GenerationId, NodeId, PeerSet, ReplicationState,
     Role,
 };
+use holdfast_wire::Message;
 use std::collections::{BTreeMap, VecDeque};
 
 /// How many bitmap pages go into one metadata write, so that memory stays bounded.
@@ -28,12 +29,10 @@ pub(crate) enum After {
     Bump,
     /// The new generation that a Primary told.
     GenerationAdopted { peer: NodeId, link: LinkId, current: GenerationId },
-    /// This node is Inconsistent: what the source sends may be handled.
-    Inconsistent { peer: NodeId, link: LinkId },
     /// The bitmaps of a resync in which this node is target.
-    TargetReady { peer: NodeId, link: LinkId },
+    TargetReady { peer: NodeId, round: u64 },
     /// This node has everything, and the source's generations.
-    Adopted { peer: NodeId, link: LinkId },
+    Adopted { peer: NodeId, round: u64 },
     /// This node is Primary.
     Promoted,
     /// This node is Secondary.
@@ -67,6 +66,16 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
+    /// How often the superblock was asked for.
+    pub(crate) fn wanted(&self) -> u64 {
+        self.wanted
+    }
+
+    /// Up to which of these it is durable.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable
+    }
+
     fn new(superblock: Superblock) -> Self {
         Self {
             superblock,
@@ -258,16 +267,13 @@ impl Core {
             After::Nothing => {}
             After::Bump => self.bump_done(),
             After::GenerationAdopted { peer, link, current } => {
-                if self.unhold(peer, link) {
-                    self.send(peer, holdfast_wire::Message::GenerationAck { current });
+                if self.link_of(peer) == Some(link) {
+                    self.send(peer, Message::GenerationAck { current });
                 }
                 self.announce();
             }
-            After::Inconsistent { peer, link } => {
-                self.unhold(peer, link);
-            }
-            After::TargetReady { peer, link } => self.target_ready(peer, link),
-            After::Adopted { peer, link } => self.adopted(peer, link),
+            After::TargetReady { peer, round } => self.target_ready(peer, round),
+            After::Adopted { peer, round } => self.adopted(peer, round),
             After::Promoted => self.promoted(),
             After::Demoted(id) => self.demoted(id),
             After::Command(id) => self.act(Action::CommandDone(id, Ok(()))),

@@ -83,6 +83,14 @@ pub(crate) struct ResyncWrite {
 }
 
 impl Peer {
+    /// A verdict or command makes a new start.
+    pub(crate) fn begin_round(&mut self) {
+        self.round += 1;
+        self.bitmap_seen = false;
+        self.generations_sent = false;
+        self.end_resync();
+    }
+
     /// Whatever resync there was with this peer is over.
     pub(crate) fn end_resync(&mut self) {
         self.resync = None;
@@ -164,8 +172,8 @@ impl Core {
             }
         }
         self.set_disk(DiskState::Inconsistent);
-        let link = self.hold(node);
-        self.request_superblock(After::Inconsistent { peer: node, link });
+        self.request_superblock(After::Nothing);
+        self.hold(node);
         if !busy {
             self.send_bitmap(node, node);
         }
@@ -173,26 +181,30 @@ impl Core {
 
     /// Sends the bitmap about a member to a peer.
     fn send_bitmap(&mut self, to: NodeId, about: NodeId) {
-        let mut runs: Vec<(u64, u64)> = Vec::new();
-        let all: Vec<(u64, u64)> = self
-            .peers
-            .get(&about)
-            .map(|p| p.bitmap.runs().map(|r| (r.start, r.end - r.start)).collect())
-            .unwrap_or_default();
-        for run in all {
-            if runs.len() == RUNS_PER_PIECE {
-                let piece = std::mem::take(&mut runs);
-                self.send(to, Message::Bitmap { about, runs: piece, last: false });
+        let round = self.peers.get(&to).map_or(0, |p| p.verdict_serial);
+        let mut cursor = 0;
+        loop {
+            let mut runs = Vec::new();
+            while runs.len() < RUNS_PER_PIECE
+                && let Some(run) =
+                    self.peers.get(&about).and_then(|p| p.bitmap.next_run(cursor, u64::MAX))
+            {
+                cursor = run.end;
+                runs.push((run.start, run.end - run.start));
             }
-            runs.push(run);
+            let last = runs.len() < RUNS_PER_PIECE;
+            self.send(to, Message::Bitmap { about, round, runs, last });
+            if last {
+                break;
+            }
         }
-        self.send(to, Message::Bitmap { about, runs, last: true });
     }
 
     pub(crate) fn bitmap_piece(
         &mut self,
         node: NodeId,
         about: NodeId,
+        round: u32,
         runs: &[(u64, u64)],
         last: bool,
     ) {
@@ -203,8 +215,14 @@ impl Core {
         }
         // A bitmap about this node is what this peer and this node do not share.
         let with = if about == self.node { node } else { about };
+        if self.peers.get(&node).is_none_or(|p| p.verdict_serial != round) {
+            // It was sent before the verdict that counts now.
+            return;
+        }
         let Some(peer) = self.peers.get_mut(&with) else { return };
-        if with == node && peer.replication == ReplicationState::PausedSyncT {
+        let waits =
+            matches!(peer.replication, ReplicationState::WFBitMapS | ReplicationState::WFBitMapT);
+        if with == node && (!waits || peer.bitmap_seen) {
             return;
         }
         if with != node {
@@ -225,41 +243,40 @@ impl Core {
         for run in peer.fresher.take().iter().flat_map(SparseBitmap::runs) {
             peer.bitmap.clear_range(run);
         }
-        peer.sync_serial += 1;
-        let (session, now, total) = (peer.sync_serial, self.now, peer.bitmap.count());
+        peer.bitmap_seen = true;
+        let (round, now, total) = (peer.round, self.now, peer.bitmap.count());
         match peer.replication {
             ReplicationState::WFBitMapS => {
                 peer.replication = ReplicationState::SyncSource;
-                peer.resync = Some(Resync::new(session, now, total));
+                peer.resync = Some(Resync::new(round, now, total));
                 self.write_dirty_pages();
                 self.notice(Notice::ResyncStarted(node, false, bytes(total)));
             }
             ReplicationState::WFBitMapT => {
                 // Bits that an earlier resync cleared may be written only behind their data.
-                let link = self.link_of(node).unwrap_or(LinkId(0));
-                self.disk_flush(DiskJob::TargetFlush { peer: node, link });
+                self.disk_flush(DiskJob::TargetFlush { peer: node, round });
             }
-            _ => self.protocol_error(node, "it sent a bitmap out of turn"),
+            _ => {}
         }
         self.changed();
     }
 
-    pub(crate) fn target_flushed(&mut self, node: NodeId, link: LinkId) {
-        if self.link_of(node) == Some(link) {
+    pub(crate) fn target_flushed(&mut self, node: NodeId, round: u64) {
+        if self.peers.get(&node).is_some_and(|p| p.round == round) {
             self.write_dirty_pages();
-            self.request_superblock(After::TargetReady { peer: node, link });
+            self.request_superblock(After::TargetReady { peer: node, round });
         }
     }
 
-    pub(crate) fn target_ready(&mut self, node: NodeId, link: LinkId) {
+    pub(crate) fn target_ready(&mut self, node: NodeId, round: u64) {
         let now = self.now;
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        if peer.link != Some(link) || peer.replication != ReplicationState::WFBitMapT {
+        if peer.round != round || peer.replication != ReplicationState::WFBitMapT {
             return;
         }
         let total = peer.bitmap.count();
         peer.replication = ReplicationState::SyncTarget;
-        peer.resync = Some(Resync::new(peer.sync_serial, now, total));
+        peer.resync = Some(Resync::new(round, now, total));
         self.notice(Notice::ResyncStarted(node, true, bytes(total)));
         self.changed();
     }
@@ -564,6 +581,10 @@ impl Core {
         let has_primary = self.role == Role::Primary
             || self.peers.values().any(|p| p.up && p.role == Role::Primary && p.node != node);
         let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.replication == ReplicationState::WFBitMapT && !peer.bitmap_seen {
+            // Sent before the bitmap, which says it too.
+            return;
+        }
         peer.out_of_sync_seen += 1;
         if has_primary {
             return;
@@ -593,15 +614,18 @@ impl Core {
             && resync.pulls.is_empty()
             && resync.writing == 0
             && !resync.completing;
-        let Some(link) = peer.link.filter(|_| done) else { return };
+        if !done {
+            return;
+        }
         resync.completing = true;
-        self.disk_flush(DiskJob::CompleteFlush { peer: node, link });
+        let round = peer.round;
+        self.disk_flush(DiskJob::CompleteFlush { peer: node, round });
     }
 
-    pub(crate) fn resync_flushed(&mut self, node: NodeId, link: LinkId) {
+    pub(crate) fn resync_flushed(&mut self, node: NodeId, round: u64) {
         let Some(peer) = self.peers.get(&node) else { return };
         let completing = peer.resync.as_ref().is_some_and(|r| r.completing);
-        if peer.link == Some(link) && completing {
+        if peer.round == round && completing {
             let out_of_sync_seen = peer.out_of_sync_seen;
             self.send(node, Message::ResyncComplete { out_of_sync_seen });
         }
@@ -619,6 +643,7 @@ impl Core {
             .filter(|p| p.node != node && p.bitmap.count() > 0)
             .map(|p| p.node)
             .collect();
+        self.peers.get_mut(&node).into_iter().for_each(|p| p.generations_sent = true);
         for other in others {
             self.send_bitmap(node, other);
         }
@@ -631,9 +656,10 @@ impl Core {
         let Some(peer) = self.peers.get(&node) else { return };
         let completing = peer.resync.as_ref().is_some_and(|r| r.completing);
         if !completing || peer.replication != ReplicationState::SyncTarget {
-            self.protocol_error(node, "it ended a resync that was not at its end");
+            // It belongs to a resync that is over.
             return;
         }
+        let round = peer.round;
         let source_disk = peer.disk;
         self.gens.current = generations.current;
         self.gens.history = generations.history;
@@ -664,9 +690,10 @@ impl Core {
         }
         self.outdated = source_disk == DiskState::Outdated;
         self.disk = if self.outdated { DiskState::Outdated } else { DiskState::UpToDate };
-        let link = self.hold(node);
         self.write_dirty_pages();
-        self.request_superblock(After::Adopted { peer: node, link });
+        self.request_superblock(After::Adopted { peer: node, round });
+        self.hold(node);
+        self.report_again(node);
     }
 
     /// Whether generations are being taken over, so that no verdict must be found meanwhile.
@@ -678,11 +705,11 @@ impl Core {
         })
     }
 
-    pub(crate) fn adopted(&mut self, node: NodeId, link: LinkId) {
+    pub(crate) fn adopted(&mut self, node: NodeId, round: u64) {
         if !self.has_disk() {
             return;
         }
-        if self.unhold(node, link) {
+        if self.peers.get(&node).is_some_and(|p| p.round == round) {
             let current = self.gens.current;
             if let Some(peer) = self.peers.get_mut(&node) {
                 peer.end_resync();
@@ -700,9 +727,10 @@ impl Core {
     /// The target took the generations over: both hold the same.
     pub(crate) fn target_adopted(&mut self, node: NodeId, current: GenerationId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        if peer.replication != ReplicationState::SyncSource {
+        if peer.replication != ReplicationState::SyncSource || !peer.generations_sent {
             return;
         }
+        peer.generations_sent = false;
         peer.end_resync();
         peer.replication = ReplicationState::Established;
         peer.bitmap.clear_all();
@@ -711,6 +739,7 @@ impl Core {
         self.gens.slots[node.index()] = GenerationId::NONE;
         self.gens.known[node.index()] = current;
         self.refresh_sets();
+        self.tell_synced(node);
         self.write_dirty_pages();
         self.request_superblock(After::Nothing);
         self.notice(Notice::ResyncFinished(node, false));
@@ -800,6 +829,7 @@ impl Core {
     fn give_all_to(&mut self, node: NodeId) {
         let current = self.gens.current;
         let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.begin_round();
         peer.bitmap.set_all();
         peer.disk = DiskState::Inconsistent;
         peer.replication = ReplicationState::WFBitMapS;
@@ -813,6 +843,7 @@ impl Core {
     }
 
     fn get_all_from(&mut self, node: NodeId) {
+        self.peers.get_mut(&node).into_iter().for_each(Peer::begin_round);
         self.become_target(node, true);
         self.refresh_sets();
         self.changed();

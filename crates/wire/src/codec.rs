@@ -65,10 +65,11 @@ enum Kind {
     Promote = 27,
     PromoteReply = 28,
     Invalidate = 29,
+    Synced = 30,
 }
 
 /// Every kind with its name, in the order of their numbers, from 1.
-const KINDS: [(Kind, &str); 29] = [
+const KINDS: [(Kind, &str); 30] = [
     (Kind::Hello, "Hello"),
     (Kind::State, "State"),
     (Kind::Verdict, "Verdict"),
@@ -98,6 +99,7 @@ const KINDS: [(Kind, &str); 29] = [
     (Kind::Promote, "Promote"),
     (Kind::PromoteReply, "PromoteReply"),
     (Kind::Invalidate, "Invalidate"),
+    (Kind::Synced, "Synced"),
 ];
 
 impl Kind {
@@ -132,6 +134,7 @@ impl Kind {
             Message::Promote { .. } => Self::Promote,
             Message::PromoteReply { .. } => Self::PromoteReply,
             Message::Invalidate { .. } => Self::Invalidate,
+            Message::Synced { .. } => Self::Synced,
         }
     }
 

@@ -301,6 +301,8 @@ pub enum Message {
     Bitmap {
         /// The member: the receiver itself for the exchange before a resync, another one after it.
         about: NodeId,
+        /// The serial of the report whose verdict this belongs to.
+        round: u32,
         /// First block and number of blocks of each run, at most 4096 runs.
         runs: Vec<(u64, u64)>,
         /// Whether it is the last piece.
@@ -363,6 +365,13 @@ pub enum Message {
         /// The answer.
         answer: PromoteAnswer,
     },
+    /// The Primary says that a member has everything; earlier accounts of what it misses are over.
+    Synced {
+        /// Who.
+        peer: NodeId,
+        /// The generation that it has.
+        current: GenerationId,
+    },
     /// Starts a full resync with the sender as target (`invalidate`), or with the receiver as target
     /// (`invalidate --peer`).
     Invalidate {
@@ -405,6 +414,7 @@ impl Message {
             Self::Promote { .. } => "Promote",
             Self::PromoteReply { .. } => "PromoteReply",
             Self::Invalidate { .. } => "Invalidate",
+            Self::Synced { .. } => "Synced",
         }
     }
 

@@ -37,7 +37,25 @@ pub struct Node {
     pub held: Vec<(DiskOpId, Action)>,
     pub fail_flush: bool,
     pub boot: [u8; 16],
+    /// Dies while this metadata write is being made, counted from 0; how much of it is on disk.
+    pub crash_at: Option<(u64, Torn)>,
+    pub meta_writes: u64,
+    pub crashed: bool,
     starts: u64,
+}
+
+/// What is left of a metadata write that a crash cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Torn {
+    Nothing,
+    /// The first half of the blocks.
+    FirstBlocks,
+    /// The last half of the blocks.
+    LastBlocks,
+    /// The first sectors of every block.
+    Sectors,
+    /// All of it, but nobody was told.
+    All,
 }
 
 /// Whether a message from one node to another is the last of its connection.
@@ -81,6 +99,19 @@ pub fn fresh_meta(node: u8, first: bool, size: u64, al_extents: u16) -> Vec<u8> 
     bytes
 }
 
+fn tear(meta: &mut [u8], blocks: &[(u64, Box<[u8; 4096]>)], torn: Torn) {
+    let half = blocks.len().div_ceil(2);
+    for (i, (offset, block)) in blocks.iter().enumerate() {
+        match torn {
+            Torn::FirstBlocks if i < half => put(meta, *offset, &block[..]),
+            Torn::LastBlocks if i >= half => put(meta, *offset, &block[..]),
+            Torn::Sectors => put(meta, *offset, &block[..512]),
+            Torn::All => put(meta, *offset, &block[..]),
+            _ => {}
+        }
+    }
+}
+
 fn put(bytes: &mut [u8], offset: u64, block: &[u8]) {
     let at = usize::try_from(offset).unwrap();
     bytes[at..at + block.len()].copy_from_slice(block);
@@ -107,6 +138,9 @@ impl World {
                 held: Vec::new(),
                 fail_flush: false,
                 boot: [1; 16],
+                crash_at: None,
+                meta_writes: 0,
+                crashed: false,
                 starts: 0,
             })
             .collect();
@@ -139,6 +173,7 @@ impl World {
         node.starts += 1;
         node.wanted = PeerSet::EMPTY;
         node.closed = false;
+        node.crashed = false;
         node.held.clear();
         let config = Config {
             node: n(i),
@@ -159,14 +194,19 @@ impl World {
 
     /// kill -9: what was in flight is gone, what was written stays.
     pub fn kill(&mut self, i: u8) {
+        self.drop_core(i);
+        self.run();
+    }
+
+    fn drop_core(&mut self, i: u8) {
         self.nodes[usize::from(i)].core = None;
+        self.nodes[usize::from(i)].held.clear();
         self.wire.retain(|(from, to, ..)| *from != i && *to != i);
         let gone: Vec<(u8, u8)> =
             self.links.keys().copied().filter(|(a, b)| *a == i || *b == i).collect();
         for (a, b) in gone {
             self.drop_link(a, b);
         }
-        self.run();
     }
 
     fn drop_link(&mut self, a: u8, b: u8) {
@@ -197,7 +237,12 @@ impl World {
             core.on(now, event, &mut actions);
         }
         for action in actions {
-            self.act(i, action);
+            if !self.nodes[usize::from(i)].crashed {
+                self.act(i, action);
+            }
+        }
+        if self.nodes[usize::from(i)].crashed && self.nodes[usize::from(i)].core.is_some() {
+            self.drop_core(i);
         }
     }
 
@@ -213,7 +258,15 @@ impl World {
             | Action::DiskFlush { op } => {
                 node.held.push((op, action));
             }
+            Action::MetaWrite { blocks, .. }
+                if node.crash_at.is_some_and(|(at, _)| at == node.meta_writes) =>
+            {
+                let torn = node.crash_at.take().unwrap().1;
+                tear(&mut node.meta, &blocks, torn);
+                node.crashed = true;
+            }
             Action::MetaWrite { op, blocks } => {
+                node.meta_writes += 1;
                 for (offset, block) in blocks {
                     put(&mut node.meta, offset, &block[..]);
                 }
@@ -260,7 +313,13 @@ impl World {
         let (op, action) = node.held.remove(0);
         let blocks = |r: ByteRange| r.blocks();
         let result = match action {
+            Action::DiskRead { range, holes: true, .. }
+                if node.data.range(blocks(range)).next().is_none() =>
+            {
+                Ok(DiskOutcome::Zeroes)
+            }
             Action::DiskRead { range, .. } => {
+                let range = ByteRange::new(range.offset, range.len.min(1 << 20));
                 let mut data = Vec::new();
                 for block in blocks(range) {
                     data.extend([node.data.get(&block).copied().unwrap_or(0); 4096]);
@@ -277,7 +336,8 @@ impl World {
                 Ok(DiskOutcome::Done)
             }
             Action::DiskZeroes { range, .. } => {
-                for block in blocks(range) {
+                let there: Vec<u64> = node.data.range(blocks(range)).map(|(b, _)| *b).collect();
+                for block in there {
                     node.data.remove(&block);
                 }
                 Ok(DiskOutcome::Done)

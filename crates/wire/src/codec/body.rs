@@ -323,8 +323,13 @@ pub(super) fn write(message: &Message, w: &mut Writer<'_>) {
             w.u32(peers.bits());
             w.range(*range);
         }
-        Message::Bitmap { about, runs, last } => {
+        Message::Synced { peer, current } => {
+            w.u8(peer.number());
+            w.u64(current.0);
+        }
+        Message::Bitmap { about, round, runs, last } => {
             w.u8(about.number());
+            w.u32(*round);
             w.bool(*last);
             for (first, blocks) in runs {
                 w.u64(*first);
@@ -402,9 +407,10 @@ pub(super) fn read(kind: Kind, r: &mut Reader<'_>, payload: Bytes) -> Result<Mes
         Kind::Settled => Message::Settled { seq: r.u64()? },
         Kind::Missed => Message::Missed { peers: r.peers()?, range: r.range(MAX_DEVICE)? },
         Kind::Bitmap => {
-            let (about, last) = (r.node("about")?, r.bool("last")?);
-            Message::Bitmap { about, runs: r.runs()?, last }
+            let (about, round, last) = (r.node("about")?, r.u32()?, r.bool("last")?);
+            Message::Bitmap { about, round, runs: r.runs()?, last }
         }
+        Kind::Synced => Message::Synced { peer: r.node("peer")?, current: r.generation()? },
         Kind::ResyncRequest => Message::ResyncRequest { range: r.range(MAX_DATALESS_RANGE)? },
         Kind::ResyncData => read_resync_data(r, payload)?,
         Kind::ResyncAck => Message::ResyncAck { range: r.range(MAX_DATALESS_RANGE)? },

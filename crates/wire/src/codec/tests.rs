@@ -143,11 +143,8 @@ fn read_reply() -> impl Strategy<Value = Message> {
 
 fn bitmap() -> impl Strategy<Value = Message> {
     let runs = proptest::collection::vec((0..(1u64 << 50), 1..(1u64 << 50)), 0..64);
-    (node(), runs, any::<bool>()).prop_map(|(about, runs, last)| Message::Bitmap {
-        about,
-        runs,
-        last,
-    })
+    (node(), any::<u32>(), runs, any::<bool>())
+        .prop_map(|(about, round, runs, last)| Message::Bitmap { round, about, runs, last })
 }
 
 fn resync_data() -> impl Strategy<Value = Message> {
@@ -219,6 +216,9 @@ fn each_kind() -> Vec<BoxedStrategy<Message>> {
             .prop_map(|(id, answer)| Message::PromoteReply { id, answer })
             .boxed(),
         any::<bool>().prop_map(|receiver| Message::Invalidate { receiver }).boxed(),
+        (node(), generation())
+            .prop_map(|(peer, current)| Message::Synced { peer, current })
+            .boxed(),
     ]
 }
 
@@ -513,7 +513,7 @@ fn headers_that_are_none() {
     bytes[4..8].copy_from_slice(&(128u32 * 1024 + 1).to_le_bytes());
     bytes[3] = 0;
     assert!(matches!(parse_header(&bytes), Err(WireError::BodyTooLong { len: 131_073, .. })));
-    for number in [0, 30, 255] {
+    for number in [0, 31, 255] {
         bytes[2] = number;
         assert_eq!(parse_header(&bytes), Err(WireError::Kind(number)));
     }
@@ -526,7 +526,7 @@ fn headers_that_are_none() {
 #[test]
 fn bitmaps_are_bounded() {
     let about = NodeId::new(3).unwrap();
-    let bitmap = |runs| Message::Bitmap { about, runs, last: true };
+    let bitmap = |runs| Message::Bitmap { about, round: 1, runs, last: true };
     let full = bitmap(vec![(1, 1); MAX_BITMAP_RUNS]);
     assert_eq!(receive(&encoded(&full), Bytes::new()), Ok(full));
     let last_block = (1u64 << 51) - 2;
