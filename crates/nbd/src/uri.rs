@@ -138,11 +138,13 @@ fn tcp(authority: &str) -> Result<UriTransport, String> {
         (host.to_owned(), port)
     } else {
         let at = server.find(':').unwrap_or(server.len());
-        (decode(&server[..at])?, &server[at..])
+        let host = decode(&server[..at])?;
+        let is_name = host.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '.' | '_'));
+        if host.starts_with('-') || !is_name {
+            return Err("the host is no host name".into());
+        }
+        (host, &server[at..])
     };
-    if host.starts_with('-') || host.chars().any(|c| c.is_control() || c.is_whitespace()) {
-        return Err("the host is no host name".into());
-    }
     let port = match port.strip_prefix(':') {
         Some("") => DEFAULT_PORT,
         None if port.is_empty() => DEFAULT_PORT,
@@ -253,6 +255,8 @@ mod tests {
             ("nbd://[x]/", "no IPv6"),
             ("nbd://[::1]x/", "no port"),
             ("nbd://-oProxy/", "no host name"),
+            ("nbd://%2F", "no host name"),
+            ("nbd://a%3Ab/", "no host name"),
             ("nbd+unix:///x", "needs ?socket"),
             ("nbd+unix://h/x?socket=/s", "together"),
             ("nbd+unix:///x?socket=", "empty"),

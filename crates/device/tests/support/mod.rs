@@ -278,7 +278,7 @@ pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
         if done() {
             return;
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5)); // bounded poll
     }
     panic!("{what} did not happen within 10 seconds");
 }
