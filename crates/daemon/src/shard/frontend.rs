@@ -243,7 +243,10 @@ impl Frontend {
                 Asked::Whole { range, writes, .. } => *writes && range.overlaps(outer),
                 Asked::Piece { .. } => false,
             }) || self.jobs.iter().any(|(other, running)| {
-                other != key && running.is_running() && running.writes() && running.outer().overlaps(outer)
+                other != key
+                    && running.is_running()
+                    && running.writes()
+                    && running.outer().overlaps(outer)
             }))
     }
 

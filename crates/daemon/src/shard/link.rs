@@ -42,6 +42,8 @@ pub trait LinkStream: AsyncRead + AsyncWrite + Send + Unpin {
     fn move_here(&mut self) -> io::Result<()>;
 }
 
+/// Without TLS.
+#[cfg(test)]
 impl LinkStream for LinkSocket {
     fn move_here(&mut self) -> io::Result<()> {
         Self::move_here(self)
@@ -57,13 +59,6 @@ impl LinkStream for client::TlsStream<LinkSocket> {
 impl LinkStream for server::TlsStream<LinkSocket> {
     fn move_here(&mut self) -> io::Result<()> {
         self.get_mut().0.move_here()
-    }
-}
-
-/// Memory; it belongs to no runtime.
-impl LinkStream for tokio::io::DuplexStream {
-    fn move_here(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -212,7 +207,12 @@ impl Drop for Held {
 enum Arriving {
     Nothing,
     /// The payload of a message, `filled` bytes of which are there.
-    Payload { header: Header, body: Vec<u8>, buffer: AlignedBuf, filled: usize },
+    Payload {
+        header: Header,
+        body: Vec<u8>,
+        buffer: AlignedBuf,
+        filled: usize,
+    },
 }
 
 struct Task {

@@ -117,11 +117,7 @@ impl MetaIo {
     }
 }
 
-fn work(
-    file: &MetaFile,
-    queue: &Receiver<(MetaOpId, Blocks)>,
-    done: &UnboundedSender<MetaDone>,
-) {
+fn work(file: &MetaFile, queue: &Receiver<(MetaOpId, Blocks)>, done: &UnboundedSender<MetaDone>) {
     let mut failed = false;
     while let Ok((op, blocks)) = queue.recv() {
         if !failed && let Err(error) = file.write(&blocks) {

@@ -176,7 +176,8 @@ pub fn create_metadata(spec: &CreateMetadata) -> Result<u64, MetadataError> {
         let bitmaps = ByteRange::new(layout.bitmap_start(), layout.bitmap_len());
         zero(&file, bitmaps).map_err(fail)?;
     }
-    let mut superblock = Superblock::new(spec.resource, spec.node, boot_id().map_err(fail)?, layout);
+    let mut superblock =
+        Superblock::new(spec.resource, spec.node, boot_id().map_err(fail)?, layout);
     superblock.flags = DiskFlags::CLEAN;
     if let InitialContent::Current(generation) = spec.content {
         superblock.current = generation;
@@ -227,7 +228,8 @@ fn open_meta(disk: &DiskSpec, create: bool) -> Result<File, MetadataError> {
     let file = options.open(path).map_err(fail)?;
     if external {
         // Internal metadata are guarded by the claim on the disk.
-        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| fail(errno.into()))?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|errno| fail(errno.into()))?;
     }
     Ok(file)
 }
@@ -257,8 +259,12 @@ fn check_vacant(
     let foreign_file = !known
         && matches!(layout.placement(), Placement::External { .. })
         && reader.is_file
-        && !reader.is_empty();
-    if foreign_file { occupied("something that is not metadata of Holdfast".into()) } else { Ok(()) }
+        && reader.len > 0;
+    if foreign_file {
+        occupied("something that is not metadata of Holdfast".into())
+    } else {
+        Ok(())
+    }
 }
 
 /// Makes a range read as zeroes.

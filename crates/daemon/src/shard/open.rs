@@ -1,10 +1,10 @@
 //! Opening what a resource needs: everything here may block and runs on a blocking thread.
 
+use super::ResourceSpec;
 use super::disk::DiskDriver;
 use super::meta_io::MetaFile;
 use super::metadata::{DiskSpec, Expected, MetadataError, load_metadata};
 use super::view::DiskView;
-use super::ResourceSpec;
 use holdfast_core::Attachment;
 use holdfast_store::{BackingKind, BufferPool, Disk, OpenOptions};
 use std::fs::File;

@@ -177,10 +177,7 @@ async fn open(context: &Context, spec: ResourceSpec) -> Result<ResourceHandle, O
     result
 }
 
-async fn open_reserved(
-    context: &Context,
-    spec: ResourceSpec,
-) -> Result<ResourceHandle, OpenError> {
+async fn open_reserved(context: &Context, spec: ResourceSpec) -> Result<ResourceHandle, OpenError> {
     let pool = context.pool.clone();
     let opening = tokio::task::spawn_blocking(move || {
         let disk = open_disk(&spec, &pool);
