@@ -215,6 +215,7 @@ impl Core {
     /// starts something that only a later event can end, so the loop ends.
     fn restore(&mut self) {
         self.connect_wanted();
+        self.tick();
         loop {
             self.run_granted();
             self.plan_activity_log();
@@ -223,7 +224,6 @@ impl Core {
             self.deliver_held();
             self.pump_resyncs();
             self.finish_role_changes();
-            self.tick();
             self.flush_superblock();
             if self.runnable.is_empty() {
                 break;

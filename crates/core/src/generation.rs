@@ -7,10 +7,11 @@
 
 use crate::engine::Core;
 use crate::event::LinkId;
+use crate::link::Peer;
 use crate::persist::After;
 use crate::planted::PlantedBug;
 use holdfast_format::HISTORY_LEN;
-use holdfast_units::{GenerationId, NodeId, PeerSet, Role};
+use holdfast_units::{DiskState, GenerationId, NodeId, PeerSet, Role};
 use holdfast_wire::{Generations, Message};
 
 /// The generations of the local data.
@@ -123,9 +124,12 @@ impl Core {
         }
         bump.writing = true;
         let (current, opened) = (bump.current, bump.opened);
-        // Before the new current: the slot tells what the member had until now.
-        self.gens.open(opened);
-        self.gens.push(current);
+        // A node that is being filled takes the generations of its source over in the end.
+        if self.may_adopt() {
+            // Before the new current: the slot tells what the member had until now.
+            self.gens.open(opened);
+            self.gens.push(current);
+        }
         for peer in self.receivers.difference(opened).iter() {
             self.gens.known[peer.index()] = current;
         }
@@ -155,7 +159,10 @@ impl Core {
         current: GenerationId,
         opened: PeerSet,
     ) {
-        if self.gens.current == previous && self.may_adopt() {
+        // A Primary that is being filled from here does not have the current generation itself.
+        let feeds = self.peers.get(&from).is_some_and(Peer::is_fed);
+        let good = self.disk == DiskState::UpToDate;
+        if self.may_adopt() && (self.gens.current == previous || (feeds && good)) {
             let mut opened = opened;
             opened.remove(self.node);
             self.gens.open(opened);
@@ -175,6 +182,6 @@ impl Core {
     }
 
     fn may_adopt(&self) -> bool {
-        !self.has_disk() || self.disk > holdfast_units::DiskState::Inconsistent
+        !self.has_disk() || self.disk > DiskState::Inconsistent
     }
 }

@@ -160,6 +160,16 @@ impl Peer {
         self.replication == ReplicationState::SyncTarget
     }
 
+    /// Whether this node is target and has everything.
+    pub(crate) fn is_completing(&self) -> bool {
+        self.is_syncing_target() && self.resync.as_ref().is_some_and(Resync::is_completing)
+    }
+
+    /// Whether it gets, or is about to get, what it misses from this node.
+    pub(crate) fn is_fed(&self) -> bool {
+        matches!(self.replication, ReplicationState::WFBitMapS | ReplicationState::SyncSource)
+    }
+
     pub(crate) fn settle(&mut self, seq: u64) {
         while self.unsettled.front().is_some_and(|(s, _)| *s <= seq) {
             self.unsettled.pop_front();
@@ -425,9 +435,9 @@ impl Core {
                 self.bitmap_piece(node, about, round, &runs, last);
             }
             Message::Synced { peer, current } => self.member_synced(peer, current),
-            Message::ResyncRequest { range } => self.resync_requested(node, link, range),
+            Message::ResyncRequest { range } => self.resync_requested(node, range),
             Message::ResyncData { asked, range, zeroes, payload } => {
-                self.resync_data(node, link, asked, range, zeroes, payload);
+                self.resync_data(node, asked, range, zeroes, payload);
             }
             Message::ResyncAck { range } => self.resync_acked(node, range),
             Message::OutOfSync { range } => self.told_out_of_sync(node, range),
@@ -626,7 +636,7 @@ impl Core {
         peer.current = theirs.generations.current;
         peer.seen |= theirs.disk > DiskState::Failed;
         peer.discard_my_data = false;
-        peer.begin_round();
+        peer.end_resync();
         self.follow(node);
     }
 
@@ -648,7 +658,9 @@ impl Core {
     ) {
         let both_disks = mine.disk > DiskState::Failed && theirs.disk > DiskState::Failed;
         let same = mine.generations.current == theirs.generations.current;
-        if same && both_disks {
+        let consistent =
+            mine.disk > DiskState::Inconsistent && theirs.disk > DiskState::Inconsistent;
+        if same && consistent {
             self.forget_older_bits(node);
         }
         let decided = both_disks && verdict != Verdict::NoGoodData;
@@ -729,6 +741,8 @@ impl Core {
             self.set_disk(if newest { DiskState::UpToDate } else { DiskState::Outdated });
             self.request_superblock(After::Nothing);
         }
+        // It may have been the source of a resync that is over by that.
+        self.next_source();
     }
 
     /// When nothing is suspect any more, the crash is history.

@@ -7,7 +7,7 @@
 //! is worth what the source is.
 
 use crate::engine::{Core, DiskJob};
-use crate::event::{CommandId, DiskOutcome, IoFailure, LinkId, Notice, Refusal, ResyncProgress};
+use crate::event::{CommandId, DiskOutcome, IoFailure, Notice, Refusal, ResyncProgress};
 use crate::link::Peer;
 use crate::locks::Owner;
 use crate::persist::{After, bytes};
@@ -38,8 +38,6 @@ struct Pull {
 /// A resync with one peer.
 #[derive(Debug)]
 pub(crate) struct Resync {
-    /// What arrives for an earlier resync with the same peer does not count for this one.
-    session: u64,
     started: Millis,
     total: u64,
     carried: u64,
@@ -64,7 +62,7 @@ pub(crate) struct Resync {
 #[derive(Debug)]
 pub(crate) struct ResyncRead {
     peer: NodeId,
-    link: LinkId,
+    round: u64,
     asked: ByteRange,
 }
 
@@ -72,8 +70,7 @@ pub(crate) struct ResyncRead {
 #[derive(Debug)]
 pub(crate) struct ResyncWrite {
     peer: NodeId,
-    link: LinkId,
-    session: u64,
+    round: u64,
     range: ByteRange,
     payload: Bytes,
     zeroes: bool,
@@ -83,26 +80,26 @@ pub(crate) struct ResyncWrite {
 }
 
 impl Peer {
-    /// A verdict or command makes a new start.
-    pub(crate) fn begin_round(&mut self) {
+    /// Whatever resync there was with this peer is over, and what is under way for it is void.
+    pub(crate) fn end_resync(&mut self) {
         self.round += 1;
         self.bitmap_seen = false;
         self.generations_sent = false;
-        self.end_resync();
-    }
-
-    /// Whatever resync there was with this peer is over.
-    pub(crate) fn end_resync(&mut self) {
         self.resync = None;
         self.fresher = None;
         self.replication = ReplicationState::Off;
     }
 }
 
+impl Core {
+    fn round_of(&self, node: NodeId) -> u64 {
+        self.peers.get(&node).map_or(0, |p| p.round)
+    }
+}
+
 impl Resync {
-    fn new(session: u64, now: Millis, total: u64) -> Self {
+    fn new(now: Millis, total: u64) -> Self {
         Self {
-            session,
             started: now,
             total,
             carried: 0,
@@ -117,6 +114,11 @@ impl Resync {
             counted: now,
             spoiled: Vec::new(),
         }
+    }
+
+    /// Whether everything has come.
+    pub(crate) fn is_completing(&self) -> bool {
+        self.completing
     }
 
     /// Progress becomes durable so often, in blocks.
@@ -172,10 +174,24 @@ impl Core {
             }
         }
         self.set_disk(DiskState::Inconsistent);
+        self.stop_being_source(node);
         self.request_superblock(After::Nothing);
         self.hold(node);
         if !busy {
             self.send_bitmap(node, node);
+        }
+    }
+
+    /// This node's data are no use to others until its own resync is done.
+    fn stop_being_source(&mut self, target_of: NodeId) {
+        let fed = |p: &&mut Peer| p.node != target_of && p.is_fed();
+        let mut ended = Vec::new();
+        for peer in self.peers.values_mut().filter(fed) {
+            peer.end_resync();
+            ended.push(peer.node);
+        }
+        for node in ended {
+            self.renegotiate(node);
         }
     }
 
@@ -226,6 +242,10 @@ impl Core {
             return;
         }
         if with != node {
+            if !self.peers.get(&node).is_some_and(Peer::is_completing) {
+                return;
+            }
+            let Some(peer) = self.peers.get_mut(&with) else { return };
             // The source's account of what others miss, to be taken over with its generations.
             let account = peer.account.get_or_insert_with(|| Self::new_bitmap(blocks));
             for (start, len) in runs {
@@ -244,11 +264,12 @@ impl Core {
             peer.bitmap.clear_range(run);
         }
         peer.bitmap_seen = true;
+        peer.out_of_sync_seen = 0;
         let (round, now, total) = (peer.round, self.now, peer.bitmap.count());
         match peer.replication {
             ReplicationState::WFBitMapS => {
                 peer.replication = ReplicationState::SyncSource;
-                peer.resync = Some(Resync::new(round, now, total));
+                peer.resync = Some(Resync::new(now, total));
                 self.write_dirty_pages();
                 self.notice(Notice::ResyncStarted(node, false, bytes(total)));
             }
@@ -276,7 +297,7 @@ impl Core {
         }
         let total = peer.bitmap.count();
         peer.replication = ReplicationState::SyncTarget;
-        peer.resync = Some(Resync::new(round, now, total));
+        peer.resync = Some(Resync::new(now, total));
         self.notice(Notice::ResyncStarted(node, true, bytes(total)));
         self.changed();
     }
@@ -358,7 +379,7 @@ impl Core {
         limited.then(|| self.now.after(RATE_STEP_MS))
     }
 
-    pub(crate) fn resync_requested(&mut self, node: NodeId, link: LinkId, range: ByteRange) {
+    pub(crate) fn resync_requested(&mut self, node: NodeId, range: ByteRange) {
         if !self.in_device(range) || range.len > LONGEST_ASK {
             self.protocol_error(node, "it asked for blocks outside the device");
             return;
@@ -368,7 +389,8 @@ impl Core {
         if !is_source || !self.has_disk() {
             return;
         }
-        let key = self.resync_reads.insert(ResyncRead { peer: node, link, asked: range });
+        let round = self.round_of(node);
+        let key = self.resync_reads.insert(ResyncRead { peer: node, round, asked: range });
         if self.locks.acquire(range, Owner::ResyncRead(key)) {
             self.start_resync_read(key);
         }
@@ -377,7 +399,7 @@ impl Core {
     pub(crate) fn start_resync_read(&mut self, key: usize) {
         let Some(read) = self.resync_reads.get(key) else { return };
         let asked = read.asked;
-        if self.has_disk() && self.link_of(read.peer) == Some(read.link) {
+        if self.has_disk() && self.round_of(read.peer) == read.round {
             self.disk_read(DiskJob::ResyncRead(key), asked, true);
         } else {
             self.resync_reads.remove(key);
@@ -388,7 +410,8 @@ impl Core {
     pub(crate) fn resync_read_done(&mut self, key: usize, result: Result<DiskOutcome, IoFailure>) {
         let Some(read) = self.resync_reads.try_remove(key) else { return };
         let (node, asked) = (read.peer, read.asked);
-        if self.link_of(node) == Some(read.link) {
+        // What was read for an earlier round may be older than what the new bitmap stands for.
+        if self.round_of(node) == read.round {
             let (range, zeroes, payload) = match result {
                 Ok(DiskOutcome::Zeroes) => (asked, true, Bytes::new()),
                 Ok(DiskOutcome::Data(data)) if !data.is_empty() => {
@@ -415,7 +438,6 @@ impl Core {
     pub(crate) fn resync_data(
         &mut self,
         node: NodeId,
-        link: LinkId,
         asked: ByteRange,
         range: ByteRange,
         zeroes: bool,
@@ -427,10 +449,14 @@ impl Core {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let Some(resync) = &mut peer.resync else { return };
         let pull = resync.pulls.remove(&asked.offset);
-        let Some(pull) = pull.filter(|p| p.len == asked.len && fits && payload_fits) else {
-            self.protocol_error(node, "it sent blocks that nobody had asked for");
+        let Some(pull) = pull.filter(|p| p.len == asked.len) else {
+            // It belongs to an earlier round.
             return;
         };
+        if !fits || !payload_fits {
+            self.protocol_error(node, "it sent other blocks than it was asked for");
+            return;
+        }
         resync.in_flight -= asked.len.min(MAX_REQUEST);
         resync.carried += payload.len() as u64;
         peer.resync_received += payload.len() as u64;
@@ -440,11 +466,10 @@ impl Core {
             resync.cursor = resync.cursor.min(range.end() / BLOCK_SIZE);
         }
         resync.writing += 1;
-        let session = resync.session;
+        let round = peer.round;
         let key = self.resync_writes.insert(ResyncWrite {
             peer: node,
-            link,
-            session,
+            round,
             range,
             payload,
             zeroes,
@@ -462,7 +487,7 @@ impl Core {
         let Some(write) = self.resync_writes.get(key) else { return };
         let (node, range, zeroes) = (write.peer, write.range, write.zeroes);
         let payload = write.payload.clone();
-        let still = self.link_of(node) == Some(write.link) && self.has_disk();
+        let still = self.round_of(node) == write.round && self.has_disk();
         let mut runs = Vec::new();
         if still && let Some(peer) = self.peers.get(&node) {
             let (mut at, end) = (range.blocks().start, range.blocks().end);
@@ -502,10 +527,10 @@ impl Core {
     fn finish_resync_write(&mut self, key: usize) {
         let write = self.resync_writes.remove(key);
         let (node, range) = (write.peer, write.range);
-        if self.link_of(node) == Some(write.link) && !write.failed && self.has_disk() {
+        if self.round_of(node) == write.round && !write.failed && self.has_disk() {
             let mut checkpoint = false;
             if let Some(peer) = self.peers.get_mut(&node)
-                && let Some(resync) = peer.resync.as_mut().filter(|r| r.session == write.session)
+                && let Some(resync) = &mut peer.resync
             {
                 resync.writing -= 1;
                 if !write.spoiled {
@@ -624,8 +649,7 @@ impl Core {
 
     pub(crate) fn resync_flushed(&mut self, node: NodeId, round: u64) {
         let Some(peer) = self.peers.get(&node) else { return };
-        let completing = peer.resync.as_ref().is_some_and(|r| r.completing);
-        if peer.round == round && completing {
+        if peer.round == round && peer.is_completing() {
             let out_of_sync_seen = peer.out_of_sync_seen;
             self.send(node, Message::ResyncComplete { out_of_sync_seen });
         }
@@ -634,7 +658,10 @@ impl Core {
     /// The target has everything: it gets the generations, and what others miss.
     pub(crate) fn resync_complete(&mut self, node: NodeId, seen: u64) {
         let Some(peer) = self.peers.get(&node) else { return };
-        if peer.replication != ReplicationState::SyncSource || peer.out_of_sync_sent != seen {
+        if peer.replication != ReplicationState::SyncSource
+            || peer.out_of_sync_sent != seen
+            || self.disk < DiskState::Outdated
+        {
             return;
         }
         let others: Vec<NodeId> = self
@@ -654,8 +681,7 @@ impl Core {
     /// This node has everything: it takes the source's generations over.
     pub(crate) fn take_over(&mut self, node: NodeId, generations: &Generations) {
         let Some(peer) = self.peers.get(&node) else { return };
-        let completing = peer.resync.as_ref().is_some_and(|r| r.completing);
-        if !completing || peer.replication != ReplicationState::SyncTarget {
+        if !peer.is_completing() {
             // It belongs to a resync that is over.
             return;
         }
@@ -698,11 +724,7 @@ impl Core {
 
     /// Whether generations are being taken over, so that no verdict must be found meanwhile.
     pub(crate) fn is_adopting(&self) -> bool {
-        self.peers.values().any(|p| {
-            p.is_syncing_target()
-                && p.resync.as_ref().is_some_and(|r| r.completing)
-                && self.disk > DiskState::Inconsistent
-        })
+        self.peers.values().any(|p| p.is_completing() && self.disk > DiskState::Inconsistent)
     }
 
     pub(crate) fn adopted(&mut self, node: NodeId, round: u64) {
@@ -829,7 +851,7 @@ impl Core {
     fn give_all_to(&mut self, node: NodeId) {
         let current = self.gens.current;
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.begin_round();
+        peer.end_resync();
         peer.bitmap.set_all();
         peer.disk = DiskState::Inconsistent;
         peer.replication = ReplicationState::WFBitMapS;
@@ -843,7 +865,7 @@ impl Core {
     }
 
     fn get_all_from(&mut self, node: NodeId) {
-        self.peers.get_mut(&node).into_iter().for_each(Peer::begin_round);
+        self.peers.get_mut(&node).into_iter().for_each(Peer::end_resync);
         self.become_target(node, true);
         self.refresh_sets();
         self.changed();
