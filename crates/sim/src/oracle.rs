@@ -43,6 +43,8 @@ struct View {
     blocks: BTreeMap<u64, Vec<Entry>>,
     /// Completed writes that it has, and whether they are durable.
     has: BTreeMap<u64, bool>,
+    /// Completed writes that it had and lost with the power.
+    lost: BTreeSet<u64>,
 }
 
 /// A client's write.
@@ -280,6 +282,8 @@ impl Oracle {
     pub(crate) fn power_failed(&mut self, node: usize) {
         self.views[node + self.nodes] = None;
         let Some(view) = &mut self.views[node] else { return };
+        let lost = view.has.iter().filter(|(_, durable)| !**durable).map(|(write, _)| *write);
+        view.lost.extend(lost);
         view.has.retain(|_, durable| *durable);
         for entry in view.blocks.values_mut().flatten() {
             entry.sure &= entry.durable;
@@ -334,7 +338,14 @@ impl Oracle {
         self.views[node] = Some(view);
     }
 
-    /// Completed writes that `node` has and `other` does not have. None when either does not count.
+    /// A completed write that `node` has and `other` never had. None when either does not count.
+    pub(crate) fn never_had(&self, other: usize, node: usize) -> Option<u64> {
+        let (mine, theirs) = (self.views[node].as_ref()?, self.views[other].as_ref()?);
+        let unknown = |write: &&u64| !theirs.has.contains_key(write) && !theirs.lost.contains(write);
+        mine.has.keys().find(unknown).copied()
+    }
+
+    /// A completed write that `node` has and `other` does not have. None when either does not count.
     pub(crate) fn lacks(&self, other: usize, node: usize) -> Option<u64> {
         let (mine, theirs) = (self.views[node].as_ref()?, self.views[other].as_ref()?);
         mine.has.keys().find(|write| !theirs.has.contains_key(write)).copied()

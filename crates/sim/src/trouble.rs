@@ -129,7 +129,14 @@ impl World {
                 }
             }
             Kind::PromoteApart => self.command(n, Command::Promote { force: false }),
-            Kind::Force => self.command(n, Command::Promote { force: true }),
+            Kind::Force => {
+                // A disk that never had data would begin a history of its own.
+                let fresh = holdfast_units::GenerationId::JUST_CREATED;
+                let snap = self.nodes[n].snap.as_ref();
+                if snap.is_some_and(|snap| snap.generation != fresh) {
+                    self.command(n, Command::Promote { force: true });
+                }
+            }
             Kind::Disconnect => {
                 let peer = self.rng.chance(700).then(|| node_id(m));
                 self.command(n, Command::Disconnect { peer });

@@ -7,9 +7,8 @@ use crate::world::World;
 pub(super) fn contact(world: &World, n: usize, m: usize) -> Result<(), String> {
     let excused = [n, m].iter().any(|node| world.nodes[*node].may_give_up);
     let in_use = [n, m].iter().all(|node| world.nodes[*node].disk_open);
-    let (Some(mine), Some(theirs)) = (world.oracle.lacks(m, n), world.oracle.lacks(n, m)) else {
-        return Ok(());
-    };
+    let apart = (world.oracle.never_had(m, n), world.oracle.never_had(n, m));
+    let (Some(mine), Some(theirs)) = apart else { return Ok(()) };
     if excused || !in_use {
         return Ok(());
     }
@@ -21,7 +20,15 @@ pub(super) fn overwritten(world: &World, n: usize, source: usize) -> Result<(), 
     if world.nodes[n].may_give_up {
         return Ok(());
     }
-    match world.oracle.lacks(source, n) {
+    // What the source lost with its power may be overwritten when the source is of a newer
+    // generation; of two of the same generation, the one that has everything must be the source.
+    let generation = |node: usize| world.nodes[node].snap.as_ref().map(|snap| snap.generation);
+    let write = if generation(n) == generation(source) {
+        world.oracle.lacks(source, n)
+    } else {
+        world.oracle.never_had(source, n)
+    };
+    match write {
         Some(write) => {
             Err(format!("n{n} gives its data up for those of n{source}, which lacks w{write}"))
         }
