@@ -1,3 +1,34 @@
-//! Holdfast: daemon.
+//! The daemon of a node: it wires the rooms together.
+//!
+//! ```text
+//!   command ──HTTP on a Unix socket──▶ http ──▶ commands ──┐
+//!   node ──TLS──▶ peer_api (records, joins, data links) ───┼──▶ Node: records, local state
+//!                                                          ▼
+//!   keeper, dial: one of each for every resource ──▶ shard: cores, disks, NBD, links
+//! ```
+//!
+//! The control plane runs on a tokio runtime of its own; data never pass through it. See
+//! `docs/design/daemon.md`.
 
+mod commands;
+mod daemon;
+mod dial;
+mod disk;
+mod events;
+mod http;
+mod keeper;
+mod local;
+mod metrics;
+mod node;
+mod options;
+mod peer_api;
+mod peers;
+mod rate;
+mod refuse;
+mod resource;
+mod run;
 pub mod shard;
+mod status;
+
+pub use options::{DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions};
+pub use run::run;

@@ -1,0 +1,164 @@
+//! The commands of the cluster.
+
+use super::create::CLUSTER_NAME;
+use super::leave::retire;
+use crate::events::unix_ms;
+use crate::node::Node;
+use crate::options::NODE_PORT;
+use crate::peer_api::{JOIN, SYNC, SyncAnswer, SyncCall};
+use crate::peers::{CALL_TIMEOUT, call_node, connect, request, sync_with_all, version};
+use crate::{peer_api, refuse, status};
+use holdfast_api::request::{
+    ClusterCreate, ClusterCreated, ClusterJoin, ClusterLeave, ClusterRemove, ClusterToken, Done,
+    TokenCreated,
+};
+use holdfast_api::status::ClusterStatus;
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::{Address, JoinResponse, JoinToken, SyncMessage};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a token is good for when nobody says, in seconds.
+const TOKEN_SECONDS: u64 = 3600;
+/// How long the newcomer tries to reach the other nodes.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// Makes a cluster of this node.
+///
+/// # Errors
+/// When it is in one already.
+pub(crate) async fn create(
+    node: &Arc<Node>,
+    request: ClusterCreate,
+) -> Result<ClusterCreated, ApiError> {
+    let _making = node.making.lock().await;
+    let name = request.name.unwrap_or_else(|| CLUSTER_NAME.to_owned());
+    let addresses = node.advertised();
+    let made = node
+        .cluster(move |state, now| state.create_cluster(Some(&name), &addresses, now))
+        .await?;
+    Ok(ClusterCreated { uuid: made.uuid.to_string(), name: made.name })
+}
+
+/// Makes a join token.
+///
+/// # Errors
+/// When the node is in no cluster, or the address or time cannot be.
+pub(crate) async fn token(
+    node: &Arc<Node>,
+    request: ClusterToken,
+) -> Result<TokenCreated, ApiError> {
+    let ttl = request.ttl_seconds.unwrap_or(TOKEN_SECONDS);
+    let given = request.addr.map(|text| Address::parse(&text, Some(NODE_PORT))).transpose();
+    let addresses: Vec<Address> = given.map_err(refuse::cluster)?.into_iter().collect();
+    let token =
+        node.cluster(move |state, now| state.issue_token(ttl, &addresses, now)).await?;
+    let expires_unix_ms = token.expires.saturating_mul(1000);
+    Ok(TokenCreated { token: token.reveal(), expires_unix_ms })
+}
+
+/// Joins a cluster by a token. Afterwards both sides, and all nodes that can be reached, know each
+/// other.
+///
+/// # Errors
+/// When the token is not good, its node is not reached, or this node is in a cluster already.
+pub(crate) async fn join(
+    node: &Arc<Node>,
+    call: ClusterJoin,
+) -> Result<ClusterStatus, ApiError> {
+    let _making = node.making.lock().await;
+    let token = JoinToken::parse(call.token.trim()).map_err(refuse::cluster)?;
+    let addresses = node.advertised();
+    let asked = token.clone();
+    let body =
+        node.cluster(move |state, _| state.join_request(&asked, &addresses)).await?;
+    let exchange = async {
+        let issuers: Vec<String> = token.addresses.iter().map(ToString::to_string).collect();
+        let (socket, to) = connect(&issuers, "that issued the token").await?;
+        let stream = node.tls.connect_to_join(socket, token.issuer, &to).await;
+        request::<_, _, JoinResponse>(stream.map_err(refuse::cluster)?, &to, JOIN, &body).await
+    };
+    let response = tokio::time::timeout(CALL_TIMEOUT + GREETING, exchange).await;
+    let response = response.unwrap_or_else(|_| {
+        let message = "the cluster was not joined: the node that issued the token did not answer";
+        Err(ApiError::new(ErrorCode::PeerNotReachable, message))
+    })?;
+    node.cluster(move |state, now| state.accept(&token, response, now)).await?;
+    sync_with_all(node, GREETING).await;
+    status::cluster(node).ok_or_else(|| {
+        ApiError::new(ErrorCode::Internal, "the cluster was joined, and is not there any more")
+    })
+}
+
+/// Leaves the cluster. With force also when the others cannot be told, or resources are here.
+///
+/// # Errors
+/// When that would not be good, and there is no force.
+pub(crate) async fn leave(node: &Arc<Node>, call: ClusterLeave) -> Result<Done, ApiError> {
+    let _making = node.making.lock().await;
+    let force = call.force;
+    let others = node.others();
+    let message = node
+        .cluster(move |state, now| {
+            let records = state.plan_leave(force, now)?;
+            let cluster = state.start_sync()?;
+            Ok(SyncMessage { records, ..cluster })
+        })
+        .await?;
+    for resource in node.resources() {
+        // With force only: without it there are none.
+        super::updown::refuse_primary(&resource, "cluster leave was refused")?;
+    }
+    let mut told = others.is_empty();
+    for other in &others {
+        let call =
+            SyncCall { version: version(), clock_ms: unix_ms(), message: message.clone() };
+        let answer: Result<SyncAnswer, ApiError> =
+            call_node(node, other, SYNC, &call, CALL_TIMEOUT).await;
+        told |= answer.is_ok();
+    }
+    if !told && !force {
+        return Err(ApiError::new(
+            ErrorCode::PeerNotReachable,
+            format!("node {} did not leave the cluster: no other node was reached", node.name),
+        )
+        .hint("with --force it leaves without telling anybody"));
+    }
+    for resource in node.resources() {
+        retire(node, &resource).await;
+    }
+    node.cluster(|state, _| state.finish_leave()).await?;
+    let whom = if told { "" } else { "; the others were not told" };
+    Ok(Done::new(format!("node {} left the cluster{whom}", node.name)))
+}
+
+/// Removes a node that is gone for good.
+///
+/// # Errors
+/// When it is alive, is not known, or there is no force.
+pub(crate) async fn remove(node: &Arc<Node>, call: ClusterRemove) -> Result<Done, ApiError> {
+    let found = node.view().records.node_named(&call.node);
+    if let Some(found) = found.filter(|found| node.peers.health(found.uuid).alive) {
+        let message = format!("node {} was not removed: it is alive", found.name);
+        return Err(ApiError::new(ErrorCode::InUse, message)
+            .hint(format!("run `holdfast cluster leave` on {}", found.name)));
+    }
+    let (name, force) = (call.node.clone(), call.force);
+    node.cluster(move |state, now| state.remove(&name, force, now)).await?;
+    peer_api::announce(node).await;
+    Ok(Done::new(format!("node {} was removed from the cluster", call.node)))
+}
+
+/// The nodes.
+///
+/// # Errors
+/// When the node is in no cluster.
+pub(crate) fn show(node: &Node) -> Result<ClusterStatus, ApiError> {
+    status::cluster(node).ok_or_else(|| {
+        ApiError::new(
+            ErrorCode::NoCluster,
+            format!("the cluster is not shown: node {} is in none", node.name),
+        )
+        .hint("use `holdfast cluster create`, or `holdfast cluster join TOKEN`")
+    })
+}

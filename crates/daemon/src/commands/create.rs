@@ -1,0 +1,172 @@
+//! `create`: a resource, on its first node.
+
+use super::{blocking, used_disks};
+use crate::disk::{Prepared, Wanted};
+use crate::events::unix_ms;
+use crate::local::Local;
+use crate::node::Node;
+use crate::resource::{self, Resource, core_options, random};
+use crate::shard::InitialContent;
+use crate::{commands, peer_api};
+use holdfast_api::options::check_all;
+use holdfast_api::request::{Done, ResourceCreate};
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::{Change, Key, MemberRecord, ResourceRecord};
+use holdfast_core::Command;
+use holdfast_units::{GenerationId, NodeId, ResourceId, check_name, format_size};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// The name of a cluster that is made because a resource needs one.
+pub(crate) const CLUSTER_NAME: &str = "holdfast";
+
+/// Creates a resource whose data are those on the disk; this node becomes Primary.
+///
+/// # Errors
+/// What is in the way; nothing has changed then.
+pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<Done, ApiError> {
+    check_name(&request.name)?;
+    let options = check_all(&request.set)?;
+    let _making = node.making.lock().await;
+    refuse_taken(node, &request.name)?;
+    let id = ResourceId(random_id()?);
+    let al_extents = al_extents(&options);
+    let wanted = Wanted {
+        what: format!("resource {} was not created", request.name),
+        resource: id,
+        disk: request.disk.clone(),
+        meta: request.meta.clone(),
+        size: request.size,
+        al_extents,
+        state_dir: node.settings.state_dir.clone(),
+        used: used_disks(node),
+    };
+    let checked = blocking(move || wanted.check()).await?;
+    // A cluster of one is no harm when a later step fails.
+    if node.view().membership.is_none() {
+        let addresses = node.advertised();
+        node.cluster(move |state, now| state.create_cluster(Some(CLUSTER_NAME), &addresses, now))
+            .await?;
+    }
+    let slot = NodeId::new(0).expect("0 is below the number of nodes");
+    let generation = GenerationId(random()?.max(GenerationId::JUST_CREATED.0 + 1));
+    let content = InitialContent::Current(generation);
+    let prepared = Arc::new(blocking(move || checked.prepare(slot, content)).await?);
+    let name = request.name.clone();
+    let made = establish(node, id, request, options, slot, &prepared).await;
+    if let Err(error) = made {
+        undo(node, id, &prepared).await;
+        return Err(error);
+    }
+    peer_api::announce(node).await;
+    Ok(Done::new(format!(
+        "resource {name} of {} was created; this node is Primary",
+        format_size(prepared.size)
+    )))
+}
+
+fn refuse_taken(node: &Node, name: &str) -> Result<(), ApiError> {
+    let here = node.resources().iter().any(|resource| resource.name() == name);
+    if !here && node.record_named(name).is_none() {
+        return Ok(());
+    }
+    let error = ApiError::new(
+        ErrorCode::AlreadyExists,
+        format!("resource {name} was not created: the cluster has a resource of this name"),
+    );
+    Err(if here {
+        error.hint("choose another name")
+    } else {
+        error.hint(format!("choose another name, or become a member with `holdfast join {name}`"))
+    })
+}
+
+/// Records, local state, core, role.
+async fn establish(
+    node: &Arc<Node>,
+    id: ResourceId,
+    request: ResourceCreate,
+    options: BTreeMap<String, String>,
+    slot: NodeId,
+    prepared: &Prepared,
+) -> Result<(), ApiError> {
+    let now = unix_ms();
+    let record = ResourceRecord {
+        id,
+        name: request.name.clone(),
+        size_bytes: prepared.size,
+        created_at: now,
+        options,
+    };
+    let member = MemberRecord {
+        resource: id,
+        node: node.uuid,
+        slot: slot.number(),
+        diskless: false,
+        protocol: "C".into(),
+        addresses: Vec::new(),
+        joined_at: now,
+    };
+    let local = Local {
+        id,
+        name: request.name,
+        disk: Some(prepared.disk.clone()),
+        attached: true,
+        up: true,
+        primary: true,
+        disconnected: BTreeSet::new(),
+    };
+    let (store, saved) = (node.store.clone(), local.clone());
+    blocking(move || store.save(&saved)).await?;
+    node.cluster(move |state, now| {
+        state.change(vec![Change::resource(&record), Change::member(&member)], now)
+    })
+    .await?;
+    let resource = Resource::new(local);
+    node.add_resource(Arc::clone(&resource));
+    resource::start(node, &resource, false).await?;
+    let what = "primary was refused";
+    commands::core_command(node, &resource, what, Command::Promote { force: false }).await?;
+    commands::roles::wait_exported(&resource).await;
+    Ok(())
+}
+
+/// Takes back what had been done for a resource that could not be created.
+async fn undo(node: &Arc<Node>, id: ResourceId, prepared: &Arc<Prepared>) {
+    if let Some(resource) = node.resource(id) {
+        if let Err(error) = resource::stop(&resource).await {
+            tracing::warn!("{}", error.message);
+        }
+        node.remove_resource(id);
+    }
+    let own = node.uuid;
+    let forgotten = node
+        .cluster(move |state, now| {
+            let keys = [Key::member(id, own), Key::resource(id)];
+            let known = |key: &Key| state.records().get(key).is_some();
+            let changes = keys.into_iter().filter(known).map(Change::delete).collect();
+            state.change(changes, now)
+        })
+        .await;
+    let (store, prepared) = (node.store.clone(), Arc::clone(prepared));
+    let undone = blocking(move || {
+        prepared.undo();
+        store.remove(id)
+    });
+    for error in [forgotten.map(drop).err(), undone.await.err()].into_iter().flatten() {
+        tracing::warn!("undoing a failed command: {}", error.message);
+    }
+}
+
+/// How many extents the activity log of a new member has.
+pub(crate) fn al_extents(options: &BTreeMap<String, String>) -> u16 {
+    // The range of the option ends below 2^16.
+    u16::try_from(core_options(options).0.al_extents).unwrap_or(u16::MAX)
+}
+
+fn random_id() -> Result<[u8; 16], ApiError> {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&random()?.to_le_bytes());
+    id[8..].copy_from_slice(&random()?.to_le_bytes());
+    Ok(id)
+}

@@ -1,0 +1,167 @@
+//! `attach-disk` and `detach-disk`.
+
+use super::create::al_extents;
+use super::roles::release;
+use super::updown::refuse_primary;
+use super::{blocking, core_command, used_disks};
+use crate::disk::{self, Wanted};
+use crate::local::LocalDisk;
+use crate::node::Node;
+use crate::peer_api;
+use crate::resource::{self, Resource};
+use crate::shard::InitialContent;
+use holdfast_api::request::{AttachDisk, DetachDisk, Done};
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::Change;
+use holdfast_core::Command;
+use holdfast_units::DiskState;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Starts to use this node's disk: the one that it had, or another, which then gets all data from
+/// a peer.
+///
+/// # Errors
+/// When a disk is in use already, this node is Primary, or the disk cannot be used.
+pub(crate) async fn attach(
+    node: &Arc<Node>,
+    name: &str,
+    request: &AttachDisk,
+) -> Result<Done, ApiError> {
+    let resource = node.resource_named(name)?;
+    let _making = node.making.lock().await;
+    let _begun = resource.begin().await?;
+    let what = "attach-disk was refused";
+    let has_disk = resource.view().is_some_and(|view| view.snapshot.disk > DiskState::Failed);
+    if has_disk {
+        let message = format!("{what} for {name}: its disk is in use");
+        return Err(ApiError::new(ErrorCode::AlreadyAttached, message)
+            .hint(format!("`holdfast detach-disk {name}` first")));
+    }
+    // The core takes a disk only at its start.
+    refuse_primary(&resource, what)?;
+    let local = resource.local();
+    let same = match (&request.disk, &local.disk) {
+        (None, Some(_)) => request.meta.is_none(),
+        (Some(path), Some(disk)) => Path::new(path) == disk.path && request.meta.is_none(),
+        (_, None) => false,
+    };
+    let next = if same {
+        local.disk.clone()
+    } else {
+        let path = request.disk.clone().or_else(|| local.disk.as_ref().map(path_text));
+        let Some(path) = path else {
+            let message = format!("{what} for {name}: this node never had a disk of it");
+            return Err(ApiError::new(ErrorCode::NoDisk, message).hint("name one with --disk PATH"));
+        };
+        Some(make(node, &resource, path, request.meta.clone(), what).await?)
+    };
+    let was_up = resource.handle().is_some();
+    if was_up {
+        release(node, &resource, what, false).await?;
+        resource::stop(&resource).await?;
+    }
+    let old = local.disk.filter(|old| Some(old) != next.as_ref());
+    resource
+        .change_local(node, |local| {
+            local.disk = next;
+            local.attached = true;
+        })
+        .await?;
+    tell_diskful(node, &resource).await?;
+    if let Some(old) = old {
+        let id = resource.id;
+        // The old disk may be broken: what cannot be removed stays.
+        blocking(move || {
+            disk::wipe(&old, id);
+            Ok(())
+        })
+        .await?;
+    }
+    if was_up {
+        let started = resource::start(node, &resource, false).await;
+        if let Err(error) = started {
+            resource.change_local(node, |local| local.attached = false).await?;
+            resource::start(node, &resource, true).await?;
+            return Err(error);
+        }
+    }
+    Ok(Done::new(format!("resource {name} uses its disk on this node")))
+}
+
+fn path_text(disk: &LocalDisk) -> String {
+    disk.path.display().to_string()
+}
+
+/// Makes new metadata on a disk that gets all its data from a peer.
+async fn make(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    path: String,
+    meta: Option<String>,
+    what: &str,
+) -> Result<LocalDisk, ApiError> {
+    let view = node.view();
+    let name = resource.name();
+    let record = view.records.resource(resource.id);
+    let slot = view.slot_of(resource.id, node.uuid);
+    let (Some(record), Some(slot)) = (record, slot) else {
+        return Err(ApiError::no_such_resource(&name));
+    };
+    let mut used = used_disks(node);
+    used.retain(|used| used.resource != name);
+    let wanted = Wanted {
+        what: format!("{what} for {name}"),
+        resource: resource.id,
+        disk: path,
+        meta,
+        size: Some(record.size_bytes),
+        al_extents: al_extents(&record.options),
+        state_dir: node.settings.state_dir.clone(),
+        used,
+    };
+    let prepare = move || wanted.check()?.prepare(slot, InitialContent::Nothing);
+    Ok(blocking(prepare).await?.disk)
+}
+
+/// A member that was diskless on purpose is so no more.
+async fn tell_diskful(node: &Arc<Node>, resource: &Resource) -> Result<(), ApiError> {
+    let member = node.view().records.member(resource.id, node.uuid);
+    let Some(mut member) = member.filter(|member| member.diskless) else { return Ok(()) };
+    member.diskless = false;
+    node.cluster(move |state, now| state.change(vec![Change::member(&member)], now)).await?;
+    peer_api::announce(node).await;
+    Ok(())
+}
+
+/// Ceases to use this node's disk, now and after a restart.
+///
+/// # Errors
+/// When it is the last good copy of a Primary, or none is in use.
+pub(crate) async fn detach(
+    node: &Arc<Node>,
+    name: &str,
+    request: &DetachDisk,
+) -> Result<Done, ApiError> {
+    let resource = node.resource_named(name)?;
+    let _begun = resource.begin().await?;
+    let what = "detach-disk was refused";
+    let done = || Done::new(format!("resource {name} does not use its disk on this node"));
+    if resource.local().disk.is_none() {
+        let message = format!("{what} for {name}: this node has no disk of it");
+        return Err(ApiError::new(ErrorCode::NoDisk, message));
+    }
+    if let Some(view) = resource.view()
+        && view.snapshot.disk > DiskState::Failed
+    {
+        let good = view.snapshot.peers.iter().any(|peer| peer.disk == DiskState::UpToDate);
+        if !good && view.snapshot.disk == DiskState::UpToDate && !request.force {
+            let message = format!("{what} for {name}: no other node in reach has up-to-date data");
+            return Err(ApiError::new(ErrorCode::LastGoodCopy, message)
+                .hint("connect a peer and let it become UpToDate, or add --force"));
+        }
+        core_command(node, &resource, what, Command::Detach).await?;
+    }
+    resource.change_local(node, |local| local.attached = false).await?;
+    Ok(done())
+}

@@ -1,0 +1,264 @@
+//! `join`: this node becomes a member of a resource.
+
+use super::create::al_extents;
+use super::{blocking, used_disks};
+use crate::disk::{Prepared, Wanted};
+use crate::events::unix_ms;
+use crate::local::Local;
+use crate::node::Node;
+use crate::peer_api::{self, JOIN_RESOURCE, JoinResource};
+use crate::peers::{CALL_TIMEOUT, call_node, sync_with, sync_with_all};
+use crate::resource::{self, Resource};
+use crate::shard::InitialContent;
+use holdfast_api::options::check;
+use holdfast_api::request::{Done, ResourceJoin};
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::{Change, Key, MemberRecord, NodeRecord, ResourceRecord, Trouble, Uuid};
+use holdfast_units::NodeId;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the other nodes are asked for news before a name is said to be unknown.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Makes this node a member of a resource.
+///
+/// # Errors
+/// What is in the way; nothing has changed then.
+pub(crate) async fn join(
+    node: &Arc<Node>,
+    name: &str,
+    request: ResourceJoin,
+) -> Result<Done, ApiError> {
+    holdfast_units::check_name(name)?;
+    let protocol = check("protocol", request.protocol.as_deref().unwrap_or("C"))?;
+    let what = format!("node {} did not join resource {name}", node.name);
+    if request.disk.is_some() == request.diskless {
+        let message = format!("{what}: it needs either a disk or to be diskless");
+        return Err(ApiError::new(ErrorCode::InvalidRequest, message)
+            .hint("give --disk PATH, or --diskless"));
+    }
+    let _making = node.making.lock().await;
+    let record = find(node, name, &what).await?;
+    if node.resource(record.id).is_some() {
+        let message = format!("{what}: it is a member already");
+        return Err(ApiError::new(ErrorCode::AlreadyMember, message)
+            .hint(format!("`holdfast status {name}` shows it")));
+    }
+    let checked = match &request.disk {
+        Some(disk) => {
+            let wanted = Wanted {
+                what: what.clone(),
+                resource: record.id,
+                disk: disk.clone(),
+                meta: request.meta.clone(),
+                size: Some(record.size_bytes),
+                al_extents: al_extents(&record.options),
+                state_dir: node.settings.state_dir.clone(),
+                used: used_disks(node),
+            };
+            Some(blocking(move || wanted.check()).await?)
+        }
+        None => None,
+    };
+    let call =
+        JoinResource { resource: record.id, diskless: request.diskless, protocol };
+    let slot = become_member(node, &record, &call, &what).await?;
+    let prepared = match checked {
+        Some(checked) => {
+            let made = blocking(move || checked.prepare(slot, InitialContent::Nothing)).await;
+            match made {
+                Ok(prepared) => Some(Arc::new(prepared)),
+                Err(error) => {
+                    forget(node, &record, None).await;
+                    return Err(error);
+                }
+            }
+        }
+        None => None,
+    };
+    if let Err(error) = establish(node, &record, prepared.as_deref()).await {
+        forget(node, &record, prepared).await;
+        return Err(ApiError { message: format!("{what}: {}", error.message), ..error });
+    }
+    Ok(Done::new(format!("node {} is a member of resource {name}; sync starts by itself", node.name)))
+}
+
+/// The record of the resource, after a look at what the other nodes know.
+async fn find(node: &Arc<Node>, name: &str, what: &str) -> Result<ResourceRecord, ApiError> {
+    if node.view().membership.is_none() {
+        let message = format!("{what}: the node is in no cluster");
+        return Err(ApiError::new(ErrorCode::NoCluster, message)
+            .hint("run `holdfast cluster token` on a node of the cluster, and `holdfast cluster \
+                   join TOKEN` here"));
+    }
+    let reached = sync_with_all(node, SYNC_TIMEOUT).await;
+    if let Some(record) = node.record_named(name) {
+        return Ok(record);
+    }
+    let missing = node.others().len() - reached.len().min(node.others().len());
+    let why = if missing == 0 {
+        "the cluster has no resource of that name".to_owned()
+    } else {
+        format!("no resource of that name is known, and {missing} nodes were not reached")
+    };
+    Err(ApiError::new(ErrorCode::NoSuchResource, format!("{what}: {why}"))
+        .hint("`holdfast status` on the other nodes lists their resources"))
+}
+
+/// Has the first member that is reached write this node into the records, and tells all others.
+async fn become_member(
+    node: &Arc<Node>,
+    record: &ResourceRecord,
+    call: &JoinResource,
+    what: &str,
+) -> Result<NodeId, ApiError> {
+    let view = node.view();
+    let mut members: Vec<NodeRecord> = view
+        .records
+        .members(record.id)
+        .into_iter()
+        .filter(|member| member.node != node.uuid)
+        .filter_map(|member| view.records.node(member.node))
+        .collect();
+    members.sort_by_key(|member| member.uuid);
+    let mut unreached = ApiError::new(
+        ErrorCode::PeerNotReachable,
+        format!("{what}: no member of the resource is left in the cluster"),
+    );
+    for member in &members {
+        let answer: Result<Done, ApiError> =
+            call_node(node, member, JOIN_RESOURCE, call, CALL_TIMEOUT).await;
+        match answer {
+            Ok(_) => {
+                sync_with(node, member).await?;
+                // Who is not reached now hears of it later, and connects then.
+                sync_with_all(node, SYNC_TIMEOUT).await;
+                return own_slot(node, record, what).await;
+            }
+            Err(error) if error.code == ErrorCode::PeerNotReachable => {
+                unreached = ApiError { message: format!("{what}: {}", error.message), ..error };
+            }
+            Err(error) => {
+                return Err(ApiError { message: format!("{what}: {}", error.message), ..error });
+            }
+        }
+    }
+    Err(unreached)
+}
+
+async fn own_slot(
+    node: &Arc<Node>,
+    record: &ResourceRecord,
+    what: &str,
+) -> Result<NodeId, ApiError> {
+    let view = node.view();
+    let twice = view.records.troubles(holdfast_cluster::UnixMillis(unix_ms())).into_iter().any(
+        |trouble| matches!(trouble, Trouble::SlotTwice { resource, loses, .. }
+            if resource == record.id && loses == node.uuid),
+    );
+    if twice {
+        forget(node, record, None).await;
+        let message = format!("{what}: another node joined in the same moment");
+        return Err(ApiError::new(ErrorCode::Busy, message).hint("try again"));
+    }
+    view.slot_of(record.id, node.uuid).ok_or_else(|| {
+        ApiError::new(ErrorCode::Internal, format!("{what}: the records did not arrive"))
+            .hint("try again")
+    })
+}
+
+async fn establish(
+    node: &Arc<Node>,
+    record: &ResourceRecord,
+    prepared: Option<&Prepared>,
+) -> Result<(), ApiError> {
+    let local = Local {
+        id: record.id,
+        name: record.name.clone(),
+        disk: prepared.map(|prepared| prepared.disk.clone()),
+        attached: true,
+        up: true,
+        primary: false,
+        disconnected: BTreeSet::new(),
+    };
+    let (store, saved) = (node.store.clone(), local.clone());
+    blocking(move || store.save(&saved)).await?;
+    let resource = Resource::new(local);
+    node.add_resource(Arc::clone(&resource));
+    resource::start(node, &resource, false).await
+}
+
+/// Takes back what had been done for a member that could not be made.
+async fn forget(node: &Arc<Node>, record: &ResourceRecord, prepared: Option<Arc<Prepared>>) {
+    let id = record.id;
+    if let Some(resource) = node.resource(id) {
+        if let Err(error) = resource::stop(&resource).await {
+            tracing::warn!("{}", error.message);
+        }
+        node.remove_resource(id);
+    }
+    let key = Key::member(id, node.uuid);
+    let forgotten = node.cluster(move |state, now| state.change(vec![Change::delete(key)], now));
+    if let Err(error) = forgotten.await {
+        tracing::warn!("undoing a failed join: {}", error.message);
+    }
+    let store = node.store.clone();
+    let undone = blocking(move || {
+        if let Some(prepared) = prepared {
+            prepared.undo();
+        }
+        store.remove(id)
+    });
+    if let Err(error) = undone.await {
+        tracing::warn!("undoing a failed join: {}", error.message);
+    }
+    peer_api::announce(node).await;
+}
+
+/// Another node asks this member to write it into the records.
+///
+/// # Errors
+/// When the resource is not known here, or takes no more members.
+pub(crate) async fn let_in(
+    node: &Arc<Node>,
+    newcomer: Uuid,
+    call: JoinResource,
+) -> Result<Done, ApiError> {
+    let (own, id) = (node.uuid, call.resource);
+    let view = node.view();
+    let refuse = |why: &str| {
+        ApiError::new(ErrorCode::PeerRefused, format!("node {} refused: {why}", node.name))
+    };
+    if view.records.resource(id).is_none() || view.records.member(id, own).is_none() {
+        return Err(refuse("it is no member of the resource itself"));
+    }
+    if view.records.member(id, newcomer).is_some() {
+        // It was written in before, and the answer was lost.
+        return Ok(Done::new("it is a member"));
+    }
+    let protocol = check("protocol", &call.protocol)?;
+    node.cluster(move |state, now| {
+        let slot = state.records().free_slot(id, newcomer, now)?;
+        let member = MemberRecord {
+            resource: id,
+            node: newcomer,
+            slot,
+            diskless: call.diskless,
+            protocol,
+            addresses: Vec::new(),
+            joined_at: now.0,
+        };
+        state.change(vec![Change::member(&member)], now)
+    })
+    .await?;
+    Ok(Done::new("it is a member now"))
+}
+
+/// Says that the records do not fit together; only for the log.
+pub(crate) fn log_troubles(node: &Node) {
+    for trouble in node.view().records.troubles(holdfast_cluster::UnixMillis(unix_ms())) {
+        tracing::warn!("{trouble}");
+    }
+}

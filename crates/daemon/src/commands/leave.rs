@@ -1,0 +1,194 @@
+//! `leave` and `delete`, and the end of a resource on this node.
+
+use super::roles::release;
+use super::{blocking, device};
+use crate::disk;
+use crate::events::{Objects, Part};
+use crate::node::Node;
+use crate::peer_api::{self, AboutResource, MAY_DELETE};
+use crate::peers::{CALL_TIMEOUT, call_node};
+use crate::resource::{self, Resource};
+use crate::status;
+use holdfast_api::request::Done;
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::{Change, Key};
+use holdfast_units::{DiskState, ResourceId, Role};
+use std::sync::Arc;
+
+/// Ends this node's membership. The data stay on the disk.
+///
+/// # Errors
+/// When it is Primary or open here, the last member, or has the last good copy.
+pub(crate) async fn leave(node: &Arc<Node>, name: &str) -> Result<Done, ApiError> {
+    let resource = node.resource_named(name)?;
+    let begun = resource.begin().await?;
+    let what = "leave was refused";
+    super::updown::refuse_primary(&resource, what)?;
+    if node.view().peers_of(resource.id, node.uuid).is_empty() {
+        let message = format!("{what} for {name}: this node is its only member");
+        return Err(ApiError::new(ErrorCode::LastGoodCopy, message)
+            .hint(format!("`holdfast delete {name}` deletes it; the data stay on the disk")));
+    }
+    if let Some(view) = resource.view() {
+        let snapshot = &view.snapshot;
+        let elsewhere = snapshot.peers.iter().any(|peer| peer.disk == DiskState::UpToDate);
+        if snapshot.disk >= DiskState::Consistent && !elsewhere {
+            let message = format!(
+                "{what} for {name}: no other node in reach has up-to-date data"
+            );
+            return Err(ApiError::new(ErrorCode::LastGoodCopy, message)
+                .hint("connect another member and wait until it is UpToDate"));
+        }
+        release(node, &resource, what, false).await?;
+    }
+    let (id, own) = (resource.id, node.uuid);
+    node.cluster(move |state, now| {
+        let options = pair_keys(state.records(), id, Some(&own.to_string()));
+        let keys = std::iter::once(Key::member(id, own)).chain(options);
+        state.change(keys.map(Change::delete).collect(), now)
+    })
+    .await?;
+    peer_api::announce(node).await;
+    drop(begun);
+    retire(node, &resource).await;
+    Ok(Done::new(format!(
+        "node {} left resource {name}; the data stay on its disk",
+        node.name
+    )))
+}
+
+/// The keys of the options of links of a resource; only of those of one node, if that is given.
+fn pair_keys(
+    records: &holdfast_cluster::Records,
+    resource: ResourceId,
+    node: Option<&str>,
+) -> Vec<Key> {
+    let prefix = format!("option/{resource}/");
+    let records = records.of_kind("option").filter(|record| !record.deleted);
+    records
+        .map(|record| record.key.clone())
+        .filter(|key| key.as_str().starts_with(&prefix))
+        .filter(|key| node.is_none_or(|node| key.as_str().contains(node)))
+        .collect()
+}
+
+/// Deletes a resource on all its members. The data stay on the disks.
+///
+/// # Errors
+/// When it is in use on a member, or a member is not reached.
+pub(crate) async fn delete(node: &Arc<Node>, name: &str) -> Result<Done, ApiError> {
+    let resource = node.resource_named(name)?;
+    let begun = resource.begin().await?;
+    let what = "delete was refused";
+    let id = resource.id;
+    let view = node.view();
+    for peer in view.peers_of(id, node.uuid).values() {
+        let Some(record) = view.records.node(peer.uuid) else { continue };
+        let call = AboutResource { resource: id };
+        let asked: Result<Done, ApiError> =
+            call_node(node, &record, MAY_DELETE, &call, CALL_TIMEOUT).await;
+        asked.map_err(|error| match error.code {
+            ErrorCode::PeerNotReachable => {
+                let why = format!("{what} for {name}: member {} was not reached", peer.name);
+                ApiError::new(ErrorCode::HasMembers, why).hint(format!(
+                    "start the daemon there; if node {0} is gone for good, `holdfast cluster \
+                     remove {0} --force`",
+                    peer.name
+                ))
+            }
+            _ => ApiError { message: format!("{what} for {name}: {}", error.message), ..error },
+        })?;
+    }
+    if resource.handle().is_some() {
+        release(node, &resource, what, false).await?;
+    }
+    node.cluster(move |state, now| {
+        let records = state.records();
+        let members: Vec<Key> =
+            records.members(id).iter().map(|m| Key::member(id, m.node)).collect();
+        let known = records.resource(id).map(|_| Key::resource(id));
+        let keys = pair_keys(records, id, None).into_iter().chain(members).chain(known);
+        state.change(keys.map(Change::delete).collect(), now)
+    })
+    .await?;
+    peer_api::announce(node).await;
+    drop(begun);
+    retire(node, &resource).await;
+    Ok(Done::new(format!("resource {name} was deleted; the data stay on the disks")))
+}
+
+/// Whether another node may delete a resource that this node is a member of.
+///
+/// # Errors
+/// When it is Primary or open here.
+pub(crate) fn may_delete(node: &Node, id: ResourceId) -> Result<(), ApiError> {
+    let Some(resource) = node.resource(id) else { return Ok(()) };
+    let status = status::resource(node, &resource);
+    if status.role == Role::Primary.as_str() {
+        let message = format!("node {} is Primary", node.name);
+        return Err(ApiError::new(ErrorCode::OtherPrimary, message).hint(format!(
+            "run `holdfast secondary {0}` on {1}, or `holdfast delete {0}` there",
+            status.name, node.name
+        )));
+    }
+    if status.open_count > 0 {
+        let message = format!("it is open on node {}", node.name);
+        return Err(ApiError::new(ErrorCode::InUse, message));
+    }
+    Ok(())
+}
+
+/// Whether the records say that this node's part in a resource has ended.
+pub(crate) fn is_over(node: &Node, id: ResourceId) -> bool {
+    let view = node.view();
+    let gone = |key: &Key| view.records.version(key).is_some_and(|record| record.deleted);
+    gone(&Key::resource(id)) || gone(&Key::member(id, node.uuid))
+}
+
+/// Ends a resource on this node: device, core, metadata, local state. The data stay. Does nothing
+/// when it has ended already.
+pub(crate) async fn retire(node: &Arc<Node>, resource: &Arc<Resource>) {
+    let Ok(_begun) = resource.begin().await else { return };
+    if !node.remove_resource(resource.id) {
+        return;
+    }
+    if let Err(error) = device::take_away(node, resource, true).await {
+        tracing::warn!("{}", error.message);
+    }
+    if let Err(error) = resource::stop(resource).await {
+        tracing::warn!("{}", error.message);
+    }
+    let (store, local) = (node.store.clone(), resource.local());
+    let ended = blocking(move || {
+        if let Some(disk) = &local.disk {
+            disk::wipe(disk, local.id);
+        }
+        store.remove(local.id)
+    });
+    if let Err(error) = ended.await {
+        tracing::error!("{}", error.message);
+    }
+    let name = resource.name();
+    tracing::info!("resource {name} has ended on this node; its data stay on the disk");
+    node.hub.update(Part::Resource(&name), Objects::new());
+    resource.changed();
+}
+
+/// Ends the resources that the records say are over, whenever the records change.
+pub(crate) async fn follow_records(node: Arc<Node>) {
+    let mut view = node.watch_view();
+    loop {
+        view.mark_unchanged();
+        for resource in node.resources() {
+            if is_over(&node, resource.id) {
+                let node = Arc::clone(&node);
+                tokio::spawn(async move { retire(&node, &resource).await });
+            }
+        }
+        super::join::log_troubles(&node);
+        tokio::select! {
+            changed = view.changed() => if changed.is_err() { return },
+            () = node.stopped() => return,
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! `connect`, `disconnect` and `invalidate`.
+
+use super::core_command;
+use crate::node::{Node, PeerMember};
+use crate::resource::Resource;
+use holdfast_api::request::{Connect, Disconnect, Done, Invalidate};
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_core::Command;
+use holdfast_units::{ConnectionState, DiskState, NodeId};
+use std::sync::Arc;
+
+/// The peers that a command is about: one, or all.
+fn chosen(
+    node: &Node,
+    resource: &Resource,
+    peer: Option<&str>,
+) -> Result<(Option<NodeId>, Vec<PeerMember>), ApiError> {
+    let peers = node.view().peers_of(resource.id, node.uuid);
+    match peer {
+        None => Ok((None, peers.into_values().collect())),
+        Some(name) => {
+            let found = peers.into_values().find(|peer| peer.name == name);
+            let found = found.ok_or_else(|| no_such_peer(&resource.name(), name))?;
+            Ok((Some(found.slot), vec![found]))
+        }
+    }
+}
+
+/// That a resource has no peer of this name.
+pub(crate) fn no_such_peer(resource: &str, peer: &str) -> ApiError {
+    let message = format!("peer {peer} of resource {resource} was not found: it is no member");
+    ApiError::new(ErrorCode::NoSuchPeer, message)
+        .hint(format!("`holdfast status {resource}` lists the peers"))
+}
+
+/// Connects to peers, now and after a restart.
+///
+/// # Errors
+/// When it is down, or Primary and its data were to be given up.
+pub(crate) async fn connect(
+    node: &Arc<Node>,
+    name: &str,
+    request: &Connect,
+) -> Result<Done, ApiError> {
+    let resource = node.resource_named(name)?;
+    let _begun = resource.begin().await?;
+    let (peer, members) = chosen(node, &resource, request.peer.as_deref())?;
+    let command = Command::Connect { peer, discard_my_data: request.discard_my_data };
+    core_command(node, &resource, "connect was refused", command).await?;
+    resource
+        .change_local(node, |local| {
+            local.disconnected.retain(|uuid| members.iter().all(|peer| peer.uuid != *uuid));
+        })
+        .await?;
+    Ok(Done::new(format!("resource {name} connects to {}", names(&members))))
+}
+
+/// Disconnects from peers, now and after a restart.
+///
+/// # Errors
+/// When it is down.
+pub(crate) async fn disconnect(
+    node: &Arc<Node>,
+    name: &str,
+    request: &Disconnect,
+) -> Result<Done, ApiError> {
+    let resource = node.resource_named(name)?;
+    let _begun = resource.begin().await?;
+    let (peer, members) = chosen(node, &resource, request.peer.as_deref())?;
+    core_command(node, &resource, "disconnect was refused", Command::Disconnect { peer }).await?;
+    resource
+        .change_local(node, |local| {
+            local.disconnected.extend(members.iter().map(|peer| peer.uuid));
+        })
+        .await?;
+    Ok(Done::new(format!("resource {name} is disconnected from {}", names(&members))))
+}
+
+fn names(members: &[PeerMember]) -> String {
+    if members.is_empty() {
+        return "nobody: it has no peers".to_owned();
+    }
+    members.iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// Gives this node's data up and has them copied again.
+///
+/// # Errors
+/// When no up-to-date data are in reach (at the given peer, if one is given), or it is Primary.
+pub(crate) async fn invalidate(
+    node: &Arc<Node>,
+    name: &str,
+    request: &Invalidate,
+) -> Result<Done, ApiError> {
+    let resource = node.resource_named(name)?;
+    let _begun = resource.begin().await?;
+    let (peer, _) = chosen(node, &resource, request.peer.as_deref())?;
+    let view = resource.need_handle()?.snapshot();
+    let what = "invalidate was refused";
+    if let Some(peer) = peer {
+        let good = view.snapshot.peers.iter().any(|p| {
+            p.node == peer
+                && p.connection == ConnectionState::Connected
+                && p.disk == DiskState::UpToDate
+        });
+        if !good {
+            let shown = request.peer.as_deref().unwrap_or_default();
+            let why = format!("{what} for {name}: {shown} is not connected with up-to-date data");
+            return Err(ApiError::new(ErrorCode::NoUpToDateData, why)
+                .hint(format!("`holdfast status {name}` shows who is")));
+        }
+    }
+    core_command(node, &resource, what, Command::Invalidate { peer: None }).await?;
+    Ok(Done::new(format!("resource {name} fetches the data of this node again")))
+}

@@ -1,0 +1,69 @@
+//! The commands of the API, one function a call. Each checks everything before it changes
+//! anything, and undoes what it has done when a later step fails.
+
+pub(crate) mod cluster;
+pub(crate) mod create;
+pub(crate) mod device;
+pub(crate) mod disk;
+pub(crate) mod join;
+pub(crate) mod leave;
+pub(crate) mod links;
+pub(crate) mod options;
+pub(crate) mod roles;
+pub(crate) mod updown;
+pub(crate) mod wait;
+
+use crate::disk::Used;
+use crate::node::{Node, shutting_down};
+use crate::refuse;
+use crate::resource::Resource;
+use holdfast_api::ApiError;
+use holdfast_core::{Command, Refusal};
+use std::sync::Arc;
+
+/// Runs something that blocks.
+///
+/// # Errors
+/// Those of `work`, and `INTERNAL` when it panicked.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| refuse::internal("a command failed", &error))?
+}
+
+/// That the daemon is not stopping.
+///
+/// # Errors
+/// `SHUTTING_DOWN`.
+pub(crate) fn need_running(node: &Node) -> Result<(), ApiError> {
+    if node.is_stopping() { Err(shutting_down()) } else { Ok(()) }
+}
+
+/// The disks that the resources of this node have.
+fn used_disks(node: &Node) -> Vec<Used> {
+    let resources = node.resources();
+    let locals = resources.iter().map(|resource| resource.local());
+    locals
+        .filter_map(|local| Some(Used { resource: local.name, disk: local.disk? }))
+        .collect()
+}
+
+/// Gives the core a command; `what` names the attempt for the refusal (`primary was refused`).
+///
+/// # Errors
+/// `RESOURCE_DOWN`, or the core's refusal as a sentence.
+async fn core_command(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    what: &str,
+    command: Command,
+) -> Result<(), ApiError> {
+    let handle = resource.need_handle()?;
+    handle.command(command).await.map_err(|refusal| core_refusal(node, resource, what, refusal))
+}
+
+fn core_refusal(node: &Node, resource: &Resource, what: &str, refusal: Refusal) -> ApiError {
+    let view = node.view();
+    refuse::core(what, &resource.name(), refusal, |slot| view.slot_name(resource.id, slot))
+}

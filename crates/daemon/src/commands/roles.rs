@@ -1,0 +1,100 @@
+//! `primary` and `secondary`.
+
+use super::{core_command, device};
+use crate::node::Node;
+use crate::resource::Resource;
+use crate::status::nbd_clients;
+use holdfast_api::request::{Done, Primary, Secondary};
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_core::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the export may take to follow the role.
+const EXPORT_WAIT: Duration = Duration::from_secs(3);
+/// How many openers a refusal names.
+const SHOWN: usize = 3;
+
+/// Makes this node Primary, now and after a restart.
+///
+/// # Errors
+/// Who or what is in the way.
+pub(crate) async fn primary(
+    node: &Arc<Node>,
+    name: &str,
+    request: &Primary,
+) -> Result<Done, ApiError> {
+    let resource = node.resource_named(name)?;
+    let _begun = resource.begin().await?;
+    let command = Command::Promote { force: request.force };
+    core_command(node, &resource, "primary was refused", command).await?;
+    resource.change_local(node, |local| local.primary = true).await?;
+    wait_exported(&resource).await;
+    Ok(Done::new(format!("resource {name} is Primary on this node")))
+}
+
+/// Waits until clients can open the export; not longer than a moment.
+pub(crate) async fn wait_exported(resource: &Resource) {
+    let Some(handle) = resource.handle() else { return };
+    let mut view = handle.watch();
+    // When it does not come, a client will be told why.
+    let _ = tokio::time::timeout(EXPORT_WAIT, view.wait_for(|view| view.exported)).await;
+}
+
+/// Makes this node Secondary, now and after a restart.
+///
+/// # Errors
+/// Who has it open.
+pub(crate) async fn secondary(
+    node: &Arc<Node>,
+    name: &str,
+    request: &Secondary,
+) -> Result<Done, ApiError> {
+    let resource = node.resource_named(name)?;
+    let _begun = resource.begin().await?;
+    resource.need_handle()?;
+    let what = "secondary was refused";
+    release(node, &resource, what, request.force).await?;
+    core_command(node, &resource, what, Command::Demote { force: request.force }).await?;
+    resource.change_local(node, |local| local.primary = false).await?;
+    Ok(Done::new(format!("resource {name} is Secondary on this node")))
+}
+
+/// Makes sure that nobody here uses a resource: refuses while clients have it open, and takes its
+/// local device away. With force, users lose it.
+///
+/// # Errors
+/// `IN_USE` with who has it open.
+pub(crate) async fn release(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    what: &str,
+    force: bool,
+) -> Result<(), ApiError> {
+    if !force {
+        refuse_clients(resource, what)?;
+    }
+    device::take_away(node, resource, force).await.map_err(|error| {
+        let name = resource.name();
+        ApiError { message: format!("{what} for {name}: {}", error.message), ..error }
+    })
+}
+
+/// Refuses when NBD clients have a resource open.
+///
+/// # Errors
+/// `IN_USE`.
+pub(crate) fn refuse_clients(resource: &Resource, what: &str) -> Result<(), ApiError> {
+    let clients = resource.view().map(|view| nbd_clients(&view)).unwrap_or_default();
+    if clients.is_empty() {
+        return Ok(());
+    }
+    let mut shown: Vec<String> = clients.iter().take(SHOWN).cloned().collect();
+    if clients.len() > SHOWN {
+        shown.push(format!("{} more", clients.len() - SHOWN));
+    }
+    let message =
+        format!("{what} for {}: NBD clients have it open ({})", resource.name(), shown.join("; "));
+    Err(ApiError::new(ErrorCode::InUse, message)
+        .hint("disconnect the clients first, or add --force where the command has it"))
+}

@@ -1,0 +1,170 @@
+//! `wait`.
+
+use super::links::no_such_peer;
+use crate::node::Node;
+use crate::resource::Resource;
+use crate::status;
+use holdfast_api::request::{Done, MAX_WAIT_SECONDS, Wait, WaitFor};
+use holdfast_api::status::{PeerStatus, ResourceStatus};
+use holdfast_api::{ApiError, ErrorCode};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long is waited when nobody says.
+const DEFAULT: f64 = 60.0;
+
+/// Answers when the state is reached.
+///
+/// # Errors
+/// `TIMED_OUT` with how it is instead; `NO_SUCH_RESOURCE` when it is gone.
+pub(crate) async fn wait(node: &Arc<Node>, name: &str, request: &Wait) -> Result<Done, ApiError> {
+    let resource = node.resource_named(name)?;
+    if request.what == WaitFor::Replayed {
+        return Err(ApiError::not_supported_yet(&format!("wait for replay of resource {name}")));
+    }
+    let seconds = request.timeout_seconds.unwrap_or(DEFAULT);
+    let longest = Duration::from_secs(MAX_WAIT_SECONDS);
+    let limit = Duration::try_from_secs_f64(seconds).ok().filter(|limit| *limit <= longest);
+    let Some(limit) = limit else {
+        let message = format!("wait for {name} was refused: {seconds} seconds cannot be waited");
+        return Err(ApiError::new(ErrorCode::InvalidRequest, message)
+            .hint(format!("0 to {MAX_WAIT_SECONDS} seconds can")));
+    };
+    let reached = tokio::time::timeout(limit, until(node, &resource, request)).await;
+    reached.unwrap_or_else(|_| {
+        let now = status::resource(node, &resource);
+        // It may have come true in the very last moment.
+        match holds(&now, request) {
+            Ok(true) => Ok(done(name, request)),
+            Ok(false) => Err(given_up(&now, request, seconds)),
+            Err(error) => Err(error),
+        }
+    })
+}
+
+async fn until(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    request: &Wait,
+) -> Result<Done, ApiError> {
+    let mut changes = resource.watch();
+    loop {
+        changes.mark_unchanged();
+        let now = status::resource(node, resource);
+        if node.resource(resource.id).is_none() {
+            return Err(ApiError::no_such_resource(&now.name));
+        }
+        if holds(&now, request)? {
+            return Ok(done(&now.name, request));
+        }
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = node.stopped() => return Err(crate::node::shutting_down()),
+        }
+    }
+}
+
+fn done(name: &str, request: &Wait) -> Done {
+    Done::new(format!("resource {name} is {}", request.what.as_str()))
+}
+
+fn given_up(now: &ResourceStatus, request: &Wait, seconds: f64) -> ApiError {
+    let mut is = format!("it is {}, its disk {}", now.role, now.disk.state);
+    for peer in &now.peers {
+        is.push_str(&format!(
+            "; {} is {}, {}, {}",
+            peer.node, peer.connection, peer.disk, peer.replication
+        ));
+    }
+    let message = format!(
+        "waiting for {} of resource {} was given up after {seconds:.1} seconds: {is}",
+        request.what.as_str(),
+        now.name
+    );
+    ApiError::new(ErrorCode::TimedOut, message)
+        .hint(format!("`holdfast status {}` shows how it stands", now.name))
+}
+
+/// Whether it is so now.
+fn holds(now: &ResourceStatus, request: &Wait) -> Result<bool, ApiError> {
+    let peer = match &request.peer {
+        None => None,
+        Some(name) => {
+            let found = now.peers.iter().find(|peer| peer.node == *name);
+            Some(found.ok_or_else(|| no_such_peer(&now.name, name))?)
+        }
+    };
+    let every = |test: fn(&PeerStatus) -> bool| match peer {
+        Some(peer) => test(peer),
+        None => now.peers.iter().all(test),
+    };
+    let role = peer.map_or(&now.role, |peer| &peer.role);
+    let disk = peer.map_or(&now.disk.state, |peer| &peer.disk);
+    let up = now.role != "Unknown";
+    Ok(match request.what {
+        WaitFor::UpToDate => disk == "UpToDate",
+        WaitFor::Connected => up && every(|peer| peer.connection == "Connected"),
+        WaitFor::Established => up && every(|peer| peer.replication == "Established"),
+        WaitFor::Primary => role == "Primary",
+        WaitFor::Secondary => role == "Secondary",
+        WaitFor::Synced => {
+            up && every(|peer| {
+                peer.connection == "Connected"
+                    && peer.replication == "Established"
+                    && peer.resync.is_none()
+                    && peer.out_of_sync_bytes == 0
+            })
+        }
+        WaitFor::Replayed => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_api::status::DiskStatus;
+
+    fn peer(name: &str, replication: &str, out_of_sync_bytes: u64) -> PeerStatus {
+        PeerStatus {
+            node: name.into(),
+            connection: "Connected".into(),
+            role: "Primary".into(),
+            disk: "UpToDate".into(),
+            replication: replication.into(),
+            out_of_sync_bytes,
+            ..PeerStatus::default()
+        }
+    }
+
+    #[test]
+    fn states_hold_for_all_peers_or_for_the_one_that_was_named() {
+        let now = ResourceStatus {
+            name: "r0".into(),
+            role: "Secondary".into(),
+            disk: DiskStatus { state: "Inconsistent".into(), ..DiskStatus::default() },
+            peers: vec![peer("beta", "Established", 0), peer("gamma", "SyncTarget", 4096)],
+            ..ResourceStatus::default()
+        };
+        let ask = |what, peer: Option<&str>| {
+            let request = Wait { what, peer: peer.map(str::to_owned), timeout_seconds: None };
+            holds(&now, &request)
+        };
+        for (what, all, beta) in [
+            (WaitFor::UpToDate, false, true),
+            (WaitFor::Connected, true, true),
+            (WaitFor::Established, false, true),
+            (WaitFor::Primary, false, true),
+            (WaitFor::Secondary, true, false),
+            (WaitFor::Synced, false, true),
+        ] {
+            assert_eq!(ask(what, None), Ok(all), "{what:?}");
+            assert_eq!(ask(what, Some("beta")), Ok(beta), "{what:?}");
+        }
+        assert_eq!(ask(WaitFor::Primary, Some("x")).unwrap_err().code, ErrorCode::NoSuchPeer);
+        let alone = ResourceStatus { role: "Primary".into(), ..ResourceStatus::default() };
+        let down = ResourceStatus { role: "Unknown".into(), ..ResourceStatus::default() };
+        let synced = Wait { what: WaitFor::Synced, peer: None, timeout_seconds: None };
+        assert_eq!(holds(&alone, &synced), Ok(true));
+        assert_eq!(holds(&down, &synced), Ok(false));
+    }
+}

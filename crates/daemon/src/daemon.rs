@@ -1,0 +1,242 @@
+//! The daemon from start to stop.
+
+use crate::commands::{self, blocking, updown};
+use crate::local::LocalStore;
+use crate::node::{Node, Parts};
+use crate::options::Settings;
+use crate::resource::{self, Resource};
+use crate::shard::{Shard, ShardOptions, boot_id};
+use crate::{http, peer_api, peers, refuse};
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::{Address, ClusterState};
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, UnixListener};
+
+/// How long the resources may take to stop, all together.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+/// How long the local devices may take to go.
+const DEVICE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A running daemon.
+pub(crate) struct Daemon {
+    pub(crate) node: Arc<Node>,
+}
+
+impl Daemon {
+    /// Starts everything: when it returns, the daemon can be used.
+    ///
+    /// # Errors
+    /// What it cannot start without; nothing is left running then.
+    pub(crate) async fn start(settings: Settings) -> Result<Self, ApiError> {
+        let parts = blocking(move || prepare(settings)).await?;
+        let Prepared { parts, listener, control, store } = parts;
+        let listener = TcpListener::from_std(listener).map_err(broken("the port for nodes"))?;
+        let control = UnixListener::from_std(control).map_err(broken("the control socket"))?;
+        let node = Node::new(parts);
+        let started = Self { node: Arc::clone(&node) };
+        let (locals, damaged) = blocking(move || store.load()).await?;
+        for why in damaged {
+            tracing::error!("a resource is left out: {why}");
+        }
+        for local in locals {
+            node.add_resource(Resource::new(local));
+        }
+        tell_addresses(&node).await;
+        tokio::spawn(peer_api::serve(Arc::clone(&node), listener));
+        tokio::spawn(peers::keep_in_touch(Arc::clone(&node)));
+        take_up(&node).await;
+        tokio::spawn(commands::leave::follow_records(Arc::clone(&node)));
+        tokio::spawn(http::serve(Arc::clone(&node), control));
+        Ok(started)
+    }
+
+    /// Stops everything in good order, in bounded time.
+    pub(crate) async fn stop(self) {
+        let node = self.node;
+        node.stop();
+        let devices = node.resources().into_iter().map(|resource| {
+            let node = Arc::clone(&node);
+            async move { give_device_up(&node, &resource).await }
+        });
+        let devices = futures_util::future::join_all(devices);
+        if tokio::time::timeout(DEVICE_LIMIT, devices).await.is_err() {
+            tracing::warn!("a local device did not go in time");
+        }
+        let stopping = node.resources().into_iter().map(|resource| async move {
+            if let Err(error) = resource::stop(&resource).await {
+                tracing::warn!("{}", error.message);
+            }
+        });
+        let stopping = futures_util::future::join_all(stopping);
+        if tokio::time::timeout(STOP_LIMIT, stopping).await.is_err() {
+            tracing::error!("not all resources stopped in time; they are treated as after a crash");
+        }
+        node.stop_shard().await;
+        for socket in [&node.settings.socket, &node.settings.nbd_socket()] {
+            // Who starts next replaces what is left.
+            let _ = fs::remove_file(socket);
+        }
+    }
+}
+
+/// What needs no runtime, and can fail.
+struct Prepared {
+    parts: Parts,
+    listener: StdTcpListener,
+    control: StdUnixListener,
+    store: LocalStore,
+}
+
+fn broken(what: &'static str) -> impl Fn(io::Error) -> ApiError {
+    move |error| {
+        ApiError::new(
+            ErrorCode::Internal,
+            format!("the daemon was not started: {what} cannot be used: {error}"),
+        )
+    }
+}
+
+fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = settings.name.as_deref();
+    let cluster =
+        ClusterState::open(&settings.state_dir, name, &host).map_err(refuse::cluster)?;
+    let store = LocalStore::open(&settings.state_dir)?;
+    let listener = listen(settings.listen, &cluster)?;
+    let listen = listener.local_addr().map_err(broken("the port for nodes"))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(settings.run_dir())
+        .map_err(broken("the directory of the control socket"))?;
+    let control = bind_socket(&settings.socket, "the control socket")?;
+    let nbd = bind_socket(&settings.nbd_socket(), "the NBD socket")?;
+    let nbd_tcp = settings.nbd_listen.map(|address| bind(address, "--nbd-listen")).transpose()?;
+    let devices = commands::device::options(settings.run_dir());
+    match holdfast_device::clean_up_stale(&devices) {
+        Ok(cleaned) if cleaned.names.is_empty() && cleaned.in_use.is_empty() => {}
+        Ok(cleaned) => tracing::info!(?cleaned, "devices of an earlier run were removed"),
+        Err(error) => tracing::warn!("{error}"),
+    }
+    let shard = Shard::start(ShardOptions::default()).map_err(broken("a thread for resources"))?;
+    shard.serve_unix(nbd).map_err(broken("the NBD socket"))?;
+    let nbd_address = nbd_tcp.as_ref().and_then(|listener| listener.local_addr().ok());
+    if let Some(nbd_tcp) = nbd_tcp {
+        shard.serve_tcp(nbd_tcp).map_err(broken("the NBD port"))?;
+    }
+    let boot = boot_id().map_err(broken("the number of this boot"))?;
+    let parts = Parts {
+        settings,
+        listen,
+        nbd_tcp: nbd_address,
+        cluster,
+        store: store.clone(),
+        shard,
+        boot,
+    };
+    Ok(Prepared { parts, listener, control, store })
+}
+
+/// Listens for other nodes. When any port will do, the one that the cluster knows is tried first,
+/// so that the others find this node again at once.
+fn listen(address: SocketAddr, cluster: &ClusterState) -> Result<StdTcpListener, ApiError> {
+    if address.port() == 0 {
+        let own = cluster.records().node(cluster.identity().uuid());
+        let known = own.and_then(|own| Address::parse(own.addresses.first()?, None).ok());
+        let before = known.map(|known| SocketAddr::new(address.ip(), known.port()));
+        if let Some(Ok(listener)) = before.map(|before| bind(before, "--listen")) {
+            return Ok(listener);
+        }
+    }
+    bind(address, "--listen")
+}
+
+fn bind(address: SocketAddr, option: &str) -> Result<StdTcpListener, ApiError> {
+    let listener = StdTcpListener::bind(address)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+    listener.map_err(|error| {
+        let message =
+            format!("the daemon was not started: {address} cannot be listened at: {error}");
+        ApiError::new(ErrorCode::InvalidAddress, message)
+            .hint(format!("choose another address with {option}"))
+    })
+}
+
+/// Binds a Unix socket that only the own user can open. A socket that a dead daemon left behind is
+/// replaced.
+fn bind_socket(path: &Path, what: &'static str) -> Result<StdUnixListener, ApiError> {
+    let fail = broken(what);
+    if fs::symlink_metadata(path).is_ok() {
+        match StdUnixStream::connect(path) {
+            Ok(_) => {
+                let message = format!(
+                    "the daemon was not started: another daemon has {what} {}",
+                    path.display()
+                );
+                return Err(ApiError::new(ErrorCode::AlreadyExists, message)
+                    .hint("stop it, or give this one a --socket in a directory of its own"));
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(&fail)?;
+            }
+            Err(error) => return Err(fail(error)),
+        }
+    }
+    let listener = StdUnixListener::bind(path).map_err(&fail)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(&fail)?;
+    listener.set_nonblocking(true).map_err(&fail)?;
+    Ok(listener)
+}
+
+/// Writes into the records where this node listens now.
+async fn tell_addresses(node: &Arc<Node>) {
+    if node.view().membership.is_none() {
+        return;
+    }
+    let addresses = node.advertised();
+    let told = node.cluster(move |state, now| state.set_addresses(&addresses, now)).await;
+    if let Err(error) = told {
+        tracing::warn!("{}", error.message);
+    }
+}
+
+/// Starts what was up when the daemon stopped. What cannot be started stays down, and says why.
+async fn take_up(node: &Arc<Node>) {
+    let starting = node.resources().into_iter().map(|resource| {
+        let node = Arc::clone(node);
+        async move {
+            if commands::leave::is_over(&node, resource.id) {
+                return;
+            }
+            if resource.local().up
+                && let Err(error) = resource::start(&node, &resource, true).await
+            {
+                tracing::error!("{}", error.message);
+                resource.state().trouble = Some(error.message);
+            }
+            updown::wait_for_role(&node, &resource).await;
+            updown::publish(&node, &resource);
+        }
+    });
+    futures_util::future::join_all(starting).await;
+}
+
+/// Takes the local device away; by force when somebody has it open, as the daemon ends anyway.
+async fn give_device_up(node: &Arc<Node>, resource: &Arc<Resource>) {
+    if let Err(error) = commands::device::take_away(node, resource, false).await {
+        tracing::warn!("{}; it is taken away by force", error.message);
+        if let Err(error) = commands::device::take_away(node, resource, true).await {
+            tracing::warn!("{}", error.message);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,373 @@
+//! Whole daemons in this process, driven over their control sockets as the command does it.
+
+use super::*;
+use holdfast_api::request as rq;
+use holdfast_api::status::{ClusterStatus, NodeStatus, ResourceStatus};
+use holdfast_api::{Client, ClientError, routes};
+use holdfast_nbd::Client as NbdClient;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::path::PathBuf;
+
+const MIB: u64 = 1 << 20;
+const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+
+/// A node whose daemon can be started and stopped.
+struct TestNode {
+    dir: PathBuf,
+    name: &'static str,
+    daemon: Option<Daemon>,
+}
+
+impl TestNode {
+    fn settings(&self) -> Settings {
+        Settings {
+            name: Some(self.name.to_owned()),
+            state_dir: self.dir.join("state"),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            nbd_listen: None,
+            socket: self.dir.join("run/control.sock"),
+            git: "test".into(),
+        }
+    }
+
+    async fn new(base: &Path, name: &'static str) -> Self {
+        let mut node = Self { dir: base.join(name), name, daemon: None };
+        node.start().await;
+        node
+    }
+
+    async fn start(&mut self) {
+        self.daemon = Some(Daemon::start(self.settings()).await.unwrap());
+    }
+
+    async fn stop(&mut self) {
+        self.daemon.take().unwrap().stop().await;
+    }
+
+    fn client(&self) -> Client {
+        Client::new(self.dir.join("run/control.sock")).with_timeout(Duration::from_secs(30))
+    }
+
+    async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> T {
+        let result = self.client().post(path, body).await;
+        result.unwrap_or_else(|error| panic!("{} POST {path}: {error}", self.name))
+    }
+
+    async fn refused<B: Serialize>(&self, path: &str, body: &B) -> ApiError {
+        match self.client().post::<B, serde_json::Value>(path, body).await {
+            Err(ClientError::Refused(error)) => error,
+            other => panic!("{} POST {path}: {other:?}", self.name),
+        }
+    }
+
+    async fn on<B: Serialize>(&self, route: &str, name: &str, body: &B) -> rq::Done {
+        self.post(&routes::of(route, name), body).await
+    }
+
+    async fn create(&self, name: &str, size: u64) -> rq::Done {
+        self.post(routes::RESOURCES, &self.create_call(name, size)).await
+    }
+
+    fn create_call(&self, name: &str, size: u64) -> rq::ResourceCreate {
+        rq::ResourceCreate {
+            name: name.into(),
+            disk: self.disk(name),
+            size: Some(size),
+            ..rq::ResourceCreate::default()
+        }
+    }
+
+    fn disk(&self, name: &str) -> String {
+        self.dir.join(format!("{name}.img")).display().to_string()
+    }
+
+    async fn join(&self, name: &str) {
+        let call = rq::ResourceJoin { disk: Some(self.disk(name)), ..Default::default() };
+        self.on(routes::RESOURCE_JOIN, name, &call).await;
+    }
+
+    async fn wait(&self, name: &str, what: rq::WaitFor, peer: Option<&str>) {
+        let call =
+            rq::Wait { what, peer: peer.map(str::to_owned), timeout_seconds: Some(20.0) };
+        self.on(routes::RESOURCE_WAIT, name, &call).await;
+    }
+
+    async fn status(&self) -> NodeStatus {
+        self.client().get(routes::STATUS).await.unwrap()
+    }
+
+    async fn resource(&self, name: &str) -> ResourceStatus {
+        self.client().get(&routes::of(routes::RESOURCE, name)).await.unwrap()
+    }
+
+    /// Does something with the resource's export on a thread that may block.
+    async fn nbd<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl FnOnce(&mut NbdClient) -> T + Send + 'static,
+    ) -> T {
+        let (socket, name) = (self.dir.join("run/nbd.sock"), name.to_owned());
+        let work = move || work(&mut NbdClient::connect_unix(socket, &name).unwrap());
+        tokio::task::spawn_blocking(work).await.unwrap()
+    }
+
+    async fn write(&self, name: &str, byte: u8, offset: u64, len: usize) {
+        self.nbd(name, move |nbd| {
+            nbd.write_at(&vec![byte; len], offset).unwrap();
+            nbd.flush().unwrap();
+        })
+        .await;
+    }
+
+    async fn read(&self, name: &str, offset: u64, len: usize) -> Vec<u8> {
+        self.nbd(name, move |nbd| {
+            let mut data = vec![0; len];
+            nbd.read_at(&mut data, offset).unwrap();
+            data
+        })
+        .await
+    }
+}
+
+const NO: rq::Empty = rq::Empty {};
+
+/// `count` nodes in one cluster.
+async fn cluster(base: &Path, count: usize) -> Vec<TestNode> {
+    let mut nodes: Vec<TestNode> = Vec::new();
+    for name in NAMES.into_iter().take(count) {
+        let node = TestNode::new(base, name).await;
+        match nodes.first() {
+            None => {
+                let call = rq::ClusterCreate { name: Some("trial".into()) };
+                let made: rq::ClusterCreated = node.post(routes::CLUSTER_CREATE, &call).await;
+                assert_eq!(made.name, "trial");
+            }
+            Some(first) => {
+                let call = rq::ClusterToken::default();
+                let made: rq::TokenCreated = first.post(routes::CLUSTER_TOKEN, &call).await;
+                let call = rq::ClusterJoin { token: made.token };
+                let status: ClusterStatus = node.post(routes::CLUSTER_JOIN, &call).await;
+                assert_eq!(status.nodes.len(), nodes.len() + 1);
+                assert!(status.nodes.iter().all(|node| node.alive), "{status:?}");
+            }
+        }
+        nodes.push(node);
+    }
+    nodes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_creates_writes_restarts_and_deletes() {
+    let base = tempfile::tempdir().unwrap();
+    let mut node = TestNode::new(base.path(), "alpha").await;
+    node.create("r0", 8 * MIB).await;
+    let status = node.status().await;
+    assert_eq!(status.cluster.unwrap().name, "holdfast");
+    let resource = &status.resources[0];
+    assert_eq!((resource.role.as_str(), resource.size_bytes), ("Primary", 8 * MIB));
+    assert_eq!(resource.disk.state, "UpToDate");
+    node.write("r0", 7, 4096, 8192).await;
+
+    node.stop().await;
+    assert!(!node.settings().socket.exists());
+    node.start().await;
+    assert_eq!(node.resource("r0").await.role, "Primary");
+    assert_eq!(node.read("r0", 4096, 8192).await, vec![7; 8192]);
+    assert_eq!(node.read("r0", 0, 4096).await, vec![0; 4096]);
+
+    node.on(routes::RESOURCE_DOWN, "r0", &NO).await;
+    assert_eq!(node.resource("r0").await.role, "Unknown");
+    node.on(routes::RESOURCE_UP, "all", &NO).await;
+    assert_eq!(node.resource("r0").await.role, "Primary");
+    node.on(routes::RESOURCE_SECONDARY, "r0", &rq::Secondary::default()).await;
+    node.stop().await;
+    node.start().await;
+    assert_eq!(node.resource("r0").await.role, "Secondary");
+
+    node.on(routes::RESOURCE_DELETE, "r0", &NO).await;
+    assert!(node.status().await.resources.is_empty());
+    let gone = node.refused(&routes::of(routes::RESOURCE_UP, "r0"), &NO).await;
+    assert_eq!(gone.code, ErrorCode::NoSuchResource);
+    // The data stayed, and the disk can be used again.
+    let call = rq::ResourceCreate { size: None, ..node.create_call("r1", 0) };
+    let call = rq::ResourceCreate { disk: node.disk("r0"), ..call };
+    let _: rq::Done = node.post(routes::RESOURCES, &call).await;
+    assert_eq!(node.read("r1", 4096, 8192).await, vec![7; 8192]);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_create_has_changed_nothing() {
+    let base = tempfile::tempdir().unwrap();
+    let mut node = TestNode::new(base.path(), "alpha").await;
+    node.create("r0", MIB).await;
+    let before = serde_json::to_value(node.status().await).unwrap();
+    let good = node.create_call("r1", MIB);
+    let with = |change: &dyn Fn(&mut rq::ResourceCreate)| {
+        let mut call = good.clone();
+        change(&mut call);
+        call
+    };
+    let cases = [
+        (with(&|c| c.name = "r0".into()), ErrorCode::AlreadyExists),
+        (with(&|c| c.name = "all".into()), ErrorCode::InvalidName),
+        (with(&|c| c.disk = node.disk("r0")), ErrorCode::DiskBusy),
+        (with(&|c| c.size = Some(4095)), ErrorCode::InvalidSize),
+        (with(&|c| c.size = None), ErrorCode::DiskNotFound),
+        (with(&|c| c.meta = Some("relative".into())), ErrorCode::InvalidPath),
+        (with(&|c| c.meta = Some("/nowhere/meta".into())), ErrorCode::MetadataInvalid),
+        (
+            with(&|c| drop(c.set.insert("ping-int".into(), "0".into()))),
+            ErrorCode::InvalidOption,
+        ),
+        (with(&|c| drop(c.set.insert("pong-int".into(), "1".into()))), ErrorCode::NoSuchOption),
+    ];
+    for (call, code) in cases {
+        let error = node.refused(routes::RESOURCES, &call).await;
+        assert_eq!(error.code, code, "{}", error.message);
+        let after = serde_json::to_value(node.status().await).unwrap();
+        assert_eq!(after, before, "{}", error.message);
+        assert!(!Path::new(&node.disk("r1")).exists(), "{}", error.message);
+    }
+    let meta = fs::read_dir(node.dir.join("state/meta")).unwrap().count();
+    let local = fs::read_dir(node.dir.join("state/resources")).unwrap().count();
+    assert_eq!((meta, local), (1, 1));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_replicate_and_change_roles() {
+    let base = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(base.path(), 2).await;
+    let [alpha, beta] = &mut nodes[..] else { panic!() };
+    alpha.create("r0", 8 * MIB).await;
+    alpha.write("r0", 1, 0, 65536).await;
+    let stranger = beta.refused(&routes::of(routes::RESOURCE_UP, "r0"), &NO).await;
+    assert_eq!(stranger.code, ErrorCode::NotMember);
+    beta.join("r0").await;
+    beta.wait("r0", rq::WaitFor::UpToDate, None).await;
+    beta.wait("r0", rq::WaitFor::Synced, None).await;
+    alpha.wait("r0", rq::WaitFor::UpToDate, Some("beta")).await;
+
+    alpha.write("r0", 2, 4096, 4096).await;
+    let primary = routes::of(routes::RESOURCE_PRIMARY, "r0");
+    let refused = beta.refused(&primary, &rq::Primary::default()).await;
+    assert_eq!(refused.code, ErrorCode::OtherPrimary);
+    assert_eq!(refused.message, "primary was refused for r0: node alpha is Primary");
+    assert_eq!(refused.hint.as_deref(), Some("run `holdfast secondary r0` on alpha first"));
+
+    alpha.on(routes::RESOURCE_SECONDARY, "r0", &rq::Secondary::default()).await;
+    beta.on(routes::RESOURCE_PRIMARY, "r0", &rq::Primary::default()).await;
+    assert_eq!(beta.read("r0", 0, 4096).await, vec![1; 4096]);
+    assert_eq!(beta.read("r0", 4096, 4096).await, vec![2; 4096]);
+
+    // An option that is set on one node holds on the other.
+    let call = rq::SetOptions { set: [("ping-int".into(), "3".into())].into(), peer: None };
+    let path = routes::of(routes::RESOURCE_OPTIONS, "r0");
+    let _: rq::Done = alpha.client().put(&path, &call).await.unwrap();
+    let got: rq::OptionValue =
+        beta.client().get(&routes::option("r0", "ping-int")).await.unwrap();
+    assert_eq!(got.value, "3");
+
+    // A Primary that restarts is Primary again once it has heard of the other node.
+    beta.stop().await;
+    beta.start().await;
+    beta.wait("r0", rq::WaitFor::Primary, None).await;
+    alpha.wait("r0", rq::WaitFor::Primary, Some("beta")).await;
+    alpha.wait("r0", rq::WaitFor::Synced, None).await;
+    alpha.wait("r0", rq::WaitFor::UpToDate, None).await;
+
+    let in_use = alpha.refused(&routes::of(routes::RESOURCE_DELETE, "r0"), &NO).await;
+    assert_eq!(in_use.code, ErrorCode::OtherPrimary, "{}", in_use.message);
+    alpha.on(routes::RESOURCE_LEAVE, "r0", &NO).await;
+    assert!(alpha.status().await.resources.is_empty());
+    assert!(beta.resource("r0").await.peers.is_empty());
+    beta.on(routes::RESOURCE_DELETE, "r0", &NO).await;
+    for node in &mut nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_know_each_other_and_one_can_go() {
+    let base = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(base.path(), 3).await;
+    // The second one heard of the third one before its join ended.
+    let seen = nodes[1].status().await.cluster.unwrap();
+    assert_eq!(seen.nodes.len(), 3, "{seen:?}");
+    let alive = rq::ClusterRemove { node: "gamma".into(), force: true };
+    assert_eq!(nodes[0].refused(routes::CLUSTER_REMOVE, &alive).await.code, ErrorCode::InUse);
+    let _: rq::Done =
+        nodes[2].post(routes::CLUSTER_LEAVE, &rq::ClusterLeave::default()).await;
+    assert!(nodes[2].status().await.cluster.is_none());
+    nodes[0].create("r0", MIB).await;
+    let diskless = rq::ResourceJoin { diskless: true, ..Default::default() };
+    nodes[1].on(routes::RESOURCE_JOIN, "r0", &diskless).await;
+    nodes[1].wait("r0", rq::WaitFor::Connected, None).await;
+    let seen = nodes[1].resource("r0").await;
+    assert_eq!((seen.disk.state.as_str(), seen.peers.len()), ("Diskless", 1));
+    for node in &mut nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_begin_with_a_dump_and_go_on() {
+    let base = tempfile::tempdir().unwrap();
+    let mut node = TestNode::new(base.path(), "alpha").await;
+    let mut events = node.client().events().await.unwrap();
+    let first = events.next().await.unwrap().unwrap();
+    assert!(first.is_end_of_dump(), "{first}");
+    node.create("r0", MIB).await;
+    let primary = async {
+        loop {
+            let event = events.next().await.unwrap().unwrap();
+            if event.object == "resource" && event.fields.get("role").is_some_and(|r| r == "Primary")
+            {
+                break event;
+            }
+        }
+    };
+    let event = tokio::time::timeout(Duration::from_secs(10), primary).await.unwrap();
+    assert_eq!(event.name, "r0");
+    let metrics = node.client().get_text(routes::METRICS).await.unwrap();
+    assert!(metrics.contains("holdfast_role{resource=\"r0\",role=\"Primary\"} 1"), "{metrics}");
+    let error = node.refused("/v1/nothing", &NO).await;
+    assert_eq!(error.code, ErrorCode::NoSuchCall);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_daemon_is_refused_and_a_dead_ones_socket_is_replaced() {
+    let base = tempfile::tempdir().unwrap();
+    let mut node = TestNode::new(base.path(), "alpha").await;
+    let error = Daemon::start(node.settings()).await.map(drop).unwrap_err();
+    assert!(error.message.contains("is used by another daemon"), "{}", error.message);
+    let other = Settings { state_dir: base.path().join("other"), ..node.settings() };
+    let error = Daemon::start(other).await.map(drop).unwrap_err();
+    assert_eq!(error.code, ErrorCode::AlreadyExists, "{}", error.message);
+    node.stop().await;
+    drop(StdUnixListener::bind(node.settings().socket).unwrap());
+    node.start().await;
+    assert_eq!(node.status().await.node, "alpha");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_disk_does_not_stop_the_daemon() {
+    let base = tempfile::tempdir().unwrap();
+    let mut node = TestNode::new(base.path(), "alpha").await;
+    node.create("r0", MIB).await;
+    node.create("r1", MIB).await;
+    node.stop().await;
+    let disk = PathBuf::from(node.disk("r0"));
+    fs::rename(&disk, disk.with_extension("away")).unwrap();
+    node.start().await;
+    assert_eq!(node.resource("r0").await.disk.state, "Diskless");
+    assert_eq!(node.resource("r1").await.role, "Primary");
+    fs::rename(disk.with_extension("away"), &disk).unwrap();
+    node.on(routes::RESOURCE_ATTACH_DISK, "r0", &rq::AttachDisk::default()).await;
+    assert_eq!(node.resource("r0").await.disk.state, "UpToDate");
+    node.stop().await;
+}

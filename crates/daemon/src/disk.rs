@@ -1,0 +1,372 @@
+//! Backing disks on the control side: what may be used for a new member, making it ready, and
+//! giving it back. Everything here blocks.
+
+use crate::local::LocalDisk;
+use crate::refuse;
+use crate::shard::{CreateMetadata, InitialContent, create_metadata};
+use holdfast_api::request::META_INTERNAL;
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_format::{
+    BLOCK_LEN, Block, DEFAULT_EXTERNAL_SLOTS, MetaLayout, Placement, Superblock, al_blocks_for,
+};
+use holdfast_units::{BLOCK_SIZE, MAX_NODES, NodeId, ResourceId, format_size};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Bitmaps for as many nodes as a resource can have, wherever the metadata are.
+const SLOTS: u8 = if DEFAULT_EXTERNAL_SLOTS > MAX_NODES { MAX_NODES } else { DEFAULT_EXTERNAL_SLOTS };
+/// The longest path that is taken, in bytes.
+const MAX_PATH: usize = 4000;
+
+/// A disk that another resource of this node has.
+#[derive(Clone, Debug)]
+pub(crate) struct Used {
+    pub(crate) resource: String,
+    pub(crate) disk: LocalDisk,
+}
+
+/// A disk that is to be made ready for a resource.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// The attempt, for messages: `resource r0 was not created`.
+    pub(crate) what: String,
+    pub(crate) resource: ResourceId,
+    /// The path as it was given.
+    pub(crate) disk: String,
+    /// Where the metadata are to be, as it was given.
+    pub(crate) meta: Option<String>,
+    /// The size of the resource; `None` takes what the disk has.
+    pub(crate) size: Option<u64>,
+    pub(crate) al_extents: u16,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) used: Vec<Used>,
+}
+
+/// A disk that passed all checks; nothing was changed yet.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    wanted: Wanted,
+    pub(crate) disk: LocalDisk,
+    /// The file must be made first, so long.
+    make_file: Option<u64>,
+}
+
+/// What was made, so that it can be undone.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) disk: LocalDisk,
+    /// The size of the resource.
+    pub(crate) size: u64,
+    resource: ResourceId,
+    made_file: bool,
+}
+
+impl Wanted {
+    fn refuse(&self, code: ErrorCode, why: &str) -> ApiError {
+        ApiError::new(code, format!("{}: {why}", self.what))
+    }
+
+    /// Checks everything that can be checked without changing anything.
+    ///
+    /// # Errors
+    /// What is in the way, in one sentence.
+    pub(crate) fn check(self) -> Result<Checked, ApiError> {
+        let path = self.path(&self.disk, "the disk")?;
+        if let Some(size) = self.size
+            && (size == 0 || !size.is_multiple_of(BLOCK_SIZE))
+        {
+            let why = format!("a size of {size} bytes is no multiple of 4096");
+            let down = size / BLOCK_SIZE * BLOCK_SIZE;
+            return Err(self
+                .refuse(ErrorCode::InvalidSize, &why)
+                .hint(format!("for example {} or {}", down.max(BLOCK_SIZE), down + BLOCK_SIZE)));
+        }
+        let meta = self.meta_place(&path)?;
+        let disk = LocalDisk { path, meta };
+        let make_file = match fs::metadata(&disk.path) {
+            Ok(found) => {
+                self.check_existing(&disk, &found)?;
+                None
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Some(self.length_of_new(&disk)?)
+            }
+            Err(error) => {
+                let why = format!("the disk {} cannot be used: {error}", disk.path.display());
+                return Err(self.refuse(ErrorCode::DiskUnusable, &why));
+            }
+        };
+        if let Some(meta) = &disk.meta {
+            self.check_free(meta, "the metadata")?;
+        }
+        Ok(Checked { wanted: self, disk, make_file })
+    }
+
+    fn path(&self, text: &str, what: &str) -> Result<PathBuf, ApiError> {
+        let path = Path::new(text);
+        if !path.is_absolute() || text.contains('\0') || text.len() > MAX_PATH {
+            let shown: String = text.chars().take(200).collect();
+            let why = format!("the path {shown:?} of {what} is not absolute");
+            return Err(self
+                .refuse(ErrorCode::InvalidPath, &why)
+                .hint("give a path that starts with /"));
+        }
+        Ok(path.to_owned())
+    }
+
+    fn meta_place(&self, disk: &Path) -> Result<Option<PathBuf>, ApiError> {
+        match self.meta.as_deref() {
+            Some(META_INTERNAL) => Ok(None),
+            Some(text) => {
+                let path = self.path(text, "the metadata")?;
+                if path == disk || same_object(&path, disk) {
+                    let why = "the metadata cannot be where the data are";
+                    return Err(self
+                        .refuse(ErrorCode::InvalidPath, why)
+                        .hint("`--meta internal` puts them at the end of the disk"));
+                }
+                Ok(Some(path))
+            }
+            None => Ok(Some(
+                self.state_dir.join("meta").join(format!("{}.meta", self.resource)),
+            )),
+        }
+    }
+
+    /// A file that is not there is made when it is known how long it has to be.
+    fn length_of_new(&self, disk: &LocalDisk) -> Result<u64, ApiError> {
+        let shown = disk.path.display();
+        let dir = disk.path.parent().is_some_and(Path::is_dir);
+        let in_dev = disk.path.starts_with("/dev") && !disk.path.starts_with("/dev/shm");
+        let Some(size) = self.size.filter(|_| dir && !in_dev) else {
+            let why = format!("the disk {shown} does not exist");
+            return Err(self
+                .refuse(ErrorCode::DiskNotFound, &why)
+                .hint("check the path; a file is made when its directory exists and --size is given"));
+        };
+        if disk.meta.is_some() {
+            return Ok(size);
+        }
+        let placement = Placement::External { base: 0 };
+        let blocks = al_blocks_for(self.al_extents);
+        let layout = MetaLayout::new(size, self.al_extents, blocks, SLOTS, placement)
+            .map_err(|error| self.refuse(ErrorCode::InvalidSize, &error.to_string()))?;
+        Ok(size + layout.area().len)
+    }
+
+    fn check_existing(&self, disk: &LocalDisk, found: &Metadata) -> Result<(), ApiError> {
+        let (path, shown) = (&disk.path, disk.path.display());
+        self.check_free(path, "the disk")?;
+        let kind = found.file_type();
+        if kind.is_file()
+            && let Some(device) = loop_device_of(path)
+        {
+            let why = format!("the disk {shown} is in use: it is the file of the device {device}");
+            return Err(self
+                .refuse(ErrorCode::DiskBusy, &why)
+                .hint(format!("unmount it and run `losetup -d {device}`")));
+        }
+        if !kind.is_file() && !kind.is_block_device() {
+            let why = format!("the disk {shown} is neither a regular file nor a block device");
+            return Err(self.refuse(ErrorCode::DiskUnusable, &why));
+        }
+        let length = length_of(path).map_err(|error| {
+            let why = format!("the disk {shown} cannot be read: {error}");
+            self.refuse(ErrorCode::DiskUnusable, &why)
+        })?;
+        if let Some(owner) = internal_owner(path, length)
+            && owner != self.resource
+        {
+            let why = format!(
+                "the disk {shown} holds metadata of another Holdfast resource, {owner}, at its end"
+            );
+            return Err(self
+                .refuse(ErrorCode::MetadataExists, &why)
+                .hint("if nobody needs them any more, overwrite the last 8 KiB with zeroes"));
+        }
+        let room = if disk.meta.is_none() {
+            MetaLayout::usable_size(length, al_blocks_for(self.al_extents), SLOTS)
+                .map_err(|error| self.refuse(ErrorCode::DiskTooSmall, &error.to_string()))?
+        } else {
+            length / BLOCK_SIZE * BLOCK_SIZE
+        };
+        let needs = self.size.unwrap_or(BLOCK_SIZE);
+        if needs > room {
+            let beside = if disk.meta.is_none() { " beside its metadata" } else { "" };
+            let why = format!(
+                "the disk {shown} is too small: it has room for {} ({room} bytes){beside}, the \
+                 resource needs {} ({needs} bytes)",
+                format_size(room),
+                format_size(needs)
+            );
+            return Err(self
+                .refuse(ErrorCode::DiskTooSmall, &why)
+                .hint("give a disk that is as large or larger"));
+        }
+        Ok(())
+    }
+
+    /// That no other resource of this node has the path.
+    fn check_free(&self, path: &Path, what: &str) -> Result<(), ApiError> {
+        for used in &self.used {
+            let paths = [Some(&used.disk.path), used.disk.meta.as_ref()];
+            let hit = paths.into_iter().flatten().any(|p| p == path || same_object(p, path));
+            if hit {
+                let why = format!(
+                    "{what} {} belongs to the resource {} of this node",
+                    path.display(),
+                    used.resource
+                );
+                return Err(self
+                    .refuse(ErrorCode::DiskBusy, &why)
+                    .hint(format!("choose another, or run `holdfast leave {}`", used.resource)));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Checked {
+    /// Makes file and metadata.
+    ///
+    /// # Errors
+    /// What failed; what had been made is gone again then.
+    pub(crate) fn prepare(
+        self,
+        node: NodeId,
+        content: InitialContent,
+    ) -> Result<Prepared, ApiError> {
+        let Self { wanted, disk, make_file } = self;
+        if disk.meta.as_ref().is_some_and(|meta| meta.starts_with(&wanted.state_dir)) {
+            let dir = wanted.state_dir.join("meta");
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+            made.map_err(|error| {
+                let why = format!("{} cannot be made: {error}", dir.display());
+                wanted.refuse(ErrorCode::Internal, &why)
+            })?;
+        }
+        if let Some(length) = make_file {
+            holdfast_store::create_file(&disk.path, length).map_err(|e| refuse::disk(&e))?;
+        }
+        let made_file = make_file.is_some();
+        let (what, resource) = (wanted.what, wanted.resource);
+        let made = create_metadata(&CreateMetadata {
+            disk: disk.spec(),
+            size: wanted.size,
+            resource,
+            node,
+            al_extents: wanted.al_extents,
+            slots: Some(SLOTS),
+            content,
+        });
+        match made {
+            Ok(size) => Ok(Prepared { disk, size, resource, made_file }),
+            Err(error) => {
+                if made_file {
+                    remove_file(&disk.path);
+                }
+                let error = refuse::metadata(&error);
+                Err(ApiError { message: format!("{what}: {}", error.message), ..error })
+            }
+        }
+    }
+}
+
+impl Prepared {
+    /// Takes back what was made.
+    pub(crate) fn undo(&self) {
+        wipe(&self.disk, self.resource);
+        if self.made_file {
+            remove_file(&self.disk.path);
+        }
+    }
+}
+
+/// Removes the metadata of a resource, so that its disk can be used for another. The data stay.
+/// What cannot be removed is left, and said in the log.
+pub(crate) fn wipe(disk: &LocalDisk, resource: ResourceId) {
+    let path = disk.meta.as_ref().unwrap_or(&disk.path);
+    if let Err(error) = try_wipe(disk, path, resource) {
+        tracing::warn!("the metadata in {} were not removed: {error}", path.display());
+    }
+}
+
+fn try_wipe(disk: &LocalDisk, path: &Path, resource: ResourceId) -> io::Result<()> {
+    let file = File::options().read(true).write(true).open(path)?;
+    let placement = match disk.meta {
+        Some(_) => Placement::External { base: 0 },
+        None => Placement::Internal { device_len: length_of(path)? },
+    };
+    let mut ours = false;
+    for copy in 0..2 {
+        let at = placement.superblock_offset(copy).map_err(io::Error::other)?;
+        let mut block: Block = [0; BLOCK_LEN];
+        let read = file.read_exact_at(&mut block, at);
+        let found = read.ok().and_then(|()| Superblock::decode(&block, copy).ok());
+        if found.is_some_and(|superblock| superblock.resource == resource) {
+            ours = true;
+            file.write_all_at(&[0; BLOCK_LEN], at)?;
+        }
+    }
+    file.sync_all()?;
+    if ours && disk.meta.is_some() && file.metadata()?.is_file() {
+        fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+fn remove_file(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::warn!("{} was not removed: {error}", path.display());
+    }
+}
+
+fn length_of(path: &Path) -> io::Result<u64> {
+    let mut file = File::open(path)?;
+    Ok(file.seek(SeekFrom::End(0))? / BLOCK_SIZE * BLOCK_SIZE)
+}
+
+/// Whose internal metadata are at the end of a disk.
+fn internal_owner(path: &Path, device_len: u64) -> Option<ResourceId> {
+    let file = File::open(path).ok()?;
+    (0..2).find_map(|copy| {
+        let at = Placement::Internal { device_len }.superblock_offset(copy).ok()?;
+        let mut block: Block = [0; BLOCK_LEN];
+        file.read_exact_at(&mut block, at).ok()?;
+        Superblock::decode(&block, copy).ok().map(|superblock| superblock.resource)
+    })
+}
+
+/// Whether two paths lead to the same file or device.
+fn same_object(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| {
+        let found = fs::metadata(path).ok()?;
+        Some(if found.file_type().is_block_device() {
+            (true, found.rdev(), 0)
+        } else {
+            (false, found.dev(), found.ino())
+        })
+    };
+    id(one).is_some_and(|a| id(other) == Some(a))
+}
+
+/// The loop device that has this file, which its users would write to behind our back.
+fn loop_device_of(path: &Path) -> Option<String> {
+    let path = fs::canonicalize(path).ok()?;
+    for entry in fs::read_dir("/sys/block").ok()?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with("loop") {
+            continue;
+        }
+        let backing = fs::read_to_string(entry.path().join("loop/backing_file"));
+        if backing.is_ok_and(|backing| Path::new(backing.trim_end_matches('\n')) == path) {
+            return Some(format!("/dev/{name}"));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+use super::*;
+use holdfast_units::GenerationId;
+
+const ID: ResourceId = ResourceId([7; 16]);
+const MIB: u64 = 1 << 20;
+
+fn wanted(dir: &Path, disk: &Path) -> Wanted {
+    Wanted {
+        what: "resource r0 was not created".into(),
+        resource: ID,
+        disk: disk.display().to_string(),
+        meta: None,
+        size: None,
+        al_extents: 67,
+        state_dir: dir.to_owned(),
+        used: Vec::new(),
+    }
+}
+
+fn file(dir: &Path, name: &str, size: u64) -> PathBuf {
+    let path = dir.join(name);
+    File::create(&path).unwrap().set_len(size).unwrap();
+    path
+}
+
+fn listing(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let found = entry.metadata().unwrap();
+        if found.is_dir() {
+            all.extend(listing(&entry.path()));
+        }
+        all.push((entry.path(), if found.is_file() { found.len() } else { 0 }));
+    }
+    all.sort();
+    all
+}
+
+fn node() -> NodeId {
+    NodeId::new(0).unwrap()
+}
+
+fn current() -> InitialContent {
+    InitialContent::Current(GenerationId(99))
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_nothing_has_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let good = file(dir, "good", 4 * MIB);
+    let small = file(dir, "small", 8192);
+    let other = file(dir, "other", 64 * MIB);
+    let foreign = Wanted { resource: ResourceId([8; 16]), ..wanted(dir, &other) };
+    let foreign = Wanted { meta: Some("internal".into()), ..foreign };
+    foreign.check().unwrap().prepare(node(), current()).unwrap();
+    std::os::unix::fs::symlink(&good, dir.join("link")).unwrap();
+    let before = listing(dir);
+    let base = || wanted(dir, &good);
+    let used =
+        vec![Used { resource: "r9".into(), disk: LocalDisk { path: good.clone(), meta: None } }];
+    let text = |path: &Path| path.display().to_string();
+    let cases: Vec<(Wanted, ErrorCode, &str)> = vec![
+        (Wanted { disk: "good".into(), ..base() }, ErrorCode::InvalidPath, "not absolute"),
+        (Wanted { size: Some(4097), ..base() }, ErrorCode::InvalidSize, "no multiple of 4096"),
+        (Wanted { size: Some(0), ..base() }, ErrorCode::InvalidSize, "no multiple of 4096"),
+        (Wanted { size: Some(5 * MIB), ..base() }, ErrorCode::DiskTooSmall, "4 MiB"),
+        (Wanted { disk: text(&dir.join("none")), ..base() }, ErrorCode::DiskNotFound, "exist"),
+        (
+            Wanted { disk: text(&dir.join("no/dir")), size: Some(MIB), ..base() },
+            ErrorCode::DiskNotFound,
+            "does not exist",
+        ),
+        (Wanted { disk: text(dir), ..base() }, ErrorCode::DiskUnusable, "neither a regular"),
+        (Wanted { disk: "/dev/null".into(), ..base() }, ErrorCode::DiskUnusable, "neither"),
+        (Wanted { meta: Some(text(&good)), ..base() }, ErrorCode::InvalidPath, "where the data"),
+        (
+            Wanted { meta: Some(text(&dir.join("link"))), ..base() },
+            ErrorCode::InvalidPath,
+            "where the data",
+        ),
+        (
+            Wanted { disk: text(&small), meta: Some("internal".into()), ..base() },
+            ErrorCode::DiskTooSmall,
+            "too small",
+        ),
+        (Wanted { used: used.clone(), ..base() }, ErrorCode::DiskBusy, "the resource r9"),
+        (
+            Wanted { used, disk: text(&dir.join("link")), ..base() },
+            ErrorCode::DiskBusy,
+            "the resource r9",
+        ),
+        (Wanted { disk: text(&other), ..base() }, ErrorCode::MetadataExists, "08080808"),
+    ];
+    for (wanted, code, part) in cases {
+        let shown = format!("{wanted:?}");
+        let error = wanted.check().map(drop).unwrap_err();
+        assert_eq!(error.code, code, "{shown}: {}", error.message);
+        assert!(error.message.contains(part), "{}", error.message);
+        assert!(error.message.starts_with("resource r0 was not created: "), "{}", error.message);
+    }
+    assert_eq!(listing(dir), before);
+}
+
+#[test]
+fn a_foreign_file_is_not_taken_for_metadata() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = file(dir.path(), "good", 4 * MIB);
+    let letter = dir.path().join("letter");
+    fs::write(&letter, "Dear Sir").unwrap();
+    let meta = Some(letter.display().to_string());
+    let checked = Wanted { meta, ..wanted(dir.path(), &good) }.check().unwrap();
+    let error = checked.prepare(node(), current()).unwrap_err();
+    assert_eq!(error.code, ErrorCode::MetadataExists, "{}", error.message);
+    assert_eq!(fs::read(&letter).unwrap(), b"Dear Sir");
+}
+
+#[test]
+fn the_size_is_that_of_the_disk_and_undoing_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let disk = file(dir, "disk", 8 * MIB + 100);
+    let before = listing(dir);
+    let prepared = wanted(dir, &disk).check().unwrap().prepare(node(), current()).unwrap();
+    assert_eq!(prepared.size, 8 * MIB);
+    prepared.undo();
+    fs::remove_dir(dir.join("meta")).unwrap();
+    assert_eq!(listing(dir), before);
+
+    for meta in [None, Some("internal".to_owned())] {
+        let new = dir.join("new");
+        let wanted = Wanted { size: Some(2 * MIB), meta, ..wanted(dir, &new) };
+        let prepared = wanted.clone().check().unwrap().prepare(node(), current()).unwrap();
+        assert_eq!(prepared.size, 2 * MIB);
+        assert!(fs::metadata(&new).unwrap().len() >= 2 * MIB);
+        prepared.undo();
+        assert!(!new.exists());
+    }
+}
+
+#[test]
+fn wiped_internal_metadata_are_gone_and_those_of_others_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = file(dir.path(), "disk", 64 * MIB);
+    let make = || Wanted { meta: Some("internal".into()), ..wanted(dir.path(), &disk) };
+    let prepared = make().check().unwrap().prepare(node(), current()).unwrap();
+    assert!(prepared.size < 64 * MIB);
+    wipe(&prepared.disk, ResourceId([1; 16]));
+    assert_eq!(internal_owner(&disk, 64 * MIB), Some(ID));
+    wipe(&prepared.disk, ID);
+    assert_eq!(internal_owner(&disk, 64 * MIB), None);
+}

@@ -1,0 +1,270 @@
+//! What `/v1/events` tells: the objects that there are, and how they change.
+
+use holdfast_api::status::{ClusterNode, ClusterStatus, ResourceStatus};
+use holdfast_api::{Event, EventKind};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::broadcast;
+
+/// How many events wait for a reader at most; one that is further behind is disconnected.
+const RING: usize = 1024;
+
+/// Kind, name and peer of an object.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct ObjectKey {
+    name: String,
+    object: &'static str,
+    peer: Option<String>,
+}
+
+impl ObjectKey {
+    fn new(object: &'static str, name: &str, peer: Option<&str>) -> Self {
+        Self { name: name.to_owned(), object, peer: peer.map(str::to_owned) }
+    }
+}
+
+/// The fields of an object, in the words of the status document.
+type Fields = BTreeMap<String, String>;
+/// A set of objects.
+pub(crate) type Objects = BTreeMap<ObjectKey, Fields>;
+
+/// Knows the last state of every object and tells readers of changes.
+pub(crate) struct Hub {
+    model: Mutex<Model>,
+    readers: broadcast::Sender<Event>,
+}
+
+#[derive(Default)]
+struct Model {
+    seq: u64,
+    objects: Objects,
+}
+
+/// Whose objects an update speaks of: what is missing from the update is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Part<'a> {
+    /// The cluster and its nodes.
+    Cluster,
+    /// One resource with all that belongs to it.
+    Resource(&'a str),
+}
+
+impl Part<'_> {
+    fn has(self, key: &ObjectKey) -> bool {
+        let of_cluster = matches!(key.object, "cluster" | "node");
+        match self {
+            Self::Cluster => of_cluster,
+            Self::Resource(name) => !of_cluster && key.name == name,
+        }
+    }
+}
+
+impl Hub {
+    pub(crate) fn new() -> Self {
+        Self { model: Mutex::default(), readers: broadcast::channel(RING).0 }
+    }
+
+    /// Compares a part with what was there, and tells what has changed.
+    pub(crate) fn update(&self, part: Part<'_>, now: Objects) {
+        let mut model = self.lock();
+        let gone: Vec<ObjectKey> = model
+            .objects
+            .keys()
+            .filter(|key| part.has(key) && !now.contains_key(*key))
+            .cloned()
+            .collect();
+        for key in gone {
+            model.objects.remove(&key);
+            self.tell(&mut model, EventKind::Destroy, &key, Fields::new());
+        }
+        for (key, fields) in now {
+            match model.objects.get(&key) {
+                None => self.tell(&mut model, EventKind::Create, &key, fields.clone()),
+                Some(before) => {
+                    let changed: Fields = fields
+                        .iter()
+                        .filter(|(name, value)| before.get(*name) != Some(value))
+                        .map(|(name, value)| (name.clone(), value.clone()))
+                        .collect();
+                    if changed.is_empty() {
+                        continue;
+                    }
+                    self.tell(&mut model, EventKind::Change, &key, changed);
+                }
+            }
+            model.objects.insert(key, fields);
+        }
+    }
+
+    /// Tells something about a resource that is not a state: a change of its field `notice`.
+    pub(crate) fn notice(&self, resource: &str, peer: Option<&str>, text: &str) {
+        let object = if peer.is_some() { "peer" } else { "resource" };
+        let key = ObjectKey::new(object, resource, peer);
+        let fields = [("notice".to_owned(), text.to_owned())].into();
+        self.tell(&mut self.lock(), EventKind::Change, &key, fields);
+    }
+
+    /// All there is now, closed by the end of the dump, and the changes from now on.
+    pub(crate) fn subscribe(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let model = self.lock();
+        let (seq, now) = (model.seq, unix_ms());
+        let mut dump: Vec<Event> = model
+            .objects
+            .iter()
+            .map(|(key, fields)| event(seq, now, EventKind::Exists, key, fields.clone()))
+            .collect();
+        dump.push(Event::end_of_dump(seq, now));
+        (dump, self.readers.subscribe())
+    }
+
+    fn tell(&self, model: &mut Model, kind: EventKind, key: &ObjectKey, fields: Fields) {
+        model.seq += 1;
+        // That nobody reads is no error.
+        let _ = self.readers.send(event(model.seq, unix_ms(), kind, key, fields));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Model> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn event(seq: u64, time: u64, kind: EventKind, key: &ObjectKey, fields: Fields) -> Event {
+    Event {
+        seq,
+        time_unix_ms: time,
+        kind,
+        object: key.object.to_owned(),
+        name: key.name.clone(),
+        peer: key.peer.clone(),
+        fields,
+    }
+}
+
+/// The objects of a resource.
+pub(crate) fn of_resource(status: &ResourceStatus) -> Objects {
+    let name = &status.name;
+    let mut objects = Objects::new();
+    let resource = [
+        ("role", status.role.clone()),
+        ("size_bytes", status.size_bytes.to_string()),
+        ("suspended", status.suspended.join(",")),
+        ("quorum", status.quorum.to_string()),
+        ("open_count", status.open_count.to_string()),
+        ("promotable", status.promotable.to_string()),
+        ("generation", status.generation.clone()),
+        ("nbd_uri", status.nbd_uri.clone()),
+    ];
+    objects.insert(ObjectKey::new("resource", name, None), fields(resource));
+    let disk = [
+        ("state", status.disk.state.clone()),
+        ("path", status.disk.path.clone().unwrap_or_default()),
+        ("io_errors", status.disk.io_errors.to_string()),
+    ];
+    objects.insert(ObjectKey::new("disk", name, None), fields(disk));
+    if let Some(path) = &status.device {
+        let kind = status.device_kind.clone().unwrap_or_default();
+        let device = [("path", path.clone()), ("kind", kind)];
+        objects.insert(ObjectKey::new("device", name, None), fields(device));
+    }
+    for peer in &status.peers {
+        let of_peer = [
+            ("connection", peer.connection.clone()),
+            ("role", peer.role.clone()),
+            ("disk", peer.disk.clone()),
+            ("replication", peer.replication.clone()),
+        ];
+        objects.insert(ObjectKey::new("peer", name, Some(&peer.node)), fields(of_peer));
+    }
+    objects
+}
+
+/// The objects of a cluster.
+pub(crate) fn of_cluster(status: Option<&ClusterStatus>) -> Objects {
+    let mut objects = Objects::new();
+    let Some(status) = status else { return objects };
+    let cluster = [("uuid", status.uuid.clone())];
+    objects.insert(ObjectKey::new("cluster", &status.name, None), fields(cluster));
+    for ClusterNode { name, address, alive, version, .. } in &status.nodes {
+        let node = [
+            ("address", address.clone()),
+            ("alive", alive.to_string()),
+            ("version", version.clone()),
+        ];
+        objects.insert(ObjectKey::new("node", name, None), fields(node));
+    }
+    objects
+}
+
+fn fields<const N: usize>(list: [(&str, String); N]) -> Fields {
+    list.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// The wall clock in milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_api::status::PeerStatus;
+
+    fn status(role: &str, connection: Option<&str>) -> ResourceStatus {
+        let peer = |c: &str| PeerStatus {
+            node: "beta".into(),
+            connection: c.into(),
+            ..PeerStatus::default()
+        };
+        ResourceStatus {
+            name: "r0".into(),
+            role: role.into(),
+            peers: connection.map(peer).into_iter().collect(),
+            ..ResourceStatus::default()
+        }
+    }
+
+    fn lines(receiver: &mut broadcast::Receiver<Event>) -> Vec<String> {
+        std::iter::from_fn(|| receiver.try_recv().ok()).map(|event| event.to_string()).collect()
+    }
+
+    #[test]
+    fn only_what_has_changed_is_told() {
+        let hub = Hub::new();
+        let (dump, mut reader) = hub.subscribe();
+        assert_eq!(dump.len(), 1);
+        hub.update(Part::Resource("r0"), of_resource(&status("Secondary", Some("Connecting"))));
+        let created = lines(&mut reader);
+        assert_eq!(created.len(), 3, "{created:?}");
+        assert!(created.iter().all(|line| line.starts_with("create ")));
+        hub.update(Part::Resource("r0"), of_resource(&status("Secondary", Some("Connected"))));
+        assert_eq!(lines(&mut reader), ["change peer name:r0 peer:beta connection:Connected"]);
+        hub.update(Part::Resource("r0"), of_resource(&status("Primary", None)));
+        assert_eq!(
+            lines(&mut reader),
+            ["destroy peer name:r0 peer:beta", "change resource name:r0 role:Primary"]
+        );
+        hub.notice("r0", Some("beta"), "split brain");
+        assert_eq!(lines(&mut reader), ["change peer name:r0 peer:beta notice:split brain"]);
+        let (dump, _) = hub.subscribe();
+        assert_eq!(dump.len(), 3);
+        assert!(dump.last().unwrap().is_end_of_dump());
+        assert!(dump.iter().all(|event| event.seq == 7 && event.kind == EventKind::Exists));
+    }
+
+    #[test]
+    fn parts_do_not_touch_each_other() {
+        let hub = Hub::new();
+        hub.update(Part::Resource("r0"), of_resource(&status("Primary", None)));
+        let cluster = ClusterStatus { name: "r0".into(), ..ClusterStatus::default() };
+        hub.update(Part::Cluster, of_cluster(Some(&cluster)));
+        let (_, mut reader) = hub.subscribe();
+        hub.update(Part::Resource("r1"), Objects::new());
+        assert!(lines(&mut reader).is_empty());
+        hub.update(Part::Cluster, of_cluster(None));
+        assert_eq!(lines(&mut reader), ["destroy cluster name:r0"]);
+        hub.update(Part::Resource("r0"), Objects::new());
+        assert_eq!(lines(&mut reader).len(), 2);
+    }
+}

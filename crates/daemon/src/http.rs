@@ -1,0 +1,367 @@
+//! The control API on a Unix socket.
+
+use crate::commands::{self, need_running};
+use crate::node::Node;
+use crate::{metrics, refuse, status};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::sse::{self, KeepAlive, Sse};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use futures_util::{Stream, StreamExt, stream};
+use holdfast_api::request::{self, VersionInfo};
+use holdfast_api::{ApiError, ErrorBody, ErrorCode, Event, calls, routes};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_stream::wrappers::BroadcastStream;
+
+/// The longest body of a call, in bytes.
+const MAX_BODY: usize = 1 << 20;
+/// Connections to the control socket at a time.
+const MAX_CONNECTIONS: usize = 256;
+/// How long a client may take to send the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A refusal on its way to the caller.
+pub(crate) struct Failure(ApiError);
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let code = StatusCode::from_u16(self.0.code.http_status());
+        let code = code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (code, Json(ErrorBody { error: self.0 })).into_response()
+    }
+}
+
+type Answer<T> = Result<Json<T>, Failure>;
+type App = State<Arc<Node>>;
+
+/// Takes callers on the control socket until the daemon stops. Only root and the user of the
+/// daemon are let in.
+pub(crate) async fn serve(node: Arc<Node>, listener: UnixListener) {
+    let router = router(Arc::clone(&node));
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = node.stopped() => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "taking a caller failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+            tracing::warn!("a caller was turned away: too many are connected");
+            continue;
+        };
+        let router = if may_call(&stream) { router.clone() } else { forbidden() };
+        tokio::spawn(async move {
+            serve_connection(stream, router).await;
+            drop(permit);
+        });
+    }
+}
+
+/// Whether the process at the other end is root's or the daemon's own user's.
+fn may_call(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+}
+
+fn forbidden() -> Router {
+    Router::new().fallback(async || {
+        Failure(
+            ApiError::new(
+                ErrorCode::Forbidden,
+                "the call was refused: only root and the user of the daemon may make it",
+            )
+            .hint("try again with sudo"),
+        )
+    })
+}
+
+/// Serves HTTP/1.1 on one connection until it ends.
+pub(crate) async fn serve_connection<S>(stream: S, router: Router)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "a connection ended");
+    }
+}
+
+fn router(node: Arc<Node>) -> Router {
+    Router::new()
+        .route(routes::STATUS, get(status_of_node))
+        .route(routes::EVENTS, get(events))
+        .route(routes::OPENAPI, get(async || Json(calls::openapi())))
+        .route(routes::METRICS, get(metrics_text))
+        .route(routes::VERSION, get(version))
+        .route(routes::CLUSTER, get(cluster))
+        .route(routes::CLUSTER_CREATE, post(cluster_create))
+        .route(routes::CLUSTER_TOKEN, post(cluster_token))
+        .route(routes::CLUSTER_JOIN, post(cluster_join))
+        .route(routes::CLUSTER_LEAVE, post(cluster_leave))
+        .route(routes::CLUSTER_REMOVE, post(cluster_remove))
+        .route(routes::RESOURCES, post(create))
+        .route(routes::RESOURCE, get(resource))
+        .route(routes::RESOURCE_JOIN, post(join))
+        .route(routes::RESOURCE_LEAVE, post(leave))
+        .route(routes::RESOURCE_DELETE, post(delete))
+        .route(routes::RESOURCE_UP, post(up))
+        .route(routes::RESOURCE_DOWN, post(down))
+        .route(routes::RESOURCE_PRIMARY, post(primary))
+        .route(routes::RESOURCE_SECONDARY, post(secondary))
+        .route(routes::RESOURCE_CONNECT, post(connect))
+        .route(routes::RESOURCE_DISCONNECT, post(disconnect))
+        .route(routes::RESOURCE_INVALIDATE, post(invalidate))
+        .route(routes::RESOURCE_DEVICE, post(device))
+        .route(routes::RESOURCE_DEVICE_REMOVE, post(device_remove))
+        .route(routes::RESOURCE_ATTACH_DISK, post(attach_disk))
+        .route(routes::RESOURCE_DETACH_DISK, post(detach_disk))
+        .route(routes::RESOURCE_PAUSE, post(pause))
+        .route(routes::RESOURCE_RESUME, post(resume))
+        .route(routes::RESOURCE_WAIT, post(wait))
+        .route(routes::RESOURCE_OPTIONS, get(options).put(set_options))
+        .route(routes::RESOURCE_OPTION, get(option))
+        .fallback(no_such_call)
+        .method_not_allowed_fallback(no_such_call)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(node)
+}
+
+async fn no_such_call(request: axum::extract::Request) -> Failure {
+    let path: String = request.uri().path().chars().take(200).collect();
+    let message = format!("the call {} {path} is not one that the API has", request.method());
+    let hint = format!("`GET {}` lists them", routes::OPENAPI);
+    Failure(ApiError::new(ErrorCode::NoSuchCall, message).hint(hint))
+}
+
+/// Reads the body of a call; an empty one counts as `{}`.
+fn read<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
+    let body = if body.is_empty() { b"{}" } else { &body[..] };
+    serde_json::from_slice(body).map_err(|error| {
+        ApiError::new(
+            ErrorCode::InvalidRequest,
+            format!("the body of the call was not understood: {error}"),
+        )
+        .hint(format!("`GET {}` describes it", routes::OPENAPI))
+    })
+}
+
+/// Runs a command to its end, also when the caller goes away meanwhile: half a command would leave
+/// things as nobody asked for.
+async fn run<T, F>(node: &Arc<Node>, command: F) -> Answer<T>
+where
+    T: Serialize + Send + 'static,
+    F: Future<Output = Result<T, ApiError>> + Send + 'static,
+{
+    need_running(node)?;
+    let done = tokio::spawn(command).await;
+    let done = done.map_err(|error| refuse::internal("the command failed", &error))?;
+    if let Err(error) = &done {
+        tracing::debug!(code = error.code.as_str(), "{}", error.message);
+    }
+    Ok(Json(done?))
+}
+
+async fn status_of_node(State(node): App) -> Json<holdfast_api::status::NodeStatus> {
+    Json(status::node(&node))
+}
+
+async fn version(State(node): App) -> Json<VersionInfo> {
+    Json(VersionInfo {
+        version: crate::peers::version(),
+        git: node.settings.git.clone(),
+        protocol_min: u32::from(holdfast_wire::PROTOCOL_VERSION_MIN),
+        protocol_max: u32::from(holdfast_wire::PROTOCOL_VERSION),
+    })
+}
+
+async fn metrics_text(State(node): App) -> Response {
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (kind, metrics::text(&status::node(&node))).into_response()
+}
+
+async fn events(State(node): App) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
+    let (dump, changes) = node.hub.subscribe();
+    // A reader that is too far behind is disconnected; it comes again and gets a new dump.
+    let changes = BroadcastStream::new(changes)
+        .take_while(|event| std::future::ready(event.is_ok()))
+        .filter_map(|event| std::future::ready(event.ok()));
+    let ended = async move { node.stopped().await };
+    let all = stream::iter(dump).chain(changes).take_until(Box::pin(ended));
+    let all = all.map(|event| Ok(encode(&event)));
+    Sse::new(all).keep_alive(KeepAlive::default())
+}
+
+fn encode(event: &Event) -> sse::Event {
+    let data = serde_json::to_string(event).unwrap_or_default();
+    sse::Event::default().id(event.seq.to_string()).event(event.kind.as_str()).data(data)
+}
+
+async fn cluster(State(node): App) -> Answer<holdfast_api::status::ClusterStatus> {
+    Ok(Json(commands::cluster::show(&node)?))
+}
+
+async fn cluster_create(State(node): App, body: Bytes) -> Answer<request::ClusterCreated> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::cluster::create(&node, call).await }).await
+}
+
+async fn cluster_token(State(node): App, body: Bytes) -> Answer<request::TokenCreated> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::cluster::token(&node, call).await }).await
+}
+
+async fn cluster_join(
+    State(node): App,
+    body: Bytes,
+) -> Answer<holdfast_api::status::ClusterStatus> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::cluster::join(&node, call).await }).await
+}
+
+async fn cluster_leave(State(node): App, body: Bytes) -> Answer<request::Done> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::cluster::leave(&node, call).await }).await
+}
+
+async fn cluster_remove(State(node): App, body: Bytes) -> Answer<request::Done> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::cluster::remove(&node, call).await }).await
+}
+
+async fn create(State(node): App, body: Bytes) -> Answer<request::Done> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::create::create(&node, call).await }).await
+}
+
+async fn resource(
+    State(node): App,
+    Path(name): Path<String>,
+) -> Answer<holdfast_api::status::ResourceStatus> {
+    let resource = node.resource_named(&name)?;
+    Ok(Json(status::resource(&node, &resource)))
+}
+
+/// A call on a resource whose command takes the node, the name and the body.
+macro_rules! on_resource {
+    ($($name:ident, $answer:ty, $command:path;)*) => {$(
+        async fn $name(
+            State(node): App,
+            Path(name): Path<String>,
+            body: Bytes,
+        ) -> Answer<$answer> {
+            let call = read(&body)?;
+            run(&node.clone(), async move { $command(&node, &name, &call).await }).await
+        }
+    )*};
+}
+
+on_resource! {
+    primary, request::Done, commands::roles::primary;
+    secondary, request::Done, commands::roles::secondary;
+    connect, request::Done, commands::links::connect;
+    disconnect, request::Done, commands::links::disconnect;
+    invalidate, request::Done, commands::links::invalidate;
+    device, request::DeviceMade, commands::device::make;
+    attach_disk, request::Done, commands::disk::attach;
+    detach_disk, request::Done, commands::disk::detach;
+    set_options, request::Done, commands::options::set;
+}
+
+/// The same for those whose body is empty.
+macro_rules! plain_on_resource {
+    ($($name:ident, $command:path;)*) => {$(
+        async fn $name(
+            State(node): App,
+            Path(name): Path<String>,
+            body: Bytes,
+        ) -> Answer<request::Done> {
+            let request::Empty {} = read(&body)?;
+            run(&node.clone(), async move { $command(&node, &name).await }).await
+        }
+    )*};
+}
+
+plain_on_resource! {
+    leave, commands::leave::leave;
+    delete, commands::leave::delete;
+    up, commands::updown::up;
+    down, commands::updown::down;
+    device_remove, commands::device::remove;
+}
+
+async fn join(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::join::join(&node, &name, call).await }).await
+}
+
+/// Changes nothing, so it ends with its caller.
+async fn wait(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
+    let call = read(&body)?;
+    Ok(Json(commands::wait::wait(&node, &name, &call).await?))
+}
+
+async fn pause(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
+    let call: request::Pause = read(&body)?;
+    node.resource_named(&name)?;
+    let what = format!("pause of {} of resource {name}", call.what.as_str());
+    Err(ApiError::not_supported_yet(&what).into())
+}
+
+async fn resume(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
+    let call: request::Pause = read(&body)?;
+    node.resource_named(&name)?;
+    let what = format!("resume of {} of resource {name}", call.what.as_str());
+    Err(ApiError::not_supported_yet(&what).into())
+}
+
+/// The query of the calls about options.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfPeer {
+    peer: Option<String>,
+}
+
+async fn options(
+    State(node): App,
+    Path(name): Path<String>,
+    Query(query): Query<OfPeer>,
+) -> Answer<Vec<request::OptionValue>> {
+    Ok(Json(commands::options::all(&node, &name, query.peer.as_deref())?))
+}
+
+async fn option(
+    State(node): App,
+    Path((name, key)): Path<(String, String)>,
+    Query(query): Query<OfPeer>,
+) -> Answer<request::OptionValue> {
+    Ok(Json(commands::options::one(&node, &name, &key, query.peer.as_deref())?))
+}

@@ -1,0 +1,400 @@
+//! Keeps a running resource as the cluster's records and this node's wishes say: peers, options,
+//! the wish to be Primary again. Tells readers of events how it is.
+
+use crate::events::{Part, of_resource};
+use crate::node::{Node, PeerMember};
+use crate::resource::{Plan, Resource, core_options, plan};
+use crate::shard::ResourceHandle;
+use crate::status;
+use holdfast_core::{Command, Notice, Options, PeerConfig, Snapshot};
+use holdfast_units::{ConnectionState, NodeId, Role};
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::broadcast::error::RecvError;
+
+/// How often it looks at what nobody tells it.
+const TICK: Duration = Duration::from_secs(1);
+/// How long the peers are waited for before it is said that the node stays Secondary.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a refused promotion is not tried again.
+const RETRY: Duration = Duration::from_secs(3);
+
+/// One running resource's keeper.
+pub(crate) struct Keeper {
+    node: Arc<Node>,
+    resource: Arc<Resource>,
+    handle: ResourceHandle,
+    name: String,
+    /// The peers that the core was told of.
+    known: BTreeMap<NodeId, PeerMember>,
+    /// The options that it was told.
+    options: Options,
+    wish: Option<Wish>,
+}
+
+/// The node was Primary when it was stopped, and is to be so again when that is safe.
+struct Wish {
+    since: Instant,
+    /// It was said that it has to wait.
+    told: bool,
+    retry_at: Instant,
+}
+
+/// What becomes of a wish to be Primary again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Verdict {
+    /// It is Primary.
+    Fulfilled,
+    /// Another node is.
+    Dropped(NodeId),
+    /// Every member with a disk is there, and none is Primary.
+    Promote,
+    /// Some are not there, and may be Primary for all that is known.
+    WaitFor(Vec<NodeId>),
+}
+
+impl Keeper {
+    pub(crate) fn new(
+        node: &Arc<Node>,
+        resource: &Arc<Resource>,
+        handle: ResourceHandle,
+        plan: &Plan,
+        wish: bool,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            node: Arc::clone(node),
+            resource: Arc::clone(resource),
+            handle,
+            name: plan.name.clone(),
+            known: plan.peers.clone(),
+            options: plan.config.options.clone(),
+            wish: wish.then_some(Wish { since: now, told: false, retry_at: now }),
+        }
+    }
+
+    /// Works until the resource is closed.
+    pub(crate) async fn run(mut self) {
+        let mut views = self.handle.watch();
+        let mut cluster = self.node.watch_view();
+        let mut notices = self.handle.notices();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.publish();
+        self.follow_records().await;
+        loop {
+            tokio::select! {
+                changed = views.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    views.mark_unchanged();
+                    self.publish();
+                }
+                changed = cluster.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    cluster.mark_unchanged();
+                    self.follow_records().await;
+                    self.publish();
+                }
+                notice = notices.recv() => match notice {
+                    Ok(notice) => self.tell(&notice),
+                    Err(RecvError::Lagged(count)) => {
+                        tracing::warn!(resource = self.name, count, "notices were lost");
+                    }
+                    Err(RecvError::Closed) => break,
+                },
+                _ = tick.tick() => self.look_at_device().await,
+            }
+            self.grant_wish().await;
+        }
+        self.publish();
+    }
+
+    /// Tells readers of events and those who wait how the resource is.
+    fn publish(&self) {
+        let view = self.handle.snapshot();
+        let now = Instant::now();
+        {
+            let mut state = self.resource.state();
+            state.rates.retain(|peer, _| view.snapshot.peers.iter().any(|p| p.node == *peer));
+            for peer in &view.snapshot.peers {
+                match peer.resync {
+                    Some(resync) => state.rates.entry(peer.node).or_default().note(now, resync.done),
+                    None => drop(state.rates.remove(&peer.node)),
+                }
+            }
+        }
+        let status = status::resource(&self.node, &self.resource);
+        self.node.hub.update(Part::Resource(&self.name), of_resource(&status));
+        self.resource.changed();
+    }
+
+    /// Brings the core's peers and options to what the records say.
+    async fn follow_records(&mut self) {
+        let Ok(plan) = plan(&self.node, &self.resource.local()) else {
+            // The resource or the membership is gone: it will be stopped in a moment.
+            return;
+        };
+        let gone: Vec<NodeId> = self
+            .known
+            .iter()
+            .filter(|(slot, known)| {
+                plan.peers.get(*slot).is_none_or(|wanted| wanted.uuid != known.uuid)
+            })
+            .map(|(slot, _)| *slot)
+            .collect();
+        for peer in gone {
+            self.command(Command::RemovePeer { peer }).await;
+            self.known.remove(&peer);
+        }
+        for config in &plan.config.peers {
+            let Some(wanted) = plan.peers.get(&config.node) else { continue };
+            let known = self.known.get(&config.node);
+            if known.is_none_or(|known| known.diskless != wanted.diskless) {
+                self.add_peer(config.clone()).await;
+            }
+            self.known.insert(config.node, wanted.clone());
+        }
+        let record = self.node.view().records.resource(self.resource.id);
+        let options = record.map(|record| core_options(&record.options).0);
+        if let Some(options) = options.filter(|options| *options != self.options) {
+            self.command(Command::Configure(options.clone())).await;
+            self.options = options;
+        }
+    }
+
+    async fn add_peer(&self, config: PeerConfig) {
+        self.command(Command::AddPeer(config)).await;
+    }
+
+    async fn command(&self, command: Command) {
+        let text = format!("{command:?}");
+        if let Err(refusal) = self.handle.command(command).await {
+            tracing::error!(resource = self.name, ?refusal, "{text} was refused");
+        }
+    }
+
+    /// Becomes Primary again when that is safe.
+    async fn grant_wish(&mut self) {
+        let Some(wish) = &mut self.wish else { return };
+        let now = Instant::now();
+        let view = self.handle.snapshot();
+        match judge(&view.snapshot) {
+            Verdict::Fulfilled => self.wish = None,
+            Verdict::Dropped(primary) => {
+                self.wish = None;
+                let primary = self.node_name(primary);
+                let text = format!("the node stays Secondary: {primary} is Primary now");
+                self.announce(None, &text);
+                self.drop_wish().await;
+            }
+            Verdict::Promote if now >= wish.retry_at => {
+                wish.retry_at = now + RETRY;
+                let result = self.handle.command(Command::Promote { force: false }).await;
+                match result {
+                    Ok(()) => {
+                        self.wish = None;
+                        self.announce(None, "the node is Primary again, as before the stop");
+                    }
+                    Err(refusal) => {
+                        tracing::info!(resource = self.name, ?refusal, "not Primary again yet");
+                    }
+                }
+            }
+            Verdict::Promote => {}
+            Verdict::WaitFor(missing) => {
+                if !wish.told && now.duration_since(wish.since) > PATIENCE {
+                    wish.told = true;
+                    let names: Vec<String> =
+                        missing.iter().map(|node| self.node_name(*node)).collect();
+                    let text = format!(
+                        "the node was Primary and stays Secondary until it has heard of {}: one \
+                         of them could be Primary now; `holdfast primary {}` overrides that",
+                        names.join(", "),
+                        self.name
+                    );
+                    self.announce(None, &text);
+                }
+            }
+        }
+        // A person may have decided meanwhile.
+        if !self.resource.state().local.primary {
+            self.wish = None;
+        }
+    }
+
+    async fn drop_wish(&self) {
+        let changed = self.resource.change_local(&self.node, |local| local.primary = false).await;
+        if let Err(error) = changed {
+            tracing::error!("{}", error.message);
+        }
+    }
+
+    /// Finds out who has the local device open.
+    async fn look_at_device(&self) {
+        let device = self.resource.state().device.clone();
+        let Some(device) = device else { return };
+        let cell = Arc::clone(&device.device);
+        let looked = tokio::task::spawn_blocking(move || {
+            let device = cell.lock().unwrap_or_else(PoisonError::into_inner);
+            device.as_ref().map(|device| device.openers())
+        });
+        let Ok(Some(Ok(openers))) = looked.await else { return };
+        let openers: Vec<String> = openers.iter().map(ToString::to_string).collect();
+        let changed = {
+            let mut state = self.resource.state();
+            match &mut state.device {
+                Some(device) if device.openers != openers => {
+                    device.openers = openers;
+                    true
+                }
+                _ => false,
+            }
+        };
+        if changed {
+            self.publish();
+        }
+    }
+
+    fn tell(&self, notice: &Notice) {
+        let (peer, text) = sentence(notice, &self.name);
+        let peer = peer.map(|peer| self.node_name(peer));
+        self.announce(peer.as_deref(), &text);
+    }
+
+    fn announce(&self, peer: Option<&str>, text: &str) {
+        match peer {
+            Some(peer) => tracing::info!(resource = self.name, peer, "{text}"),
+            None => tracing::info!(resource = self.name, "{text}"),
+        }
+        self.node.hub.notice(&self.name, peer, text);
+    }
+
+    fn node_name(&self, node: NodeId) -> String {
+        match self.known.get(&node) {
+            Some(peer) => peer.name.clone(),
+            None => self.node.view().slot_name(self.resource.id, node),
+        }
+    }
+}
+
+/// What becomes of the wish to be Primary, as things are.
+fn judge(snapshot: &Snapshot) -> Verdict {
+    if snapshot.role == Role::Primary {
+        return Verdict::Fulfilled;
+    }
+    if let Some(primary) = snapshot.peers.iter().find(|peer| peer.role == Role::Primary) {
+        return Verdict::Dropped(primary.node);
+    }
+    let missing: Vec<NodeId> = snapshot
+        .peers
+        .iter()
+        .filter(|peer| !peer.diskless && peer.connection != ConnectionState::Connected)
+        .map(|peer| peer.node)
+        .collect();
+    if missing.is_empty() { Verdict::Promote } else { Verdict::WaitFor(missing) }
+}
+
+/// A notice as a sentence, and the peer that it is about.
+fn sentence(notice: &Notice, resource: &str) -> (Option<NodeId>, String) {
+    match notice {
+        Notice::SplitBrain(peer) => (
+            Some(*peer),
+            format!(
+                "split brain: both nodes wrote apart; on the node whose changes are to be given \
+                 up, run `holdfast connect {resource} --discard-my-data`, and `holdfast connect \
+                 {resource}` on the other"
+            ),
+        ),
+        Notice::UnrelatedData(peer) => {
+            (Some(*peer), "the data of the two nodes have nothing to do with each other".into())
+        }
+        Notice::PeerRefused(peer, why) => (Some(*peer), format!("not connected: {why}")),
+        Notice::ProtocolError(peer, why) => (Some(*peer), format!("protocol error: {why}")),
+        Notice::DiskFailed => (None, "the disk failed and is not used any more".into()),
+        Notice::PeerDiskFailed(peer) => (Some(*peer), "the disk of the peer failed".into()),
+        Notice::PeerTimeout(peer) => (Some(*peer), "the peer did not answer in time".into()),
+        Notice::ResyncStarted(peer, target, blocks) => {
+            let direction = if *target { "from" } else { "to" };
+            let bytes = holdfast_units::format_size(blocks * holdfast_units::BLOCK_SIZE);
+            (Some(*peer), format!("a resync {direction} the peer began: {bytes} to do"))
+        }
+        Notice::ResyncFinished(peer, _) => (Some(*peer), "the resync has ended".into()),
+        Notice::MetaDamaged(what) => {
+            (None, format!("metadata are damaged: {what}; what they covered is copied again"))
+        }
+        Notice::TwoPrimaries(peer) => {
+            (Some(*peer), "not connected: both nodes are Primary".into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_core::PeerSnapshot;
+    use holdfast_units::{DiskState, GenerationId, PeerSet, ReplicationState};
+
+    fn node(number: u8) -> NodeId {
+        NodeId::new(number).unwrap()
+    }
+
+    fn peer(number: u8, connection: ConnectionState, role: Role) -> PeerSnapshot {
+        PeerSnapshot {
+            node: node(number),
+            connection,
+            role,
+            disk: DiskState::UpToDate,
+            replication: ReplicationState::Established,
+            out_of_sync: 0,
+            pending: 0,
+            sent: 0,
+            received: 0,
+            resync_sent: 0,
+            resync_received: 0,
+            resync: None,
+            diskless: false,
+        }
+    }
+
+    fn snapshot(peers: Vec<PeerSnapshot>) -> Snapshot {
+        Snapshot {
+            role: Role::Secondary,
+            disk: DiskState::Consistent,
+            size: 4096,
+            generation: GenerationId(7),
+            promotable: true,
+            peers,
+            hot_extents: 0,
+            al_writes: 0,
+            in_flight: 0,
+            missing: PeerSet::EMPTY,
+            io_errors: 0,
+        }
+    }
+
+    #[test]
+    fn a_node_becomes_primary_again_only_when_nobody_else_can_be() {
+        let (up, down) = (ConnectionState::Connected, ConnectionState::Connecting);
+        let (first, second) = (Role::Primary, Role::Secondary);
+        let of = |peers: Vec<PeerSnapshot>| judge(&snapshot(peers));
+        assert_eq!(of(vec![]), Verdict::Promote);
+        assert_eq!(of(vec![peer(1, up, second), peer(2, up, second)]), Verdict::Promote);
+        assert_eq!(
+            of(vec![peer(1, up, second), peer(2, down, Role::Unknown)]),
+            Verdict::WaitFor(vec![node(2)])
+        );
+        assert_eq!(
+            of(vec![peer(1, down, Role::Unknown), peer(2, up, first)]),
+            Verdict::Dropped(node(2))
+        );
+        let diskless = PeerSnapshot { diskless: true, ..peer(1, down, Role::Unknown) };
+        assert_eq!(of(vec![diskless]), Verdict::Promote);
+        let primary = Snapshot { role: first, ..snapshot(vec![peer(1, down, Role::Unknown)]) };
+        assert_eq!(judge(&primary), Verdict::Fulfilled);
+    }
+}

@@ -1,0 +1,250 @@
+//! What this node alone knows of its resources: where the disk is, and the switches that survive a
+//! restart. One file a resource, replaced as a whole.
+
+use crate::shard::{DiskSpec, MetaPlace};
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::Uuid;
+use holdfast_store::DirectMode;
+use holdfast_units::ResourceId;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The first word of a file, and the version of its content.
+const HEAD: &str = "holdfast-resource 1 ";
+/// A file is never longer, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// A backing disk and its metadata.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LocalDisk {
+    /// The backing file or device.
+    pub(crate) path: PathBuf,
+    /// Where the metadata are; `None` at the disk's end.
+    pub(crate) meta: Option<PathBuf>,
+}
+
+impl LocalDisk {
+    /// The same for the data plane.
+    pub(crate) fn spec(&self) -> DiskSpec {
+        let meta = self.meta.clone().map_or(MetaPlace::Internal, MetaPlace::File);
+        DiskSpec { path: self.path.clone(), meta, direct: DirectMode::Auto }
+    }
+}
+
+/// What this node keeps of one resource.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Local {
+    /// The resource, 32 hexadecimal digits.
+    #[serde(with = "id_text")]
+    pub(crate) id: ResourceId,
+    /// Its name when this was written; the records have the name that counts.
+    pub(crate) name: String,
+    /// The disk; `None` for a member without one.
+    pub(crate) disk: Option<LocalDisk>,
+    /// Whether the disk is to be used (`detach-disk` switches it off).
+    pub(crate) attached: bool,
+    /// Whether the resource is to be started here.
+    pub(crate) up: bool,
+    /// Whether this node was made Primary, and not Secondary since.
+    pub(crate) primary: bool,
+    /// The peers that a person disconnected from.
+    pub(crate) disconnected: BTreeSet<Uuid>,
+}
+
+/// The files, in a directory of their own.
+#[derive(Clone, Debug)]
+pub(crate) struct LocalStore {
+    dir: PathBuf,
+}
+
+impl LocalStore {
+    /// The store below a state directory; makes its directory when it is not there.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub(crate) fn open(state_dir: &Path) -> Result<Self, ApiError> {
+        let dir = state_dir.join("resources");
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|error| failed("made", &dir, &error))?;
+        Ok(Self { dir })
+    }
+
+    /// All that can be read, and a sentence for each file that cannot.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub(crate) fn load(&self) -> Result<(Vec<Local>, Vec<String>), ApiError> {
+        let fail = |error: io::Error| failed("read", &self.dir, &error);
+        let (mut found, mut damaged) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(&self.dir).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            if path.extension().is_none_or(|extension| extension != "state") {
+                continue;
+            }
+            match read(&path) {
+                Ok(local) if self.path(local.id) == path => found.push(local),
+                Ok(_) => damaged.push(format!("{} has another name than it says", path.display())),
+                Err(why) => damaged.push(format!("{} cannot be used: {why}", path.display())),
+            }
+        }
+        found.sort_by_key(|local| local.id);
+        Ok((found, damaged))
+    }
+
+    /// Writes it durably. After a crash there is the version before or this one.
+    ///
+    /// # Errors
+    /// When the system refuses; the version before is still there then.
+    pub(crate) fn save(&self, local: &Local) -> Result<(), ApiError> {
+        let path = self.path(local.id);
+        let text = serde_json::to_string_pretty(local).map_err(|error| {
+            ApiError::new(ErrorCode::Internal, format!("a state file was not made: {error}"))
+        })?;
+        let text = format!("{HEAD}{}\n{text}\n", checksum(&format!("{text}\n")));
+        replace(&path, text.as_bytes()).map_err(|error| failed("written", &path, &error))
+    }
+
+    /// Removes it durably. That it is not there is no error.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(crate) fn remove(&self, id: ResourceId) -> Result<(), ApiError> {
+        let path = self.path(id);
+        let removed = match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.and_then(|()| sync_dir(&self.dir)),
+        };
+        removed.map_err(|error| failed("removed", &path, &error))
+    }
+
+    fn path(&self, id: ResourceId) -> PathBuf {
+        self.dir.join(format!("{id}.state"))
+    }
+}
+
+fn failed(verb: &str, path: &Path, error: &io::Error) -> ApiError {
+    let message = format!("{} could not be {verb}: {error}", path.display());
+    ApiError::new(ErrorCode::Internal, message).hint("check the disk of the state directory")
+}
+
+fn read(path: &Path) -> Result<Local, String> {
+    if fs::metadata(path).map_err(|e| e.to_string())?.len() > MAX_FILE {
+        return Err("it is too long".into());
+    }
+    let text = fs::read_to_string(path).map_err(|e| e.to_string())?;
+    let (head, rest) = text.split_once('\n').ok_or("it has no first line")?;
+    let sum = head.strip_prefix(HEAD).ok_or("its first line is not that of a resource's state")?;
+    if sum != checksum(rest) {
+        return Err("its checksum does not fit".into());
+    }
+    serde_json::from_str(rest).map_err(|e| e.to_string())
+}
+
+fn checksum(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Puts a file in the place of another, durably and at once.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file =
+        File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// A [`ResourceId`] as its text.
+pub(crate) mod id_text {
+    use holdfast_units::ResourceId;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(crate) fn serialize<S: Serializer>(id: &ResourceId, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(id)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ResourceId, D::Error> {
+        String::deserialize(from)?.parse().map_err(|()| D::Error::custom("it is no resource id"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local(id: u8) -> Local {
+        Local {
+            id: ResourceId([id; 16]),
+            name: "r0".into(),
+            disk: Some(LocalDisk { path: "/dev/x".into(), meta: None }),
+            attached: true,
+            up: true,
+            primary: true,
+            disconnected: [Uuid::new_v4()].into(),
+        }
+    }
+
+    #[test]
+    fn what_was_saved_is_there_and_what_was_removed_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(dir.path()).unwrap();
+        let (one, two) = (local(1), Local { disk: None, up: false, ..local(2) });
+        store.save(&one).unwrap();
+        store.save(&two).unwrap();
+        let again = LocalStore::open(dir.path()).unwrap();
+        assert_eq!(again.load().unwrap(), (vec![one.clone(), two], Vec::new()));
+        store.remove(ResourceId([2; 16])).unwrap();
+        store.remove(ResourceId([2; 16])).unwrap();
+        assert_eq!(again.load().unwrap(), (vec![one], Vec::new()));
+    }
+
+    #[test]
+    fn a_crash_while_writing_leaves_the_version_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(dir.path()).unwrap();
+        store.save(&local(1)).unwrap();
+        let path = store.path(ResourceId([1; 16]));
+        let whole = fs::read(&path).unwrap();
+        // The new version is only under its real name when all of it is on the disk.
+        for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
+            fs::write(path.with_extension("new"), &whole[..cut]).unwrap();
+            assert_eq!(store.load().unwrap().0.len(), 1, "cut at {cut}");
+        }
+        let next = Local { primary: false, ..store.load().unwrap().0.remove(0) };
+        store.save(&next).unwrap();
+        assert_eq!(store.load().unwrap(), (vec![next], Vec::new()));
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_and_the_others_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(dir.path()).unwrap();
+        store.save(&local(1)).unwrap();
+        store.save(&local(2)).unwrap();
+        let path = store.path(ResourceId([1; 16]));
+        let whole = fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() - 10] ^= 1;
+        for bytes in [&flipped[..], &whole[..whole.len() - 5], b"", b"x\n{}"] {
+            fs::write(&path, bytes).unwrap();
+            let (found, damaged) = store.load().unwrap();
+            assert_eq!((found.len(), damaged.len()), (1, 1), "{damaged:?}");
+            assert!(damaged[0].contains(&path.display().to_string()));
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! `/metrics`: the status document as Prometheus text.
+
+use holdfast_api::status::{NodeStatus, PeerStatus, ResourceStatus};
+use std::fmt::Write;
+
+/// One metric: its name, kind and help, and its lines.
+struct Metric {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    lines: Vec<(String, u64)>,
+}
+
+/// The text.
+pub(crate) fn text(status: &NodeStatus) -> String {
+    let mut out = String::new();
+    let mut put = |name, kind, help, lines| write_metric(&mut out, &Metric { name, kind, help, lines });
+    let version = labels(&[("version", &status.version), ("node", &status.node)]);
+    put("holdfast_info", "gauge", "The daemon that answers.", vec![(version, 1)]);
+    let nodes = status.cluster.iter().flat_map(|cluster| &cluster.nodes);
+    let alive = nodes.map(|n| (labels(&[("node", &n.name)]), u64::from(n.alive))).collect();
+    put("holdfast_node_alive", "gauge", "Whether a node of the cluster answers.", alive);
+    for (name, kind, help, value) in OF_RESOURCE {
+        let lines = status
+            .resources
+            .iter()
+            .map(|resource| (labels(&[("resource", &resource.name)]), value(resource)))
+            .collect();
+        put(name, kind, help, lines);
+    }
+    put("holdfast_role", "gauge", "This node's role, 1 for the one that it has.", {
+        let role = |r: &ResourceStatus| vec![("resource", r.name.clone()), ("role", r.role.clone())];
+        words(status, role)
+    });
+    put("holdfast_disk_state", "gauge", "This node's disk, 1 for the state that it is in.", {
+        let disk = |r: &ResourceStatus| {
+            vec![("resource", r.name.clone()), ("state", r.disk.state.clone())]
+        };
+        words(status, disk)
+    });
+    for (name, kind, help, value) in OF_PEER {
+        let lines = peers(status).map(|(r, p)| (peer_labels(r, p, None), value(p))).collect();
+        put(name, kind, help, lines);
+    }
+    for (name, help, word) in WORDS_OF_PEER {
+        let lines = peers(status)
+            .map(|(r, p)| (peer_labels(r, p, Some(("state", word(p)))), 1))
+            .collect();
+        put(name, "gauge", help, lines);
+    }
+    out
+}
+
+type OfResource = (&'static str, &'static str, &'static str, fn(&ResourceStatus) -> u64);
+type OfPeer = (&'static str, &'static str, &'static str, fn(&PeerStatus) -> u64);
+type WordOfPeer = (&'static str, &'static str, fn(&PeerStatus) -> &str);
+
+const OF_RESOURCE: [OfResource; 4] = [
+    ("holdfast_size_bytes", "gauge", "The size of a resource.", |r| r.size_bytes),
+    ("holdfast_open_count", "gauge", "Clients that have it open here.", |r| {
+        u64::from(r.open_count)
+    }),
+    ("holdfast_promotable", "gauge", "Whether primary would succeed here.", |r| {
+        u64::from(r.promotable)
+    }),
+    ("holdfast_disk_io_errors_total", "counter", "Disk errors since the start.", |r| {
+        r.disk.io_errors
+    }),
+];
+
+const OF_PEER: [OfPeer; 8] = [
+    ("holdfast_out_of_sync_bytes", "gauge", "Data that differ or may differ.", |p| {
+        p.out_of_sync_bytes
+    }),
+    ("holdfast_pending_requests", "gauge", "Requests that the peer has not answered.", |p| {
+        p.pending_requests
+    }),
+    ("holdfast_connected", "gauge", "Whether the peer is connected.", |p| {
+        u64::from(p.connection == "Connected")
+    }),
+    ("holdfast_sent_bytes_total", "counter", "Payload sent to the peer.", |p| p.sent_bytes),
+    ("holdfast_received_bytes_total", "counter", "Payload received from the peer.", |p| {
+        p.received_bytes
+    }),
+    ("holdfast_resync_sent_bytes_total", "counter", "Payload of resyncs sent.", |p| {
+        p.resync_sent_bytes
+    }),
+    ("holdfast_resync_received_bytes_total", "counter", "Payload of resyncs received.", |p| {
+        p.resync_received_bytes
+    }),
+    ("holdfast_resync_left_bytes", "gauge", "What the running resync has to do.", |p| {
+        p.resync.as_ref().map_or(0, |r| r.bytes_total.saturating_sub(r.bytes_done))
+    }),
+];
+
+const WORDS_OF_PEER: [WordOfPeer; 4] = [
+    ("holdfast_connection_state", "The connection, 1 for its state.", |p| &p.connection),
+    ("holdfast_replication_state", "Replication, 1 for its state.", |p| &p.replication),
+    ("holdfast_peer_disk_state", "The peer's disk, 1 for its state.", |p| &p.disk),
+    ("holdfast_peer_role", "The peer's role, 1 for the one that it has.", |p| &p.role),
+];
+
+fn words(
+    status: &NodeStatus,
+    of: impl Fn(&ResourceStatus) -> Vec<(&'static str, String)>,
+) -> Vec<(String, u64)> {
+    let line = |resource| {
+        let list = of(resource);
+        let list: Vec<(&str, &str)> = list.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        (labels(&list), 1)
+    };
+    status.resources.iter().map(line).collect()
+}
+
+fn peers(status: &NodeStatus) -> impl Iterator<Item = (&ResourceStatus, &PeerStatus)> {
+    status.resources.iter().flat_map(|r| r.peers.iter().map(move |p| (r, p)))
+}
+
+fn peer_labels(r: &ResourceStatus, p: &PeerStatus, word: Option<(&str, &str)>) -> String {
+    let mut list = vec![("resource", r.name.as_str()), ("peer", p.node.as_str())];
+    list.extend(word);
+    labels(&list)
+}
+
+/// `{a="b"}`, the values escaped as the format wants it.
+fn labels(list: &[(&str, &str)]) -> String {
+    let escape =
+        |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let list: Vec<String> =
+        list.iter().map(|(name, value)| format!("{name}=\"{}\"", escape(value))).collect();
+    format!("{{{}}}", list.join(","))
+}
+
+fn write_metric(out: &mut String, metric: &Metric) {
+    let Metric { name, kind, help, lines } = metric;
+    // Writing into a String cannot fail.
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (labels, value) in lines {
+        let _ = writeln!(out, "{name}{labels} {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_is_a_comment_or_a_number_with_labels() {
+        let status = NodeStatus {
+            node: "al\"pha".into(),
+            resources: vec![ResourceStatus {
+                name: "r0".into(),
+                role: "Primary".into(),
+                peers: vec![PeerStatus {
+                    node: "beta".into(),
+                    connection: "Connected".into(),
+                    out_of_sync_bytes: 4096,
+                    ..PeerStatus::default()
+                }],
+                ..ResourceStatus::default()
+            }],
+            ..NodeStatus::default()
+        };
+        let text = text(&status);
+        for line in text.lines().filter(|line| !line.starts_with("# ")) {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(name.starts_with("holdfast_") && name.ends_with('}'), "{line}");
+            value.parse::<u64>().unwrap();
+        }
+        for line in [
+            "holdfast_info{version=\"\",node=\"al\\\"pha\"} 1",
+            "holdfast_role{resource=\"r0\",role=\"Primary\"} 1",
+            "holdfast_out_of_sync_bytes{resource=\"r0\",peer=\"beta\"} 4096",
+            "holdfast_connected{resource=\"r0\",peer=\"beta\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The node: what all parts of the control plane share.
+
+use crate::events::{Hub, Part, of_cluster, unix_ms};
+use crate::local::LocalStore;
+use crate::options::Settings;
+use crate::peers::Peers;
+use crate::refuse;
+use crate::resource::Resource;
+use crate::shard::Shard;
+use crate::status;
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::{
+    Address, ClusterState, Membership, NodeRecord, NodeTls, Records, Refusal,
+    ResourceRecord, UnixMillis, Uuid,
+};
+use holdfast_units::{NodeId, ResourceId};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// The cluster as this node knows it, at one moment.
+#[derive(Clone, Default)]
+pub(crate) struct ClusterView {
+    /// `None` when the node is in no cluster.
+    pub(crate) membership: Option<Membership>,
+    /// What the nodes agree on.
+    pub(crate) records: Records,
+}
+
+/// A member of a resource, as a peer of this node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct PeerMember {
+    pub(crate) uuid: Uuid,
+    pub(crate) name: String,
+    pub(crate) slot: NodeId,
+    pub(crate) diskless: bool,
+    /// Where its data link is, in order of preference.
+    pub(crate) addresses: Vec<String>,
+}
+
+impl ClusterView {
+    /// The members of a resource other than `own`, by slot. Where two claim a slot, the one that
+    /// was first has it.
+    pub(crate) fn peers_of(&self, resource: ResourceId, own: Uuid) -> BTreeMap<NodeId, PeerMember> {
+        let mut members = self.records.members(resource);
+        members.sort_by_key(|m| (m.joined_at, m.node));
+        let mut peers = BTreeMap::new();
+        for member in members {
+            let Some(slot) = NodeId::new(member.slot) else { continue };
+            let Some(node) = self.records.node(member.node) else { continue };
+            let own_addresses = !member.addresses.is_empty();
+            let addresses = if own_addresses { member.addresses } else { node.addresses };
+            let (uuid, name, diskless) = (node.uuid, node.name, member.diskless);
+            peers.entry(slot).or_insert(PeerMember { uuid, name, slot, diskless, addresses });
+        }
+        peers.retain(|_, peer| peer.uuid != own);
+        peers
+    }
+
+    /// The slot of a node in a resource; `None` when it is no member.
+    pub(crate) fn slot_of(&self, resource: ResourceId, node: Uuid) -> Option<NodeId> {
+        self.records.member(resource, node).and_then(|member| NodeId::new(member.slot))
+    }
+
+    /// The name of the member with this slot, for messages.
+    pub(crate) fn slot_name(&self, resource: ResourceId, slot: NodeId) -> String {
+        let member = self.records.members(resource).into_iter().find(|m| m.slot == slot.number());
+        member
+            .and_then(|member| self.records.node(member.node))
+            .map_or_else(|| format!("number {slot}"), |node| node.name)
+    }
+}
+
+/// The parts that a [`Node`] is made of.
+pub(crate) struct Parts {
+    pub(crate) settings: Settings,
+    pub(crate) listen: SocketAddr,
+    pub(crate) nbd_tcp: Option<SocketAddr>,
+    pub(crate) cluster: ClusterState,
+    pub(crate) store: LocalStore,
+    pub(crate) shard: Shard,
+    pub(crate) boot: [u8; 16],
+}
+
+/// What all parts of the control plane share.
+pub(crate) struct Node {
+    /// This node's UUID.
+    pub(crate) uuid: Uuid,
+    /// This node's name.
+    pub(crate) name: String,
+    pub(crate) settings: Settings,
+    /// Where other nodes are really listened for.
+    pub(crate) listen: SocketAddr,
+    /// Where NBD clients are listened for by TCP.
+    pub(crate) nbd_tcp: Option<SocketAddr>,
+    pub(crate) store: LocalStore,
+    pub(crate) tls: NodeTls,
+    shard: Mutex<Option<Arc<Shard>>>,
+    pub(crate) boot: [u8; 16],
+    pub(crate) hub: Hub,
+    pub(crate) peers: Peers,
+    /// Held while something is created or joined, so that two cannot take the same name or disk.
+    pub(crate) making: tokio::sync::Mutex<()>,
+    cluster: Arc<Mutex<ClusterState>>,
+    view: watch::Sender<Arc<ClusterView>>,
+    resources: Mutex<BTreeMap<ResourceId, Arc<Resource>>>,
+    stopping: watch::Sender<bool>,
+}
+
+impl Node {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let cluster = parts.cluster;
+        let (view, _) = watch::channel(Arc::new(view_of(&cluster)));
+        let node = Self {
+            uuid: cluster.identity().uuid(),
+            name: cluster.identity().name().to_owned(),
+            settings: parts.settings,
+            listen: parts.listen,
+            nbd_tcp: parts.nbd_tcp,
+            store: parts.store,
+            tls: cluster.tls(),
+            shard: Mutex::new(Some(Arc::new(parts.shard))),
+            boot: parts.boot,
+            hub: Hub::new(),
+            peers: Peers::default(),
+            making: tokio::sync::Mutex::default(),
+            cluster: Arc::new(Mutex::new(cluster)),
+            view,
+            resources: Mutex::default(),
+            stopping: watch::channel(false).0,
+        };
+        node.cluster_changed();
+        Arc::new(node)
+    }
+
+    /// The cluster as it is now.
+    pub(crate) fn view(&self) -> Arc<ClusterView> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// Tells of every change of [`Self::view`].
+    pub(crate) fn watch_view(&self) -> watch::Receiver<Arc<ClusterView>> {
+        self.view.subscribe()
+    }
+
+    /// Does something with the cluster's state on a thread that may block, and publishes what
+    /// has changed.
+    ///
+    /// # Errors
+    /// The refusal of `what`, as a sentence for people.
+    pub(crate) async fn cluster<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&mut ClusterState, UnixMillis) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let cluster = Arc::clone(&self.cluster);
+        let publish = self.view.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let mut state = cluster.lock().unwrap_or_else(PoisonError::into_inner);
+            let result = what(&mut state, UnixMillis(unix_ms()));
+            // Under the lock, so that views are published in the order of the changes.
+            publish.send_if_modified(|view| {
+                let same = view.membership.as_ref() == state.membership()
+                    && view.records.digest() == state.records().digest();
+                if !same {
+                    *view = Arc::new(view_of(&state));
+                }
+                !same
+            });
+            result
+        });
+        let result = work.await.map_err(|e| refuse::internal("the cluster's state failed", &e))?;
+        self.cluster_changed();
+        result.map_err(refuse::cluster)
+    }
+
+    /// Tells the readers of events how the cluster is now.
+    pub(crate) fn cluster_changed(&self) {
+        self.hub.update(Part::Cluster, of_cluster(status::cluster(self).as_ref()));
+    }
+
+    /// The resources that this node is a member of, by id.
+    pub(crate) fn resources(&self) -> Vec<Arc<Resource>> {
+        self.lock_resources().values().cloned().collect()
+    }
+
+    /// The resource with this id.
+    pub(crate) fn resource(&self, id: ResourceId) -> Option<Arc<Resource>> {
+        self.lock_resources().get(&id).cloned()
+    }
+
+    pub(crate) fn add_resource(&self, resource: Arc<Resource>) {
+        self.lock_resources().insert(resource.id, resource);
+    }
+
+    /// Forgets a resource; whether it was there.
+    pub(crate) fn remove_resource(&self, id: ResourceId) -> bool {
+        self.lock_resources().remove(&id).is_some()
+    }
+
+    fn lock_resources(&self) -> MutexGuard<'_, BTreeMap<ResourceId, Arc<Resource>>> {
+        self.resources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The resource with this name that this node is a member of.
+    ///
+    /// # Errors
+    /// `NO_SUCH_RESOURCE`, or `NOT_MEMBER` when only other nodes have it.
+    pub(crate) fn resource_named(&self, name: &str) -> Result<Arc<Resource>, ApiError> {
+        let named = |resource: &&Arc<Resource>| resource.name() == name;
+        if let Some(resource) = self.resources().iter().find(named) {
+            return Ok(Arc::clone(resource));
+        }
+        if self.view().records.resource_named(name).is_some() {
+            return Err(ApiError::new(
+                ErrorCode::NotMember,
+                format!("resource {name} is not here: node {} is no member of it", self.name),
+            )
+            .hint(format!("`holdfast join {name} --disk PATH` makes it one")));
+        }
+        Err(ApiError::no_such_resource(name))
+    }
+
+    /// The record of a resource with this name, wherever its members are.
+    pub(crate) fn record_named(&self, name: &str) -> Option<ResourceRecord> {
+        self.view().records.resource_named(name)
+    }
+
+    /// The nodes of the cluster other than this one.
+    pub(crate) fn others(&self) -> Vec<NodeRecord> {
+        let mut nodes = self.view().records.nodes();
+        nodes.retain(|node| node.uuid != self.uuid);
+        nodes
+    }
+
+    /// Where other nodes should call this one.
+    pub(crate) fn advertised(&self) -> Vec<Address> {
+        let ip = self.listen.ip();
+        let ip = if ip.is_unspecified() { outward(ip).unwrap_or(ip) } else { ip };
+        vec![Address::from(SocketAddr::new(ip, self.listen.port()))]
+    }
+
+    /// The thread that the resources live on.
+    ///
+    /// # Errors
+    /// `SHUTTING_DOWN` when it has ended.
+    pub(crate) fn shard(&self) -> Result<Arc<Shard>, ApiError> {
+        let shard = self.shard.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        shard.ok_or_else(shutting_down)
+    }
+
+    /// Ends the thread that the resources live on; they are closed already.
+    pub(crate) async fn stop_shard(&self) {
+        let shard = self.shard.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Somebody who just opens a resource may still hold it; it ends with them then.
+        if let Some(shard) = shard.and_then(Arc::into_inner) {
+            shard.stop().await;
+        }
+    }
+
+    /// Says that the daemon is stopping.
+    pub(crate) fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    /// Whether the daemon is stopping.
+    pub(crate) fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    /// Ends when the daemon is stopping.
+    pub(crate) async fn stopped(&self) {
+        let mut stopping = self.stopping.subscribe();
+        // The sender lives as long as the node does.
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    }
+}
+
+/// What a command gets when the daemon is stopping.
+pub(crate) fn shutting_down() -> ApiError {
+    ApiError::new(ErrorCode::ShuttingDown, "the command was refused: the daemon is stopping")
+        .hint("start the daemon again and repeat the command")
+}
+
+fn view_of(state: &ClusterState) -> ClusterView {
+    ClusterView { membership: state.membership().cloned(), records: state.records().clone() }
+}
+
+/// The address by which this machine reaches others; nothing is sent to find it out.
+fn outward(any: IpAddr) -> Option<IpAddr> {
+    let (bind, to) = match any {
+        IpAddr::V4(_) => ("0.0.0.0:0", "192.0.2.1:9"),
+        IpAddr::V6(_) => ("[::]:0", "[2001:db8::1]:9"),
+    };
+    let socket = UdpSocket::bind(bind).ok()?;
+    socket.connect(to).ok()?;
+    let ip = socket.local_addr().ok()?.ip();
+    (!ip.is_unspecified()).then_some(ip)
+}

@@ -1,0 +1,233 @@
+//! What the daemon is started with: options of the command line, and the configuration file.
+
+use holdfast_api::{ApiError, ErrorCode};
+use serde::Deserialize;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+/// Where the configuration is when nobody says; it need not be there.
+pub const DEFAULT_CONFIG: &str = "/etc/holdfast/holdfast.toml";
+/// Where the state is when nobody says.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/holdfast";
+/// Where the control socket is when nobody says.
+pub const DEFAULT_SOCKET: &str = "/run/holdfast/control.sock";
+/// Where other nodes are listened for when nobody says.
+const DEFAULT_LISTEN: &str = "127.0.0.1:7850";
+/// The port for other nodes, where an address names none.
+pub(crate) const NODE_PORT: u16 = 7850;
+/// The port for NBD clients, where an address names none.
+const NBD_PORT: u16 = 10809;
+/// A configuration file is never longer, in bytes.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// The options of `holdfast daemon`. What is `None` comes from the configuration file, else it has
+/// the default of the interface contract.
+#[derive(Clone, Debug, Default)]
+pub struct DaemonOptions {
+    /// The configuration file.
+    pub config: Option<PathBuf>,
+    /// The name of this node; the host name when nobody says.
+    pub name: Option<String>,
+    /// Where the node keeps what it knows.
+    pub state_dir: Option<PathBuf>,
+    /// Where other nodes reach this one, `ADDR:PORT`; port 0 picks a free one.
+    pub listen: Option<String>,
+    /// Where NBD clients reach it by TCP, `ADDR:PORT`; nowhere when nobody says.
+    pub nbd_listen: Option<String>,
+    /// Where the HTTP API is reached by TCP; refused by this version.
+    pub http: Option<String>,
+    /// The control socket.
+    pub socket: Option<PathBuf>,
+    /// The revision that the program was built from, for `GET /v1/version`; may be empty.
+    pub git: String,
+}
+
+/// The configuration file: the options' names as keys.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct ConfigFile {
+    name: Option<String>,
+    state_dir: Option<PathBuf>,
+    listen: Option<String>,
+    nbd_listen: Option<String>,
+    http: Option<String>,
+    socket: Option<PathBuf>,
+}
+
+/// What holds after the command line, the configuration file and the defaults were put together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// The name that was asked for.
+    pub(crate) name: Option<String>,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) listen: SocketAddr,
+    pub(crate) nbd_listen: Option<SocketAddr>,
+    pub(crate) socket: PathBuf,
+    pub(crate) git: String,
+}
+
+impl Settings {
+    /// Reads the configuration file and puts everything together. Changes nothing.
+    ///
+    /// # Errors
+    /// When the file cannot be read or has something wrong in it, and for values that cannot be.
+    pub(crate) fn resolve(options: &DaemonOptions) -> Result<Self, ApiError> {
+        let file = match &options.config {
+            Some(path) => read_config(path, false)?,
+            None => read_config(Path::new(DEFAULT_CONFIG), true)?,
+        };
+        if options.http.is_some() || file.http.is_some() {
+            return Err(ApiError::new(
+                ErrorCode::NotSupportedYet,
+                "the daemon was not started: the HTTP API over TCP is not supported by this \
+                 version yet",
+            )
+            .hint("leave --http away and use the control socket"));
+        }
+        let name = options.name.clone().or(file.name);
+        if let Some(name) = &name {
+            holdfast_units::check_name(name)?;
+        }
+        let listen = options.listen.clone().or(file.listen);
+        let nbd_listen = options.nbd_listen.clone().or(file.nbd_listen);
+        let path = |given: &Option<PathBuf>, file: Option<PathBuf>, default: &str| {
+            absolute(given.clone().or(file).unwrap_or_else(|| PathBuf::from(default)))
+        };
+        let git = if options.git.is_empty() { "unknown".to_owned() } else { options.git.clone() };
+        Ok(Self {
+            name,
+            state_dir: path(&options.state_dir, file.state_dir, DEFAULT_STATE_DIR)?,
+            listen: listen_address(listen.as_deref().unwrap_or(DEFAULT_LISTEN), NODE_PORT)?,
+            nbd_listen: nbd_listen.map(|text| listen_address(&text, NBD_PORT)).transpose()?,
+            socket: path(&options.socket, file.socket, DEFAULT_SOCKET)?,
+            git,
+        })
+    }
+
+    /// The directory of the control socket: NBD socket and local devices are beside it.
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.socket.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned)
+    }
+
+    /// The Unix socket of the NBD server.
+    pub(crate) fn nbd_socket(&self) -> PathBuf {
+        self.run_dir().join("nbd.sock")
+    }
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf, ApiError> {
+    std::path::absolute(&path).map_err(|error| {
+        let why = format!("the path {} cannot be used: {error}", path.display());
+        ApiError::new(ErrorCode::InvalidPath, why)
+    })
+}
+
+fn read_config(path: &Path, may_be_missing: bool) -> Result<ConfigFile, ApiError> {
+    let refuse = |why: String| {
+        let message = format!("the configuration file {} was refused: {why}", path.display());
+        ApiError::new(ErrorCode::InvalidRequest, message)
+    };
+    let text = match std::fs::metadata(path) {
+        Ok(found) if found.len() > MAX_CONFIG => return Err(refuse("it is too long".into())),
+        Ok(_) => std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?,
+        Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => {
+            return Ok(ConfigFile::default());
+        }
+        Err(error) => return Err(refuse(error.to_string())),
+    };
+    toml::from_str(&text).map_err(|error| {
+        let (line, column) = place(&text, error.span().map_or(0, |span| span.start));
+        let what = error.message().lines().collect::<Vec<_>>().join(", ");
+        refuse(format!("line {line}, column {column}: {what}"))
+            .hint("the keys are name, state-dir, listen, nbd-listen, http and socket")
+    })
+}
+
+/// Line and column of a byte, both from 1.
+fn place(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    (line, column)
+}
+
+/// Reads `ADDR:PORT`, `ADDR` or `HOST:PORT`; port 0 is allowed. A host name is looked up.
+fn listen_address(text: &str, default_port: u16) -> Result<SocketAddr, ApiError> {
+    let refuse = |why: &str| {
+        let message = format!("the address {text:?} cannot be listened at: {why}");
+        ApiError::new(ErrorCode::InvalidAddress, message)
+            .hint("write it as ADDRESS:PORT, for example 192.0.2.1:7850 or [::]:7850")
+    };
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(address);
+    }
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    if let Ok(ip) = bare.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, default_port));
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse().map_err(|_| refuse("its port is none"))?),
+        None => (text, default_port),
+    };
+    let mut found = (host, port).to_socket_addrs().map_err(|error| refuse(&error.to_string()))?;
+    found.next().ok_or_else(|| refuse("the name has no address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_file(text: &str, options: DaemonOptions) -> Result<Settings, ApiError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("holdfast.toml");
+        std::fs::write(&path, text).unwrap();
+        Settings::resolve(&DaemonOptions { config: Some(path), ..options })
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file_and_the_file_over_defaults() {
+        let text = "name = \"beta\"\nlisten = \"127.0.0.1:1\"\nnbd-listen = \"127.0.0.1\"\n";
+        let options = DaemonOptions { name: Some("alpha".into()), ..DaemonOptions::default() };
+        let settings = with_file(text, options).unwrap();
+        assert_eq!(settings.name.as_deref(), Some("alpha"));
+        assert_eq!(settings.listen, "127.0.0.1:1".parse().unwrap());
+        assert_eq!(settings.nbd_listen, Some("127.0.0.1:10809".parse().unwrap()));
+        assert_eq!(settings.socket, Path::new(DEFAULT_SOCKET));
+        assert_eq!(settings.nbd_socket(), Path::new("/run/holdfast/nbd.sock"));
+        assert_eq!(settings.git, "unknown");
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_file_is_said_with_its_place() {
+        let none = DaemonOptions::default;
+        for (text, place) in [
+            ("name = \"a\"\n  listne = \"x\"\n", "line 2, column 3: unknown field `listne`"),
+            ("name = 7", "line 1, column 8: invalid type"),
+            ("name = \"a\"\nname = \"b\"\n", "line 2, column 1: duplicate key"),
+            ("name = \"a\nb", "line 2, column 2"),
+        ] {
+            let error = with_file(text, none()).unwrap_err();
+            assert!(error.message.contains(place), "{text:?}: {}", error.message);
+            assert!(!error.message.contains('\n'), "{}", error.message);
+        }
+        let error = with_file("name = \"all\"", none()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidName);
+        let error = with_file("http = \"127.0.0.1:80\"", none()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::NotSupportedYet);
+        let missing = DaemonOptions { config: Some("/nowhere/x.toml".into()), ..none() };
+        assert!(Settings::resolve(&missing).unwrap_err().message.contains("/nowhere/x.toml"));
+    }
+
+    #[test]
+    fn addresses_to_listen_at() {
+        let ok = |text: &str| listen_address(text, 7850).unwrap().to_string();
+        assert_eq!(ok("127.0.0.1:0"), "127.0.0.1:0");
+        assert_eq!(ok("127.0.0.1"), "127.0.0.1:7850");
+        assert_eq!(ok("::1"), "[::1]:7850");
+        assert_eq!(ok("[::1]"), "[::1]:7850");
+        for bad in ["", ":", "127.0.0.1:x", "127.0.0.1:70000"] {
+            assert!(listen_address(bad, 1).is_err(), "{bad:?}");
+        }
+    }
+}

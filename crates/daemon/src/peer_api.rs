@@ -1,0 +1,300 @@
+//! What nodes call on each other, and the listener for it: control calls, joins, data links.
+
+use crate::commands;
+use crate::events::unix_ms;
+use crate::http::{self, Failure};
+use crate::node::Node;
+use crate::peers::{sync_with_all, version};
+use crate::refuse;
+use crate::shard::{LinkOrigin, LinkSocket};
+use axum::extract::{DefaultBodyLimit, Extension, Json, State};
+use axum::routing::post;
+use axum::Router;
+use holdfast_api::request::Done;
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::{
+    Caller, Fingerprint, JoinRequest, JoinResponse, MAX_JOIN_REQUEST_BYTES, MAX_SYNC_BYTES,
+    PinnedNode, Purpose, SyncMessage, Uuid,
+};
+use holdfast_units::{NodeId, ResourceId};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+/// Keeping the records the same.
+pub(crate) const SYNC: &str = "/peer/v1/sync";
+/// A node asks a member for a slot in a resource.
+pub(crate) const JOIN_RESOURCE: &str = "/peer/v1/join-resource";
+/// A node asks a member whether a resource may be deleted.
+pub(crate) const MAY_DELETE: &str = "/peer/v1/may-delete";
+/// A newcomer joins the cluster.
+pub(crate) const JOIN: &str = "/peer/v1/join";
+
+/// Connections of other nodes that are served at a time, data links not counted.
+const MAX_CONNECTIONS: usize = 256;
+/// How long the opening of a data link may take.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the other nodes are waited for when a newcomer has joined.
+const SPREAD_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A message of the exchange of records.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SyncCall {
+    /// The caller's version.
+    pub(crate) version: String,
+    /// The caller's clock, milliseconds since 1970.
+    pub(crate) clock_ms: u64,
+    pub(crate) message: SyncMessage,
+}
+
+/// The answer to a [`SyncCall`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SyncAnswer {
+    pub(crate) version: String,
+    pub(crate) clock_ms: u64,
+    pub(crate) message: SyncMessage,
+}
+
+/// A node wants to be a member of a resource. The node is the one of the connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct JoinResource {
+    #[serde(with = "crate::local::id_text")]
+    pub(crate) resource: ResourceId,
+    pub(crate) diskless: bool,
+    pub(crate) protocol: String,
+}
+
+/// A resource that a call is about.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct AboutResource {
+    #[serde(with = "crate::local::id_text")]
+    pub(crate) resource: ResourceId,
+}
+
+/// Takes the connections of other nodes until the daemon stops.
+pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = node.stopped() => return,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "taking a connection of a node failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+            tracing::warn!(%from, "a connection was closed: too many are open");
+            continue;
+        };
+        let node = Arc::clone(&node);
+        tokio::spawn(async move {
+            if let Err(error) = take(&node, stream, from).await {
+                tracing::info!(%from, "{}", error.message);
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn take(node: &Arc<Node>, stream: TcpStream, from: SocketAddr) -> Result<(), ApiError> {
+    let broken = |error: io::Error| {
+        let message = format!("the connection from {from} failed: {error}");
+        ApiError::new(ErrorCode::PeerNotReachable, message)
+    };
+    let socket = LinkSocket::new(stream).map_err(broken)?;
+    let accepted = node.tls.accept(socket, &from.to_string()).await;
+    let (stream, caller) = accepted.map_err(refuse::cluster)?;
+    match caller {
+        Caller::Node { node: peer, purpose: Purpose::Data } => {
+            let opening = take_link(node, stream, &peer);
+            match tokio::time::timeout(OPENING_TIMEOUT, opening).await {
+                Ok(taken) => taken.map_err(broken),
+                Err(_) => Err(broken(io::ErrorKind::TimedOut.into())),
+            }
+        }
+        Caller::Node { node: peer, .. } => {
+            http::serve_connection(stream, peer_router(Arc::clone(node), peer)).await;
+            Ok(())
+        }
+        Caller::Joiner { fingerprint } => {
+            http::serve_connection(stream, join_router(Arc::clone(node), fingerprint)).await;
+            Ok(())
+        }
+    }
+}
+
+fn peer_router(node: Arc<Node>, peer: PinnedNode) -> Router {
+    Router::new()
+        .route(SYNC, post(sync))
+        .route(JOIN_RESOURCE, post(join_resource))
+        .route(MAY_DELETE, post(may_delete))
+        .layer(DefaultBodyLimit::max(MAX_SYNC_BYTES))
+        .layer(Extension(peer))
+        .with_state(node)
+}
+
+fn join_router(node: Arc<Node>, fingerprint: Fingerprint) -> Router {
+    Router::new()
+        .route(JOIN, post(join))
+        .layer(DefaultBodyLimit::max(MAX_JOIN_REQUEST_BYTES))
+        .layer(Extension(fingerprint))
+        .with_state(node)
+}
+
+async fn sync(
+    State(node): State<Arc<Node>>,
+    Extension(peer): Extension<PinnedNode>,
+    Json(call): Json<SyncCall>,
+) -> Result<Json<SyncAnswer>, Failure> {
+    let was_alive = node.peers.health(peer.uuid).alive;
+    node.peers.heard(peer.uuid, &call.version, call.clock_ms, Duration::ZERO);
+    if !was_alive {
+        node.cluster_changed();
+    }
+    let from = peer.uuid;
+    let (message, _) =
+        node.cluster(move |state, now| state.sync(from, call.message, now)).await?;
+    Ok(Json(SyncAnswer { version: version(), clock_ms: unix_ms(), message }))
+}
+
+async fn join_resource(
+    State(node): State<Arc<Node>>,
+    Extension(peer): Extension<PinnedNode>,
+    Json(call): Json<JoinResource>,
+) -> Result<Json<Done>, Failure> {
+    commands::join::let_in(&node, peer.uuid, call).await.map(Json).map_err(Failure::from)
+}
+
+async fn may_delete(
+    State(node): State<Arc<Node>>,
+    Extension(peer): Extension<PinnedNode>,
+    Json(call): Json<AboutResource>,
+) -> Result<Json<Done>, Failure> {
+    commands::leave::may_delete(&node, call.resource)?;
+    Ok(Json(Done::new(format!("node {} agrees to node {}", node.name, peer.name))))
+}
+
+async fn join(
+    State(node): State<Arc<Node>>,
+    Extension(fingerprint): Extension<Fingerprint>,
+    Json(request): Json<JoinRequest>,
+) -> Result<Json<JoinResponse>, Failure> {
+    let name = request.name.clone();
+    let newcomer = request.node;
+    let response =
+        node.cluster(move |state, now| state.admit(&request, fingerprint, now)).await?;
+    tracing::info!("node {name} joined the cluster");
+    spread(&node, newcomer).await;
+    Ok(Json(response))
+}
+
+/// Tells the other nodes of a newcomer, who cannot be called yet: it waits for the answer.
+async fn spread(node: &Arc<Node>, newcomer: Uuid) {
+    let mut tasks = tokio::task::JoinSet::new();
+    for other in node.others().into_iter().filter(|other| other.uuid != newcomer) {
+        let node = Arc::clone(node);
+        tasks.spawn(async move {
+            let synced = crate::peers::sync_with(&node, &other);
+            // Who is not reached now hears of it later.
+            let _ = tokio::time::timeout(SPREAD_TIMEOUT, synced).await;
+        });
+    }
+    tasks.join_all().await;
+}
+
+/// The opening of a data link: the resource, the dialler's number and the number of the node that
+/// it means.
+pub(crate) struct Opening {
+    pub(crate) resource: ResourceId,
+    pub(crate) from: NodeId,
+    pub(crate) to: NodeId,
+}
+
+impl Opening {
+    const LEN: usize = 18;
+
+    fn encode(&self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..16].copy_from_slice(&self.resource.0);
+        bytes[16] = self.from.number();
+        bytes[17] = self.to.number();
+        bytes
+    }
+
+    fn decode(bytes: &[u8; Self::LEN]) -> Option<Self> {
+        let mut id = [0; 16];
+        id.copy_from_slice(&bytes[..16]);
+        let (from, to) = (NodeId::new(bytes[16])?, NodeId::new(bytes[17])?);
+        Some(Self { resource: ResourceId(id), from, to })
+    }
+}
+
+/// Says what a link is about, and hears whether it is wanted: `Err` with the reason when not.
+pub(crate) async fn open_link<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    opening: &Opening,
+) -> io::Result<Result<(), String>> {
+    stream.write_all(&opening.encode()).await?;
+    stream.flush().await?;
+    // One byte with the length of the reason; none when the link is wanted.
+    let len = stream.read_u8().await?;
+    let mut reason = vec![0; usize::from(len)];
+    stream.read_exact(&mut reason).await?;
+    let reason = String::from_utf8_lossy(&reason).into_owned();
+    Ok(if reason.is_empty() { Ok(()) } else { Err(reason) })
+}
+
+/// Reads the opening of a link and hands the link to its resource, or says why not.
+async fn take_link(
+    node: &Arc<Node>,
+    mut stream: tokio_rustls::server::TlsStream<LinkSocket>,
+    peer: &PinnedNode,
+) -> io::Result<()> {
+    let mut bytes = [0; Opening::LEN];
+    stream.read_exact(&mut bytes).await?;
+    let found = Opening::decode(&bytes)
+        .ok_or("the numbers of the nodes cannot be")
+        .and_then(|opening| resource_of(node, &opening, peer).map(|handle| (opening, handle)));
+    let reason = found.as_ref().err().copied().unwrap_or_default();
+    let len = u8::try_from(reason.len()).unwrap_or(u8::MAX);
+    stream.write_u8(len).await?;
+    stream.write_all(&reason.as_bytes()[..usize::from(len)]).await?;
+    stream.flush().await?;
+    match found {
+        Ok((opening, handle)) => {
+            handle.add_link(opening.from, LinkOrigin::Accepted, Box::new(stream));
+            Ok(())
+        }
+        Err(_) => stream.shutdown().await,
+    }
+}
+
+fn resource_of(
+    node: &Node,
+    opening: &Opening,
+    peer: &PinnedNode,
+) -> Result<crate::shard::ResourceHandle, &'static str> {
+    let resource = node.resource(opening.resource).ok_or("the resource is not on this node")?;
+    let view = node.view();
+    if view.slot_of(resource.id, peer.uuid) != Some(opening.from)
+        || view.slot_of(resource.id, node.uuid) != Some(opening.to)
+    {
+        return Err("the two nodes do not agree on the members of the resource");
+    }
+    resource.handle().ok_or("the resource is down on this node")
+}
+
+/// Used when a change was made that other nodes should hear of at once.
+pub(crate) async fn announce(node: &Arc<Node>) -> Vec<String> {
+    sync_with_all(node, SPREAD_TIMEOUT).await
+}

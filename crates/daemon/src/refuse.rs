@@ -1,0 +1,187 @@
+//! Makes the sentences that people read of what the other rooms refuse.
+
+use crate::shard::MetadataError;
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::Code;
+use holdfast_core::Refusal;
+use holdfast_store::OpenErrorKind;
+use holdfast_units::NodeId;
+
+/// A refusal of the cluster's state.
+pub(crate) fn cluster(refusal: holdfast_cluster::Refusal) -> ApiError {
+    let error = ApiError::new(code_of(refusal.code), refusal.message);
+    if refusal.hint.is_empty() { error } else { error.hint(refusal.hint) }
+}
+
+const fn code_of(code: Code) -> ErrorCode {
+    match code {
+        Code::BadName => ErrorCode::InvalidName,
+        Code::BadAddress | Code::NameNotResolved => ErrorCode::InvalidAddress,
+        Code::NotMember => ErrorCode::NoCluster,
+        Code::AlreadyMember => ErrorCode::AlreadyInCluster,
+        Code::NameTaken | Code::NodeExists => ErrorCode::AlreadyExists,
+        Code::NodeUnknown => ErrorCode::NoSuchNode,
+        Code::NodeBusy => ErrorCode::InUse,
+        Code::ForceNeeded | Code::BadTtl => ErrorCode::InvalidRequest,
+        Code::OtherCluster | Code::RefusedByPeer => ErrorCode::PeerRefused,
+        Code::ClusterFull | Code::NoSlot | Code::RecordsFull | Code::TooManyTokens => {
+            ErrorCode::TooManyNodes
+        }
+        Code::TokenGarbled => ErrorCode::InvalidToken,
+        Code::TokenExpired => ErrorCode::TokenExpired,
+        Code::TokenUsed | Code::TokenUnknown | Code::TokenWrongSecret => ErrorCode::TokenUsed,
+        Code::CertificateUnknown | Code::CertificateInvalid | Code::WrongNode => {
+            ErrorCode::CertificateMismatch
+        }
+        Code::ProtocolUnknown => ErrorCode::VersionMismatch,
+        Code::HandshakeFailed | Code::HandshakeTimeout => ErrorCode::PeerNotReachable,
+        Code::SlotTaken => ErrorCode::Busy,
+        Code::BadRecord
+        | Code::StateDirBusy
+        | Code::StateDamaged
+        | Code::StateTooNew
+        | Code::StateIo
+        | Code::NoRandom
+        | Code::Other => ErrorCode::Internal,
+    }
+}
+
+/// A refusal of the replication core. `what` names the attempt with its participle (`primary was
+/// refused`), `node_name` the nodes of the resource.
+pub(crate) fn core(
+    what: &str,
+    resource: &str,
+    refusal: Refusal,
+    node_name: impl Fn(NodeId) -> String,
+) -> ApiError {
+    let of = |code, why: &str| ApiError::new(code, format!("{what} for {resource}: {why}"));
+    let primary = format!("holdfast primary {resource}");
+    match refusal {
+        Refusal::PeerIsPrimary(node) => {
+            let node = node_name(node);
+            of(ErrorCode::OtherPrimary, &format!("node {node} is Primary"))
+                .hint(format!("run `holdfast secondary {resource}` on {node} first"))
+        }
+        Refusal::PeerBusy(node) => {
+            let node = node_name(node);
+            of(ErrorCode::Busy, &format!("node {node} is becoming Primary right now"))
+                .hint("try again in a few seconds")
+        }
+        Refusal::NoUpToDateData => {
+            of(ErrorCode::NoUpToDateData, "no node in reach has up-to-date data").hint(format!(
+                "connect a node that has them; if none will come back, `{primary} --force` takes \
+                 the data of this node"
+            ))
+        }
+        Refusal::Outdated => {
+            of(ErrorCode::NoUpToDateData, "the data of this node are older than another node's")
+                .hint(format!(
+                    "connect that node; if it is lost, `{primary} --force` goes on with the older \
+                     data"
+                ))
+        }
+        Refusal::Inconsistent => of(
+            ErrorCode::NoUpToDateData,
+            "the data of this node are Inconsistent, a resync has not ended",
+        )
+        .hint(format!(
+            "connect a node with up-to-date data; `{primary} --force` declares these to be good"
+        )),
+        Refusal::Diskless => of(ErrorCode::NoDisk, "this node has no disk of it in use")
+            .hint(format!("`holdfast attach-disk {resource}` starts to use its disk")),
+        Refusal::IsPrimary => of(ErrorCode::IsPrimary, "this node is Primary")
+            .hint(format!("run `holdfast secondary {resource}` first")),
+        Refusal::NotConnected => of(ErrorCode::NotConnected, "there is no connection to the peer")
+            .hint(format!("`holdfast status {resource}` shows the connections")),
+        Refusal::NoSuchPeer => of(ErrorCode::NoSuchPeer, "it has no such peer")
+            .hint(format!("`holdfast status {resource}` lists its peers")),
+        Refusal::LastUpToDate => of(
+            ErrorCode::LastGoodCopy,
+            "this node is Primary and no other node in reach has up-to-date data",
+        )
+        .hint("connect a peer and let it become UpToDate first"),
+        Refusal::ResyncRunning => of(ErrorCode::ResyncRunning, "a resync is running")
+            .hint(format!("`holdfast wait {resource} --for synced` waits for its end")),
+        Refusal::Busy => of(ErrorCode::Busy, "another command is under way, or it is stopping")
+            .hint("try again in a few seconds"),
+        Refusal::TimedOut => of(ErrorCode::TimedOut, "it did not end in time")
+            .hint(format!("`holdfast status {resource}` shows how things are")),
+        Refusal::MetaFailed => of(ErrorCode::DiskFailed, "its metadata could not be written")
+            .hint("check the disk that the metadata are on"),
+        Refusal::InUse => of(ErrorCode::InUse, "requests of clients are under way")
+            .hint("stop the clients first, or add --force to fail their requests"),
+    }
+}
+
+/// Why a disk or its metadata cannot be used.
+pub(crate) fn metadata(error: &MetadataError) -> ApiError {
+    let message = error.to_string();
+    match error {
+        MetadataError::Disk(error) => disk(error),
+        MetadataError::Layout(_) | MetadataError::TooSmall { .. } => {
+            ApiError::new(ErrorCode::DiskTooSmall, message)
+                .hint("give a larger disk, or another --size")
+        }
+        MetadataError::Io { .. } => ApiError::new(ErrorCode::MetadataInvalid, message)
+            .hint("check the path, its owner and the space on its filesystem"),
+        MetadataError::InUse(_) => ApiError::new(ErrorCode::DiskBusy, message)
+            .hint("another daemon or resource has it; choose another place with --meta"),
+        MetadataError::Occupied { .. } => ApiError::new(ErrorCode::MetadataExists, message)
+            .hint("if nobody needs it any more, remove it (or overwrite it with zeroes) first"),
+        MetadataError::Unusable { .. } | MetadataError::Foreign { .. } => {
+            ApiError::new(ErrorCode::MetadataInvalid, message)
+                .hint("`holdfast meta check PATH` says more")
+        }
+    }
+}
+
+/// Why a disk cannot be opened or made.
+pub(crate) fn disk(error: &holdfast_store::OpenError) -> ApiError {
+    let code = match error.kind {
+        OpenErrorKind::NotFound => ErrorCode::DiskNotFound,
+        OpenErrorKind::InUse => ErrorCode::DiskBusy,
+        OpenErrorKind::TooSmall(_) => ErrorCode::DiskTooSmall,
+        OpenErrorKind::Io => ErrorCode::DiskFailed,
+        _ => ErrorCode::DiskUnusable,
+    };
+    ApiError::new(code, error.to_string())
+}
+
+/// Why a local device cannot be made or taken away.
+pub(crate) fn device(error: &holdfast_device::DeviceError) -> ApiError {
+    use holdfast_device::DeviceError as E;
+    let code = match error {
+        E::Busy { .. } => ErrorCode::InUse,
+        E::Exists { .. } => ErrorCode::AlreadyExists,
+        E::Name(_) => ErrorCode::InvalidName,
+        E::Flush { .. } => ErrorCode::DiskFailed,
+        _ => ErrorCode::DeviceUnavailable,
+    };
+    let refusal = ApiError::new(code, error.to_string());
+    match error.hint() {
+        Some(hint) => refusal.hint(hint),
+        None => refusal,
+    }
+}
+
+/// What should not happen.
+pub(crate) fn internal(what: &str, error: &dyn std::fmt::Display) -> ApiError {
+    ApiError::new(ErrorCode::Internal, format!("{what}: {error}"))
+        .hint("the log of the daemon has more")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_of_the_core_names_node_and_way_out() {
+        let node = NodeId::new(1).unwrap();
+        let error = core("primary was refused", "r0", Refusal::PeerIsPrimary(node), |_| {
+            "beta".to_owned()
+        });
+        assert_eq!(error.code, ErrorCode::OtherPrimary);
+        assert_eq!(error.message, "primary was refused for r0: node beta is Primary");
+        assert_eq!(error.hint.unwrap(), "run `holdfast secondary r0` on beta first");
+    }
+}

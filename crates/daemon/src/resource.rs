@@ -1,0 +1,326 @@
+//! A resource that this node is a member of: what is kept of it, and its core while it is up.
+
+use crate::dial;
+use crate::keeper;
+use crate::local::Local;
+use crate::node::{Node, PeerMember};
+use crate::rate::RateMeter;
+use crate::refuse;
+use crate::shard::{Limits, OpenError, ResourceHandle, ResourceSpec, ResourceView};
+use holdfast_api::options::{OptionMap, Settings as OptionSettings};
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_core::{Config, Options, PeerConfig};
+use holdfast_device::LocalDevice;
+use holdfast_units::{NodeId, ResourceId};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+/// How long a command waits for the one before it on the same resource.
+const COMMAND_WAIT: Duration = Duration::from_secs(10);
+
+/// A resource that this node is a member of.
+pub(crate) struct Resource {
+    pub(crate) id: ResourceId,
+    /// Held by the one command that changes the resource at a time.
+    command: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+    /// Counts changes, for those who wait for something.
+    changes: watch::Sender<u64>,
+}
+
+/// What changes of a resource.
+pub(crate) struct State {
+    /// What survives a restart; always as in the state directory.
+    pub(crate) local: Local,
+    /// While it is up.
+    pub(crate) running: Option<Running>,
+    /// Why the disk is not in use although it should be.
+    pub(crate) trouble: Option<String>,
+    /// The local block device.
+    pub(crate) device: Option<Device>,
+    /// How fast resyncs go.
+    pub(crate) rates: BTreeMap<NodeId, RateMeter>,
+}
+
+/// The local block device of a resource.
+#[derive(Clone)]
+pub(crate) struct Device {
+    pub(crate) path: String,
+    pub(crate) kind: &'static str,
+    /// `None` while it is being taken away.
+    pub(crate) device: Arc<Mutex<Option<LocalDevice>>>,
+    /// Who had it open a moment ago.
+    pub(crate) openers: Vec<String>,
+}
+
+/// The core of a resource and what serves it.
+pub(crate) struct Running {
+    pub(crate) handle: ResourceHandle,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// What a resource is started with, from records and local state.
+pub(crate) struct Plan {
+    pub(crate) name: String,
+    pub(crate) config: Config,
+    pub(crate) peers: BTreeMap<NodeId, PeerMember>,
+    pub(crate) limits: Limits,
+}
+
+impl Resource {
+    pub(crate) fn new(local: Local) -> Arc<Self> {
+        let state = State {
+            local,
+            running: None,
+            trouble: None,
+            device: None,
+            rates: BTreeMap::new(),
+        };
+        let id = state.local.id;
+        let (changes, _) = watch::channel(0);
+        let command = tokio::sync::Mutex::default();
+        Arc::new(Self { id, command, state: Mutex::new(state), changes })
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> String {
+        self.state().local.name.clone()
+    }
+
+    /// A copy of what survives a restart.
+    pub(crate) fn local(&self) -> Local {
+        self.state().local.clone()
+    }
+
+    /// Its core, while it is up.
+    pub(crate) fn handle(&self) -> Option<ResourceHandle> {
+        self.state().running.as_ref().map(|running| running.handle.clone())
+    }
+
+    /// How it is, while it is up.
+    pub(crate) fn view(&self) -> Option<Arc<ResourceView>> {
+        self.handle().map(|handle| handle.snapshot())
+    }
+
+    /// Its core.
+    ///
+    /// # Errors
+    /// `RESOURCE_DOWN`.
+    pub(crate) fn need_handle(&self) -> Result<ResourceHandle, ApiError> {
+        self.handle().ok_or_else(|| {
+            let name = self.name();
+            ApiError::new(
+                ErrorCode::ResourceDown,
+                format!("resource {name} is not usable: it is down on this node"),
+            )
+            .hint(format!("`holdfast up {name}` starts it"))
+        })
+    }
+
+    /// Waits until no other command changes it.
+    ///
+    /// # Errors
+    /// `BUSY` when that takes too long.
+    pub(crate) async fn begin(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, ApiError> {
+        tokio::time::timeout(COMMAND_WAIT, self.command.lock()).await.map_err(|_| {
+            ApiError::new(
+                ErrorCode::Busy,
+                format!("the command was refused for {}: another one is under way", self.name()),
+            )
+            .hint("try again when it has ended")
+        })
+    }
+
+    /// Changes what survives a restart, durably.
+    ///
+    /// # Errors
+    /// When it could not be written; nothing has changed then.
+    pub(crate) async fn change_local(
+        self: &Arc<Self>,
+        node: &Node,
+        change: impl FnOnce(&mut Local),
+    ) -> Result<(), ApiError> {
+        let mut next = self.local();
+        change(&mut next);
+        if next == self.state().local {
+            return Ok(());
+        }
+        let (store, resource) = (node.store.clone(), Arc::clone(self));
+        let write = tokio::task::spawn_blocking(move || {
+            store.save(&next)?;
+            resource.state().local = next;
+            Ok(())
+        });
+        write.await.map_err(|e| refuse::internal("a state file was not written", &e))?
+    }
+
+    /// Says that something has changed.
+    pub(crate) fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Tells of changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+/// The options of a resource as the core wants them.
+pub(crate) fn core_options(set: &OptionMap) -> (Options, Limits) {
+    let settings = OptionSettings::resolve(set, None);
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let options = Options {
+        ping_interval_ms: millis(settings.ping_int),
+        ping_timeout_ms: millis(settings.ping_timeout),
+        request_timeout_ms: millis(settings.timeout),
+        ko_count: u64::from(settings.ko_count),
+        al_extents: u32::from(settings.al_extents),
+        resync_rate: settings.resync_rate,
+        resync_window: settings.resync_in_flight,
+    };
+    let requests = usize::try_from(settings.max_in_flight_requests).unwrap_or(usize::MAX);
+    let limits =
+        Limits { in_flight_bytes: settings.max_in_flight_bytes, in_flight_requests: requests };
+    (options, limits)
+}
+
+/// What a resource is to be started with.
+///
+/// # Errors
+/// When the records do not have it, or not this node as a member.
+pub(crate) fn plan(node: &Node, local: &Local) -> Result<Plan, ApiError> {
+    let view = node.view();
+    let refuse = |why: &str| {
+        let message = format!("resource {} was not started: {why}", local.name);
+        ApiError::new(ErrorCode::NotMember, message)
+    };
+    let record = view.records.resource(local.id);
+    let record = record.ok_or_else(|| refuse("the cluster does not know it any more"))?;
+    let slot = view.slot_of(local.id, node.uuid);
+    let slot = slot.ok_or_else(|| refuse("this node is no member of it any more"))?;
+    let peers = view.peers_of(local.id, node.uuid);
+    let (options, limits) = core_options(&record.options);
+    let standalone = |peer: &PeerMember| local.disconnected.contains(&peer.uuid);
+    let configs = peers
+        .values()
+        .map(|peer| PeerConfig {
+            node: peer.slot,
+            diskless: peer.diskless,
+            standalone: standalone(peer),
+        })
+        .collect();
+    let config = Config {
+        node: slot,
+        resource: local.id,
+        size: record.size_bytes,
+        boot: node.boot,
+        peers: configs,
+        options,
+        seed: random()?,
+    };
+    Ok(Plan { name: record.name, config, peers, limits })
+}
+
+/// A number that nobody can guess.
+///
+/// # Errors
+/// When the system gives none.
+pub(crate) fn random() -> Result<u64, ApiError> {
+    getrandom::u64().map_err(|e| refuse::internal("the system gave no random number", &e))
+}
+
+/// Starts a resource. With `or_diskless`, a disk that cannot be used is left out, and the reason
+/// kept: the peers may still serve the data.
+///
+/// # Errors
+/// When it cannot be started, or its disk not be used; nothing is left open then.
+pub(crate) async fn start(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    or_diskless: bool,
+) -> Result<(), ApiError> {
+    let local = resource.local();
+    let plan = plan(node, &local)?;
+    let disk = local.disk.as_ref().filter(|_| local.attached).map(|disk| disk.spec());
+    let spec = ResourceSpec {
+        name: plan.name.clone(),
+        config: plan.config.clone(),
+        disk,
+        limits: plan.limits,
+    };
+    let shard = node.shard()?;
+    let (handle, trouble) = match shard.open(spec.clone()).await {
+        Ok(handle) => (handle, None),
+        Err(error) => {
+            let error = open_error(&error);
+            if !or_diskless || spec.disk.is_none() {
+                return Err(error);
+            }
+            tracing::error!("resource {} has no disk: {}", plan.name, error.message);
+            let without = ResourceSpec { disk: None, ..spec };
+            let handle = shard.open(without).await.map_err(|e| open_error(&e))?;
+            (handle, Some(error.message))
+        }
+    };
+    let wish = local.primary;
+    let keeper = keeper::Keeper::new(node, resource, handle.clone(), &plan, wish);
+    let tasks = vec![
+        tokio::spawn(keeper.run()).abort_handle(),
+        tokio::spawn(dial::run(Arc::clone(node), resource.id, handle.clone())).abort_handle(),
+    ];
+    {
+        let mut state = resource.state();
+        state.local.name.clone_from(&plan.name);
+        state.running = Some(Running { handle, tasks });
+        state.trouble.clone_from(&trouble);
+        state.rates.clear();
+    }
+    if let Some(trouble) = trouble {
+        node.hub.notice(&plan.name, None, &format!("the disk is not used: {trouble}"));
+    }
+    resource.changed();
+    Ok(())
+}
+
+fn open_error(error: &OpenError) -> ApiError {
+    match error {
+        OpenError::Disk(error) => refuse::disk(error),
+        OpenError::Metadata(error) => refuse::metadata(error),
+        OpenError::NameTaken(_) => ApiError::new(ErrorCode::Busy, error.to_string())
+            .hint("it may still be stopping; try again in a few seconds"),
+        OpenError::Io(_) => ApiError::new(ErrorCode::DiskFailed, error.to_string()),
+        OpenError::Stopped => ApiError::new(ErrorCode::ShuttingDown, error.to_string()),
+    }
+}
+
+/// Stops the core of a resource in good order. The local device is gone already.
+///
+/// # Errors
+/// When it did not end in time; it is not used any more in any case.
+pub(crate) async fn stop(resource: &Arc<Resource>) -> Result<(), ApiError> {
+    let running = resource.state().running.take();
+    let Some(running) = running else { return Ok(()) };
+    let handle = running.handle.clone();
+    // The tasks hold handles too.
+    drop(running);
+    let closed = handle.close().await;
+    resource.changed();
+    closed.map_err(|error| {
+        let message = format!("resource {} was not stopped cleanly: {error}", resource.name());
+        ApiError::new(ErrorCode::TimedOut, message)
+            .hint("its metadata will be treated as after a crash; that costs a short resync")
+    })
+}

@@ -1,0 +1,124 @@
+//! `holdfast daemon`: process, signals, logs.
+
+use crate::daemon::Daemon;
+use crate::options::{DaemonOptions, Settings};
+use holdfast_api::{ApiError, ErrorCode};
+use sd_notify::NotifyState;
+use std::io::{self, Write};
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Says what is logged, in the syntax of `tracing`; `info` when it is not set.
+const LOG_VARIABLE: &str = "HOLDFAST_LOG";
+/// When stopping takes longer, the process ends without having stopped everything.
+const STOP_LIMIT: Duration = Duration::from_secs(25);
+
+/// Runs the daemon of a node in the foreground until SIGTERM or SIGINT. Prints
+/// `ready: node NAME, listening on ADDR` on standard output, and tells systemd, once everything is
+/// up. Logs go to standard error.
+///
+/// # Errors
+/// Why it could not be started. Nothing is left running then.
+pub fn run(options: &DaemonOptions) -> Result<(), ApiError> {
+    log_to_stderr();
+    let settings = Settings::resolve(options)?;
+    become_flusher();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(|error| not_started(&error))?;
+    let result = runtime.block_on(serve(options, settings));
+    // What still blocks must not hold the end up.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+fn not_started(error: &io::Error) -> ApiError {
+    ApiError::new(ErrorCode::Internal, format!("the daemon was not started: {error}"))
+}
+
+async fn serve(options: &DaemonOptions, settings: Settings) -> Result<(), ApiError> {
+    let hook = |kind| signal(kind).map_err(|error| not_started(&error));
+    let mut terminate = hook(SignalKind::terminate())?;
+    let mut interrupt = hook(SignalKind::interrupt())?;
+    let mut hangup = hook(SignalKind::hangup())?;
+    let daemon = Daemon::start(settings.clone()).await?;
+    let node = &daemon.node;
+    if let Some(address) = node.nbd_tcp {
+        tracing::info!("NBD clients are served on {address}");
+    }
+    say_ready(&format!("ready: node {}, listening on {}", node.name, node.listen));
+    wait_for_end(options, &settings, &mut terminate, &mut interrupt, &mut hangup).await;
+    // That systemd does not listen is no error.
+    let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
+    tracing::info!("stopping");
+    tokio::select! {
+        stopped = tokio::time::timeout(STOP_LIMIT, daemon.stop()) => {
+            if stopped.is_err() {
+                tracing::error!("not everything stopped in time");
+            }
+        }
+        _ = terminate.recv() => tracing::warn!("told to stop twice: ended at once"),
+        _ = interrupt.recv() => tracing::warn!("told to stop twice: ended at once"),
+    }
+    Ok(())
+}
+
+async fn wait_for_end(
+    options: &DaemonOptions,
+    settings: &Settings,
+    terminate: &mut Signal,
+    interrupt: &mut Signal,
+    hangup: &mut Signal,
+) {
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return,
+            _ = interrupt.recv() => return,
+            _ = hangup.recv() => reload(options, settings),
+        }
+    }
+}
+
+/// Reads the configuration again. What it can hold is used at the start only, so this says whether
+/// the next start would work, and what it would change.
+fn reload(options: &DaemonOptions, settings: &Settings) {
+    match Settings::resolve(options) {
+        Ok(next) if next == *settings => tracing::info!("the configuration has not changed"),
+        Ok(_) => tracing::warn!("the configuration has changed; it holds from the next start on"),
+        Err(error) => tracing::error!("{}; the daemon goes on as before", error.message),
+    }
+}
+
+fn say_ready(line: &str) {
+    tracing::info!("{line}");
+    let mut out = io::stdout().lock();
+    // Nobody may be reading it.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    let _ = sd_notify::notify(false, &[NotifyState::Ready, NotifyState::Status(line)]);
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
+    // journald adds the time itself.
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let ansi = !journal && io::IsTerminal::is_terminal(&io::stderr());
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(ansi);
+    // A program that has the daemon in it may have set up its own log.
+    let _ = if journal { builder.without_time().try_init() } else { builder.try_init() };
+}
+
+/// Memory that this process needs is then never waited for from a write that it would have to
+/// serve itself (a local device of a resource of this machine).
+fn become_flusher() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
+        tracing::debug!(%error, "the process is no I/O flusher");
+    }
+}

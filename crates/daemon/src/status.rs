@@ -1,0 +1,194 @@
+//! The status document, made of what the parts of the daemon know.
+
+use crate::node::Node;
+use crate::peers::version;
+use crate::resource::{Resource, State};
+use crate::shard::ResourceView;
+use holdfast_api::options::Settings;
+use holdfast_api::status::{
+    ClusterNode, ClusterStatus, DiskStatus, NodeStatus, PeerStatus, ResourceStatus, ResyncStatus,
+};
+use holdfast_core::PeerSnapshot;
+use holdfast_nbd::NbdUri;
+use holdfast_units::{
+    ConnectionState, DiskState, GenerationId, NodeId, ReplicationState, Role,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Everything that this node knows.
+pub(crate) fn node(node: &Arc<Node>) -> NodeStatus {
+    let mut resources: Vec<ResourceStatus> =
+        node.resources().iter().map(|one| resource(node, one)).collect();
+    resources.sort_by(|a, b| a.name.cmp(&b.name));
+    NodeStatus { version: version(), node: node.name.clone(), cluster: cluster(node), resources }
+}
+
+/// The cluster; `None` when the node is in none.
+pub(crate) fn cluster(node: &Node) -> Option<ClusterStatus> {
+    let view = node.view();
+    let membership = view.membership.as_ref()?;
+    let mut nodes: Vec<ClusterNode> = view
+        .records
+        .nodes()
+        .into_iter()
+        .map(|record| {
+            let address = record.addresses.first().cloned().unwrap_or_default();
+            if record.uuid == node.uuid {
+                return ClusterNode {
+                    name: record.name,
+                    address,
+                    alive: true,
+                    last_seen_seconds: 0,
+                    version: version(),
+                    clock_offset_seconds: Some(0.0),
+                };
+            }
+            let health = node.peers.health(record.uuid);
+            let silent = health.last_seen.map(|at| at.elapsed().as_secs());
+            ClusterNode {
+                name: record.name,
+                address,
+                alive: health.alive,
+                last_seen_seconds: if health.alive { 0 } else { silent.unwrap_or(0) },
+                version: health.version,
+                clock_offset_seconds: health.clock_offset,
+            }
+        })
+        .collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    let uuid = membership.uuid.to_string();
+    Some(ClusterStatus { uuid, name: membership.name.clone(), nodes })
+}
+
+/// One resource.
+pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
+    let cluster = node.view();
+    let record = cluster.records.resource(resource.id);
+    let names: BTreeMap<NodeId, String> = cluster
+        .peers_of(resource.id, node.uuid)
+        .into_iter()
+        .map(|(slot, peer)| (slot, peer.name))
+        .collect();
+    let options = record.as_ref().map(|record| record.options.clone()).unwrap_or_default();
+    let protocol = Settings::resolve(&options, None).protocol;
+    let state = resource.state();
+    let view = state.running.as_ref().map(|running| running.handle.snapshot());
+    let snapshot = view.as_ref().map(|view| &view.snapshot);
+    let mut peers: Vec<PeerStatus> = match snapshot {
+        Some(snapshot) => snapshot
+            .peers
+            .iter()
+            .map(|peer| {
+                let name = names.get(&peer.node).cloned();
+                let name = name.unwrap_or_else(|| format!("number-{}", peer.node));
+                peer_status(peer, name, &protocol, &state)
+            })
+            .collect(),
+        None => names.values().map(|name| peer_of_down(name, &protocol)).collect(),
+    };
+    peers.sort_by(|a, b| a.node.cmp(&b.node));
+    let name = state.local.name.clone();
+    let device = state.device.as_ref();
+    ResourceStatus {
+        role: snapshot.map_or(Role::Unknown, |s| s.role).as_str().to_owned(),
+        size_bytes: snapshot.map_or(record.map_or(0, |r| r.size_bytes), |s| s.size),
+        suspended: Vec::new(),
+        quorum: true,
+        open_count: open_count(view.as_deref(), &state),
+        device: device.map(|device| device.path.clone()),
+        device_kind: device.map(|device| device.kind.to_owned()),
+        nbd_uri: NbdUri::unix(node.settings.nbd_socket(), name.clone()).to_string(),
+        disk: DiskStatus {
+            state: snapshot.map_or(DiskState::Diskless, |s| s.disk).as_str().to_owned(),
+            path: state.local.disk.as_ref().map(|disk| disk.path.display().to_string()),
+            io_errors: snapshot.map_or(0, |s| s.io_errors),
+            ..DiskStatus::default()
+        },
+        generation: snapshot.map_or(GenerationId::NONE, |s| s.generation).to_string(),
+        promotable: snapshot.is_some_and(|s| s.promotable),
+        journal: None,
+        replay: None,
+        peers,
+        name,
+    }
+}
+
+/// How many clients have a resource open: NBD clients other than the local device, and users of
+/// the local device.
+fn open_count(view: Option<&ResourceView>, state: &State) -> u32 {
+    let clients = view.map_or(0, |view| nbd_clients(view).len());
+    let users = state.device.as_ref().map_or(0, |device| device.openers.len());
+    u32::try_from(clients + users).unwrap_or(u32::MAX)
+}
+
+/// The NBD clients of a resource that are not its local device, in words.
+pub(crate) fn nbd_clients(view: &ResourceView) -> Vec<String> {
+    vec!["a client".to_owned(); view.open_count]
+}
+
+fn peer_status(peer: &PeerSnapshot, node: String, protocol: &str, state: &State) -> PeerStatus {
+    let resync = peer.resync.map(|resync| {
+        let rate = state.rates.get(&peer.node);
+        let rate = rate.map_or(0, |meter| meter.rate(Instant::now(), resync.done));
+        let left = resync.total.saturating_sub(resync.done);
+        ResyncStatus {
+            percent: percent(resync.done, resync.total),
+            bytes_done: resync.done,
+            bytes_total: resync.total,
+            rate_bytes_per_second: rate,
+            eta_seconds: left.checked_div(rate).unwrap_or(0),
+        }
+    });
+    PeerStatus {
+        node,
+        connection: peer.connection.as_str().to_owned(),
+        role: peer.role.as_str().to_owned(),
+        disk: peer.disk.as_str().to_owned(),
+        replication: peer.replication.as_str().to_owned(),
+        protocol: protocol.to_owned(),
+        out_of_sync_bytes: peer.out_of_sync,
+        pending_requests: peer.pending,
+        tls: peer.connection == ConnectionState::Connected,
+        resync,
+        sent_bytes: peer.sent + peer.resync_sent,
+        received_bytes: peer.received + peer.resync_received,
+        resync_sent_bytes: peer.resync_sent,
+        resync_received_bytes: peer.resync_received,
+    }
+}
+
+fn peer_of_down(name: &str, protocol: &str) -> PeerStatus {
+    PeerStatus {
+        node: name.to_owned(),
+        connection: ConnectionState::Unconnected.as_str().to_owned(),
+        role: Role::Unknown.as_str().to_owned(),
+        disk: DiskState::DUnknown.as_str().to_owned(),
+        replication: ReplicationState::Off.as_str().to_owned(),
+        protocol: protocol.to_owned(),
+        ..PeerStatus::default()
+    }
+}
+
+fn percent(done: u64, total: u64) -> f64 {
+    if total == 0 {
+        return 100.0;
+    }
+    let hundredths = u128::from(done.min(total)) * 10_000 / u128::from(total);
+    f64::from(u32::try_from(hundredths).unwrap_or(10_000)) / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percent;
+
+    #[test]
+    fn percent_has_two_digits_and_ends_at_a_hundred() {
+        let same = |a: f64, b: f64| (a - b).abs() < 1e-9;
+        assert!(same(percent(1, 3), 33.33));
+        assert!(same(percent(5, 0), 100.0));
+        assert!(same(percent(7, 3), 100.0));
+        assert!(same(percent(u64::MAX / 2, u64::MAX), 49.99));
+    }
+}
