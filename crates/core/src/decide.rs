@@ -1,7 +1,7 @@
 //! The verdict of a handshake: who has the newer data (DRBD's generation identifiers).
 
 use holdfast_units::{DiskState, GenerationId, NodeId, Role};
-use holdfast_wire::{Generations, StateReport, Verdict};
+use holdfast_wire::{Generations, StateReport, Verdict, WriteMark};
 
 /// What `mine` and `theirs` mean for the two disks, seen from `mine`.
 ///
@@ -105,7 +105,8 @@ fn same_generation(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateR
     let mine_bad = mine.disk == DiskState::Inconsistent;
     let theirs_bad = theirs.disk == DiskState::Inconsistent;
     let doubt = doubts(mine, peer, theirs) || doubts(theirs, me, mine);
-    let equal = !doubt && mine.bits == 0 && theirs.bits == 0;
+    let noted = |a: &StateReport, b_node, b: &StateReport| a.bits > 0 && !is_history(a, b_node, b);
+    let equal = !doubt && !noted(mine, peer, theirs) && !noted(theirs, me, mine);
     match (mine_bad, theirs_bad) {
         (true, true) => Verdict::NoGoodData,
         (true, false) => Verdict::TargetBitmap,
@@ -127,6 +128,15 @@ pub(crate) fn doubts(a: &StateReport, b_node: NodeId, b: &StateReport) -> bool {
     a.doubtful && !known_by_primary
 }
 
+/// Whether what `a` noted about `b` is about an older state of `b`'s disk: `b` has taken the
+/// generation over since, with everything up to a write that is not before the last one noted.
+pub(crate) fn is_history(a: &StateReport, b_node: NodeId, b: &StateReport) -> bool {
+    let slot = a.generations.slots[b_node.index()];
+    let older = !slot.is_none() && slot != a.generations.current;
+    let none = WriteMark::default();
+    older && (a.noted == none || (a.noted.epoch == b.has.epoch && a.noted.seq <= b.has.seq))
+}
+
 fn i_am_better(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateReport) -> bool {
     // A node that was only killed still has in its page cache what another one lost with its power.
     let rank = |r: &StateReport| {
@@ -137,8 +147,8 @@ fn i_am_better(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateRepor
     if a != b {
         return a > b;
     }
-    if mine.epoch == theirs.epoch && mine.last_write != theirs.last_write {
-        return mine.last_write > theirs.last_write;
+    if mine.has.epoch == theirs.has.epoch && mine.has.seq != theirs.has.seq {
+        return mine.has.seq > theirs.has.seq;
     }
     me < peer
 }
@@ -178,7 +188,7 @@ fn guard(verdict: Verdict, mine: &StateReport, theirs: &StateReport) -> Verdict 
 mod tests {
     use super::{decide, mirror};
     use holdfast_units::{DiskState, GenerationId, NodeId, Role};
-    use holdfast_wire::{Generations, StateReport, Verdict};
+    use holdfast_wire::{Generations, StateReport, Verdict, WriteMark};
     use proptest::prelude::*;
 
     fn node(number: u8) -> NodeId {
@@ -207,8 +217,8 @@ mod tests {
             discard_my_data: false,
             near_primary: false,
             bits: 0,
-            epoch: 0,
-            last_write: 0,
+            noted: WriteMark::default(),
+            has: WriteMark::default(),
         }
     }
 
@@ -299,7 +309,7 @@ mod tests {
                     discard_my_data: flags[4],
                     near_primary: flags[5],
                     bits,
-                    last_write,
+                    has: WriteMark { epoch: 1, seq: last_write },
                     ..report(current, base, &history)
                 }
             })

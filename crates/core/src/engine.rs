@@ -18,7 +18,7 @@ use holdfast_units::{
     BLOCK_SIZE, ByteRange, ConnectionState, DiskState, GenerationId, MAX_NODES, Millis, NodeId,
     PeerSet, Role,
 };
-use holdfast_wire::Message;
+use holdfast_wire::{Message, WriteMark};
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -71,9 +71,14 @@ pub struct Core {
     pub(crate) crashed_primary: bool,
     pub(crate) following: Option<NodeId>,
     pub(crate) outdated: bool,
-    /// Which promotion this node is or follows, and the last write of it.
+    /// Which promotion this node is.
     pub(crate) epoch: u64,
     pub(crate) last_write: u64,
+    /// The last write up to which this node has everything.
+    pub(crate) has: WriteMark,
+    /// `has` came from a source that is not the Primary: later writes of the Primary do not move
+    /// it, because those between are not here for sure.
+    pub(crate) has_stands: bool,
     pub(crate) last_settled_sent: u64,
 
     pub(crate) meta: Option<Meta>,
@@ -138,6 +143,8 @@ impl Core {
             outdated: false,
             epoch: 0,
             last_write: 0,
+            has: WriteMark::default(),
+            has_stands: false,
             last_settled_sent: 0,
             meta: None,
             al: None,

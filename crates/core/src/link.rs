@@ -11,7 +11,7 @@
 //! states at hand and answers. So both act on the same facts. While a report is out, the reporting
 //! node changes nothing that the verdict depends on.
 
-use crate::decide::{decide, doubts, mirror};
+use crate::decide::{decide, doubts, is_history, mirror};
 use crate::engine::Core;
 use crate::event::{Action, CommandId, LinkId, Notice, Options, PeerConfig, Refusal};
 use crate::peer_io::Incoming;
@@ -23,6 +23,7 @@ use holdfast_units::{
 };
 use holdfast_wire::{
     Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RefusalCode, StateReport, Verdict,
+    WriteMark,
 };
 use std::collections::VecDeque;
 
@@ -56,6 +57,8 @@ pub(crate) struct Peer {
     pub(crate) current: GenerationId,
     pub(crate) seen: bool,
     pub(crate) bitmap: SparseBitmap,
+    /// The last write for which a bit was set.
+    pub(crate) noted: WriteMark,
     pub(crate) resync: Option<Resync>,
     /// Counts verdicts and whatever else begins a new resync with this peer: work for an earlier
     /// one that ends late does not count for it.
@@ -79,6 +82,8 @@ pub(crate) struct Peer {
     pub(crate) out_of_sync_seen: u64,
     /// Writes that others say it misses came while this node was being resynced.
     pub(crate) missed_since_sync: bool,
+    /// While this node was being resynced, the Primary said that it has all of this generation.
+    pub(crate) synced: Option<GenerationId>,
     last_heard: Millis,
     pinged: Option<Millis>,
     pub(crate) pending: u64,
@@ -116,6 +121,7 @@ impl Peer {
             current: GenerationId::NONE,
             seen: false,
             bitmap: Core::new_bitmap(blocks),
+            noted: WriteMark::default(),
             resync: None,
             round: 0,
             verdict_serial: 0,
@@ -129,6 +135,7 @@ impl Peer {
             out_of_sync_sent: 0,
             out_of_sync_seen: 0,
             missed_since_sync: false,
+            synced: None,
             last_heard: Millis(0),
             pinged: None,
             pending: 0,
@@ -158,6 +165,12 @@ impl Peer {
     /// Whether this node knows exactly which blocks it lacks from it.
     pub(crate) fn is_syncing_target(&self) -> bool {
         self.replication == ReplicationState::SyncTarget
+    }
+
+    /// It misses nothing.
+    pub(crate) fn clear_bits(&mut self) {
+        self.bitmap.clear_all();
+        self.noted = WriteMark::default();
     }
 
     /// Whether this node is target and has everything.
@@ -426,7 +439,8 @@ impl Core {
                 self.peers.get_mut(&node).into_iter().for_each(|p| p.settle(seq));
             }
             Message::Missed { peers, range } if self.in_device(range) => {
-                self.note_missed(node, peers, range);
+                let epoch = self.peers.get(&node).map_or(0, |p| p.epoch);
+                self.note_missed(node, peers, range, WriteMark { epoch, seq: u64::MAX });
             }
             Message::Missed { .. } => {
                 self.protocol_error(node, "it named blocks outside the device");
@@ -444,7 +458,9 @@ impl Core {
             Message::ResyncComplete { out_of_sync_seen } => {
                 self.resync_complete(node, out_of_sync_seen);
             }
-            Message::ResyncGenerations { generations } => self.take_over(node, &generations),
+            Message::ResyncGenerations { generations, has } => {
+                self.take_over(node, &generations, has);
+            }
             Message::ResyncAdopted { current } => self.target_adopted(node, current),
             Message::Promote { id, step, epoch } => self.peer_promotes(node, id, step, epoch),
             Message::PromoteReply { id, answer } => self.promote_answered(node, id, answer),
@@ -490,9 +506,6 @@ impl Core {
 
     fn report(&self, to: NodeId) -> StateReport {
         let peer = &self.peers[&to];
-        let slot = self.gens.slots[to.index()];
-        // Bits for a peer that was at an older generation say nothing about the same generation.
-        let real = slot.is_none() || slot == self.gens.current;
         StateReport {
             serial: peer.serial,
             generations: self.gens.report(to),
@@ -505,9 +518,9 @@ impl Core {
             discard_my_data: peer.discard_my_data,
             near_primary: self.role == Role::Primary
                 || self.peers.values().any(|p| p.up && p.role == Role::Primary),
-            bits: if real { peer.bitmap.count() } else { 0 },
-            epoch: self.epoch,
-            last_write: self.last_write,
+            bits: peer.bitmap.count(),
+            noted: peer.noted,
+            has: self.has,
         }
     }
 
@@ -632,7 +645,7 @@ impl Core {
         peer.connection = ConnectionState::Connected;
         peer.role = theirs.role;
         peer.disk = theirs.disk;
-        peer.epoch = theirs.epoch;
+        peer.epoch = theirs.has.epoch;
         peer.current = theirs.generations.current;
         peer.seen |= theirs.disk > DiskState::Failed;
         peer.discard_my_data = false;
@@ -660,7 +673,7 @@ impl Core {
         let same = mine.generations.current == theirs.generations.current;
         let consistent =
             mine.disk > DiskState::Inconsistent && theirs.disk > DiskState::Inconsistent;
-        if same && consistent {
+        if same && consistent && is_history(mine, node, theirs) {
             self.forget_older_bits(node);
         }
         let decided = both_disks && verdict != Verdict::NoGoodData;
@@ -690,15 +703,8 @@ impl Core {
 
     /// Both are of one generation: what was noted for an older one of the peer is over.
     fn forget_older_bits(&mut self, node: NodeId) {
-        let i = node.index();
-        let slot = self.gens.slots[i];
-        if slot.is_none() || slot == self.gens.current {
-            return;
-        }
-        self.gens.slots[i] = GenerationId::NONE;
-        self.peers.get_mut(&node).into_iter().for_each(|p| {
-            p.bitmap.clear_all();
-        });
+        self.gens.slots[node.index()] = GenerationId::NONE;
+        self.peers.get_mut(&node).into_iter().for_each(Peer::clear_bits);
     }
 
     /// The peer's disk equals the local one.
@@ -707,6 +713,10 @@ impl Core {
         self.gens.known[node.index()] = theirs;
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.replication = ReplicationState::Established;
+        if peer.role == Role::Primary {
+            // From here on its writes come without a gap.
+            self.has_stands = false;
+        }
         if peer.disk == DiskState::Consistent && self.disk >= DiskState::Consistent {
             // It comes to the same conclusion; its report says so in a moment.
             peer.disk = DiskState::UpToDate;
@@ -715,6 +725,7 @@ impl Core {
         if good && self.disk > DiskState::Inconsistent {
             self.set_disk(DiskState::UpToDate);
         }
+        self.tell_synced(node);
         self.request_superblock(After::Nothing);
     }
 
@@ -843,20 +854,16 @@ impl Core {
         self.changed();
     }
 
-    /// A peer has the current generation and is UpToDate: what was noted before is over.
-    fn peer_caught_up(&mut self, node: NodeId) {
+    /// A peer has the current generation and is UpToDate: what was noted before may be over.
+    pub(crate) fn peer_caught_up(&mut self, node: NodeId) {
         let Some(peer) = self.peers.get(&node) else { return };
         let slot = self.gens.slots[node.index()];
         let stale = !slot.is_none() && slot != self.gens.current;
         let established = peer.replication == ReplicationState::Established;
-        if !established || !stale || self.disk != DiskState::UpToDate {
-            return;
-        }
-        if self.role == Role::Primary {
-            // Nothing real is in the account: this node itself would have marked it.
-            self.member_synced(node, self.gens.current);
-            self.tell_synced(node);
-        } else if !self.peers.values().any(|p| p.up && p.role == Role::Primary) {
+        let near_primary = self.role == Role::Primary
+            || self.peers.values().any(|p| p.up && p.role == Role::Primary);
+        // A Primary tells in line with its writes when a member is in sync.
+        if established && stale && self.disk == DiskState::UpToDate && !near_primary {
             self.renegotiate(node);
         }
     }
@@ -876,11 +883,17 @@ impl Core {
 
     /// A member has everything of this generation.
     pub(crate) fn member_synced(&mut self, member: NodeId, current: GenerationId) {
-        if member == self.node || current != self.gens.current || self.disk != DiskState::UpToDate {
+        let filled = self.disk == DiskState::Inconsistent;
+        let current_here = self.gens.current == current && self.disk == DiskState::UpToDate;
+        let Some(peer) = self.peers.get_mut(&member) else { return };
+        if filled {
+            peer.clear_bits();
+            peer.synced = Some(current);
+        }
+        if !current_here {
             return;
         }
-        let Some(peer) = self.peers.get_mut(&member) else { return };
-        peer.bitmap.clear_all();
+        peer.clear_bits();
         self.gens.slots[member.index()] = GenerationId::NONE;
         self.gens.known[member.index()] = current;
         self.request_superblock(After::Nothing);

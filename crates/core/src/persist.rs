@@ -14,7 +14,7 @@ use holdfast_units::{
     BLOCK_SIZE, ByteRange, DiskState, EXTENT_SIZE, GenerationId, NodeId, PeerSet, ReplicationState,
     Role,
 };
-use holdfast_wire::Message;
+use holdfast_wire::{Message, WriteMark};
 use std::collections::{BTreeMap, VecDeque};
 
 /// How many bitmap pages go into one metadata write, so that memory stays bounded.
@@ -381,9 +381,10 @@ impl Core {
     }
 
     /// Marks a range as different from a peer's.
-    pub(crate) fn mark(&mut self, peer: NodeId, range: ByteRange) {
+    pub(crate) fn mark(&mut self, peer: NodeId, range: ByteRange, write: WriteMark) {
         if let Some(peer) = self.peers.get_mut(&peer) {
             peer.bitmap.set_range(range.blocks());
+            peer.noted = write;
         }
     }
 

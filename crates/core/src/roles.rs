@@ -7,7 +7,7 @@ use crate::engine::{Core, DiskJob};
 use crate::event::{Action, CommandId, Refusal};
 use crate::persist::After;
 use holdfast_units::{DiskState, GenerationId, Millis, NodeId, PeerSet, Role};
-use holdfast_wire::{Message, PromoteAnswer, PromoteStep};
+use holdfast_wire::{Message, PromoteAnswer, PromoteStep, WriteMark};
 
 /// Members must have answered within this time.
 const PROMOTE_TIMEOUT_MS: u64 = 5_000;
@@ -210,6 +210,8 @@ impl Core {
         promotion.committed = true;
         self.epoch = promotion.epoch;
         self.last_write = 0;
+        self.has = WriteMark { epoch: self.epoch, seq: 0 };
+        self.has_stands = false;
         self.last_settled_sent = 0;
         let decree = force && !self.has_good_data() && self.disk < DiskState::Consistent;
         if decree {

@@ -17,7 +17,7 @@ use holdfast_units::{
     BLOCK_SIZE, ByteRange, DiskState, GenerationId, MAX_REQUEST, Millis, NodeId, ReplicationState,
     Role,
 };
-use holdfast_wire::{Generations, Message, StateReport};
+use holdfast_wire::{Generations, Message, StateReport, WriteMark};
 use std::collections::BTreeMap;
 
 /// The longest range that is asked for when the last ones were holes.
@@ -170,6 +170,7 @@ impl Core {
         if !busy {
             for p in self.peers.values_mut() {
                 p.missed_since_sync = false;
+                p.synced = None;
                 p.account = None;
             }
         }
@@ -611,7 +612,9 @@ impl Core {
             return;
         }
         peer.out_of_sync_seen += 1;
-        if has_primary {
+        let syncing =
+            matches!(peer.replication, ReplicationState::WFBitMapT | ReplicationState::SyncTarget);
+        if has_primary && !syncing {
             return;
         }
         peer.bitmap.set_range(range.blocks());
@@ -675,11 +678,12 @@ impl Core {
             self.send_bitmap(node, other);
         }
         let generations = Box::new(self.gens.report(node));
-        self.send(node, Message::ResyncGenerations { generations });
+        let has = self.has;
+        self.send(node, Message::ResyncGenerations { generations, has });
     }
 
     /// This node has everything: it takes the source's generations over.
-    pub(crate) fn take_over(&mut self, node: NodeId, generations: &Generations) {
+    pub(crate) fn take_over(&mut self, node: NodeId, generations: &Generations, has: WriteMark) {
         let Some(peer) = self.peers.get(&node) else { return };
         if !peer.is_completing() {
             // It belongs to a resync that is over.
@@ -697,20 +701,31 @@ impl Core {
             if other == node {
                 continue;
             }
+            if p.synced == Some(generations.current) {
+                // The account is older than that; what was marked here since is all there is.
+                self.gens.slots[i] = GenerationId::NONE;
+                self.gens.known[i] = generations.current;
+                continue;
+            }
             // The source's account of what others miss replaces this node's, but for what came since.
             if !p.missed_since_sync {
-                p.bitmap.clear_all();
+                p.clear_bits();
             }
             if let Some(account) = account {
                 p.bitmap.or_assign(&account);
+                p.noted = has;
             }
         }
         self.gens.slots[node.index()] = GenerationId::NONE;
         self.gens.known[node.index()] = generations.current;
         self.crashed_primary = false;
-        self.peers.get_mut(&node).into_iter().for_each(|p| {
-            p.bitmap.clear_all();
-        });
+        // Writes that come directly go on from where the source is only if it is the Primary.
+        let direct = self.peers.get(&node).is_some_and(|p| p.role == Role::Primary);
+        if !direct || self.has.epoch != has.epoch {
+            self.has = has;
+        }
+        self.has_stands = !direct;
+        self.peers.get_mut(&node).into_iter().for_each(Peer::clear_bits);
         if let Some(al) = &mut self.al {
             al.take_suspects(node);
         }
@@ -743,6 +758,16 @@ impl Core {
         self.refresh_sets();
         self.announce();
         self.next_source();
+        let current = self.gens.current;
+        let level: Vec<NodeId> = self
+            .peers
+            .values()
+            .filter(|p| p.up && p.disk == DiskState::UpToDate && p.current == current)
+            .map(|p| p.node)
+            .collect();
+        for peer in level {
+            self.peer_caught_up(peer);
+        }
         self.changed();
     }
 
@@ -755,7 +780,7 @@ impl Core {
         peer.generations_sent = false;
         peer.end_resync();
         peer.replication = ReplicationState::Established;
-        peer.bitmap.clear_all();
+        peer.clear_bits();
         peer.current = current;
         peer.disk = self.disk;
         self.gens.slots[node.index()] = GenerationId::NONE;

@@ -72,13 +72,21 @@ pub struct StateReport {
     pub discard_my_data: bool,
     /// The sender is connected to a Primary (or is one).
     pub near_primary: bool,
-    /// How many blocks the sender's bitmap has set for the receiver that are not explained by an
-    /// older generation of the receiver.
+    /// How many blocks the sender's bitmap has set for the receiver.
     pub bits: u64,
-    /// Which promotion the sender followed last: a random number of the Primary's, 0 for none.
+    /// The last write for which the sender noted that the receiver misses it.
+    pub noted: WriteMark,
+    /// The last write up to which the sender has everything.
+    pub has: WriteMark,
+}
+
+/// A write of a Primary: which promotion, and the number of the write in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct WriteMark {
+    /// The random number of the promotion; 0 is none.
     pub epoch: u64,
-    /// The last write of that promotion that the sender received.
-    pub last_write: u64,
+    /// Counts the promotion's writes; [`u64::MAX`] stands for one of unknown number.
+    pub seq: u64,
 }
 
 /// What the node with the lower number found, seen from itself.
@@ -343,6 +351,8 @@ pub enum Message {
     ResyncGenerations {
         /// The source's generations.
         generations: Box<Generations>,
+        /// The last write up to which the source has everything, or has said what is missing.
+        has: WriteMark,
     },
     /// The target has taken the generations over, durably, and is UpToDate.
     ResyncAdopted {

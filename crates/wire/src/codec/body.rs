@@ -4,7 +4,7 @@
 use super::{Kind, MAX_BITMAP_RUNS, MAX_DATALESS_RANGE, MAX_REFUSAL_TEXT};
 use crate::{
     Generations, Hello, Message, PeerResult, PromoteAnswer, PromoteStep, RefusalCode, StateReport,
-    Verdict, WireError, WriteKind,
+    Verdict, WireError, WriteKind, WriteMark,
 };
 use bytes::Bytes;
 use holdfast_units::{
@@ -65,8 +65,8 @@ impl Writer<'_> {
             discard_my_data,
             near_primary,
             bits,
-            epoch,
-            last_write,
+            noted,
+            has,
         } = report;
         self.u32(*serial);
         self.generations(generations);
@@ -79,8 +79,13 @@ impl Writer<'_> {
         self.bool(*discard_my_data);
         self.bool(*near_primary);
         self.u64(*bits);
-        self.u64(*epoch);
-        self.u64(*last_write);
+        self.write_mark(*noted);
+        self.write_mark(*has);
+    }
+
+    fn write_mark(&mut self, mark: WriteMark) {
+        self.u64(mark.epoch);
+        self.u64(mark.seq);
     }
 
     /// The text up to the last whole character that fits.
@@ -201,6 +206,10 @@ impl Reader<'_> {
         Ok(generations)
     }
 
+    fn write_mark(&mut self) -> Result<WriteMark, WireError> {
+        Ok(WriteMark { epoch: self.u64()?, seq: self.u64()? })
+    }
+
     fn state(&mut self) -> Result<Box<StateReport>, WireError> {
         Ok(Box::new(StateReport {
             serial: self.u32()?,
@@ -214,8 +223,8 @@ impl Reader<'_> {
             discard_my_data: self.bool("discard_my_data")?,
             near_primary: self.bool("near_primary")?,
             bits: self.u64()?,
-            epoch: self.u64()?,
-            last_write: self.u64()?,
+            noted: self.write_mark()?,
+            has: self.write_mark()?,
         }))
     }
 
@@ -345,7 +354,10 @@ pub(super) fn write(message: &Message, w: &mut Writer<'_>) {
             w.bool(*zeroes);
         }
         Message::ResyncComplete { out_of_sync_seen } => w.u64(*out_of_sync_seen),
-        Message::ResyncGenerations { generations } => w.generations(generations),
+        Message::ResyncGenerations { generations, has } => {
+            w.generations(generations);
+            w.write_mark(*has);
+        }
         Message::Promote { id, step, epoch } => {
             w.u64(*id);
             w.u8(*step as u8);
@@ -417,7 +429,8 @@ pub(super) fn read(kind: Kind, r: &mut Reader<'_>, payload: Bytes) -> Result<Mes
         Kind::OutOfSync => Message::OutOfSync { range: r.range(MAX_DEVICE)? },
         Kind::ResyncComplete => Message::ResyncComplete { out_of_sync_seen: r.u64()? },
         Kind::ResyncGenerations => {
-            Message::ResyncGenerations { generations: Box::new(r.generations()?) }
+            let generations = Box::new(r.generations()?);
+            Message::ResyncGenerations { generations, has: r.write_mark()? }
         }
         Kind::ResyncAdopted => Message::ResyncAdopted { current: r.generation()? },
         Kind::Promote => {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     Generations, HISTORY_LEN, PeerResult, PromoteAnswer, PromoteStep, RefusalCode, StateReport,
-    Verdict, WriteKind,
+    Verdict, WriteKind, WriteMark,
 };
 use holdfast_units::{ByteRange, DiskState, GenerationId, NodeId, PeerSet, ResourceId, Role};
 use proptest::prelude::*;
@@ -114,8 +114,8 @@ fn state() -> impl Strategy<Value = Box<StateReport>> {
                 discard_my_data: flags.3,
                 near_primary: flags.4,
                 bits: numbers.0,
-                epoch: numbers.1,
-                last_write: numbers.2,
+                noted: WriteMark { epoch: numbers.1, seq: numbers.2 },
+                has: WriteMark { epoch: numbers.2, seq: numbers.1 },
             })
         })
 }
@@ -203,9 +203,10 @@ fn each_kind() -> Vec<BoxedStrategy<Message>> {
         range(32768).prop_map(|range| Message::ResyncAck { range }).boxed(),
         range(1 << 30).prop_map(|range| Message::OutOfSync { range }).boxed(),
         id().prop_map(|out_of_sync_seen| Message::ResyncComplete { out_of_sync_seen }).boxed(),
-        generations()
-            .prop_map(|generations| Message::ResyncGenerations {
+        (generations(), id(), id())
+            .prop_map(|(generations, epoch, seq)| Message::ResyncGenerations {
                 generations: Box::new(generations),
+                has: WriteMark { epoch, seq },
             })
             .boxed(),
         generation().prop_map(|current| Message::ResyncAdopted { current }).boxed(),
@@ -556,8 +557,8 @@ fn words_beyond_the_last_one_are_refused() {
         (Kind::Promote, 8, &[0; 17], 3),
         (Kind::PromoteReply, 8, &[0; 9], 4),
         (Kind::Refuse, 0, &[0; 2], 9),
-        (Kind::Verdict, 4, &[0; 569], 10),
-        (Kind::State, 537, &[0; 564], 32),
+        (Kind::Verdict, 4, &[0; 585], 10),
+        (Kind::State, 537, &[0; 580], 32),
         (Kind::Changed, 0, &[0; 18], 3),
         (Kind::Changed, 1, &[0; 18], 10),
         (Kind::Invalidate, 0, &[0; 1], 2),
