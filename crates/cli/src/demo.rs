@@ -370,7 +370,10 @@ impl Demo {
         let missed = format_size(before.out_of_sync_bytes);
         let sent = format_size(after.resync_sent_bytes.saturating_sub(before.resync_sent_bytes));
         let size = format_size(self.size);
-        self.report.done(&format!("it had missed {missed} of {size}; {sent} were sent"));
+        self.report.done(&format!(
+            "it had missed {missed} of {size}; {sent} were sent: that, and the extents of 4 MiB \
+             that were being written when it died"
+        ));
         Ok(())
     }
 

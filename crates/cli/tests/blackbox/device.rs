@@ -1,0 +1,160 @@
+//! The local block device: a file system on it survives the death of its node.
+
+use crate::{BINARY, MIB, SOON, SYNC, cluster};
+use holdfast_testkit::{Cluster, Mount, Rng, devices_unavailable, run_ok, wait_until};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+/// Says why a test that needs local devices does nothing here.
+fn skipped() -> bool {
+    let reason = devices_unavailable();
+    if let Some(why) = &reason {
+        eprintln!("skipped: no local devices can be made: {why}");
+    }
+    reason.is_some()
+}
+
+fn device(cluster: &Cluster, index: usize) -> String {
+    let made = cluster[index].json(&["device", "r0"]);
+    made["path"].as_str().expect("it has a path").to_owned()
+}
+
+fn content(number: u64) -> Vec<u8> {
+    let mut rng = Rng::new(number);
+    let mut data = vec![0; 1 + usize::try_from(rng.below(60_000)).expect("it is small")];
+    rng.fill(&mut data);
+    data
+}
+
+fn file(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("file-{number}"))
+}
+
+/// Writes a file so that it is durable with its name.
+fn write_durably(dir: &Path, number: u64) -> io::Result<()> {
+    let mut out = File::create(file(dir, number))?;
+    out.write_all(&content(number))?;
+    out.sync_all()?;
+    File::open(dir)?.sync_all()
+}
+
+#[test]
+fn files_that_were_synced_survive_the_death_of_the_primary() {
+    if skipped() {
+        return;
+    }
+    let mut cluster = cluster(2);
+    let size = 64 * MIB;
+    cluster.resource("r0", size, 2);
+    let path = device(&cluster, 0);
+    run_ok(Command::new("mkfs.ext4").args(["-q", "-F", &path]));
+    let mount = Mount::new(&path, &cluster[0].dir().join("mnt"));
+    let durable = Arc::new(AtomicU64::new(0));
+    let (counter, dir) = (Arc::clone(&durable), mount.path().to_owned());
+    let client = thread::spawn(move || {
+        for number in 0..100_000 {
+            if write_durably(&dir, number % 500).is_err() {
+                return;
+            }
+            counter.store(number + 1, Ordering::Relaxed);
+        }
+    });
+    wait_until(SYNC, "some files", || durable.load(Ordering::Relaxed) > 40);
+    cluster[0].kill9();
+    client.join().expect("it ends when its device is gone");
+    let durable = durable.load(Ordering::Relaxed);
+    mount.give_up();
+
+    cluster[1].ok(&["primary", "r0"]);
+    let path = device(&cluster, 1);
+    let mount = Mount::new(&path, &cluster[1].dir().join("mnt"));
+    for number in 0..durable.min(500) {
+        let found = fs::read(file(mount.path(), number)).expect("a synced file is there");
+        assert!(found == content(number), "file {number} is not as it was synced");
+    }
+    write_durably(mount.path(), 1000).expect("it can be written");
+    mount.unmount();
+    run_ok(Command::new("e2fsck").args(["-f", "-n", &path]));
+
+    cluster[0].start();
+    cluster[1].wait_synced("r0", SYNC);
+    cluster.assert_equal_disks("r0", size, &[0, 1]);
+    cluster[1].ok(&["device", "r0", "--remove"]);
+}
+
+#[test]
+fn a_device_is_made_shown_guarded_and_taken_away() {
+    if skipped() {
+        return;
+    }
+    let cluster = cluster(2);
+    cluster.resource("r0", 16 * MIB, 2);
+    cluster[1].refused(&["device", "r0"], 1, "r0");
+    let path = device(&cluster, 0);
+    assert_eq!(Path::new(&path).file_name().and_then(|name| name.to_str()), Some("r0"));
+    let status = cluster[0].resource("r0");
+    assert_eq!(status.device.as_deref(), Some(&*path));
+    assert!(status.device_kind.is_some());
+    // What is written there is replicated, at any offset and length.
+    run_ok(
+        Command::new("dd")
+            .args(["if=/etc/passwd", "bs=512", "seek=3", "count=1", "oflag=sync"])
+            .arg(format!("of={path}")),
+    );
+    cluster.assert_equal_disks("r0", 16 * MIB, &[0, 1]);
+
+    let open = File::open(&path).expect("the device can be opened");
+    cluster[0].refused(&["device", "r0", "--remove"], 1, "open");
+    cluster[0].refused(&["secondary", "r0"], 1, "r0");
+    drop(open);
+    cluster[0].ok(&["device", "r0", "--remove"]);
+    assert!(!Path::new(&path).exists());
+    assert_eq!(cluster[0].resource("r0").device, None);
+    cluster[0].refused(&["device", "r0", "--remove"], 4, "r0");
+    cluster[0].ok(&["secondary", "r0"]);
+    assert_eq!(
+        holdfast_testkit::files::read(&cluster[1].disk("r0"), 1536, 4),
+        fs::read("/etc/passwd").expect("it is there")[..4]
+    );
+}
+
+#[test]
+fn mkfs_trim_and_unmount_work_on_it() {
+    if skipped() {
+        return;
+    }
+    let cluster = cluster(2);
+    let size = 64 * MIB;
+    cluster.resource("r0", size, 2);
+    let path = device(&cluster, 0);
+    run_ok(Command::new("mkfs.ext4").args(["-q", "-F", &path]));
+    let mount = Mount::new(&path, &cluster[0].dir().join("mnt"));
+    let big = mount.path().join("big");
+    fs::write(&big, vec![7; 20 << 20]).expect("it can be written");
+    run_ok(Command::new("sync").arg("-f").arg(mount.path()));
+    let full = holdfast_testkit::files::allocated(&cluster[1].disk("r0"));
+    fs::remove_file(big).expect("it can be removed");
+    run_ok(Command::new("sync").arg("-f").arg(mount.path()));
+    run_ok(Command::new("fstrim").arg(mount.path()));
+    wait_until(SOON, "the peer gives the room back", || {
+        holdfast_testkit::files::allocated(&cluster[1].disk("r0")) + (15 << 20) < full
+    });
+    mount.unmount();
+    run_ok(Command::new("e2fsck").args(["-f", "-n", &path]));
+    cluster[0].ok(&["device", "r0", "--remove"]);
+    cluster[0].ok(&["secondary", "r0"]);
+    cluster.assert_equal_disks("r0", size, &[0, 1]);
+}
+
+#[test]
+fn the_demo_ends_well() {
+    let mut command = Command::new(BINARY);
+    command.args(["demo", "--once", "--nodes", "2", "--size", "64M"]);
+    let output = holdfast_testkit::run_with_limit(&mut command, SYNC * 2);
+    assert_eq!(output.status, 0, "{output}");
+}

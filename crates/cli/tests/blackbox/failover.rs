@@ -1,0 +1,162 @@
+//! The Primary dies: nothing that was acknowledged is lost.
+
+use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, write_blocks};
+use holdfast_testkit::{Ledger, Rng, Writer, WriterOptions, files};
+
+/// How many rounds of the failover there are.
+fn rounds() -> u64 {
+    std::env::var("HOLDFAST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
+}
+
+/// Three nodes, a client that writes without pause. In each round a Secondary is killed, then the
+/// Primary, at moments that differ; the third node is promoted; both dead ones come back.
+#[test]
+fn acknowledged_writes_survive_the_death_of_a_secondary_and_of_the_primary() {
+    let size = 16 * MIB;
+    let mut cluster = cluster(3);
+    cluster.resource("r0", size, 3);
+    let mut ledger = Ledger::new(1, 4096);
+    let mut rng = Rng::new(2024);
+    let mut primary = 0;
+    for round in 0..rounds() {
+        let (first, next) = match rng.below(2) {
+            0 => ((primary + 1) % 3, (primary + 2) % 3),
+            _ => ((primary + 2) % 3, (primary + 1) % 3),
+        };
+        let options = WriterOptions { connections: 4, flush_every: 50, ..Default::default() };
+        let writer = Writer::start(&cluster[primary].uri("r0"), ledger, options);
+        writer.wait_acknowledged(1 + rng.below(300));
+        cluster[first].kill9();
+        let so_far = writer.acknowledged();
+        writer.wait_acknowledged(so_far + 1 + rng.below(300));
+        cluster[primary].kill9();
+        let errors;
+        (ledger, errors) = writer.join();
+        assert_eq!(errors.len(), 4, "round {round}: a connection survived its server");
+
+        cluster[next].ok(&["primary", "r0"]);
+        ledger.verify_export(&cluster[next].uri("r0"));
+        // The new Primary is written to before the others come back.
+        let writer = Writer::start(
+            &cluster[next].uri("r0"),
+            ledger,
+            WriterOptions { connections: 2, limit: 50, ..Default::default() },
+        );
+        let errors;
+        (ledger, errors) = writer.join();
+        assert!(errors.is_empty(), "round {round}: {errors:?}");
+        let back = if rng.below(2) == 0 { [first, primary] } else { [primary, first] };
+        for index in back {
+            cluster[index].start();
+        }
+        for index in [next, first, primary] {
+            cluster[index].wait_synced("r0", SYNC);
+        }
+        for index in 0..3 {
+            assert_eq!(
+                cluster[index].resource("r0").role == "Primary",
+                index == next,
+                "round {round}"
+            );
+            ledger.verify_file(&cluster[index].disk("r0"));
+        }
+        cluster.assert_equal_disks("r0", size, &[next, first, primary]);
+        primary = next;
+    }
+}
+
+#[test]
+fn row_022_what_a_killed_peer_has_is_a_state_that_once_was() {
+    let mut cluster = cluster(2);
+    cluster.resource("r0", 4 * MIB, 2);
+    let mut rng = Rng::new(22);
+    let mut ledger = Ledger::new(22, 1024);
+    for _ in 0..3 {
+        // Each write waits for the one before: the peer must have all up to some write.
+        let writer = Writer::start(&cluster[0].uri("r0"), ledger, WriterOptions::default());
+        writer.wait_acknowledged(50 + rng.below(400));
+        let acknowledged = writer.acknowledged();
+        cluster[1].kill9();
+        let writer_after = writer.acknowledged();
+        ledger = writer.stop_well();
+        assert!(writer_after >= acknowledged);
+        let newest = ledger.verify_prefix(&cluster[1].disk("r0"));
+        assert!(newest > 0);
+        cluster[1].start();
+        cluster[0].wait_synced("r0", SOON);
+        cluster.assert_equal_disks("r0", 4 * MIB, &[0, 1]);
+    }
+}
+
+#[test]
+fn row_023_what_was_flushed_is_on_every_node_when_all_are_killed() {
+    let mut cluster = cluster(3);
+    cluster.resource("r0", 4 * MIB, 3);
+    write_blocks(&cluster[0], "r0", 23, 0..200);
+    for index in 0..3 {
+        cluster[index].kill9();
+    }
+    for index in 0..3 {
+        let found = files::read(&cluster[index].disk("r0"), 199 * BLOCK, 4096);
+        assert!(found == holdfast_testkit::block_content(23, 1, 199), "node {index}");
+    }
+    for index in [2, 0, 1] {
+        cluster[index].start();
+    }
+    cluster[0].wait_synced("r0", SOON);
+    if cluster[0].resource("r0").role != "Primary" {
+        cluster[0].ok(&["primary", "r0"]);
+    }
+    check_blocks(&cluster[0], "r0", 23, 0..200);
+    cluster.assert_equal_disks("r0", 4 * MIB, &[0, 1, 2]);
+}
+
+#[test]
+fn row_035_a_crashed_primary_that_comes_back_is_the_source() {
+    let mut cluster = cluster(2);
+    cluster.resource("r0", 16 * MIB, 2);
+    write_blocks(&cluster[0], "r0", 1, 0..100);
+    // The peer does not get what is written now, and the client gets no answer.
+    cluster[1].freeze();
+    let options = WriterOptions { connections: 4, ..WriterOptions::default() };
+    let disk = cluster[0].disk("r0");
+    let before = files::fingerprint(&disk, 16 * MIB);
+    let ledger = Ledger::new(35, 4096);
+    let writer = Writer::start(&cluster[0].uri("r0"), ledger, options);
+    holdfast_testkit::wait_until(SOON, "the Primary's own disk has a write", || {
+        files::fingerprint(&disk, 16 * MIB) != before
+    });
+    assert_eq!(writer.acknowledged(), 0, "a write was acknowledged that the peer does not have");
+    cluster[0].kill9();
+    cluster[1].kill9();
+    let _ = writer.join();
+    assert!(files::first_difference(&disk, &cluster[1].disk("r0"), 16 * MIB).is_some());
+    let crashed = files::fingerprint(&disk, 16 * MIB);
+
+    cluster[0].start();
+    cluster[1].start();
+    cluster[0].wait_synced("r0", SOON);
+    assert_eq!(files::fingerprint(&disk, 16 * MIB), crashed, "the source was overwritten");
+    cluster.assert_equal_disks("r0", 16 * MIB, &[0, 1]);
+    let peer = cluster[1].peer("r0", "alpha");
+    assert!(peer.resync_received_bytes > 0 && peer.resync_sent_bytes == 0, "{peer:?}");
+}
+
+/// The old Primary comes back after another one was promoted and written to.
+#[test]
+fn row_035_a_crashed_primary_that_was_replaced_is_the_target() {
+    let mut cluster = cluster(2);
+    cluster.resource("r0", 16 * MIB, 2);
+    write_blocks(&cluster[0], "r0", 1, 0..100);
+    cluster[0].kill9();
+    cluster[1].ok(&["primary", "r0"]);
+    check_blocks(&cluster[1], "r0", 1, 0..100);
+    write_blocks(&cluster[1], "r0", 2, 50..150);
+    cluster[0].start();
+    cluster[1].wait_synced("r0", SOON);
+    assert_eq!(cluster[0].resource("r0").role, "Secondary");
+    assert_eq!(cluster[1].resource("r0").role, "Primary");
+    check_blocks(&cluster[1], "r0", 1, 0..50);
+    check_blocks(&cluster[1], "r0", 2, 50..150);
+    cluster.assert_equal_disks("r0", 16 * MIB, &[0, 1]);
+}

@@ -1,0 +1,61 @@
+//! Black-box tests: real daemons, the real command, real clients, `kill -9` in the middle.
+//!
+//! Every test has daemons, directories and ports of its own. `HOLDFAST_ROUNDS` says how often the
+//! failover goes round; `HOLDFAST_KEEP` keeps the files of a test that failed. The numbers in the
+//! names are those of the list of features that users of such systems rely on.
+
+mod admin;
+mod bounds;
+mod device;
+mod failover;
+mod joining;
+mod metadata;
+mod nbd_clients;
+mod refusals;
+mod restart;
+mod resync;
+mod split_brain;
+
+use holdfast_testkit::{Cluster, ClusterOptions, Node, block_content};
+use std::time::Duration;
+
+/// The command under test.
+const BINARY: &str = env!("CARGO_BIN_EXE_holdfast");
+const MIB: u64 = 1 << 20;
+/// A block, the unit of replication.
+const BLOCK: u64 = 4096;
+/// How long anything that should be quick may take.
+const SOON: Duration = Duration::from_secs(30);
+/// How long a resync of a small resource may take.
+const SYNC: Duration = Duration::from_secs(60);
+
+fn cluster(count: usize) -> Cluster {
+    Cluster::new(BINARY, count)
+}
+
+/// Nodes with a fault proxy in front of each.
+fn cluster_with_proxies(count: usize) -> Cluster {
+    let options = ClusterOptions { proxies: true, ..ClusterOptions::default() };
+    Cluster::with(BINARY, count, options)
+}
+
+/// Writes a recognisable content into each of these blocks.
+fn write_blocks(node: &Node, resource: &str, seed: u64, blocks: impl IntoIterator<Item = u64>) {
+    let mut client = node.open(resource);
+    for block in blocks {
+        let content = block_content(seed, 1, block);
+        client.write_at(&content, block * BLOCK).expect("the Primary takes writes");
+    }
+    client.flush().expect("the Primary can flush");
+}
+
+/// Panics unless each of these blocks has the content that [`write_blocks`] gave it.
+fn check_blocks(node: &Node, resource: &str, seed: u64, blocks: impl IntoIterator<Item = u64>) {
+    let mut client = node.open(resource);
+    for block in blocks {
+        let mut found = vec![0; block_content(0, 0, 0).len()];
+        client.read_at(&mut found, block * BLOCK).expect("the Primary can be read");
+        let due = block_content(seed, 1, block);
+        assert!(found == due, "block {block} on {} holds {:02x?}", node.name(), &found[..32]);
+    }
+}

@@ -1,0 +1,153 @@
+//! Two nodes wrote apart: it is found, nobody's data is touched, a person says whose are good.
+
+use crate::{MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, write_blocks};
+use holdfast_api::status::PeerStatus;
+use holdfast_testkit::{Cluster, Cut, files};
+
+const SIZE: u64 = 8 * MIB;
+
+fn stand_alone(peer: &PeerStatus) -> bool {
+    peer.connection == "StandAlone"
+}
+
+fn gone(peer: &PeerStatus) -> bool {
+    peer.connection != "Connected"
+}
+
+fn prints(cluster: &Cluster) -> [u64; 2] {
+    [0, 1].map(|index| files::fingerprint(&cluster[index].disk("r0"), SIZE))
+}
+
+/// Both have noticed, and nothing was copied in either direction.
+#[track_caller]
+fn assert_detected(cluster: &Cluster, before: [u64; 2]) {
+    cluster[0].wait_peer("r0", "beta", SOON, "it is noticed", stand_alone);
+    cluster[1].wait_peer("r0", "alpha", SOON, "it is noticed", stand_alone);
+    assert_eq!(prints(cluster), before, "somebody's data was touched");
+}
+
+/// Gives up beta's data.
+#[track_caller]
+fn resolve(cluster: &Cluster) {
+    if cluster[1].resource("r0").role == "Primary" {
+        cluster[1].refused(&["connect", "r0", "--discard-my-data"], 1, "Primary");
+        cluster[1].ok(&["secondary", "r0"]);
+    }
+    cluster[1].ok(&["connect", "r0", "--discard-my-data"]);
+    cluster[0].ok(&["connect", "r0"]);
+    cluster[0].wait_synced("r0", SYNC);
+    cluster[1].wait_synced("r0", SYNC);
+}
+
+#[test]
+fn row_066_068_apart_by_the_network() {
+    let cluster = cluster_with_proxies(2);
+    cluster.resource("r0", SIZE, 2);
+    write_blocks(&cluster[0], "r0", 1, 0..30);
+    for node in cluster.nodes() {
+        node.proxy().cut(Cut::Reset);
+    }
+    cluster[0].wait_peer("r0", "beta", SOON, "the cut is noticed", gone);
+    cluster[1].wait_peer("r0", "alpha", SOON, "the cut is noticed", gone);
+    cluster[1].ok(&["primary", "r0"]);
+    write_blocks(&cluster[0], "r0", 2, 10..20);
+    write_blocks(&cluster[1], "r0", 3, 15..25);
+    let before = prints(&cluster);
+    for node in cluster.nodes() {
+        node.proxy().heal();
+    }
+    assert_detected(&cluster, before);
+    // Both go on as they are.
+    write_blocks(&cluster[0], "r0", 4, 40..41);
+    check_blocks(&cluster[1], "r0", 3, 15..25);
+    resolve(&cluster);
+    check_blocks(&cluster[0], "r0", 2, 10..20);
+    cluster.assert_equal_disks("r0", SIZE, &[0, 1]);
+    let peer = cluster[1].peer("r0", "alpha");
+    assert!(peer.resync_received_bytes <= 60 * 4096, "{peer:?}");
+}
+
+#[test]
+fn row_066_068_apart_by_a_crash_of_each() {
+    let mut cluster = cluster(2);
+    cluster.resource("r0", SIZE, 2);
+    write_blocks(&cluster[0], "r0", 1, 0..30);
+    cluster[1].stop();
+    cluster[0].wait_peer("r0", "beta", SOON, "it is gone", gone);
+    write_blocks(&cluster[0], "r0", 2, 10..20);
+    cluster[0].kill9();
+    cluster[1].start();
+    // Nobody can know that alpha went on: a person decides.
+    cluster[1].ok(&["primary", "r0", "--force"]);
+    write_blocks(&cluster[1], "r0", 3, 15..25);
+    let before = prints(&cluster);
+    cluster[0].start();
+    assert_detected(&cluster, before);
+    resolve(&cluster);
+    if cluster[0].resource("r0").role != "Primary" {
+        cluster[0].ok(&["primary", "r0"]);
+    }
+    check_blocks(&cluster[0], "r0", 2, 10..20);
+    cluster.assert_equal_disks("r0", SIZE, &[0, 1]);
+}
+
+#[test]
+fn row_066_apart_by_disconnect_and_force() {
+    let cluster = cluster(2);
+    cluster.resource("r0", SIZE, 2);
+    cluster[1].ok(&["disconnect", "r0"]);
+    cluster[0].wait_peer("r0", "beta", SOON, "it is gone", gone);
+    write_blocks(&cluster[0], "r0", 2, 10..20);
+    // It knows that the other one goes on.
+    assert_eq!(cluster[1].resource("r0").disk.state, "Outdated");
+    cluster[1].refused(&["primary", "r0"], 1, "r0");
+    cluster[1].ok(&["primary", "r0", "--force"]);
+    write_blocks(&cluster[1], "r0", 3, 15..25);
+    let before = prints(&cluster);
+    cluster[1].ok(&["connect", "r0"]);
+    assert_detected(&cluster, before);
+    resolve(&cluster);
+    check_blocks(&cluster[0], "r0", 2, 10..20);
+    cluster.assert_equal_disks("r0", SIZE, &[0, 1]);
+}
+
+/// Apart, but only one side was written to: that is no split brain.
+#[test]
+fn row_066_one_side_that_wrote_is_no_split_brain() {
+    let cluster = cluster(2);
+    cluster.resource("r0", SIZE, 2);
+    cluster[0].ok(&["secondary", "r0"]);
+    cluster[1].ok(&["disconnect", "r0"]);
+    cluster[0].wait_peer("r0", "beta", SOON, "it is gone", gone);
+    cluster[0].ok(&["primary", "r0"]);
+    write_blocks(&cluster[0], "r0", 2, 10..20);
+    cluster[1].ok(&["connect", "r0"]);
+    cluster[1].wait_synced("r0", SYNC);
+    check_blocks(&cluster[0], "r0", 2, 10..20);
+    cluster.assert_equal_disks("r0", SIZE, &[0, 1]);
+}
+
+#[test]
+fn row_071_data_without_a_common_past_are_refused() {
+    let mut cluster = cluster(2);
+    cluster.create("r0", SIZE, &[]);
+    write_blocks(&cluster[0], "r0", 1, 0..10);
+    // Beta hears of the resource, but never of its data.
+    holdfast_testkit::wait_until(SOON, "beta knows the resource", || {
+        cluster[1].cli(&["primary", "r0"]).stderr.contains("member")
+    });
+    cluster[0].stop();
+    cluster.join_resource(&cluster[1], "r0", SIZE, &[]);
+    assert_eq!(cluster[1].resource("r0").disk.state, "Inconsistent");
+    cluster[1].ok(&["primary", "r0", "--force"]);
+    write_blocks(&cluster[1], "r0", 2, 5..15);
+    let before = prints(&cluster);
+    cluster[0].start();
+    assert_detected(&cluster, before);
+    resolve(&cluster);
+    if cluster[0].resource("r0").role != "Primary" {
+        cluster[0].ok(&["primary", "r0"]);
+    }
+    check_blocks(&cluster[0], "r0", 1, 0..10);
+    cluster.assert_equal_disks("r0", SIZE, &[0, 1]);
+}
