@@ -58,7 +58,7 @@ fn scenario(w: &mut World, oracle: &mut Oracle) {
     if running(w, 0) && running(w, 1) {
         w.kill(1);
     }
-    for extent in 0..80 {
+    for extent in 0..70 {
         oracle.write(w, 0, extent * 1024 + 2, 2);
     }
     if running(w, 0) && !w.nodes[1].crashed {
@@ -81,8 +81,8 @@ fn scenario(w: &mut World, oracle: &mut Oracle) {
 }
 
 fn build() -> World {
-    // 80 extents and room for 67 in the log.
-    World::with(2, 80 * (4 << 20), 67)
+    // 72 extents and room for 67 in the log.
+    World::with(2, 72 * (4 << 20), 67)
 }
 
 /// Everybody comes back, and a Primary is found without force when there is none.
