@@ -64,11 +64,11 @@ impl Core {
 
     pub(crate) fn promote(&mut self, command: CommandId, force: bool) {
         let done = |core: &mut Self, result| core.act(Action::CommandDone(command, result));
-        if self.role == Role::Primary && self.demotion.is_none() {
-            return done(self, Ok(()));
-        }
         if self.promotion.is_some() || self.demotion.is_some() {
             return done(self, Err(Refusal::Busy));
+        }
+        if self.role == Role::Primary {
+            return done(self, Ok(()));
         }
         if let Some(promise) = &self.promise {
             let peer = promise.peer;
