@@ -48,7 +48,9 @@ impl World {
         let node = &mut self.nodes[n];
         let config = node.config(&plan.diskless, plan.size, &plan.options, seed);
         node.life += 1;
-        node.core = Some(Core::new(config));
+        let mut core = Core::new(config);
+        self.settings.plant(&mut core);
+        node.core = Some(core);
         node.clock_ahead = self.rng.below(100_000);
         node.failed = false;
         let diskless = node.diskless;

@@ -23,6 +23,8 @@ mod rng;
 mod trouble;
 mod world;
 
+#[cfg(feature = "planted-bugs")]
+pub use holdfast_core::PlantedBug;
 pub use plan::Class;
 pub use report::{Outcome, Stats, TraceMode, Violation};
 
@@ -36,6 +38,22 @@ use world::World;
 pub struct Settings {
     /// How much of the trace is kept.
     pub trace: TraceMode,
+    /// A bug that every core has.
+    #[cfg(feature = "planted-bugs")]
+    pub planted: Option<PlantedBug>,
+}
+
+impl Settings {
+    #[cfg(feature = "planted-bugs")]
+    fn plant(&self, core: &mut holdfast_core::Core) {
+        if let Some(bug) = self.planted {
+            core.plant(bug);
+        }
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    #[allow(clippy::unused_self)]
+    fn plant(&self, _core: &mut holdfast_core::Core) {}
 }
 
 /// Runs one seed to its end, or to the first promise that is not kept.

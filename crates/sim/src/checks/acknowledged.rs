@@ -18,9 +18,10 @@ pub(crate) fn check(world: &World, n: usize, write: u64, holders: &[usize]) -> R
     if holders.is_empty() {
         return Err(format!("n{n} completed w{write}, which no disk holds"));
     }
-    // The Primary itself knows who misses writes; without a disk, those who keep the data know.
+    // The Primary itself knows who misses writes; without good data, those who have them know.
+    let good = world.nodes[n].disk_open && world.nodes[n].is_up_to_date();
     let known_to: Vec<usize> =
-        if world.nodes[n].disk_open && holders.contains(&n) { vec![n] } else { holders.to_vec() };
+        if good && holders.contains(&n) { vec![n] } else { holders.to_vec() };
     for member in 0..world.nodes.len() {
         if holders.contains(&member) || !has_held_data(world, member) {
             continue;
