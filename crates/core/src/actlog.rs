@@ -143,6 +143,11 @@ impl ActivityLog {
         found
     }
 
+    /// Nothing is suspect any more.
+    pub(crate) fn forget_suspects(&mut self) {
+        self.hot.values_mut().for_each(|hot| hot.suspect = PeerSet::EMPTY);
+    }
+
     /// Whether an extent is suspect for this peer.
     pub(crate) fn has_suspects(&self, peer: holdfast_units::NodeId) -> bool {
         self.hot.values().any(|h| h.suspect.contains(peer))

@@ -431,7 +431,7 @@ impl Core {
         let before = self.receivers;
         self.receivers = self.peers.values().filter(|p| p.receives()).map(|p| p.node).collect();
         let mut members: PeerSet =
-            self.peers.values().filter(|p| !p.diskless && p.seen).map(|p| p.node).collect();
+            self.peers.values().filter(|p| !p.diskless).map(|p| p.node).collect();
         if self.diskful {
             members.insert(self.node);
         }

@@ -863,7 +863,8 @@ impl Core {
         let near_primary = self.role == Role::Primary
             || self.peers.values().any(|p| p.up && p.role == Role::Primary);
         // A Primary tells in line with its writes when a member is in sync.
-        if established && stale && self.disk == DiskState::UpToDate && !near_primary {
+        let doubtful = stale || peer.bitmap.count() > 0;
+        if established && doubtful && self.disk == DiskState::UpToDate && !near_primary {
             self.renegotiate(node);
         }
     }

@@ -210,7 +210,7 @@ impl Core {
         let others: Vec<NodeId> = self
             .peers
             .values()
-            .filter(|p| p.node != lost && !p.diskless && p.seen)
+            .filter(|p| p.node != lost && !p.diskless)
             .map(|p| p.node)
             .collect();
         for other in others {

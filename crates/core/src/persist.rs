@@ -17,6 +17,9 @@ use holdfast_units::{
 use holdfast_wire::{Message, WriteMark};
 use std::collections::{BTreeMap, VecDeque};
 
+/// The mark of bits that are about no write in particular: they are never history.
+pub(crate) const UNKNOWN_WRITE: WriteMark = WriteMark { epoch: u64::MAX, seq: u64::MAX };
+
 /// How many bitmap pages go into one metadata write, so that memory stays bounded.
 const PAGES_PER_WRITE: usize = 256;
 
@@ -375,9 +378,7 @@ impl Core {
     pub(crate) fn mark_extent(&mut self, extent: u32, peer: NodeId) {
         let range = ByteRange::new(u64::from(extent) * EXTENT_SIZE, EXTENT_SIZE);
         debug_assert!(extents(range).eq(extent..extent + 1));
-        if let Some(peer) = self.peers.get_mut(&peer) {
-            peer.bitmap.set_range(range.blocks());
-        }
+        self.mark(peer, range, UNKNOWN_WRITE);
     }
 
     /// Marks a range as different from a peer's.

@@ -10,7 +10,7 @@ use crate::engine::{Core, DiskJob};
 use crate::event::{CommandId, DiskOutcome, IoFailure, Notice, Refusal, ResyncProgress};
 use crate::link::Peer;
 use crate::locks::Owner;
-use crate::persist::{After, bytes};
+use crate::persist::{After, UNKNOWN_WRITE, bytes};
 use bytes::Bytes;
 use holdfast_format::SparseBitmap;
 use holdfast_units::{
@@ -667,12 +667,12 @@ impl Core {
         {
             return;
         }
-        let others: Vec<NodeId> = self
-            .peers
-            .values()
-            .filter(|p| p.node != node && p.bitmap.count() > 0)
-            .map(|p| p.node)
-            .collect();
+        let mut others: Vec<NodeId> = self.peers.keys().copied().filter(|n| *n != node).collect();
+        for other in &others {
+            // The target has the same data, and so the same doubts.
+            self.merge_suspects(*other);
+        }
+        others.retain(|n| self.peers[n].bitmap.count() > 0);
         self.peers.get_mut(&node).into_iter().for_each(|p| p.generations_sent = true);
         for other in others {
             self.send_bitmap(node, other);
@@ -713,7 +713,7 @@ impl Core {
             }
             if let Some(account) = account {
                 p.bitmap.or_assign(&account);
-                p.noted = has;
+                p.noted = UNKNOWN_WRITE;
             }
         }
         self.gens.slots[node.index()] = GenerationId::NONE;
@@ -726,8 +726,11 @@ impl Core {
         }
         self.has_stands = !direct;
         self.peers.get_mut(&node).into_iter().for_each(Peer::clear_bits);
+        // What a crash left in doubt here is settled: the data are the source's, whose own doubts are
+        // in its account.
+        self.boot_changed = false;
         if let Some(al) = &mut self.al {
-            al.take_suspects(node);
+            al.forget_suspects();
         }
         self.outdated = source_disk == DiskState::Outdated;
         self.disk = if self.outdated { DiskState::Outdated } else { DiskState::UpToDate };
