@@ -47,6 +47,8 @@ fn translate(error: &clap::Error) -> ApiError {
         }
         _ => block(blocks.next().unwrap_or_default()),
     };
+    // The dots of `<KEY=VALUE>...`, at the end, would look like those of a sentence.
+    let what = what.trim_end_matches('.');
     let tip = blocks.find_map(|b| b.trim().strip_prefix("tip: ").map(block));
     let help = "`holdfast --help` and `holdfast COMMAND --help` show how it is written";
     let hint = tip.map_or_else(|| help.to_owned(), |tip| format!("{tip}; {help}"));
@@ -93,6 +95,7 @@ mod tests {
                 "invalid value 'ready' for '--for <STATE>' [possible values: uptodate, connected, \
                  established, primary, secondary, synced, replayed]",
             ),
+            ("set r0", "the following required arguments were not provided: <KEY=VALUE>"),
             ("-q -v status", "the argument '--quiet' cannot be used with '--verbose'"),
         ];
         for (line, expected) in cases {
