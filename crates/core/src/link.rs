@@ -858,7 +858,7 @@ impl Core {
     pub(crate) fn peer_caught_up(&mut self, node: NodeId) {
         let Some(peer) = self.peers.get(&node) else { return };
         let slot = self.gens.slots[node.index()];
-        let stale = !slot.is_none() && slot != self.gens.current;
+        let stale = (!slot.is_none() && slot != self.gens.current) || peer.bitmap.count() > 0;
         let established = peer.replication == ReplicationState::Established;
         let near_primary = self.role == Role::Primary
             || self.peers.values().any(|p| p.up && p.role == Role::Primary);

@@ -207,12 +207,8 @@ impl Core {
         if unsettled.is_empty() || !self.has_disk() {
             return;
         }
-        let others: Vec<NodeId> = self
-            .peers
-            .values()
-            .filter(|p| p.node != lost && !p.diskless)
-            .map(|p| p.node)
-            .collect();
+        let others: Vec<NodeId> =
+            self.peers.values().filter(|p| p.node != lost && !p.diskless).map(|p| p.node).collect();
         for other in others {
             for (_, range) in &unsettled {
                 self.mark(other, *range, mark);
