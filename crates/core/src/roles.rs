@@ -5,8 +5,9 @@
 
 use crate::engine::{Core, DiskJob};
 use crate::event::{Action, CommandId, Refusal};
+use crate::link::Peer;
 use crate::persist::After;
-use holdfast_units::{DiskState, GenerationId, Millis, NodeId, PeerSet, Role};
+use holdfast_units::{DiskState, GenerationId, Millis, NodeId, PeerSet, ReplicationState, Role};
 use holdfast_wire::{Message, PromoteAnswer, PromoteStep, WriteMark};
 
 /// Members must have answered within this time.
@@ -253,6 +254,17 @@ impl Core {
             self.send(*peer, Message::Promote { id, step: PromoteStep::Commit, epoch });
         }
         self.announce();
+        let current = self.gens.current;
+        let level = |p: &&Peer| {
+            p.replication == ReplicationState::Established
+                && p.disk == DiskState::UpToDate
+                && p.current == current
+                && p.bitmap.count() == 0
+        };
+        let in_sync: Vec<NodeId> = self.peers.values().filter(level).map(|p| p.node).collect();
+        for node in in_sync {
+            self.tell_synced(node);
+        }
         if promotion.force {
             for peer in up {
                 self.renegotiate(peer);
