@@ -15,8 +15,8 @@ pub(super) struct DiskDriver {
     meta: MetaIo,
     /// The same file, for looking for holes; `None` for block devices.
     probe: Option<File>,
-    /// Operations that the disk had no room for.
-    overflow: VecDeque<(DiskOpId, DiskOp)>,
+    /// Operations that wait: for [`DiskDriver::submit_waiting`], or for room.
+    waiting: VecDeque<(DiskOpId, DiskOp)>,
     /// Something was submitted since the last kick.
     unkicked: bool,
     /// The core does not use it any more.
@@ -33,7 +33,7 @@ impl DiskDriver {
             disk,
             meta,
             probe,
-            overflow: VecDeque::new(),
+            waiting: VecDeque::new(),
             unkicked: false,
             closing: false,
             completed: Vec::new(),
@@ -49,48 +49,36 @@ impl DiskDriver {
         events: &mut VecDeque<Event>,
     ) {
         if range.len <= MAX_REQUEST {
-            self.submit(op, DiskOp::Read { range, holes }, events);
+            self.waiting.push_back((op, DiskOp::Read { range, holes }));
         } else if self.is_hole(range) {
             events.push_back(Event::DiskDone(op, Ok(DiskOutcome::Zeroes)));
         } else {
             let range = ByteRange::new(range.offset, MAX_REQUEST);
-            self.submit(op, DiskOp::Read { range, holes: false }, events);
+            self.waiting.push_back((op, DiskOp::Read { range, holes: false }));
         }
     }
 
-    pub(super) fn write(
-        &mut self,
-        op: DiskOpId,
-        range: ByteRange,
-        data: Bytes,
-        fua: bool,
-        events: &mut VecDeque<Event>,
-    ) {
-        self.submit(op, DiskOp::Write { range, data, fua }, events);
+    pub(super) fn write(&mut self, op: DiskOpId, range: ByteRange, data: Bytes, fua: bool) {
+        self.waiting.push_back((op, DiskOp::Write { range, data, fua }));
     }
 
-    pub(super) fn zeroes(
-        &mut self,
-        op: DiskOpId,
-        range: ByteRange,
-        fua: bool,
-        events: &mut VecDeque<Event>,
-    ) {
-        self.submit(op, DiskOp::WriteZeroes { range, unmap: true, fua }, events);
+    pub(super) fn zeroes(&mut self, op: DiskOpId, range: ByteRange, fua: bool) {
+        self.waiting.push_back((op, DiskOp::WriteZeroes { range, unmap: true, fua }));
     }
 
-    pub(super) fn flush(&mut self, op: DiskOpId, events: &mut VecDeque<Event>) {
-        self.submit(op, DiskOp::Flush, events);
+    pub(super) fn flush(&mut self, op: DiskOpId) {
+        self.waiting.push_back((op, DiskOp::Flush));
     }
 
-    fn submit(&mut self, op: DiskOpId, request: DiskOp, events: &mut VecDeque<Event>) {
-        if !self.overflow.is_empty() || self.disk.in_flight() >= Self::MAX_IN_FLIGHT {
-            self.overflow.push_back((op, request));
-            return;
-        }
-        match self.disk.submit(OpId(op.0), request) {
-            Some(completion) => events.push_back(event_of(completion)),
-            None => self.unkicked = true,
+    /// Gives what waits to the disk, as far as it has room.
+    pub(super) fn submit_waiting(&mut self, events: &mut VecDeque<Event>) {
+        while self.disk.in_flight() < Self::MAX_IN_FLIGHT
+            && let Some((op, request)) = self.waiting.pop_front()
+        {
+            match self.disk.submit(OpId(op.0), request) {
+                Some(completion) => events.push_back(event_of(completion)),
+                None => self.unkicked = true,
+            }
         }
     }
 
@@ -124,14 +112,6 @@ impl DiskDriver {
     pub(super) fn collect(&mut self, events: &mut VecDeque<Event>) {
         self.disk.completions(&mut self.completed);
         events.extend(self.completed.drain(..).map(event_of));
-        while self.disk.in_flight() < Self::MAX_IN_FLIGHT
-            && let Some((op, request)) = self.overflow.pop_front()
-        {
-            match self.disk.submit(OpId(op.0), request) {
-                Some(completion) => events.push_back(event_of(completion)),
-                None => self.unkicked = true,
-            }
-        }
     }
 
     /// The core gives it up.
@@ -145,7 +125,7 @@ impl DiskDriver {
     }
 
     fn is_idle(&self) -> bool {
-        self.disk.in_flight() == 0 && self.overflow.is_empty() && self.meta.is_idle()
+        self.disk.in_flight() == 0 && self.waiting.is_empty() && self.meta.is_idle()
     }
 
     /// Gives the claims on disk and metadata up, once nothing is under way.

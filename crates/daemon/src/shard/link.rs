@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{client, server};
@@ -94,12 +94,15 @@ pub(super) struct Link {
     shared: Rc<Shared>,
 }
 
-/// What the task and the resource share.
+/// What the task and the resource share. Nobody keeps anything borrowed while calling the other.
 struct Shared {
+    stream: RefCell<Box<dyn LinkStream>>,
     outbox: RefCell<Outbox>,
     /// The task, when it sleeps.
     waker: Cell<Option<Waker>>,
     end: Cell<End>,
+    /// Why sending failed when the resource did it.
+    failure: Cell<Option<io::Error>>,
     /// Bytes of payload that came and are still in use here.
     held: Arc<AtomicUsize>,
     /// The task does not read because of `held`.
@@ -111,6 +114,22 @@ impl Shared {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Sends what waits; ready when nothing is left, in memory or below.
+    fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut stream = self.stream.borrow_mut();
+        let mut stream = Pin::new(&mut *stream);
+        let mut outbox = self.outbox.borrow_mut();
+        while !outbox.is_empty() {
+            let written =
+                outbox.with_slices(|slices| stream.as_mut().poll_write_vectored(cx, slices));
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => outbox.advance(count),
+            }
+        }
+        stream.poll_flush(cx)
     }
 }
 
@@ -126,8 +145,25 @@ impl Link {
             tracing::error!("a link is given up: its peer does not read what is sent");
             self.shared.end.set(End::Now);
         }
-        drop(outbox);
-        self.shared.wake();
+    }
+
+    /// Sends what can be sent at once, without a detour through the task: data leave while the
+    /// cache has them, and a peer can work on them while this node does.
+    pub(super) fn flush(&self) {
+        let shared = &self.shared;
+        let lost = shared.end.get() == End::Now;
+        if !lost {
+            if shared.outbox.borrow().is_empty() {
+                return;
+            }
+            match shared.poll_send(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(())) => return,
+                Poll::Ready(Err(error)) => shared.failure.set(Some(error)),
+                Poll::Pending => {}
+            }
+        }
+        // The task waits for the socket, or ends the link.
+        shared.wake();
     }
 
     /// Ends the link when everything is sent.
@@ -164,6 +200,8 @@ pub(super) fn start(
     pool: BufferPool,
 ) -> (Link, impl Future<Output = ()> + 'static) {
     let shared = Rc::new(Shared {
+        stream: RefCell::new(stream),
+        failure: Cell::new(None),
         outbox: RefCell::default(),
         waker: Cell::new(None),
         end: Cell::new(End::No),
@@ -172,16 +210,8 @@ pub(super) fn start(
     });
     let link = Link { id, preferred, shared: Rc::clone(&shared) };
     let resource = Rc::clone(resource);
-    let mut task = Task {
-        shared,
-        resource,
-        peer,
-        id,
-        stream,
-        input: Input::new(),
-        arriving: Arriving::Nothing,
-        pool,
-    };
+    let mut task =
+        Task { shared, resource, peer, id, input: Input::new(), arriving: Arriving::Nothing, pool };
     (link, async move { task.run().await })
 }
 
@@ -220,7 +250,6 @@ struct Task {
     resource: Rc<Resource>,
     peer: NodeId,
     id: LinkId,
-    stream: Box<dyn LinkStream>,
     input: Input,
     arriving: Arriving,
     pool: BufferPool,
@@ -258,9 +287,14 @@ impl Task {
         if self.shared.end.get() != End::No {
             return Poll::Ready(Ok(()));
         }
+        if let Some(error) = self.shared.failure.take() {
+            return Poll::Ready(Err(error.into()));
+        }
         let more = self.receive(cx)?;
         self.resource.finish();
-        let _ = self.poll_send(cx)?;
+        if let Poll::Ready(Err(error)) = self.shared.poll_send(cx) {
+            return Poll::Ready(Err(error.into()));
+        }
         if self.shared.end.get() != End::No {
             return Poll::Ready(Ok(()));
         }
@@ -293,7 +327,8 @@ impl Task {
 
     /// Reads once, to where the next bytes belong.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let stream = Pin::new(&mut self.stream);
+        let mut stream = self.shared.stream.borrow_mut();
+        let stream = Pin::new(&mut *stream);
         match &mut self.arriving {
             Arriving::Payload { buffer, filled, .. } => {
                 let mut free = ReadBuf::new(&mut buffer[*filled..]);
@@ -374,29 +409,9 @@ impl Task {
         Bytes::from_owner(Held { buffer, counter: Arc::clone(&self.shared.held) })
     }
 
-    /// Sends what waits; ready when nothing is left, in memory or below.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> io::Result<Poll<()>> {
-        loop {
-            let mut outbox = self.shared.outbox.borrow_mut();
-            if outbox.is_empty() {
-                break;
-            }
-            let stream = Pin::new(&mut self.stream);
-            match outbox.with_slices(|slices| stream.poll_write_vectored(cx, slices)) {
-                Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(count) => outbox.advance(count?),
-            }
-        }
-        match Pin::new(&mut self.stream).poll_flush(cx) {
-            Poll::Ready(result) => result.map(Poll::Ready),
-            Poll::Pending => Ok(Poll::Pending),
-        }
-    }
-
     fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        std::task::ready!(self.poll_send(cx)?);
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        ready!(self.shared.poll_send(cx))?;
+        Pin::new(&mut *self.shared.stream.borrow_mut()).poll_shutdown(cx)
     }
 }
 

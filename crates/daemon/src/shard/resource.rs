@@ -246,13 +246,13 @@ async fn keep_time(resource: Rc<Resource>) {
 }
 
 impl Resource {
-    /// Takes an event, and carries out all that follows at once. [`Self::finish`] must follow when
-    /// the caller has no more events for the moment.
+    /// Takes an event, and carries out what follows at once, apart from sending and the disk.
+    /// [`Self::finish`] must follow when the caller has no more events for the moment.
     pub(super) fn feed(&self, event: Event) {
         self.inner.borrow_mut().feed(event);
     }
 
-    /// Does what is done once for many events: hands disk operations to the kernel, publishes the
+    /// Does what is done once for many events: sends, gives operations to the disk, publishes the
     /// view, sets the timer.
     pub(super) fn finish(&self) {
         let mut inner = self.inner.borrow_mut();
@@ -441,15 +441,15 @@ impl Inner {
                 None => self.events.push_back(no_disk(op)),
             },
             Action::DiskWrite { op, range, data, fua } => match &mut self.disk {
-                Some(disk) => disk.write(op, range, data, fua, &mut self.events),
+                Some(disk) => disk.write(op, range, data, fua),
                 None => self.events.push_back(no_disk(op)),
             },
             Action::DiskZeroes { op, range, fua } => match &mut self.disk {
-                Some(disk) => disk.zeroes(op, range, fua, &mut self.events),
+                Some(disk) => disk.zeroes(op, range, fua),
                 None => self.events.push_back(no_disk(op)),
             },
             Action::DiskFlush { op } => match &mut self.disk {
-                Some(disk) => disk.flush(op, &mut self.events),
+                Some(disk) => disk.flush(op),
                 None => self.events.push_back(no_disk(op)),
             },
             Action::MetaWrite { op, blocks } => match &mut self.disk {
@@ -525,6 +525,16 @@ impl Inner {
     }
 
     fn finish(&mut self) {
+        // Peers first: they work on what they are sent while this node's disk does.
+        loop {
+            self.links.values().for_each(Link::flush);
+            let Some(disk) = &mut self.disk else { break };
+            disk.submit_waiting(&mut self.events);
+            if self.events.is_empty() {
+                break;
+            }
+            self.run();
+        }
         if let Some(disk) = &mut self.disk {
             disk.kick();
             if disk.is_done()

@@ -8,8 +8,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// How much is read from the kernel at a time. rustls asks for 4 KiB steps; one system call for
-/// each of them would cost more than the decryption.
-const READ_BUFFER: usize = 256 << 10;
+/// each of them would cost more than the decryption. More than this would not stay in the cache.
+const READ_BUFFER: usize = 64 << 10;
 /// A connection without any traffic is probed after so long.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
