@@ -34,6 +34,9 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(55);
 /// How long a dead Primary may stay in the way of the next one.
 const PROMOTE_LIMIT: Duration = Duration::from_secs(10);
+/// How often figures are looked at until they stand still, at most, and the pause in between.
+const SETTLE_LOOKS: u32 = 20;
+const SETTLE_PAUSE: Duration = Duration::from_millis(200);
 /// How many files are written in peace, before the Primary dies and after.
 const FILES: u32 = 24;
 /// How many more are acknowledged before the Primary is killed in the middle of writing.
@@ -361,12 +364,12 @@ impl Demo {
     async fn bring_back(&mut self) -> Result<(), Failure> {
         let name = self.nodes[0].name;
         self.report.begin(&format!("{name} is back, and gets what it missed"));
-        let before = self.peer(1, name).await?;
+        let before = self.settled_peer(1, name).await?;
         self.start(0).await?;
         let wait = ["wait", RESOURCE, "--for", "synced", "--peer", name];
         self.holdfast(1, &wait).await?;
         self.holdfast(0, &["wait", RESOURCE, "--for", "uptodate"]).await?;
-        let after = self.peer(1, name).await?;
+        let after = self.settled_peer(1, name).await?;
         let missed = format_size(before.out_of_sync_bytes);
         let sent = format_size(after.resync_sent_bytes.saturating_sub(before.resync_sent_bytes));
         let size = format_size(self.size);
@@ -452,6 +455,23 @@ impl Demo {
             .flat_map(|r| r.peers)
             .find(|peer| peer.node == name)
             .ok_or_else(|| Failure::of(at, format_args!("it does not know its peer {name}")))
+    }
+
+    /// The same once its figures stand still: a daemon counts a little behind the writes.
+    async fn settled_peer(&self, at: usize, name: &str) -> Result<PeerStatus, Failure> {
+        let figures = |peer: &PeerStatus| (peer.out_of_sync_bytes, peer.resync_sent_bytes);
+        let mut last = self.peer(at, name).await?;
+        let mut same = 0;
+        for _ in 0..SETTLE_LOOKS {
+            tokio::time::sleep(SETTLE_PAUSE).await;
+            let now = self.peer(at, name).await?;
+            same = if figures(&now) == figures(&last) { same + 1 } else { 0 };
+            last = now;
+            if same == 3 {
+                break;
+            }
+        }
+        Ok(last)
     }
 
     async fn unmount(&mut self) -> Result<(), Failure> {
