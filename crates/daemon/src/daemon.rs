@@ -106,8 +106,7 @@ fn broken(what: &'static str) -> impl Fn(io::Error) -> ApiError {
 fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let name = settings.name.as_deref();
-    let cluster =
-        ClusterState::open(&settings.state_dir, name, &host).map_err(refuse::cluster)?;
+    let cluster = ClusterState::open(&settings.state_dir, name, &host).map_err(refuse::cluster)?;
     let store = LocalStore::open(&settings.state_dir)?;
     let listener = listen(settings.listen, &cluster)?;
     let listen = listener.local_addr().map_err(broken("the port for nodes"))?;
@@ -119,7 +118,7 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
     let control = bind_socket(&settings.socket, "the control socket")?;
     let nbd = bind_socket(&settings.nbd_socket(), "the NBD socket")?;
     let nbd_tcp = settings.nbd_listen.map(|address| bind(address, "--nbd-listen")).transpose()?;
-    let devices = commands::device::options(settings.run_dir());
+    let devices = commands::device::options(&settings.run_dir());
     match holdfast_device::clean_up_stale(&devices) {
         Ok(cleaned) if cleaned.names.is_empty() && cleaned.in_use.is_empty() => {}
         Ok(cleaned) => tracing::info!(?cleaned, "devices of an earlier run were removed"),

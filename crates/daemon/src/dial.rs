@@ -85,7 +85,9 @@ async fn dial(
             Ok(Err(why)) => {
                 tracing::debug!(resource = handle.name(), peer = peer.name, why, "no link");
             }
-            Err(_) => tracing::debug!(resource = handle.name(), peer = peer.name, "no link in time"),
+            Err(_) => {
+                tracing::debug!(resource = handle.name(), peer = peer.name, "no link in time");
+            }
         }
     }
 }

@@ -16,7 +16,8 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Bitmaps for as many nodes as a resource can have, wherever the metadata are.
-const SLOTS: u8 = if DEFAULT_EXTERNAL_SLOTS > MAX_NODES { MAX_NODES } else { DEFAULT_EXTERNAL_SLOTS };
+const SLOTS: u8 =
+    if DEFAULT_EXTERNAL_SLOTS > MAX_NODES { MAX_NODES } else { DEFAULT_EXTERNAL_SLOTS };
 /// The longest path that is taken, in bytes.
 const MAX_PATH: usize = 4000;
 
@@ -79,9 +80,11 @@ impl Wanted {
         {
             let why = format!("a size of {size} bytes is no multiple of 4096");
             let down = size / BLOCK_SIZE * BLOCK_SIZE;
-            return Err(self
-                .refuse(ErrorCode::InvalidSize, &why)
-                .hint(format!("for example {} or {}", down.max(BLOCK_SIZE), down + BLOCK_SIZE)));
+            return Err(self.refuse(ErrorCode::InvalidSize, &why).hint(format!(
+                "for example {} or {}",
+                down.max(BLOCK_SIZE),
+                down + BLOCK_SIZE
+            )));
         }
         let meta = self.meta_place(&path)?;
         let disk = LocalDisk { path, meta };
@@ -129,9 +132,7 @@ impl Wanted {
                 }
                 Ok(Some(path))
             }
-            None => Ok(Some(
-                self.state_dir.join("meta").join(format!("{}.meta", self.resource)),
-            )),
+            None => Ok(Some(self.state_dir.join("meta").join(format!("{}.meta", self.resource)))),
         }
     }
 
@@ -142,9 +143,9 @@ impl Wanted {
         let in_dev = disk.path.starts_with("/dev") && !disk.path.starts_with("/dev/shm");
         let Some(size) = self.size.filter(|_| dir && !in_dev) else {
             let why = format!("the disk {shown} does not exist");
-            return Err(self
-                .refuse(ErrorCode::DiskNotFound, &why)
-                .hint("check the path; a file is made when its directory exists and --size is given"));
+            return Err(self.refuse(ErrorCode::DiskNotFound, &why).hint(
+                "check the path; a file is made when its directory exists and --size is given",
+            ));
         };
         if disk.meta.is_some() {
             return Ok(size);

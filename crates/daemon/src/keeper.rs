@@ -7,6 +7,7 @@ use crate::resource::{Plan, Resource, core_options, plan};
 use crate::shard::ResourceHandle;
 use crate::status;
 use holdfast_core::{Command, Notice, Options, PeerConfig, Snapshot};
+use holdfast_device::LocalDevice;
 use holdfast_units::{ConnectionState, NodeId, Role};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -15,6 +16,8 @@ use tokio::sync::broadcast::error::RecvError;
 
 /// How often it looks at what nobody tells it.
 const TICK: Duration = Duration::from_secs(1);
+/// The same while it wishes to be Primary: a command may just have been in the way.
+const WISH_TICK: Duration = Duration::from_millis(50);
 /// How long the peers are waited for before it is said that the node stays Secondary.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a refused promotion is not tried again.
@@ -79,8 +82,7 @@ impl Keeper {
         let mut views = self.handle.watch();
         let mut cluster = self.node.watch_view();
         let mut notices = self.handle.notices();
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut next_look = Instant::now();
         self.publish();
         self.follow_records().await;
         loop {
@@ -107,7 +109,11 @@ impl Keeper {
                     }
                     Err(RecvError::Closed) => break,
                 },
-                _ = tick.tick() => self.look_at_device().await,
+                () = tokio::time::sleep(if self.wish.is_some() { WISH_TICK } else { TICK }) => {}
+            }
+            if Instant::now() >= next_look {
+                next_look = Instant::now() + TICK;
+                self.look_at_device().await;
             }
             self.grant_wish().await;
         }
@@ -123,7 +129,9 @@ impl Keeper {
             state.rates.retain(|peer, _| view.snapshot.peers.iter().any(|p| p.node == *peer));
             for peer in &view.snapshot.peers {
                 match peer.resync {
-                    Some(resync) => state.rates.entry(peer.node).or_default().note(now, resync.done),
+                    Some(resync) => {
+                        state.rates.entry(peer.node).or_default().note(now, resync.done);
+                    }
                     None => drop(state.rates.remove(&peer.node)),
                 }
             }
@@ -193,8 +201,16 @@ impl Keeper {
                 self.drop_wish().await;
             }
             Verdict::Promote if now >= wish.retry_at => {
-                wish.retry_at = now + RETRY;
-                let result = self.handle.command(Command::Promote { force: false }).await;
+                let result = {
+                    // A command that is under way may change what is wished for.
+                    let Some(_begun) = self.resource.try_begin() else { return };
+                    if !self.resource.state().local.primary {
+                        self.wish = None;
+                        return;
+                    }
+                    wish.retry_at = now + RETRY;
+                    self.handle.command(Command::Promote { force: false }).await
+                };
                 match result {
                     Ok(()) => {
                         self.wish = None;
@@ -241,7 +257,7 @@ impl Keeper {
         let cell = Arc::clone(&device.device);
         let looked = tokio::task::spawn_blocking(move || {
             let device = cell.lock().unwrap_or_else(PoisonError::into_inner);
-            device.as_ref().map(|device| device.openers())
+            device.as_ref().map(LocalDevice::openers)
         });
         let Ok(Some(Ok(openers))) = looked.await else { return };
         let openers: Vec<String> = openers.iter().map(ToString::to_string).collect();
@@ -318,18 +334,16 @@ fn sentence(notice: &Notice, resource: &str) -> (Option<NodeId>, String) {
         Notice::DiskFailed => (None, "the disk failed and is not used any more".into()),
         Notice::PeerDiskFailed(peer) => (Some(*peer), "the disk of the peer failed".into()),
         Notice::PeerTimeout(peer) => (Some(*peer), "the peer did not answer in time".into()),
-        Notice::ResyncStarted(peer, target, blocks) => {
+        Notice::ResyncStarted(peer, target, bytes) => {
             let direction = if *target { "from" } else { "to" };
-            let bytes = holdfast_units::format_size(blocks * holdfast_units::BLOCK_SIZE);
+            let bytes = holdfast_units::format_size(*bytes);
             (Some(*peer), format!("a resync {direction} the peer began: {bytes} to do"))
         }
         Notice::ResyncFinished(peer, _) => (Some(*peer), "the resync has ended".into()),
         Notice::MetaDamaged(what) => {
             (None, format!("metadata are damaged: {what}; what they covered is copied again"))
         }
-        Notice::TwoPrimaries(peer) => {
-            (Some(*peer), "not connected: both nodes are Primary".into())
-        }
+        Notice::TwoPrimaries(peer) => (Some(*peer), "not connected: both nodes are Primary".into()),
     }
 }
 

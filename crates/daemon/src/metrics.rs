@@ -14,7 +14,8 @@ struct Metric {
 /// The text.
 pub(crate) fn text(status: &NodeStatus) -> String {
     let mut out = String::new();
-    let mut put = |name, kind, help, lines| write_metric(&mut out, &Metric { name, kind, help, lines });
+    let mut put =
+        |name, kind, help, lines| write_metric(&mut out, &Metric { name, kind, help, lines });
     let version = labels(&[("version", &status.version), ("node", &status.node)]);
     put("holdfast_info", "gauge", "The daemon that answers.", vec![(version, 1)]);
     let nodes = status.cluster.iter().flat_map(|cluster| &cluster.nodes);
@@ -29,7 +30,8 @@ pub(crate) fn text(status: &NodeStatus) -> String {
         put(name, kind, help, lines);
     }
     put("holdfast_role", "gauge", "This node's role, 1 for the one that it has.", {
-        let role = |r: &ResourceStatus| vec![("resource", r.name.clone()), ("role", r.role.clone())];
+        let role =
+            |r: &ResourceStatus| vec![("resource", r.name.clone()), ("role", r.role.clone())];
         words(status, role)
     });
     put("holdfast_disk_state", "gauge", "This node's disk, 1 for the state that it is in.", {
@@ -43,9 +45,8 @@ pub(crate) fn text(status: &NodeStatus) -> String {
         put(name, kind, help, lines);
     }
     for (name, help, word) in WORDS_OF_PEER {
-        let lines = peers(status)
-            .map(|(r, p)| (peer_labels(r, p, Some(("state", word(p)))), 1))
-            .collect();
+        let lines =
+            peers(status).map(|(r, p)| (peer_labels(r, p, Some(("state", word(p)))), 1)).collect();
         put(name, "gauge", help, lines);
     }
     out
@@ -124,8 +125,7 @@ fn peer_labels(r: &ResourceStatus, p: &PeerStatus, word: Option<(&str, &str)>) -
 
 /// `{a="b"}`, the values escaped as the format wants it.
 fn labels(list: &[(&str, &str)]) -> String {
-    let escape =
-        |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let escape = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     let list: Vec<String> =
         list.iter().map(|(name, value)| format!("{name}=\"{}\"", escape(value))).collect();
     format!("{{{}}}", list.join(","))

@@ -10,8 +10,8 @@ use crate::shard::Shard;
 use crate::status;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{
-    Address, ClusterState, Membership, NodeRecord, NodeTls, Records, Refusal,
-    ResourceRecord, UnixMillis, Uuid,
+    Address, ClusterState, Membership, NodeRecord, NodeTls, Records, Refusal, ResourceRecord,
+    UnixMillis, Uuid,
 };
 use holdfast_units::{NodeId, ResourceId};
 use std::collections::BTreeMap;

@@ -92,7 +92,7 @@ impl Settings {
         let listen = options.listen.clone().or(file.listen);
         let nbd_listen = options.nbd_listen.clone().or(file.nbd_listen);
         let path = |given: &Option<PathBuf>, file: Option<PathBuf>, default: &str| {
-            absolute(given.clone().or(file).unwrap_or_else(|| PathBuf::from(default)))
+            absolute(&given.clone().or(file).unwrap_or_else(|| PathBuf::from(default)))
         };
         let git = if options.git.is_empty() { "unknown".to_owned() } else { options.git.clone() };
         Ok(Self {
@@ -116,8 +116,8 @@ impl Settings {
     }
 }
 
-fn absolute(path: PathBuf) -> Result<PathBuf, ApiError> {
-    std::path::absolute(&path).map_err(|error| {
+fn absolute(path: &Path) -> Result<PathBuf, ApiError> {
+    std::path::absolute(path).map_err(|error| {
         let why = format!("the path {} cannot be used: {error}", path.display());
         ApiError::new(ErrorCode::InvalidPath, why)
     })

@@ -7,9 +7,9 @@ use crate::node::Node;
 use crate::peers::{sync_with_all, version};
 use crate::refuse;
 use crate::shard::{LinkOrigin, LinkSocket};
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, Extension, Json, State};
 use axum::routing::post;
-use axum::Router;
 use holdfast_api::request::Done;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{
@@ -162,8 +162,7 @@ async fn sync(
         node.cluster_changed();
     }
     let from = peer.uuid;
-    let (message, _) =
-        node.cluster(move |state, now| state.sync(from, call.message, now)).await?;
+    let (message, _) = node.cluster(move |state, now| state.sync(from, call.message, now)).await?;
     Ok(Json(SyncAnswer { version: version(), clock_ms: unix_ms(), message }))
 }
 
@@ -191,8 +190,7 @@ async fn join(
 ) -> Result<Json<JoinResponse>, Failure> {
     let name = request.name.clone();
     let newcomer = request.node;
-    let response =
-        node.cluster(move |state, now| state.admit(&request, fingerprint, now)).await?;
+    let response = node.cluster(move |state, now| state.admit(&request, fingerprint, now)).await?;
     tracing::info!("node {name} joined the cluster");
     spread(&node, newcomer).await;
     Ok(Json(response))

@@ -154,15 +154,13 @@ pub(crate) async fn sync_with(node: &Arc<Node>, other: &NodeRecord) -> Result<()
     let from = other.uuid;
     for _ in 0..MAX_ROUNDS {
         let sent_records = !message.records.is_empty();
-        let call =
-            SyncCall { version: version(), clock_ms: unix_ms(), message };
+        let call = SyncCall { version: version(), clock_ms: unix_ms(), message };
         let started = Instant::now();
         let answer: SyncAnswer = call_node(node, other, SYNC, &call, CALL_TIMEOUT).await?;
         node.peers.heard(from, &answer.version, answer.clock_ms, started.elapsed());
         let got_records = !answer.message.records.is_empty();
-        let (next, _) = node
-            .cluster(move |state, now| state.sync(from, answer.message, now))
-            .await?;
+        let (next, _) =
+            node.cluster(move |state, now| state.sync(from, answer.message, now)).await?;
         if !sent_records && !got_records && next.records.is_empty() {
             break;
         }
@@ -250,11 +248,8 @@ pub(crate) async fn connect(
             }
         }
     }
-    Err(ApiError::new(
-        ErrorCode::PeerNotReachable,
-        format!("node {name} was not reached: {why}"),
-    )
-    .hint("check that its daemon runs, and the addresses in `holdfast cluster status`"))
+    Err(ApiError::new(ErrorCode::PeerNotReachable, format!("node {name} was not reached: {why}"))
+        .hint("check that its daemon runs, and the addresses in `holdfast cluster status`"))
 }
 
 /// One HTTP request on a fresh connection.
@@ -279,8 +274,9 @@ where
         )
     };
     let body = serde_json::to_vec(body).map_err(|error| broken(&error))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| broken(&e))?;
     // Ends with the request: the sender is dropped then.
     let task = tokio::spawn(connection);
     let request = Request::builder()

@@ -177,9 +177,8 @@ mod tests {
     #[test]
     fn a_refusal_of_the_core_names_node_and_way_out() {
         let node = NodeId::new(1).unwrap();
-        let error = core("primary was refused", "r0", Refusal::PeerIsPrimary(node), |_| {
-            "beta".to_owned()
-        });
+        let error =
+            core("primary was refused", "r0", Refusal::PeerIsPrimary(node), |_| "beta".to_owned());
         assert_eq!(error.code, ErrorCode::OtherPrimary);
         assert_eq!(error.message, "primary was refused for r0: node beta is Primary");
         assert_eq!(error.hint.unwrap(), "run `holdfast secondary r0` on beta first");

@@ -2,7 +2,7 @@
 
 use crate::dial;
 use crate::keeper;
-use crate::local::Local;
+use crate::local::{Local, LocalDisk};
 use crate::node::{Node, PeerMember};
 use crate::rate::RateMeter;
 use crate::refuse;
@@ -78,13 +78,8 @@ pub(crate) struct Plan {
 
 impl Resource {
     pub(crate) fn new(local: Local) -> Arc<Self> {
-        let state = State {
-            local,
-            running: None,
-            trouble: None,
-            device: None,
-            rates: BTreeMap::new(),
-        };
+        let state =
+            State { local, running: None, trouble: None, device: None, rates: BTreeMap::new() };
         let id = state.local.id;
         let (changes, _) = watch::channel(0);
         let command = tokio::sync::Mutex::default();
@@ -142,6 +137,11 @@ impl Resource {
             )
             .hint("try again when it has ended")
         })
+    }
+
+    /// Keeps commands out, unless one is under way.
+    pub(crate) fn try_begin(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        self.command.try_lock().ok()
     }
 
     /// Changes what survives a restart, durably.
@@ -254,7 +254,7 @@ pub(crate) async fn start(
 ) -> Result<(), ApiError> {
     let local = resource.local();
     let plan = plan(node, &local)?;
-    let disk = local.disk.as_ref().filter(|_| local.attached).map(|disk| disk.spec());
+    let disk = local.disk.as_ref().filter(|_| local.attached).map(LocalDisk::spec);
     let spec = ResourceSpec {
         name: plan.name.clone(),
         config: plan.config.clone(),

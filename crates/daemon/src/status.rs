@@ -10,9 +10,7 @@ use holdfast_api::status::{
 };
 use holdfast_core::PeerSnapshot;
 use holdfast_nbd::NbdUri;
-use holdfast_units::{
-    ConnectionState, DiskState, GenerationId, NodeId, ReplicationState, Role,
-};
+use holdfast_units::{ConnectionState, DiskState, GenerationId, NodeId, ReplicationState, Role};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;

@@ -34,9 +34,8 @@ pub(crate) async fn create(
     let _making = node.making.lock().await;
     let name = request.name.unwrap_or_else(|| CLUSTER_NAME.to_owned());
     let addresses = node.advertised();
-    let made = node
-        .cluster(move |state, now| state.create_cluster(Some(&name), &addresses, now))
-        .await?;
+    let made =
+        node.cluster(move |state, now| state.create_cluster(Some(&name), &addresses, now)).await?;
     Ok(ClusterCreated { uuid: made.uuid.to_string(), name: made.name })
 }
 
@@ -51,8 +50,7 @@ pub(crate) async fn token(
     let ttl = request.ttl_seconds.unwrap_or(TOKEN_SECONDS);
     let given = request.addr.map(|text| Address::parse(&text, Some(NODE_PORT))).transpose();
     let addresses: Vec<Address> = given.map_err(refuse::cluster)?.into_iter().collect();
-    let token =
-        node.cluster(move |state, now| state.issue_token(ttl, &addresses, now)).await?;
+    let token = node.cluster(move |state, now| state.issue_token(ttl, &addresses, now)).await?;
     let expires_unix_ms = token.expires.saturating_mul(1000);
     Ok(TokenCreated { token: token.reveal(), expires_unix_ms })
 }
@@ -62,16 +60,12 @@ pub(crate) async fn token(
 ///
 /// # Errors
 /// When the token is not good, its node is not reached, or this node is in a cluster already.
-pub(crate) async fn join(
-    node: &Arc<Node>,
-    call: ClusterJoin,
-) -> Result<ClusterStatus, ApiError> {
+pub(crate) async fn join(node: &Arc<Node>, call: ClusterJoin) -> Result<ClusterStatus, ApiError> {
     let _making = node.making.lock().await;
     let token = JoinToken::parse(call.token.trim()).map_err(refuse::cluster)?;
     let addresses = node.advertised();
     let asked = token.clone();
-    let body =
-        node.cluster(move |state, _| state.join_request(&asked, &addresses)).await?;
+    let body = node.cluster(move |state, _| state.join_request(&asked, &addresses)).await?;
     let exchange = async {
         let issuers: Vec<String> = token.addresses.iter().map(ToString::to_string).collect();
         let (socket, to) = connect(&issuers, "that issued the token").await?;
@@ -111,8 +105,7 @@ pub(crate) async fn leave(node: &Arc<Node>, call: ClusterLeave) -> Result<Done, 
     }
     let mut told = others.is_empty();
     for other in &others {
-        let call =
-            SyncCall { version: version(), clock_ms: unix_ms(), message: message.clone() };
+        let call = SyncCall { version: version(), clock_ms: unix_ms(), message: message.clone() };
         let answer: Result<SyncAnswer, ApiError> =
             call_node(node, other, SYNC, &call, CALL_TIMEOUT).await;
         told |= answer.is_ok();

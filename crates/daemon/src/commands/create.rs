@@ -113,7 +113,8 @@ async fn establish(
         disk: Some(prepared.disk.clone()),
         attached: true,
         up: true,
-        primary: true,
+        // Only when it is: until then nobody but this command promotes it.
+        primary: false,
         disconnected: BTreeSet::new(),
     };
     let (store, saved) = (node.store.clone(), local.clone());
@@ -127,6 +128,7 @@ async fn establish(
     resource::start(node, &resource, false).await?;
     let what = "primary was refused";
     commands::core_command(node, &resource, what, Command::Promote { force: false }).await?;
+    resource.change_local(node, |local| local.primary = true).await?;
     commands::roles::wait_exported(&resource).await;
     Ok(())
 }

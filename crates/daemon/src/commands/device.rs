@@ -7,15 +7,15 @@ use crate::resource::{Device, Resource};
 use holdfast_api::request::{self, DeviceMade, Done};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_device::{DeviceOptions, LocalDevice, NbdBackend, NbdOptions, Via};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Names the directory of the devices, when it is not `/dev/holdfast`.
 const DIR_VARIABLE: &str = "HOLDFAST_DEV_DIR";
 
 /// Where and how local devices of this node are made.
-pub(crate) fn options(node_run_dir: PathBuf) -> DeviceOptions {
-    let mut options = DeviceOptions { run_dir: node_run_dir.join("devices"), ..Default::default() };
+pub(crate) fn options(run_dir: &Path) -> DeviceOptions {
+    let mut options = DeviceOptions { run_dir: run_dir.join("devices"), ..Default::default() };
     if let Some(dir) = std::env::var_os(DIR_VARIABLE).filter(|dir| !dir.is_empty()) {
         options.links_dir = PathBuf::from(dir);
     }
@@ -46,7 +46,7 @@ pub(crate) async fn make(
             .hint(format!("run `holdfast primary {name}` first")));
     }
     let nbd = NbdOptions::new(node.settings.nbd_socket(), name);
-    let options = DeviceOptions { via, ..options(node.settings.run_dir()) };
+    let options = DeviceOptions { via, ..options(&node.settings.run_dir()) };
     let owned = name.to_owned();
     let made = blocking(move || {
         let backend = NbdBackend::connect(nbd).map_err(|error| {

@@ -62,8 +62,7 @@ pub(crate) async fn join(
         }
         None => None,
     };
-    let call =
-        JoinResource { resource: record.id, diskless: request.diskless, protocol };
+    let call = JoinResource { resource: record.id, diskless: request.diskless, protocol };
     let slot = become_member(node, &record, &call, &what).await?;
     let prepared = match checked {
         Some(checked) => {
@@ -82,16 +81,20 @@ pub(crate) async fn join(
         forget(node, &record, prepared).await;
         return Err(ApiError { message: format!("{what}: {}", error.message), ..error });
     }
-    Ok(Done::new(format!("node {} is a member of resource {name}; sync starts by itself", node.name)))
+    Ok(Done::new(format!(
+        "node {} is a member of resource {name}; sync starts by itself",
+        node.name
+    )))
 }
 
 /// The record of the resource, after a look at what the other nodes know.
 async fn find(node: &Arc<Node>, name: &str, what: &str) -> Result<ResourceRecord, ApiError> {
     if node.view().membership.is_none() {
         let message = format!("{what}: the node is in no cluster");
-        return Err(ApiError::new(ErrorCode::NoCluster, message)
-            .hint("run `holdfast cluster token` on a node of the cluster, and `holdfast cluster \
-                   join TOKEN` here"));
+        return Err(ApiError::new(ErrorCode::NoCluster, message).hint(
+            "run `holdfast cluster token` on a node of the cluster, and `holdfast cluster \
+                   join TOKEN` here",
+        ));
     }
     let reached = sync_with_all(node, SYNC_TIMEOUT).await;
     if let Some(record) = node.record_named(name) {
@@ -154,10 +157,11 @@ async fn own_slot(
     what: &str,
 ) -> Result<NodeId, ApiError> {
     let view = node.view();
-    let twice = view.records.troubles(holdfast_cluster::UnixMillis(unix_ms())).into_iter().any(
-        |trouble| matches!(trouble, Trouble::SlotTwice { resource, loses, .. }
-            if resource == record.id && loses == node.uuid),
-    );
+    let twice =
+        view.records.troubles(holdfast_cluster::UnixMillis(unix_ms())).into_iter().any(|trouble| {
+            matches!(trouble, Trouble::SlotTwice { resource, loses, .. }
+            if resource == record.id && loses == node.uuid)
+        });
     if twice {
         forget(node, record, None).await;
         let message = format!("{what}: another node joined in the same moment");

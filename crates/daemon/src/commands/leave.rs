@@ -33,9 +33,7 @@ pub(crate) async fn leave(node: &Arc<Node>, name: &str) -> Result<Done, ApiError
         let snapshot = &view.snapshot;
         let elsewhere = snapshot.peers.iter().any(|peer| peer.disk == DiskState::UpToDate);
         if snapshot.disk >= DiskState::Consistent && !elsewhere {
-            let message = format!(
-                "{what} for {name}: no other node in reach has up-to-date data"
-            );
+            let message = format!("{what} for {name}: no other node in reach has up-to-date data");
             return Err(ApiError::new(ErrorCode::LastGoodCopy, message)
                 .hint("connect another member and wait until it is UpToDate"));
         }
@@ -51,10 +49,7 @@ pub(crate) async fn leave(node: &Arc<Node>, name: &str) -> Result<Done, ApiError
     peer_api::announce(node).await;
     drop(begun);
     retire(node, &resource).await;
-    Ok(Done::new(format!(
-        "node {} left resource {name}; the data stay on its disk",
-        node.name
-    )))
+    Ok(Done::new(format!("node {} left resource {name}; the data stay on its disk", node.name)))
 }
 
 /// The keys of the options of links of a resource; only of those of one node, if that is given.

@@ -44,9 +44,7 @@ pub(crate) fn need_running(node: &Node) -> Result<(), ApiError> {
 fn used_disks(node: &Node) -> Vec<Used> {
     let resources = node.resources();
     let locals = resources.iter().map(|resource| resource.local());
-    locals
-        .filter_map(|local| Some(Used { resource: local.name, disk: local.disk? }))
-        .collect()
+    locals.filter_map(|local| Some(Used { resource: local.name, disk: local.disk? })).collect()
 }
 
 /// Gives the core a command; `what` names the attempt for the refusal (`primary was refused`).

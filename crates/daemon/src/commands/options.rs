@@ -60,7 +60,8 @@ pub(crate) async fn set(
 }
 
 fn shown(key: &str, value: &str) -> String {
-    let value = holdfast_api::options::find(key).map_or_else(|| value.to_owned(), |s| s.show(value));
+    let value =
+        holdfast_api::options::find(key).map_or_else(|| value.to_owned(), |s| s.show(value));
     format!("{key} is {value}")
 }
 
@@ -90,11 +91,7 @@ fn find(
     Ok((resource.id, Some(found.uuid)))
 }
 
-fn values(
-    node: &Node,
-    id: ResourceId,
-    peer: Option<Uuid>,
-) -> (OptionMap, Option<OptionMap>) {
+fn values(node: &Node, id: ResourceId, peer: Option<Uuid>) -> (OptionMap, Option<OptionMap>) {
     let records = &node.view().records;
     let resource = records.resource(id).map(|record| record.options).unwrap_or_default();
     let own = peer.map(|peer| records.pair_options(id, node.uuid, peer).options);

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// How long the export may take to follow the role.
 const EXPORT_WAIT: Duration = Duration::from_secs(3);
+/// How long clients that are about to leave are waited for.
+const CLIENT_WAIT: Duration = Duration::from_secs(1);
 /// How many openers a refusal names.
 const SHOWN: usize = 3;
 
@@ -72,7 +74,7 @@ pub(crate) async fn release(
     force: bool,
 ) -> Result<(), ApiError> {
     if !force {
-        refuse_clients(resource, what)?;
+        refuse_clients(resource, what).await?;
     }
     device::take_away(node, resource, force).await.map_err(|error| {
         let name = resource.name();
@@ -80,12 +82,15 @@ pub(crate) async fn release(
     })
 }
 
-/// Refuses when NBD clients have a resource open.
-///
-/// # Errors
-/// `IN_USE`.
-pub(crate) fn refuse_clients(resource: &Resource, what: &str) -> Result<(), ApiError> {
-    let clients = resource.view().map(|view| nbd_clients(&view)).unwrap_or_default();
+/// Refuses when NBD clients have a resource open. One that has just hung up may still be seen for a
+/// moment, so it waits a little for them to go.
+async fn refuse_clients(resource: &Resource, what: &str) -> Result<(), ApiError> {
+    let Some(handle) = resource.handle() else { return Ok(()) };
+    let mut views = handle.watch();
+    let none = views.wait_for(|view| nbd_clients(view).is_empty());
+    // The view ends with the resource: nobody has it open then.
+    let Err(_) = tokio::time::timeout(CLIENT_WAIT, none).await else { return Ok(()) };
+    let clients = nbd_clients(&handle.snapshot());
     if clients.is_empty() {
         return Ok(());
     }

@@ -73,7 +73,7 @@ async fn each(
 }
 
 async fn start(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError> {
-    let _begun = resource.begin().await?;
+    let begun = resource.begin().await?;
     if resource.handle().is_none() {
         resource::start(node, resource, false).await.map_err(|error| {
             let message = format!("up was refused for {}: {}", resource.name(), error.message);
@@ -88,6 +88,8 @@ async fn start(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiErro
         })?;
     }
     resource.change_local(node, |local| local.up = true).await?;
+    // Its keeper makes it Primary.
+    drop(begun);
     wait_for_role(node, resource).await;
     Ok(())
 }

@@ -88,8 +88,7 @@ impl TestNode {
     }
 
     async fn wait(&self, name: &str, what: rq::WaitFor, peer: Option<&str>) {
-        let call =
-            rq::Wait { what, peer: peer.map(str::to_owned), timeout_seconds: Some(20.0) };
+        let call = rq::Wait { what, peer: peer.map(str::to_owned), timeout_seconds: Some(20.0) };
         self.on(routes::RESOURCE_WAIT, name, &call).await;
     }
 
@@ -217,10 +216,7 @@ async fn a_refused_create_has_changed_nothing() {
         (with(&|c| c.size = None), ErrorCode::DiskNotFound),
         (with(&|c| c.meta = Some("relative".into())), ErrorCode::InvalidPath),
         (with(&|c| c.meta = Some("/nowhere/meta".into())), ErrorCode::MetadataInvalid),
-        (
-            with(&|c| drop(c.set.insert("ping-int".into(), "0".into()))),
-            ErrorCode::InvalidOption,
-        ),
+        (with(&|c| drop(c.set.insert("ping-int".into(), "0".into()))), ErrorCode::InvalidOption),
         (with(&|c| drop(c.set.insert("pong-int".into(), "1".into()))), ErrorCode::NoSuchOption),
     ];
     for (call, code) in cases {
@@ -266,8 +262,7 @@ async fn two_nodes_replicate_and_change_roles() {
     let call = rq::SetOptions { set: [("ping-int".into(), "3".into())].into(), peer: None };
     let path = routes::of(routes::RESOURCE_OPTIONS, "r0");
     let _: rq::Done = alpha.client().put(&path, &call).await.unwrap();
-    let got: rq::OptionValue =
-        beta.client().get(&routes::option("r0", "ping-int")).await.unwrap();
+    let got: rq::OptionValue = beta.client().get(&routes::option("r0", "ping-int")).await.unwrap();
     assert_eq!(got.value, "3");
 
     // A Primary that restarts is Primary again once it has heard of the other node.
@@ -298,8 +293,7 @@ async fn three_nodes_know_each_other_and_one_can_go() {
     assert_eq!(seen.nodes.len(), 3, "{seen:?}");
     let alive = rq::ClusterRemove { node: "gamma".into(), force: true };
     assert_eq!(nodes[0].refused(routes::CLUSTER_REMOVE, &alive).await.code, ErrorCode::InUse);
-    let _: rq::Done =
-        nodes[2].post(routes::CLUSTER_LEAVE, &rq::ClusterLeave::default()).await;
+    let _: rq::Done = nodes[2].post(routes::CLUSTER_LEAVE, &rq::ClusterLeave::default()).await;
     assert!(nodes[2].status().await.cluster.is_none());
     nodes[0].create("r0", MIB).await;
     let diskless = rq::ResourceJoin { diskless: true, ..Default::default() };
@@ -323,7 +317,8 @@ async fn events_begin_with_a_dump_and_go_on() {
     let primary = async {
         loop {
             let event = events.next().await.unwrap().unwrap();
-            if event.object == "resource" && event.fields.get("role").is_some_and(|r| r == "Primary")
+            if event.object == "resource"
+                && event.fields.get("role").is_some_and(|r| r == "Primary")
             {
                 break event;
             }
