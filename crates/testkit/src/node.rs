@@ -31,6 +31,8 @@ pub struct Node {
     dir: PathBuf,
     /// Where it listens; picked at the first start and kept.
     address: Option<SocketAddr>,
+    /// Where it is to listen at the first start.
+    listen: String,
     /// Stands in front of it, when other nodes are to reach it that way.
     proxy: Option<Proxy>,
     arguments: Vec<String>,
@@ -52,6 +54,7 @@ impl Node {
             binary: binary.to_owned(),
             dir: dir.to_owned(),
             address: None,
+            listen: "127.0.0.1:0".to_owned(),
             proxy: None,
             arguments: Vec::new(),
             child: None,
@@ -62,6 +65,13 @@ impl Node {
     #[must_use]
     pub fn behind_proxy(mut self) -> Self {
         self.proxy = Some(Proxy::new());
+        self
+    }
+
+    /// The same that listens elsewhere than on a free port of 127.0.0.1.
+    #[must_use]
+    pub fn listening_on(mut self, address: &str) -> Self {
+        address.clone_into(&mut self.listen);
         self
     }
 
@@ -155,7 +165,7 @@ impl Node {
         let log = File::options().create(true).append(true).open(self.log_path());
         let log = log.map_err(|why| format!("its log cannot be opened: {why}"))?;
         let log_start = log.metadata().map_or(0, |meta| meta.len());
-        let listen = self.address.map_or_else(|| "127.0.0.1:0".to_owned(), |at| at.to_string());
+        let listen = self.address.map_or_else(|| self.listen.clone(), |at| at.to_string());
         let mut command = Command::new(&self.binary);
         command.arg("daemon").args(["--name", &self.name, "--listen", &listen]);
         command.arg("--state-dir").arg(self.state_dir()).arg("--socket").arg(self.socket());
