@@ -162,6 +162,9 @@ pub(crate) struct Daemon {
     /// Where other nodes reach this one; port 0 picks a free one [default: 127.0.0.1:7850]
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) listen: Option<String>,
+    /// What other nodes are told instead of the address listened at; can be given more than once
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) advertise: Vec<String>,
     /// Where NBD clients reach it by TCP [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) nbd_listen: Option<String>,

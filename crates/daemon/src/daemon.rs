@@ -108,7 +108,7 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
     let name = settings.name.as_deref();
     let cluster = ClusterState::open(&settings.state_dir, name, &host).map_err(refuse::cluster)?;
     let store = LocalStore::open(&settings.state_dir)?;
-    let listener = listen(settings.listen, &cluster)?;
+    let listener = listen(&settings, &cluster)?;
     let listen = listener.local_addr().map_err(broken("the port for nodes"))?;
     DirBuilder::new()
         .recursive(true)
@@ -145,8 +145,9 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
 
 /// Listens for other nodes. When any port will do, the one that the cluster knows is tried first,
 /// so that the others find this node again at once.
-fn listen(address: SocketAddr, cluster: &ClusterState) -> Result<StdTcpListener, ApiError> {
-    if address.port() == 0 {
+fn listen(settings: &Settings, cluster: &ClusterState) -> Result<StdTcpListener, ApiError> {
+    let address = settings.listen;
+    if address.port() == 0 && settings.advertise.is_empty() {
         let own = cluster.records().node(cluster.identity().uuid());
         let known = own.and_then(|own| Address::parse(own.addresses.first()?, None).ok());
         let before = known.map(|known| SocketAddr::new(address.ip(), known.port()));

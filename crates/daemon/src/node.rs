@@ -235,6 +235,9 @@ impl Node {
 
     /// Where other nodes should call this one.
     pub(crate) fn advertised(&self) -> Vec<Address> {
+        if !self.settings.advertise.is_empty() {
+            return self.settings.advertise.clone();
+        }
         let ip = self.listen.ip();
         let ip = if ip.is_unspecified() { outward(ip).unwrap_or(ip) } else { ip };
         vec![Address::from(SocketAddr::new(ip, self.listen.port()))]

@@ -1,6 +1,8 @@
 //! What the daemon is started with: options of the command line, and the configuration file.
 
+use crate::refuse;
 use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::Address;
 use serde::Deserialize;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -33,6 +35,9 @@ pub struct DaemonOptions {
     pub state_dir: Option<PathBuf>,
     /// Where other nodes reach this one, `ADDR:PORT`; port 0 picks a free one.
     pub listen: Option<String>,
+    /// The addresses that other nodes are told instead of `listen`, `HOST:PORT` each: for a node
+    /// behind a translation of addresses.
+    pub advertise: Vec<String>,
     /// Where NBD clients reach it by TCP, `ADDR:PORT`; nowhere when nobody says.
     pub nbd_listen: Option<String>,
     /// Where the HTTP API is reached by TCP; refused by this version.
@@ -50,6 +55,8 @@ struct ConfigFile {
     name: Option<String>,
     state_dir: Option<PathBuf>,
     listen: Option<String>,
+    #[serde(default)]
+    advertise: Vec<String>,
     nbd_listen: Option<String>,
     http: Option<String>,
     socket: Option<PathBuf>,
@@ -62,6 +69,8 @@ pub(crate) struct Settings {
     pub(crate) name: Option<String>,
     pub(crate) state_dir: PathBuf,
     pub(crate) listen: SocketAddr,
+    /// What other nodes are told instead; empty for `listen` itself.
+    pub(crate) advertise: Vec<Address>,
     pub(crate) nbd_listen: Option<SocketAddr>,
     pub(crate) socket: PathBuf,
     pub(crate) git: String,
@@ -91,6 +100,10 @@ impl Settings {
         }
         let listen = options.listen.clone().or(file.listen);
         let nbd_listen = options.nbd_listen.clone().or(file.nbd_listen);
+        let advertise =
+            if options.advertise.is_empty() { file.advertise } else { options.advertise.clone() };
+        let advertise = advertise.iter().map(|text| Address::parse(text, Some(NODE_PORT)));
+        let advertise: Result<_, _> = advertise.collect();
         let path = |given: &Option<PathBuf>, file: Option<PathBuf>, default: &str| {
             absolute(&given.clone().or(file).unwrap_or_else(|| PathBuf::from(default)))
         };
@@ -99,6 +112,7 @@ impl Settings {
             name,
             state_dir: path(&options.state_dir, file.state_dir, DEFAULT_STATE_DIR)?,
             listen: listen_address(listen.as_deref().unwrap_or(DEFAULT_LISTEN), NODE_PORT)?,
+            advertise: advertise.map_err(refuse::cluster)?,
             nbd_listen: nbd_listen.map(|text| listen_address(&text, NBD_PORT)).transpose()?,
             socket: path(&options.socket, file.socket, DEFAULT_SOCKET)?,
             git,
@@ -139,8 +153,10 @@ fn read_config(path: &Path, may_be_missing: bool) -> Result<ConfigFile, ApiError
     toml::from_str(&text).map_err(|error| {
         let (line, column) = place(&text, error.span().map_or(0, |span| span.start));
         let what = error.message().lines().collect::<Vec<_>>().join(", ");
-        refuse(format!("line {line}, column {column}: {what}"))
-            .hint("the keys are name, state-dir, listen, nbd-listen, http and socket")
+        refuse(format!("line {line}, column {column}: {what}")).hint(
+            "the keys are name, state-dir, listen, advertise, nbd-listen, http and \
+                   socket",
+        )
     })
 }
 
@@ -187,7 +203,7 @@ mod tests {
 
     #[test]
     fn the_command_line_wins_over_the_file_and_the_file_over_defaults() {
-        let text = "name = \"beta\"\nlisten = \"127.0.0.1:1\"\nnbd-listen = \"127.0.0.1\"\n";
+        let text = "advertise = [\"h:1\"]\nname = \"beta\"\nlisten = \"127.0.0.1:1\"\nnbd-listen = \"127.0.0.1\"\n";
         let options = DaemonOptions { name: Some("alpha".into()), ..DaemonOptions::default() };
         let settings = with_file(text, options).unwrap();
         assert_eq!(settings.name.as_deref(), Some("alpha"));
@@ -196,6 +212,7 @@ mod tests {
         assert_eq!(settings.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(settings.nbd_socket(), Path::new("/run/holdfast/nbd.sock"));
         assert_eq!(settings.git, "unknown");
+        assert_eq!(settings.advertise, [Address::parse("h:1", None).unwrap()]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ impl TestNode {
             name: Some(self.name.to_owned()),
             state_dir: self.dir.join("state"),
             listen: "127.0.0.1:0".parse().unwrap(),
+            advertise: Vec::new(),
             nbd_listen: None,
             socket: self.dir.join("run/control.sock"),
             git: "test".into(),
