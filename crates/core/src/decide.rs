@@ -141,14 +141,18 @@ fn i_am_better(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateRepor
     // A node that was only killed still has in its page cache what another one lost with its power.
     let rank = |r: &StateReport| {
         let lost_cache = r.boot_changed && r.doubtful;
-        (r.role == Role::Primary, !lost_cache, r.crashed_primary && r.doubtful, r.near_primary)
+        (r.role == Role::Primary, !lost_cache, r.crashed_primary && r.doubtful)
     };
     let (a, b) = (rank(mine), rank(theirs));
     if a != b {
         return a > b;
     }
+    // Who is behind on the Primary's writes must not undo what the other one has answered.
     if mine.has.epoch == theirs.has.epoch && mine.has.seq != theirs.has.seq {
         return mine.has.seq > theirs.has.seq;
+    }
+    if mine.near_primary != theirs.near_primary {
+        return mine.near_primary;
     }
     me < peer
 }
