@@ -9,7 +9,7 @@ use holdfast_api::status::{
     ClusterNode, ClusterStatus, DiskStatus, NodeStatus, PeerStatus, ResourceStatus, ResyncStatus,
 };
 use holdfast_core::PeerSnapshot;
-use holdfast_nbd::NbdUri;
+use holdfast_nbd::{NbdUri, PeerAddress};
 use holdfast_units::{ConnectionState, DiskState, GenerationId, NodeId, ReplicationState, Role};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -123,7 +123,12 @@ fn open_count(view: Option<&ResourceView>, state: &State) -> u32 {
 
 /// The NBD clients of a resource that are not its local device, in words.
 pub(crate) fn nbd_clients(view: &ResourceView) -> Vec<String> {
-    vec!["a client".to_owned(); view.open_count]
+    let own = i32::try_from(std::process::id()).ok();
+    let is_own = |opener: &PeerAddress| match opener {
+        PeerAddress::Unix { pid, .. } => pid.is_some() && *pid == own,
+        PeerAddress::Tcp(_) => false,
+    };
+    view.openers.iter().filter(|opener| !is_own(opener)).map(ToString::to_string).collect()
 }
 
 fn peer_status(peer: &PeerSnapshot, node: String, protocol: &str, state: &State) -> PeerStatus {

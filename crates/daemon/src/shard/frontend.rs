@@ -10,8 +10,8 @@ use super::resource::Resource;
 use bytes::Bytes;
 use holdfast_core::{Event, IoFailure, RequestId};
 use holdfast_nbd::{
-    Export, ExportInfo, Extent, NbdError, PayloadBuf, PayloadBuffers, Reply, ReplyData, Request,
-    RequestKind, ShutdownHandle,
+    Export, ExportInfo, Extent, NbdError, PayloadBuf, PayloadBuffers, PeerAddress, Reply,
+    ReplyData, Request, RequestKind, ShutdownHandle,
 };
 use holdfast_store::{AlignedBuf, BufferPool};
 use holdfast_units::{ByteRange, MAX_REQUEST};
@@ -41,9 +41,14 @@ impl NbdExport {
         info
     }
 
-    pub(super) fn open(name: &str, resource: Rc<Resource>, end: ShutdownHandle) -> Self {
+    pub(super) fn open(
+        name: &str,
+        resource: Rc<Resource>,
+        client: PeerAddress,
+        end: ShutdownHandle,
+    ) -> Self {
         let info = Self::describe(name, &resource);
-        let number = resource.connection_opened(end);
+        let number = resource.connection_opened(client, end);
         Self { info, resource, number }
     }
 }

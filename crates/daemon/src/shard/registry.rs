@@ -103,11 +103,11 @@ impl Exports for ConnectionExports {
         Ok(NbdExport::describe(&name, &resource))
     }
 
-    fn open(&self, name: &str, _client: &ClientInfo) -> Result<Rc<dyn Export>, OpenRefusal> {
+    fn open(&self, name: &str, client: &ClientInfo) -> Result<Rc<dyn Export>, OpenRefusal> {
         let (name, resource) = self.registry.find(name)?;
         let Some(end) = self.end.take() else {
             return Err(OpenRefusal::new(Refusal::Policy, "this connection has an export open"));
         };
-        Ok(Rc::new(NbdExport::open(&name, resource, end)))
+        Ok(Rc::new(NbdExport::open(&name, resource, client.address, end)))
     }
 }

@@ -12,7 +12,7 @@ use super::{ResourceHandle, ResourceSpec};
 use holdfast_core::{
     Action, Attachment, Command, CommandId, Core, Event, LinkId, Notice, Refusal, Snapshot,
 };
-use holdfast_nbd::{Reply, Request, ShutdownHandle};
+use holdfast_nbd::{PeerAddress, Reply, Request, ShutdownHandle};
 use holdfast_store::BufferPool;
 use holdfast_units::{DiskState, Millis, NodeId, PeerSet, Role};
 use std::cell::RefCell;
@@ -79,7 +79,7 @@ struct Inner {
     /// Peers that the core wants links to.
     wanted: PeerSet,
     frontend: Frontend,
-    connections: BTreeMap<u64, ShutdownHandle>,
+    connections: BTreeMap<u64, (PeerAddress, ShutdownHandle)>,
     last_connection: u64,
     pending: BTreeMap<CommandId, Pending>,
     last_command: u64,
@@ -122,6 +122,7 @@ pub(super) fn start(
         snapshot: core.snapshot(),
         exported: false,
         open_count: 0,
+        openers: Vec::new(),
         disk: disk_view.clone(),
         reads: 0,
         read_bytes: 0,
@@ -377,12 +378,12 @@ impl Resource {
     }
 
     /// Counts a connection that has the export open; its number.
-    pub(super) fn connection_opened(&self, end: ShutdownHandle) -> u64 {
+    pub(super) fn connection_opened(&self, client: PeerAddress, end: ShutdownHandle) -> u64 {
         let number = {
             let mut inner = self.inner.borrow_mut();
             inner.last_connection += 1;
             let number = inner.last_connection;
-            inner.connections.insert(number, end);
+            inner.connections.insert(number, (client, end));
             inner.changed = true;
             number
         };
@@ -520,8 +521,13 @@ impl Inner {
         self.promoted && self.role == Role::Primary && !self.stopped
     }
 
+    fn openers(&self) -> Vec<PeerAddress> {
+        let clients = self.connections.values().map(|(client, _)| *client);
+        clients.take(ResourceView::OPENERS).collect()
+    }
+
     fn end_connections(&self) {
-        self.connections.values().for_each(ShutdownHandle::request);
+        self.connections.values().for_each(|(_, end)| end.request());
     }
 
     fn finish(&mut self) {
@@ -564,6 +570,7 @@ impl Inner {
             snapshot: self.core.snapshot(),
             exported: self.is_exported(),
             open_count: self.connections.len(),
+            openers: self.openers(),
             disk: self.disk_view.clone(),
             reads: stats.reads,
             read_bytes: stats.read_bytes,

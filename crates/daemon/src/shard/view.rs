@@ -1,6 +1,7 @@
 //! What others see of a resource.
 
 use holdfast_core::Snapshot;
+use holdfast_nbd::PeerAddress;
 use std::path::PathBuf;
 
 /// A resource as it was a moment ago.
@@ -14,6 +15,8 @@ pub struct ResourceView {
     pub exported: bool,
     /// NBD connections that have it open.
     pub open_count: usize,
+    /// Where the first of them come from, at most [`ResourceView::OPENERS`].
+    pub openers: Vec<PeerAddress>,
     /// The local disk while it is open.
     pub disk: Option<DiskView>,
     /// Requests of clients and their bytes since the start: reads.
@@ -24,6 +27,11 @@ pub struct ResourceView {
     pub writes: u64,
     /// See `writes`.
     pub written_bytes: u64,
+}
+
+impl ResourceView {
+    /// How many openers are listed.
+    pub const OPENERS: usize = 64;
 }
 
 /// The local disk of a resource.
