@@ -4,7 +4,11 @@ pub struct SizeError(String);
 
 impl std::fmt::Display for SizeError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} is not a size: write a number of bytes, or one with K, M, G, T or P", self.0)
+        write!(
+            f,
+            "{:?} is not a size: write a number of bytes, or one with K, M, G, T or P",
+            self.0
+        )
     }
 }
 
