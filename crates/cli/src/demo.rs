@@ -364,17 +364,17 @@ impl Demo {
     async fn bring_back(&mut self) -> Result<(), Failure> {
         let name = self.nodes[0].name;
         self.report.begin(&format!("{name} is back, and gets what it missed"));
-        let before = self.settled_peer(1, name).await?;
+        let missed =
+            self.settled(1, |peer| if peer.node == name { peer.out_of_sync_bytes } else { 0 });
+        let missed = missed.await?;
         self.start(0).await?;
         let wait = ["wait", RESOURCE, "--for", "synced", "--peer", name];
         self.holdfast(1, &wait).await?;
-        self.holdfast(0, &["wait", RESOURCE, "--for", "uptodate"]).await?;
-        let after = self.settled_peer(1, name).await?;
-        let missed = format_size(before.out_of_sync_bytes);
-        let sent = format_size(after.resync_sent_bytes.saturating_sub(before.resync_sent_bytes));
-        let size = format_size(self.size);
+        self.holdfast(0, &["wait", RESOURCE, "--for", "synced"]).await?;
+        let received = self.settled(0, |peer| peer.resync_received_bytes).await?;
+        let [missed, received, size] = [missed, received, self.size].map(format_size);
         self.report.done(&format!(
-            "it had missed {missed} of {size}; {sent} were sent: that, and the extents of 4 MiB \
+            "it had missed {missed} of {size}; {received} came: that, and the extents of 4 MiB \
              that were being written when it died"
         ));
         Ok(())
@@ -447,31 +447,27 @@ impl Demo {
         resource.map(|r| r.nbd_uri).ok_or_else(|| Failure::of(at, "the resource is not there"))
     }
 
-    /// What node `at` says about its peer.
-    async fn peer(&self, at: usize, name: &str) -> Result<PeerStatus, Failure> {
-        let status = self.status(at).await?;
-        let peers = status.resources.into_iter().filter(|r| r.name == RESOURCE);
-        peers
-            .flat_map(|r| r.peers)
-            .find(|peer| peer.node == name)
-            .ok_or_else(|| Failure::of(at, format_args!("it does not know its peer {name}")))
-    }
-
-    /// The same once its figures stand still: a daemon counts a little behind the writes.
-    async fn settled_peer(&self, at: usize, name: &str) -> Result<PeerStatus, Failure> {
-        let figures = |peer: &PeerStatus| (peer.out_of_sync_bytes, peer.resync_sent_bytes);
-        let mut last = self.peer(at, name).await?;
+    /// The sum of a figure over the peers of node `at`, once it stands still: a daemon counts a
+    /// little behind the writes.
+    async fn settled(
+        &self,
+        at: usize,
+        figure: impl Fn(&PeerStatus) -> u64,
+    ) -> Result<u64, Failure> {
+        let mut last = None;
         let mut same = 0;
         for _ in 0..SETTLE_LOOKS {
-            tokio::time::sleep(SETTLE_PAUSE).await;
-            let now = self.peer(at, name).await?;
-            same = if figures(&now) == figures(&last) { same + 1 } else { 0 };
-            last = now;
+            let status = self.status(at).await?;
+            let peers = status.resources.iter().filter(|r| r.name == RESOURCE);
+            let now: u64 = peers.flat_map(|r| &r.peers).map(&figure).sum();
+            same = if last == Some(now) { same + 1 } else { 0 };
+            last = Some(now);
             if same == 3 {
                 break;
             }
+            tokio::time::sleep(SETTLE_PAUSE).await;
         }
-        Ok(last)
+        Ok(last.unwrap_or_default())
     }
 
     async fn unmount(&mut self) -> Result<(), Failure> {
