@@ -2,16 +2,18 @@
 //! the other one waits for it.
 
 use crate::node::{Node, PeerMember};
-use crate::peer_api::{Opening, open_link};
-use crate::peers::connect;
+use crate::peer_api::{AboutResource, DIAL, Opening, open_link};
+use crate::peers::{CALL_TIMEOUT, call_node, connect};
+use crate::resource::Resource;
 use crate::shard::{LinkOrigin, ResourceHandle};
+use crate::task::Task;
 use holdfast_api::options::Settings;
+use holdfast_api::request::Done;
 use holdfast_cluster::Purpose;
 use holdfast_units::{NodeId, PeerSet, ResourceId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::task::AbortHandle;
 
 /// How long one attempt may take in all.
 const ATTEMPT: Duration = Duration::from_secs(15);
@@ -19,14 +21,13 @@ const ATTEMPT: Duration = Duration::from_secs(15);
 const STOOD: Duration = Duration::from_secs(3);
 
 /// Dials for a resource until it is closed.
-pub(crate) async fn run(node: Arc<Node>, resource: ResourceId, handle: ResourceHandle) {
+pub(crate) async fn run(node: Arc<Node>, resource: Arc<Resource>, handle: ResourceHandle) {
+    ask_to_dial(&node, resource.id);
+    let (dial_now, resource) = (Arc::clone(&resource), resource.id);
     let mut wanted = handle.wanted_links();
     let mut view = node.watch_view();
-    let mut dialling: BTreeMap<NodeId, AbortHandle> = BTreeMap::new();
+    let mut dialling: BTreeMap<NodeId, Task> = BTreeMap::new();
     let mut last: BTreeMap<NodeId, Instant> = BTreeMap::new();
-    let stop = |tasks: &mut BTreeMap<NodeId, AbortHandle>| {
-        std::mem::take(tasks).into_values().for_each(|task| task.abort());
-    };
     loop {
         let set: PeerSet = *wanted.borrow_and_update();
         let cluster = Arc::clone(&view.borrow_and_update());
@@ -35,7 +36,6 @@ pub(crate) async fn run(node: Arc<Node>, resource: ResourceId, handle: ResourceH
         dialling.retain(|peer, task| {
             let keep = set.contains(*peer) && !task.is_finished();
             if !keep {
-                task.abort();
                 last.insert(*peer, Instant::now());
             }
             keep
@@ -49,21 +49,46 @@ pub(crate) async fn run(node: Arc<Node>, resource: ResourceId, handle: ResourceH
             let slot = peer.slot;
             let opening = Opening { resource, from: own, to: slot };
             let task = dial(Arc::clone(&node), handle.clone(), peer, opening, soon);
-            dialling.insert(slot, tokio::spawn(task).abort_handle());
+            dialling.insert(slot, Task::spawn(task));
         }
         let changed = tokio::select! {
             changed = wanted.changed() => changed,
             changed = view.changed() => {
                 // Addresses may be others now: who waits for the next attempt tries at once.
-                stop(&mut dialling);
+                dialling.clear();
                 last.clear();
                 changed
             }
+            () = dial_now.dial_now.notified() => {
+                dialling.clear();
+                last.clear();
+                Ok(())
+            }
         };
         if changed.is_err() {
-            stop(&mut dialling);
             return;
         }
+    }
+}
+
+/// Asks the peers that dial this node not to wait with their next attempt: it has just become
+/// ready for them. Who is not reached finds out by itself.
+pub(crate) fn ask_to_dial(node: &Arc<Node>, resource: ResourceId) {
+    let view = node.view();
+    let Some(own) = view.slot_of(resource, node.uuid) else { return };
+    for peer in view.peers_of(resource, node.uuid).into_values().filter(|peer| peer.slot > own) {
+        let Some(record) = view.records.node(peer.uuid) else { continue };
+        let node = Arc::clone(node);
+        tokio::spawn(async move {
+            let call = AboutResource { resource };
+            let ask = call_node::<_, Done>(&node, &record, DIAL, &call, CALL_TIMEOUT);
+            tokio::select! {
+                asked = ask => if let Err(error) = asked {
+                    tracing::debug!(peer = record.name, "{}", error.message);
+                },
+                () = node.stopped() => {}
+            }
+        });
     }
 }
 

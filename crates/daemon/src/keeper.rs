@@ -8,7 +8,7 @@ use crate::shard::ResourceHandle;
 use crate::status;
 use holdfast_core::{Command, Notice, Options, PeerConfig, Snapshot};
 use holdfast_device::LocalDevice;
-use holdfast_units::{ConnectionState, NodeId, Role};
+use holdfast_units::{ConnectionState, NodeId, PeerSet, Role};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,6 +34,8 @@ pub(crate) struct Keeper {
     /// The options that it was told.
     options: Options,
     wish: Option<Wish>,
+    /// The peers that were connected.
+    connected: PeerSet,
 }
 
 /// The node was Primary when it was stopped, and is to be so again when that is safe.
@@ -73,6 +75,7 @@ impl Keeper {
             name: plan.name.clone(),
             known: plan.peers.clone(),
             options: plan.config.options.clone(),
+            connected: PeerSet::EMPTY,
             wish: wish.then_some(Wish { since: now, told: false, retry_at: now }),
         }
     }
@@ -93,6 +96,7 @@ impl Keeper {
                     }
                     views.mark_unchanged();
                     self.publish();
+                    self.watch_links();
                 }
                 changed = cluster.changed() => {
                     if changed.is_err() {
@@ -139,6 +143,22 @@ impl Keeper {
         let status = status::resource(&self.node, &self.resource);
         self.node.hub.update(Part::Resource(&self.name), of_resource(&status));
         self.resource.changed();
+    }
+
+    /// A link that was lost makes it doubtful whether the node is alive.
+    fn watch_links(&mut self) {
+        let view = self.handle.snapshot();
+        let connected: PeerSet = view
+            .snapshot
+            .peers
+            .iter()
+            .filter(|peer| peer.connection == ConnectionState::Connected)
+            .map(|peer| peer.node)
+            .collect();
+        if !self.connected.difference(connected).is_empty() {
+            self.node.peers.look_now();
+        }
+        self.connected = connected;
     }
 
     /// Brings the core's peers and options to what the records say.
@@ -351,7 +371,7 @@ fn sentence(notice: &Notice, resource: &str) -> (Option<NodeId>, String) {
 mod tests {
     use super::*;
     use holdfast_core::PeerSnapshot;
-    use holdfast_units::{DiskState, GenerationId, PeerSet, ReplicationState};
+    use holdfast_units::{DiskState, GenerationId, ReplicationState};
 
     fn node(number: u8) -> NodeId {
         NodeId::new(number).unwrap()

@@ -29,6 +29,7 @@ mod resource;
 mod run;
 pub mod shard;
 mod status;
+mod task;
 
 pub use options::{DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions};
 pub use run::run;

@@ -32,6 +32,8 @@ pub(crate) const SYNC: &str = "/peer/v1/sync";
 pub(crate) const JOIN_RESOURCE: &str = "/peer/v1/join-resource";
 /// A node asks a member whether a resource may be deleted.
 pub(crate) const MAY_DELETE: &str = "/peer/v1/may-delete";
+/// A node that waits for data links is ready for them.
+pub(crate) const DIAL: &str = "/peer/v1/dial";
 /// A newcomer joins the cluster.
 pub(crate) const JOIN: &str = "/peer/v1/join";
 
@@ -138,6 +140,7 @@ fn peer_router(node: Arc<Node>, peer: PinnedNode) -> Router {
         .route(SYNC, post(sync))
         .route(JOIN_RESOURCE, post(join_resource))
         .route(MAY_DELETE, post(may_delete))
+        .route(DIAL, post(dial))
         .layer(DefaultBodyLimit::max(MAX_SYNC_BYTES))
         .layer(Extension(peer))
         .with_state(node)
@@ -181,6 +184,13 @@ async fn may_delete(
 ) -> Result<Json<Done>, Failure> {
     commands::leave::may_delete(&node, call.resource)?;
     Ok(Json(Done::new(format!("node {} agrees to node {}", node.name, peer.name))))
+}
+
+async fn dial(State(node): State<Arc<Node>>, Json(call): Json<AboutResource>) -> Json<Done> {
+    if let Some(resource) = node.resource(call.resource) {
+        resource.dial_now.notify_one();
+    }
+    Json(Done::new("it dials"))
 }
 
 async fn join(

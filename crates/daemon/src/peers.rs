@@ -5,6 +5,7 @@ use crate::node::Node;
 use crate::peer_api::{SYNC, SyncAnswer, SyncCall};
 use crate::refuse;
 use crate::shard::LinkSocket;
+use crate::task::Task;
 use bytes::Bytes;
 use holdfast_api::{ApiError, ErrorBody, ErrorCode};
 use holdfast_cluster::{Address, NodeRecord, Purpose, Uuid};
@@ -19,7 +20,6 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 
 /// How often two nodes compare their records when nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -31,6 +31,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call may take.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A newcomer speaks first, within so long.
+const GREETING: Duration = Duration::from_secs(2);
 /// More messages than this are not needed for 10,000 records.
 const MAX_ROUNDS: usize = 64;
 
@@ -53,8 +55,6 @@ pub(crate) struct Health {
     pub(crate) version: String,
     /// How far its clock is ahead, in seconds.
     pub(crate) clock_offset: Option<f64>,
-    /// Why it was not reached; empty when it was.
-    pub(crate) why: String,
 }
 
 impl Peers {
@@ -74,18 +74,19 @@ impl Peers {
         health.alive = true;
         health.last_seen = Some(Instant::now());
         version.clone_into(&mut health.version);
-        health.why.clear();
         let ahead = i128::from(clock_ms) - i128::from(now);
         // Half of the way was after it had looked at its clock.
         let seconds = i32::try_from(ahead).map_or(f64::from(i32::MAX), f64::from) / 1000.0;
         health.clock_offset = Some(seconds + round_trip.as_secs_f64() / 2.0);
     }
 
-    fn not_reached(&self, node: Uuid, why: &str) {
-        let mut health = self.lock();
-        let health = health.entry(node).or_default();
-        health.alive = false;
-        why.clone_into(&mut health.why);
+    /// Looks at once how all nodes are: something happened that makes it doubtful.
+    pub(crate) fn look_now(&self) {
+        self.changed.notify_waiters();
+    }
+
+    fn not_reached(&self, node: Uuid) {
+        self.lock().entry(node).or_default().alive = false;
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Health>> {
@@ -97,39 +98,42 @@ impl Peers {
 /// node, which speaks to it at every change and now and then.
 pub(crate) async fn keep_in_touch(node: Arc<Node>) {
     let mut view = node.watch_view();
-    let mut tasks: BTreeMap<Uuid, AbortHandle> = BTreeMap::new();
+    let mut tasks: BTreeMap<Uuid, Task> = BTreeMap::new();
     loop {
         let others = node.others();
-        tasks.retain(|uuid, task| {
-            let known = others.iter().any(|other| other.uuid == *uuid);
-            if !known {
-                task.abort();
-            }
-            known
-        });
+        tasks.retain(|uuid, _| others.iter().any(|other| other.uuid == *uuid));
         for other in &others {
-            tasks.entry(other.uuid).or_insert_with(|| {
-                tokio::spawn(touch(Arc::clone(&node), other.uuid)).abort_handle()
-            });
+            let start = || Task::spawn(touch(Arc::clone(&node), other.uuid));
+            tasks.entry(other.uuid).or_insert_with(start);
         }
         tokio::select! {
             changed = view.changed() => if changed.is_err() { break },
             () = node.stopped() => break,
         }
     }
-    tasks.into_values().for_each(|task| task.abort());
 }
 
 async fn touch(node: Arc<Node>, other: Uuid) {
     let mut view = node.watch_view();
+    let mut told = String::new();
+    if node.view().records.node(other).is_some_and(|node| is_new(&node)) {
+        // It has yet to hear that it was let in, and speaks first.
+        tokio::time::sleep(GREETING).await;
+    }
     loop {
         view.mark_unchanged();
         let Some(record) = node.view().records.node(other) else { return };
         let before = node.peers.health(other).alive;
         let synced = sync_with(&node, &record).await;
         if let Err(error) = &synced {
-            node.peers.not_reached(other, &error.message);
-            tracing::debug!(node = record.name, why = error.message, "a node was not reached");
+            node.peers.not_reached(other);
+            if told != error.message {
+                tracing::info!("{}", error.message);
+                told.clone_from(&error.message);
+            }
+        }
+        if synced.is_ok() {
+            told.clear();
         }
         let after = node.peers.health(other).alive;
         if before != after {
@@ -143,6 +147,11 @@ async fn touch(node: Arc<Node>, other: Uuid) {
             () = node.peers.changed.notified() => {}
         }
     }
+}
+
+fn is_new(node: &NodeRecord) -> bool {
+    let newest = u64::try_from(GREETING.as_millis()).unwrap_or(u64::MAX);
+    unix_ms().saturating_sub(node.joined_at) < newest
 }
 
 /// Has the same records as another node when it returns, and knows how it is.

@@ -7,6 +7,7 @@ use crate::node::{Node, PeerMember};
 use crate::rate::RateMeter;
 use crate::refuse;
 use crate::shard::{Limits, OpenError, ResourceHandle, ResourceSpec, ResourceView};
+use crate::task::Task;
 use holdfast_api::options::{OptionMap, Settings as OptionSettings};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_core::{Config, Options, PeerConfig};
@@ -15,8 +16,7 @@ use holdfast_units::{NodeId, ResourceId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::sync::{Notify, watch};
 
 /// How long a command waits for the one before it on the same resource.
 const COMMAND_WAIT: Duration = Duration::from_secs(10);
@@ -27,6 +27,8 @@ pub(crate) struct Resource {
     /// Held by the one command that changes the resource at a time.
     command: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    /// Asks for the next attempt to make a link to be made at once.
+    pub(crate) dial_now: Notify,
     /// Counts changes, for those who wait for something.
     changes: watch::Sender<u64>,
 }
@@ -59,13 +61,8 @@ pub(crate) struct Device {
 /// The core of a resource and what serves it.
 pub(crate) struct Running {
     pub(crate) handle: ResourceHandle,
-    tasks: Vec<AbortHandle>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
-    }
+    /// They end when this is dropped.
+    _tasks: [Task; 2],
 }
 
 /// What a resource is started with, from records and local state.
@@ -83,7 +80,8 @@ impl Resource {
         let id = state.local.id;
         let (changes, _) = watch::channel(0);
         let command = tokio::sync::Mutex::default();
-        Arc::new(Self { id, command, state: Mutex::new(state), changes })
+        let dial_now = Notify::new();
+        Arc::new(Self { id, command, state: Mutex::new(state), dial_now, changes })
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -277,14 +275,12 @@ pub(crate) async fn start(
     };
     let wish = local.primary;
     let keeper = keeper::Keeper::new(node, resource, handle.clone(), &plan, wish);
-    let tasks = vec![
-        tokio::spawn(keeper.run()).abort_handle(),
-        tokio::spawn(dial::run(Arc::clone(node), resource.id, handle.clone())).abort_handle(),
-    ];
+    let dial = dial::run(Arc::clone(node), Arc::clone(resource), handle.clone());
+    let tasks = [Task::spawn(keeper.run()), Task::spawn(dial)];
     {
         let mut state = resource.state();
         state.local.name.clone_from(&plan.name);
-        state.running = Some(Running { handle, tasks });
+        state.running = Some(Running { handle, _tasks: tasks });
         state.trouble.clone_from(&trouble);
         state.rates.clear();
     }

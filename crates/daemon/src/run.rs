@@ -3,6 +3,7 @@
 use crate::daemon::Daemon;
 use crate::options::{DaemonOptions, Settings};
 use holdfast_api::{ApiError, ErrorCode};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use std::io::{self, Write};
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), ApiError> {
     log_to_stderr();
     let settings = Settings::resolve(options)?;
     become_flusher();
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
@@ -110,6 +112,15 @@ fn log_to_stderr() {
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(ansi);
     // A program that has the daemon in it may have set up its own log.
     let _ = if journal { builder.without_time().try_init() } else { builder.try_init() };
+}
+
+/// Every connection and disk takes file descriptors: as many as the system lets this process have.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
 }
 
 /// Memory that this process needs is then never waited for from a write that it would have to

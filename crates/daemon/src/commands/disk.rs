@@ -61,7 +61,12 @@ pub(crate) async fn attach(
         release(node, &resource, what, false).await?;
         resource::stop(&resource).await?;
     }
-    let old = local.disk.filter(|old| Some(old) != next.as_ref());
+    // Metadata in the same place were overwritten by the new ones.
+    let stays = |old: &LocalDisk| {
+        next.as_ref()
+            .is_some_and(|next| *old == *next || (old.meta.is_some() && old.meta == next.meta))
+    };
+    let old = local.disk.filter(|old| !stays(old));
     resource
         .change_local(node, |local| {
             local.disk = next;

@@ -1,6 +1,7 @@
 //! `connect`, `disconnect` and `invalidate`.
 
 use super::core_command;
+use crate::dial::ask_to_dial;
 use crate::node::{Node, PeerMember};
 use crate::resource::Resource;
 use holdfast_api::request::{Connect, Disconnect, Done, Invalidate};
@@ -52,6 +53,8 @@ pub(crate) async fn connect(
             local.disconnected.retain(|uuid| members.iter().all(|peer| peer.uuid != *uuid));
         })
         .await?;
+    resource.dial_now.notify_one();
+    ask_to_dial(node, resource.id);
     Ok(Done::new(format!("resource {name} connects to {}", names(&members))))
 }
 

@@ -39,7 +39,20 @@ impl TestNode {
     }
 
     async fn start(&mut self) {
-        self.daemon = Some(Daemon::start(self.settings()).await.unwrap());
+        let started = async {
+            loop {
+                match Daemon::start(self.settings()).await {
+                    Ok(daemon) => break daemon,
+                    // The last task of the stopped one may still have it in its hands.
+                    Err(error) if error.message.contains("is used by another daemon") => {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    Err(error) => panic!("{}: {}", self.name, error.message),
+                }
+            }
+        };
+        let started = tokio::time::timeout(Duration::from_secs(15), started).await;
+        self.daemon = Some(started.expect("the state directory is free in a moment"));
     }
 
     async fn stop(&mut self) {
@@ -189,6 +202,7 @@ async fn one_node_creates_writes_restarts_and_deletes() {
     assert!(node.status().await.resources.is_empty());
     let gone = node.refused(&routes::of(routes::RESOURCE_UP, "r0"), &NO).await;
     assert_eq!(gone.code, ErrorCode::NoSuchResource);
+    assert_eq!(gone.code.exit_code(), 4);
     // The data stayed, and the disk can be used again.
     let call = rq::ResourceCreate { size: None, ..node.create_call("r1", 0) };
     let call = rq::ResourceCreate { disk: node.disk("r0"), ..call };
@@ -366,4 +380,110 @@ async fn a_lost_disk_does_not_stop_the_daemon() {
     node.on(routes::RESOURCE_ATTACH_DISK, "r0", &rq::AttachDisk::default()).await;
     assert_eq!(node.resource("r0").await.disk.state, "UpToDate");
     node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resource_that_a_client_has_open_stays() {
+    let base = tempfile::tempdir().unwrap();
+    let mut node = TestNode { dir: base.path().join("a"), name: "alpha", daemon: None };
+    let nbd_listen = Some("127.0.0.1:0".parse().unwrap());
+    let settings = Settings { nbd_listen, ..node.settings() };
+    let daemon = Daemon::start(settings).await.unwrap();
+    // Clients of the own process count as the local device: this one comes by TCP.
+    let port = daemon.node.nbd_tcp.unwrap().port();
+    node.daemon = Some(daemon);
+    node.create("r0", MIB).await;
+    let open = move || {
+        let uri = holdfast_nbd::NbdUri::tcp("127.0.0.1", port, "r0");
+        NbdClient::connect(&uri, &holdfast_nbd::ConnectOptions::default()).unwrap()
+    };
+    let client = tokio::task::spawn_blocking(open).await.unwrap();
+    assert_eq!(node.resource("r0").await.open_count, 1);
+    for (route, what) in [
+        (routes::RESOURCE_SECONDARY, "secondary"),
+        (routes::RESOURCE_DOWN, "down"),
+        (routes::RESOURCE_DELETE, "delete"),
+    ] {
+        let error = node.refused(&routes::of(route, "r0"), &NO).await;
+        assert_eq!(error.code, ErrorCode::InUse, "{}", error.message);
+        assert!(error.message.starts_with(&format!("{what} was refused for r0: NBD clients")));
+        assert!(error.message.contains("127.0.0.1:"), "{}", error.message);
+    }
+    assert_eq!(node.resource("r0").await.role, "Primary");
+    tokio::task::spawn_blocking(move || drop(client)).await.unwrap();
+    node.on(routes::RESOURCE_SECONDARY, "r0", &rq::Secondary::default()).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disconnect_holds_over_a_restart_and_connect_ends_it() {
+    let base = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(base.path(), 2).await;
+    let [alpha, beta] = &mut nodes[..] else { panic!() };
+    alpha.create("r0", MIB).await;
+    beta.join("r0").await;
+    beta.wait("r0", rq::WaitFor::Synced, None).await;
+    let one = rq::Disconnect { peer: Some("alpha".into()), force: false };
+    beta.on(routes::RESOURCE_DISCONNECT, "r0", &one).await;
+    beta.stop().await;
+    beta.start().await;
+    assert_eq!(beta.resource("r0").await.peers[0].connection, "StandAlone");
+    alpha.write("r0", 9, 0, 4096).await;
+    beta.on(routes::RESOURCE_CONNECT, "r0", &rq::Connect::default()).await;
+    beta.wait("r0", rq::WaitFor::Synced, None).await;
+    beta.wait("r0", rq::WaitFor::UpToDate, None).await;
+    let nobody = rq::Connect { peer: Some("gamma".into()), discard_my_data: false };
+    let error = beta.refused(&routes::of(routes::RESOURCE_CONNECT, "r0"), &nobody).await;
+    assert_eq!(error.code, ErrorCode::NoSuchPeer);
+    beta.on(routes::RESOURCE_INVALIDATE, "r0", &rq::Invalidate::default()).await;
+    beta.wait("r0", rq::WaitFor::Synced, None).await;
+    beta.on(routes::RESOURCE_DETACH_DISK, "r0", &rq::DetachDisk::default()).await;
+    assert_eq!(beta.resource("r0").await.disk.state, "Diskless");
+    // Another disk gets all data anew.
+    let other = beta.dir.join("other.img").display().to_string();
+    let call = rq::AttachDisk { disk: Some(other), meta: None };
+    beta.on(routes::RESOURCE_ATTACH_DISK, "r0", &call).await;
+    beta.wait("r0", rq::WaitFor::UpToDate, None).await;
+    alpha.on(routes::RESOURCE_SECONDARY, "r0", &rq::Secondary::default()).await;
+    beta.on(routes::RESOURCE_PRIMARY, "r0", &rq::Primary::default()).await;
+    assert_eq!(beta.read("r0", 0, 4096).await, vec![9; 4096]);
+    for node in &mut nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_returns_alone_stays_secondary() {
+    let base = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(base.path(), 2).await;
+    let [alpha, beta] = &mut nodes[..] else { panic!() };
+    alpha.create("r0", MIB).await;
+    beta.join("r0").await;
+    beta.wait("r0", rq::WaitFor::Synced, None).await;
+    alpha.stop().await;
+    beta.on(routes::RESOURCE_PRIMARY, "r0", &rq::Primary::default()).await;
+    beta.stop().await;
+    // The other one could be Primary for all that this one knows.
+    alpha.start().await;
+    let ask = rq::Wait { what: rq::WaitFor::Primary, peer: None, timeout_seconds: Some(0.5) };
+    let error = alpha.refused(&routes::of(routes::RESOURCE_WAIT, "r0"), &ask).await;
+    assert_eq!(error.code, ErrorCode::TimedOut);
+    // Both wish to be Primary; the one who was last is not known, so the first to ask is.
+    beta.start().await;
+    alpha.wait("r0", rq::WaitFor::Connected, None).await;
+    let primaries = async {
+        loop {
+            let roles = [alpha.resource("r0").await.role, beta.resource("r0").await.role];
+            match roles.iter().filter(|role| *role == "Primary").count() {
+                0 => tokio::time::sleep(Duration::from_millis(20)).await,
+                count => break count,
+            }
+        }
+    };
+    let count = tokio::time::timeout(Duration::from_secs(15), primaries).await.unwrap();
+    assert_eq!(count, 1);
+    alpha.wait("r0", rq::WaitFor::Synced, None).await;
+    for node in &mut nodes {
+        node.stop().await;
+    }
 }

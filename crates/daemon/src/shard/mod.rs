@@ -30,6 +30,7 @@ mod outbox;
 mod registry;
 mod resource;
 mod socket;
+mod spin;
 mod thread;
 mod view;
 

@@ -7,6 +7,8 @@ use super::link::{self, Link, LinkOrigin, LinkStream};
 use super::meta_io::{MetaDone, MetaIo};
 use super::open::OpenDisk;
 use super::registry::Registry;
+use super::spin::Spinner;
+use super::thread::Context;
 use super::view::{DiskView, ResourceView};
 use super::{ResourceHandle, ResourceSpec};
 use holdfast_core::{
@@ -68,6 +70,9 @@ struct Inner {
     began: Instant,
     events: VecDeque<Event>,
     actions: Vec<Action>,
+    /// Events since the last [`Resource::finish`].
+    handled: usize,
+    spinner: Rc<Spinner>,
     disk: Option<DiskDriver>,
     disk_view: Option<DiskView>,
     /// The task that waits for the disk's completions.
@@ -103,8 +108,7 @@ struct Inner {
 pub(super) fn start(
     spec: ResourceSpec,
     disk: Option<OpenDisk>,
-    pool: &BufferPool,
-    registry: &Rc<Registry>,
+    context: &Context,
 ) -> io::Result<ResourceHandle> {
     let (commands, queue) = mpsc::channel(QUEUE);
     let (notices, _) = broadcast::channel(NOTICES);
@@ -143,6 +147,8 @@ pub(super) fn start(
             began: now,
             events: VecDeque::new(),
             actions: Vec::new(),
+            handled: 0,
+            spinner: Rc::clone(&context.spinner),
             disk: driver,
             disk_view,
             disk_task: None,
@@ -150,7 +156,7 @@ pub(super) fn start(
             link_tasks: 0,
             last_link: 0,
             wanted: PeerSet::EMPTY,
-            frontend: Frontend::new(spec.limits, pool.clone()),
+            frontend: Frontend::new(spec.limits, context.pool.clone()),
             connections: BTreeMap::new(),
             last_connection: 0,
             pending: BTreeMap::new(),
@@ -178,8 +184,9 @@ pub(super) fn start(
     spawn_local(keep_time(Rc::clone(&resource)));
     resource.feed(attachment.map_or(Event::Tick, |found| Event::Attach(Box::new(found))));
     resource.finish();
-    registry.insert(&name, &resource);
-    let runner = Runner { resource, registry: Rc::clone(registry), pool: pool.clone() };
+    context.registry.insert(&name, &resource);
+    let registry = Rc::clone(&context.registry);
+    let runner = Runner { resource, registry, pool: context.pool.clone() };
     spawn_local(runner.run(queue));
     Ok(ResourceHandle { name, commands, view: seen, wanted, notices })
 }
@@ -420,6 +427,7 @@ impl Inner {
         let now = self.now();
         self.moved = true;
         while let Some(event) = self.events.pop_front() {
+            self.handled += 1;
             let mut actions = std::mem::take(&mut self.actions);
             self.core.on(now, event, &mut actions);
             for action in actions.drain(..) {
@@ -541,6 +549,7 @@ impl Inner {
             }
             self.run();
         }
+        self.spinner.note(std::mem::take(&mut self.handled));
         if let Some(disk) = &mut self.disk {
             disk.kick();
             if disk.is_done()
