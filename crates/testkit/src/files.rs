@@ -38,6 +38,26 @@ pub fn make_random(path: &Path, len: u64, seed: u64) {
     }
 }
 
+/// Makes one file exactly like another, in place; a hole stays one.
+///
+/// # Panics
+/// When it cannot.
+pub fn copy(from: &Path, to: &Path) {
+    let source = open(from);
+    let len = source.metadata().expect("an open file has metadata").len();
+    let target = File::options().create(true).truncate(true).write(true).open(to);
+    let target = target.unwrap_or_else(|why| panic!("{} cannot be made: {why}", to.display()));
+    target.set_len(len).expect("the file can grow");
+    let mut buffer = vec![0; STEP];
+    let mut at = next_data(&source, 0, len);
+    while at < len {
+        let step = usize::try_from(len - at).map_or(STEP, |left| left.min(STEP));
+        read_or_zeroes(&source, &mut buffer[..step], at);
+        target.write_all_at(&buffer[..step], at).expect("the file can be written");
+        at = next_data(&source, at + step as u64, len);
+    }
+}
+
 /// `len` bytes of a file; zeroes where it is shorter.
 ///
 /// # Panics
@@ -183,6 +203,10 @@ mod tests {
         assert_eq!(first_difference(&one, &other, len), None);
         assert_eq!(fingerprint(&one, len), fingerprint(&other, len));
         assert_eq!(read(&one, at, 2), b"x\0");
+        let third = scratch.join("third");
+        copy(&one, &third);
+        assert_equal(&one, &third, len);
+        assert_eq!(std::fs::metadata(&third).unwrap().len(), len);
         assert!(allocated(&one) <= 8192);
     }
 

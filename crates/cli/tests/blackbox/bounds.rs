@@ -1,6 +1,6 @@
 //! Slow peers, silent peers, large devices: memory and time stay within their bounds.
 
-use crate::{BINARY, MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, write_blocks};
+use crate::{MIB, SOON, SYNC, binary, check_blocks, cluster, cluster_with_proxies, write_blocks};
 use holdfast_nbd::{Client, ConnectOptions};
 use holdfast_testkit::{Cluster, ClusterOptions, Ledger, Writer, WriterOptions, wait_until};
 use std::thread;
@@ -110,13 +110,13 @@ fn a_terabyte_with_two_peers_takes_little_memory() {
 
 #[test]
 fn two_daemons_do_not_share_a_state_directory_or_a_port() {
-    let cluster = Cluster::strangers(BINARY, 1, ClusterOptions::default());
+    let cluster = Cluster::strangers(&binary(), 1, ClusterOptions::default());
     let node = &cluster[0];
     let scratch = holdfast_testkit::Scratch::new();
     let text = |path: std::path::PathBuf| path.display().to_string();
     let start = |state: String, listen: &str| {
         let socket = text(scratch.join("control.sock"));
-        let mut command = std::process::Command::new(BINARY);
+        let mut command = std::process::Command::new(binary());
         command.args(["daemon", "--name", "other", "--listen", listen]);
         command.args(["--state-dir", &state, "--socket", &socket]);
         holdfast_testkit::run(&mut command)

@@ -1,6 +1,6 @@
 //! The local block device: a file system on it survives the death of its node.
 
-use crate::{BINARY, MIB, SOON, SYNC, cluster};
+use crate::{MIB, SOON, SYNC, binary, cluster};
 use holdfast_testkit::{Cluster, Mount, Rng, devices_unavailable, run_ok, wait_until};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -153,7 +153,7 @@ fn mkfs_trim_and_unmount_work_on_it() {
 
 #[test]
 fn the_demo_ends_well() {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command.args(["demo", "--once", "--nodes", "2", "--size", "64M"]);
     let output = holdfast_testkit::run_with_limit(&mut command, SYNC * 2);
     assert_eq!(output.status, 0, "{output}");

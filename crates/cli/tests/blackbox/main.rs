@@ -1,8 +1,9 @@
 //! Black-box tests: real daemons, the real command, real clients, `kill -9` in the middle.
 //!
 //! Every test has daemons, directories and ports of its own. `HOLDFAST_ROUNDS` says how often the
-//! failover goes round; `HOLDFAST_KEEP` keeps the files of a test that failed. The numbers in the
-//! names are those of the list of features that users of such systems rely on.
+//! failover goes round; `HOLDFAST_KEEP` keeps the files of a test that failed; `HOLDFAST_BINARY` is
+//! another command to test than the one that was just built. The numbers in the names are those of
+//! the list of features that users of such systems rely on.
 
 mod admin;
 mod bounds;
@@ -19,8 +20,6 @@ mod split_brain;
 use holdfast_testkit::{Cluster, ClusterOptions, Node, block_content};
 use std::time::Duration;
 
-/// The command under test.
-const BINARY: &str = env!("CARGO_BIN_EXE_holdfast");
 const MIB: u64 = 1 << 20;
 /// A block, the unit of replication.
 const BLOCK: u64 = 4096;
@@ -29,14 +28,19 @@ const SOON: Duration = Duration::from_secs(30);
 /// How long a resync of a small resource may take.
 const SYNC: Duration = Duration::from_secs(60);
 
+/// The command under test.
+fn binary() -> String {
+    std::env::var("HOLDFAST_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_holdfast").to_owned())
+}
+
 fn cluster(count: usize) -> Cluster {
-    Cluster::new(BINARY, count)
+    Cluster::new(&binary(), count)
 }
 
 /// Nodes with a fault proxy in front of each.
 fn cluster_with_proxies(count: usize) -> Cluster {
     let options = ClusterOptions { proxies: true, ..ClusterOptions::default() };
-    Cluster::with(BINARY, count, options)
+    Cluster::with(&binary(), count, options)
 }
 
 /// Writes a recognisable content into each of these blocks.

@@ -1,6 +1,6 @@
 //! Real NBD clients on the export of a replicated resource.
 
-use crate::{BINARY, BLOCK, MIB, SOON, cluster, write_blocks};
+use crate::{BLOCK, MIB, SOON, binary, cluster, write_blocks};
 use holdfast_nbd::NbdUri;
 use holdfast_testkit::{Cluster, ClusterOptions, Rng, files, run, run_ok, run_with_limit};
 use serde_json::Value;
@@ -16,10 +16,12 @@ fn the_status_says_where_the_export_is() {
     cluster.resource("r0", 4 * MIB, 2);
     let told: NbdUri = cluster[0].resource("r0").nbd_uri.parse().expect("it is a URI");
     assert_eq!(told, cluster[0].uri("r0"));
-    // A Secondary refuses, in words.
-    let output = run(Command::new("nbdinfo").arg(cluster[1].uri("r0").to_string()));
+    // The other node refuses, in words.
+    let output = run(Command::new("qemu-img").args(["info", &cluster[1].uri("r0").to_string()]));
     assert_ne!(output.status, 0);
-    assert!(output.stderr.contains("Secondary"), "{output}");
+    assert!(output.stderr.contains("Primary"), "{output}");
+    let output = run(Command::new("nbdinfo").arg(cluster[0].uri("nope").to_string()));
+    assert_ne!(output.status, 0);
 }
 
 #[test]
@@ -245,7 +247,7 @@ fn neighbours_in_a_block_do_not_disturb_each_other() {
 fn the_export_is_there_by_tcp_when_asked_for() {
     let options =
         ClusterOptions { arguments: &["--nbd-listen", "127.0.0.1:0"], ..Default::default() };
-    let cluster = Cluster::with(BINARY, 1, options);
+    let cluster = Cluster::with(&binary(), 1, options);
     cluster.create("r0", 4 * MIB, &[]);
     // The log says which port was picked.
     let log = cluster[0].log();

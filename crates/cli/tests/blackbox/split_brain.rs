@@ -130,20 +130,22 @@ fn row_066_one_side_that_wrote_is_no_split_brain() {
 #[test]
 fn row_071_data_without_a_common_past_are_refused() {
     let mut cluster = cluster(2);
-    cluster.create("r0", SIZE, &[]);
+    files::make_random(&cluster[0].disk("r0"), SIZE, 71);
+    cluster.create("r0", SIZE, &["--set", "resync-rate=1M", "--set", "resync-in-flight=1M"]);
     write_blocks(&cluster[0], "r0", 1, 0..10);
-    // Beta hears of the resource, but never of its data.
-    holdfast_testkit::wait_until(SOON, "beta knows the resource", || {
-        cluster[1].cli(&["primary", "r0"]).stderr.contains("member")
-    });
-    cluster[0].stop();
+    // Beta never had all of the data, and is made to begin with what it has.
     cluster.join_resource(&cluster[1], "r0", SIZE, &[]);
+    cluster[1].wait_peer("r0", "alpha", SOON, "a resync runs", |p| p.resync.is_some());
+    cluster[0].kill9();
+    cluster[1].wait_peer("r0", "alpha", SOON, "it is gone", gone);
     assert_eq!(cluster[1].resource("r0").disk.state, "Inconsistent");
     cluster[1].ok(&["primary", "r0", "--force"]);
     write_blocks(&cluster[1], "r0", 2, 5..15);
     let before = prints(&cluster);
     cluster[0].start();
     assert_detected(&cluster, before);
+    // The way out is the same: one side is thrown away, here as a whole.
+    cluster[0].ok(&["set", "r0", "resync-rate=0"]);
     resolve(&cluster);
     if cluster[0].resource("r0").role != "Primary" {
         cluster[0].ok(&["primary", "r0"]);
