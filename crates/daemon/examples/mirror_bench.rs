@@ -1,11 +1,12 @@
 //! Two nodes in two processes with a mirrored resource, for measuring:
 //!
 //! ```text
-//! cargo run --release -p holdfast-daemon --example mirror_bench -- /dev/shm 1G 'fio --uri={uri} ...'
+//! cargo run --release -p holdfast-daemon --example mirror_bench -- /dev/shm 1G 0 'fio --uri={uri} ...'
 //! ```
 //!
-//! Makes the disks in a scratch directory below the given one, waits until they are in sync, writes
-//! the device over once, and runs each command with `{uri}` replaced by that of the NBD export.
+//! The arguments are a directory, the size, for how many microseconds the shards poll before they
+//! sleep, and commands. It makes the disks in a scratch directory below the given one, waits until
+//! they are in sync, writes the device over once, and runs each command with `{uri}` replaced by that of the NBD export.
 //! Without a command it prints the URI and serves until its input ends.
 
 use anyhow::{Context, Result, ensure};
@@ -33,11 +34,13 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let runtime = Runtime::new()?;
     match args.as_slice() {
-        [word, dir, size, port] if word == "--second" => {
-            second(&runtime, Path::new(dir), size.parse()?, port.parse()?)
+        [word, dir, size, spin, port] if word == "--second" => {
+            second(&runtime, Path::new(dir), size.parse()?, spin.parse()?, port.parse()?)
         }
-        [dir, size, commands @ ..] => first(&runtime, dir, parse_size(size)?, commands),
-        _ => anyhow::bail!("usage: mirror_bench DIRECTORY SIZE [COMMAND...]"),
+        [dir, size, spin, commands @ ..] => {
+            first(&runtime, dir, parse_size(size)?, spin.parse()?, commands)
+        }
+        _ => anyhow::bail!("usage: mirror_bench DIRECTORY SIZE SPIN_US [COMMAND...]"),
     }
 }
 
@@ -52,20 +55,22 @@ impl Drop for Second {
     }
 }
 
-fn first(runtime: &Runtime, base: &str, size: u64, commands: &[String]) -> Result<()> {
+fn first(runtime: &Runtime, base: &str, size: u64, spin: u64, commands: &[String]) -> Result<()> {
     let dir = tempfile::tempdir_in(base)?;
     for name in NAMES {
         std::fs::create_dir(dir.path().join(name))?;
         Identity::create(&dir.path().join(name), name)?;
     }
-    let (shard, resource, tls) = node(runtime, dir.path(), 0, size)?;
+    let (shard, resource, tls) = node(runtime, dir.path(), 0, size, spin)?;
     let socket = dir.path().join("nbd.sock");
     shard.serve_unix(UnixListener::bind(&socket)?)?;
     runtime.block_on(resource.command(Command::Promote { force: false })).map_err(refused)?;
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
     let port = listener.local_addr()?.port().to_string();
     let second = Process::new(std::env::current_exe()?)
-        .args(["--second", &dir.path().display().to_string(), &size.to_string(), &port])
+        .arg("--second")
+        .arg(dir.path())
+        .args([size.to_string(), spin.to_string(), port])
         .stdin(Stdio::piped())
         .spawn()?;
     let second = Second(second);
@@ -94,8 +99,8 @@ fn first(runtime: &Runtime, base: &str, size: u64, commands: &[String]) -> Resul
     Ok(())
 }
 
-fn second(runtime: &Runtime, dir: &Path, size: u64, port: u16) -> Result<()> {
-    let (_shard, resource, tls) = node(runtime, dir, 1, size)?;
+fn second(runtime: &Runtime, dir: &Path, size: u64, spin: u64, port: u16) -> Result<()> {
+    let (_shard, resource, tls) = node(runtime, dir, 1, size, spin)?;
     let peer = Identity::load(&dir.join(NAMES[0]))?.context("the first node has no identity")?;
     runtime.block_on(async {
         let stream = LinkSocket::new(TcpStream::connect(("127.0.0.1", port)).await?)?;
@@ -113,6 +118,7 @@ fn node(
     dir: &Path,
     own: u8,
     size: u64,
+    spin: u64,
 ) -> Result<(Shard, ResourceHandle, NodeTls)> {
     let identities: Vec<Identity> = NAMES
         .iter()
@@ -125,7 +131,10 @@ fn node(
     }));
     let tls = NodeTls::new(&identities[usize::from(own)], pins);
     let disk = disk(dir, own, size)?;
-    let shard = Shard::start(ShardOptions::default())?;
+    let shard = Shard::start(ShardOptions {
+        spin: Duration::from_micros(spin),
+        ..ShardOptions::default()
+    })?;
     let peer = PeerConfig { node: number(1 - own), diskless: false, standalone: false };
     let spec = ResourceSpec {
         name: "bench".into(),

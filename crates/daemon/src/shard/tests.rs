@@ -44,11 +44,11 @@ enum Where {
 }
 
 fn directory(place: Where) -> TempDir {
-    match place {
-        Where::Memory if Path::new("/dev/shm").is_dir() => tempfile::tempdir_in("/dev/shm"),
-        _ => tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target")),
-    }
-    .unwrap()
+    let path = Path::new(match place {
+        Where::Memory => "/dev/shm",
+        Where::Disk => "/var/tmp",
+    });
+    if path.is_dir() { tempfile::tempdir_in(path) } else { tempfile::tempdir() }.unwrap()
 }
 
 /// A node with one resource.
