@@ -38,7 +38,7 @@ pub(crate) struct Failure(ApiError);
 
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
-        Self(error)
+        Self(refuse::plain(error))
     }
 }
 
@@ -191,6 +191,7 @@ where
 }
 
 async fn status_of_node(State(node): App) -> Json<holdfast_api::status::NodeStatus> {
+    status::refresh(&node).await;
     Json(status::node(&node))
 }
 
@@ -205,6 +206,7 @@ async fn version(State(node): App) -> Json<VersionInfo> {
 
 async fn metrics_text(State(node): App) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    status::refresh(&node).await;
     (kind, metrics::text(&status::node(&node))).into_response()
 }
 
@@ -267,6 +269,7 @@ async fn resource(
     Path(name): Path<String>,
 ) -> Answer<holdfast_api::status::ResourceStatus> {
     let resource = node.resource_named(&name)?;
+    status::refresh(&node).await;
     Ok(Json(status::resource(&node, &resource)))
 }
 

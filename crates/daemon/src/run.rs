@@ -2,6 +2,7 @@
 
 use crate::daemon::Daemon;
 use crate::options::{DaemonOptions, Settings};
+use crate::refuse;
 use holdfast_api::{ApiError, ErrorCode};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
@@ -23,6 +24,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(25);
 /// Why it could not be started. Nothing is left running then.
 pub fn run(options: &DaemonOptions) -> Result<(), ApiError> {
     log_to_stderr();
+    try_run(options).map_err(refuse::plain)
+}
+
+fn try_run(options: &DaemonOptions) -> Result<(), ApiError> {
     let settings = Settings::resolve(options)?;
     become_flusher();
     raise_file_limit();
