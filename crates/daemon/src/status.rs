@@ -23,6 +23,15 @@ pub(crate) fn node(node: &Arc<Node>) -> NodeStatus {
     NodeStatus { version: version(), node: node.name.clone(), cluster: cluster(node), resources }
 }
 
+/// Asks the shards for the newest figures of all resources.
+pub(crate) async fn refresh(node: &Node) {
+    for resource in node.resources() {
+        if let Some(handle) = resource.handle() {
+            handle.refresh().await;
+        }
+    }
+}
+
 /// The cluster; `None` when the node is in none.
 pub(crate) fn cluster(node: &Node) -> Option<ClusterStatus> {
     let view = node.view();

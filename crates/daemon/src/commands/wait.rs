@@ -48,6 +48,7 @@ async fn until(
     request: &Wait,
 ) -> Result<Done, ApiError> {
     let mut changes = resource.watch();
+    status::refresh(node).await;
     loop {
         changes.mark_unchanged();
         let now = status::resource(node, resource);

@@ -11,6 +11,8 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// A command that has not ended after so long is reported as timed out. It may still happen.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Who looks at a resource waits no longer than that for its newest figures.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Stopping in good order, closing links and disk together take no longer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -64,10 +66,23 @@ impl ResourceHandle {
         tokio::time::timeout(COMMAND_TIMEOUT, run).await.unwrap_or(Err(Refusal::TimedOut))
     }
 
-    /// How the resource is. States are current; counters are at most 100 ms old.
+    /// How the resource is. States are current; counters are at most 100 ms old: see
+    /// [`Self::refresh`].
     #[must_use]
     pub fn snapshot(&self) -> Arc<ResourceView> {
         Arc::clone(&self.view.borrow())
+    }
+
+    /// Makes [`Self::snapshot`] current to the last request that was answered. Waits at most a
+    /// second; a resource that is busier than that, or closed, keeps what it told last.
+    pub async fn refresh(&self) {
+        let ask = async {
+            let (done, end) = oneshot::channel();
+            if self.commands.send(ToResource::Refresh(done)).await.is_ok() {
+                let _ = end.await;
+            }
+        };
+        let _ = tokio::time::timeout(REFRESH_TIMEOUT, ask).await;
     }
 
     /// Tells of every change of [`Self::snapshot`]. Ends when the resource is closed.

@@ -45,6 +45,7 @@ pub(super) enum ToResource {
     Command(Command, oneshot::Sender<Result<(), Refusal>>),
     Link(NodeId, LinkOrigin, Box<dyn LinkStream>),
     EndConnections,
+    Refresh(oneshot::Sender<()>),
     Close(oneshot::Sender<Result<(), CloseError>>),
 }
 
@@ -643,6 +644,11 @@ impl Runner {
                 Some(ToResource::Command(command, done)) => self.resource.command(command, done),
                 Some(ToResource::Link(peer, origin, stream)) => {
                     self.resource.add_link(peer, origin, stream, &self.pool);
+                }
+                Some(ToResource::Refresh(done)) => {
+                    self.resource.inner.borrow_mut().publish();
+                    // Nobody waits any more: no harm.
+                    let _ = done.send(());
                 }
                 Some(ToResource::EndConnections) => {
                     self.resource.inner.borrow().end_connections();
