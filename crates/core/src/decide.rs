@@ -105,7 +105,9 @@ fn same_generation(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateR
     let mine_bad = mine.disk == DiskState::Inconsistent;
     let theirs_bad = theirs.disk == DiskState::Inconsistent;
     let doubt = doubts(mine, peer, theirs) || doubts(theirs, me, mine);
-    let noted = |a: &StateReport, b_node, b: &StateReport| a.bits > 0 && !is_history(a, b_node, b);
+    let noted = |a: &StateReport, b_node, b: &StateReport| {
+        a.bits > 0 && !is_history(a, b_node, b) && !have_same_primary(a, b)
+    };
     let equal = !doubt && !noted(mine, peer, theirs) && !noted(theirs, me, mine);
     match (mine_bad, theirs_bad) {
         (true, true) => Verdict::NoGoodData,
@@ -121,11 +123,23 @@ fn same_generation(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateR
 /// Primary that is still there has nothing to doubt: the Primary knows every write that it did not
 /// answer, and what it answered is in the page cache.
 pub(crate) fn doubts(a: &StateReport, b_node: NodeId, b: &StateReport) -> bool {
+    if have_same_primary(a, b) {
+        return false;
+    }
     let known_by_primary = !a.crashed_primary
         && !a.boot_changed
         && a.following == Some(b_node)
         && b.role == Role::Primary;
     a.doubtful && !known_by_primary
+}
+
+/// Whether both are connected to the same Primary and have good data: it answers for both, and says
+/// who misses what.
+fn have_same_primary(a: &StateReport, b: &StateReport) -> bool {
+    let follows = |r: &StateReport| {
+        r.near_primary && r.role != Role::Primary && r.disk == DiskState::UpToDate
+    };
+    follows(a) && follows(b) && a.following.is_some() && a.following == b.following
 }
 
 /// Whether what `a` noted about `b` is about an older state of `b`'s disk: `b` has taken the

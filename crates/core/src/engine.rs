@@ -70,6 +70,8 @@ pub struct Core {
     pub(crate) boot_changed: bool,
     pub(crate) crashed_primary: bool,
     pub(crate) following: Option<NodeId>,
+    /// How often a Primary that this node was connected to was lost or became Secondary.
+    pub(crate) primaries_lost: u64,
     pub(crate) outdated: bool,
     /// Which promotion this node is.
     pub(crate) epoch: u64,
@@ -140,6 +142,7 @@ impl Core {
             boot_changed: false,
             crashed_primary: false,
             following: None,
+            primaries_lost: 0,
             outdated: false,
             epoch: 0,
             last_write: 0,
@@ -227,6 +230,7 @@ impl Core {
             self.run_granted();
             self.plan_activity_log();
             self.start_bump_if_needed();
+            self.send_reports();
             self.answer_states();
             self.deliver_held();
             self.pump_resyncs();

@@ -12,6 +12,7 @@ mod decide;
 mod engine;
 mod event;
 mod generation;
+mod handshake;
 mod link;
 mod locks;
 mod peer_io;

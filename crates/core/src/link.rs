@@ -11,8 +11,8 @@
 //! states at hand and answers. So both act on the same facts. While a report is out, the reporting
 //! node changes nothing that the verdict depends on.
 
-use crate::decide::{decide, doubts, is_history, mirror};
 use crate::engine::Core;
+use crate::handshake::Barrier;
 use crate::event::{Action, CommandId, LinkId, Notice, Options, PeerConfig, Refusal};
 use crate::peer_io::Incoming;
 use crate::persist::{After, Meta};
@@ -22,7 +22,7 @@ use holdfast_units::{
     ByteRange, ConnectionState, DiskState, GenerationId, Millis, NodeId, ReplicationState, Role,
 };
 use holdfast_wire::{
-    Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RefusalCode, StateReport, Verdict,
+    Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RefusalCode, StateReport,
     WriteMark,
 };
 use std::collections::VecDeque;
@@ -45,10 +45,19 @@ pub(crate) struct Peer {
     pub(crate) up: bool,
     /// The serial of our report that waits for a verdict.
     pub(crate) awaiting: Option<u32>,
-    serial: u32,
-    handshake_since: Millis,
+    pub(crate) serial: u32,
+    pub(crate) handshake_since: Millis,
     /// A report of the peer that waits for a verdict.
-    reported: Option<Box<StateReport>>,
+    pub(crate) reported: Option<Box<StateReport>>,
+    /// A report is to be sent to it.
+    pub(crate) report_wanted: bool,
+    /// What must have come from a Primary before this node reports to it or decides with it.
+    pub(crate) barrier: Option<Barrier>,
+    /// How often this node had lost a Primary when it last asked the peer for a report.
+    pub(crate) asked_at: u64,
+    /// Pings sent on this connection, and their answers, in line with all else that it sends.
+    pub(crate) pings: u64,
+    pub(crate) pongs: u64,
     pub(crate) discard_my_data: bool,
     pub(crate) role: Role,
     pub(crate) disk: DiskState,
@@ -113,6 +122,11 @@ impl Peer {
             serial: 0,
             handshake_since: Millis(0),
             reported: None,
+            report_wanted: false,
+            barrier: None,
+            asked_at: 0,
+            pings: 0,
+            pongs: 0,
             discard_my_data: false,
             role: Role::Unknown,
             disk: DiskState::DUnknown,
@@ -199,7 +213,7 @@ impl Peer {
     fn dead_at(&self, options: &Options) -> Option<Millis> {
         self.link?;
         let silent = self.pinged.map(|at| at.after(options.ping_timeout_ms));
-        let shaking = (!self.up || self.awaiting.is_some())
+        let shaking = (!self.up || self.awaiting.is_some() || self.report_wanted)
             .then(|| self.handshake_since.after(HANDSHAKE_TIMEOUT_MS));
         let stuck = (self.pending > 0 && options.ko_count > 0)
             .then(|| self.progress.after(options.request_timeout_ms * options.ko_count));
@@ -244,12 +258,14 @@ impl Core {
         });
         let standalone =
             self.stopping.is_some() || self.peers[&node].connection == ConnectionState::StandAlone;
-        let now = self.now;
+        let (now, lost) = (self.now, self.primaries_lost);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.link = Some(link);
         peer.last_heard = now;
         peer.handshake_since = now;
         peer.pinged = None;
+        (peer.pings, peer.pongs) = (0, 0);
+        peer.asked_at = lost;
         if standalone {
             let text = "the resource is StandAlone towards this node".to_owned();
             self.send(node, Message::Refuse { code: RefusalCode::StandAlone, text });
@@ -276,6 +292,8 @@ impl Core {
         peer.up = false;
         peer.awaiting = None;
         peer.reported = None;
+        peer.report_wanted = false;
+        peer.barrier = None;
         peer.held_until = 0;
         peer.held.clear();
         peer.generations_sent = false;
@@ -295,6 +313,7 @@ impl Core {
         self.bump_answered(node);
         self.role_changes_lost_peer(node);
         if was_primary {
+            self.primaries_lost += 1;
             self.unsettled_of_lost(node);
             self.renegotiate_all();
         }
@@ -308,7 +327,7 @@ impl Core {
         self.reset(node);
     }
 
-    fn reset(&mut self, node: NodeId) {
+    pub(crate) fn reset(&mut self, node: NodeId) {
         if let Some(link) = self.link_of(node) {
             self.act(Action::Reset(node, link));
             self.lose_link(node);
@@ -378,7 +397,7 @@ impl Core {
         peer.last_heard = now;
         peer.pinged = None;
         let Some(peer) = self.peers.get(&node) else { return };
-        let urgent = matches!(message, Message::Ping | Message::Pong);
+        let urgent = matches!(message, Message::Ping);
         let waits = self.is_held(peer) || !peer.held.is_empty() || self.must_wait(node, &message);
         if urgent || !waits {
             self.dispatch(node, link, message);
@@ -419,7 +438,9 @@ impl Core {
                 self.peer_changed(node, role, disk, epoch, current);
             }
             Message::Ping => self.send(node, Message::Pong),
-            Message::Pong => {}
+            Message::Pong => {
+                self.peers.get_mut(&node).into_iter().for_each(|p| p.pongs += 1);
+            }
             Message::Write { seq, range, kind, fua, missing, settled, payload } => {
                 let write = Incoming { seq, range, kind, fua, missing, settled, payload };
                 self.peer_write(node, link, write);
@@ -489,284 +510,8 @@ impl Core {
                 peer.hello = true;
             }
             if self.node > node {
-                self.report_state(node);
+                self.want_report(node);
             }
-        }
-    }
-
-    fn report_state(&mut self, node: NodeId) {
-        let now = self.now;
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.serial += 1;
-        peer.awaiting = Some(peer.serial);
-        peer.handshake_since = now;
-        let report = self.report(node);
-        self.send(node, Message::State(Box::new(report)));
-    }
-
-    fn report(&self, to: NodeId) -> StateReport {
-        let peer = &self.peers[&to];
-        StateReport {
-            serial: peer.serial,
-            generations: self.gens.report(to),
-            role: self.role,
-            disk: self.disk,
-            doubtful: self.al.as_ref().is_some_and(|al| al.has_suspects(to)),
-            crashed_primary: self.crashed_primary,
-            boot_changed: self.boot_changed,
-            following: self.following,
-            discard_my_data: peer.discard_my_data,
-            near_primary: self.role == Role::Primary
-                || self.peers.values().any(|p| p.up && p.role == Role::Primary),
-            bits: peer.bitmap.count(),
-            noted: peer.noted,
-            has: self.has,
-        }
-    }
-
-    /// Asks for a new verdict on a connection that is up.
-    pub(crate) fn renegotiate(&mut self, node: NodeId) {
-        let ready = self.peers.get(&node).is_some_and(|p| p.up && p.awaiting.is_none());
-        if ready {
-            self.report_state(node);
-            if self.node < node {
-                // The other one reports when it gets this; nothing waits for a verdict here.
-                self.peers.get_mut(&node).into_iter().for_each(|p| p.awaiting = None);
-            }
-        }
-    }
-
-    /// What a report to this peer said has changed since: a newer one replaces it.
-    pub(crate) fn report_again(&mut self, node: NodeId) {
-        if self.peers.get(&node).is_some_and(|p| p.awaiting.is_some()) {
-            self.report_state(node);
-        }
-    }
-
-    /// The Primary is gone: do those that are left hold the same?
-    fn renegotiate_all(&mut self) {
-        let up: Vec<NodeId> = self.peers.values().filter(|p| p.up).map(|p| p.node).collect();
-        for node in up {
-            self.renegotiate(node);
-        }
-    }
-
-    fn state_reported(&mut self, node: NodeId, report: Box<StateReport>) {
-        if self.node > node {
-            // The lower node wishes a new verdict: it needs a fresh report of ours.
-            let ready = self.peers.get(&node).is_some_and(|p| p.awaiting.is_none());
-            if ready {
-                self.report_state(node);
-            }
-        } else if let Some(peer) = self.peers.get_mut(&node) {
-            peer.reported = Some(report);
-        }
-    }
-
-    /// Decides on the reports that came, when nothing is in the way.
-    pub(crate) fn answer_states(&mut self) {
-        let waiting: Vec<NodeId> =
-            self.peers.values().filter(|p| p.reported.is_some()).map(|p| p.node).collect();
-        for node in waiting {
-            if self.bump.is_some() || self.is_reported() || self.is_adopting() {
-                return;
-            }
-            if self.peers.get(&node).is_some_and(|p| p.generations_sent) {
-                // It is taking over what this node sent: its next report will say so.
-                continue;
-            }
-            let Some(theirs) = self.peers.get_mut(&node).and_then(|p| p.reported.take()) else {
-                continue;
-            };
-            let mine = self.report(node);
-            let verdict = decide(self.node, &mine, node, &theirs);
-            let answers = theirs.serial;
-            self.send(node, Message::Verdict { answers, verdict, state: Box::new(mine.clone()) });
-            self.peers.get_mut(&node).into_iter().for_each(|p| p.verdict_serial = answers);
-            self.apply_verdict(node, verdict, &mine, &theirs);
-        }
-    }
-
-    fn verdict_arrived(
-        &mut self,
-        node: NodeId,
-        answers: u32,
-        verdict: Verdict,
-        state: &StateReport,
-    ) {
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        if peer.awaiting != Some(answers) {
-            return;
-        }
-        peer.awaiting = None;
-        peer.verdict_serial = answers;
-        let mine = self.report(node);
-        self.apply_verdict(node, mirror(verdict), &mine, state);
-    }
-
-    /// What a verdict, seen from this node, leads to.
-    fn apply_verdict(
-        &mut self,
-        node: NodeId,
-        verdict: Verdict,
-        mine: &StateReport,
-        theirs: &StateReport,
-    ) {
-        match verdict {
-            Verdict::SplitBrain => self.notice(Notice::SplitBrain(node)),
-            Verdict::Unrelated => self.notice(Notice::UnrelatedData(node)),
-            Verdict::TwoPrimaries => self.notice(Notice::TwoPrimaries(node)),
-            Verdict::PrimaryMustNotBeTarget => {
-                let text = "a Primary would have to give up data that are in use".to_owned();
-                self.notice(Notice::PeerRefused(node, text));
-            }
-            Verdict::SourceBitmap
-            | Verdict::SourceFull
-            | Verdict::TargetBitmap
-            | Verdict::TargetFull
-                if !self.has_disk() =>
-            {
-                // The disk failed since it was reported.
-                self.reset(node);
-                return;
-            }
-            _ => {
-                self.peer_is_up(node, theirs);
-                self.start_replication(node, verdict, mine, theirs);
-                return;
-            }
-        }
-        self.stand_alone(node);
-    }
-
-    fn peer_is_up(&mut self, node: NodeId, theirs: &StateReport) {
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.up = true;
-        peer.connection = ConnectionState::Connected;
-        peer.role = theirs.role;
-        peer.disk = theirs.disk;
-        peer.epoch = theirs.has.epoch;
-        peer.current = theirs.generations.current;
-        peer.seen |= theirs.disk > DiskState::Failed;
-        peer.discard_my_data = false;
-        peer.end_resync();
-        self.follow(node);
-    }
-
-    /// Remembers which Primary this node follows.
-    fn follow(&mut self, node: NodeId) {
-        let primary = self.peers.get(&node).is_some_and(|p| p.role == Role::Primary);
-        if primary && self.following != Some(node) {
-            self.following = Some(node);
-            self.request_superblock(After::Nothing);
-        }
-    }
-
-    fn start_replication(
-        &mut self,
-        node: NodeId,
-        verdict: Verdict,
-        mine: &StateReport,
-        theirs: &StateReport,
-    ) {
-        let both_disks = mine.disk > DiskState::Failed && theirs.disk > DiskState::Failed;
-        let same = mine.generations.current == theirs.generations.current;
-        let consistent =
-            mine.disk > DiskState::Inconsistent && theirs.disk > DiskState::Inconsistent;
-        if same && consistent && is_history(mine, node, theirs) {
-            self.forget_older_bits(node);
-        }
-        let decided = both_disks && verdict != Verdict::NoGoodData;
-        if decided && doubts(mine, node, theirs) {
-            self.merge_suspects(node);
-        } else if decided && let Some(al) = &mut self.al {
-            al.take_suspects(node);
-        }
-        match verdict {
-            Verdict::SourceBitmap | Verdict::SourceFull => {
-                self.become_source(node, verdict == Verdict::SourceFull, theirs);
-            }
-            Verdict::TargetBitmap | Verdict::TargetFull => {
-                self.become_target(node, verdict == Verdict::TargetFull);
-            }
-            Verdict::InSync if both_disks => {
-                debug_assert!(!doubts(mine, node, theirs), "in sync although in doubt");
-                self.in_sync(node, theirs.generations.current);
-            }
-            _ => self.connected_without_data(node, theirs),
-        }
-        self.clear_crash_marks();
-        self.refresh_sets();
-        self.connected_during_promotion(node);
-        self.changed();
-    }
-
-    /// Both are of one generation: what was noted for an older one of the peer is over.
-    fn forget_older_bits(&mut self, node: NodeId) {
-        self.gens.slots[node.index()] = GenerationId::NONE;
-        self.peers.get_mut(&node).into_iter().for_each(Peer::clear_bits);
-    }
-
-    /// The peer's disk equals the local one.
-    pub(crate) fn in_sync(&mut self, node: NodeId, theirs: GenerationId) {
-        self.gens.slots[node.index()] = GenerationId::NONE;
-        self.gens.known[node.index()] = theirs;
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.replication = ReplicationState::Established;
-        if peer.role == Role::Primary {
-            // From here on its writes come without a gap.
-            self.has_stands = false;
-        }
-        if peer.disk == DiskState::Consistent && self.disk >= DiskState::Consistent {
-            // It comes to the same conclusion; its report says so in a moment.
-            peer.disk = DiskState::UpToDate;
-        }
-        let good = peer.disk >= DiskState::Consistent || self.disk >= DiskState::Consistent;
-        if good && self.disk > DiskState::Inconsistent {
-            self.set_disk(DiskState::UpToDate);
-        }
-        self.tell_synced(node);
-        self.request_superblock(After::Nothing);
-    }
-
-    /// Connected, but there is nothing to copy: a side has no disk, or neither has good data.
-    fn connected_without_data(&mut self, node: NodeId, theirs: &StateReport) {
-        let they_have_disk = theirs.disk > DiskState::Failed;
-        let both_disks = they_have_disk && self.has_disk();
-        if let Some(peer) = self.peers.get_mut(&node) {
-            // Without a common past in the disks, writes would only mix them up.
-            peer.replication =
-                if both_disks { ReplicationState::Off } else { ReplicationState::Established };
-        }
-        let current = theirs.generations.current;
-        if !self.has_disk() && !self.diskful && theirs.disk == DiskState::UpToDate {
-            self.gens.current = current;
-        }
-        // A Primary without a disk knows which generation is the current one.
-        if !they_have_disk
-            && theirs.role == Role::Primary
-            && !current.is_none()
-            && self.disk >= DiskState::Outdated
-        {
-            let newest = current == self.gens.current;
-            self.set_disk(if newest { DiskState::UpToDate } else { DiskState::Outdated });
-            self.request_superblock(After::Nothing);
-        }
-        // It may have been the source of a resync that is over by that.
-        self.next_source();
-    }
-
-    /// When nothing is suspect any more, the crash is history.
-    fn clear_crash_marks(&mut self) {
-        let suspect = self
-            .peers
-            .values()
-            .filter(|p| !p.diskless)
-            .any(|p| self.al.as_ref().is_some_and(|al| al.has_suspects(p.node)));
-        if !suspect && (self.crashed_primary || self.boot_changed) {
-            self.crashed_primary = false;
-            self.boot_changed = false;
-            self.request_superblock(After::Nothing);
         }
     }
 
@@ -808,6 +553,7 @@ impl Core {
         let disk_lost = peer.disk > DiskState::Failed
             && peer.disk != DiskState::DUnknown
             && disk <= DiskState::Failed;
+        let demoted = peer.role == Role::Primary && role != Role::Primary;
         peer.role = role;
         peer.epoch = epoch;
         peer.disk = disk;
@@ -823,6 +569,7 @@ impl Core {
             peer.replication = ReplicationState::Established;
             self.notice(Notice::PeerDiskFailed(node));
         }
+        self.primaries_lost += u64::from(demoted);
         self.refresh_sets();
         if received && disk_lost {
             self.requests_lost_peer(node);
@@ -833,8 +580,7 @@ impl Core {
         }
         self.follow(node);
         let same = self.gens.current == current;
-        let near_primary = self.role == Role::Primary
-            || self.peers.values().any(|p| p.up && p.role == Role::Primary);
+        let near_primary = self.is_near_primary();
         let comparable = self.has_disk()
             && disk > DiskState::Inconsistent
             && self.peers[&node].replication == ReplicationState::Established;
@@ -860,8 +606,7 @@ impl Core {
         let slot = self.gens.slots[node.index()];
         let stale = (!slot.is_none() && slot != self.gens.current) || peer.bitmap.count() > 0;
         let established = peer.replication == ReplicationState::Established;
-        let near_primary = self.role == Role::Primary
-            || self.peers.values().any(|p| p.up && p.role == Role::Primary);
+        let near_primary = self.is_near_primary();
         // A Primary tells in line with its writes when a member is in sync.
         let doubtful = stale || peer.bitmap.count() > 0;
         if established && doubtful && self.disk == DiskState::UpToDate && !near_primary {
@@ -869,17 +614,31 @@ impl Core {
         }
     }
 
-    /// Tells those that follow this Primary that a member has everything, in line with the writes.
+    /// Tells those that follow this Primary that a member has everything, and the member who else
+    /// has, in line with the writes.
     pub(crate) fn tell_synced(&mut self, node: NodeId) {
         if self.role != Role::Primary {
             return;
         }
         let current = self.gens.current;
-        let mut others = self.receivers;
-        others.remove(node);
-        for other in others.iter() {
+        let others: Vec<NodeId> =
+            self.peers.values().filter(|p| p.node != node && p.receives()).map(|p| p.node).collect();
+        for other in others {
             self.send(other, Message::Synced { peer: node, current });
+            if self.is_level(other) {
+                self.send(node, Message::Synced { peer: other, current });
+            }
         }
+    }
+
+    /// Whether a connected peer has all that this node has.
+    pub(crate) fn is_level(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|p| {
+            p.replication == ReplicationState::Established
+                && p.disk == DiskState::UpToDate
+                && p.current == self.gens.current
+                && p.bitmap.count() == 0
+        })
     }
 
     /// A member has everything of this generation.
@@ -1029,6 +788,11 @@ impl Core {
         self.send(node, message);
     }
 
+    pub(crate) fn ping(&mut self, node: NodeId) {
+        self.peers.get_mut(&node).into_iter().for_each(|p| p.pings += 1);
+        self.send(node, Message::Ping);
+    }
+
     /// Pings, and cuts those that do not answer.
     pub(crate) fn tick_links(&mut self) {
         let (now, options) = (self.now, &self.options);
@@ -1043,7 +807,7 @@ impl Core {
             .collect();
         for node in silent {
             self.peers.get_mut(&node).into_iter().for_each(|p| p.pinged = Some(now));
-            self.send(node, Message::Ping);
+            self.ping(node);
         }
         for node in dead {
             self.notice(Notice::PeerTimeout(node));

@@ -5,9 +5,8 @@
 
 use crate::engine::{Core, DiskJob};
 use crate::event::{Action, CommandId, Refusal};
-use crate::link::Peer;
 use crate::persist::After;
-use holdfast_units::{DiskState, GenerationId, Millis, NodeId, PeerSet, ReplicationState, Role};
+use holdfast_units::{DiskState, GenerationId, Millis, NodeId, PeerSet, Role};
 use holdfast_wire::{Message, PromoteAnswer, PromoteStep, WriteMark};
 
 /// Members must have answered within this time.
@@ -135,7 +134,7 @@ impl Core {
     }
 
     fn promise_to(&mut self, node: NodeId) -> PromoteAnswer {
-        if self.role == Role::Primary {
+        if self.is_near_primary() {
             return PromoteAnswer::IAmPrimary;
         }
         let mine_first = self.promotion.as_ref().is_some_and(|p| p.committed || self.node < node);
@@ -254,15 +253,8 @@ impl Core {
             self.send(*peer, Message::Promote { id, step: PromoteStep::Commit, epoch });
         }
         self.announce();
-        let current = self.gens.current;
-        let level = |p: &&Peer| {
-            p.replication == ReplicationState::Established
-                && p.disk == DiskState::UpToDate
-                && p.current == current
-                && p.bitmap.count() == 0
-        };
-        let in_sync: Vec<NodeId> = self.peers.values().filter(level).map(|p| p.node).collect();
-        for node in in_sync {
+        let level: Vec<NodeId> = up.iter().copied().filter(|n| self.is_level(*n)).collect();
+        for node in level {
             self.tell_synced(node);
         }
         if promotion.force {
