@@ -1,6 +1,6 @@
 //! The local block device: a file system on it survives the death of its node.
 
-use crate::{MIB, SOON, SYNC, binary, cluster};
+use crate::{MIB, SOON, SYNC, binary, cluster, rounds, seed};
 use holdfast_testkit::{Cluster, Mount, Rng, devices_unavailable, run_ok, wait_until};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -31,8 +31,11 @@ fn content(number: u64) -> Vec<u8> {
     data
 }
 
+/// How many files there are; the next one takes the place of the oldest.
+const FILES: u64 = 300;
+
 fn file(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("file-{number}"))
+    dir.join(format!("file-{}", number % FILES))
 }
 
 /// Writes a file so that it is durable with its name.
@@ -43,6 +46,43 @@ fn write_durably(dir: &Path, number: u64) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// Writes files without pause, one after the other, each of them durably, until the device fails.
+struct FileWriter {
+    durable: Arc<AtomicU64>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl FileWriter {
+    fn start(dir: &Path, first: u64) -> Self {
+        let durable = Arc::new(AtomicU64::new(first));
+        let (counter, dir) = (Arc::clone(&durable), dir.to_owned());
+        let thread = thread::spawn(move || {
+            let mut number = first;
+            while write_durably(&dir, number).is_ok() {
+                number += 1;
+                counter.store(number, Ordering::Relaxed);
+            }
+        });
+        Self { durable, thread }
+    }
+
+    /// How many files are durable.
+    fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Relaxed)
+    }
+
+    /// Waits for its end, when its device is gone; how many files are durable.
+    fn join(self) -> u64 {
+        self.thread.join().expect("it does not panic");
+        self.durable.load(Ordering::Relaxed)
+    }
+}
+
+/// Numbers of the files that are kept: older ones are written over.
+fn kept(durable: u64) -> std::ops::Range<u64> {
+    durable.saturating_sub(FILES)..durable
+}
+
 #[test]
 fn files_that_were_synced_survive_the_death_of_the_primary() {
     if skipped() {
@@ -51,40 +91,38 @@ fn files_that_were_synced_survive_the_death_of_the_primary() {
     let mut cluster = cluster(2);
     let size = 64 * MIB;
     cluster.resource("r0", size, 2);
-    let path = device(&cluster, 0);
+    let mut rng = Rng::new(seed());
+    let mut path = device(&cluster, 0);
     run_ok(Command::new("mkfs.ext4").args(["-q", "-F", &path]));
-    let mount = Mount::new(&path, &cluster[0].dir().join("mnt"));
-    let durable = Arc::new(AtomicU64::new(0));
-    let (counter, dir) = (Arc::clone(&durable), mount.path().to_owned());
-    let client = thread::spawn(move || {
-        for number in 0..100_000 {
-            if write_durably(&dir, number % 500).is_err() {
-                return;
-            }
-            counter.store(number + 1, Ordering::Relaxed);
+    let mut primary = 0;
+    let mut durable = 0;
+    for round in 0..rounds() {
+        let next = 1 - primary;
+        let mount = Mount::new(&path, &cluster[primary].dir().join("mnt"));
+        let writer = FileWriter::start(mount.path(), durable);
+        let due = durable + 10 + rng.below(60);
+        wait_until(SYNC, "some files", || writer.durable() > due);
+        cluster[primary].kill9();
+        durable = writer.join();
+        mount.give_up();
+
+        cluster[next].ok(&["primary", "r0"]);
+        path = device(&cluster, next);
+        let mount = Mount::new(&path, &cluster[next].dir().join("mnt"));
+        for number in kept(durable) {
+            let found = fs::read(file(mount.path(), number)).expect("a synced file is there");
+            // The one after the last durable one may be there in its place, whole or not.
+            let replaced = number + FILES == durable && found != content(number);
+            assert!(replaced || found == content(number), "round {round}: file {number}");
         }
-    });
-    wait_until(SYNC, "some files", || durable.load(Ordering::Relaxed) > 40);
-    cluster[0].kill9();
-    client.join().expect("it ends when its device is gone");
-    let durable = durable.load(Ordering::Relaxed);
-    mount.give_up();
-
-    cluster[1].ok(&["primary", "r0"]);
-    let path = device(&cluster, 1);
-    let mount = Mount::new(&path, &cluster[1].dir().join("mnt"));
-    for number in 0..durable.min(500) {
-        let found = fs::read(file(mount.path(), number)).expect("a synced file is there");
-        assert!(found == content(number), "file {number} is not as it was synced");
+        mount.unmount();
+        run_ok(Command::new("e2fsck").args(["-f", "-n", &path]));
+        cluster[primary].start();
+        cluster[next].wait_synced("r0", SYNC);
+        cluster.assert_equal_disks("r0", size, &[0, 1]);
+        primary = next;
     }
-    write_durably(mount.path(), 1000).expect("it can be written");
-    mount.unmount();
-    run_ok(Command::new("e2fsck").args(["-f", "-n", &path]));
-
-    cluster[0].start();
-    cluster[1].wait_synced("r0", SYNC);
-    cluster.assert_equal_disks("r0", size, &[0, 1]);
-    cluster[1].ok(&["device", "r0", "--remove"]);
+    cluster[primary].ok(&["device", "r0", "--remove"]);
 }
 
 #[test]

@@ -1,12 +1,7 @@
 //! The Primary dies: nothing that was acknowledged is lost.
 
-use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, write_blocks};
+use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, write_blocks};
 use holdfast_testkit::{Ledger, Rng, Writer, WriterOptions, files};
-
-/// How many rounds of the failover there are.
-fn rounds() -> u64 {
-    std::env::var("HOLDFAST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
-}
 
 /// Three nodes, a client that writes without pause. In each round a Secondary is killed, then the
 /// Primary, at moments that differ; the third node is promoted; both dead ones come back.
@@ -15,8 +10,8 @@ fn acknowledged_writes_survive_the_death_of_a_secondary_and_of_the_primary() {
     let size = 16 * MIB;
     let mut cluster = cluster(3);
     cluster.resource("r0", size, 3);
-    let mut ledger = Ledger::new(1, 4096);
-    let mut rng = Rng::new(2024);
+    let mut ledger = Ledger::new(seed(), 4096);
+    let mut rng = Rng::new(seed());
     let mut primary = 0;
     for round in 0..rounds() {
         let (first, next) = match rng.below(2) {

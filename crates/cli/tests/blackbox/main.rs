@@ -1,9 +1,11 @@
 //! Black-box tests: real daemons, the real command, real clients, `kill -9` in the middle.
 //!
-//! Every test has daemons, directories and ports of its own. `HOLDFAST_ROUNDS` says how often the
-//! failover goes round; `HOLDFAST_KEEP` keeps the files of a test that failed; `HOLDFAST_BINARY` is
-//! another command to test than the one that was just built. The numbers in the names are those of
-//! the list of features that users of such systems rely on.
+//! Every test has daemons, directories and ports of its own. The numbers in the names are those of
+//! the list of features that users of such systems rely on. From the environment:
+//!
+//! * `HOLDFAST_ROUNDS`: how often the failover goes round; `HOLDFAST_SEED`: what its moments are;
+//! * `HOLDFAST_BINARY`: another command to test than the one that was just built;
+//! * `HOLDFAST_KEEP`: set, it keeps the files of a test that failed.
 
 mod admin;
 mod bounds;
@@ -31,6 +33,20 @@ const SYNC: Duration = Duration::from_secs(60);
 /// The command under test.
 fn binary() -> String {
     std::env::var("HOLDFAST_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_holdfast").to_owned())
+}
+
+/// How many rounds of a failover there are.
+fn rounds() -> u64 {
+    number_of("HOLDFAST_ROUNDS", 2)
+}
+
+/// What decides the moments at which nodes are killed in those rounds, and what is written.
+fn seed() -> u64 {
+    number_of("HOLDFAST_SEED", 2024)
+}
+
+fn number_of(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 fn cluster(count: usize) -> Cluster {
