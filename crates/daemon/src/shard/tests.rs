@@ -70,12 +70,14 @@ struct Plan<'a> {
     disk: Option<bool>,
     meta: fn(&Path) -> MetaPlace,
     limits: Limits,
+    spin: Duration,
 }
 
 impl<'a> Plan<'a> {
     fn new(dir: &'a Path, number: u8, peers: &'a [(u8, bool)]) -> Self {
         let disk = Some(number == 0);
-        Self { dir, number, peers, disk, meta: beside, limits: Limits::default() }
+        let (limits, spin) = (Limits::default(), Duration::ZERO);
+        Self { dir, number, peers, disk, meta: beside, limits, spin }
     }
 }
 
@@ -138,7 +140,8 @@ impl Node {
             }
             disk
         });
-        let shard = Shard::start(ShardOptions::default()).unwrap();
+        let options = ShardOptions { spin: plan.spin, ..ShardOptions::default() };
+        let shard = Shard::start(options).unwrap();
         let socket = plan.dir.join(format!("nbd{}.sock", plan.number));
         let _ = std::fs::remove_file(&socket);
         shard.serve_unix(UnixListener::bind(&socket).unwrap()).unwrap();

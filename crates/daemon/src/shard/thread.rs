@@ -78,6 +78,7 @@ impl Shard {
         let (ready, started) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new().name("shard".into());
         thread.spawn(move || {
+            let _guard = EndWithThread;
             let runtime = Builder::new_current_thread()
                 .enable_all()
                 .thread_name("shard-blocking")
@@ -137,6 +138,19 @@ impl Shard {
         drop(self.orders);
         // An error means that it has ended, too.
         let _ = self.ended.await;
+    }
+}
+
+/// Ends the process when its thread panics. Resources without their thread would look alive to
+/// everybody else; after a restart everything is as after a crash, which is safe.
+struct EndWithThread;
+
+impl Drop for EndWithThread {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("a shard thread panicked; the daemon ends");
+            std::process::abort();
+        }
     }
 }
 

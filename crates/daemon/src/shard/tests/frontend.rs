@@ -147,8 +147,7 @@ fn requests_above_the_limits_wait_and_are_done() {
             });
         }
     });
-    let view = node.resource.snapshot();
-    assert_eq!(view.snapshot.in_flight, 0);
+    node.wait(&rt, "idle", |view| view.snapshot.in_flight == 0);
     node.stop(&rt);
 }
 

@@ -38,12 +38,12 @@ fn scribble(client: &mut Client, model: &mut [u8], numbers: &mut Numbers, rounds
     }
 }
 
-fn mirrored(place: Where, meta: fn(&Path) -> MetaPlace) {
+fn mirrored(place: Where, meta: fn(&Path) -> MetaPlace, spin: Duration) {
     let rt = runtime();
     let dir = directory(place);
     let plans = [(0, &[(1, false)]), (1, &[(0, false)])];
     let [a, b] = plans.map(|(number, peers)| {
-        Node::start(&rt, &Plan { meta, ..Plan::new(dir.path(), number, peers) })
+        Node::start(&rt, &Plan { meta, spin, ..Plan::new(dir.path(), number, peers) })
     });
     a.promote(&rt);
     let mut client = a.client();
@@ -69,17 +69,17 @@ fn mirrored(place: Where, meta: fn(&Path) -> MetaPlace) {
 
 #[test]
 fn both_disks_hold_what_the_client_wrote_in_memory() {
-    mirrored(Where::Memory, beside);
+    mirrored(Where::Memory, beside, Duration::ZERO);
 }
 
 #[test]
 fn both_disks_hold_what_the_client_wrote_on_disk() {
-    mirrored(Where::Disk, beside);
+    mirrored(Where::Disk, beside, Duration::ZERO);
 }
 
 #[test]
-fn both_disks_hold_what_the_client_wrote_with_internal_metadata() {
-    mirrored(Where::Disk, |_| MetaPlace::Internal);
+fn both_disks_hold_what_the_client_wrote_with_internal_metadata_and_polling() {
+    mirrored(Where::Disk, |_| MetaPlace::Internal, Duration::from_micros(50));
 }
 
 #[test]
@@ -162,4 +162,30 @@ fn a_diskless_primary_works_on_its_peers_disk() {
     assert!(found == vec![5; 100_000]);
     diskless.stop(&rt);
     storage.stop(&rt);
+}
+
+#[test]
+fn when_the_disk_fails_the_peers_disk_serves_the_clients() {
+    let rt = runtime();
+    let dir = directory(Where::Memory);
+    let (a, b, _cable) = pair(&rt, dir.path());
+    let mut client = a.client();
+    client.write_at(&[6; 8192], 4096).unwrap();
+    // Whoever reads behind the end of the file gets an error of the disk.
+    std::fs::File::options().write(true).open(&a.disk).unwrap().set_len(0).unwrap();
+    let mut found = [0; 8192];
+    client.read_at(&mut found, 4096).unwrap();
+    assert_eq!(found, [6; 8192]);
+    a.wait(&rt, "without its disk", |view| {
+        view.snapshot.disk == DiskState::Failed && view.disk.is_none()
+    });
+    client.write_at(&[7; 5000], 5000).unwrap();
+    client.flush().unwrap();
+    client.read_at(&mut found[..5000], 5000).unwrap();
+    assert_eq!(found[..5000], [7; 5000]);
+    drop(client);
+    let disk = b.disk.clone();
+    a.stop(&rt);
+    b.stop(&rt);
+    assert_eq!(data(&disk)[5000..10_000], [7; 5000]);
 }
