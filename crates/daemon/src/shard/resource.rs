@@ -491,7 +491,7 @@ impl Inner {
             Action::CommandDone(id, result) => self.command_done(id, result),
             Action::StateChanged => self.state_changed(),
             Action::Notice(notice) => {
-                tracing::info!(resource = %self.name, ?notice, "the replication core reports");
+                tracing::debug!(resource = %self.name, ?notice, "the replication core reports");
                 // Nobody may be listening.
                 let _ = self.notices.send(notice);
             }
