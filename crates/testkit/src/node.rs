@@ -266,12 +266,21 @@ impl Node {
     }
 
     /// Stops the daemon's process in its tracks until [`Self::thaw`]: it answers nobody, and its
-    /// connections stand.
+    /// connections stand. All its threads have stopped when this returns.
     ///
     /// # Panics
     /// While it does not run.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
+        // The signal is only sent: its threads stop one after the other.
+        let tasks = format!("/proc/{}/task", self.pid());
+        wait_until(Duration::from_secs(10), "all threads of the daemon stand still", || {
+            fs::read_dir(&tasks).into_iter().flatten().flatten().all(|task| {
+                let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                // `PID (NAME) STATE ...`
+                stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+            })
+        });
     }
 
     /// Lets a frozen process go on.
