@@ -28,6 +28,8 @@ use tokio_stream::wrappers::BroadcastStream;
 
 /// The longest body of a call, in bytes.
 const MAX_BODY: usize = 1 << 20;
+/// The longest reason that the framework gives, in bytes.
+const MAX_REASON: usize = 4096;
 /// Connections to the control socket at a time.
 const MAX_CONNECTIONS: usize = 256;
 /// How long a client may take to send the head of a request.
@@ -152,7 +154,25 @@ fn router(node: Arc<Node>) -> Router {
         .fallback(no_such_call)
         .method_not_allowed_fallback(no_such_call)
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(axum::middleware::map_response(as_refusal))
         .with_state(node)
+}
+
+/// What the framework refuses by itself (a query, a body that is too long) becomes a refusal like
+/// any other.
+async fn as_refusal(response: Response) -> Response {
+    let status = response.status();
+    let is_json = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+    if is_json || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let why = axum::body::to_bytes(response.into_body(), MAX_REASON).await.unwrap_or_default();
+    let why = String::from_utf8_lossy(&why).replace('\n', " ");
+    let message = format!("the call was not understood: {why}");
+    Failure::from(ApiError::new(ErrorCode::InvalidRequest, message)).into_response()
 }
 
 async fn no_such_call(request: axum::extract::Request) -> Failure {

@@ -347,7 +347,12 @@ fn sentence(notice: &Notice, resource: &str) -> (Option<NodeId>, String) {
             ),
         ),
         Notice::UnrelatedData(peer) => {
-            (Some(*peer), "the data of the two nodes have nothing to do with each other".into())
+            let text = format!(
+                "not connected: the data of the two nodes have nothing to do with each other; on \
+                 the node whose data are to be given up, run `holdfast connect {resource} \
+                 --discard-my-data`, and `holdfast connect {resource}` on the other"
+            );
+            (Some(*peer), text)
         }
         Notice::PeerRefused(peer, why) => (Some(*peer), format!("not connected: {why}")),
         Notice::ProtocolError(peer, why) => (Some(*peer), format!("protocol error: {why}")),

@@ -20,12 +20,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 /// The cluster as this node knows it, at one moment.
-#[derive(Clone, Default)]
 pub(crate) struct ClusterView {
     /// `None` when the node is in no cluster.
     pub(crate) membership: Option<Membership>,
     /// What the nodes agree on.
     pub(crate) records: Records,
+    /// The members of each resource, by slot: read out of the records once, as it is looked at
+    /// often.
+    members: BTreeMap<ResourceId, BTreeMap<NodeId, PeerMember>>,
 }
 
 /// A member of a resource, as a peer of this node.
@@ -40,22 +42,31 @@ pub(crate) struct PeerMember {
 }
 
 impl ClusterView {
-    /// The members of a resource other than `own`, by slot. Where two claim a slot, the one that
-    /// was first has it.
-    pub(crate) fn peers_of(&self, resource: ResourceId, own: Uuid) -> BTreeMap<NodeId, PeerMember> {
-        let mut members = self.records.members(resource);
-        members.sort_by_key(|m| (m.joined_at, m.node));
-        let mut peers = BTreeMap::new();
-        for member in members {
+    fn new(state: &ClusterState) -> Self {
+        let records = state.records().clone();
+        let nodes: BTreeMap<Uuid, NodeRecord> =
+            records.nodes().into_iter().map(|node| (node.uuid, node)).collect();
+        let mut found: Vec<_> = nodes.keys().flat_map(|node| records.memberships(*node)).collect();
+        // Where two claim a slot, the one that was first has it.
+        found.sort_by_key(|member| (member.joined_at, member.node));
+        let mut members: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        for member in found {
             let Some(slot) = NodeId::new(member.slot) else { continue };
-            let Some(node) = self.records.node(member.node) else { continue };
-            let own_addresses = !member.addresses.is_empty();
-            let addresses = if own_addresses { member.addresses } else { node.addresses };
-            let (uuid, name, diskless) = (node.uuid, node.name, member.diskless);
-            peers.entry(slot).or_insert(PeerMember { uuid, name, slot, diskless, addresses });
+            let Some(node) = nodes.get(&member.node) else { continue };
+            let own = !member.addresses.is_empty();
+            let addresses = if own { member.addresses } else { node.addresses.clone() };
+            let (uuid, name, diskless) = (node.uuid, node.name.clone(), member.diskless);
+            let peer = PeerMember { uuid, name, slot, diskless, addresses };
+            members.entry(member.resource).or_default().entry(slot).or_insert(peer);
         }
-        peers.retain(|_, peer| peer.uuid != own);
-        peers
+        Self { membership: state.membership().cloned(), records, members }
+    }
+
+    /// The members of a resource other than `own`, by slot.
+    pub(crate) fn peers_of(&self, resource: ResourceId, own: Uuid) -> BTreeMap<NodeId, PeerMember> {
+        let members = self.members.get(&resource).into_iter().flatten();
+        let peers = members.filter(|(_, peer)| peer.uuid != own);
+        peers.map(|(slot, peer)| (*slot, peer.clone())).collect()
     }
 
     /// The slot of a node in a resource; `None` when it is no member.
@@ -65,10 +76,8 @@ impl ClusterView {
 
     /// The name of the member with this slot, for messages.
     pub(crate) fn slot_name(&self, resource: ResourceId, slot: NodeId) -> String {
-        let member = self.records.members(resource).into_iter().find(|m| m.slot == slot.number());
-        member
-            .and_then(|member| self.records.node(member.node))
-            .map_or_else(|| format!("number {slot}"), |node| node.name)
+        let member = self.members.get(&resource).and_then(|members| members.get(&slot));
+        member.map_or_else(|| format!("number {slot}"), |member| member.name.clone())
     }
 }
 
@@ -111,7 +120,7 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let cluster = parts.cluster;
-        let (view, _) = watch::channel(Arc::new(view_of(&cluster)));
+        let (view, _) = watch::channel(Arc::new(ClusterView::new(&cluster)));
         let node = Self {
             uuid: cluster.identity().uuid(),
             name: cluster.identity().name().to_owned(),
@@ -163,7 +172,7 @@ impl Node {
                 let same = view.membership.as_ref() == state.membership()
                     && view.records.digest() == state.records().digest();
                 if !same {
-                    *view = Arc::new(view_of(&state));
+                    *view = Arc::new(ClusterView::new(&state));
                 }
                 !same
             });
@@ -283,10 +292,6 @@ impl Node {
 pub(crate) fn shutting_down() -> ApiError {
     ApiError::new(ErrorCode::ShuttingDown, "the command was refused: the daemon is stopping")
         .hint("start the daemon again and repeat the command")
-}
-
-fn view_of(state: &ClusterState) -> ClusterView {
-    ClusterView { membership: state.membership().cloned(), records: state.records().clone() }
 }
 
 /// The address by which this machine reaches others; nothing is sent to find it out.

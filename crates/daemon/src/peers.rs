@@ -49,6 +49,8 @@ pub(crate) struct Peers {
 pub(crate) struct Health {
     /// It answered last time, and not long ago.
     pub(crate) alive: bool,
+    /// It was not reached last time.
+    failed: bool,
     /// When it was last heard of.
     pub(crate) last_seen: Option<Instant>,
     /// The version of its daemon.
@@ -85,8 +87,17 @@ impl Peers {
         self.changed.notify_waiters();
     }
 
+    /// It was not reached. One that calls by itself although it cannot be called is alive.
     fn not_reached(&self, node: Uuid) {
-        self.lock().entry(node).or_default().alive = false;
+        let mut health = self.lock();
+        let health = health.entry(node).or_default();
+        let calls = health.failed && health.alive;
+        health.alive = calls;
+        health.failed = true;
+    }
+
+    fn reached(&self, node: Uuid) {
+        self.lock().entry(node).or_default().failed = false;
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Health>> {
@@ -167,6 +178,7 @@ pub(crate) async fn sync_with(node: &Arc<Node>, other: &NodeRecord) -> Result<()
         let started = Instant::now();
         let answer: SyncAnswer = call_node(node, other, SYNC, &call, CALL_TIMEOUT).await?;
         node.peers.heard(from, &answer.version, answer.clock_ms, started.elapsed());
+        node.peers.reached(from);
         let got_records = !answer.message.records.is_empty();
         let (next, _) =
             node.cluster(move |state, now| state.sync(from, answer.message, now)).await?;

@@ -13,7 +13,9 @@ use crate::shard::InitialContent;
 use holdfast_api::options::check;
 use holdfast_api::request::{Done, ResourceJoin};
 use holdfast_api::{ApiError, ErrorCode};
-use holdfast_cluster::{Change, Key, MemberRecord, NodeRecord, ResourceRecord, Trouble, Uuid};
+use holdfast_cluster::{
+    Change, Key, MemberRecord, NodeRecord, ResourceRecord, Trouble, UnixMillis, Uuid,
+};
 use holdfast_units::NodeId;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -157,11 +159,10 @@ async fn own_slot(
     what: &str,
 ) -> Result<NodeId, ApiError> {
     let view = node.view();
-    let twice =
-        view.records.troubles(holdfast_cluster::UnixMillis(unix_ms())).into_iter().any(|trouble| {
-            matches!(trouble, Trouble::SlotTwice { resource, loses, .. }
+    let twice = view.records.troubles(UnixMillis(unix_ms())).into_iter().any(|trouble| {
+        matches!(trouble, Trouble::SlotTwice { resource, loses, .. }
             if resource == record.id && loses == node.uuid)
-        });
+    });
     if twice {
         forget(node, record, None).await;
         let message = format!("{what}: another node joined in the same moment");
@@ -260,9 +261,10 @@ pub(crate) async fn let_in(
     Ok(Done::new("it is a member now"))
 }
 
-/// Says that the records do not fit together; only for the log.
-pub(crate) fn log_troubles(node: &Node) {
-    for trouble in node.view().records.troubles(holdfast_cluster::UnixMillis(unix_ms())) {
-        tracing::warn!("{trouble}");
-    }
+/// What does not fit together in the records, a sentence each.
+pub(crate) fn troubles(node: &Node) -> BTreeSet<String> {
+    // How far a clock is ahead changes with every look; it is told with the records' nodes.
+    let found = node.view().records.troubles(UnixMillis(unix_ms())).into_iter();
+    let clock = |trouble: &Trouble| matches!(trouble, Trouble::ClockAhead { .. });
+    found.filter(|trouble| !clock(trouble)).map(|trouble| trouble.to_string()).collect()
 }

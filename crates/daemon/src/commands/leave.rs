@@ -13,6 +13,7 @@ use holdfast_api::request::Done;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Change, Key};
 use holdfast_units::{DiskState, ResourceId, Role};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Ends this node's membership. The data stay on the disk.
@@ -172,6 +173,7 @@ pub(crate) async fn retire(node: &Arc<Node>, resource: &Arc<Resource>) {
 /// Ends the resources that the records say are over, whenever the records change.
 pub(crate) async fn follow_records(node: Arc<Node>) {
     let mut view = node.watch_view();
+    let mut told = BTreeSet::new();
     loop {
         view.mark_unchanged();
         for resource in node.resources() {
@@ -180,7 +182,9 @@ pub(crate) async fn follow_records(node: Arc<Node>) {
                 tokio::spawn(async move { retire(&node, &resource).await });
             }
         }
-        super::join::log_troubles(&node);
+        let troubles = super::join::troubles(&node);
+        troubles.difference(&told).for_each(|trouble| tracing::warn!("{trouble}"));
+        told = troubles;
         tokio::select! {
             changed = view.changed() => if changed.is_err() { return },
             () = node.stopped() => return,

@@ -345,6 +345,12 @@ async fn events_begin_with_a_dump_and_go_on() {
     assert!(metrics.contains("holdfast_role{resource=\"r0\",role=\"Primary\"} 1"), "{metrics}");
     let error = node.refused("/v1/nothing", &NO).await;
     assert_eq!(error.code, ErrorCode::NoSuchCall);
+    let odd = format!("{}?colour=red", routes::of(routes::RESOURCE_OPTIONS, "r0"));
+    let error = node.client().get::<Vec<rq::OptionValue>>(&odd).await.unwrap_err().to_api_error();
+    assert_eq!(error.code, ErrorCode::InvalidRequest, "{}", error.message);
+    let long = serde_json::json!({ "name": "x".repeat(2 << 20) });
+    let error = node.refused(routes::RESOURCES, &long).await;
+    assert_eq!(error.code, ErrorCode::InvalidRequest, "{}", error.message);
     node.stop().await;
 }
 
