@@ -19,6 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 
+/// How long a resource may take to start before the daemon goes on without it.
+const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long the resources may take to stop, all together.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// How long the local devices may take to go.
@@ -215,9 +217,16 @@ async fn take_up(node: &Arc<Node>) {
             if commands::leave::is_over(&node, resource.id) {
                 return;
             }
-            if resource.local().up
-                && let Err(error) = resource::start(&node, &resource, true).await
-            {
+            if !resource.local().up {
+                return updown::publish(&node, &resource);
+            }
+            let started = resource::start(&node, &resource, true);
+            let started = tokio::time::timeout(START_LIMIT, started).await.unwrap_or_else(|_| {
+                let name = resource.name();
+                let why = format!("resource {name} was not started: its disk does not answer");
+                Err(ApiError::new(ErrorCode::DiskFailed, why))
+            });
+            if let Err(error) = started {
                 tracing::error!("{}", error.message);
                 resource.state().trouble = Some(error.message);
             }

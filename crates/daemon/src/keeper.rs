@@ -1,11 +1,10 @@
 //! Keeps a running resource as the cluster's records and this node's wishes say: peers, options,
 //! the wish to be Primary again. Tells readers of events how it is.
 
-use crate::events::{Part, of_resource};
+use crate::commands::updown::publish;
 use crate::node::{Node, PeerMember};
 use crate::resource::{Plan, Resource, core_options, plan};
 use crate::shard::ResourceHandle;
-use crate::status;
 use holdfast_core::{Command, Notice, Options, PeerConfig, Snapshot};
 use holdfast_device::LocalDevice;
 use holdfast_units::{ConnectionState, NodeId, PeerSet, Role};
@@ -140,9 +139,7 @@ impl Keeper {
                 }
             }
         }
-        let status = status::resource(&self.node, &self.resource);
-        self.node.hub.update(Part::Resource(&self.name), of_resource(&status));
-        self.resource.changed();
+        publish(&self.node, &self.resource);
     }
 
     /// A link that was lost makes it doubtful whether the node is alive.
@@ -299,7 +296,13 @@ impl Keeper {
     fn tell(&self, notice: &Notice) {
         let (peer, text) = sentence(notice, &self.name);
         let peer = peer.map(|peer| self.node_name(peer));
-        self.announce(peer.as_deref(), &text);
+        if is_trouble(notice) {
+            let peer = peer.as_deref().unwrap_or_default();
+            tracing::warn!(resource = self.name, peer, "{text}");
+            self.node.hub.notice(&self.name, Some(peer).filter(|p| !p.is_empty()), &text);
+        } else {
+            self.announce(peer.as_deref(), &text);
+        }
     }
 
     fn announce(&self, peer: Option<&str>, text: &str) {
@@ -333,6 +336,23 @@ fn judge(snapshot: &Snapshot) -> Verdict {
         .map(|peer| peer.node)
         .collect();
     if missing.is_empty() { Verdict::Promote } else { Verdict::WaitFor(missing) }
+}
+
+/// Whether somebody has to do something about it.
+fn is_trouble(notice: &Notice) -> bool {
+    match notice {
+        Notice::SplitBrain(_)
+        | Notice::UnrelatedData(_)
+        | Notice::TwoPrimaries(_)
+        | Notice::PeerRefused(..)
+        | Notice::ProtocolError(..)
+        | Notice::DiskFailed
+        | Notice::MetaDamaged(_) => true,
+        Notice::PeerDiskFailed(_)
+        | Notice::PeerTimeout(_)
+        | Notice::ResyncStarted(..)
+        | Notice::ResyncFinished(..) => false,
+    }
 }
 
 /// A notice as a sentence, and the peer that it is about.

@@ -302,7 +302,46 @@ fn resource_of(
     resource.handle().ok_or("the resource is down on this node")
 }
 
-/// Used when a change was made that other nodes should hear of at once.
+/// Tells the other nodes of a change at once; the names of those that were reached.
 pub(crate) async fn announce(node: &Arc<Node>) -> Vec<String> {
     sync_with_all(node, SPREAD_TIMEOUT).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opening() -> Opening {
+        let node = |number| NodeId::new(number).unwrap();
+        Opening { resource: ResourceId([5; 16]), from: node(3), to: node(1) }
+    }
+
+    #[test]
+    fn the_opening_of_a_link_reads_back_and_impossible_nodes_are_refused() {
+        let bytes = opening().encode();
+        let read = Opening::decode(&bytes).unwrap();
+        assert_eq!(
+            (read.resource, read.from, read.to),
+            (ResourceId([5; 16]), opening().from, opening().to)
+        );
+        for at in [16, 17] {
+            let mut bad = bytes;
+            bad[at] = 32;
+            assert!(Opening::decode(&bad).is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn the_dialler_hears_whether_the_link_is_wanted_and_reads_nothing_of_it() {
+        let (mut near, mut far) = tokio::io::duplex(64);
+        far.write_all(b"\0link").await.unwrap();
+        assert_eq!(open_link(&mut near, &opening()).await.unwrap(), Ok(()));
+        let mut rest = [0; 4];
+        near.read_exact(&mut rest).await.unwrap();
+        assert_eq!(&rest, b"link");
+        far.write_all(b"\x02no").await.unwrap();
+        assert_eq!(open_link(&mut near, &opening()).await.unwrap(), Err("no".to_owned()));
+        drop(far);
+        assert!(open_link(&mut near, &opening()).await.is_err());
+    }
 }

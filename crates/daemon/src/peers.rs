@@ -23,8 +23,10 @@ use tokio::sync::Notify;
 
 /// How often two nodes compare their records when nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long comparing may take, message by message.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(4);
 /// A node that was not heard of for so long is not alive.
-const SILENCE: Duration = Duration::from_secs(13);
+const SILENCE: Duration = Duration::from_secs(10);
 /// How long making a connection may take, for each address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long looking a name up may take.
@@ -176,7 +178,7 @@ pub(crate) async fn sync_with(node: &Arc<Node>, other: &NodeRecord) -> Result<()
         let sent_records = !message.records.is_empty();
         let call = SyncCall { version: version(), clock_ms: unix_ms(), message };
         let started = Instant::now();
-        let answer: SyncAnswer = call_node(node, other, SYNC, &call, CALL_TIMEOUT).await?;
+        let answer: SyncAnswer = call_node(node, other, SYNC, &call, HEARTBEAT_TIMEOUT).await?;
         node.peers.heard(from, &answer.version, answer.clock_ms, started.elapsed());
         node.peers.reached(from);
         let got_records = !answer.message.records.is_empty();

@@ -116,10 +116,12 @@ async fn stop(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError
     stopped
 }
 
-/// Tells readers of events how a resource is that has no keeper.
+/// Tells readers of events, and those who wait, how a resource is.
 pub(crate) fn publish(node: &Node, resource: &Resource) {
     let status = status::resource(node, resource);
-    node.hub.update(Part::Resource(&status.name), of_resource(&status));
+    let trouble = resource.state().trouble.clone();
+    let objects = of_resource(&status, trouble.as_deref());
+    node.hub.update(Part::Resource(&status.name), objects);
     resource.changed();
 }
 
