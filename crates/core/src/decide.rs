@@ -155,7 +155,8 @@ fn i_am_better(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateRepor
     // A node that was only killed still has in its page cache what another one lost with its power.
     let rank = |r: &StateReport| {
         let lost_cache = r.boot_changed && r.doubtful;
-        (r.role == Role::Primary, !lost_cache, r.crashed_primary && r.doubtful)
+        let current = r.disk != DiskState::Outdated;
+        (r.role == Role::Primary, current, !lost_cache, r.crashed_primary && r.doubtful)
     };
     let (a, b) = (rank(mine), rank(theirs));
     if a != b {

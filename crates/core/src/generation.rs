@@ -7,7 +7,6 @@
 
 use crate::engine::Core;
 use crate::event::LinkId;
-use crate::link::Peer;
 use crate::persist::After;
 use crate::planted::PlantedBug;
 use holdfast_format::HISTORY_LEN;
@@ -159,10 +158,10 @@ impl Core {
         current: GenerationId,
         opened: PeerSet,
     ) {
-        // A Primary that is being filled from here does not have the current generation itself.
-        let feeds = self.peers.get(&from).is_some_and(Peer::is_fed);
+        // A Primary without good data of its own does not have the current generation itself.
+        let without = self.peers.get(&from).is_some_and(|p| p.disk != DiskState::UpToDate);
         let good = self.disk == DiskState::UpToDate;
-        if self.may_adopt() && (self.gens.current == previous || (feeds && good)) {
+        if self.may_adopt() && (self.gens.current == previous || (without && good)) {
             let mut opened = opened;
             opened.remove(self.node);
             self.gens.open(opened);

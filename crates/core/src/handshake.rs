@@ -121,6 +121,20 @@ impl Core {
         }
     }
 
+    /// Nobody writes any more: those that were left behind can catch up for good.
+    pub(crate) fn renegotiate_unequal(&mut self) {
+        let outdated = self.disk == DiskState::Outdated;
+        let unequal = |p: &&Peer| {
+            p.replication == ReplicationState::Established
+                && p.role != Role::Primary
+                && (outdated || p.disk == DiskState::Outdated || p.bitmap.count() > 0)
+        };
+        let nodes: Vec<NodeId> = self.peers.values().filter(unequal).map(|p| p.node).collect();
+        for node in nodes {
+            self.renegotiate(node);
+        }
+    }
+
     pub(crate) fn state_reported(&mut self, node: NodeId, report: Box<StateReport>) {
         if self.node > node {
             // The lower node wishes a verdict on a fresh report: an older one is void there.

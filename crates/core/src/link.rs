@@ -469,7 +469,7 @@ impl Core {
             Message::Bitmap { about, round, runs, last } => {
                 self.bitmap_piece(node, about, round, &runs, last);
             }
-            Message::Synced { peer, current } => self.member_synced(peer, current),
+            Message::Synced { peer, current } => self.member_synced(node, peer, current),
             Message::ResyncRequest { range } => self.resync_requested(node, range),
             Message::ResyncData { asked, range, zeroes, payload } => {
                 self.resync_data(node, asked, range, zeroes, payload);
@@ -479,8 +479,8 @@ impl Core {
             Message::ResyncComplete { out_of_sync_seen } => {
                 self.resync_complete(node, out_of_sync_seen);
             }
-            Message::ResyncGenerations { generations, has } => {
-                self.take_over(node, &generations, has);
+            Message::ResyncGenerations { generations, has, near_primary } => {
+                self.take_over(node, &generations, has, near_primary);
             }
             Message::ResyncAdopted { current } => self.target_adopted(node, current),
             Message::Promote { id, step, epoch } => self.peer_promotes(node, id, step, epoch),
@@ -561,6 +561,10 @@ impl Core {
         if new_promotion {
             peer.unsettled.clear();
         }
+        if !self.diskful && disk == DiskState::UpToDate {
+            self.gens.current = current;
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
         if peer.replication == ReplicationState::Established && current == self.gens.current {
             self.gens.known[node.index()] = current;
         }
@@ -569,7 +573,10 @@ impl Core {
             peer.replication = ReplicationState::Established;
             self.notice(Notice::PeerDiskFailed(node));
         }
-        self.primaries_lost += u64::from(demoted);
+        if demoted {
+            self.primaries_lost += 1;
+            self.renegotiate_unequal();
+        }
         self.refresh_sets();
         if received && disk_lost {
             self.requests_lost_peer(node);
@@ -614,10 +621,10 @@ impl Core {
         }
     }
 
-    /// Tells those that follow this Primary that a member has everything, and the member who else
-    /// has, in line with the writes.
+    /// A Primary tells, in line with its writes, those that follow it that a member has everything,
+    /// and the member who else has. Where there is no Primary, and so no write, any node can tell.
     pub(crate) fn tell_synced(&mut self, node: NodeId) {
-        if self.role != Role::Primary {
+        if self.role != Role::Primary && self.is_near_primary() {
             return;
         }
         let current = self.gens.current;
@@ -642,7 +649,12 @@ impl Core {
     }
 
     /// A member has everything of this generation.
-    pub(crate) fn member_synced(&mut self, member: NodeId, current: GenerationId) {
+    fn member_synced(&mut self, teller: NodeId, member: NodeId, current: GenerationId) {
+        let primary = self.peers.get(&teller).is_some_and(|p| p.role == Role::Primary);
+        // What another one says counts when it has all that is here.
+        if !primary && (self.is_near_primary() || !self.is_level(teller)) {
+            return;
+        }
         let filled = self.disk == DiskState::Inconsistent;
         let current_here = self.gens.current == current && self.disk == DiskState::UpToDate;
         let Some(peer) = self.peers.get_mut(&member) else { return };

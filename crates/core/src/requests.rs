@@ -294,7 +294,9 @@ impl Core {
         if (lost_since && self.needs_bump()) || (self.bump.is_some() && !write.missed.is_empty()) {
             return;
         }
-        let result = if write.good { Ok(None) } else { Err(IoFailure::NoData) };
+        // Who had it may be gone since: then nobody is left that knows who misses it.
+        let good = write.good && self.has_good_data();
+        let result = if good { Ok(None) } else { Err(IoFailure::NoData) };
         self.finish_write(key, result);
     }
 

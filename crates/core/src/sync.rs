@@ -678,12 +678,18 @@ impl Core {
             self.send_bitmap(node, other);
         }
         let generations = Box::new(self.gens.report(node));
-        let has = self.has;
-        self.send(node, Message::ResyncGenerations { generations, has });
+        let (has, near_primary) = (self.has, self.is_near_primary());
+        self.send(node, Message::ResyncGenerations { generations, has, near_primary });
     }
 
     /// This node has everything: it takes the source's generations over.
-    pub(crate) fn take_over(&mut self, node: NodeId, generations: &Generations, has: WriteMark) {
+    pub(crate) fn take_over(
+        &mut self,
+        node: NodeId,
+        generations: &Generations,
+        has: WriteMark,
+        near_primary: bool,
+    ) {
         let Some(peer) = self.peers.get(&node) else { return };
         if !peer.is_completing() {
             // It belongs to a resync that is over.
@@ -732,7 +738,9 @@ impl Core {
         if let Some(al) = &mut self.al {
             al.forget_suspects();
         }
-        self.outdated = source_disk == DiskState::Outdated;
+        // A Primary out of reach counts this node as one that misses writes, and goes on.
+        let left_behind = near_primary && !self.is_near_primary();
+        self.outdated = left_behind || source_disk == DiskState::Outdated;
         self.disk = if self.outdated { DiskState::Outdated } else { DiskState::UpToDate };
         self.write_dirty_pages();
         self.request_superblock(After::Adopted { peer: node, round });

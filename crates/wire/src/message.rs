@@ -353,6 +353,8 @@ pub enum Message {
         generations: Box<Generations>,
         /// The last write up to which the source has everything, or has said what is missing.
         has: WriteMark,
+        /// The source is connected to a Primary, which goes on without a target that is not.
+        near_primary: bool,
     },
     /// The target has taken the generations over, durably, and is UpToDate.
     ResyncAdopted {

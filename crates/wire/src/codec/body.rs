@@ -354,9 +354,10 @@ pub(super) fn write(message: &Message, w: &mut Writer<'_>) {
             w.bool(*zeroes);
         }
         Message::ResyncComplete { out_of_sync_seen } => w.u64(*out_of_sync_seen),
-        Message::ResyncGenerations { generations, has } => {
+        Message::ResyncGenerations { generations, has, near_primary } => {
             w.generations(generations);
             w.write_mark(*has);
+            w.bool(*near_primary);
         }
         Message::Promote { id, step, epoch } => {
             w.u64(*id);
@@ -430,7 +431,9 @@ pub(super) fn read(kind: Kind, r: &mut Reader<'_>, payload: Bytes) -> Result<Mes
         Kind::ResyncComplete => Message::ResyncComplete { out_of_sync_seen: r.u64()? },
         Kind::ResyncGenerations => {
             let generations = Box::new(r.generations()?);
-            Message::ResyncGenerations { generations, has: r.write_mark()? }
+            let has = r.write_mark()?;
+            let near_primary = r.bool("near_primary")?;
+            Message::ResyncGenerations { generations, has, near_primary }
         }
         Kind::ResyncAdopted => Message::ResyncAdopted { current: r.generation()? },
         Kind::Promote => {

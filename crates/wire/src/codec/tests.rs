@@ -203,10 +203,11 @@ fn each_kind() -> Vec<BoxedStrategy<Message>> {
         range(32768).prop_map(|range| Message::ResyncAck { range }).boxed(),
         range(1 << 30).prop_map(|range| Message::OutOfSync { range }).boxed(),
         id().prop_map(|out_of_sync_seen| Message::ResyncComplete { out_of_sync_seen }).boxed(),
-        (generations(), id(), id())
-            .prop_map(|(generations, epoch, seq)| Message::ResyncGenerations {
+        (generations(), id(), id(), any::<bool>())
+            .prop_map(|(generations, epoch, seq, near_primary)| Message::ResyncGenerations {
                 generations: Box::new(generations),
                 has: WriteMark { epoch, seq },
+                near_primary,
             })
             .boxed(),
         generation().prop_map(|current| Message::ResyncAdopted { current }).boxed(),
