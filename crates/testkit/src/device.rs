@@ -38,6 +38,19 @@ impl Mount {
         Self { point: point.to_owned() }
     }
 
+    /// Mounts a file system in memory that has room for so many bytes.
+    ///
+    /// # Panics
+    /// When it cannot.
+    #[track_caller]
+    #[must_use]
+    pub fn memory(point: &Path, bytes: u64) -> Self {
+        std::fs::create_dir_all(point).expect("the mount point can be made");
+        let size = format!("size={bytes}");
+        run_ok(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(point));
+        Self { point: point.to_owned() }
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

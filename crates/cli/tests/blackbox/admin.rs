@@ -1,7 +1,7 @@
 //! What an administrator does and sees: up, down, roles, options, waiting.
 
 use crate::{BLOCK, MIB, SOON, binary, check_blocks, cluster, write_blocks};
-use holdfast_testkit::{Cluster, ClusterOptions, files};
+use holdfast_testkit::{Cluster, ClusterOptions, files, wait_until};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -49,9 +49,25 @@ fn row_001_up_and_down_show_in_status_and_events() {
     };
     assert!(told("resource", "r0") && told("peer", "r0"), "{dump}");
 
+    // From now on, what happens.
+    let log = cluster.scratch().join("events");
+    let mut follower = cluster[0]
+        .command(&["events", "--json", "--follow"])
+        .stdout(std::fs::File::create(&log).expect("it can be made"))
+        .spawn()
+        .expect("the command starts");
+    let told = |kind: &str, field: &str, value: &str| {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.into_iter().any(|e| e["kind"] == kind && e["fields"][field] == value)
+    };
+    wait_until(SOON, "the dump is there", || told("exists", "role", "Primary"));
+
     cluster[1].ok(&["down", "r0"]);
     assert_eq!(cluster[1].resource("r0").role, "Unknown");
     cluster[0].wait_peer("r0", "beta", SOON, "the peer is gone", |p| p.connection != "Connected");
+    wait_until(SOON, "the change of the peer is told", || told("change", "disk", "DUnknown"));
+    follower.kill().and_then(|()| follower.wait()).expect("it is a child");
     write_blocks(&cluster[0], "r0", 1, 0..10);
     cluster[1].ok(&["up", "r0"]);
     cluster[0].wait_synced("r0", SOON);
@@ -123,6 +139,39 @@ fn row_073_a_second_primary_is_refused() {
     cluster[0].refused(&["primary", "r0"], 1, "beta");
     write_blocks(&cluster[1], "r0", 1, [7]);
     cluster.assert_equal_disks("r0", 4 * MIB, &[0, 1]);
+}
+
+/// Both ask for the role at the same time: one gets it.
+#[test]
+fn row_073_of_two_promotions_at_once_one_wins() {
+    let cluster = cluster(2);
+    cluster.resource("r0", 4 * MIB, 2);
+    cluster[0].ok(&["secondary", "r0"]);
+    for round in 0..10 {
+        let race: Vec<_> = cluster
+            .nodes()
+            .iter()
+            .map(|node| {
+                let mut command = node.command(&["primary", "r0"]);
+                std::thread::spawn(move || holdfast_testkit::run(&mut command))
+            })
+            .collect();
+        let ends: Vec<_> = race.into_iter().map(|run| run.join().expect("it ends")).collect();
+        let winners: Vec<usize> = (0..2).filter(|index| ends[*index].status == 0).collect();
+        let primaries: Vec<usize> =
+            (0..2).filter(|index| cluster[*index].resource("r0").role == "Primary").collect();
+        assert_eq!(winners, primaries, "round {round}: {ends:?}");
+        assert!(primaries.len() < 2, "round {round}: {ends:?}");
+        for index in primaries {
+            cluster[index].ok(&["secondary", "r0"]);
+        }
+        for node in cluster.nodes() {
+            node.wait_resource("r0", SOON, "nobody is Primary", |r| {
+                r.role == "Secondary" && r.peers[0].role == "Secondary"
+            });
+        }
+    }
+    cluster[1].ok(&["primary", "r0"]);
 }
 
 #[test]
@@ -228,7 +277,7 @@ fn options_are_checked_shown_and_kept() {
     cluster[0].refused(&["set", "r0", "ping-int=5", "connect-int=0"], 1, "connect-int");
     assert_eq!(value(&cluster, "ping-int"), "3");
     // They are the resource's, so the other node has them, too.
-    holdfast_testkit::wait_until(SOON, "the other node has heard", || {
+    wait_until(SOON, "the other node has heard", || {
         cluster[1].json(&["get", "r0", "ping-int"])["value"] == "3"
     });
 }
@@ -264,12 +313,10 @@ fn a_node_leaves_and_a_lost_one_is_removed() {
     cluster[2].ok(&["cluster", "leave"]);
     assert!(cluster[2].status().cluster.is_none());
     for index in [0, 1] {
-        holdfast_testkit::wait_until(SOON, "the others have heard", || {
-            names(&cluster, index) == ["alpha", "beta"]
-        });
+        wait_until(SOON, "the others have heard", || names(&cluster, index) == ["alpha", "beta"]);
     }
     cluster[1].kill9();
-    holdfast_testkit::wait_until(SOON, "its silence is noticed", || {
+    wait_until(SOON, "its silence is noticed", || {
         let nodes = cluster[0].status().cluster.expect("it is in a cluster").nodes;
         nodes.iter().any(|node| node.name == "beta" && !node.alive)
     });

@@ -1,14 +1,18 @@
 //! The Primary dies: nothing that was acknowledged is lost.
 
-use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, write_blocks};
-use holdfast_testkit::{Ledger, Rng, Writer, WriterOptions, files};
+use crate::{
+    BLOCK, MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, rounds, seed, write_blocks,
+};
+use holdfast_testkit::{Cut, Ledger, Mount, Rng, Writer, WriterOptions, files, wait_until};
+use std::time::{Duration, Instant};
 
 /// Three nodes, a client that writes without pause. In each round a Secondary is killed, then the
-/// Primary, at moments that differ; the third node is promoted; both dead ones come back.
+/// Primary, at moments that differ, sometimes with all that was still on the network; the third
+/// node is promoted; both dead ones come back.
 #[test]
 fn acknowledged_writes_survive_the_death_of_a_secondary_and_of_the_primary() {
     let size = 16 * MIB;
-    let mut cluster = cluster(3);
+    let mut cluster = cluster_with_proxies(3);
     cluster.resource("r0", size, 3);
     let mut ledger = Ledger::new(seed(), 4096);
     let mut rng = Rng::new(seed());
@@ -24,10 +28,25 @@ fn acknowledged_writes_survive_the_death_of_a_secondary_and_of_the_primary() {
         cluster[first].kill9();
         let so_far = writer.acknowledged();
         writer.wait_acknowledged(so_far + 1 + rng.below(300));
+        let lose_network = rng.below(2) == 0;
+        if lose_network {
+            // Nothing arrives any more, so nothing may be acknowledged any more.
+            cluster.nodes().iter().for_each(|node| node.proxy().stall());
+            let stalled = Instant::now();
+            wait_until(SOON, "a moment", || stalled.elapsed() > Duration::from_millis(50));
+        }
         cluster[primary].kill9();
+        if lose_network {
+            cluster.nodes().iter().for_each(|node| node.proxy().cut(Cut::Reset));
+            cluster.nodes().iter().for_each(|node| node.proxy().heal());
+        }
         let errors;
         (ledger, errors) = writer.join();
         assert_eq!(errors.len(), 4, "round {round}: a connection survived its server");
+        let dead = cluster[primary].name().to_owned();
+        cluster[next].wait_peer("r0", &dead, SOON, "the Primary is gone", |peer| {
+            peer.connection != "Connected"
+        });
 
         cluster[next].ok(&["primary", "r0"]);
         ledger.verify_export(&cluster[next].uri("r0"));
@@ -118,7 +137,7 @@ fn row_035_a_crashed_primary_that_comes_back_is_the_source() {
     let before = files::fingerprint(&disk, 16 * MIB);
     let ledger = Ledger::new(35, 4096);
     let writer = Writer::start(&cluster[0].uri("r0"), ledger, options);
-    holdfast_testkit::wait_until(SOON, "the Primary's own disk has a write", || {
+    wait_until(SOON, "the Primary's own disk has a write", || {
         files::fingerprint(&disk, 16 * MIB) != before
     });
     assert_eq!(writer.acknowledged(), 0, "a write was acknowledged that the peer does not have");
@@ -154,4 +173,43 @@ fn row_035_a_crashed_primary_that_was_replaced_is_the_target() {
     check_blocks(&cluster[1], "r0", 1, 0..50);
     check_blocks(&cluster[1], "r0", 2, 50..150);
     cluster.assert_equal_disks("r0", 16 * MIB, &[0, 1]);
+}
+
+/// The disk of the Primary, and then that of a Secondary, fails: here by a full file system.
+#[test]
+fn a_failed_disk_is_given_up_and_the_data_stay_within_reach() {
+    if let Some(why) = holdfast_testkit::devices_unavailable() {
+        eprintln!("skipped: no file system can be mounted: {why}");
+        return;
+    }
+    for failing in [0, 1] {
+        let cluster = cluster(2);
+        let size = 16 * MIB;
+        let small = Mount::memory(&cluster[failing].dir().join("small"), 4 * MIB);
+        let disk = small.path().join("disk");
+        files::make_sparse(&disk, size);
+        let disk = disk.display().to_string();
+        let normal = cluster[1 - failing].disk("r0");
+        files::make_sparse(&normal, size);
+        let normal = normal.display().to_string();
+        let disks = if failing == 0 { [&disk, &normal] } else { [&normal, &disk] };
+        cluster[0].ok(&["create", "r0", "--disk", disks[0]]);
+        cluster[1].ok(&["join", "r0", "--disk", disks[1]]);
+        cluster[0].wait_synced("r0", SYNC);
+
+        // More than there is room for: the client notices nothing.
+        write_blocks(&cluster[0], "r0", 4, 0..3000);
+        check_blocks(&cluster[0], "r0", 4, 0..3000);
+        let status = cluster[failing].wait_resource("r0", SOON, "the disk is given up", |r| {
+            ["Failed", "Diskless"].contains(&&*r.disk.state)
+        });
+        assert!(status.disk.io_errors > 0, "{status:?}");
+        assert_eq!(cluster[1 - failing].resource("r0").disk.state, "UpToDate");
+        // The role moves to where the good disk is, and back.
+        if failing == 0 {
+            cluster[0].ok(&["secondary", "r0"]);
+            cluster[1].ok(&["primary", "r0"]);
+            check_blocks(&cluster[1], "r0", 4, 0..3000);
+        }
+    }
 }

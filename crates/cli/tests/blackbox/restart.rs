@@ -2,6 +2,8 @@
 
 use crate::{MIB, SOON, check_blocks, cluster, write_blocks};
 use holdfast_api::status::PeerStatus;
+use holdfast_testkit::{Rng, files, wait_until};
+use std::time::{Duration, Instant};
 
 #[test]
 fn roles_switches_and_connections_come_back_after_a_clean_restart() {
@@ -117,4 +119,62 @@ fn a_resource_comes_back_when_its_disk_is_away() {
     cluster[1].ok(&["attach-disk", "r0"]);
     cluster[0].wait_synced("r0", SOON);
     cluster.assert_equal_disks("r0", 4 * MIB, &[0, 1]);
+}
+
+/// The daemon is killed while it creates or joins a resource: afterwards that has happened or it
+/// has not, and in the latter case it can be done again.
+#[test]
+fn a_daemon_that_is_killed_while_it_creates_or_joins() {
+    let mut cluster = cluster(2);
+    let mut rng = Rng::new(6);
+    for round in 0..6 {
+        let name = format!("r{round}");
+        let joins = round % 2 == 1;
+        if joins {
+            cluster.create(&name, 4 * MIB, &[]);
+        }
+        let index = usize::from(joins);
+        let disk = cluster[index].disk(&name);
+        files::make_sparse(&disk, 4 * MIB);
+        let disk = disk.display().to_string();
+        let verb = if joins { "join" } else { "create" };
+        let words = [verb, &name, "--disk", &disk];
+        let mut command = cluster[index].command(&words);
+        let running = std::thread::spawn(move || holdfast_testkit::run(&mut command));
+        let (started, moment) = (Instant::now(), Duration::from_micros(rng.below(60_000)));
+        wait_until(SOON, "the moment has come", || started.elapsed() > moment);
+        cluster[index].kill9();
+        let output = running.join().expect("the command ends");
+        cluster[index].start();
+        let there = cluster[index].status().resources.iter().any(|r| r.name == name);
+        assert!(there || output.status != 0, "round {round}: it was said to be done: {output}");
+        if !there {
+            cluster[index].ok(&words);
+        }
+        if !joins {
+            cluster[0].wait_resource(&name, SOON, "Primary", |r| r.role == "Primary");
+            cluster.join_resource(&cluster[1], &name, 4 * MIB, &[]);
+        }
+        cluster[0].wait_resource(&name, SOON, "beta is a member", |r| r.peers.len() == 1);
+        cluster[0].wait_synced(&name, SOON);
+        write_blocks(&cluster[0], &name, 1, 0..5);
+    }
+}
+
+/// What was decided while a node was away, it hears when it comes back.
+#[test]
+fn a_node_that_was_away_hears_what_was_decided() {
+    let mut cluster = cluster(3);
+    cluster.resource("r0", 4 * MIB, 3);
+    cluster[2].stop();
+    cluster[0].ok(&["set", "r0", "ping-int=7"]);
+    cluster[1].ok(&["leave", "r0"]);
+    cluster.create("r1", 4 * MIB, &[]);
+    cluster[2].start();
+    wait_until(SOON, "the option", || cluster[2].json(&["get", "r0", "ping-int"])["value"] == "7");
+    cluster[2].wait_resource("r0", SOON, "one peer is left", |r| r.peers.len() == 1);
+    cluster.join_resource(&cluster[2], "r1", 4 * MIB, &[]);
+    for name in ["r0", "r1"] {
+        cluster[2].wait_synced(name, SOON);
+    }
 }

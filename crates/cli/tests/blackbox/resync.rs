@@ -143,6 +143,8 @@ fn row_027_exactly_the_changed_blocks_are_carried() {
             peer.out_of_sync_bytes >= missed
         });
         assert_eq!(bits.out_of_sync_bytes, missed, "killed: {killed}");
+        let metric = cluster[0].metric("holdfast_out_of_sync_bytes", &["peer=\"beta\""]);
+        assert_eq!(metric, Some(500.0 * 4096.0));
         cluster[1].start();
         cluster[0].wait_synced("r0", SYNC);
         let received = cluster[1].peer("r0", "alpha").resync_received_bytes;
@@ -403,4 +405,46 @@ fn invalidated_data_are_fetched_again() {
     let received = cluster[1].peer("r0", "alpha").resync_received_bytes - before;
     assert!(received >= size / 10 * 9, "{received}");
     cluster.assert_equal_disks("r0", size, &[0, 1]);
+}
+
+/// The role moves to a node that is still being synced: what it does not have, it reads from the
+/// other one, and what is written there is not overwritten by the resync.
+#[test]
+fn a_target_of_a_resync_can_be_primary() {
+    let cluster = cluster(2);
+    let size = 32 * MIB;
+    slow_first_sync(&cluster, size, "8M");
+    let copy = cluster.scratch().join("copy");
+    files::copy(&cluster[0].disk("r0"), &copy);
+    wait_percent(&cluster, 1, 10.0);
+    cluster[0].ok(&["secondary", "r0"]);
+    cluster[1].ok(&["primary", "r0"]);
+    assert_eq!(cluster[1].resource("r0").disk.state, "Inconsistent");
+    let mut client = cluster[1].open("r0");
+    let mut rng = Rng::new(9);
+    for block in rng.distinct(200, size / 2 / BLOCK) {
+        let mut found = vec![0; 4096];
+        let at = size / 2 + block * BLOCK;
+        client.read_at(&mut found, at).expect("it is read from the other node");
+        assert!(found == files::read(&copy, at, 4096), "block {}", at / BLOCK);
+    }
+    drop(client);
+    // Random data are there already, so each block is written before it is checked.
+    let blocks = usize::try_from(size / 2 / BLOCK).expect("it is small");
+    let blank = vec![0; 1 << 20];
+    let mut client = cluster[1].open("r0");
+    for part in 0..size / 2 / MIB {
+        client.write_at(&blank, part * MIB).expect("the Primary takes writes");
+    }
+    let options = WriterOptions { connections: 4, ..WriterOptions::default() };
+    let writer = Writer::start(&cluster[1].uri("r0"), Ledger::new(9, blocks), options);
+    cluster[1].wait_resource("r0", SYNC, "up to date", |r| r.disk.state == "UpToDate");
+    let then = writer.acknowledged();
+    writer.wait_acknowledged(then + 100);
+    let mut ledger = writer.stop_well();
+    cluster[1].wait_synced("r0", SOON);
+    ledger.verify_export(&cluster[1].uri("r0"));
+    cluster.assert_equal_disks("r0", size, &[0, 1]);
+    let half = files::read(&copy, size / 2, usize::try_from(size / 2).expect("it is small"));
+    assert!(files::read(&cluster[1].disk("r0"), size / 2, half.len()) == half);
 }

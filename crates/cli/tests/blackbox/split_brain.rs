@@ -111,6 +111,32 @@ fn row_066_apart_by_disconnect_and_force() {
     cluster.assert_equal_disks("r0", SIZE, &[0, 1]);
 }
 
+/// The Primary stands still for so long that it is replaced, and then goes on as if nothing had
+/// happened.
+#[test]
+fn row_066_apart_by_a_primary_that_slept() {
+    let cluster = cluster(2);
+    cluster.resource("r0", SIZE, 2);
+    cluster[0].ok(&["set", "r0", "ping-int=1", "ping-timeout=5"]);
+    write_blocks(&cluster[0], "r0", 1, 0..30);
+    holdfast_testkit::wait_until(SOON, "beta has heard", || {
+        cluster[1].json(&["get", "r0", "ping-int"])["value"] == "1"
+    });
+    cluster[0].freeze();
+    cluster[1].wait_peer("r0", "alpha", SOON, "its silence is noticed", gone);
+    cluster[1].ok(&["primary", "r0"]);
+    write_blocks(&cluster[1], "r0", 3, 15..25);
+    cluster[0].thaw();
+    // It does not know yet, and takes writes.
+    write_blocks(&cluster[0], "r0", 2, 10..20);
+    let before = prints(&cluster);
+    assert_detected(&cluster, before);
+    check_blocks(&cluster[0], "r0", 2, 10..20);
+    check_blocks(&cluster[1], "r0", 3, 15..25);
+    resolve(&cluster);
+    cluster.assert_equal_disks("r0", SIZE, &[0, 1]);
+}
+
 /// Apart, but only one side was written to: that is no split brain.
 #[test]
 fn row_066_one_side_that_wrote_is_no_split_brain() {
