@@ -25,6 +25,10 @@ const QUEUE: usize = 64;
 /// How long a listener rests when the process can open no more files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// For how long a thread polls: about what it takes until a peer on the same network or a client on
+/// the same machine has answered.
+const SPIN: Duration = Duration::from_micros(50);
+
 /// How a shard works.
 #[derive(Clone, Copy, Debug)]
 pub struct ShardOptions {
@@ -43,12 +47,14 @@ pub struct ShardOptions {
 
 impl Default for ShardOptions {
     fn default() -> Self {
+        // Who polls on the only CPU keeps everybody else from answering.
+        let alone = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1);
         Self {
             kept_buffers: 64 << 20,
             max_connections: 256,
             connection_bytes: 32 << 20,
             connection_requests: 256,
-            spin: Duration::ZERO,
+            spin: if alone { Duration::ZERO } else { SPIN },
         }
     }
 }
