@@ -147,19 +147,22 @@ fn strangers_on_the_port_are_turned_away_and_the_daemon_lives_on() {
     let mut noise = vec![0; 100_000];
     holdfast_testkit::Rng::new(71).fill(&mut noise);
     // The beginning of a TLS record that promises more than comes is cut off in time, too.
-    let cases: [&[u8]; 6] = [
-        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"\0",
-        b"SSH-2.0-x\r\n",
-        &noise,
-        b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc",
-        b"",
+    let cases = [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
+        b"\0".to_vec(),
+        b"SSH-2.0-x\r\n".to_vec(),
+        noise,
+        b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc".to_vec(),
+        Vec::new(),
     ];
-    for (index, case) in cases.into_iter().enumerate() {
-        let start = Instant::now();
-        let answer = shout(address, case);
-        assert!(answer.len() < 100, "case {index}: it talked to a stranger: {answer:?}");
-        assert!(start.elapsed() < SOON, "case {index}");
+    let shouts: Vec<_> = cases
+        .into_iter()
+        .map(|case| std::thread::spawn(move || (shout(address, &case), case)))
+        .collect();
+    for shout in shouts {
+        let (answer, case) = shout.join().expect("the connection is ended in time");
+        let shown = &case[..case.len().min(20)];
+        assert!(answer.len() < 100, "it talked to a stranger: {answer:?} after {shown:?}");
     }
     // Many who say nothing do not keep others out.
     let silent: Vec<TcpStream> =
@@ -191,13 +194,15 @@ fn a_wrong_version_and_an_unknown_certificate_end_in_the_handshake() {
     for alpn in ["holdfast-data/1", "holdfast-ctl/1", "holdfast-data/999", "holdfast-ctl/999", "h2"]
     {
         let output = run(Command::new("openssl")
-            .args(["s_client", "-connect", &cluster[0].address().to_string(), "-alpn", alpn])
+            .args(["s_client", "-ign_eof", "-alpn", alpn, "-connect"])
+            .arg(cluster[0].address().to_string())
             .arg("-cert")
             .arg(&pem)
             .arg("-key")
             .arg(&key));
         let said = format!("{}{}", output.stdout, output.stderr);
-        assert!(said.contains("alert") || said.contains("error"), "{alpn}: {said}");
+        // With TLS 1.3 the client believes itself connected until it reads.
+        assert!(said.contains("alert"), "{alpn}: {said}");
     }
     assert_eq!(node_names(&cluster, 0), ["alpha"]);
     cluster.create("r0", 4 * MIB, &[]);
