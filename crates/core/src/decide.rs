@@ -135,7 +135,7 @@ pub(crate) fn doubts(a: &StateReport, b_node: NodeId, b: &StateReport) -> bool {
 
 /// Whether both are connected to the same Primary and have good data: it answers for both, and says
 /// who misses what.
-fn have_same_primary(a: &StateReport, b: &StateReport) -> bool {
+pub(crate) fn have_same_primary(a: &StateReport, b: &StateReport) -> bool {
     let follows = |r: &StateReport| {
         r.near_primary && r.role != Role::Primary && r.disk == DiskState::UpToDate
     };

@@ -227,16 +227,18 @@ impl Core {
         self.connect_wanted();
         self.tick();
         loop {
+            let before = self.out.len();
             self.run_granted();
-            self.plan_activity_log();
             self.start_bump_if_needed();
             self.send_reports();
             self.answer_states();
             self.deliver_held();
             self.pump_resyncs();
             self.finish_role_changes();
+            // Behind everything that can want an extent: nothing may wait for the next event.
+            self.plan_activity_log();
             self.flush_superblock();
-            if self.runnable.is_empty() {
+            if self.runnable.is_empty() && self.out.len() == before {
                 break;
             }
         }

@@ -169,7 +169,7 @@ impl Core {
             let link = self.link_of(from).unwrap_or(LinkId(0));
             self.request_superblock(After::GenerationAdopted { peer: from, link, current });
             self.hold(from);
-            self.report_again(from);
+            self.report_again();
             if opened.iter().any(|p| self.is_connected(p)) {
                 // Connected here, lost to the Primary: it must learn that it is behind.
                 self.announce();

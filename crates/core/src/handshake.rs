@@ -1,6 +1,6 @@
 //! The handshake: reports, verdicts, and what follows from a verdict.
 
-use crate::decide::{decide, doubts, is_history, mirror};
+use crate::decide::{decide, doubts, have_same_primary, is_history, mirror};
 use crate::engine::Core;
 use crate::event::Notice;
 use crate::link::Peer;
@@ -106,9 +106,11 @@ impl Core {
         }
     }
 
-    /// What a report to this peer said has changed since: a newer one replaces it.
-    pub(crate) fn report_again(&mut self, node: NodeId) {
-        if self.peers.get(&node).is_some_and(|p| p.awaiting.is_some()) {
+    /// What reports said that nobody has answered yet is not so any more: newer ones replace them.
+    pub(crate) fn report_again(&mut self) {
+        let open = |p: &&Peer| p.awaiting.is_some();
+        let nodes: Vec<NodeId> = self.peers.values().filter(open).map(|p| p.node).collect();
+        for node in nodes {
             self.report_state(node);
         }
     }
@@ -262,6 +264,8 @@ impl Core {
         peer.current = theirs.generations.current;
         peer.seen |= theirs.disk > DiskState::Failed;
         peer.discard_my_data = false;
+        peer.early.append(&mut peer.held);
+        std::mem::swap(&mut peer.early, &mut peer.held);
         peer.end_resync();
         self.follow(node);
     }
@@ -305,6 +309,9 @@ impl Core {
             Verdict::InSync if both_disks => {
                 debug_assert!(!doubts(mine, node, theirs), "in sync although in doubt");
                 self.in_sync(node, theirs.generations.current);
+                if !have_same_primary(mine, theirs) {
+                    self.level_with(node, theirs);
+                }
             }
             _ => self.connected_without_data(node, theirs),
         }
@@ -338,9 +345,26 @@ impl Core {
         if good && self.disk > DiskState::Inconsistent {
             self.set_disk(DiskState::UpToDate);
         }
-        self.tell_synced(node);
+        if self.role == Role::Primary {
+            self.tell_synced(node);
+        }
         self.next_source();
         self.request_superblock(After::Nothing);
+    }
+
+    /// Both have the same, so this node has what the other one has received.
+    fn level_with(&mut self, node: NodeId, theirs: &StateReport) {
+        let same_epoch = self.has.epoch == theirs.has.epoch;
+        let newer = same_epoch && self.has.seq < theirs.has.seq;
+        if self.role != Role::Primary
+            && (newer || self.has.epoch == 0 || (!same_epoch && theirs.role == Role::Primary))
+        {
+            self.has = theirs.has;
+        }
+        // Something may have been noted since the reports were made.
+        if self.peers.get(&node).is_some_and(|p| p.bitmap.count() > 0) {
+            self.renegotiate(node);
+        }
     }
 
     /// Connected, but there is nothing to copy: a side has no disk, or neither has good data.

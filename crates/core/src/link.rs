@@ -84,7 +84,9 @@ pub(crate) struct Peer {
     pub(crate) fresher: Option<SparseBitmap>,
     /// What the peer sends is kept until the superblock of this version is durable here.
     held_until: u64,
-    held: VecDeque<Message>,
+    pub(crate) held: VecDeque<Message>,
+    /// What came before the verdict that will stand.
+    pub(crate) early: VecDeque<Message>,
     /// Writes of a Primary that may not be everywhere.
     pub(crate) unsettled: VecDeque<(u64, ByteRange)>,
     pub(crate) out_of_sync_sent: u64,
@@ -145,6 +147,7 @@ impl Peer {
             fresher: None,
             held_until: 0,
             held: VecDeque::new(),
+            early: VecDeque::new(),
             unsettled: VecDeque::new(),
             out_of_sync_sent: 0,
             out_of_sync_seen: 0,
@@ -296,6 +299,7 @@ impl Core {
         peer.barrier = None;
         peer.held_until = 0;
         peer.held.clear();
+        peer.early.clear();
         peer.generations_sent = false;
         peer.role = Role::Unknown;
         peer.disk = DiskState::DUnknown;
@@ -416,6 +420,14 @@ impl Core {
             Message::State(_) | Message::Verdict { .. } => peer.hello,
             _ => peer.up,
         };
+        let room = peer.early.len() < HELD_MAX;
+        if !allowed && peer.hello && peer.awaiting.is_some() && room {
+            // It has answered a report that a newer one has replaced: its next verdict makes it so.
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.early.push_back(message);
+            }
+            return;
+        }
         if !allowed {
             let name = message.name();
             self.protocol_error(node, &format!("it sent {name} out of turn"));
@@ -520,6 +532,7 @@ impl Core {
         if self.disk != disk {
             self.disk = disk;
             self.outdated = disk == DiskState::Outdated;
+            self.report_again();
             self.announce();
             self.changed();
         }
@@ -622,9 +635,11 @@ impl Core {
     }
 
     /// A Primary tells, in line with its writes, those that follow it that a member has everything,
-    /// and the member who else has. Where there is no Primary, and so no write, any node can tell.
+    /// and the member who else has. Where there is no Primary, and so no write, a source can tell
+    /// of a target, which has taken over from it what others miss.
     pub(crate) fn tell_synced(&mut self, node: NodeId) {
-        if self.role != Role::Primary && self.is_near_primary() {
+        let primary = self.role == Role::Primary;
+        if !primary && self.is_near_primary() {
             return;
         }
         let current = self.gens.current;
@@ -632,7 +647,7 @@ impl Core {
             self.peers.values().filter(|p| p.node != node && p.receives()).map(|p| p.node).collect();
         for other in others {
             self.send(other, Message::Synced { peer: node, current });
-            if self.is_level(other) {
+            if primary && self.is_level(other) {
                 self.send(node, Message::Synced { peer: other, current });
             }
         }

@@ -745,7 +745,7 @@ impl Core {
         self.write_dirty_pages();
         self.request_superblock(After::Adopted { peer: node, round });
         self.hold(node);
-        self.report_again(node);
+        self.report_again();
     }
 
     /// Whether generations are being taken over, so that no verdict must be found meanwhile.

@@ -171,7 +171,10 @@ impl World {
         if looks > 20 && nobody && looks % 10 == 0 && self.may_promote(survivor) {
             self.command(survivor, Command::Promote { force: false });
         }
-        if looks > 60 && nobody && !(0..self.nodes.len()).any(|n| self.oracle.counts(n)) {
+        let unknown = !(0..self.nodes.len()).any(|n| self.oracle.counts(n));
+        if looks > 60 && nobody && (unknown || self.may_promote(survivor)) {
+            // As after a Secondary left its Primary, which then lost its own disk.
+            self.stats.decrees += 1;
             self.command(survivor, Command::Promote { force: true });
         }
     }

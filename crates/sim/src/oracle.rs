@@ -302,7 +302,8 @@ impl Oracle {
 
     /// The source found that the target has all that it has itself.
     pub(crate) fn promise(&mut self, target: usize, source: usize) {
-        self.views[target + self.nodes] = self.views[source].clone();
+        let view = self.views[source].clone().unwrap_or_else(|| self.anything());
+        self.views[target + self.nodes] = Some(view);
     }
 
     /// The target's copy counts from now on; whether a source had said so.
@@ -322,6 +323,11 @@ impl Oracle {
 
     /// The node's copy is good by decree, whatever it holds.
     pub(crate) fn decree(&mut self, node: usize) {
+        self.views[node] = Some(self.anything());
+    }
+
+    /// A copy that may have any of the writes that ever were.
+    fn anything(&self) -> View {
         let mut view = View::default();
         for (write, record) in &self.writes {
             for block in &record.blocks {
@@ -335,7 +341,7 @@ impl Oracle {
                 });
             }
         }
-        self.views[node] = Some(view);
+        view
     }
 
     /// A completed write that `node` has and `other` never had. None when either does not count.

@@ -44,6 +44,8 @@ pub struct Stats {
     pub resyncs: u64,
     /// Split brains that were found by the cores.
     pub split_brains: u64,
+    /// Times that nothing but force brought a healed cluster up.
+    pub decrees: u64,
     /// Virtual time in microseconds.
     pub virtual_us: u64,
 }
@@ -60,6 +62,7 @@ impl Stats {
         self.promotions += other.promotions;
         self.resyncs += other.resyncs;
         self.split_brains += other.split_brains;
+        self.decrees += other.decrees;
         self.virtual_us += other.virtual_us;
     }
 }

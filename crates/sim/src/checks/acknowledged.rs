@@ -23,7 +23,9 @@ pub(crate) fn check(world: &World, n: usize, write: u64, holders: &[usize]) -> R
     let known_to: Vec<usize> =
         if good && holders.contains(&n) { vec![n] } else { holders.to_vec() };
     for member in 0..world.nodes.len() {
-        if holders.contains(&member) || !has_held_data(world, member) {
+        // One that lost its cache with its power may have answered before; it will find that out.
+        let excused = world.nodes[member].lost_cache;
+        if holders.contains(&member) || excused || !has_held_data(world, member) {
             continue;
         }
         if !known_to.iter().any(|k| has_open_slot(world, *k, member)) {

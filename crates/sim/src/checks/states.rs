@@ -16,6 +16,9 @@ pub(crate) fn changed(world: &mut World, n: usize, new: Snapshot) {
     follow_disk(world, n, &old, &new);
     if old.role != Role::Primary && new.role == Role::Primary {
         world.stats.promotions += 1;
+        if new.disk == DiskState::UpToDate && !world.oracle.counts(n) {
+            world.oracle.decree(n);
+        }
         let checked = promoted::check(world, n, new.disk);
         world.check("a promoted node has every completed write", checked);
     }
