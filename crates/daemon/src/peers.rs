@@ -52,7 +52,7 @@ pub(crate) struct Health {
     /// It answered last time, and not long ago.
     pub(crate) alive: bool,
     /// It was not reached last time.
-    failed: bool,
+    pub(crate) failed: bool,
     /// When it was last heard of.
     pub(crate) last_seen: Option<Instant>,
     /// The version of its daemon.

@@ -7,7 +7,7 @@ use crate::resource::Resource;
 use holdfast_api::request::{Connect, Disconnect, Done, Invalidate};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_core::Command;
-use holdfast_units::{ConnectionState, DiskState, NodeId};
+use holdfast_units::NodeId;
 use std::sync::Arc;
 
 /// The peers that a command is about: one, or all.
@@ -89,7 +89,7 @@ fn names(members: &[PeerMember]) -> String {
 /// Gives this node's data up and has them copied again.
 ///
 /// # Errors
-/// When no up-to-date data are in reach (at the given peer, if one is given), or it is Primary.
+/// When no up-to-date data are in reach, or the node whose data are given up is Primary.
 pub(crate) async fn invalidate(
     node: &Arc<Node>,
     name: &str,
@@ -98,21 +98,10 @@ pub(crate) async fn invalidate(
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
     let (peer, _) = chosen(node, &resource, request.peer.as_deref())?;
-    let view = resource.need_handle()?.snapshot();
-    let what = "invalidate was refused";
-    if let Some(peer) = peer {
-        let good = view.snapshot.peers.iter().any(|p| {
-            p.node == peer
-                && p.connection == ConnectionState::Connected
-                && p.disk == DiskState::UpToDate
-        });
-        if !good {
-            let shown = request.peer.as_deref().unwrap_or_default();
-            let why = format!("{what} for {name}: {shown} is not connected with up-to-date data");
-            return Err(ApiError::new(ErrorCode::NoUpToDateData, why)
-                .hint(format!("`holdfast status {name}` shows who is")));
-        }
-    }
-    core_command(node, &resource, what, Command::Invalidate { peer: None }).await?;
-    Ok(Done::new(format!("resource {name} fetches the data of this node again")))
+    let command = Command::Invalidate { peer };
+    core_command(node, &resource, "invalidate was refused", command).await?;
+    Ok(Done::new(match &request.peer {
+        None => format!("resource {name} fetches the data of this node again"),
+        Some(peer) => format!("resource {name} replaces the data of {peer} by this node's"),
+    }))
 }

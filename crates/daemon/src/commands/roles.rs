@@ -7,9 +7,14 @@ use crate::status::nbd_clients;
 use holdfast_api::request::{Done, Primary, Secondary};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_core::Command;
+use holdfast_units::{ConnectionState, DiskState};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// How long a promotion of a disk that is only Consistent waits for the peers, and how often it
+/// looks.
+const FIRST_CONTACT: Duration = Duration::from_secs(10);
+const CONTACT_STEP: Duration = Duration::from_millis(50);
 /// How long the export may take to follow the role.
 const EXPORT_WAIT: Duration = Duration::from_secs(3);
 /// How long clients that are about to leave are waited for.
@@ -28,11 +33,40 @@ pub(crate) async fn primary(
 ) -> Result<Done, ApiError> {
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
+    if !request.force {
+        meet_peers(node, &resource).await;
+    }
     let command = Command::Promote { force: request.force };
     core_command(node, &resource, "primary was refused", command).await?;
     resource.change_local(node, |local| local.primary = true).await?;
     wait_exported(&resource).await;
     Ok(Done::new(format!("resource {name} is Primary on this node")))
+}
+
+/// A disk that is only Consistent may be an old one: before it is made current by a promotion, each
+/// peer has been met, or found to be out of reach. That takes a moment after a start.
+async fn meet_peers(node: &Arc<Node>, resource: &Arc<Resource>) {
+    let Some(handle) = resource.handle() else { return };
+    let deadline = Instant::now() + FIRST_CONTACT;
+    while Instant::now() < deadline {
+        let view = handle.snapshot();
+        if view.snapshot.disk != DiskState::Consistent {
+            return;
+        }
+        let members = node.view().peers_of(resource.id, node.uuid);
+        let met = view.snapshot.peers.iter().all(|peer| {
+            let out_of_reach =
+                || members.get(&peer.node).is_none_or(|m| node.peers.health(m.uuid).failed);
+            peer.diskless
+                || peer.connection == ConnectionState::Connected
+                || peer.connection == ConnectionState::StandAlone
+                || out_of_reach()
+        });
+        if met {
+            return;
+        }
+        tokio::time::sleep(CONTACT_STEP).await;
+    }
 }
 
 /// Waits until clients can open the export; not longer than a moment.

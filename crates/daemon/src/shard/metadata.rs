@@ -167,6 +167,9 @@ pub fn create_metadata(spec: &CreateMetadata) -> Result<u64, MetadataError> {
     let internal = spec.disk.meta == MetaPlace::Internal;
     let file = open_meta(&spec.disk, true)?;
     check_vacant(path, &file, &layout, spec.resource)?;
+    if internal && spec.content != InitialContent::Nothing {
+        check_free_end(path, &file, &layout)?;
+    }
     let fail = |error: io::Error| MetadataError::io(path, "written", error);
     let area = layout.area();
     let is_file = file.metadata().map_err(fail)?.file_type().is_file();
@@ -265,6 +268,28 @@ fn check_vacant(
     } else {
         Ok(())
     }
+}
+
+/// Data that are to be kept must not lie where the metadata go: everything there is zero, or old
+/// metadata of Holdfast.
+fn check_free_end(path: &Path, file: &File, layout: &MetaLayout) -> Result<(), MetadataError> {
+    let reader = MetaReader::new(file).map_err(|e| MetadataError::io(path, "read", e))?;
+    let area = layout.area();
+    let mut at = area.offset;
+    while let Some(next) = reader.next_data(at).filter(|next| *next < area.end()) {
+        at = next / BLOCK_LEN as u64 * BLOCK_LEN as u64;
+        let mut block: Block = [0; BLOCK_LEN];
+        let read = reader.read_at(at, &mut block);
+        if read.is_err() || (block != [0; BLOCK_LEN] && looks_used(&block).is_none()) {
+            let what = format!(
+                "data in its last {}, where the metadata would go",
+                holdfast_units::format_size(area.len)
+            );
+            return Err(MetadataError::Occupied { path: path.to_owned(), what });
+        }
+        at += BLOCK_LEN as u64;
+    }
+    Ok(())
 }
 
 /// Makes a range read as zeroes.
