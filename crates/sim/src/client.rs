@@ -2,11 +2,13 @@
 
 use crate::checks;
 use crate::content;
-use crate::node::{Asked, Pending};
+use crate::node::{Asked, Pending, node_id};
 use crate::world::{Happening, World, note};
 use bytes::Bytes;
-use holdfast_core::{Event, IoFailure, LinkId, RequestId, RequestKind};
-use holdfast_units::{BLOCK_SIZE, ByteRange, DiskState, EXTENT_SIZE, ReplicationState};
+use holdfast_core::{Event, IoFailure, LinkId, RequestId, RequestKind, Snapshot};
+use holdfast_units::{
+    BLOCK_SIZE, ByteRange, ConnectionState, DiskState, EXTENT_SIZE, ReplicationState,
+};
 
 impl World {
     /// Has clients begin to work.
@@ -124,15 +126,8 @@ impl World {
 
     /// The peers that the node's writes go to, as it says, and by which connection.
     fn reached(&self, n: usize) -> Vec<(usize, LinkId)> {
-        let receives = |m: &usize| {
-            self.nodes[n].is_connected_to(*m)
-                && self.nodes[n].peer(*m).is_some_and(|peer| {
-                    peer.disk > DiskState::Failed
-                        && peer.disk != DiskState::DUnknown
-                        && peer.replication != ReplicationState::Off
-                })
-        };
-        let peers = (0..self.nodes.len()).filter(|m| *m != n).filter(receives);
+        let Some(snap) = &self.nodes[n].snap else { return Vec::new() };
+        let peers = (0..self.nodes.len()).filter(|m| *m != n && receives(snap, *m));
         peers.filter_map(|m| self.net.joint_link(n, m).map(|link| (m, link))).collect()
     }
 
@@ -160,9 +155,12 @@ impl World {
                 let (write, fua) = (*write, *fua);
                 let holders = checks::acknowledged::holders(self, write);
                 // Who has it by luck, on a connection that the Primary has given up, may lose it.
-                let known: Vec<usize> = self.reached(n).into_iter().map(|(m, _)| m).collect();
+                // What this event itself changed, perhaps the end of a connection, comes after it.
+                let node = &self.nodes[n];
+                let snaps = [node.snap.as_ref(), node.snap_before.as_ref()];
+                let known = |m: usize| snaps.iter().flatten().any(|snap| receives(snap, m));
                 let sure: Vec<usize> =
-                    holders.iter().copied().filter(|m| *m == n || known.contains(m)).collect();
+                    holders.iter().copied().filter(|m| *m == n || known(*m)).collect();
                 self.oracle.complete(write, &sure);
                 let checked = checks::acknowledged::check(self, n, write, &holders);
                 self.check("what a member missed is durably known before completion", checked);
@@ -207,6 +205,18 @@ impl World {
         let start = self.rng.below(total - len + 1);
         ByteRange::of_blocks(start..start + len)
     }
+}
+
+/// Whether, by this snapshot, the writes of its node go to the peer.
+fn receives(snap: &Snapshot, peer: usize) -> bool {
+    let id = node_id(peer);
+    snap.peers.iter().any(|p| {
+        p.node == id
+            && p.connection == ConnectionState::Connected
+            && p.disk > DiskState::Failed
+            && p.disk != DiskState::DUnknown
+            && p.replication != ReplicationState::Off
+    })
 }
 
 impl std::fmt::Display for Asked {

@@ -84,6 +84,8 @@ impl World {
         let Some(core) = self.nodes[n].core.as_mut() else { return };
         let mut actions = std::mem::take(&mut self.actions);
         core.on(clock, event, &mut actions);
+        self.nodes[n].snap_before = None;
+        let Some(core) = self.nodes[n].core.as_ref() else { return };
         self.fingerprint.add(n as u64 | (actions.len() as u64) << 8);
         if actions.contains(&Action::StateChanged) {
             self.last_change = self.now;

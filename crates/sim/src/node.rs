@@ -41,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) data: DataDisk,
     pub(crate) meta: MetaDisk,
     pub(crate) snap: Option<Snapshot>,
+    /// What it was before the event that is being carried out, when that changed it.
+    pub(crate) snap_before: Option<Snapshot>,
     /// Peers that a person disconnected: remembered over restarts.
     pub(crate) standalone: BTreeSet<usize>,
     pub(crate) wants: BTreeSet<usize>,
@@ -80,6 +82,7 @@ impl Node {
             data: DataDisk::default(),
             meta: MetaDisk::new(layout.area().end(), &blocks),
             snap: None,
+            snap_before: None,
             standalone: BTreeSet::new(),
             wants: BTreeSet::new(),
             pending: BTreeMap::new(),

@@ -357,6 +357,21 @@ impl Oracle {
         mine.has.keys().find(|write| !theirs.has.contains_key(write)).copied()
     }
 
+    /// The completed writes of each copy that another copy lacks, for people.
+    pub(crate) fn differences(&self) -> String {
+        let all = self.views[..self.nodes].iter().flatten().flat_map(|view| view.has.keys());
+        let all: BTreeSet<u64> = all.copied().collect();
+        let of = |view: &Option<View>| match view {
+            Some(view) => {
+                let lacks: Vec<u64> =
+                    all.iter().filter(|w| !view.has.contains_key(w)).copied().collect();
+                format!("lacks {lacks:?}")
+            }
+            None => "-".to_owned(),
+        };
+        self.views.iter().map(of).collect::<Vec<_>>().join(" | ")
+    }
+
     /// How many completed writes the node's copy has.
     pub(crate) fn weight(&self, node: usize) -> usize {
         self.views[node].as_ref().map_or(0, |view| view.has.len())

@@ -9,11 +9,15 @@ use holdfast_units::{DiskState, ReplicationState, Role};
 pub(crate) fn changed(world: &mut World, n: usize, new: Snapshot) {
     let old = world.nodes[n].snap.replace(new.clone());
     let Some(old) = old else { return };
+    world.nodes[n].snap_before = Some(old.clone());
     if world.trace.on && old != new {
         note!(world, "n{n} is {}", line(&new));
     }
     new_contacts(world, n, &old, &new);
     follow_disk(world, n, &old, &new);
+    if world.trace.on && old.disk != new.disk {
+        note!(world, "copies: {}", world.oracle.differences());
+    }
     if old.role != Role::Primary && new.role == Role::Primary {
         world.stats.promotions += 1;
         if new.disk == DiskState::UpToDate && !world.oracle.counts(n) {
