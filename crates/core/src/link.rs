@@ -12,8 +12,8 @@
 //! node changes nothing that the verdict depends on.
 
 use crate::engine::Core;
-use crate::handshake::Barrier;
 use crate::event::{Action, CommandId, LinkId, Notice, Options, PeerConfig, Refusal};
+use crate::handshake::Barrier;
 use crate::peer_io::Incoming;
 use crate::persist::{After, Meta};
 use crate::sync::Resync;
@@ -22,8 +22,7 @@ use holdfast_units::{
     ByteRange, ConnectionState, DiskState, GenerationId, Millis, NodeId, ReplicationState, Role,
 };
 use holdfast_wire::{
-    Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RefusalCode, StateReport,
-    WriteMark,
+    Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RefusalCode, StateReport, WriteMark,
 };
 use std::collections::VecDeque;
 
@@ -643,8 +642,12 @@ impl Core {
             return;
         }
         let current = self.gens.current;
-        let others: Vec<NodeId> =
-            self.peers.values().filter(|p| p.node != node && p.receives()).map(|p| p.node).collect();
+        let others: Vec<NodeId> = self
+            .peers
+            .values()
+            .filter(|p| p.node != node && p.receives())
+            .map(|p| p.node)
+            .collect();
         for other in others {
             self.send(other, Message::Synced { peer: node, current });
             if primary && self.is_level(other) {
@@ -673,6 +676,10 @@ impl Core {
         let filled = self.disk == DiskState::Inconsistent;
         let current_here = self.gens.current == current && self.disk == DiskState::UpToDate;
         let Some(peer) = self.peers.get_mut(&member) else { return };
+        if filled && peer.is_target() {
+            // These bits are what this node is fetching from it right now.
+            return;
+        }
         if filled {
             peer.clear_bits();
             peer.synced = Some(current);

@@ -667,6 +667,12 @@ impl Core {
         {
             return;
         }
+        // Every block that a Primary noted was fetched or written by itself: both were answered.
+        if self.role == Role::Primary && peer.bitmap.count() > 0 {
+            let left = peer.bitmap.count();
+            self.protocol_error(node, &format!("it ended a resync with {left} blocks to go"));
+            return;
+        }
         let mut others: Vec<NodeId> = self.peers.keys().copied().filter(|n| *n != node).collect();
         for other in &others {
             // The target has the same data, and so the same doubts.
