@@ -1,6 +1,7 @@
 //! A completed write is on every member; or that a member misses it is durable before (order 2).
 
 use crate::world::World;
+use holdfast_format::DiskFlags;
 use holdfast_units::GenerationId;
 
 /// The nodes whose disks show the write, whether or not it is durable there.
@@ -28,7 +29,8 @@ pub(crate) fn check(world: &World, n: usize, write: u64, holders: &[usize]) -> R
         if holders.contains(&member) || excused || !has_held_data(world, member) {
             continue;
         }
-        if !known_to.iter().any(|k| has_open_slot(world, *k, member)) {
+        let knows_itself = is_outdated(world, member);
+        if !knows_itself && !known_to.iter().any(|k| has_open_slot(world, *k, member)) {
             return Err(format!(
                 "n{n} completed w{write}, which n{member} does not have, and n{known_to:?} would \
                  not know it after a crash"
@@ -43,6 +45,12 @@ fn has_held_data(world: &World, member: usize) -> bool {
     let fresh = GenerationId::JUST_CREATED;
     let node = &world.nodes[member];
     !node.diskless && node.meta.decode().is_some_and(|meta| meta.superblock.current != fresh)
+}
+
+/// Whether the member durably knows that others have newer data.
+fn is_outdated(world: &World, member: usize) -> bool {
+    let meta = world.nodes[member].meta.decode();
+    meta.is_some_and(|meta| meta.superblock.flags.contains(DiskFlags::OUTDATED))
 }
 
 fn has_open_slot(world: &World, n: usize, member: usize) -> bool {

@@ -2,6 +2,7 @@
 //! before a person says whose.
 
 use crate::world::World;
+use holdfast_units::DiskState;
 
 /// Checks two nodes whose handshake ended well.
 pub(super) fn contact(world: &World, n: usize, m: usize) -> Result<(), String> {
@@ -15,15 +16,23 @@ pub(super) fn contact(world: &World, n: usize, m: usize) -> Result<(), String> {
     Err(format!("n{n} has w{mine}, n{m} has w{theirs}, and they are connected all the same"))
 }
 
-/// Checks node `n`, whose data are about to be overwritten by those of `source`.
-pub(super) fn overwritten(world: &World, n: usize, source: usize) -> Result<(), String> {
+/// Checks node `n`, whose data, worth `disk` until now, are about to be overwritten by those of
+/// `source`.
+pub(super) fn overwritten(
+    world: &World,
+    n: usize,
+    disk: DiskState,
+    source: usize,
+) -> Result<(), String> {
     if world.nodes[n].may_give_up {
         return Ok(());
     }
     // What the source lost with its power may be overwritten when the source is of a newer
-    // generation; of two of the same generation, the one that has everything must be the source.
+    // generation, or this node knows that it lacks newer data; of two that are otherwise the same,
+    // the one that has everything must be the source.
     let generation = |node: usize| world.nodes[node].snap.as_ref().map(|snap| snap.generation);
-    let write = if generation(n) == generation(source) {
+    let alike = generation(n) == generation(source) && disk != DiskState::Outdated;
+    let write = if alike {
         world.oracle.lacks(source, n)
     } else {
         world.oracle.never_had(source, n)

@@ -63,7 +63,7 @@ fn follow_disk(world: &mut World, n: usize, old: &Snapshot, new: &Snapshot) {
         if usable(old.disk)
             && let Some(source) = source(new)
         {
-            let checked = split_brain::overwritten(world, n, source);
+            let checked = split_brain::overwritten(world, n, old.disk, source);
             world.check("nobody's data are overwritten unasked", checked);
         }
         world.oracle.forget(n);
