@@ -18,6 +18,7 @@ pub(crate) fn decide(
     let verdict = by_generation(me, mine, peer, theirs);
     let verdict = match verdict {
         Verdict::SplitBrain => resolve(mine, theirs),
+        Verdict::Unrelated => resolve_unrelated(mine, theirs),
         other => other,
     };
     if verdict == Verdict::SplitBrain || verdict == Verdict::Unrelated {
@@ -172,9 +173,22 @@ fn i_am_better(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateRepor
     me < peer
 }
 
+/// Whether a person said that this node's changes are to be thrown away.
+fn victim(r: &StateReport) -> bool {
+    r.discard_my_data && r.role != Role::Primary
+}
+
+/// Unrelated data, unless a person said whose are to be thrown away: then all is copied.
+fn resolve_unrelated(mine: &StateReport, theirs: &StateReport) -> Verdict {
+    match (victim(mine), victim(theirs)) {
+        (true, false) => Verdict::TargetFull,
+        (false, true) => Verdict::SourceFull,
+        _ => Verdict::Unrelated,
+    }
+}
+
 /// Split brain, unless a person said whose changes are to be thrown away.
 fn resolve(mine: &StateReport, theirs: &StateReport) -> Verdict {
-    let victim = |r: &StateReport| r.discard_my_data && r.role != Role::Primary;
     // Both noted what changed since the same generation: only that has to be copied.
     let (m, t) = (&mine.generations, &theirs.generations);
     let noted = !m.base.is_none() && m.base == t.base;

@@ -128,12 +128,6 @@ impl DataDisk {
         self.resynced_at <= self.flushed_until && !self.in_flight.values().any(|op| op.resync)
     }
 
-    /// Whether an operation that has not been reported changes this block.
-    pub(crate) fn is_changing(&self, block: u64) -> bool {
-        let covers = |range: ByteRange| range.blocks().contains(&block);
-        self.in_flight.values().any(|op| op.work.changes().is_some_and(covers))
-    }
-
     /// Takes an operation. The caller sees to it that [`Self::apply`] and [`Self::report`] follow.
     ///
     /// # Errors

@@ -239,7 +239,11 @@ impl World {
 
     fn meta_start(&mut self, n: usize, op: MetaOpId, blocks: crate::meta_disk::Blocks) {
         let fails = self.meta_fails(n);
-        note!(self, "n{n} meta {op:?}: {:?}", blocks.iter().map(|(at, _)| at / 4096).collect::<Vec<_>>());
+        note!(
+            self,
+            "n{n} meta {op:?}: {:?}",
+            blocks.iter().map(|(at, _)| at / 4096).collect::<Vec<_>>()
+        );
         if let Some(op) = self.nodes[n].meta.push(op, blocks, fails) {
             self.queue_meta(n, op);
         }

@@ -34,13 +34,29 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::World;
 
 /// What a run is to be like, beside its seed.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// How much of the trace is kept.
     pub trace: TraceMode,
+    /// The largest cluster that a seed may ask for; larger ones are cut down to it. 2 to 5.
+    pub max_nodes: usize,
+    /// The classes that a seed may have; at least one.
+    pub classes: &'static [Class],
     /// A bug that every core has.
     #[cfg(feature = "planted-bugs")]
     pub planted: Option<PlantedBug>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            trace: TraceMode::Off,
+            max_nodes: 5,
+            classes: Class::ALL,
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
+        }
+    }
 }
 
 impl Settings {
@@ -62,7 +78,7 @@ impl Settings {
 #[must_use]
 pub fn run(seed: u64, settings: &Settings) -> Outcome {
     let mut rng = Rng::new(seed);
-    let plan = Plan::new(&mut rng);
+    let plan = Plan::new(&mut rng, settings.max_nodes, settings.classes);
     let class = plan.class;
     let mut world = World::new(rng, plan, *settings);
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.live())) {

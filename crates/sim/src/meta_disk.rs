@@ -6,7 +6,7 @@
 use crate::rng::Rng;
 use holdfast_core::MetaOpId;
 use holdfast_format::{MetaImage, Placement, Superblock};
-use holdfast_units::{BLOCK_SIZE, ResourceId};
+use holdfast_units::BLOCK_SIZE;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -66,11 +66,6 @@ impl MetaDisk {
     /// All bytes, for the driver to load.
     pub(crate) fn bytes(&self) -> &Vec<u8> {
         &self.bytes
-    }
-
-    /// Whose metadata these are, as a look from outside would tell.
-    pub(crate) fn resource(&self) -> Option<ResourceId> {
-        self.decode().map(|decoded| decoded.superblock.resource)
     }
 
     /// Takes a write. When it can start at once, its name is given back.

@@ -347,7 +347,8 @@ impl Oracle {
     /// A completed write that `node` has and `other` never had. None when either does not count.
     pub(crate) fn never_had(&self, other: usize, node: usize) -> Option<u64> {
         let (mine, theirs) = (self.views[node].as_ref()?, self.views[other].as_ref()?);
-        let unknown = |write: &&u64| !theirs.has.contains_key(write) && !theirs.lost.contains(write);
+        let unknown =
+            |write: &&u64| !theirs.has.contains_key(write) && !theirs.lost.contains(write);
         mine.has.keys().find(unknown).copied()
     }
 

@@ -298,15 +298,6 @@ impl World {
         }
     }
 
-    /// Both may want to connect now, whoever they are.
-    pub(crate) fn want_all_dials(&mut self, node: usize) {
-        for peer in 0..self.nodes.len() {
-            if peer != node {
-                self.want_dial(node, peer);
-            }
-        }
-    }
-
     pub(crate) fn unblock(&mut self, from: usize, to: usize) {
         self.net.block(from, to, false);
         self.want_dial(from, to);

@@ -1,8 +1,21 @@
 //! Runs seeds of the simulator: `sim --seed N [--trace]` or `sim --seeds FROM..TO`.
 
-use holdfast_sim::{Outcome, Settings, Stats, TraceMode, run};
+use holdfast_sim::{Class, Outcome, Settings, Stats, TraceMode, run};
 use std::process::ExitCode;
 use std::time::Instant;
+
+/// What the environment asks for: `HOLDFAST_SIM_NODES` (2 to 5) and `HOLDFAST_SIM_CLASSES` (`clean` or
+/// `all`).
+fn settings(trace: TraceMode) -> Settings {
+    let nodes = std::env::var("HOLDFAST_SIM_NODES").ok().and_then(|n| n.parse().ok());
+    let clean = std::env::var("HOLDFAST_SIM_CLASSES").is_ok_and(|text| text == "clean");
+    Settings {
+        trace,
+        max_nodes: nodes.unwrap_or(5),
+        classes: if clean { Class::CLEAN } else { Class::ALL },
+        ..Settings::default()
+    }
+}
 
 const USAGE: &str = "usage: sim --seed N [--trace] | sim --seeds FROM..TO [--keep-going]";
 
@@ -46,7 +59,7 @@ fn main() -> ExitCode {
 
 fn one(seed: u64, trace: bool) -> ExitCode {
     let trace = if trace { TraceMode::All } else { TraceMode::Last };
-    let outcome = run(seed, &Settings { trace, ..Settings::default() });
+    let outcome = run(seed, &settings(trace));
     if trace == TraceMode::All || outcome.violation.is_some() {
         for line in &outcome.trace {
             println!("{line}");
@@ -71,7 +84,7 @@ fn many(seeds: std::ops::Range<u64>, keep_going: bool) -> ExitCode {
     let begun = Instant::now();
     let (mut total, mut done, mut bad) = (Stats::default(), 0_u64, 0_u64);
     for seed in seeds {
-        let outcome = run(seed, &Settings::default());
+        let outcome = run(seed, &settings(TraceMode::Off));
         done += 1;
         total.add(&outcome.stats);
         if outcome.violation.is_some() {

@@ -32,11 +32,8 @@ pub(super) fn overwritten(
     // the one that has everything must be the source.
     let generation = |node: usize| world.nodes[node].snap.as_ref().map(|snap| snap.generation);
     let alike = generation(n) == generation(source) && disk != DiskState::Outdated;
-    let write = if alike {
-        world.oracle.lacks(source, n)
-    } else {
-        world.oracle.never_had(source, n)
-    };
+    let write =
+        if alike { world.oracle.lacks(source, n) } else { world.oracle.never_had(source, n) };
     match write {
         Some(write) => {
             Err(format!("n{n} gives its data up for those of n{source}, which lacks w{write}"))
