@@ -85,6 +85,8 @@ impl Core {
     pub(crate) fn needs_bump(&self) -> bool {
         self.role == Role::Primary
             && !self.bump_for.is_empty()
+            // Without good data nothing is written, so there is nothing that anybody could miss.
+            && self.has_good_data()
             && !self.has_bug(PlantedBug::NoGenerationBump)
     }
 

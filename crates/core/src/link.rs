@@ -612,9 +612,18 @@ impl Core {
         }
         let up_to_date = disk == DiskState::UpToDate && same;
         let established = self.peers[&node].replication == ReplicationState::Established;
+        let vouches = role == Role::Primary || !near_primary;
+        if up_to_date && established && vouches && self.disk == DiskState::Outdated {
+            // Nobody has anything newer any more.
+            self.renegotiate(node);
+        }
         if up_to_date && established && self.disk == DiskState::Consistent {
             self.set_disk(DiskState::UpToDate);
             self.request_superblock(After::Nothing);
+        }
+        if up_to_date && established && self.disk == DiskState::Outdated && role == Role::Primary {
+            // What this node was behind of has become the Primary itself.
+            self.renegotiate(node);
         }
         self.changed();
     }

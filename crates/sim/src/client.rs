@@ -135,7 +135,7 @@ impl World {
     pub(crate) fn answered(
         &mut self,
         n: usize,
-        pending: Pending,
+        pending: &Pending,
         result: Result<Option<Bytes>, IoFailure>,
     ) {
         if result.is_ok() {
@@ -144,7 +144,7 @@ impl World {
             self.stats.failed += 1;
         }
         note!(self, "n{n} answers {}: {:?}", pending.what, result.as_ref().map(|_| ()));
-        let checked = checks::secondary(&pending, &result);
+        let checked = checks::secondary(pending, &result);
         self.check("a Secondary serves no client", checked);
         let still: Vec<usize> = {
             let now = self.reached(n);
@@ -175,7 +175,7 @@ impl World {
                 self.check("a completed flush is durable", checked);
             }
             (Asked::Read { range }, Ok(Some(data))) => {
-                let checked = checks::reads::check(self, n, *range, &data, &pending);
+                let checked = checks::reads::check(self, n, *range, &data, pending);
                 self.check("reads return the last completed write", checked);
             }
             (_, Err(_)) => {}

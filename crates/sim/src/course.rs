@@ -168,7 +168,7 @@ impl World {
             }
         }
         let nobody = !self.nodes.iter().any(super::node::Node::is_up_to_date);
-        if looks > 20 && nobody && looks % 10 == 0 && self.may_promote(survivor) {
+        if looks > 20 && nobody && looks.is_multiple_of(10) && self.may_promote(survivor) {
             self.command(survivor, Command::Promote { force: false });
         }
         let unknown = !(0..self.nodes.len()).any(|n| self.oracle.counts(n));

@@ -90,7 +90,7 @@ impl World {
         if actions.contains(&Action::StateChanged) {
             self.last_change = self.now;
             let snapshot = core.snapshot();
-            checks::states::changed(self, n, snapshot);
+            checks::states::changed(self, n, &snapshot);
         }
         for action in actions.drain(..) {
             self.perform(n, action, resync);
@@ -328,9 +328,7 @@ impl World {
             self.nodes[n].data.apply(op, &mut self.rng);
             self.nodes[n].data.report(op);
         }
-        if !self.nodes[n].meta.is_idle() {
-            self.fail("stop", format!("n{n} stopped while metadata were being written"));
-        }
+        self.nodes[n].meta.finish();
         self.gone(n, Close::Orderly);
     }
 
@@ -404,6 +402,6 @@ impl World {
             self.fail("answers", format!("n{n} answers {id:?}, which is not open"));
             return;
         };
-        self.answered(n, pending, result);
+        self.answered(n, &pending, result);
     }
 }

@@ -115,6 +115,17 @@ impl MetaDisk {
         }
     }
 
+    /// Carries out all that is left: the driver closes the disk behind it.
+    pub(crate) fn finish(&mut self) {
+        for (_, blocks, progress) in std::mem::take(&mut self.queue) {
+            if !matches!(progress, Progress::Applied { .. } | Progress::Running { fails: true }) {
+                for (offset, block) in &blocks {
+                    self.store(*offset, block, |_| true);
+                }
+            }
+        }
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty()
     }

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const MAX_STEPS: u64 = 4_000_000;
 
 /// What can happen. Of a node, only in the life for which it was meant.
+#[derive(Clone, Copy)]
 pub(crate) enum Happening {
     Tick { node: usize, life: u64 },
     DiskApply { node: usize, life: u64, op: DiskOpId },

@@ -6,15 +6,15 @@ use holdfast_core::Snapshot;
 use holdfast_units::{DiskState, ReplicationState, Role};
 
 /// Takes the new snapshot of node `n`.
-pub(crate) fn changed(world: &mut World, n: usize, new: Snapshot) {
+pub(crate) fn changed(world: &mut World, n: usize, new: &Snapshot) {
     let old = world.nodes[n].snap.replace(new.clone());
     let Some(old) = old else { return };
     world.nodes[n].snap_before = Some(old.clone());
-    if world.trace.on && old != new {
-        note!(world, "n{n} is {}", line(&new));
+    if world.trace.on && old != *new {
+        note!(world, "n{n} is {}", line(new));
     }
-    new_contacts(world, n, &old, &new);
-    follow_disk(world, n, &old, &new);
+    new_contacts(world, n, &old, new);
+    follow_disk(world, n, &old, new);
     if world.trace.on && old.disk != new.disk {
         note!(world, "copies: {}", world.oracle.differences());
     }
