@@ -91,7 +91,11 @@ fn broken_by(bug: PlantedBug) -> &'static [&'static str] {
             "a promoted node has every completed write",
             "reads return the last completed write",
         ],
-        PlantedBug::EarlyAck | PlantedBug::NoGenerationBump => {
+        // A Primary that does not wait for its target also finds that out by itself.
+        PlantedBug::EarlyAck => {
+            &["what a member missed is durably known before completion", "protocol"]
+        }
+        PlantedBug::NoGenerationBump => {
             &["what a member missed is durably known before completion"]
         }
         PlantedBug::FlushNotForwarded => {
