@@ -231,7 +231,13 @@ impl Core {
     fn decree(&mut self) {
         let current = GenerationId(self.unique());
         let fresh = self.gens.current == GenerationId::JUST_CREATED;
-        if fresh {
+        if self.disk == DiskState::Inconsistent {
+            // Half of one state and half of another: no peer's data are what these came from.
+            // What it was stays known, so that a peer with that past is found to be split off.
+            self.gens.slots = [GenerationId::NONE; 32];
+            self.gens.slots[self.node.index()] = std::mem::replace(&mut self.gens.current, current);
+            self.gens.known = [GenerationId::NONE; 32];
+        } else if fresh {
             self.gens.current = current;
         } else {
             self.gens.open(self.missing);
