@@ -45,7 +45,7 @@ impl TestNode {
                     Ok(daemon) => break daemon,
                     // The last task of the stopped one may still have it in its hands.
                     Err(error) if error.message.contains("is used by another daemon") => {
-                        tokio::time::sleep(Duration::from_millis(10)).await;
+                        tokio::time::sleep(Duration::from_millis(10)).await; // bounded poll
                     }
                     Err(error) => panic!("{}: {}", self.name, error.message),
                 }
@@ -481,7 +481,7 @@ async fn a_primary_that_returns_alone_stays_secondary() {
         loop {
             let roles = [alpha.resource("r0").await.role, beta.resource("r0").await.role];
             match roles.iter().filter(|role| *role == "Primary").count() {
-                0 => tokio::time::sleep(Duration::from_millis(20)).await,
+                0 => tokio::time::sleep(Duration::from_millis(20)).await, // bounded poll
                 count => break count,
             }
         }

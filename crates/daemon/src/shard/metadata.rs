@@ -270,26 +270,44 @@ fn check_vacant(
     }
 }
 
-/// Data that are to be kept must not lie where the metadata go: everything there is zero, or old
-/// metadata of Holdfast.
+/// A filesystem that is to be kept must end before the metadata begin.
 fn check_free_end(path: &Path, file: &File, layout: &MetaLayout) -> Result<(), MetadataError> {
-    let reader = MetaReader::new(file).map_err(|e| MetadataError::io(path, "read", e))?;
-    let area = layout.area();
-    let mut at = area.offset;
-    while let Some(next) = reader.next_data(at).filter(|next| *next < area.end()) {
-        at = next / BLOCK_LEN as u64 * BLOCK_LEN as u64;
-        let mut block: Block = [0; BLOCK_LEN];
-        let read = reader.read_at(at, &mut block);
-        if read.is_err() || (block != [0; BLOCK_LEN] && looks_used(&block).is_none()) {
-            let what = format!(
-                "data in its last {}, where the metadata would go",
-                holdfast_units::format_size(area.len)
-            );
-            return Err(MetadataError::Occupied { path: path.to_owned(), what });
-        }
-        at += BLOCK_LEN as u64;
+    let mut start = vec![0; 68 << 10];
+    // A device that is shorter has none of these.
+    if file.read_exact_at(&mut start, 0).is_err() {
+        return Ok(());
     }
-    Ok(())
+    match filesystem_end(&start) {
+        Some((name, end)) if end > layout.area().offset => {
+            let what = format!(
+                "an {name} filesystem that ends where the metadata would go: shrink it first, or \
+                 put the metadata elsewhere"
+            );
+            Err(MetadataError::Occupied { path: path.to_owned(), what })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Name and end in bytes of the filesystem that begins with these bytes, for the common ones
+/// (ext2 to ext4, XFS, Btrfs: their superblocks say how long they are).
+fn filesystem_end(start: &[u8]) -> Option<(&'static str, u64)> {
+    let le32 = |at: usize| u32::from_le_bytes(start[at..at + 4].try_into().unwrap_or_default());
+    let be32 = |at: usize| u32::from_be_bytes(start[at..at + 4].try_into().unwrap_or_default());
+    let be64 = |at: usize| u64::from_be_bytes(start[at..at + 8].try_into().unwrap_or_default());
+    let le64 = |at: usize| u64::from_le_bytes(start[at..at + 8].try_into().unwrap_or_default());
+    if start[1080..1082] == [0x53, 0xEF] {
+        let blocks = u64::from(le32(1028)) | u64::from(le32(1360)) << 32;
+        let block = 1024u64.checked_shl(le32(1048)).unwrap_or(0);
+        return Some(("ext", blocks.saturating_mul(block)));
+    }
+    if &start[..4] == b"XFSB" {
+        return Some(("XFS", be64(8).saturating_mul(u64::from(be32(4)))));
+    }
+    if &start[0x10040..0x10048] == b"_BHRfS_M" {
+        return Some(("Btrfs", le64(0x10070)));
+    }
+    None
 }
 
 /// Makes a range read as zeroes.
