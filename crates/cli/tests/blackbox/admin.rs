@@ -102,11 +102,15 @@ fn row_008_create_keeps_what_is_on_the_disk() {
         assert_eq!(node.resource(resource).size_bytes, len);
         assert_eq!(files::fingerprint(&path(file), len), before, "{file}");
     }
-    // At the disk's end: all but the end.
-    node.ok(&["create", "r2", "--disk", &text("inside"), "--meta", "internal"]);
+    // At the disk's end: all but the end, and only where nothing is there.
+    let inside = ["create", "r2", "--disk", &text("inside"), "--meta", "internal"];
+    node.refused(&inside, 1, "where the metadata would go");
+    assert_eq!(files::fingerprint(&path("inside"), len), before);
+    files::make_zero(&path("inside"), len - MIB, MIB);
+    node.ok(&inside);
     let size = node.resource("r2").size_bytes;
     assert!(size > len / 2 && size < len && size.is_multiple_of(BLOCK), "{size}");
-    assert_eq!(files::first_difference(&path("own"), &path("inside"), size), None);
+    files::assert_equal(&path("own"), &path("inside"), len - MIB);
     write_blocks(node, "r2", 1, [0, size / BLOCK - 1]);
     check_blocks(node, "r2", 1, [0, size / BLOCK - 1]);
 

@@ -117,7 +117,8 @@ async fn establish(
         primary: false,
         disconnected: BTreeSet::new(),
     };
-    let (store, saved) = (node.store.clone(), local.clone());
+    // Should the daemon die before that, its next start does.
+    let (store, saved) = (node.store.clone(), Local { primary: true, ..local.clone() });
     blocking(move || store.save(&saved)).await?;
     node.cluster(move |state, now| {
         state.change(vec![Change::resource(&record), Change::member(&member)], now)
