@@ -17,7 +17,7 @@ pub struct ClusterOptions<'a> {
     pub proxies: bool,
     /// The files are on a disk, not in memory.
     pub on_disk: bool,
-    /// Where each node listens; a free port of 127.0.0.1 when left out.
+    /// Where each node listens; a free port of an address of its own when left out.
     pub listen: Option<&'a str>,
     /// More arguments for each `holdfast daemon`.
     pub arguments: &'a [&'a str],
@@ -74,7 +74,10 @@ impl Cluster {
         let nodes = NAMES.iter().take(count).map(|name| {
             let node = Node::new(Path::new(binary), name, &scratch.join(name));
             let node = node.with_arguments(options.arguments);
-            let node = node.listening_on(options.listen.unwrap_or("127.0.0.1:0"));
+            let node = match options.listen {
+                Some(listen) => node.listening_on(listen),
+                None => node,
+            };
             let mut node = if options.proxies { node.behind_proxy() } else { node };
             node.start();
             node

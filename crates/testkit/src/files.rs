@@ -38,17 +38,6 @@ pub fn make_random(path: &Path, len: u64, seed: u64) {
     }
 }
 
-/// Makes a part of a file zeroes.
-///
-/// # Panics
-/// When it cannot.
-pub fn make_zero(path: &Path, offset: u64, len: u64) {
-    let file = File::options().write(true).open(path);
-    let file = file.unwrap_or_else(|why| panic!("{} cannot be opened: {why}", path.display()));
-    let zeroes = vec![0; usize::try_from(len).expect("it fits into memory")];
-    file.write_all_at(&zeroes, offset).expect("the file can be written");
-}
-
 /// Makes one file exactly like another, in place; a hole stays one.
 ///
 /// # Panics

@@ -8,10 +8,11 @@ use rustix::process::Signal;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long a daemon may take to be ready, and to stop.
@@ -54,7 +55,7 @@ impl Node {
             binary: binary.to_owned(),
             dir: dir.to_owned(),
             address: None,
-            listen: "127.0.0.1:0".to_owned(),
+            listen: format!("{}:0", own_address()),
             proxy: None,
             arguments: Vec::new(),
             child: None,
@@ -68,7 +69,7 @@ impl Node {
         self
     }
 
-    /// The same that listens elsewhere than on a free port of 127.0.0.1.
+    /// The same that listens elsewhere than on a free port of an address of its own.
     #[must_use]
     pub fn listening_on(mut self, address: &str) -> Self {
         address.clone_into(&mut self.listen);
@@ -540,6 +541,16 @@ impl Node {
             Err(io::Error::other(format!("{path} was answered with {answer}")))
         }
     }
+}
+
+/// An address of loopback that no other node of this machine has. So nobody takes the node's port
+/// while its daemon does not run, as connections from 127.0.0.1 would.
+fn own_address() -> Ipv4Addr {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let process = std::process::id();
+    let byte = |number: u32| u8::try_from(number % 250 + 2).expect("it is below 252");
+    Ipv4Addr::new(127, byte(process), byte(process / 250), byte(count))
 }
 
 impl Drop for Node {

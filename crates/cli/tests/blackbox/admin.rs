@@ -1,8 +1,9 @@
 //! What an administrator does and sees: up, down, roles, options, waiting.
 
 use crate::{BLOCK, MIB, SOON, binary, check_blocks, cluster, write_blocks};
-use holdfast_testkit::{Cluster, ClusterOptions, files, wait_until};
+use holdfast_testkit::{Cluster, ClusterOptions, files, run_ok, wait_until};
 use serde_json::Value;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Panics unless the object has each of these keys.
@@ -102,15 +103,17 @@ fn row_008_create_keeps_what_is_on_the_disk() {
         assert_eq!(node.resource(resource).size_bytes, len);
         assert_eq!(files::fingerprint(&path(file), len), before, "{file}");
     }
-    // At the disk's end: all but the end, and only where nothing is there.
-    let inside = ["create", "r2", "--disk", &text("inside"), "--meta", "internal"];
-    node.refused(&inside, 1, "where the metadata would go");
-    assert_eq!(files::fingerprint(&path("inside"), len), before);
-    files::make_zero(&path("inside"), len - MIB, MIB);
-    node.ok(&inside);
+    // At the disk's end: all but the end, and not where a file system would be cut off.
+    files::make_sparse(&path("ext4"), len);
+    run_ok(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(path("ext4")));
+    let filesystem = files::fingerprint(&path("ext4"), len);
+    let on_ext4 = ["create", "r2", "--disk", &text("ext4"), "--meta", "internal"];
+    node.refused(&on_ext4, 1, "filesystem");
+    assert_eq!(files::fingerprint(&path("ext4"), len), filesystem);
+    node.ok(&["create", "r2", "--disk", &text("inside"), "--meta", "internal"]);
     let size = node.resource("r2").size_bytes;
     assert!(size > len / 2 && size < len && size.is_multiple_of(BLOCK), "{size}");
-    files::assert_equal(&path("own"), &path("inside"), len - MIB);
+    files::assert_equal(&path("own"), &path("inside"), size);
     write_blocks(node, "r2", 1, [0, size / BLOCK - 1]);
     check_blocks(node, "r2", 1, [0, size / BLOCK - 1]);
 
