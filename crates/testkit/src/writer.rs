@@ -33,6 +33,8 @@ pub fn block_content(seed: u64, sequence: u64, block: u64) -> Vec<u8> {
 #[derive(Clone, Debug)]
 pub struct Ledger {
     seed: u64,
+    /// How far the blocks are from each other, in blocks.
+    stride: u64,
     /// The number of the last write that was begun.
     sequence: u64,
     blocks: Vec<Entry>,
@@ -52,7 +54,14 @@ impl Ledger {
     /// Of a writer that has not begun, over the first `blocks` blocks, which hold zeroes.
     #[must_use]
     pub fn new(seed: u64, blocks: usize) -> Self {
-        Self { seed, sequence: 0, blocks: vec![Entry::default(); blocks], history: Vec::new() }
+        Self::spread(seed, blocks, 1)
+    }
+
+    /// The same over every `stride`th block only, so that few of them share an extent.
+    #[must_use]
+    pub fn spread(seed: u64, blocks: usize, stride: u64) -> Self {
+        let blocks = vec![Entry::default(); blocks];
+        Self { seed, stride, sequence: 0, blocks, history: Vec::new() }
     }
 
     /// How many writes were begun.
@@ -65,6 +74,11 @@ impl Ledger {
     #[must_use]
     pub const fn blocks(&self) -> u64 {
         self.blocks.len() as u64
+    }
+
+    /// Where a block is, in bytes.
+    const fn offset(&self, block: u64) -> u64 {
+        block * self.stride * BLOCK_BYTES
     }
 
     /// Checks an export: every block holds its last acknowledged write, or a later one that was
@@ -96,9 +110,10 @@ impl Ledger {
         let mut wrong = Vec::new();
         let mut start = 0;
         while start < self.blocks() {
-            let count = (self.blocks() - start).min(BATCH);
+            let together = if self.stride == 1 { BATCH } else { 1 };
+            let count = (self.blocks() - start).min(together);
             let mut data = vec![0; BLOCK * usize::try_from(count).expect("it is small")];
-            read(&mut data, start * BLOCK_BYTES)
+            read(&mut data, self.offset(start))
                 .unwrap_or_else(|why| panic!("{place}: block {start} cannot be read: {why}"));
             for (block, content) in (start..).zip(data.chunks(BLOCK)) {
                 if let Err(what) = self.check(block, content) {
@@ -144,7 +159,7 @@ impl Ledger {
         let mut found = Vec::with_capacity(self.blocks.len());
         let mut content = vec![0; BLOCK];
         for block in 0..self.blocks() {
-            file.read_exact_at(&mut content, block * BLOCK_BYTES).expect("it can be read");
+            file.read_exact_at(&mut content, self.offset(block)).expect("it can be read");
             let number = sequence_of(self.seed, block, &content);
             found.push(number.unwrap_or_else(|what| panic!("block {block}: {what}")));
         }
@@ -348,7 +363,7 @@ impl Run {
             ledger.sequence = sequence;
             ledger.blocks[index].begun = sequence;
             ledger.history.push((sequence, block));
-            if let Err(why) = self.client.write_at(&content, block * BLOCK_BYTES) {
+            if let Err(why) = self.client.write_at(&content, ledger.offset(block)) {
                 return (ledger, Some(why.to_string()));
             }
             ledger.blocks[index].acknowledged = sequence;
@@ -373,7 +388,7 @@ mod tests {
     fn put(path: &Path, ledger: &Ledger, sequence: u64, block: u64) {
         let file = File::options().write(true).open(path).unwrap();
         let content = block_content(ledger.seed, sequence, block);
-        file.write_all_at(&content, block * BLOCK_BYTES).unwrap();
+        file.write_all_at(&content, ledger.offset(block)).unwrap();
     }
 
     fn fails(check: impl FnOnce() + std::panic::UnwindSafe) -> String {
@@ -410,6 +425,18 @@ mod tests {
         file.write_all_at(b"torn", 3 * BLOCK_BYTES + 4000).unwrap();
         let why = fails(|| ledger.clone().verify_file(&path));
         assert!(why.contains("wrong from byte 4000 on"), "{why}");
+    }
+
+    #[test]
+    fn blocks_can_be_far_from_each_other() {
+        let scratch = Scratch::new();
+        let path = scratch.join("disk");
+        files::make_sparse(&path, 100 * BLOCK_BYTES);
+        let mut ledger = Ledger::spread(5, 4, 32);
+        ledger.blocks[3] = Entry { acknowledged: 7, begun: 7 };
+        put(&path, &ledger, 7, 3);
+        ledger.verify_file(&path);
+        assert_eq!(files::read(&path, 96 * BLOCK_BYTES, BLOCK), block_content(5, 7, 3));
     }
 
     #[test]
