@@ -30,5 +30,7 @@ pub use export::{
     Refusal, ReplyData, Request, RequestKind,
 };
 pub use memory::{MemoryExport, SingleExport};
-pub use server::{Reply, ServeError, ServerOptions, ServerTls, Shutdown, ShutdownHandle, serve};
+pub use server::{
+    Reply, ServeError, ServerOptions, ServerTls, SharedMemory, Shutdown, ShutdownHandle, serve,
+};
 pub use uri::{NbdUri, UriError, UriTransport};

@@ -11,6 +11,7 @@ mod admin;
 mod bounds;
 mod device;
 mod failover;
+mod hostile;
 mod joining;
 mod metadata;
 mod nbd_clients;

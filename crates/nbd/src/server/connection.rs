@@ -1,6 +1,7 @@
 use super::admit::{Verdict, judge};
 use super::negotiate::Session;
 use super::reply::{Shared, Ticket};
+use super::stall::{Moved, Moves};
 use super::{Reply, ServeError, ServerOptions};
 use crate::codec::consts::command_flag as flag;
 use crate::codec::{Command, Extent, RequestHeader};
@@ -43,6 +44,8 @@ pub(super) struct Connection<'a, S> {
     big: bool,
     /// When something was last read or written; only kept for spinning.
     active: Option<Instant>,
+    /// What has moved so far.
+    moved: Moved,
 }
 
 /// What the socket's next bytes belong to, apart from request headers.
@@ -69,6 +72,9 @@ enum Took {
 
 impl<S> Drop for Connection<'_, S> {
     fn drop(&mut self) {
+        if let Arriving::Payload { head, .. } = &self.arriving {
+            self.shared.release_bytes(head.len);
+        }
         self.shared.close();
     }
 }
@@ -77,7 +83,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
     pub(super) fn new(stream: S, session: Session, options: &'a ServerOptions) -> Self {
         Self {
             stream,
-            shared: Shared::new(session.style),
+            shared: Shared::new(session.style, options),
             session,
             options,
             input: Input::default(),
@@ -86,6 +92,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             stopping: false,
             big: false,
             active: None,
+            moved: Moved::default(),
         }
     }
 
@@ -127,8 +134,25 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         sent.is_ready() && self.shared.requests() == 0
     }
 
+    /// What a watch for stalled clients wants to know.
+    pub(super) fn moves(&self) -> Moves {
+        let on_client = matches!(self.arriving, Arriving::Payload { .. })
+            || !self.shared.outbox().borrow().is_empty();
+        let share = self.shared.share();
+        Moves {
+            moved: self.moved,
+            holds: on_client && share.holds_any(),
+            in_the_way: on_client && share.is_in_the_way(),
+        }
+    }
+
     /// The task is about to sleep.
     fn rest(&mut self, cx: &mut Context<'_>) {
+        if self.waits_for_memory() {
+            self.shared.share().wait(cx.waker());
+        } else {
+            self.shared.share().leave_line();
+        }
         self.input.release_if_empty();
         self.shared.sleep(cx.waker());
         if !self.options.spin.is_zero()
@@ -161,6 +185,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             };
             let written = outbox.advance(count);
             drop(outbox);
+            self.moved.bytes += count as u64;
+            self.moved.messages += written.replies as u64;
             self.shared.release(written);
             sent_any = true;
         }
@@ -184,6 +210,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                 let polled = stream.poll_read(cx, &mut free);
                 let count = free.filled().len();
                 *filled += count;
+                self.moved.bytes += count as u64;
                 polled.map_ok(|()| count)
             }
             Arriving::Nothing | Arriving::Refuse(_) => {
@@ -270,6 +297,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
     }
 
     fn has_room(&self, bytes: u64) -> bool {
+        self.has_room_of_its_own(bytes) && self.shared.has_memory(bytes)
+    }
+
+    fn has_room_of_its_own(&self, bytes: u64) -> bool {
         let reserved = self.shared.reserved();
         self.shared.requests() < self.options.max_requests
             && (reserved == 0 || reserved.saturating_add(bytes) <= self.options.max_bytes)
@@ -281,16 +312,27 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
 
     /// Whether the request that waits at the front of the input could be taken now.
     fn has_room_for_next(&self) -> bool {
-        if self.must_send_first() {
-            return false;
-        }
-        match RequestHeader::parse(self.session.style, self.input.bytes()) {
-            Ok(Some(head)) => self.has_room(match judge(&head, &self.session, self.stopping) {
-                Verdict::Take { kind, .. } => cost(kind, &head),
-                _ => 0,
-            }),
-            _ => true,
-        }
+        !self.must_send_first() && self.next_cost().is_none_or(|cost| self.has_room(cost))
+    }
+
+    /// Whether nothing but memory is missing for the request at the front of the input. Who waits
+    /// for something else must not stand in the line.
+    fn waits_for_memory(&self) -> bool {
+        self.reading
+            && matches!(self.arriving, Arriving::Nothing)
+            && !self.must_send_first()
+            && self
+                .next_cost()
+                .is_some_and(|cost| self.has_room_of_its_own(cost) && !self.shared.has_memory(cost))
+    }
+
+    /// What the request at the front of the input will hold, when its header is there.
+    fn next_cost(&self) -> Option<u64> {
+        let head = RequestHeader::parse(self.session.style, self.input.bytes()).ok()??;
+        Some(match judge(&head, &self.session, self.stopping) {
+            Verdict::Take { kind, .. } => cost(kind, &head),
+            _ => 0,
+        })
     }
 
     /// Goes on with a payload that has begun; whether it is complete, or there is none.
@@ -312,6 +354,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                     self.arriving = Arriving::Payload { head, buf, filled };
                     return false;
                 }
+                self.moved.messages += 1;
                 self.submit(RequestKind::Write, &head, buf.freeze());
                 *submitted = true;
                 true

@@ -2,13 +2,16 @@
 
 mod admit;
 mod connection;
+mod memory;
 mod negotiate;
 mod outbox;
 mod reply;
 mod shutdown;
+mod stall;
 #[cfg(test)]
 mod tests;
 
+pub use memory::SharedMemory;
 pub use reply::Reply;
 pub use shutdown::{Shutdown, ShutdownHandle};
 
@@ -17,6 +20,7 @@ use crate::codec::consts::PORTABLE_PAYLOAD;
 use crate::{ClientInfo, Exports, HeapBuffers, PayloadBuffers};
 use connection::Connection;
 use negotiate::{MAX_OPTION, Negotiation, Session, Step, Tls, greeting};
+use stall::StallWatch;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
@@ -34,6 +38,15 @@ pub struct ServerOptions {
     /// Bytes of reads and writes that are under way at a time. Beyond it the socket is not read.
     /// One request may always be under way.
     pub max_bytes: u64,
+    /// The part of `max_bytes` that this connection has for itself. What its requests hold beyond
+    /// comes from `memory`.
+    pub own_bytes: u64,
+    /// What the connections share.
+    pub memory: SharedMemory,
+    /// How long a client may hold shared memory that others wait for without moving a byte of the
+    /// payload or the replies that it is for. A client that moves them too slowly has six times as
+    /// long for each. Then its connection ends.
+    pub patience: Duration,
     /// The largest payload of one request in bytes, at least 1 MiB. What portable clients expect
     /// is 32 MiB.
     pub max_payload: u32,
@@ -69,6 +82,9 @@ impl Default for ServerOptions {
         Self {
             max_requests: 128,
             max_bytes: 64 << 20,
+            own_bytes: 512 << 10,
+            memory: SharedMemory::of_thread(),
+            patience: Duration::from_secs(10),
             max_payload: PORTABLE_PAYLOAD,
             handshake_timeout: Duration::from_secs(10),
             shutdown: Shutdown::never(),
@@ -92,6 +108,9 @@ pub enum ServeError {
     /// The client did not choose an export in time.
     #[error("the client did not finish the handshake in time")]
     HandshakeTimeout,
+    /// It held memory that others waited for and did not send or read what it was for.
+    #[error("the client kept others waiting: it did not go on with a request or its reply")]
+    Stalled,
     /// The server was to stop, and requests did not finish in time.
     #[error("requests were still under way when the server had to stop")]
     ShutdownTimeout,
@@ -277,6 +296,7 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     let mut asked = pin!(shutdown.requested());
     let mut grace = pin!(None);
     let mut connection = Connection::new(stream, session, options);
+    let mut watch = pin!(StallWatch::new(options.patience));
     poll_fn(|cx| {
         if grace.is_none() && asked.as_mut().poll(cx).is_ready() {
             connection.stop();
@@ -287,7 +307,11 @@ async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
         {
             return std::task::Poll::Ready(Err(ServeError::ShutdownTimeout));
         }
-        connection.poll(cx)
+        let polled = connection.poll(cx);
+        if polled.is_pending() && watch.as_mut().poll(cx, &connection.moves()).is_ready() {
+            return std::task::Poll::Ready(Err(ServeError::Stalled));
+        }
+        polled
     })
     .await?;
     farewell(connection.stream()).await;

@@ -138,9 +138,10 @@ impl Outbox {
         }
     }
 
-    /// Drops everything.
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
+    /// Drops everything; what was reserved for it.
+    pub(super) fn clear(&mut self) -> u64 {
+        let dropped = std::mem::take(self);
+        dropped.ends.iter().map(|(_, reserved)| reserved).sum()
     }
 }
 

@@ -1,3 +1,5 @@
+use super::ServerOptions;
+use super::memory::Share;
 use super::negotiate::BASE_ALLOCATION_ID;
 use super::outbox::{Outbox, Written};
 use crate::codec::{ChunkFrame, Extent, ReplyStyle, simple_reply};
@@ -23,10 +25,14 @@ pub(super) struct Shared {
     requests: Cell<usize>,
     /// Bytes that these hold.
     reserved: Cell<u64>,
+    /// How many of them need no shared memory.
+    own: u64,
+    /// The shared memory for the others.
+    share: Share,
 }
 
 impl Shared {
-    pub(super) fn new(style: ReplyStyle) -> Rc<Self> {
+    pub(super) fn new(style: ReplyStyle, options: &ServerOptions) -> Rc<Self> {
         Rc::new(Self {
             style,
             outbox: RefCell::default(),
@@ -34,6 +40,8 @@ impl Shared {
             open: Cell::new(true),
             requests: Cell::new(0),
             reserved: Cell::new(0),
+            own: options.own_bytes,
+            share: options.memory.share(),
         })
     }
 
@@ -49,10 +57,26 @@ impl Shared {
         &self.outbox
     }
 
+    pub(super) fn share(&self) -> &Share {
+        &self.share
+    }
+
+    /// Whether the shared memory has room for `bytes` more.
+    pub(super) fn has_memory(&self, bytes: u64) -> bool {
+        let total = self.reserved.get().saturating_add(bytes);
+        self.share.has_room(total.saturating_sub(self.own))
+    }
+
     /// Counts a request that is being taken and the bytes that it will hold.
     pub(super) fn take(&self, bytes: u64) {
         self.requests.set(self.requests.get() + 1);
-        self.reserved.set(self.reserved.get() + bytes);
+        self.set_reserved(self.reserved.get() + bytes);
+        self.share.leave_line();
+    }
+
+    fn set_reserved(&self, bytes: u64) {
+        self.reserved.set(bytes);
+        self.share.hold(bytes.saturating_sub(self.own));
     }
 
     /// Gives back what was written.
@@ -61,8 +85,8 @@ impl Shared {
         self.release_bytes(written.reserved);
     }
 
-    fn release_bytes(&self, bytes: u64) {
-        self.reserved.set(self.reserved.get() - bytes);
+    pub(super) fn release_bytes(&self, bytes: u64) {
+        self.set_reserved(self.reserved.get() - bytes);
     }
 
     /// The task is about to sleep and wants to be woken by the next reply.
@@ -79,12 +103,15 @@ impl Shared {
     pub(super) fn close(&self) {
         self.open.set(false);
         self.waker.set(None);
-        self.outbox.borrow_mut().clear();
+        self.share.leave_line();
+        let unsent = self.outbox.borrow_mut().clear();
+        self.release_bytes(unsent);
     }
 
     /// Puts a reply into the outbox and sees that it is sent.
     fn answer(&self, reserved: u64, write: impl FnOnce(&mut Outbox)) {
         if !self.open.get() {
+            self.release_bytes(reserved);
             return;
         }
         let mut outbox = self.outbox.borrow_mut();

@@ -1,6 +1,7 @@
 mod haggling;
 mod noise;
 mod requests;
+mod sharing;
 
 use super::*;
 use crate::codec::consts::{BASE_ALLOCATION, handshake, option};

@@ -1,0 +1,108 @@
+//! Clients and strangers that hold on to what they can get.
+
+use crate::{MIB, SOON, SYNC, check_blocks, cluster, write_blocks};
+use holdfast_nbd::{Client, ConnectOptions};
+use holdfast_testkit::{Node, wait_until};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// A client in the export, through the shortest handshake there is.
+fn enter(node: &Node, resource: &str) -> UnixStream {
+    let path = node.dir().join("run/nbd.sock");
+    let mut stream = UnixStream::connect(path).expect("the daemon listens");
+    stream.set_read_timeout(Some(SOON)).expect("a socket takes a limit");
+    let mut greeting = [0; 18];
+    stream.read_exact(&mut greeting).expect("the server greets");
+    let mut hello = 3u32.to_be_bytes().to_vec();
+    hello.extend(b"IHAVEOPT");
+    hello.extend(1u32.to_be_bytes());
+    hello.extend(u32::try_from(resource.len()).expect("a name is short").to_be_bytes());
+    hello.extend(resource.as_bytes());
+    stream.write_all(&hello).expect("the server reads");
+    let mut export = [0; 10];
+    stream.read_exact(&mut export).expect("the export is opened");
+    stream
+}
+
+/// The header of a request with simple replies.
+fn header(command: u16, offset: u64, len: u32) -> Vec<u8> {
+    let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
+    bytes.extend(0u16.to_be_bytes());
+    bytes.extend(command.to_be_bytes());
+    bytes.extend(7u64.to_be_bytes());
+    bytes.extend(offset.to_be_bytes());
+    bytes.extend(len.to_be_bytes());
+    bytes
+}
+
+/// Nobody is slow or has to be cut for the small requests of others.
+fn serves_others(node: &Node) {
+    let start = Instant::now();
+    write_blocks(node, "r0", 1, 0..20);
+    check_blocks(node, "r0", 1, 0..20);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
+fn half_sent_writes_take_bounded_memory_and_make_room_for_others() {
+    let cluster = cluster(1);
+    cluster.resource("r0", 64 * MIB, 1);
+    let node = &cluster[0];
+    let before = node.memory();
+    let stalled: Vec<_> = (0..14)
+        .map(|_| {
+            let mut stream = enter(node, "r0");
+            let mut half = header(1, 0, 32 << 20);
+            half.push(7);
+            stream.write_all(&half).expect("the server reads");
+            stream
+        })
+        .collect();
+    serves_others(node);
+    let mut most = 0;
+    // A write as large as theirs waits until one of them is sent away.
+    let uri = node.uri("r0");
+    let large = std::thread::spawn(move || {
+        let options = ConnectOptions { timeout: Some(SYNC), ..ConnectOptions::default() };
+        let mut client = Client::connect(&uri, &options).expect("the export can be opened");
+        client.write_at(&vec![9; 32 << 20], 32 * MIB).expect("it is written in the end");
+    });
+    wait_until(SYNC, "the large write ends", || {
+        most = most.max(node.memory());
+        large.is_finished()
+    });
+    large.join().expect("it is written in the end");
+    let grown = most.saturating_sub(before);
+    assert!(grown < 380 * MIB, "{} MiB more, {} MiB before", grown / MIB, before / MIB);
+    assert!(node.log().contains("kept others waiting"), "{}", node.log());
+    drop(stalled);
+    serves_others(node);
+}
+
+#[test]
+fn replies_that_nobody_fetches_take_bounded_memory() {
+    let cluster = cluster(1);
+    cluster.resource("r0", 64 * MIB, 1);
+    let node = &cluster[0];
+    write_blocks(node, "r0", 1, 0..16384);
+    let before = node.memory();
+    let lazy: Vec<_> = (0..24)
+        .map(|_| {
+            let mut stream = enter(node, "r0");
+            stream.write_all(&header(0, 0, 32 << 20)).expect("the server reads");
+            stream
+        })
+        .collect();
+    serves_others(node);
+    let mut most = 0;
+    let start = Instant::now();
+    wait_until(SOON, "three seconds", || {
+        most = most.max(node.memory());
+        start.elapsed() > Duration::from_secs(3)
+    });
+    let grown = most.saturating_sub(before);
+    assert!(grown < 450 * MIB, "{} MiB more, {} MiB before", grown / MIB, before / MIB);
+    serves_others(node);
+    drop(lazy);
+}
