@@ -28,8 +28,8 @@ pub use records::{
 pub use refusal::{Code, Refusal};
 pub use state::{Change, ClusterState, MAX_CLUSTER_NODES, MAX_SYNC_BYTES, Membership, SyncMessage};
 pub use tls::{
-    Caller, HANDSHAKE_TIMEOUT, NodeTls, PinSet, PinnedNode, Purpose, authorize, explain,
-    peer_fingerprint,
+    ACCEPT_TIMEOUT, Caller, HANDSHAKE_TIMEOUT, NodeTls, PinSet, PinnedNode, Purpose, authorize,
+    explain, peer_fingerprint,
 };
 pub use token::{JoinToken, MAX_LIVE_TOKENS, MAX_TTL_SECONDS, Secret, TokenId};
 pub use uuid::Uuid;

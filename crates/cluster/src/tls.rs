@@ -23,8 +23,11 @@ use uuid::Uuid;
 #[cfg(test)]
 mod tests;
 
-/// How long [`NodeTls::accept`] and the connects may take in all.
+/// How long the connects of [`NodeTls`] may take in all.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long [`NodeTls::accept`] may take in all: strangers hold a place meanwhile.
+pub const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a connection between nodes is for. The TLS handshake (ALPN) says it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -211,7 +214,7 @@ impl NodeTls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let stream = in_time(from, async {
+        let stream = in_time(ACCEPT_TIMEOUT, from, async {
             let acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
             let start = acceptor.await?;
             let joins = start
@@ -253,7 +256,8 @@ impl NodeTls {
             Purpose::Join => return Err(no_protocol(to)),
         };
         let connector = TlsConnector::from(Arc::clone(config));
-        let stream = in_time(to, connector.connect(server_name(), stream)).await?;
+        let stream =
+            in_time(HANDSHAKE_TIMEOUT, to, connector.connect(server_name(), stream)).await?;
         let connection = stream.get_ref().1;
         if peer_fingerprint(connection) == Some(self.own) {
             return Err(myself(to));
@@ -284,10 +288,13 @@ impl NodeTls {
         }
         let config = client_config(&self.certificate, Accept::Only(issuer), Purpose::Join);
         let connect = TlsConnector::from(config).connect(server_name(), stream);
-        let stream = in_time(to, connect).await.map_err(|refusal| match refusal.code {
-            Code::CertificateUnknown => not_the_issuer(to),
-            _ => refusal,
-        })?;
+        let stream =
+            in_time(HANDSHAKE_TIMEOUT, to, connect).await.map_err(|refusal| {
+                match refusal.code {
+                    Code::CertificateUnknown => not_the_issuer(to),
+                    _ => refusal,
+                }
+            })?;
         match authorize(stream.get_ref().1, &self.pins, to)? {
             Caller::Joiner { fingerprint } if fingerprint == issuer => Ok(stream),
             _ => Err(not_the_issuer(to)),
@@ -330,16 +337,17 @@ pub fn explain(error: &io::Error, peer: &str) -> Refusal {
 }
 
 async fn in_time<T>(
+    limit: Duration,
     peer: &str,
     handshake: impl Future<Output = io::Result<T>>,
 ) -> Result<T, Refusal> {
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+    match tokio::time::timeout(limit, handshake).await {
         Ok(result) => result.map_err(|error| explain(&error, peer)),
         Err(_) => Err(Refusal::new(
             Code::HandshakeTimeout,
             format!(
                 "the TLS handshake with {peer} was given up: it took more than {} s",
-                HANDSHAKE_TIMEOUT.as_secs()
+                limit.as_secs()
             ),
             "",
         )),

@@ -14,6 +14,7 @@ mod commands;
 mod daemon;
 mod dial;
 mod disk;
+mod doorstep;
 mod events;
 mod http;
 mod keeper;

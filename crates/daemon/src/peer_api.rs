@@ -1,6 +1,7 @@
 //! What nodes call on each other, and the listener for it: control calls, joins, data links.
 
 use crate::commands;
+use crate::doorstep::{Doorstep, Place, SUM_UP};
 use crate::events::unix_ms;
 use crate::http::{self, Failure};
 use crate::node::Node;
@@ -13,8 +14,8 @@ use axum::routing::post;
 use holdfast_api::request::Done;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{
-    Caller, Fingerprint, JoinRequest, JoinResponse, MAX_JOIN_REQUEST_BYTES, MAX_SYNC_BYTES,
-    PinnedNode, Purpose, SyncMessage, Uuid,
+    ACCEPT_TIMEOUT, Caller, Fingerprint, JoinRequest, JoinResponse, MAX_JOIN_REQUEST_BYTES,
+    MAX_SYNC_BYTES, PinnedNode, Purpose, SyncMessage, Uuid,
 };
 use holdfast_units::{NodeId, ResourceId};
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,10 @@ pub(crate) const JOIN: &str = "/peer/v1/join";
 
 /// Connections of other nodes that are served at a time, data links not counted.
 const MAX_CONNECTIONS: usize = 256;
+/// Those who want to join that are served at a time. Anybody can claim to be one.
+const MAX_JOINERS: usize = 16;
+/// How long one of them may take.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the opening of a data link may take.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the other nodes are waited for when a newcomer has joined.
@@ -80,11 +85,17 @@ pub(crate) struct AboutResource {
 
 /// Takes the connections of other nodes until the daemon stops.
 pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let doorstep = Arc::new(Doorstep::default());
+    let inside = Inside::default();
+    let mut sum_up = tokio::time::interval(SUM_UP);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = node.stopped() => return,
+            _ = sum_up.tick() => {
+                doorstep.sum_up();
+                continue;
+            }
         };
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
@@ -94,28 +105,60 @@ pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener) {
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-            tracing::warn!(%from, "a connection was closed: too many are open");
-            continue;
-        };
-        let node = Arc::clone(&node);
-        tokio::spawn(async move {
-            if let Err(error) = take(&node, stream, from).await {
-                tracing::info!(%from, "{}", error.message);
+        let (node, inside) = (Arc::clone(&node), inside.clone());
+        let log = Arc::clone(&doorstep);
+        doorstep.receive(from, |place| async move {
+            if let Err(error) = take(&node, stream, from, place, &inside).await {
+                log.refused(&error.message);
             }
-            drop(permit);
         });
     }
 }
 
-async fn take(node: &Arc<Node>, stream: TcpStream, from: SocketAddr) -> Result<(), ApiError> {
+/// Who is served at a time, after it is known who they are.
+#[derive(Clone)]
+struct Inside {
+    nodes: Arc<Semaphore>,
+    joiners: Arc<Semaphore>,
+}
+
+impl Default for Inside {
+    fn default() -> Self {
+        Self {
+            nodes: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            joiners: Arc::new(Semaphore::new(MAX_JOINERS)),
+        }
+    }
+}
+
+async fn take(
+    node: &Arc<Node>,
+    stream: TcpStream,
+    from: SocketAddr,
+    place: Place,
+    inside: &Inside,
+) -> Result<(), ApiError> {
     let broken = |error: io::Error| {
         let message = format!("the connection from {from} failed: {error}");
         ApiError::new(ErrorCode::PeerNotReachable, message)
     };
+    let too_many = |_| {
+        let message = format!("the connection from {from} was closed: too many are open");
+        ApiError::new(ErrorCode::PeerNotReachable, message)
+    };
+    let greeted = tokio::time::timeout(ACCEPT_TIMEOUT, stream.readable()).await;
+    greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(broken)?;
+    place.spoke();
     let socket = LinkSocket::new(stream).map_err(broken)?;
     let accepted = node.tls.accept(socket, &from.to_string()).await;
     let (stream, caller) = accepted.map_err(refuse::cluster)?;
+    let room = match caller {
+        Caller::Node { .. } => &inside.nodes,
+        Caller::Joiner { .. } => &inside.joiners,
+    };
+    let _room = room.try_acquire().map_err(too_many)?;
+    // From here on it is not in the way of strangers, nor they in its.
+    drop(place);
     match caller {
         Caller::Node { node: peer, purpose: Purpose::Data } => {
             let opening = take_link(node, stream, &peer);
@@ -129,7 +172,10 @@ async fn take(node: &Arc<Node>, stream: TcpStream, from: SocketAddr) -> Result<(
             Ok(())
         }
         Caller::Joiner { fingerprint } => {
-            http::serve_connection(stream, join_router(Arc::clone(node), fingerprint)).await;
+            let serving =
+                http::serve_connection(stream, join_router(Arc::clone(node), fingerprint));
+            // Who takes longer has had its answer, or has not asked.
+            let _ = tokio::time::timeout(JOIN_TIMEOUT, serving).await;
             Ok(())
         }
     }

@@ -3,8 +3,10 @@
 use crate::{MIB, SOON, SYNC, check_blocks, cluster, write_blocks};
 use holdfast_nbd::{Client, ConnectOptions};
 use holdfast_testkit::{Node, wait_until};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// A client in the export, through the shortest handshake there is.
@@ -105,4 +107,66 @@ fn replies_that_nobody_fetches_take_bounded_memory() {
     assert!(grown < 450 * MIB, "{} MiB more, {} MiB before", grown / MIB, before / MIB);
     serves_others(node);
     drop(lazy);
+}
+
+/// Keeps 300 connections open that say nothing, and renews those that are closed, until told to
+/// stop. How many it has made.
+fn idle_strangers(address: SocketAddr, stop: &AtomicBool) -> usize {
+    let mut open: Vec<TcpStream> = Vec::new();
+    let mut made = 0;
+    while !stop.load(Ordering::Relaxed) {
+        open.retain_mut(|stream| match stream.read(&mut [0]) {
+            Ok(_) => false,
+            Err(error) => error.kind() == ErrorKind::WouldBlock,
+        });
+        while open.len() < 300 && !stop.load(Ordering::Relaxed) {
+            if let Ok(stream) = TcpStream::connect(address) {
+                stream.set_nonblocking(true).expect("it is a socket");
+                open.push(stream);
+                made += 1;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    made
+}
+
+#[test]
+fn idle_strangers_on_the_port_keep_no_node_out() {
+    let cluster = cluster(2);
+    cluster.resource("r0", 4 * MIB, 2);
+    let stop = AtomicBool::new(false);
+    let logged = || cluster.nodes().iter().map(|node| node.log().len()).sum::<usize>();
+    let before = logged();
+    std::thread::scope(|scope| {
+        let floods: Vec<_> = cluster
+            .nodes()
+            .iter()
+            .map(|node| scope.spawn(|| idle_strangers(node.address(), &stop)))
+            .collect();
+        let started = Instant::now();
+        let mut times = 0;
+        // Longer than a silent node counts as alive.
+        wait_until(SOON, "twelve seconds", || {
+            cluster[1].ok(&["disconnect", "r0"]);
+            cluster[1].ok(&["connect", "r0"]);
+            cluster[0].wait_peer("r0", "beta", SOON, "it is back", |peer| {
+                peer.connection == "Connected" && peer.disk == "UpToDate"
+            });
+            times += 1;
+            started.elapsed() > Duration::from_secs(12)
+        });
+        assert!(times >= 5, "only {times} connects in {:?}", started.elapsed());
+        for node in cluster.nodes() {
+            let nodes = node.status().cluster.expect("it is in a cluster").nodes;
+            assert!(nodes.iter().all(|node| node.alive), "{nodes:?}");
+        }
+        stop.store(true, Ordering::Relaxed);
+        for flood in floods {
+            let made = flood.join().expect("it ends");
+            assert!(made > 600, "only {made} strangers came");
+        }
+    });
+    let grown = logged() - before;
+    assert!(grown < 100_000, "the logs grew by {grown} bytes");
 }
