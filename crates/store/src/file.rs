@@ -10,6 +10,7 @@ use holdfast_units::ByteRange;
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, seek};
 use rustix::io::Errno;
 
+use crate::mapped::Mapping;
 use crate::{BackingKind, BufferPool, DiskOp, Outcome};
 
 /// `BLKDISCARD` of linux/fs.h: its argument is two u64, offset and length.
@@ -28,11 +29,18 @@ pub(crate) struct BackingFile {
     kind: BackingKind,
     /// Whether an flock is held, to be given up on drop even if the kernel still uses the file.
     locked: bool,
+    /// The way of long writes, for files that live in memory.
+    mapping: Option<Mapping>,
 }
 
 impl BackingFile {
-    pub(crate) const fn new(file: File, kind: BackingKind, locked: bool) -> Self {
-        Self { file, kind, locked }
+    pub(crate) const fn new(
+        file: File,
+        kind: BackingKind,
+        locked: bool,
+        mapping: Option<Mapping>,
+    ) -> Self {
+        Self { file, kind, locked, mapping }
     }
 
     /// Does one operation, whole. `fua` is not looked at: whoever asks flushes afterwards.
@@ -47,16 +55,24 @@ impl BackingFile {
                 self.file.read_exact_at(&mut buffer, range.offset).map_err(errno)?;
                 Ok(Outcome::Data(buffer.freeze()))
             }
-            DiskOp::Write { range, data, .. } => {
-                self.file.write_all_at(data, range.offset).map_err(errno)?;
-                Ok(Outcome::Done)
-            }
+            DiskOp::Write { range, data, .. } => self.write(*range, data).map(|()| Outcome::Done),
             DiskOp::Flush => self.file.sync_data().map(|()| Outcome::Done).map_err(errno),
             DiskOp::Discard { range } => self.discard(*range).map(|()| Outcome::Done),
             DiskOp::WriteZeroes { range, unmap, .. } => {
                 self.zero(*range, *unmap).map(|()| Outcome::Done)
             }
         }
+    }
+
+    fn write(&self, range: ByteRange, data: &[u8]) -> Result<(), Errno> {
+        if self.mapping.as_ref().is_some_and(|mapping| mapping.write(range.offset, data)) {
+            return Ok(());
+        }
+        self.file.write_all_at(data, range.offset).map_err(errno)?;
+        if let Some(mapping) = &self.mapping {
+            mapping.written(range);
+        }
+        Ok(())
     }
 
     /// Whether the range is known to hold no data. `false` also when that cannot be known.
@@ -103,6 +119,9 @@ impl BackingFile {
     }
 
     fn fallocate(&self, way: FallocateFlags, range: ByteRange) -> Result<(), Errno> {
+        if let Some(mapping) = &self.mapping {
+            mapping.dropped(range);
+        }
         let flags = way | FallocateFlags::KEEP_SIZE;
         rustix::io::retry_on_intr(|| fallocate(&self.file, flags, range.offset, range.len))
     }

@@ -28,6 +28,7 @@ mod disk;
 mod engine;
 mod error;
 mod file;
+mod mapped;
 mod op;
 mod open;
 mod wake;

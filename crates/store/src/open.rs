@@ -18,6 +18,7 @@ use crate::engine::Engine;
 use crate::engine::blocking::Blocking;
 use crate::engine::uring::Uring;
 use crate::file::BackingFile;
+use crate::mapped::Mapping;
 use crate::wake::Wake;
 use crate::{BackingKind, BufferPool, Disk, DiskInfo, EngineKind, OpenError, OpenErrorKind};
 
@@ -112,7 +113,9 @@ impl Disk {
         }
         let queue = Queue::of(&file, kind);
         let locked = options.exclusive && kind == BackingKind::File;
-        let file = Arc::new(BackingFile::new(file, kind, locked));
+        let mappable = in_memory && !options.read_only;
+        let mapping = mappable.then(|| Mapping::of(&file, bytes)).flatten();
+        let file = Arc::new(BackingFile::new(file, kind, locked, mapping));
         let wake = Arc::new(Wake::new().map_err(fail)?);
         let (engine, engine_kind) =
             choose_engine(path, &file, in_memory, options, pool, &wake, &mut notes)?;

@@ -401,8 +401,12 @@ mod tests {
 
     #[test]
     fn a_ring_that_was_given_up_fails_every_job() {
-        let file =
-            Arc::new(BackingFile::new(tempfile::tempfile().unwrap(), BackingKind::File, false));
+        let file = Arc::new(BackingFile::new(
+            tempfile::tempfile().unwrap(),
+            BackingKind::File,
+            false,
+            None,
+        ));
         let wake = Arc::new(Wake::new().unwrap());
         let Ok(mut ring) = Uring::start(&file, &BufferPool::new(0), &wake, 1) else {
             eprintln!("skipped: io_uring cannot be used here");
