@@ -28,6 +28,9 @@ pub struct ClusterStatus {
     pub name: String,
     /// All nodes, the answering one included, by name.
     pub nodes: Vec<ClusterNode>,
+    /// What a person must put right, one sentence each; empty when all is well.
+    #[serde(default)]
+    pub problems: Vec<String>,
 }
 
 /// A node of a cluster.
@@ -215,7 +218,7 @@ mod tests {
             "version": "0.1.0", "node": "alpha",
             "cluster": {"uuid": "", "name": "", "nodes": [{"name": "", "address": "",
                 "alive": false, "last_seen_seconds": 0, "version": "",
-                "clock_offset_seconds": null}]},
+                "clock_offset_seconds": null}], "problems": []},
             "resources": [{
                 "name": "", "role": "", "size_bytes": 0, "suspended": [], "quorum": false,
                 "open_count": 0, "device": null, "device_kind": null, "nbd_uri": "",
@@ -258,6 +261,7 @@ mod tests {
         let mut old = contract();
         let peer = old["resources"][0]["peers"][0].as_object_mut().unwrap();
         peer.retain(|key, _| !key.ends_with("sent_bytes") && !key.ends_with("received_bytes"));
+        old["cluster"].as_object_mut().unwrap().remove("problems");
         old["cluster"]["nodes"][0].as_object_mut().unwrap().remove("clock_offset_seconds");
         assert_eq!(serde_json::from_value::<NodeStatus>(old).unwrap(), full());
     }

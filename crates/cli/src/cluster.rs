@@ -26,11 +26,16 @@ pub(crate) fn joined(status: &ClusterStatus) -> String {
 fn render(status: &ClusterStatus, width: Option<usize>, color: bool) -> String {
     let alive = status.nodes.iter().filter(|node| node.alive).count();
     let mut text = format!(
-        "cluster {}  {}\n{alive} of {} nodes alive\n\n",
+        "cluster {}  {}\n{alive} of {} nodes alive\n",
         Style::Bold.paint(&status.name, color),
         Style::Dim.paint(&status.uuid, color),
         status.nodes.len()
     );
+    for problem in &status.problems {
+        text.push_str(&Style::Bad.paint(problem, color));
+        text.push('\n');
+    }
+    text.push('\n');
     let mut table = Table::new(0, &["NODE", "ADDRESS", "STATE", "VERSION", "CLOCK"]);
     for node in &status.nodes {
         let state = if node.alive {
@@ -97,6 +102,7 @@ mod tests {
                 node("beta", true, 0, Some(-1.5)),
                 node("gamma", false, 300, None),
             ],
+            problems: Vec::new(),
         };
         let expected = "\
 cluster home  0000
@@ -109,6 +115,8 @@ gamma  gamma:7850  silent for 5 min  0.1.0    -
 ";
         assert_eq!(render(&status, Some(80), false), expected);
         assert!(render(&status, Some(80), true).contains("\x1b[32malive\x1b[0m"));
+        let trouble = ClusterStatus { problems: vec!["two have one name".into()], ..status };
+        assert!(render(&trouble, None, false).contains("alive\ntwo have one name\n\nNODE"));
     }
 
     #[test]

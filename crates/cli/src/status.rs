@@ -70,6 +70,8 @@ fn show(ui: &Ui, text: &str, redraw: bool) {
 /// The state as text; lines are kept within `width`.
 fn render(status: &NodeStatus, width: Option<usize>, color: bool) -> String {
     let mut lines = vec![headline(status, color)];
+    let problems = status.cluster.iter().flat_map(|cluster| &cluster.problems);
+    lines.extend(problems.map(|problem| Style::Bad.paint(problem, color)));
     for resource in &status.resources {
         lines.push(String::new());
         render_resource(&status.node, resource, width, color, &mut lines);

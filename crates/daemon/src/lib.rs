@@ -24,6 +24,7 @@ mod node;
 mod options;
 mod peer_api;
 mod peers;
+mod problems;
 mod rate;
 mod refuse;
 mod resource;

@@ -2,6 +2,7 @@
 
 use crate::node::Node;
 use crate::peers::version;
+use crate::problems;
 use crate::resource::{Resource, State};
 use crate::shard::ResourceView;
 use holdfast_api::options::Settings;
@@ -66,7 +67,12 @@ pub(crate) fn cluster(node: &Node) -> Option<ClusterStatus> {
         .collect();
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     let uuid = membership.uuid.to_string();
-    Some(ClusterStatus { uuid, name: membership.name.clone(), nodes })
+    Some(ClusterStatus {
+        uuid,
+        name: membership.name.clone(),
+        nodes,
+        problems: problems::of_records(node).into_iter().collect(),
+    })
 }
 
 /// One resource.

@@ -14,6 +14,7 @@ mod failover;
 mod hostile;
 mod joining;
 mod metadata;
+mod names;
 mod nbd_clients;
 mod refusals;
 mod restart;

@@ -7,7 +7,7 @@ use crate::local::Local;
 use crate::node::Node;
 use crate::resource::{self, Resource, core_options, random};
 use crate::shard::InitialContent;
-use crate::{commands, peer_api};
+use crate::{commands, peer_api, problems};
 use holdfast_api::options::check_all;
 use holdfast_api::request::{Done, ResourceCreate};
 use holdfast_api::{ApiError, ErrorCode};
@@ -58,7 +58,6 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
         undo(node, id, &prepared).await;
         return Err(error);
     }
-    peer_api::announce(node).await;
     Ok(Done::new(format!(
         "resource {name} of {} was created; this node is Primary",
         format_size(prepared.size)
@@ -91,6 +90,7 @@ async fn establish(
     prepared: &Prepared,
 ) -> Result<(), ApiError> {
     let now = unix_ms();
+    let record_name = request.name.clone();
     let record = ResourceRecord {
         id,
         name: request.name.clone(),
@@ -124,6 +124,7 @@ async fn establish(
         state.change(vec![Change::resource(&record), Change::member(&member)], now)
     })
     .await?;
+    claim_name(node, id, &record_name).await?;
     let resource = Resource::new(local);
     node.add_resource(Arc::clone(&resource));
     resource::start(node, &resource, false).await?;
@@ -132,6 +133,19 @@ async fn establish(
     resource.change_local(node, |local| local.primary = true).await?;
     commands::roles::wait_exported(&resource).await;
     Ok(())
+}
+
+/// Tells the other nodes of the resource and hears whether one of them has made another of the same
+/// name in the same moment. Both did so after they had written their own, so at least one of them
+/// sees it, and the one whose resource is the later one does.
+async fn claim_name(node: &Arc<Node>, id: ResourceId, name: &str) -> Result<(), ApiError> {
+    peer_api::announce(node).await;
+    let Some(others) = problems::name_is_lost(node, id) else { return Ok(()) };
+    let message = format!(
+        "resource {name} was not created: {others} created one of this name in the same moment"
+    );
+    Err(ApiError::new(ErrorCode::AlreadyExists, message)
+        .hint(format!("choose another name, or become a member with `holdfast join {name}`")))
 }
 
 /// Takes back what had been done for a resource that could not be created.

@@ -260,11 +260,3 @@ pub(crate) async fn let_in(
     .await?;
     Ok(Done::new("it is a member now"))
 }
-
-/// What does not fit together in the records, a sentence each.
-pub(crate) fn troubles(node: &Node) -> BTreeSet<String> {
-    // How far a clock is ahead changes with every look; it is told with the records' nodes.
-    let found = node.view().records.troubles(UnixMillis(unix_ms())).into_iter();
-    let clock = |trouble: &Trouble| matches!(trouble, Trouble::ClockAhead { .. });
-    found.filter(|trouble| !clock(trouble)).map(|trouble| trouble.to_string()).collect()
-}

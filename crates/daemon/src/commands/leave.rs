@@ -7,6 +7,7 @@ use crate::events::{Objects, Part};
 use crate::node::Node;
 use crate::peer_api::{self, AboutResource, MAY_DELETE};
 use crate::peers::{CALL_TIMEOUT, call_node};
+use crate::problems;
 use crate::resource::{self, Resource};
 use crate::status;
 use holdfast_api::request::Done;
@@ -182,7 +183,7 @@ pub(crate) async fn follow_records(node: Arc<Node>) {
                 tokio::spawn(async move { retire(&node, &resource).await });
             }
         }
-        let troubles = super::join::troubles(&node);
+        let troubles = problems::of_records(&node);
         troubles.difference(&told).for_each(|trouble| tracing::warn!("{trouble}"));
         told = troubles;
         tokio::select! {
