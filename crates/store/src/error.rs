@@ -164,7 +164,9 @@ impl OpenError {
                 "it is in use by another process or resource, or mounted; release it there first"
                     .into()
             }
-            OpenErrorKind::ReadOnly => "it can only be read".into(),
+            OpenErrorKind::ReadOnly => {
+                "it can only be read; make it writable or choose another".into()
+            }
             OpenErrorKind::NoDirect(why) => {
                 format!("direct I/O was asked for, but {why}; allow page-cached I/O")
             }

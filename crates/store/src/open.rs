@@ -112,6 +112,9 @@ impl Disk {
             let _ = fadvise(&file, 0, None, Advice::Random);
         }
         let queue = Queue::of(&file, kind);
+        if queue.read_only && !options.read_only {
+            return Err(OpenError::new(path, OpenErrorKind::ReadOnly));
+        }
         let locked = options.exclusive && kind == BackingKind::File;
         let mappable = in_memory && !options.read_only;
         let mapping = mappable.then(|| Mapping::of(&file, bytes)).flatten();
@@ -309,6 +312,8 @@ fn choose_engine(
 /// What sysfs says of the device below.
 #[derive(Default)]
 struct Queue {
+    /// Some devices can be opened for writing and refuse each write.
+    read_only: bool,
     rotational: Option<bool>,
     volatile_cache: Option<bool>,
     discard: bool,
@@ -329,7 +334,10 @@ impl Queue {
                 Some(text.trim().to_owned())
             })
         };
+        let ro = fs::read_to_string(format!("{base}/ro"));
+        let block_device = kind == BackingKind::BlockDevice;
         Self {
+            read_only: block_device && ro.is_ok_and(|text| text.trim() == "1"),
             rotational: read("rotational").map(|text| text != "0"),
             volatile_cache: read("write_cache").map(|text| text == "write back"),
             discard: read("discard_max_bytes").is_some_and(|text| text != "0"),

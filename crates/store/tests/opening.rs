@@ -181,3 +181,19 @@ fn a_disk_can_be_opened_on_one_thread_and_driven_on_another() {
     common::write(&mut disk, 4096, &[3; 4096]);
     assert_eq!(common::read(&mut disk, 4096, 4096)[..], [3; 4096]);
 }
+
+#[test]
+fn a_device_that_is_read_only_is_opened_for_reading_only() {
+    let scratch = disk_scratch();
+    let path = scratch.path().join("disk");
+    create_file(&path, 1 << 20).unwrap();
+    let Some(device) = common::LoopDevice::read_only(&path) else {
+        eprintln!("skipped: no loop device can be made here");
+        return;
+    };
+    let (kind, text) = refusal(device.path(), &OpenOptions::default());
+    assert_eq!(kind, OpenErrorKind::ReadOnly);
+    assert!(text.contains("it can only be read"), "{text}");
+    let reading = OpenOptions { read_only: true, ..OpenOptions::default() };
+    assert!(Disk::open(device.path(), &reading, &BufferPool::new(0)).is_ok());
+}

@@ -10,6 +10,7 @@
 mod admin;
 mod bounds;
 mod device;
+mod disks;
 mod failover;
 mod hostile;
 mod joining;

@@ -169,11 +169,25 @@ impl Bed {
     }
 }
 
-struct LoopDevice(PathBuf);
+/// A loop device for as long as it lives.
+pub struct LoopDevice(PathBuf);
 
 impl LoopDevice {
     fn attach(file: &Path) -> Option<Self> {
-        let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
+        Self::attach_with(&["--find", "--show"], file)
+    }
+
+    /// One that cannot be written, where the test may make one.
+    pub fn read_only(file: &Path) -> Option<Self> {
+        Self::attach_with(&["--read-only", "--find", "--show"], file)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn attach_with(arguments: &[&str], file: &Path) -> Option<Self> {
+        let output = Command::new("losetup").args(arguments).arg(file).output().ok()?;
         let device = String::from_utf8(output.stdout).ok()?.trim().to_owned();
         output.status.success().then(|| Self(device.into()))
     }
