@@ -21,6 +21,7 @@
 mod disk;
 mod frontend;
 mod handle;
+mod heap;
 mod jobs;
 mod link;
 mod meta_io;

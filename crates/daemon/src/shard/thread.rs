@@ -1,6 +1,7 @@
 //! The shard thread: its runtime, its listeners, the opening of resources.
 
 use super::frontend::AlignedBuffers;
+use super::heap::keep_memory;
 use super::open::{OpenError, open_disk};
 use super::registry::{ConnectionExports, Registry};
 use super::resource;
@@ -79,6 +80,7 @@ impl Shard {
     /// # Errors
     /// When the system gives no thread or no event queue.
     pub fn start(options: ShardOptions) -> io::Result<Self> {
+        keep_memory();
         let (orders, queue) = mpsc::channel(QUEUE);
         let (end, ended) = oneshot::channel();
         let (ready, started) = std::sync::mpsc::channel();
