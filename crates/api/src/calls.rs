@@ -114,6 +114,7 @@ pub const CALLS: &[Call] = &[
     status::DiskStatus,
     status::JournalStatus,
     status::NodeStatus,
+    status::PeerProblem,
     status::PeerStatus,
     status::ReplayStatus,
     status::ResourceStatus,

@@ -103,6 +103,9 @@ pub struct DiskStatus {
     pub remapped_sectors: u64,
     /// Sectors that the spare region still has.
     pub spare_sectors_free: u64,
+    /// Why it is not in use although it should be; `null` when it is, or there is none.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// The transaction log of a resource.
@@ -170,6 +173,20 @@ pub struct PeerStatus {
     /// The part of `received_bytes` that was resync.
     #[serde(default)]
     pub resync_received_bytes: u64,
+    /// Why there is no connection, when that is known; `null` while there is one.
+    #[serde(default)]
+    pub problem: Option<PeerProblem>,
+}
+
+/// Why two nodes of a resource are not connected.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PeerProblem {
+    /// `SPLIT_BRAIN`, `UNRELATED_DATA`, `TWO_PRIMARIES`, `PEER_REFUSED` or `PROTOCOL_ERROR`.
+    pub code: String,
+    /// What it is, one sentence.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
 }
 
 /// A running resync.
@@ -205,6 +222,7 @@ mod tests {
                 replay: Some(ReplayStatus::default()),
                 peers: vec![PeerStatus {
                     resync: Some(ResyncStatus::default()),
+                    problem: Some(PeerProblem::default()),
                     ..PeerStatus::default()
                 }],
                 ..ResourceStatus::default()
@@ -223,7 +241,8 @@ mod tests {
                 "name": "", "role": "", "size_bytes": 0, "suspended": [], "quorum": false,
                 "open_count": 0, "device": null, "device_kind": null, "nbd_uri": "",
                 "disk": {"state": "", "path": null, "io_errors": 0, "checksum_errors": 0,
-                    "healed_blocks": 0, "remapped_sectors": 0, "spare_sectors_free": 0},
+                    "healed_blocks": 0, "remapped_sectors": 0, "spare_sectors_free": 0,
+                    "problem": null},
                 "generation": "", "promotable": false,
                 "journal": {"head": 0, "tail": 0, "bytes": 0, "limit_bytes": 0,
                     "emergency": false},
@@ -235,7 +254,8 @@ mod tests {
                     "resync": {"percent": 0.0, "bytes_done": 0, "bytes_total": 0,
                         "rate_bytes_per_second": 0, "eta_seconds": 0},
                     "sent_bytes": 0, "received_bytes": 0,
-                    "resync_sent_bytes": 0, "resync_received_bytes": 0}],
+                    "resync_sent_bytes": 0, "resync_received_bytes": 0,
+                    "problem": {"code": "", "message": "", "hint": ""}}],
             }],
         })
     }
@@ -261,8 +281,12 @@ mod tests {
         let mut old = contract();
         let peer = old["resources"][0]["peers"][0].as_object_mut().unwrap();
         peer.retain(|key, _| !key.ends_with("sent_bytes") && !key.ends_with("received_bytes"));
+        peer.remove("problem");
+        old["resources"][0]["disk"].as_object_mut().unwrap().remove("problem");
         old["cluster"].as_object_mut().unwrap().remove("problems");
         old["cluster"]["nodes"][0].as_object_mut().unwrap().remove("clock_offset_seconds");
-        assert_eq!(serde_json::from_value::<NodeStatus>(old).unwrap(), full());
+        let mut expected = full();
+        expected.resources[0].peers[0].problem = None;
+        assert_eq!(serde_json::from_value::<NodeStatus>(old).unwrap(), expected);
     }
 }

@@ -5,7 +5,9 @@ use crate::cluster::span;
 use crate::output::{Style, Ui, width};
 use crate::session::Session;
 use crate::table::{Cell, Table, cell, shorten};
-use holdfast_api::status::{DiskStatus, NodeStatus, PeerStatus, ResourceStatus, ResyncStatus};
+use holdfast_api::status::{
+    DiskStatus, NodeStatus, PeerProblem, PeerStatus, ResourceStatus, ResyncStatus,
+};
 use holdfast_api::{ApiError, routes};
 use holdfast_units::format_size;
 use std::io::IsTerminal;
@@ -157,13 +159,32 @@ fn troubles(resource: &ResourceStatus) -> Vec<String> {
     if checksum_errors > 0 {
         troubles.push(format!("{checksum_errors} blocks had a wrong checksum"));
     }
-    for peer in resource.peers.iter().filter(|peer| peer.connection == "StandAlone") {
-        troubles.push(format!(
-            "not trying to reach {}: see the log, then `holdfast connect {}`",
-            peer.node, resource.name
-        ));
+    if let Some(problem) = &resource.disk.problem {
+        troubles.push(format!("the disk is not used: {problem}"));
+    }
+    for peer in &resource.peers {
+        if let Some(problem) = &peer.problem {
+            troubles.push(of_peer(&peer.node, problem));
+        } else if peer.connection == "StandAlone" {
+            troubles.push(format!(
+                "not trying to reach {}: it was disconnected; `holdfast connect {}` connects it",
+                peer.node, resource.name
+            ));
+        }
     }
     troubles
+}
+
+/// `split brain with beta: both nodes wrote apart; on ...`
+fn of_peer(peer: &str, problem: &PeerProblem) -> String {
+    let PeerProblem { message, hint, .. } = problem;
+    match message.split_once(": ") {
+        Some((what, why)) => {
+            let with = if what == "not connected" { "to" } else { "with" };
+            format!("{what} {with} {peer}: {why}; {hint}")
+        }
+        None => format!("{peer}: {message}; {hint}"),
+    }
 }
 
 fn role(word: &str) -> Cell {
@@ -348,10 +369,24 @@ r0  256 MiB  /dev/holdfast/r0
         resource.suspended = vec!["no-quorum".into()];
         resource.quorum = false;
         resource.disk.io_errors = 3;
+        resource.disk.problem = Some("it is gone".into());
         resource.peers[0].connection = "StandAlone".into();
+        resource.peers[1].connection = "StandAlone".into();
+        resource.peers[1].problem = Some(PeerProblem {
+            code: "SPLIT_BRAIN".into(),
+            message: "split brain: both nodes wrote apart".into(),
+            hint: "run this".into(),
+        });
         let text = render(&status, Some(80), false);
-        for part in ["I/O is held: no-quorum", "quorum is lost", "3 I/O errors", "reach beta"] {
-            assert!(text.contains(part), "{part}");
+        for part in [
+            "I/O is held: no-quorum",
+            "quorum is lost",
+            "3 I/O errors",
+            "the disk is not used: it is gone",
+            "not trying to reach beta: it was disconnected",
+            "split brain with gamma: both nodes wrote apart; run this",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
         }
         let empty = NodeStatus { node: "alpha".into(), ..NodeStatus::default() };
         let text = render(&empty, None, false);

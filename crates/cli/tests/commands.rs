@@ -324,7 +324,8 @@ fn status_is_the_document_or_a_table() {
         {"name":"r0","role":"Primary","size_bytes":4096,"suspended":[],"quorum":true,
          "open_count":0,"device":null,"device_kind":null,"nbd_uri":"nbd+unix:///r0?socket=s",
          "disk":{"state":"UpToDate","path":"/d","io_errors":0,"checksum_errors":0,
-                 "healed_blocks":0,"remapped_sectors":0,"spare_sectors_free":0},
+                 "healed_blocks":0,"remapped_sectors":0,"spare_sectors_free":0,
+                 "problem":null},
          "generation":"0A","promotable":true,"journal":null,"replay":null,"peers":[]}]}"#;
     let daemon = StandIn::new(200, document);
     let output = daemon.run("status --json");

@@ -174,6 +174,7 @@ pub(crate) fn of_resource(status: &ResourceStatus, trouble: Option<&str>) -> Obj
             ("role", peer.role.clone()),
             ("disk", peer.disk.clone()),
             ("replication", peer.replication.clone()),
+            ("problem", peer.problem.as_ref().map_or_else(String::new, |p| p.code.clone())),
         ];
         objects.insert(ObjectKey::new("peer", name, Some(&peer.node)), fields(of_peer));
     }

@@ -3,8 +3,10 @@
 
 use crate::commands::updown::publish;
 use crate::node::{Node, PeerMember};
-use crate::resource::{Plan, Resource, core_options, plan};
+use crate::problems;
+use crate::resource::{Plan, Problem, Resource, core_options, plan};
 use crate::shard::ResourceHandle;
+use holdfast_api::status::PeerProblem;
 use holdfast_core::{Command, Notice, Options, PeerConfig, Snapshot};
 use holdfast_device::LocalDevice;
 use holdfast_units::{ConnectionState, NodeId, PeerSet, Role};
@@ -129,6 +131,7 @@ impl Keeper {
         let now = Instant::now();
         {
             let mut state = self.resource.state();
+            problems::forget_solved(&mut state.problems, &view.snapshot);
             state.rates.retain(|peer, _| view.snapshot.peers.iter().any(|p| p.node == *peer));
             for peer in &view.snapshot.peers {
                 match peer.resync {
@@ -294,6 +297,11 @@ impl Keeper {
     }
 
     fn tell(&self, notice: &Notice) {
+        if let Some((peer, what)) = problems::of_notice(notice, &self.name) {
+            let problem = Problem { what, seen_apart: false };
+            self.resource.state().problems.insert(peer, problem);
+            self.publish();
+        }
         let (peer, text) = sentence(notice, &self.name);
         let peer = peer.map(|peer| self.node_name(peer));
         if is_trouble(notice) {
@@ -358,24 +366,6 @@ fn is_trouble(notice: &Notice) -> bool {
 /// A notice as a sentence, and the peer that it is about.
 fn sentence(notice: &Notice, resource: &str) -> (Option<NodeId>, String) {
     match notice {
-        Notice::SplitBrain(peer) => (
-            Some(*peer),
-            format!(
-                "split brain: both nodes wrote apart; on the node whose changes are to be given \
-                 up, run `holdfast connect {resource} --discard-my-data`, and `holdfast connect \
-                 {resource}` on the other"
-            ),
-        ),
-        Notice::UnrelatedData(peer) => {
-            let text = format!(
-                "not connected: the data of the two nodes have nothing to do with each other; on \
-                 the node whose data are to be given up, run `holdfast connect {resource} \
-                 --discard-my-data`, and `holdfast connect {resource}` on the other"
-            );
-            (Some(*peer), text)
-        }
-        Notice::PeerRefused(peer, why) => (Some(*peer), format!("not connected: {why}")),
-        Notice::ProtocolError(peer, why) => (Some(*peer), format!("protocol error: {why}")),
         Notice::DiskFailed => (None, "the disk failed and is not used any more".into()),
         Notice::PeerDiskFailed(peer) => (Some(*peer), "the disk of the peer failed".into()),
         Notice::PeerTimeout(peer) => (Some(*peer), "the peer did not answer in time".into()),
@@ -388,7 +378,15 @@ fn sentence(notice: &Notice, resource: &str) -> (Option<NodeId>, String) {
         Notice::MetaDamaged(what) => {
             (None, format!("metadata are damaged: {what}; what they covered is copied again"))
         }
-        Notice::TwoPrimaries(peer) => (Some(*peer), "not connected: both nodes are Primary".into()),
+        Notice::SplitBrain(peer)
+        | Notice::UnrelatedData(peer)
+        | Notice::TwoPrimaries(peer)
+        | Notice::PeerRefused(peer, _)
+        | Notice::ProtocolError(peer, _) => {
+            let problem = problems::of_notice(notice, resource).map(|(_, problem)| problem);
+            let PeerProblem { message, hint, .. } = problem.unwrap_or_default();
+            (Some(*peer), format!("{message}; {hint}"))
+        }
     }
 }
 

@@ -1,10 +1,14 @@
-//! What does not fit together in the records, in words for people.
+//! What a person has to put right, in words: records that do not fit together, peers that cannot be
+//! connected.
 
 use crate::events::unix_ms;
 use crate::node::Node;
+use crate::resource::Problem;
+use holdfast_api::status::PeerProblem;
 use holdfast_cluster::{Records, Trouble, UnixMillis, Uuid};
-use holdfast_units::ResourceId;
-use std::collections::BTreeSet;
+use holdfast_core::{Notice, Snapshot};
+use holdfast_units::{ConnectionState, NodeId, ResourceId};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A sentence for each problem, with the way out; none when all is well.
 pub(crate) fn of_records(node: &Node) -> BTreeSet<String> {
@@ -62,4 +66,58 @@ fn members(records: &Records, resource: ResourceId) -> String {
 
 fn node_name(records: &Records, node: Uuid) -> String {
     records.node(node).map_or_else(|| node.to_string(), |record| record.name)
+}
+
+/// Why a peer is not connected, if that is what a notice of the core says, and the way out.
+pub(crate) fn of_notice(notice: &Notice, resource: &str) -> Option<(NodeId, PeerProblem)> {
+    let again = format!("`holdfast connect {resource}` tries again");
+    let victim = format!(
+        "on the node whose changes are to be given up run `holdfast secondary {resource}` if it is \
+         Primary, then `holdfast connect {resource} --discard-my-data`; on the other one run \
+         `holdfast connect {resource}`"
+    );
+    let (peer, code, message, hint) = match notice {
+        Notice::SplitBrain(peer) => {
+            let what = "split brain: both nodes wrote apart";
+            (peer, "SPLIT_BRAIN", what.to_owned(), victim)
+        }
+        Notice::UnrelatedData(peer) => {
+            let what =
+                "not connected: the data of the two nodes have nothing to do with each other";
+            (peer, "UNRELATED_DATA", what.to_owned(), victim)
+        }
+        Notice::TwoPrimaries(peer) => {
+            let hint = format!(
+                "run `holdfast secondary {resource}` on one of them, then `holdfast connect \
+                 {resource}` on both"
+            );
+            (peer, "TWO_PRIMARIES", "not connected: both nodes are Primary".to_owned(), hint)
+        }
+        Notice::PeerRefused(peer, why) => {
+            (peer, "PEER_REFUSED", format!("not connected: {why}"), again)
+        }
+        Notice::ProtocolError(peer, why) => {
+            let hint = "it is tried again; check that both nodes run versions of Holdfast that \
+                        work together";
+            (peer, "PROTOCOL_ERROR", format!("protocol error: {why}"), hint.to_owned())
+        }
+        Notice::DiskFailed
+        | Notice::PeerDiskFailed(_)
+        | Notice::PeerTimeout(_)
+        | Notice::ResyncStarted(..)
+        | Notice::ResyncFinished(..)
+        | Notice::MetaDamaged(_) => return None,
+    };
+    Some((*peer, PeerProblem { code: code.to_owned(), message, hint }))
+}
+
+/// Forgets the problems of peers that are connected again.
+pub(crate) fn forget_solved(problems: &mut BTreeMap<NodeId, Problem>, snapshot: &Snapshot) {
+    problems.retain(|peer, problem| {
+        let Some(peer) = snapshot.peers.iter().find(|p| p.node == *peer) else { return false };
+        let connected = peer.connection == ConnectionState::Connected;
+        problem.seen_apart |= !connected;
+        // Until the end of the connection is seen, it is the old one.
+        !(connected && problem.seen_apart)
+    });
 }

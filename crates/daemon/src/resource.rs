@@ -9,6 +9,7 @@ use crate::refuse;
 use crate::shard::{Limits, OpenError, ResourceHandle, ResourceSpec, ResourceView};
 use crate::task::Task;
 use holdfast_api::options::{OptionMap, Settings as OptionSettings};
+use holdfast_api::status::PeerProblem;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_core::{Config, Options, PeerConfig};
 use holdfast_device::LocalDevice;
@@ -45,6 +46,16 @@ pub(crate) struct State {
     pub(crate) device: Option<Device>,
     /// How fast resyncs go.
     pub(crate) rates: BTreeMap<NodeId, RateMeter>,
+    /// Why peers are not connected, as far as the core has told.
+    pub(crate) problems: BTreeMap<NodeId, Problem>,
+}
+
+/// Why a peer is not connected.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    pub(crate) what: PeerProblem,
+    /// The connection that it ended was seen to be gone.
+    pub(crate) seen_apart: bool,
 }
 
 /// The local block device of a resource.
@@ -75,8 +86,14 @@ pub(crate) struct Plan {
 
 impl Resource {
     pub(crate) fn new(local: Local) -> Arc<Self> {
-        let state =
-            State { local, running: None, trouble: None, device: None, rates: BTreeMap::new() };
+        let state = State {
+            local,
+            running: None,
+            trouble: None,
+            device: None,
+            rates: BTreeMap::new(),
+            problems: BTreeMap::new(),
+        };
         let id = state.local.id;
         let (changes, _) = watch::channel(0);
         let command = tokio::sync::Mutex::default();
@@ -283,6 +300,7 @@ pub(crate) async fn start(
         state.running = Some(Running { handle, _tasks: tasks });
         state.trouble.clone_from(&trouble);
         state.rates.clear();
+        state.problems.clear();
     }
     if let Some(trouble) = trouble {
         node.hub.notice(&plan.name, None, &format!("the disk is not used: {trouble}"));

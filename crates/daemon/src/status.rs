@@ -117,6 +117,7 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
             state: snapshot.map_or(DiskState::Diskless, |s| s.disk).as_str().to_owned(),
             path: state.local.disk.as_ref().map(|disk| disk.path.display().to_string()),
             io_errors: snapshot.map_or(0, |s| s.io_errors),
+            problem: state.trouble.clone(),
             ..DiskStatus::default()
         },
         generation: snapshot.map_or(GenerationId::NONE, |s| s.generation).to_string(),
@@ -174,6 +175,11 @@ fn peer_status(peer: &PeerSnapshot, node: String, protocol: &str, state: &State)
         received_bytes: peer.received + peer.resync_received,
         resync_sent_bytes: peer.resync_sent,
         resync_received_bytes: peer.resync_received,
+        problem: state
+            .problems
+            .get(&peer.node)
+            .filter(|_| peer.connection != ConnectionState::Connected)
+            .map(|problem| problem.what.clone()),
     }
 }
 

@@ -24,6 +24,27 @@ fn assert_detected(cluster: &Cluster, before: [u64; 2]) {
     cluster[0].wait_peer("r0", "beta", SOON, "it is noticed", stand_alone);
     cluster[1].wait_peer("r0", "alpha", SOON, "it is noticed", stand_alone);
     assert_eq!(prints(cluster), before, "somebody's data was touched");
+    assert_named(cluster, "SPLIT_BRAIN", "split brain with");
+}
+
+/// Both say what it is, and how it is solved.
+#[track_caller]
+fn assert_named(cluster: &Cluster, code: &str, words: &str) {
+    for (index, other) in [(0, "beta"), (1, "alpha")] {
+        let node = &cluster[index];
+        node.wait_peer("r0", other, SOON, "it is named", |peer| peer.problem.is_some());
+        let problem = node.peer("r0", other).problem.expect("it was there");
+        assert_eq!(problem.code, code);
+        let text = node.ok(&["status", "r0"]);
+        for part in [
+            &format!("{words} {other}"),
+            "`holdfast secondary r0`",
+            "`holdfast connect r0 --discard-my-data`",
+            "`holdfast connect r0`",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
 }
 
 /// Gives up beta's data.
@@ -37,6 +58,9 @@ fn resolve(cluster: &Cluster) {
     cluster[0].ok(&["connect", "r0"]);
     cluster[0].wait_synced("r0", SYNC);
     cluster[1].wait_synced("r0", SYNC);
+    for (index, other) in [(0, "beta"), (1, "alpha")] {
+        assert_eq!(cluster[index].peer("r0", other).problem, None);
+    }
 }
 
 #[test]
@@ -169,7 +193,10 @@ fn row_071_data_without_a_common_past_are_refused() {
     write_blocks(&cluster[1], "r0", 2, 5..15);
     let before = prints(&cluster);
     cluster[0].start();
-    assert_detected(&cluster, before);
+    cluster[0].wait_peer("r0", "beta", SOON, "it is noticed", stand_alone);
+    cluster[1].wait_peer("r0", "alpha", SOON, "it is noticed", stand_alone);
+    assert_eq!(prints(&cluster), before, "somebody's data was touched");
+    assert_named(&cluster, "UNRELATED_DATA", "not connected to");
     // The way out is the same: one side is thrown away, here as a whole.
     cluster[0].ok(&["set", "r0", "resync-rate=0"]);
     resolve(&cluster);
