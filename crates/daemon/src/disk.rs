@@ -52,6 +52,7 @@ pub(crate) struct Checked {
     pub(crate) disk: LocalDisk,
     /// The file must be made first, so long.
     make_file: Option<u64>,
+    left_over: u64,
 }
 
 /// What was made, so that it can be undone.
@@ -60,6 +61,9 @@ pub(crate) struct Prepared {
     pub(crate) disk: LocalDisk,
     /// The size of the resource.
     pub(crate) size: u64,
+    /// Bytes at the end of the disk that are not part of it because they are no whole block, where
+    /// all of the disk was to be.
+    pub(crate) left_over: u64,
     resource: ResourceId,
     made_file: bool,
 }
@@ -80,21 +84,20 @@ impl Wanted {
         {
             let why = format!("a size of {size} bytes is no multiple of 4096");
             let down = size / BLOCK_SIZE * BLOCK_SIZE;
-            return Err(self.refuse(ErrorCode::InvalidSize, &why).hint(format!(
-                "for example {} or {}",
-                down.max(BLOCK_SIZE),
-                down + BLOCK_SIZE
-            )));
+            let up = down + BLOCK_SIZE;
+            let hint = match down {
+                0 => format!("for example {up}"),
+                _ => format!("for example {down} or {up}"),
+            };
+            return Err(self.refuse(ErrorCode::InvalidSize, &why).hint(hint));
         }
+        self.check_foreign(&path, "the disk")?;
         let meta = self.meta_place(&path)?;
         let disk = LocalDisk { path, meta };
-        let make_file = match fs::metadata(&disk.path) {
-            Ok(found) => {
-                self.check_existing(&disk, &found)?;
-                None
-            }
+        let (make_file, left_over) = match fs::metadata(&disk.path) {
+            Ok(found) => (None, self.check_existing(&disk, &found)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Some(self.length_of_new(&disk)?)
+                (Some(self.length_of_new(&disk)?), 0)
             }
             Err(error) => {
                 let why = format!("the disk {} cannot be used: {error}", disk.path.display());
@@ -104,7 +107,7 @@ impl Wanted {
         if let Some(meta) = &disk.meta {
             self.check_free(meta, "the metadata")?;
         }
-        Ok(Checked { wanted: self, disk, make_file })
+        Ok(Checked { wanted: self, disk, make_file, left_over })
     }
 
     fn path(&self, text: &str, what: &str) -> Result<PathBuf, ApiError> {
@@ -124,6 +127,7 @@ impl Wanted {
             Some(META_INTERNAL) => Ok(None),
             Some(text) => {
                 let path = self.path(text, "the metadata")?;
+                self.check_foreign(&path, "the place of the metadata")?;
                 if path == disk || same_object(&path, disk) {
                     let why = "the metadata cannot be where the data are";
                     return Err(self
@@ -157,7 +161,9 @@ impl Wanted {
         Ok(size + layout.area().len)
     }
 
-    fn check_existing(&self, disk: &LocalDisk, found: &Metadata) -> Result<(), ApiError> {
+    /// Checks a disk that is there; how many bytes at its end are no whole block and were not left
+    /// out on purpose.
+    fn check_existing(&self, disk: &LocalDisk, found: &Metadata) -> Result<u64, ApiError> {
         let (path, shown) = (&disk.path, disk.path.display());
         self.check_free(path, "the disk")?;
         let kind = found.file_type();
@@ -173,10 +179,11 @@ impl Wanted {
             let why = format!("the disk {shown} is neither a regular file nor a block device");
             return Err(self.refuse(ErrorCode::DiskUnusable, &why));
         }
-        let length = length_of(path).map_err(|error| {
+        let bytes = bytes_of(path).map_err(|error| {
             let why = format!("the disk {shown} cannot be read: {error}");
             self.refuse(ErrorCode::DiskUnusable, &why)
         })?;
+        let length = bytes / BLOCK_SIZE * BLOCK_SIZE;
         if let Some(owner) = internal_owner(path, length)
             && owner != self.resource
         {
@@ -206,7 +213,19 @@ impl Wanted {
                 .refuse(ErrorCode::DiskTooSmall, &why)
                 .hint("give a disk that is as large or larger"));
         }
-        Ok(())
+        Ok(if self.size.is_none() { bytes - length } else { 0 })
+    }
+
+    /// That it is not among the files of the node itself.
+    fn check_foreign(&self, path: &Path, what: &str) -> Result<(), ApiError> {
+        let dir = fs::canonicalize(&self.state_dir).unwrap_or_else(|_| self.state_dir.clone());
+        if !real_place(path).starts_with(&dir) {
+            return Ok(());
+        }
+        let why =
+            format!("{what} {} is in the state directory, which is the node's own", path.display());
+        let hint = format!("choose a path outside of {}", dir.display());
+        Err(self.refuse(ErrorCode::InvalidPath, &why).hint(hint))
     }
 
     /// That no other resource of this node has the path.
@@ -239,7 +258,7 @@ impl Checked {
         node: NodeId,
         content: InitialContent,
     ) -> Result<Prepared, ApiError> {
-        let Self { wanted, disk, make_file } = self;
+        let Self { wanted, disk, make_file, left_over } = self;
         if disk.meta.as_ref().is_some_and(|meta| meta.starts_with(&wanted.state_dir)) {
             let dir = wanted.state_dir.join("meta");
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
@@ -263,7 +282,7 @@ impl Checked {
             content,
         });
         match made {
-            Ok(size) => Ok(Prepared { disk, size, resource, made_file }),
+            Ok(size) => Ok(Prepared { disk, size, left_over, resource, made_file }),
             Err(error) => {
                 if made_file {
                     remove_file(&disk.path);
@@ -324,9 +343,21 @@ fn remove_file(path: &Path) {
     }
 }
 
+/// Where a path leads to, as far as it exists.
+fn real_place(path: &Path) -> PathBuf {
+    let parent = || path.parent().and_then(|parent| fs::canonicalize(parent).ok());
+    fs::canonicalize(path)
+        .ok()
+        .or_else(|| Some(parent()?.join(path.file_name()?)))
+        .unwrap_or_else(|| path.to_owned())
+}
+
+fn bytes_of(path: &Path) -> io::Result<u64> {
+    File::open(path)?.seek(SeekFrom::End(0))
+}
+
 fn length_of(path: &Path) -> io::Result<u64> {
-    let mut file = File::open(path)?;
-    Ok(file.seek(SeekFrom::End(0))? / BLOCK_SIZE * BLOCK_SIZE)
+    Ok(bytes_of(path)? / BLOCK_SIZE * BLOCK_SIZE)
 }
 
 /// Whose internal metadata are at the end of a disk.

@@ -33,3 +33,62 @@ fn a_device_that_cannot_be_written_is_refused() {
     assert!(Path::new(&device).exists());
     let_go(&device);
 }
+
+#[test]
+fn the_files_of_the_node_itself_are_refused() {
+    let cluster = cluster(2);
+    let node = &cluster[0];
+    cluster.create("r0", 4 * MIB, &[]);
+    let own = node.state_dir().join("cluster.state");
+    let before = std::fs::read(&own).expect("it is there");
+    let link = cluster.scratch().join("link");
+    std::os::unix::fs::symlink(node.state_dir(), &link).expect("a link can be made");
+    let other = cluster.scratch().join("other");
+    files::make_sparse(&other, 4 * MIB);
+    let text = |path: &Path| path.display().to_string();
+    let state = "in the state directory";
+    node.refused(&["create", "r1", "--disk", &text(&own)], 1, state);
+    node.refused(&["create", "r1", "--disk", &text(&link.join("cluster.state"))], 1, state);
+    node.refused(&["create", "r1", "--disk", &text(&link.join("x")), "--size", "1M"], 1, state);
+    let meta = text(&node.state_dir().join("x"));
+    node.refused(&["create", "r1", "--disk", &text(&other), "--meta", &meta], 1, state);
+    assert_eq!(std::fs::read(&own).expect("it is there"), before);
+    let own = cluster[1].state_dir().join("cluster.state");
+    cluster[1].refused(&["join", "r0", "--disk", &text(&own)], 1, state);
+}
+
+#[test]
+fn a_tail_that_is_no_block_is_told() {
+    let cluster = cluster(1);
+    let node = &cluster[0];
+    let disk = cluster.scratch().join("odd");
+    files::make_random(&disk, 5_000_001, 3);
+    let disk = disk.display().to_string();
+    let said = node.ok(&["create", "r0", "--disk", &disk]);
+    assert!(said.contains("the last 2881 bytes") && said.contains("not part of it"), "{said}");
+    assert_eq!(node.resource("r0").size_bytes, 4_997_120);
+    node.ok(&["delete", "r0"]);
+    // Who says how large it is to be knows what is left out.
+    let said = node.ok(&["create", "r0", "--disk", &disk, "--size", "4M"]);
+    assert!(!said.contains("not part of it"), "{said}");
+    cluster.create("even", 4 * MIB, &[]);
+    let output = node.cli(&["create", "r1", "--disk", "/nowhere", "--size", "1"]);
+    assert!(output.stderr.ends_with("hint: for example 4096\n"), "{output}");
+}
+
+#[test]
+fn metadata_are_for_the_daemon_alone() {
+    use std::os::unix::fs::MetadataExt;
+    let cluster = cluster(1);
+    let beside = cluster.scratch().join("beside.meta");
+    cluster.create("r0", 4 * MIB, &[]);
+    cluster.create("r1", 4 * MIB, &["--meta", &beside.display().to_string()]);
+    let dir = cluster[0].state_dir().join("meta");
+    let own = std::fs::read_dir(dir).expect("it is there").flatten().map(|entry| entry.path());
+    let files: Vec<_> = own.chain([beside]).collect();
+    assert_eq!(files.len(), 2);
+    for file in files {
+        let mode = std::fs::metadata(&file).expect("it is there").mode();
+        assert_eq!(mode & 0o777, 0o600, "{}", file.display());
+    }
+}

@@ -58,10 +58,19 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
         undo(node, id, &prepared).await;
         return Err(error);
     }
-    Ok(Done::new(format!(
+    let mut message = format!(
         "resource {name} of {} was created; this node is Primary",
         format_size(prepared.size)
-    )))
+    );
+    if prepared.left_over > 0 {
+        message.push_str(&format!(
+            "; the last {} bytes of {} are not part of it and not replicated: they are no whole \
+             block of 4096 bytes",
+            prepared.left_over,
+            prepared.disk.path.display()
+        ));
+    }
+    Ok(Done::new(message))
 }
 
 fn refuse_taken(node: &Node, name: &str) -> Result<(), ApiError> {

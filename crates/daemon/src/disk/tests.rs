@@ -12,7 +12,7 @@ fn wanted(dir: &Path, disk: &Path) -> Wanted {
         meta: None,
         size: None,
         al_extents: 67,
-        state_dir: dir.to_owned(),
+        state_dir: dir.join("state"),
         used: Vec::new(),
     }
 }
@@ -122,9 +122,9 @@ fn the_size_is_that_of_the_disk_and_undoing_leaves_nothing() {
     let disk = file(dir, "disk", 8 * MIB + 100);
     let before = listing(dir);
     let prepared = wanted(dir, &disk).check().unwrap().prepare(node(), current()).unwrap();
-    assert_eq!(prepared.size, 8 * MIB);
+    assert_eq!((prepared.size, prepared.left_over), (8 * MIB, 100));
     prepared.undo();
-    fs::remove_dir(dir.join("meta")).unwrap();
+    fs::remove_dir_all(dir.join("state")).unwrap();
     assert_eq!(listing(dir), before);
 
     for meta in [None, Some("internal".to_owned())] {

@@ -12,7 +12,7 @@ use holdfast_units::{BLOCK_SIZE, ByteRange, GenerationId, NodeId, PeerSet, Resou
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, seek};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Where the metadata of a resource are.
@@ -227,7 +227,7 @@ fn open_meta(disk: &DiskSpec, create: bool) -> Result<File, MetadataError> {
     let fail = |error: io::Error| MetadataError::io(path, "opened", error);
     let external = disk.meta != MetaPlace::Internal;
     let mut options = File::options();
-    options.read(true).write(true).create(create && external).truncate(false);
+    options.read(true).write(true).create(create && external).truncate(false).mode(0o600);
     let file = options.open(path).map_err(fail)?;
     if external {
         // Internal metadata are guarded by the claim on the disk.
