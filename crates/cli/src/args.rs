@@ -197,7 +197,7 @@ pub(crate) enum Cluster {
     },
     /// Leave the cluster
     Leave {
-        /// Leave also when the others cannot be told
+        /// Leave also when the others cannot be told, or it is a member of resources
         #[arg(long)]
         force: bool,
     },

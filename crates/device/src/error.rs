@@ -86,8 +86,10 @@ impl DeviceError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Exists { .. } => Some("remove it if nothing needs it, then try again"),
-            Self::Busy { .. } => Some("unmount or close it first, or use --force"),
-            Self::Flush { .. } => Some("use --force to give up the writes that are not durable"),
+            Self::Busy { .. } => Some("unmount or close it first"),
+            Self::Flush { .. } => {
+                Some("it cannot make its writes durable: look at the disk, and at its peers")
+            }
             _ => None,
         }
     }

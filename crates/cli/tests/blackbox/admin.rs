@@ -335,6 +335,28 @@ fn a_node_leaves_and_a_lost_one_is_removed() {
 }
 
 #[test]
+fn a_node_leaves_with_its_own_resource_when_it_is_told_to() {
+    let cluster = cluster(1);
+    let node = &cluster[0];
+    cluster.create("r0", 4 * MIB, &[]);
+    write_blocks(node, "r0", 1, 0..3);
+    node.refused(&["cluster", "leave"], 1, "r0");
+    let open = node.open("r0");
+    for command in [&["cluster", "leave", "--force"][..], &["down", "r0"]] {
+        let output = node.cli(command);
+        assert!(output.stderr.contains("have it open"), "{output}");
+        assert!(output.stderr.contains("`holdfast secondary r0 --force`"), "{output}");
+    }
+    drop(open);
+    node.ok(&["cluster", "leave", "--force"]);
+    let status = node.status();
+    assert!(status.cluster.is_none() && status.resources.is_empty());
+    // The data stay, and the disk is free.
+    node.ok(&["create", "r0", "--disk", &node.disk("r0").display().to_string()]);
+    check_blocks(node, "r0", 1, 0..3);
+}
+
+#[test]
 fn a_diskless_member_reads_and_writes_through_its_peer() {
     let cluster = cluster(2);
     cluster.create("r0", 4 * MIB, &[]);

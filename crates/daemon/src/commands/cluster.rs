@@ -2,6 +2,7 @@
 
 use super::create::CLUSTER_NAME;
 use super::leave::retire;
+use super::roles::release;
 use crate::events::unix_ms;
 use crate::node::Node;
 use crate::options::NODE_PORT;
@@ -100,8 +101,8 @@ pub(crate) async fn leave(node: &Arc<Node>, call: ClusterLeave) -> Result<Done, 
         })
         .await?;
     for resource in node.resources() {
-        // With force only: without it there are none.
-        super::updown::refuse_primary(&resource, "cluster leave was refused")?;
+        // With force only: without it there are none. Nobody loses what is in use, though.
+        release(node, &resource, "cluster leave was refused", false).await?;
     }
     let mut told = others.is_empty();
     for other in &others {

@@ -112,8 +112,17 @@ pub(crate) async fn release(
     }
     device::take_away(node, resource, force).await.map_err(|error| {
         let name = resource.name();
-        ApiError { message: format!("{what} for {name}: {}", error.message), ..error }
+        let hint = match error.code {
+            ErrorCode::InUse => Some(way_out("unmount or close it first", &name)),
+            _ => error.hint,
+        };
+        ApiError { message: format!("{what} for {name}: {}", error.message), hint, ..error }
     })
+}
+
+/// Only `secondary` has a force that users lose a resource by.
+fn way_out(first: &str, name: &str) -> String {
+    format!("{first}, or run `holdfast secondary {name} --force`, which fails their requests")
 }
 
 /// Refuses when NBD clients have a resource open. One that has just hung up may still be seen for a
@@ -135,5 +144,5 @@ async fn refuse_clients(resource: &Resource, what: &str) -> Result<(), ApiError>
     let message =
         format!("{what} for {}: NBD clients have it open ({})", resource.name(), shown.join("; "));
     Err(ApiError::new(ErrorCode::InUse, message)
-        .hint("disconnect the clients first, or add --force where the command has it"))
+        .hint(way_out("disconnect the clients first", &resource.name())))
 }
