@@ -44,9 +44,10 @@ impl Daemon {
         let node = Node::new(parts);
         let started = Self { node: Arc::clone(&node) };
         let (locals, damaged) = blocking(move || store.load()).await?;
-        for why in damaged {
-            tracing::error!("a resource is left out: {why}");
+        for file in &damaged {
+            tracing::error!("a resource is left out: {}", file.problem);
         }
+        node.set_damaged(damaged);
         for local in locals {
             node.add_resource(Resource::new(local));
         }

@@ -136,7 +136,7 @@ impl Wanted {
                 }
                 Ok(Some(path))
             }
-            None => Ok(Some(self.state_dir.join("meta").join(format!("{}.meta", self.resource)))),
+            None => Ok(Some(own_meta(&self.state_dir, self.resource))),
         }
     }
 
@@ -302,6 +302,11 @@ impl Prepared {
             remove_file(&self.disk.path);
         }
     }
+}
+
+/// Where the metadata of a resource are when nobody says.
+pub(crate) fn own_meta(state_dir: &Path, resource: ResourceId) -> PathBuf {
+    state_dir.join("meta").join(format!("{resource}.meta"))
 }
 
 /// Removes the metadata of a resource, so that its disk can be used for another. The data stay.

@@ -58,6 +58,23 @@ pub(crate) struct Local {
     pub(crate) disconnected: BTreeSet<Uuid>,
 }
 
+/// The state file of a resource that cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Damaged {
+    /// Whose it is, by its name.
+    pub(crate) id: Option<ResourceId>,
+    /// What is wrong with it, one sentence.
+    pub(crate) problem: String,
+}
+
+impl Damaged {
+    fn new(path: &Path, why: &str) -> Self {
+        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        let problem = format!("the state file {} cannot be used: {why}", path.display());
+        Self { id: stem.and_then(|stem| stem.parse().ok()), problem }
+    }
+}
+
 /// The files, in a directory of their own.
 #[derive(Clone, Debug)]
 pub(crate) struct LocalStore {
@@ -79,11 +96,11 @@ impl LocalStore {
         Ok(Self { dir })
     }
 
-    /// All that can be read, and a sentence for each file that cannot.
+    /// All that can be read, and those that cannot.
     ///
     /// # Errors
     /// When the directory cannot be read.
-    pub(crate) fn load(&self) -> Result<(Vec<Local>, Vec<String>), ApiError> {
+    pub(crate) fn load(&self) -> Result<(Vec<Local>, Vec<Damaged>), ApiError> {
         let fail = |error: io::Error| failed("read", &self.dir, &error);
         let (mut found, mut damaged) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.dir).map_err(fail)? {
@@ -93,8 +110,8 @@ impl LocalStore {
             }
             match read(&path) {
                 Ok(local) if self.path(local.id) == path => found.push(local),
-                Ok(_) => damaged.push(format!("{} has another name than it says", path.display())),
-                Err(why) => damaged.push(format!("{} cannot be used: {why}", path.display())),
+                Ok(_) => damaged.push(Damaged::new(&path, "it has another name than it says")),
+                Err(why) => damaged.push(Damaged::new(&path, &why)),
             }
         }
         found.sort_by_key(|local| local.id);
@@ -244,7 +261,8 @@ mod tests {
             fs::write(&path, bytes).unwrap();
             let (found, damaged) = store.load().unwrap();
             assert_eq!((found.len(), damaged.len()), (1, 1), "{damaged:?}");
-            assert!(damaged[0].contains(&path.display().to_string()));
+            assert!(damaged[0].problem.contains(&path.display().to_string()));
+            assert_eq!(damaged[0].id, Some(ResourceId([1; 16])));
         }
     }
 }

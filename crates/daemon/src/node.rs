@@ -1,7 +1,7 @@
 //! The node: what all parts of the control plane share.
 
 use crate::events::{Hub, Part, of_cluster, unix_ms};
-use crate::local::LocalStore;
+use crate::local::{Damaged, LocalStore};
 use crate::options::Settings;
 use crate::peers::Peers;
 use crate::refuse;
@@ -114,6 +114,8 @@ pub(crate) struct Node {
     cluster: Arc<Mutex<ClusterState>>,
     view: watch::Sender<Arc<ClusterView>>,
     resources: Mutex<BTreeMap<ResourceId, Arc<Resource>>>,
+    /// State files of resources that could not be used at the start.
+    damaged: Mutex<Vec<Damaged>>,
     stopping: watch::Sender<bool>,
 }
 
@@ -137,6 +139,7 @@ impl Node {
             cluster: Arc::new(Mutex::new(cluster)),
             view,
             resources: Mutex::default(),
+            damaged: Mutex::default(),
             stopping: watch::channel(false).0,
         };
         node.cluster_changed();
@@ -207,6 +210,31 @@ impl Node {
         self.lock_resources().remove(&id).is_some()
     }
 
+    /// The state files that cannot be used.
+    pub(crate) fn damaged(&self) -> Vec<Damaged> {
+        self.lock_damaged().clone()
+    }
+
+    /// The one of the resource with this name, and its id.
+    pub(crate) fn damaged_named(&self, name: &str) -> Option<(ResourceId, Damaged)> {
+        let id = self.record_named(name)?.id;
+        let found = self.lock_damaged().iter().find(|file| file.id == Some(id)).cloned();
+        found.map(|file| (id, file))
+    }
+
+    pub(crate) fn set_damaged(&self, files: Vec<Damaged>) {
+        *self.lock_damaged() = files;
+    }
+
+    /// Its file is not there any more.
+    pub(crate) fn forget_damaged(&self, id: ResourceId) {
+        self.lock_damaged().retain(|file| file.id != Some(id));
+    }
+
+    fn lock_damaged(&self) -> MutexGuard<'_, Vec<Damaged>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock_resources(&self) -> MutexGuard<'_, BTreeMap<ResourceId, Arc<Resource>>> {
         self.resources.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -219,6 +247,15 @@ impl Node {
         let named = |resource: &&Arc<Resource>| resource.name() == name;
         if let Some(resource) = self.resources().iter().find(named) {
             return Ok(Arc::clone(resource));
+        }
+        if let Some((_, file)) = self.damaged_named(name) {
+            return Err(ApiError::new(
+                ErrorCode::ResourceDown,
+                format!("resource {name} is not usable on node {}: {}", self.name, file.problem),
+            )
+            .hint(format!(
+                "`holdfast leave {name}` gives this node's part in it up; the data stay on the disk"
+            )));
         }
         if self.view().records.resource_named(name).is_some() {
             return Err(ApiError::new(

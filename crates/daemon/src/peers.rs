@@ -8,7 +8,7 @@ use crate::shard::LinkSocket;
 use crate::task::Task;
 use bytes::Bytes;
 use holdfast_api::{ApiError, ErrorBody, ErrorCode};
-use holdfast_cluster::{Address, NodeRecord, Purpose, Uuid};
+use holdfast_cluster::{Address, Code, NodeRecord, Purpose, Uuid};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -53,6 +53,8 @@ pub(crate) struct Health {
     pub(crate) alive: bool,
     /// It was not reached last time.
     pub(crate) failed: bool,
+    /// It does not let this node in: it does not know its certificate.
+    pub(crate) refuses: bool,
     /// When it was last heard of.
     pub(crate) last_seen: Option<Instant>,
     /// The version of its daemon.
@@ -90,16 +92,19 @@ impl Peers {
     }
 
     /// It was not reached. One that calls by itself although it cannot be called is alive.
-    fn not_reached(&self, node: Uuid) {
+    fn not_reached(&self, node: Uuid, refuses: bool) {
         let mut health = self.lock();
         let health = health.entry(node).or_default();
         let calls = health.failed && health.alive;
         health.alive = calls;
         health.failed = true;
+        health.refuses = refuses;
     }
 
     fn reached(&self, node: Uuid) {
-        self.lock().entry(node).or_default().failed = false;
+        let mut health = self.lock();
+        let health = health.entry(node).or_default();
+        (health.failed, health.refuses) = (false, false);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Health>> {
@@ -139,7 +144,7 @@ async fn touch(node: Arc<Node>, other: Uuid) {
         let before = node.peers.health(other).alive;
         let synced = sync_with(&node, &record).await;
         if let Err(error) = &synced {
-            node.peers.not_reached(other);
+            node.peers.not_reached(other, error.code == ErrorCode::PeerRefused);
             if told != error.message {
                 tracing::info!("{}", error.message);
                 told.clone_from(&error.message);
@@ -310,7 +315,7 @@ where
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| broken(&error))?;
     let exchange = async {
-        let response = sender.send_request(request).await.map_err(|e| broken(&deepest(&e)))?;
+        let response = sender.send_request(request).await.map_err(|e| not_sent(name, &e))?;
         let status = response.status();
         let limited = Limited::new(response.into_body(), holdfast_cluster::MAX_JOIN_RESPONSE_BYTES);
         let bytes = limited.collect().await.map_err(|error| broken(&error))?.to_bytes();
@@ -328,14 +333,25 @@ where
     }
 }
 
-/// What is at the bottom of an error: hyper hides the sentence of TLS behind its own.
-fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
+/// Why a request was not answered, by what is at the bottom of the error: hyper hides the sentence
+/// of TLS behind its own.
+fn not_sent(name: &str, error: &(dyn std::error::Error + 'static)) -> ApiError {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;
     }
-    match error.downcast_ref::<std::io::Error>() {
-        Some(io) => holdfast_cluster::explain(io, "it").message,
-        None => error.to_string(),
+    let of =
+        |code, why: &str| ApiError::new(code, format!("the call to node {name} failed: {why}"));
+    let Some(io) = error.downcast_ref::<std::io::Error>() else {
+        return of(ErrorCode::PeerNotReachable, &error.to_string());
+    };
+    let refusal = holdfast_cluster::explain(io, "it");
+    match refusal.code {
+        Code::RefusedByPeer => of(ErrorCode::PeerRefused, &refusal.message).hint(REMOVED),
+        _ => of(ErrorCode::PeerNotReachable, &refusal.message),
     }
 }
+
+/// The way out for a node that the others do not know any more.
+pub(crate) const REMOVED: &str = "if it was removed from the cluster, run `holdfast cluster leave --force` on it, and let it join \
+     again with a new token";

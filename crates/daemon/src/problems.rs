@@ -3,6 +3,7 @@
 
 use crate::events::unix_ms;
 use crate::node::Node;
+use crate::peers::REMOVED;
 use crate::resource::Problem;
 use holdfast_api::status::PeerProblem;
 use holdfast_cluster::{Records, Trouble, UnixMillis, Uuid};
@@ -10,14 +11,32 @@ use holdfast_core::{Notice, Snapshot};
 use holdfast_units::{ConnectionState, NodeId, ResourceId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A sentence for each problem, with the way out; none when all is well.
-pub(crate) fn of_records(node: &Node) -> BTreeSet<String> {
+/// A sentence for each problem of the cluster as this node sees it, with the way out; none when all
+/// is well.
+pub(crate) fn of_cluster(node: &Node) -> BTreeSet<String> {
     let view = node.view();
     let records = &view.records;
     // How far a clock is ahead changes with every look; it is told with the records' nodes.
     let clock = |trouble: &Trouble| matches!(trouble, Trouble::ClockAhead { .. });
     let found = records.troubles(UnixMillis(unix_ms())).into_iter();
-    found.filter(|trouble| !clock(trouble)).map(|trouble| sentence(records, &trouble)).collect()
+    let found = found.filter(|trouble| !clock(trouble)).map(|trouble| sentence(records, &trouble));
+    let others = node.others().into_iter().filter(|other| node.peers.health(other.uuid).refuses);
+    let refusing = others.map(|other| {
+        let name = other.name;
+        format!("node {name} refuses this node: it does not know its certificate; {REMOVED}")
+    });
+    let damaged = node.damaged().into_iter().map(|file| {
+        let name = file.id.and_then(|id| records.resource(id)).map(|record| record.name);
+        match name {
+            Some(name) => format!(
+                "resource {name} is left out on this node: {}; `holdfast leave {name}` gives this \
+                 node's part in it up (the data stay on the disk), then it can join again",
+                file.problem
+            ),
+            None => format!("a resource is left out on this node: {}", file.problem),
+        }
+    });
+    found.chain(refusing).chain(damaged).collect()
 }
 
 /// Whether another resource has the name of this one and keeps it; the nodes that have that one.

@@ -71,7 +71,7 @@ pub(crate) fn cluster(node: &Node) -> Option<ClusterStatus> {
         uuid,
         name: membership.name.clone(),
         nodes,
-        problems: problems::of_records(node).into_iter().collect(),
+        problems: problems::of_cluster(node).into_iter().collect(),
     })
 }
 

@@ -329,6 +329,18 @@ fn a_node_leaves_and_a_lost_one_is_removed() {
     });
     cluster[0].ok(&["cluster", "remove", "beta", "--force"]);
     assert_eq!(names(&cluster, 0), ["alpha"]);
+    // Who was removed hears of it, and of the way out.
+    cluster[1].start();
+    wait_until(SOON, "it is told", || {
+        let problems = cluster[1].status().cluster.expect("it thinks so").problems;
+        problems.iter().any(|problem| problem.contains("alpha refuses this node"))
+    });
+    let disk = cluster[1].disk("r0");
+    files::make_sparse(&disk, 4 * MIB);
+    let join = cluster[1].cli(&["join", "r0", "--disk", &disk.display().to_string()]);
+    assert!(join.stderr.contains("alpha refuses this node"), "{join}");
+    assert!(join.stderr.contains("`holdfast cluster leave --force`"), "{join}");
+    cluster[1].ok(&["cluster", "leave", "--force"]);
     // Who has left can come back.
     cluster.join(2);
     assert_eq!(names(&cluster, 0), ["alpha", "gamma"]);

@@ -1,6 +1,6 @@
 //! Metadata after crashes and with damage.
 
-use crate::{MIB, SOON, cluster};
+use crate::{MIB, SOON, cluster, write_blocks};
 use holdfast_testkit::{Cluster, Ledger, Rng, Writer, WriterOptions, files, run};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -136,4 +136,31 @@ fn a_state_directory_that_is_damaged_stops_the_start_with_one_sentence() {
     std::fs::write(&path, whole).expect("it can be written");
     cluster[0].start();
     assert!(cluster[0].status().cluster.is_some());
+}
+
+#[test]
+fn a_resource_whose_state_file_is_damaged_is_named_and_can_be_left() {
+    let mut cluster = cluster(2);
+    cluster.resource("r0", 4 * MIB, 2);
+    write_blocks(&cluster[0], "r0", 1, 0..10);
+    cluster[1].stop();
+    let dir = cluster[1].state_dir().join("resources");
+    let files = std::fs::read_dir(dir).expect("it is there").flatten().map(|entry| entry.path());
+    let files: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|e| e == "state")).collect();
+    let [file] = &files[..] else { panic!("{files:?}") };
+    std::fs::write(file, "nonsense").expect("it can be written");
+    cluster[1].start();
+    let text = cluster[1].ok(&["status"]);
+    assert!(text.contains("resource r0 is left out") && text.contains("leave r0"), "{text}");
+    let output = cluster[1].cli(&["primary", "r0"]);
+    assert!(output.status == 1 && output.stderr.contains("cannot be used"), "{output}");
+    cluster[1].ok(&["leave", "r0"]);
+    assert!(!file.exists());
+    assert!(!cluster[1].ok(&["status"]).contains("left out"));
+    cluster[0].wait_resource("r0", SOON, "it has left", |status| status.peers.is_empty());
+    let disk = cluster[1].disk("r0").display().to_string();
+    cluster[1].ok(&["join", "r0", "--disk", &disk]);
+    cluster[1].wait_synced("r0", SOON);
+    cluster.assert_equal_disks("r0", 4 * MIB, &[0, 1]);
 }

@@ -7,7 +7,7 @@ use crate::events::unix_ms;
 use crate::local::Local;
 use crate::node::Node;
 use crate::peer_api::{self, JOIN_RESOURCE, JoinResource};
-use crate::peers::{CALL_TIMEOUT, call_node, sync_with, sync_with_all};
+use crate::peers::{CALL_TIMEOUT, REMOVED, call_node, sync_with, sync_with_all};
 use crate::resource::{self, Resource};
 use crate::shard::InitialContent;
 use holdfast_api::options::check;
@@ -102,7 +102,12 @@ async fn find(node: &Arc<Node>, name: &str, what: &str) -> Result<ResourceRecord
     if let Some(record) = node.record_named(name) {
         return Ok(record);
     }
-    let missing = node.others().len() - reached.len().min(node.others().len());
+    let others = node.others();
+    if let Some(other) = others.iter().find(|other| node.peers.health(other.uuid).refuses) {
+        let message = format!("{what}: node {} refuses this node", other.name);
+        return Err(ApiError::new(ErrorCode::PeerRefused, message).hint(REMOVED));
+    }
+    let missing = others.len() - reached.len().min(others.len());
     let why = if missing == 0 {
         "the cluster has no resource of that name".to_owned()
     } else {

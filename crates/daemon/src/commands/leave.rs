@@ -4,6 +4,7 @@ use super::roles::release;
 use super::{blocking, device};
 use crate::disk;
 use crate::events::{Objects, Part};
+use crate::local::LocalDisk;
 use crate::node::Node;
 use crate::peer_api::{self, AboutResource, MAY_DELETE};
 use crate::peers::{CALL_TIMEOUT, call_node};
@@ -22,6 +23,9 @@ use std::sync::Arc;
 /// # Errors
 /// When it is Primary or open here, the last member, or has the last good copy.
 pub(crate) async fn leave(node: &Arc<Node>, name: &str) -> Result<Done, ApiError> {
+    if let Some((id, _)) = node.damaged_named(name) {
+        return leave_damaged(node, name, id).await;
+    }
     let resource = node.resource_named(name)?;
     let begun = resource.begin().await?;
     let what = "leave was refused";
@@ -52,6 +56,37 @@ pub(crate) async fn leave(node: &Arc<Node>, name: &str) -> Result<Done, ApiError
     drop(begun);
     retire(node, &resource).await;
     Ok(Done::new(format!("node {} left resource {name}; the data stay on its disk", node.name)))
+}
+
+/// Ends the membership in a resource whose state file cannot be used: where its disk is, nobody knows.
+async fn leave_damaged(node: &Arc<Node>, name: &str, id: ResourceId) -> Result<Done, ApiError> {
+    let own = node.uuid;
+    let last = node.view().peers_of(id, own).is_empty();
+    node.cluster(move |state, now| {
+        let records = state.records();
+        let options = pair_keys(records, id, Some(&own.to_string()));
+        let member = records.member(id, own).map(|_| Key::member(id, own));
+        let resource = records.resource(id).filter(|_| last).map(|_| Key::resource(id));
+        let keys = member.into_iter().chain(resource).chain(options);
+        state.change(keys.map(Change::delete).collect(), now)
+    })
+    .await?;
+    peer_api::announce(node).await;
+    let (store, meta) = (node.store.clone(), disk::own_meta(&node.settings.state_dir, id));
+    blocking(move || {
+        if meta.exists() {
+            disk::wipe(&LocalDisk { path: meta.clone(), meta: Some(meta) }, id);
+        }
+        store.remove(id)
+    })
+    .await?;
+    node.forget_damaged(id);
+    node.cluster_changed();
+    let ended = if last { ", which has ended with its last member" } else { "" };
+    Ok(Done::new(format!(
+        "node {} left resource {name}{ended}; the data stay on its disk",
+        node.name
+    )))
 }
 
 /// The keys of the options of links of a resource; only of those of one node, if that is given.
@@ -183,7 +218,7 @@ pub(crate) async fn follow_records(node: Arc<Node>) {
                 tokio::spawn(async move { retire(&node, &resource).await });
             }
         }
-        let troubles = problems::of_records(&node);
+        let troubles = problems::of_cluster(&node);
         troubles.difference(&told).for_each(|trouble| tracing::warn!("{trouble}"));
         told = troubles;
         tokio::select! {
