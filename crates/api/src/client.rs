@@ -1,5 +1,6 @@
 //! A client of the API on a daemon's control socket.
 
+use crate::error::without_numbers;
 use crate::error::{ApiError, EXIT_NOT_REACHABLE, EXIT_REFUSED, EXIT_TIMED_OUT};
 use crate::error::{ErrorBody, ErrorCode};
 use crate::events::Event;
@@ -280,7 +281,7 @@ impl Client {
 /// What an I/O error says, without the number that Rust adds.
 fn plain(why: &std::io::Error) -> String {
     let text = why.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_lowercase()
+    without_numbers(&text).to_lowercase()
 }
 
 fn encode<B: Serialize>(method: &Method, path: &str, body: &B) -> Result<Bytes, ClientError> {

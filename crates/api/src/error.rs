@@ -203,6 +203,13 @@ impl ApiError {
         self
     }
 
+    /// The same in words alone: see [`without_numbers`].
+    #[must_use]
+    pub fn plain(mut self) -> Self {
+        self.message = without_numbers(&self.message);
+        self
+    }
+
     /// What every command says that this version does not have yet. `what` starts the sentence:
     /// `resize of resource r0`.
     #[must_use]
@@ -223,6 +230,22 @@ impl ApiError {
         )
         .hint("`holdfast status` lists the resources of this node")
     }
+}
+
+/// The text without the numbers that the standard library puts behind the words of the system:
+/// ` (os error 2)`.
+#[must_use]
+pub fn without_numbers(text: &str) -> String {
+    const MARK: &str = " (os error ";
+    let mut parts = text.split(MARK);
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.trim_start_matches(|c: char| c.is_ascii_digit()).strip_prefix(')') {
+            Some(rest) => plain.push_str(rest),
+            None => plain.extend([MARK, part]),
+        }
+    }
+    plain
 }
 
 impl From<holdfast_units::NameError> for ApiError {
@@ -280,6 +303,16 @@ mod tests {
         let error = ApiError::new(ErrorCode::Internal, "m");
         let body = serde_json::to_string(&ErrorBody { error }).unwrap();
         assert_eq!(body, r#"{"error":{"code":"INTERNAL","message":"m"}}"#);
+    }
+
+    #[test]
+    fn numbers_of_the_system_are_left_out() {
+        assert_eq!(without_numbers("a: No (os error 2): b (os error 111)"), "a: No: b");
+        for text in ["x (os error y)", "x (os error ", "x (os error 1", "", "(os error 1)"] {
+            assert_eq!(without_numbers(text), text);
+        }
+        let error = ApiError::new(ErrorCode::Internal, "no (os error 5)").hint("h").plain();
+        assert_eq!((&*error.message, error.hint.as_deref()), ("no", Some("h")));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::args::{Meta, MetaFile};
 use crate::output::Ui;
+use holdfast_api::error::without_numbers;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_format::{
     Finding, MetaDump, MetaError, MetaImage, Placement, ReadAt, ReadFailed, Severity,
@@ -90,7 +91,7 @@ impl Source {
                 _ => ErrorCode::DiskUnusable,
             };
             let text = why.to_string();
-            let why = text.split(" (os error").next().unwrap_or_default().to_lowercase();
+            let why = without_numbers(&text).to_lowercase();
             ApiError::new(
                 code,
                 format!("the metadata in {} was not read: {why}", args.path.display()),

@@ -2,7 +2,7 @@
 
 use crate::args::{ColorWhen, Global};
 use holdfast_api::ApiError;
-use holdfast_api::error::ErrorBody;
+use holdfast_api::error::{ErrorBody, without_numbers};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 
@@ -105,6 +105,7 @@ impl Ui {
             // A reader that has seen enough, such as `head`, is no failure.
             let quiet_end = why.kind() == io::ErrorKind::BrokenPipe;
             if !quiet_end {
+                let why = without_numbers(&why.to_string());
                 eprintln!("error: the answer was not printed on standard output: {why}");
             }
             std::process::exit(i32::from(!quiet_end));
@@ -130,7 +131,8 @@ impl Ui {
 
     /// Prints why the command did not do what it should.
     pub(crate) fn error(&self, error: &ApiError) {
-        eprint!("{}", error_text(error, self.json, self.color_errors));
+        let error = error.clone().plain();
+        eprint!("{}", error_text(&error, self.json, self.color_errors));
     }
 }
 

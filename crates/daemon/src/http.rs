@@ -40,7 +40,7 @@ pub(crate) struct Failure(ApiError);
 
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
-        Self(refuse::plain(error))
+        Self(error.plain())
     }
 }
 

@@ -164,21 +164,6 @@ pub(crate) fn device(error: &holdfast_device::DeviceError) -> ApiError {
     }
 }
 
-/// The same without the numbers that the standard library puts behind the words of the system:
-/// ` (os error 2)`.
-pub(crate) fn plain(mut error: ApiError) -> ApiError {
-    const MARK: &str = " (os error ";
-    while let Some(at) = error.message.find(MARK) {
-        let rest = &error.message[at + MARK.len()..];
-        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        if !rest[digits..].starts_with(')') {
-            break;
-        }
-        error.message.replace_range(at..=at + MARK.len() + digits, "");
-    }
-    error
-}
-
 /// What should not happen.
 pub(crate) fn internal(what: &str, error: &dyn std::fmt::Display) -> ApiError {
     ApiError::new(ErrorCode::Internal, format!("{what}: {error}"))
@@ -188,14 +173,6 @@ pub(crate) fn internal(what: &str, error: &dyn std::fmt::Display) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_of_the_system_are_left_out() {
-        let text = |text: &str| plain(ApiError::new(ErrorCode::Internal, text)).message;
-        assert_eq!(text("a: No (os error 2): b (os error 111)"), "a: No: b");
-        assert_eq!(text("x (os error y)"), "x (os error y)");
-        assert_eq!(text("x (os error "), "x (os error ");
-    }
 
     #[test]
     fn a_refusal_of_the_core_names_node_and_way_out() {

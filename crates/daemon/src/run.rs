@@ -2,7 +2,7 @@
 
 use crate::daemon::Daemon;
 use crate::options::{DaemonOptions, Settings};
-use crate::refuse;
+use holdfast_api::error::without_numbers;
 use holdfast_api::{ApiError, ErrorCode};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
@@ -24,7 +24,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(25);
 /// Why it could not be started. Nothing is left running then.
 pub fn run(options: &DaemonOptions) -> Result<(), ApiError> {
     log_to_stderr();
-    try_run(options).map_err(refuse::plain)
+    try_run(options).map_err(ApiError::plain)
 }
 
 fn try_run(options: &DaemonOptions) -> Result<(), ApiError> {
@@ -114,9 +114,26 @@ fn log_to_stderr() {
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let ansi = !journal && io::IsTerminal::is_terminal(&io::stderr());
     let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(ansi);
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Log).with_ansi(ansi);
     // A program that has the daemon in it may have set up its own log.
     let _ = if journal { builder.without_time().try_init() } else { builder.try_init() };
+}
+
+/// Standard error, for lines in words alone.
+struct Log;
+
+impl Write for Log {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match std::str::from_utf8(line) {
+            Ok(text) => io::stderr().write_all(without_numbers(text).as_bytes())?,
+            Err(_) => io::stderr().write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 /// Every connection and disk takes file descriptors: as many as the system lets this process have.

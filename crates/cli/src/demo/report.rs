@@ -1,6 +1,7 @@
 //! What the demo prints: each step with the commands that did it and its time.
 
 use crate::output::{Style, Ui};
+use holdfast_api::error::without_numbers;
 use std::time::{Duration, Instant};
 
 /// The longest word of a command that is printed whole, unless it is a path.
@@ -56,7 +57,7 @@ impl Report {
 
     /// Ends the demo with a step that failed, and the end of a node's log.
     pub(crate) fn failed(&mut self, why: &str, log: Option<(&str, Vec<String>)>) {
-        let mut text = self.step("✗", Style::Bad, why);
+        let mut text = self.step("✗", Style::Bad, &without_numbers(why));
         if let Some((node, lines)) = log {
             text.push_str(&format!("\n    the log of {node} ends with:\n"));
             for line in lines {

@@ -257,3 +257,24 @@ fn a_node_without_cluster_and_a_node_that_is_not_there() {
     cluster[0].ok(&["create", "r0", "--disk", &format!("{dir}/new")]);
     assert_eq!(cluster[0].resource("r0").role, "Primary");
 }
+
+#[test]
+fn errors_of_the_system_are_told_in_words() {
+    let cluster = cluster(1);
+    let output = cluster[0].cli(&["demo", "--once", "--dir", "/proc/nowhere/at/all"]);
+    assert_eq!(output.status, 1, "{output}");
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("it is there");
+    let mut command = cluster[0].command(&["status"]);
+    let status = command.stdout(full).stderr(std::process::Stdio::piped()).spawn();
+    let unprinted = status.and_then(std::process::Child::wait_with_output).expect("it runs");
+    let unprinted = String::from_utf8_lossy(&unprinted.stderr).into_owned();
+    assert!(unprinted.contains("not printed on standard output: No space left"), "{unprinted}");
+    // A disk that goes away under a resource leaves lines in the log.
+    cluster.create("r0", 4 * MIB, &[]);
+    cluster[0].ok(&["down", "r0"]);
+    std::fs::remove_file(cluster[0].disk("r0")).expect("it was there");
+    let up = cluster[0].cli(&["up", "r0"]);
+    for text in [output.stderr, unprinted, up.stderr, cluster[0].log()] {
+        assert!(!text.contains("os error"), "{text}");
+    }
+}
