@@ -106,11 +106,8 @@ pub(crate) fn of_notice(notice: &Notice, resource: &str) -> Option<(NodeId, Peer
             (peer, "UNRELATED_DATA", what.to_owned(), victim)
         }
         Notice::TwoPrimaries(peer) => {
-            let hint = format!(
-                "run `holdfast secondary {resource}` on one of them, then `holdfast connect \
-                 {resource}` on both"
-            );
-            (peer, "TWO_PRIMARIES", "not connected: both nodes are Primary".to_owned(), hint)
+            let what = "not connected: both nodes are Primary";
+            (peer, "TWO_PRIMARIES", what.to_owned(), victim)
         }
         Notice::PeerRefused(peer, why) => {
             (peer, "PEER_REFUSED", format!("not connected: {why}"), again)

@@ -58,6 +58,9 @@ async fn until(
         if holds(&now, request)? {
             return Ok(done(&now.name, request));
         }
+        if let Some(error) = in_vain(&now, request) {
+            return Err(error);
+        }
         tokio::select! {
             _ = changes.changed() => {}
             () = node.stopped() => return Err(crate::node::shutting_down()),
@@ -84,6 +87,40 @@ fn given_up(now: &ResourceStatus, request: &Wait, seconds: f64) -> ApiError {
     );
     ApiError::new(ErrorCode::TimedOut, message)
         .hint(format!("`holdfast status {}` shows how it stands", now.name))
+}
+
+/// Why it will not come true before a person has done something; `None` when it may.
+fn in_vain(now: &ResourceStatus, request: &Wait) -> Option<ApiError> {
+    let meant = |peer: &&PeerStatus| request.peer.as_ref().is_none_or(|name| *name == peer.node);
+    let mut peers = now.peers.iter().filter(meant);
+    let stuck = |peer: &&PeerStatus| peer.connection == "StandAlone" && peer.problem.is_some();
+    let peer = match (request.what, &request.peer) {
+        (WaitFor::Connected | WaitFor::Established | WaitFor::Synced, _) => peers.find(stuck)?,
+        // The data may still come from another one.
+        (WaitFor::UpToDate, None) => {
+            let first = peers.next()?;
+            peers.all(|peer| stuck(&peer)).then_some(first).filter(stuck)?
+        }
+        (WaitFor::UpToDate | WaitFor::Primary | WaitFor::Secondary, Some(_)) => {
+            peers.find(stuck)?
+        }
+        (WaitFor::Primary | WaitFor::Secondary, None) | (WaitFor::Replayed, _) => return None,
+    };
+    let problem = peer.problem.as_ref()?;
+    let code = match problem.code.as_str() {
+        "SPLIT_BRAIN" => ErrorCode::SplitBrain,
+        "UNRELATED_DATA" => ErrorCode::UnrelatedData,
+        "TWO_PRIMARIES" => ErrorCode::OtherPrimary,
+        _ => ErrorCode::PeerRefused,
+    };
+    let message = format!(
+        "waiting for {} of resource {} was given up: node {}: {}",
+        request.what.as_str(),
+        now.name,
+        peer.node,
+        problem.message
+    );
+    Some(ApiError::new(code, message).hint(problem.hint.clone()))
 }
 
 /// Whether it is so now.
@@ -124,6 +161,7 @@ fn holds(now: &ResourceStatus, request: &Wait) -> Result<bool, ApiError> {
 mod tests {
     use super::*;
     use holdfast_api::status::DiskStatus;
+    use holdfast_api::status::PeerProblem;
 
     fn peer(name: &str, replication: &str, out_of_sync_bytes: u64) -> PeerStatus {
         PeerStatus {
@@ -167,5 +205,36 @@ mod tests {
         let synced = Wait { what: WaitFor::Synced, peer: None, timeout_seconds: None };
         assert_eq!(holds(&alone, &synced), Ok(true));
         assert_eq!(holds(&down, &synced), Ok(false));
+    }
+
+    #[test]
+    fn what_only_a_person_can_change_is_not_waited_for() {
+        let stuck = |name: &str| PeerStatus {
+            connection: "StandAlone".into(),
+            problem: Some(PeerProblem { code: "SPLIT_BRAIN".into(), ..PeerProblem::default() }),
+            ..peer(name, "Off", 0)
+        };
+        let disconnected = PeerStatus { problem: None, ..stuck("beta") };
+        let connecting = PeerStatus { connection: "Connecting".into(), ..stuck("beta") };
+        let of = |peers: &[&PeerStatus], what, peer: Option<&str>| {
+            let peers = peers.iter().map(|peer| (*peer).clone()).collect();
+            let now = ResourceStatus { peers, ..ResourceStatus::default() };
+            let peer = peer.map(str::to_owned);
+            in_vain(&now, &Wait { what, peer, timeout_seconds: None }).map(|error| error.code)
+        };
+        let (beta, gamma) = (stuck("beta"), peer("gamma", "Established", 0));
+        let split = Some(ErrorCode::SplitBrain);
+        for what in [WaitFor::Connected, WaitFor::Established, WaitFor::Synced] {
+            assert_eq!(of(&[&beta, &gamma], what, None), split);
+            assert_eq!(of(&[&beta, &gamma], what, Some("gamma")), None);
+            assert_eq!(of(&[&disconnected, &gamma], what, None), None);
+            assert_eq!(of(&[&connecting], what, None), None);
+        }
+        assert_eq!(of(&[&beta, &gamma], WaitFor::UpToDate, None), None);
+        assert_eq!(of(&[&beta, &stuck("gamma")], WaitFor::UpToDate, None), split);
+        assert_eq!(of(&[&beta], WaitFor::UpToDate, None), split);
+        assert_eq!(of(&[], WaitFor::UpToDate, None), None);
+        assert_eq!(of(&[&beta], WaitFor::Primary, None), None);
+        assert_eq!(of(&[&beta], WaitFor::Primary, Some("beta")), split);
     }
 }
