@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// A Debian package and the file that shows that it (or something as good) is there.
-const NEEDED: [(&str, &str); 11] = [
+const NEEDED: [(&str, &str); 12] = [
     ("e2fsprogs", "mkfs.ext4"),
     ("fio", "fio"),
     ("fuse3", "fusermount3"),
@@ -14,6 +14,7 @@ const NEEDED: [(&str, &str); 11] = [
     ("libnbd-bin", "nbdcopy"),
     ("nbd-client", "nbd-client"),
     ("nbdkit", "nbdkit"),
+    ("openssl", "openssl"),
     ("python3-libnbd", "nbdsh"),
     ("qemu-utils", "qemu-img"),
     ("util-linux", "losetup"),
