@@ -31,6 +31,8 @@ const UNIT: u64 = 64 << 10;
 const MAX_MAPPED: u64 = 1 << 40;
 /// How many stretches of data are looked at when a file is opened.
 const MAX_STRETCHES: usize = 4096;
+/// How much the kernel maps around a page that is read.
+const AROUND: usize = 64 << 10;
 /// The smallest page of any machine.
 const PAGE: usize = 4096;
 
@@ -166,10 +168,26 @@ unsafe fn guarded_copy(target: NonNull<u8>, data: &[u8]) -> bool {
     // The handler runs on this thread, so it is the compiler only that must keep the order.
     compiler_fence(Ordering::SeqCst);
     // SAFETY: as the caller promises; a payload is never a part of the mapping.
-    unsafe { stream(target.as_ptr(), data) };
+    unsafe {
+        touch(target, data.len());
+        stream(target.as_ptr(), data);
+    }
     compiler_fence(Ordering::SeqCst);
     TARGET.set((0, 0));
     !FAILED.get()
+}
+
+/// Reads a byte of every unit, so that the kernel maps the pages around it that it has: one page
+/// fault for 16 pages, where stores would cause one for each.
+///
+/// # Safety
+/// `len` bytes from `target` on are mapped for reading; the file behind them may be gone.
+unsafe fn touch(target: NonNull<u8>, len: usize) {
+    for at in (0..len).step_by(AROUND) {
+        // SAFETY: `at` is below `len`. That somebody else may write the byte is why it is volatile;
+        // its value is of no interest.
+        unsafe { target.add(at).read_volatile() };
+    }
 }
 
 /// Copies past the caches, where the machine can do that: nobody reads the data soon, and memory
