@@ -138,6 +138,8 @@ codes! {
     DiskFailed = "DISK_FAILED", 500, EXIT_REFUSED;
     /// Metadata of a resource is there already.
     MetadataExists = "METADATA_EXISTS", 409, EXIT_REFUSED;
+    /// The disk holds something that would be overwritten.
+    DiskHoldsData = "DISK_HOLDS_DATA", 409, EXIT_REFUSED;
     /// The metadata cannot be used.
     MetadataInvalid = "METADATA_INVALID", 422, EXIT_REFUSED;
     /// The kernel offers no way to make a local device, or making it failed.

@@ -136,6 +136,9 @@ pub struct ResourceJoin {
     /// How writes travel to this node; `C` when left out.
     #[serde(default)]
     pub protocol: Option<String>,
+    /// Overwrite the disk also when it holds a filesystem, a partition table or the like.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// `primary`.
@@ -199,6 +202,9 @@ pub struct AttachDisk {
     /// Where the metadata is: `internal`, an absolute path, or left out for where it was.
     #[serde(default)]
     pub meta: Option<String>,
+    /// Overwrite another disk also when it holds a filesystem, a partition table or the like.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// `detach-disk`.

@@ -287,6 +287,9 @@ pub(crate) struct Join {
     /// Where the metadata is: `internal`, or a path [default: in the state directory]
     #[arg(long, value_name = "internal|PATH", value_parser = meta_place)]
     pub(crate) meta: Option<String>,
+    /// Overwrite the disk also when it holds a filesystem, a partition table or the like
+    #[arg(long, conflicts_with = "diskless")]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) later: Later,
 }
@@ -326,6 +329,9 @@ pub(crate) struct AttachDisk {
     /// Where the metadata is: `internal`, or a path [default: where it was]
     #[arg(long, value_name = "internal|PATH", value_parser = meta_place)]
     pub(crate) meta: Option<String>,
+    /// Overwrite another disk also when it holds a filesystem, a partition table or the like
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]

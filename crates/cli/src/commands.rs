@@ -35,7 +35,7 @@ pub(crate) async fn run(
             session.act(&of(routes::RESOURCE_SECONDARY, &a.name), &body).await
         }
         Call::AttachDisk(a) => {
-            let body = AttachDisk { disk: a.disk, meta: a.meta };
+            let body = AttachDisk { disk: a.disk, meta: a.meta, force: a.force };
             session.act(&of(routes::RESOURCE_ATTACH_DISK, &a.name), &body).await
         }
         Call::DetachDisk(a) => {
@@ -134,6 +134,7 @@ async fn join(session: &Session, args: Join) -> Result<(), ApiError> {
         diskless: args.diskless,
         meta: args.meta,
         protocol: args.protocol,
+        force: args.force,
     };
     session.act(&routes::of(routes::RESOURCE_JOIN, &args.name), &body).await
 }

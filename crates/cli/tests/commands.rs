@@ -111,11 +111,15 @@ fn every_command_is_one_call() {
         ),
         (
             "join r0 --disk /d --protocol C --meta /m",
-            r#"POST /v1/resources/r0/join {"disk":"/d","diskless":false,"meta":"/m","protocol":"C"}"#,
+            r#"POST /v1/resources/r0/join {"disk":"/d","diskless":false,"meta":"/m","protocol":"C","force":false}"#,
         ),
         (
             "join r0 --diskless",
-            r#"POST /v1/resources/r0/join {"disk":null,"diskless":true,"meta":null,"protocol":null}"#,
+            r#"POST /v1/resources/r0/join {"disk":null,"diskless":true,"meta":null,"protocol":null,"force":false}"#,
+        ),
+        (
+            "join r0 --disk /d --force",
+            r#"POST /v1/resources/r0/join {"disk":"/d","diskless":false,"meta":null,"protocol":null,"force":true}"#,
         ),
         ("leave r0", "POST /v1/resources/r0/leave {}"),
         ("delete r0", "POST /v1/resources/r0/delete {}"),
@@ -123,7 +127,10 @@ fn every_command_is_one_call() {
         ("down r0", "POST /v1/resources/r0/down {}"),
         ("primary r0 --force", r#"POST /v1/resources/r0/primary {"force":true}"#),
         ("secondary r0", r#"POST /v1/resources/r0/secondary {"force":false}"#),
-        ("attach-disk r0", r#"POST /v1/resources/r0/attach-disk {"disk":null,"meta":null}"#),
+        (
+            "attach-disk r0",
+            r#"POST /v1/resources/r0/attach-disk {"disk":null,"meta":null,"force":false}"#,
+        ),
         ("detach-disk r0 --force", r#"POST /v1/resources/r0/detach-disk {"force":true}"#),
         (
             "connect r0 --discard-my-data",

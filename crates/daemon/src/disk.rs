@@ -10,6 +10,7 @@ use holdfast_format::{
     BLOCK_LEN, Block, DEFAULT_EXTERNAL_SLOTS, MetaLayout, Placement, Superblock, al_blocks_for,
 };
 use holdfast_units::{BLOCK_SIZE, MAX_NODES, NodeId, ResourceId, format_size};
+use signature::signature_of;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt};
@@ -43,6 +44,8 @@ pub(crate) struct Wanted {
     pub(crate) al_extents: u16,
     pub(crate) state_dir: PathBuf,
     pub(crate) used: Vec<Used>,
+    /// Refuse a disk on which somebody else has put something: all of it will be overwritten.
+    pub(crate) only_if_empty: bool,
 }
 
 /// A disk that passed all checks; nothing was changed yet.
@@ -212,6 +215,15 @@ impl Wanted {
             return Err(self
                 .refuse(ErrorCode::DiskTooSmall, &why)
                 .hint("give a disk that is as large or larger"));
+        }
+        if let (true, Some(what)) = (self.only_if_empty, signature_of(path)) {
+            let why = format!(
+                "the disk {shown} holds {what}, which would be overwritten with the data of the \
+                 resource"
+            );
+            return Err(self
+                .refuse(ErrorCode::DiskHoldsData, &why)
+                .hint("choose another disk; if nobody needs what is on it, add --force"));
         }
         Ok(if self.size.is_none() { bytes - length } else { 0 })
     }
@@ -405,5 +417,6 @@ fn loop_device_of(path: &Path) -> Option<String> {
     None
 }
 
+mod signature;
 #[cfg(test)]
 mod tests;

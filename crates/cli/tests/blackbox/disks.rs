@@ -1,8 +1,8 @@
 //! Which disks are taken, and what is said about them.
 
-use crate::{MIB, cluster};
-use holdfast_testkit::{Cluster, files, run};
-use std::path::Path;
+use crate::{MIB, SOON, cluster, write_blocks};
+use holdfast_testkit::{Cluster, files, run, run_ok};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A loop device over a file of the cluster's directory; it goes with that.
@@ -91,4 +91,48 @@ fn metadata_are_for_the_daemon_alone() {
         let mode = std::fs::metadata(&file).expect("it is there").mode();
         assert_eq!(mode & 0o777, 0o600, "{}", file.display());
     }
+}
+
+#[test]
+fn a_disk_with_somebody_elses_data_is_overwritten_only_when_told_to() {
+    let mut cluster = cluster(2);
+    cluster.create("r0", 8 * MIB, &[]);
+    write_blocks(&cluster[0], "r0", 1, 0..10);
+    run_ok(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(make(&cluster, "ext4")));
+    let swap = make(&cluster, "swap");
+    run_ok(Command::new("mkswap").arg(&swap));
+    let text = |file: &str| cluster.scratch().join(file).display().to_string();
+    let before = files::fingerprint(&cluster.scratch().join("ext4"), 8 * MIB);
+    let join = ["join", "r0", "--disk", &text("ext4")];
+    cluster[1].refused(&join, 1, "holds an ext filesystem");
+    cluster[1].refused(&["join", "r0", "--disk", &text("swap")], 1, "holds swap space");
+    assert_eq!(files::fingerprint(&cluster.scratch().join("ext4"), 8 * MIB), before);
+    assert!(cluster[1].status().resources.is_empty());
+    // Not another disk in the place of the first one either.
+    cluster[1].ok(&["join", "r0", "--diskless"]);
+    let attach = ["attach-disk", "r0", "--disk", &text("ext4")];
+    cluster[1].refused(&attach, 1, "holds an ext filesystem");
+    cluster[1].ok(&["leave", "r0"]);
+    cluster[1].refused(&join, 1, "holds an ext filesystem");
+    cluster[1].ok(&[&join[..], &["--force"]].concat());
+    cluster[1].wait_synced("r0", SOON);
+    files::assert_equal(&cluster[0].disk("r0"), &cluster.scratch().join("ext4"), 8 * MIB);
+
+    // The filesystem of the resource itself, on a member that comes again.
+    let uri = cluster[0].uri("r0").to_string();
+    let (image, join) = (text("image"), join.map(str::to_owned));
+    run_ok(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(make(&cluster, "image")));
+    run_ok(Command::new("nbdcopy").args([&image, &uri]));
+    cluster[1].wait_synced("r0", SOON);
+    cluster[1].ok(&["leave", "r0"]);
+    cluster[1].ok(&join.each_ref().map(String::as_str));
+    cluster[1].wait_synced("r0", SOON);
+    cluster[1].restart();
+    cluster[1].wait_synced("r0", SOON);
+}
+
+fn make(cluster: &Cluster, file: &str) -> PathBuf {
+    let path = cluster.scratch().join(file);
+    files::make_sparse(&path, 8 * MIB);
+    path
 }

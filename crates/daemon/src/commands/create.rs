@@ -40,6 +40,7 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
         al_extents,
         state_dir: node.settings.state_dir.clone(),
         used: used_disks(node),
+        only_if_empty: false,
     };
     let checked = blocking(move || wanted.check()).await?;
     // A cluster of one is no harm when a later step fails.

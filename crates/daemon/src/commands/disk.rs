@@ -54,7 +54,9 @@ pub(crate) async fn attach(
             let message = format!("{what} for {name}: this node never had a disk of it");
             return Err(ApiError::new(ErrorCode::NoDisk, message).hint("name one with --disk PATH"));
         };
-        Some(make(node, &resource, path, request.meta.clone(), what).await?)
+        let other = local.disk.as_ref().is_none_or(|disk| disk.path != Path::new(&path));
+        let only_if_empty = other && !request.force;
+        Some(make(node, &resource, path, request.meta.clone(), only_if_empty, what).await?)
     };
     let was_up = resource.handle().is_some();
     if was_up {
@@ -104,6 +106,7 @@ async fn make(
     resource: &Arc<Resource>,
     path: String,
     meta: Option<String>,
+    only_if_empty: bool,
     what: &str,
 ) -> Result<LocalDisk, ApiError> {
     let view = node.view();
@@ -124,6 +127,7 @@ async fn make(
         al_extents: al_extents(&record.options),
         state_dir: node.settings.state_dir.clone(),
         used,
+        only_if_empty,
     };
     let prepare = move || wanted.check()?.prepare(slot, InitialContent::Nothing);
     Ok(blocking(prepare).await?.disk)

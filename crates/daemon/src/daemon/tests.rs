@@ -447,7 +447,7 @@ async fn a_disconnect_holds_over_a_restart_and_connect_ends_it() {
     assert_eq!(beta.resource("r0").await.disk.state, "Diskless");
     // Another disk gets all data anew.
     let other = beta.dir.join("other.img").display().to_string();
-    let call = rq::AttachDisk { disk: Some(other), meta: None };
+    let call = rq::AttachDisk { disk: Some(other), ..Default::default() };
     beta.on(routes::RESOURCE_ATTACH_DISK, "r0", &call).await;
     beta.wait("r0", rq::WaitFor::UpToDate, None).await;
     alpha.on(routes::RESOURCE_SECONDARY, "r0", &rq::Secondary::default()).await;

@@ -14,6 +14,7 @@ fn wanted(dir: &Path, disk: &Path) -> Wanted {
         al_extents: 67,
         state_dir: dir.join("state"),
         used: Vec::new(),
+        only_if_empty: false,
     }
 }
 
