@@ -44,8 +44,18 @@ pub(crate) struct Wanted {
     pub(crate) al_extents: u16,
     pub(crate) state_dir: PathBuf,
     pub(crate) used: Vec<Used>,
-    /// Refuse a disk on which somebody else has put something: all of it will be overwritten.
-    pub(crate) only_if_empty: bool,
+    pub(crate) existing: Existing,
+}
+
+/// What becomes of what is on a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Existing {
+    /// It is the data of the resource. Internal metadata must not go over the end of something.
+    Keep,
+    /// It is overwritten; a disk on which somebody else has put something is refused.
+    OverwriteUnknown,
+    /// It is overwritten, whatever it is.
+    Overwrite,
 }
 
 /// A disk that passed all checks; nothing was changed yet.
@@ -55,7 +65,16 @@ pub(crate) struct Checked {
     pub(crate) disk: LocalDisk,
     /// The file must be made first, so long.
     make_file: Option<u64>,
-    left_over: u64,
+    ends: Ends,
+}
+
+/// The end of a disk that was there, as far as it is not part of the resource.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Ends {
+    /// Bytes that are no whole block, where all of the disk was to be the resource.
+    pub(crate) left_over: u64,
+    /// Bytes for internal metadata.
+    pub(crate) metadata: u64,
 }
 
 /// What was made, so that it can be undone.
@@ -64,9 +83,7 @@ pub(crate) struct Prepared {
     pub(crate) disk: LocalDisk,
     /// The size of the resource.
     pub(crate) size: u64,
-    /// Bytes at the end of the disk that are not part of it because they are no whole block, where
-    /// all of the disk was to be.
-    pub(crate) left_over: u64,
+    pub(crate) ends: Ends,
     resource: ResourceId,
     made_file: bool,
 }
@@ -97,10 +114,10 @@ impl Wanted {
         self.check_foreign(&path, "the disk")?;
         let meta = self.meta_place(&path)?;
         let disk = LocalDisk { path, meta };
-        let (make_file, left_over) = match fs::metadata(&disk.path) {
+        let (make_file, ends) = match fs::metadata(&disk.path) {
             Ok(found) => (None, self.check_existing(&disk, &found)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                (Some(self.length_of_new(&disk)?), 0)
+                (Some(self.length_of_new(&disk)?), Ends::default())
             }
             Err(error) => {
                 let why = format!("the disk {} cannot be used: {error}", disk.path.display());
@@ -110,7 +127,7 @@ impl Wanted {
         if let Some(meta) = &disk.meta {
             self.check_free(meta, "the metadata")?;
         }
-        Ok(Checked { wanted: self, disk, make_file, left_over })
+        Ok(Checked { wanted: self, disk, make_file, ends })
     }
 
     fn path(&self, text: &str, what: &str) -> Result<PathBuf, ApiError> {
@@ -164,9 +181,8 @@ impl Wanted {
         Ok(size + layout.area().len)
     }
 
-    /// Checks a disk that is there; how many bytes at its end are no whole block and were not left
-    /// out on purpose.
-    fn check_existing(&self, disk: &LocalDisk, found: &Metadata) -> Result<u64, ApiError> {
+    /// Checks a disk that is there.
+    fn check_existing(&self, disk: &LocalDisk, found: &Metadata) -> Result<Ends, ApiError> {
         let (path, shown) = (&disk.path, disk.path.display());
         self.check_free(path, "the disk")?;
         let kind = found.file_type();
@@ -216,7 +232,25 @@ impl Wanted {
                 .refuse(ErrorCode::DiskTooSmall, &why)
                 .hint("give a disk that is as large or larger"));
         }
-        if let (true, Some(what)) = (self.only_if_empty, signature_of(path)) {
+        self.check_content(disk, length, room)?;
+        Ok(Ends {
+            left_over: if self.size.is_none() { bytes - length } else { 0 },
+            metadata: if disk.meta.is_none() { length - room } else { 0 },
+        })
+    }
+
+    /// That nothing is destroyed that somebody may need. The disk has `length` bytes, of which the
+    /// resource can have `room`.
+    fn check_content(&self, disk: &LocalDisk, length: u64, room: u64) -> Result<(), ApiError> {
+        let shown = disk.path.display();
+        let found = match self.existing {
+            Existing::Overwrite => None,
+            Existing::Keep if disk.meta.is_some() => None,
+            Existing::Keep | Existing::OverwriteUnknown => signature_of(&disk.path),
+        };
+        let Some(found) = found else { return Ok(()) };
+        let what = found.what;
+        if self.existing == Existing::OverwriteUnknown {
             let why = format!(
                 "the disk {shown} holds {what}, which would be overwritten with the data of the \
                  resource"
@@ -225,7 +259,16 @@ impl Wanted {
                 .refuse(ErrorCode::DiskHoldsData, &why)
                 .hint("choose another disk; if nobody needs what is on it, add --force"));
         }
-        Ok(if self.size.is_none() { bytes - length } else { 0 })
+        if found.end.unwrap_or(length) <= room {
+            return Ok(());
+        }
+        let why = format!(
+            "the disk {shown} holds {what} that goes to where its metadata would be, at its end"
+        );
+        Err(self.refuse(ErrorCode::MetadataExists, &why).hint(
+            "shrink it first, or put the metadata elsewhere: into a file with --meta PATH, or leave \
+             --meta away",
+        ))
     }
 
     /// That it is not among the files of the node itself.
@@ -270,7 +313,7 @@ impl Checked {
         node: NodeId,
         content: InitialContent,
     ) -> Result<Prepared, ApiError> {
-        let Self { wanted, disk, make_file, left_over } = self;
+        let Self { wanted, disk, make_file, ends } = self;
         if disk.meta.as_ref().is_some_and(|meta| meta.starts_with(&wanted.state_dir)) {
             let dir = wanted.state_dir.join("meta");
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
@@ -294,7 +337,7 @@ impl Checked {
             content,
         });
         match made {
-            Ok(size) => Ok(Prepared { disk, size, left_over, resource, made_file }),
+            Ok(size) => Ok(Prepared { disk, size, ends, resource, made_file }),
             Err(error) => {
                 if made_file {
                     remove_file(&disk.path);

@@ -110,7 +110,8 @@ fn row_008_create_keeps_what_is_on_the_disk() {
     let on_ext4 = ["create", "r2", "--disk", &text("ext4"), "--meta", "internal"];
     node.refused(&on_ext4, 1, "filesystem");
     assert_eq!(files::fingerprint(&path("ext4"), len), filesystem);
-    node.ok(&["create", "r2", "--disk", &text("inside"), "--meta", "internal"]);
+    let said = node.ok(&["create", "r2", "--disk", &text("inside"), "--meta", "internal"]);
+    assert!(said.contains("hold its metadata"), "{said}");
     let size = node.resource("r2").size_bytes;
     assert!(size > len / 2 && size < len && size.is_multiple_of(BLOCK), "{size}");
     files::assert_equal(&path("own"), &path("inside"), size);

@@ -1,7 +1,7 @@
 //! `create`: a resource, on its first node.
 
 use super::{blocking, used_disks};
-use crate::disk::{Prepared, Wanted};
+use crate::disk::{Ends, Existing, Prepared, Wanted};
 use crate::events::unix_ms;
 use crate::local::Local;
 use crate::node::Node;
@@ -40,7 +40,7 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
         al_extents,
         state_dir: node.settings.state_dir.clone(),
         used: used_disks(node),
-        only_if_empty: false,
+        existing: Existing::Keep,
     };
     let checked = blocking(move || wanted.check()).await?;
     // A cluster of one is no harm when a later step fails.
@@ -63,12 +63,16 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
         "resource {name} of {} was created; this node is Primary",
         format_size(prepared.size)
     );
-    if prepared.left_over > 0 {
+    let disk = prepared.disk.path.display();
+    let Ends { left_over, metadata } = prepared.ends;
+    if metadata > 0 {
+        let metadata = format_size(metadata);
+        message.push_str(&format!("; the last {metadata} of {disk} hold its metadata"));
+    }
+    if left_over > 0 {
         message.push_str(&format!(
-            "; the last {} bytes of {} are not part of it and not replicated: they are no whole \
-             block of 4096 bytes",
-            prepared.left_over,
-            prepared.disk.path.display()
+            "; the last {left_over} bytes of {disk} are not part of it and not replicated: they \
+             are no whole block of 4096 bytes"
         ));
     }
     Ok(Done::new(message))

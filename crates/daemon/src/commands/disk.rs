@@ -4,7 +4,7 @@ use super::create::al_extents;
 use super::roles::release;
 use super::updown::refuse_primary;
 use super::{blocking, core_command, used_disks};
-use crate::disk::{self, Wanted};
+use crate::disk::{self, Existing, Wanted};
 use crate::local::LocalDisk;
 use crate::node::Node;
 use crate::peer_api;
@@ -55,8 +55,11 @@ pub(crate) async fn attach(
             return Err(ApiError::new(ErrorCode::NoDisk, message).hint("name one with --disk PATH"));
         };
         let other = local.disk.as_ref().is_none_or(|disk| disk.path != Path::new(&path));
-        let only_if_empty = other && !request.force;
-        Some(make(node, &resource, path, request.meta.clone(), only_if_empty, what).await?)
+        let existing = match other && !request.force {
+            true => Existing::OverwriteUnknown,
+            false => Existing::Overwrite,
+        };
+        Some(make(node, &resource, path, request.meta.clone(), existing, what).await?)
     };
     let was_up = resource.handle().is_some();
     if was_up {
@@ -106,7 +109,7 @@ async fn make(
     resource: &Arc<Resource>,
     path: String,
     meta: Option<String>,
-    only_if_empty: bool,
+    existing: Existing,
     what: &str,
 ) -> Result<LocalDisk, ApiError> {
     let view = node.view();
@@ -127,7 +130,7 @@ async fn make(
         al_extents: al_extents(&record.options),
         state_dir: node.settings.state_dir.clone(),
         used,
-        only_if_empty,
+        existing,
     };
     let prepare = move || wanted.check()?.prepare(slot, InitialContent::Nothing);
     Ok(blocking(prepare).await?.disk)

@@ -2,7 +2,7 @@
 
 use super::create::al_extents;
 use super::{blocking, used_disks};
-use crate::disk::{Prepared, Wanted};
+use crate::disk::{Existing, Prepared, Wanted};
 use crate::events::unix_ms;
 use crate::local::Local;
 use crate::node::Node;
@@ -60,7 +60,11 @@ pub(crate) async fn join(
                 state_dir: node.settings.state_dir.clone(),
                 used: used_disks(node),
                 // Who was a member before has its own data on the disk.
-                only_if_empty: !request.force && !had_disk(node, record.id),
+                existing: if request.force || had_disk(node, record.id) {
+                    Existing::Overwrite
+                } else {
+                    Existing::OverwriteUnknown
+                },
             };
             Some(blocking(move || wanted.check()).await?)
         }

@@ -25,31 +25,61 @@ const MARKS: [(usize, &[u8], &str); 14] = [
     (0, b"QFI\xFB", "an image in the format qcow2"),
 ];
 
-/// What the disk holds, in words; `None` when that is nothing known. A disk that cannot be read
-/// holds nothing known either: who opens it is told why.
-pub(super) fn signature_of(path: &Path) -> Option<&'static str> {
+/// What somebody has put on a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Signature {
+    /// In words.
+    pub(super) what: &'static str,
+    /// Where it ends, in bytes, if its first bytes say so.
+    pub(super) end: Option<u64>,
+}
+
+/// What the disk holds; `None` when that is nothing known. A disk that cannot be read holds nothing
+/// known either: who opens it is told why.
+pub(super) fn signature_of(path: &Path) -> Option<Signature> {
     let mut start = Vec::with_capacity(LOOKED_AT);
     File::open(path).ok()?.take(LOOKED_AT as u64).read_to_end(&mut start).ok()?;
     let has = |at: usize, bytes: &[u8]| start.get(at..).is_some_and(|rest| rest.starts_with(bytes));
-    if let Some((.., what)) = MARKS.iter().find(|(at, bytes, _)| has(*at, bytes)) {
-        return Some(what);
+    if let Some((_, mark, what)) = MARKS.iter().find(|(at, bytes, _)| has(*at, bytes)) {
+        return Some(Signature { what, end: end_of(mark, &start) });
     }
     // LVM looks for its label in the first four sectors.
     if (0..4).any(|sector| has(sector * 512, b"LABELONE")) {
-        return Some("a physical volume of LVM");
+        return Some(Signature { what: "a physical volume of LVM", end: None });
     }
     has(510, b"\x55\xAA").then(|| of_boot_sector(&start)).flatten()
 }
 
+/// Where a filesystem ends, for the common ones: their superblocks say it.
+fn end_of(mark: &[u8], start: &[u8]) -> Option<u64> {
+    let le32 = |at: usize| Some(u32::from_le_bytes(*start.get(at..)?.first_chunk()?));
+    let be32 = |at: usize| Some(u32::from_be_bytes(*start.get(at..)?.first_chunk()?));
+    let le64 = |at: usize| Some(u64::from_le_bytes(*start.get(at..)?.first_chunk()?));
+    let be64 = |at: usize| Some(u64::from_be_bytes(*start.get(at..)?.first_chunk()?));
+    match mark {
+        b"\x53\xEF" => {
+            let blocks = u64::from(le32(1028)?) | u64::from(le32(1360)?) << 32;
+            let block = 1024u64.checked_shl(le32(1048)?).unwrap_or(0);
+            Some(blocks.saturating_mul(block))
+        }
+        b"XFSB" => Some(be64(8)?.saturating_mul(u64::from(be32(4)?))),
+        b"_BHRfS_M" => le64(0x10070),
+        _ => None,
+    }
+}
+
 /// FAT and the old partition table both end their first sector in the same way.
-fn of_boot_sector(start: &[u8]) -> Option<&'static str> {
+fn of_boot_sector(start: &[u8]) -> Option<Signature> {
     if start[54..].starts_with(b"FAT") || start[82..].starts_with(b"FAT") {
-        return Some("a FAT filesystem");
+        return Some(Signature { what: "a FAT filesystem", end: None });
     }
     let entries = || start[446..510].chunks(16);
     let plausible = entries().all(|entry| matches!(entry[0], 0 | 0x80));
-    let used = entries().any(|entry| entry[4] != 0);
-    (plausible && used).then_some("a partition table (MBR)")
+    let le32 = |bytes: &[u8]| bytes.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    let used = entries().filter(|entry| entry[4] != 0);
+    let end = used.map(|e| (u64::from(le32(&e[8..])) + u64::from(le32(&e[12..]))) * 512).max();
+    let what = "a partition table (MBR)";
+    end.filter(|_| plausible).map(|end| Signature { what, end: Some(end) })
 }
 
 #[cfg(test)]
@@ -65,7 +95,7 @@ mod tests {
         }
         let path = dir.path().join("disk");
         fs::write(&path, bytes).unwrap();
-        signature_of(&path)
+        signature_of(&path).map(|found| found.what)
     }
 
     #[test]

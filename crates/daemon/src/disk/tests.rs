@@ -14,7 +14,7 @@ fn wanted(dir: &Path, disk: &Path) -> Wanted {
         al_extents: 67,
         state_dir: dir.join("state"),
         used: Vec::new(),
-        only_if_empty: false,
+        existing: Existing::Keep,
     }
 }
 
@@ -123,7 +123,7 @@ fn the_size_is_that_of_the_disk_and_undoing_leaves_nothing() {
     let disk = file(dir, "disk", 8 * MIB + 100);
     let before = listing(dir);
     let prepared = wanted(dir, &disk).check().unwrap().prepare(node(), current()).unwrap();
-    assert_eq!((prepared.size, prepared.left_over), (8 * MIB, 100));
+    assert_eq!((prepared.size, prepared.ends.left_over), (8 * MIB, 100));
     prepared.undo();
     fs::remove_dir_all(dir.join("state")).unwrap();
     assert_eq!(listing(dir), before);
@@ -150,4 +150,30 @@ fn wiped_internal_metadata_are_gone_and_those_of_others_stay() {
     assert_eq!(internal_owner(&disk, 64 * MIB), Some(ID));
     wipe(&prepared.disk, ID);
     assert_eq!(internal_owner(&disk, 64 * MIB), None);
+}
+
+#[test]
+fn internal_metadata_do_not_go_over_the_end_of_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = file(dir.path(), "disk", 64 * MIB);
+    let of = |size: u64| {
+        let sectors = u32::try_from(size / 512 - 8).unwrap().to_le_bytes();
+        let table = [&[0, 0, 0, 0, 0x83, 0, 0, 0, 8, 0, 0, 0], &sectors[..]].concat();
+        let open = File::options().write(true).open(&disk).unwrap();
+        open.write_all_at(&table, 446).unwrap();
+        open.write_all_at(b"\x55\xAA", 510).unwrap();
+        Wanted { meta: Some("internal".into()), ..wanted(dir.path(), &disk) }.check()
+    };
+    let error = of(64 * MIB).map(drop).unwrap_err();
+    assert_eq!(error.code, ErrorCode::MetadataExists);
+    assert!(error.message.contains("a partition table (MBR) that goes to where"), "{error:?}");
+    let fitting = of(62 * MIB).unwrap();
+    assert!(fitting.ends.metadata > 0 && fitting.ends.metadata < 2 * MIB, "{fitting:?}");
+    // What is beside is in nobody's way.
+    of(64 * MIB).unwrap_err();
+    assert_eq!(wanted(dir.path(), &disk).check().unwrap().ends, Ends::default());
+    // Who does not say where it ends may need all of the disk.
+    File::options().write(true).open(&disk).unwrap().write_all_at(b"LUKS\xBA\xBE", 0).unwrap();
+    let error = of(MIB).map(drop).unwrap_err();
+    assert!(error.message.contains("an encrypted volume"), "{error:?}");
 }

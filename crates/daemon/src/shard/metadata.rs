@@ -167,9 +167,6 @@ pub fn create_metadata(spec: &CreateMetadata) -> Result<u64, MetadataError> {
     let internal = spec.disk.meta == MetaPlace::Internal;
     let file = open_meta(&spec.disk, true)?;
     check_vacant(path, &file, &layout, spec.resource)?;
-    if internal && spec.content != InitialContent::Nothing {
-        check_free_end(path, &file, &layout)?;
-    }
     let fail = |error: io::Error| MetadataError::io(path, "written", error);
     let area = layout.area();
     let is_file = file.metadata().map_err(fail)?.file_type().is_file();
@@ -268,46 +265,6 @@ fn check_vacant(
     } else {
         Ok(())
     }
-}
-
-/// A filesystem that is to be kept must end before the metadata begin.
-fn check_free_end(path: &Path, file: &File, layout: &MetaLayout) -> Result<(), MetadataError> {
-    let mut start = vec![0; 68 << 10];
-    // A device that is shorter has none of these.
-    if file.read_exact_at(&mut start, 0).is_err() {
-        return Ok(());
-    }
-    match filesystem_end(&start) {
-        Some((name, end)) if end > layout.area().offset => {
-            let what = format!(
-                "an {name} filesystem that ends where the metadata would go: shrink it first, or \
-                 put the metadata elsewhere"
-            );
-            Err(MetadataError::Occupied { path: path.to_owned(), what })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Name and end in bytes of the filesystem that begins with these bytes, for the common ones
-/// (ext2 to ext4, XFS, Btrfs: their superblocks say how long they are).
-fn filesystem_end(start: &[u8]) -> Option<(&'static str, u64)> {
-    let le32 = |at: usize| u32::from_le_bytes(start[at..at + 4].try_into().unwrap_or_default());
-    let be32 = |at: usize| u32::from_be_bytes(start[at..at + 4].try_into().unwrap_or_default());
-    let be64 = |at: usize| u64::from_be_bytes(start[at..at + 8].try_into().unwrap_or_default());
-    let le64 = |at: usize| u64::from_le_bytes(start[at..at + 8].try_into().unwrap_or_default());
-    if start[1080..1082] == [0x53, 0xEF] {
-        let blocks = u64::from(le32(1028)) | u64::from(le32(1360)) << 32;
-        let block = 1024u64.checked_shl(le32(1048)).unwrap_or(0);
-        return Some(("ext", blocks.saturating_mul(block)));
-    }
-    if &start[..4] == b"XFSB" {
-        return Some(("XFS", be64(8).saturating_mul(u64::from(be32(4)))));
-    }
-    if &start[0x10040..0x10048] == b"_BHRfS_M" {
-        return Some(("Btrfs", le64(0x10070)));
-    }
-    None
 }
 
 /// Makes a range read as zeroes.
