@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 
 use holdfast_units::ByteRange;
 use rustix::fs::{SeekFrom, seek};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 /// What is known to be allocated is kept in units of this many bytes. Shorter writes gain nothing.
 const UNIT: u64 = 64 << 10;
@@ -64,7 +64,11 @@ impl Mapping {
             let protection = ProtFlags::READ | ProtFlags::WRITE;
             mmap(null_mut(), len, protection, MapFlags::SHARED, file.as_fd(), 0)
         };
-        let start = NonNull::new(start.ok()?.cast())?;
+        let start = start.ok()?;
+        // SAFETY: this is the mapping just made; the advice changes nothing for its content.
+        // When it is not taken, a core dump may be larger.
+        let _ = unsafe { madvise(start, len, Advice::LinuxDontDump) };
+        let start = NonNull::new(start.cast())?;
         let words = (size / UNIT).div_ceil(64);
         let present = (0..words).map(|_| AtomicU64::new(0)).collect();
         let mapping = Self { start, len, present, broken: AtomicBool::new(false) };
