@@ -126,7 +126,7 @@ fn idle_strangers(address: SocketAddr, stop: &AtomicBool) -> usize {
                 made += 1;
             }
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20)); // bounded poll
     }
     made
 }

@@ -92,7 +92,7 @@ async fn replies_that_nobody_fetches_make_room_for_others() {
         export.take().1.complete(Ok(ReplyData::Read(data)));
         // It never reads, and finds the connection closed when it writes.
         while peer.stream.write_all(&[0]).await.is_ok() {
-            tokio::time::sleep(SHORT / 10).await;
+            tokio::time::sleep(SHORT / 10).await; // bounded poll
         }
     });
     let honest = with_server(&others, options.clone(), 1 << 16, async |stream| {
@@ -116,7 +116,10 @@ async fn a_slow_client_in_nobodys_way_is_left_alone() {
     let options = ServerOptions { patience, ..sharing(&memory) };
     with_server(&export, options, 1 << 16, async |stream| {
         let mut peer = half_a_write(stream, MIB).await;
-        tokio::time::sleep(20 * patience).await;
+        let start = Instant::now();
+        while start.elapsed() < 20 * patience {
+            tokio::task::yield_now().await;
+        }
         peer.send(&vec![1; (1 << 20) - 1]).await;
         export.wait_for(1).await;
         export.take().1.complete(Ok(ReplyData::Done));
