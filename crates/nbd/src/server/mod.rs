@@ -82,7 +82,7 @@ impl Default for ServerOptions {
         Self {
             max_requests: 128,
             max_bytes: 64 << 20,
-            own_bytes: 512 << 10,
+            own_bytes: 2 << 20,
             memory: SharedMemory::of_thread(),
             patience: Duration::from_secs(10),
             max_payload: PORTABLE_PAYLOAD,
