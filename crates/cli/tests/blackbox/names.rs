@@ -29,7 +29,8 @@ fn of_two_connected_nodes_that_create_one_name_at_a_time_one_succeeds() {
         let [winner] = done[..] else { panic!("{outputs:?}") };
         for output in outputs.iter().filter(|output| output.status != 0) {
             assert_eq!(output.status, 1, "{output}");
-            assert!(output.stderr.contains("was not created") && output.stderr.contains("hint:"));
+            assert!(output.stderr.contains("was not created: "), "{output}");
+            assert!(output.stderr.contains("hint: choose another name, or"), "{output}");
         }
         write_blocks(&cluster[winner], &name, 1, 0..3);
         for (index, node) in cluster.nodes().iter().enumerate() {

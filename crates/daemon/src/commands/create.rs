@@ -83,15 +83,13 @@ fn refuse_taken(node: &Node, name: &str) -> Result<(), ApiError> {
     if !here && node.record_named(name).is_none() {
         return Ok(());
     }
-    let error = ApiError::new(
-        ErrorCode::AlreadyExists,
-        format!("resource {name} was not created: the cluster has a resource of this name"),
-    );
-    Err(if here {
-        error.hint("choose another name")
-    } else {
-        error.hint(format!("choose another name, or become a member with `holdfast join {name}`"))
-    })
+    let error = taken(name, "the cluster has a resource of this name");
+    Err(if here { error.hint("choose another name") } else { error })
+}
+
+fn taken(name: &str, why: &str) -> ApiError {
+    ApiError::new(ErrorCode::AlreadyExists, format!("resource {name} was not created: {why}"))
+        .hint(format!("choose another name, or become a member with `holdfast join {name}`"))
 }
 
 /// Records, local state, core, role.
@@ -137,7 +135,12 @@ async fn establish(
     node.cluster(move |state, now| {
         state.change(vec![Change::resource(&record), Change::member(&member)], now)
     })
-    .await?;
+    .await
+    .map_err(|error| match error.code {
+        // Another node's record has come meanwhile.
+        ErrorCode::AlreadyExists => taken(&record_name, "the cluster has a resource of this name"),
+        _ => error,
+    })?;
     claim_name(node, id, &record_name).await?;
     let resource = Resource::new(local);
     node.add_resource(Arc::clone(&resource));
@@ -155,11 +158,7 @@ async fn establish(
 async fn claim_name(node: &Arc<Node>, id: ResourceId, name: &str) -> Result<(), ApiError> {
     peer_api::announce(node).await;
     let Some(others) = problems::name_is_lost(node, id) else { return Ok(()) };
-    let message = format!(
-        "resource {name} was not created: {others} created one of this name in the same moment"
-    );
-    Err(ApiError::new(ErrorCode::AlreadyExists, message)
-        .hint(format!("choose another name, or become a member with `holdfast join {name}`")))
+    Err(taken(name, &format!("{others} created one of this name in the same moment")))
 }
 
 /// Takes back what had been done for a resource that could not be created.
