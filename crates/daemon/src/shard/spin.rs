@@ -1,10 +1,14 @@
 //! Polling instead of sleeping, for a moment after something happened.
 //!
 //! To wake a sleeping thread on another CPU takes several times as long as a small request; while
-//! requests come one by one, the next event is worth waiting for.
+//! requests come one by one, the next event is worth waiting for. Where more threads want to run
+//! than there are CPUs, the same polling takes the CPU from those who would bring the event, so a
+//! thread that has to wait for its CPU does not poll for a while.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::fs::File;
 use std::future::poll_fn;
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -12,6 +16,13 @@ use tokio::task::yield_now;
 
 /// Whoever has more to do at a time than this gains nothing from polling.
 const FEW: usize = 4;
+/// How often the thread looks at how long it had to wait for its CPU.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long it does not poll when that was too long.
+const PAUSE: Duration = Duration::from_millis(100);
+/// What is too long, in percent of the time. Where CPUs are left, a thread waits for 5 to 25 %,
+/// because the kernel likes to wake it on the CPU of whoever woke it.
+const CROWDED: u32 = 35;
 
 /// Keeps its thread from sleeping while there was activity not longer than `time` ago.
 pub(super) struct Spinner {
@@ -19,12 +30,18 @@ pub(super) struct Spinner {
     until: Cell<Option<Instant>>,
     /// The task, when it sleeps.
     waker: Cell<Option<Waker>>,
+    crowd: RefCell<Crowd>,
 }
 
 impl Spinner {
-    /// With a time of zero it does nothing.
+    /// For the calling thread. With a time of zero it does nothing.
     pub(super) fn new(time: Duration) -> Rc<Self> {
-        Rc::new(Self { time, until: Cell::new(None), waker: Cell::new(None) })
+        Rc::new(Self {
+            time,
+            until: Cell::new(None),
+            waker: Cell::new(None),
+            crowd: RefCell::new(Crowd::new(Instant::now())),
+        })
     }
 
     /// So many events were handled together just now.
@@ -32,7 +49,11 @@ impl Spinner {
         if self.time.is_zero() || events == 0 || events > FEW {
             return;
         }
-        self.until.set(Some(Instant::now() + self.time));
+        let now = Instant::now();
+        if self.crowd.borrow_mut().is_crowded(now) {
+            return;
+        }
+        self.until.set(Some(now + self.time));
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -51,5 +72,101 @@ impl Spinner {
             .await;
             yield_now().await;
         }
+    }
+}
+
+/// Whether others want the thread's CPU.
+struct Crowd {
+    /// What the kernel counts for this thread. Without it nothing is ever crowded.
+    counts: Option<File>,
+    looked: Instant,
+    /// How long the thread had been waiting for a CPU then, since its start.
+    waited: Duration,
+    /// There were too many; not to be asked again before.
+    until: Option<Instant>,
+}
+
+impl Crowd {
+    fn new(now: Instant) -> Self {
+        let counts = File::open("/proc/thread-self/schedstat").ok();
+        let mut crowd = Self { counts, looked: now, waited: Duration::ZERO, until: None };
+        crowd.look(now);
+        crowd
+    }
+
+    fn is_crowded(&mut self, now: Instant) -> bool {
+        if let Some(until) = self.until {
+            if now < until {
+                return true;
+            }
+            // What happened meanwhile says nothing of how it is with polling.
+            self.until = None;
+            self.look(now);
+        } else if now - self.looked >= LOOK && self.look(now) {
+            self.until = Some(now + PAUSE);
+        }
+        self.until.is_some()
+    }
+
+    /// Whether the thread had to wait for too long since the last look.
+    fn look(&mut self, now: Instant) -> bool {
+        let waited = self.counts.as_ref().and_then(waited).unwrap_or(self.waited);
+        let crowded = is_too_long(waited.saturating_sub(self.waited), now - self.looked);
+        (self.looked, self.waited) = (now, waited);
+        crowded
+    }
+}
+
+fn is_too_long(waited: Duration, passed: Duration) -> bool {
+    waited * 100 > passed * CROWDED
+}
+
+/// The second of three numbers: nanoseconds for which the thread could have run and did not.
+fn waited(counts: &File) -> Option<Duration> {
+    let mut text = [0; 64];
+    let len = counts.read_at(&mut text, 0).ok()?;
+    let text = std::str::from_utf8(&text[..len]).ok()?;
+    text.split_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Crowd, LOOK, PAUSE, is_too_long, waited};
+    use std::io::Write;
+    use std::time::{Duration, Instant};
+
+    fn wait_in_all(crowd: &Crowd, time: Duration) {
+        let mut counts = crowd.counts.as_ref().unwrap();
+        counts.set_len(0).unwrap();
+        let text = format!("12345 {} 678\n", time.as_nanos());
+        std::io::Seek::rewind(&mut counts).unwrap();
+        counts.write_all(text.as_bytes()).unwrap();
+        assert_eq!(waited(counts), Some(time));
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_its_cpu_does_not_poll_for_a_while() {
+        let start = Instant::now();
+        let counts = Some(tempfile::tempfile().unwrap());
+        let mut crowd = Crowd { counts, looked: start, waited: Duration::ZERO, until: None };
+        wait_in_all(&crowd, LOOK / 5);
+        assert!(!crowd.is_crowded(start + LOOK), "a fifth of the time is usual");
+        wait_in_all(&crowd, LOOK);
+        assert!(!crowd.is_crowded(start + LOOK + LOOK / 2), "it does not look so often");
+        assert!(crowd.is_crowded(start + LOOK * 2));
+        let over = start + LOOK * 2 + PAUSE;
+        assert!(crowd.is_crowded(over - LOOK / 2));
+        wait_in_all(&crowd, PAUSE * 2);
+        assert!(!crowd.is_crowded(over), "it tries again");
+        wait_in_all(&crowd, PAUSE * 2 + LOOK / 2);
+        assert!(crowd.is_crowded(over + LOOK));
+    }
+
+    #[test]
+    fn without_counts_nothing_is_crowded() {
+        let start = Instant::now();
+        let mut crowd = Crowd { counts: None, looked: start, waited: Duration::ZERO, until: None };
+        assert!(!crowd.is_crowded(start + LOOK * 10));
+        assert!(!is_too_long(Duration::ZERO, Duration::ZERO));
     }
 }
