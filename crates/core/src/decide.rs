@@ -1,7 +1,7 @@
 //! The verdict of a handshake: who has the newer data (DRBD's generation identifiers).
 
 use holdfast_units::{DiskState, GenerationId, NodeId, Role};
-use holdfast_wire::{Generations, StateReport, Verdict, WriteMark};
+use holdfast_wire::{Generations, StateReport, Verdict};
 
 /// What `mine` and `theirs` mean for the two disks, seen from `mine`.
 ///
@@ -27,7 +27,7 @@ pub(crate) fn decide(
     if both_primary(mine, theirs) {
         return Verdict::TwoPrimaries;
     }
-    guard(verdict, mine, theirs)
+    leave_to_primary(guard(verdict, mine, theirs), mine, theirs)
 }
 
 /// The same verdict, seen from the other side.
@@ -37,6 +37,8 @@ pub(crate) fn mirror(verdict: Verdict) -> Verdict {
         Verdict::TargetBitmap => Verdict::SourceBitmap,
         Verdict::SourceFull => Verdict::TargetFull,
         Verdict::TargetFull => Verdict::SourceFull,
+        Verdict::PausedSource => Verdict::PausedTarget,
+        Verdict::PausedTarget => Verdict::PausedSource,
         same => same,
     }
 }
@@ -106,10 +108,7 @@ fn same_generation(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateR
     let mine_bad = mine.disk == DiskState::Inconsistent;
     let theirs_bad = theirs.disk == DiskState::Inconsistent;
     let doubt = doubts(mine, peer, theirs) || doubts(theirs, me, mine);
-    let noted = |a: &StateReport, b_node, b: &StateReport| {
-        a.bits > 0 && !is_history(a, b_node, b) && !have_same_primary(a, b)
-    };
-    let equal = !doubt && !noted(mine, peer, theirs) && !noted(theirs, me, mine);
+    let equal = !doubt && mine.bits == 0 && theirs.bits == 0;
     match (mine_bad, theirs_bad) {
         (true, true) => Verdict::NoGoodData,
         (true, false) => Verdict::TargetBitmap,
@@ -124,53 +123,42 @@ fn same_generation(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateR
 /// Primary that is still there has nothing to doubt: the Primary knows every write that it did not
 /// answer, and what it answered is in the page cache.
 pub(crate) fn doubts(a: &StateReport, b_node: NodeId, b: &StateReport) -> bool {
-    if have_same_primary(a, b) {
-        return false;
-    }
     let known_by_primary = !a.crashed_primary
-        && !a.boot_changed
+        && !a.lost_cache
         && a.following == Some(b_node)
         && b.role == Role::Primary;
     a.doubtful && !known_by_primary
 }
 
-/// Whether both are connected to the same Primary and have good data: it answers for both, and says
-/// who misses what.
-pub(crate) fn have_same_primary(a: &StateReport, b: &StateReport) -> bool {
-    let follows = |r: &StateReport| {
-        r.near_primary && r.role != Role::Primary && r.disk == DiskState::UpToDate
-    };
-    follows(a) && follows(b) && a.following.is_some() && a.following == b.following
-}
-
-/// Whether what `a` noted about `b` is about an older state of `b`'s disk: `b` has taken the
-/// generation over since, with everything up to a write that is not before the last one noted.
-pub(crate) fn is_history(a: &StateReport, b_node: NodeId, b: &StateReport) -> bool {
-    let slot = a.generations.slots[b_node.index()];
-    let older = !slot.is_none() && slot != a.generations.current;
-    let none = WriteMark::default();
-    older && (a.noted == none || (a.noted.epoch == b.has.epoch && a.noted.seq <= b.has.seq))
-}
-
+/// Of two disks of one generation, which both have every write that was completed and flushed:
+/// a node that was only killed still has in its page cache what another one lost with its power.
 fn i_am_better(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateReport) -> bool {
-    // A node that was only killed still has in its page cache what another one lost with its power.
     let rank = |r: &StateReport| {
-        let lost_cache = r.boot_changed && r.doubtful;
         let current = r.disk != DiskState::Outdated;
-        (r.role == Role::Primary, current, !lost_cache, r.crashed_primary && r.doubtful)
+        (r.role == Role::Primary, !r.lost_cache, current, r.crashed_primary && r.doubtful)
     };
     let (a, b) = (rank(mine), rank(theirs));
-    if a != b {
-        return a > b;
+    if a == b { me < peer } else { a > b }
+}
+
+/// A Primary with good data fills everybody itself, in line with its writes; two Secondaries copy
+/// from each other only where there is none that either could wait for.
+fn leave_to_primary(verdict: Verdict, mine: &StateReport, theirs: &StateReport) -> Verdict {
+    let one_is_primary = mine.role == Role::Primary || theirs.role == Role::Primary;
+    let same = mine.primary == theirs.primary;
+    let good = mine.primary_good || theirs.primary_good;
+    if one_is_primary || (same && (mine.primary.is_none() || !good)) {
+        return verdict;
     }
-    // Who is behind on the Primary's writes must not undo what the other one has answered.
-    if mine.has.epoch == theirs.has.epoch && mine.has.seq != theirs.has.seq {
-        return mine.has.seq > theirs.has.seq;
+    match verdict {
+        Verdict::SourceBitmap | Verdict::SourceFull => Verdict::PausedSource,
+        Verdict::TargetBitmap | Verdict::TargetFull => Verdict::PausedTarget,
+        // Who does not see the Primary may be left behind at any time.
+        Verdict::InSync if mine.primary.is_none() => Verdict::PausedTarget,
+        Verdict::InSync if theirs.primary.is_none() => Verdict::PausedSource,
+        Verdict::InSync if !same => Verdict::NoGoodData,
+        other => other,
     }
-    if mine.near_primary != theirs.near_primary {
-        return mine.near_primary;
-    }
-    me < peer
 }
 
 /// Whether a person said that this node's changes are to be thrown away.
@@ -221,7 +209,7 @@ fn guard(verdict: Verdict, mine: &StateReport, theirs: &StateReport) -> Verdict 
 mod tests {
     use super::{decide, mirror};
     use holdfast_units::{DiskState, GenerationId, NodeId, Role};
-    use holdfast_wire::{Generations, StateReport, Verdict, WriteMark};
+    use holdfast_wire::{Generations, StateReport, Verdict};
     use proptest::prelude::*;
 
     fn node(number: u8) -> NodeId {
@@ -245,13 +233,12 @@ mod tests {
             disk: DiskState::Consistent,
             doubtful: false,
             crashed_primary: false,
-            boot_changed: false,
+            lost_cache: false,
             following: None,
             discard_my_data: false,
-            near_primary: false,
+            primary: None,
+            primary_good: false,
             bits: 0,
-            noted: WriteMark::default(),
-            has: WriteMark::default(),
         }
     }
 
@@ -306,7 +293,7 @@ mod tests {
         let killed =
             StateReport { doubtful: true, following: Some(node(0)), ..report(100, 0, &[]) };
         assert_eq!(verdict(&primary, &killed), Verdict::InSync);
-        let power = StateReport { boot_changed: true, ..killed.clone() };
+        let power = StateReport { lost_cache: true, ..killed.clone() };
         assert_eq!(verdict(&primary, &power), Verdict::SourceBitmap);
         let demoted = report(100, 0, &[]);
         assert_eq!(verdict(&demoted, &killed), Verdict::SourceBitmap);
@@ -326,23 +313,50 @@ mod tests {
         assert_eq!(verdict(&bad, &report(100, 0, &[])), Verdict::NoGoodData);
     }
 
+    #[test]
+    fn a_primary_with_good_data_fills_both() {
+        let near = |good| StateReport {
+            primary: Some(node(5)),
+            primary_good: good,
+            ..report(200, 100, &[100])
+        };
+        let old = report(100, 0, &[]);
+        let old_near = StateReport { primary: Some(node(5)), ..old.clone() };
+        assert_eq!(verdict(&near(true), &old), Verdict::PausedSource);
+        assert_eq!(verdict(&near(false), &old), Verdict::PausedSource, "it may see it yet");
+        assert_eq!(verdict(&near(true), &old_near), Verdict::PausedSource);
+        assert_eq!(verdict(&near(false), &old_near), Verdict::SourceBitmap, "nobody else can");
+        assert_eq!(verdict(&near(true), &near(true)), Verdict::InSync);
+        let apart = report(200, 100, &[100]);
+        assert_eq!(verdict(&near(true), &apart), Verdict::PausedSource);
+        let primary = StateReport { role: Role::Primary, ..near(true) };
+        assert_eq!(verdict(&primary, &old), Verdict::SourceBitmap);
+    }
+
+    #[test]
+    fn who_kept_its_cache_fills_who_lost_it() {
+        let kept = StateReport { disk: DiskState::Outdated, bits: 1, ..report(100, 0, &[]) };
+        let lost = StateReport { doubtful: true, lost_cache: true, ..report(100, 0, &[]) };
+        assert_eq!(verdict(&lost, &kept), Verdict::TargetBitmap);
+    }
+
     fn any_report() -> impl Strategy<Value = StateReport> {
         let id = prop_oneof![Just(0u64), Just(4u64), 100u64..105];
         (
             (prop_oneof![Just(4u64), 100u64..105], id.clone(), prop::collection::vec(id, 0..4)),
-            (0u8..6, any::<[bool; 6]>(), 0u64..2, 0u64..3),
+            (0u8..6, any::<[bool; 6]>(), 0u64..2, prop::option::of(0u8..3)),
         )
-            .prop_map(|((current, base, history), (disk, flags, bits, last_write))| {
+            .prop_map(|((current, base, history), (disk, flags, bits, primary))| {
                 StateReport {
                     role: if flags[0] { Role::Primary } else { Role::Secondary },
                     disk: DiskState::ALL[usize::from(disk) + 4],
                     doubtful: flags[1],
                     crashed_primary: flags[2],
-                    boot_changed: flags[3],
+                    lost_cache: flags[3],
                     discard_my_data: flags[4],
-                    near_primary: flags[5],
+                    primary: primary.map(node),
+                    primary_good: flags[5],
                     bits,
-                    has: WriteMark { epoch: 1, seq: last_write },
                     ..report(current, base, &history)
                 }
             })

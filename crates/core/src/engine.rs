@@ -5,7 +5,8 @@ use crate::event::{
     Action, Command, CommandId, Config, DiskOpId, DiskOutcome, Event, IoFailure, LinkId, MetaOpId,
     Notice, Options, PeerConfig, PeerSnapshot, RequestId, Snapshot,
 };
-use crate::generation::{Bump, Gens};
+use crate::generation::{Bump, Gens, NewGeneration};
+use crate::handshake::Stand;
 use crate::link::Peer;
 use crate::locks::{Locks, Owner};
 use crate::peer_io::PeerWrite;
@@ -15,10 +16,9 @@ use crate::roles::{Promise, Promotion, Stopping};
 use crate::sync::{ResyncRead, ResyncWrite};
 use bytes::Bytes;
 use holdfast_units::{
-    BLOCK_SIZE, ByteRange, ConnectionState, DiskState, GenerationId, MAX_NODES, Millis, NodeId,
-    PeerSet, Role,
+    BLOCK_SIZE, ByteRange, DiskState, GenerationId, MAX_NODES, Millis, NodeId, PeerSet, Role,
 };
-use holdfast_wire::{Message, WriteMark};
+use holdfast_wire::Message;
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -67,20 +67,17 @@ pub struct Core {
     /// A disk is configured, whether or not it works now.
     pub(crate) diskful: bool,
     pub(crate) gens: Gens,
-    pub(crate) boot_changed: bool,
+    /// The machine lost its page cache, and with it writes that were answered and never flushed;
+    /// a member that kept them may still fill this node.
+    pub(crate) lost_cache: bool,
     pub(crate) crashed_primary: bool,
     pub(crate) following: Option<NodeId>,
-    /// How often a Primary that this node was connected to was lost or became Secondary.
-    pub(crate) primaries_lost: u64,
+    /// The Primary that this node saw when it last settled who copies from whom.
+    pub(crate) stood: Stand,
+    /// A generation that a Primary began while this node was being filled.
+    pub(crate) coming: Option<NewGeneration>,
     pub(crate) outdated: bool,
-    /// Which promotion this node is.
-    pub(crate) epoch: u64,
     pub(crate) last_write: u64,
-    /// The last write up to which this node has everything.
-    pub(crate) has: WriteMark,
-    /// `has` came from a source that is not the Primary: later writes of the Primary do not move
-    /// it, because those between are not here for sure.
-    pub(crate) has_stands: bool,
     pub(crate) last_settled_sent: u64,
 
     pub(crate) meta: Option<Meta>,
@@ -139,15 +136,13 @@ impl Core {
             disk: DiskState::Diskless,
             diskful: false,
             gens: Gens::default(),
-            boot_changed: false,
+            lost_cache: false,
             crashed_primary: false,
             following: None,
-            primaries_lost: 0,
+            stood: Stand::default(),
+            coming: None,
             outdated: false,
-            epoch: 0,
             last_write: 0,
-            has: WriteMark::default(),
-            has_stands: false,
             last_settled_sent: 0,
             meta: None,
             al: None,
@@ -230,6 +225,8 @@ impl Core {
             let before = self.out.len();
             self.run_granted();
             self.start_bump_if_needed();
+            self.follow_stand();
+            self.settle_with_all();
             self.send_reports();
             self.answer_states();
             self.deliver_held();
@@ -260,10 +257,6 @@ impl Core {
         debug_assert!(
             self.disk != DiskState::UpToDate || self.meta.is_some(),
             "UpToDate without metadata"
-        );
-        assert!(
-            self.role != Role::Primary || self.epoch != 0,
-            "a Primary has the number of its promotion"
         );
     }
 
@@ -506,10 +499,5 @@ impl Core {
             self.disk_failed();
         }
         self.meta_written(op, result.is_ok());
-    }
-
-    /// Whether the peer is connected in the sense of DRBD: the handshake is through.
-    pub(crate) fn is_connected(&self, peer: NodeId) -> bool {
-        self.peers.get(&peer).is_some_and(|p| p.connection == ConnectionState::Connected)
     }
 }

@@ -75,6 +75,14 @@ pub(crate) struct Bump {
     writing: bool,
 }
 
+/// A generation that a Primary told while this node was being filled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewGeneration {
+    pub(crate) previous: GenerationId,
+    pub(crate) current: GenerationId,
+    pub(crate) opened: PeerSet,
+}
+
 impl Core {
     /// Whether a verdict is being waited for that was asked for by a report of ours: what the
     /// report says must not change meanwhile.
@@ -172,12 +180,10 @@ impl Core {
             self.request_superblock(After::GenerationAdopted { peer: from, link, current });
             self.hold(from);
             self.report_again();
-            if opened.iter().any(|p| self.is_connected(p)) {
-                // Connected here, lost to the Primary: it must learn that it is behind.
-                self.announce();
-            }
         } else {
-            // A resync target takes the source's generations over when it has everything.
+            // A resync target takes its source's generations over when it has everything. A source
+            // that is not the Primary may not have had this one then.
+            self.coming = Some(NewGeneration { previous, current, opened });
             self.send(from, Message::GenerationAck { current });
         }
     }

@@ -1,6 +1,6 @@
 //! The handshake: reports, verdicts, and what follows from a verdict.
 
-use crate::decide::{decide, doubts, have_same_primary, is_history, mirror};
+use crate::decide::{decide, doubts, mirror};
 use crate::engine::Core;
 use crate::event::Notice;
 use crate::link::Peer;
@@ -8,50 +8,90 @@ use crate::persist::After;
 use holdfast_units::{ConnectionState, DiskState, GenerationId, NodeId, ReplicationState, Role};
 use holdfast_wire::{Message, StateReport, Verdict};
 
-/// So many answers of a Primary must have come.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Barrier {
-    primary: NodeId,
-    pongs: u64,
+/// The Primary that a node sees, and whether that has UpToDate data on a disk of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Stand {
+    pub(crate) primary: Option<NodeId>,
+    pub(crate) good: bool,
 }
 
 impl Core {
+    /// The Primary that this node is or is connected to.
+    pub(crate) fn stand(&self) -> Stand {
+        if self.role == Role::Primary {
+            let good = self.disk == DiskState::UpToDate;
+            return Stand { primary: Some(self.node), good };
+        }
+        let primary = self.peers.values().find(|p| p.up && p.role == Role::Primary);
+        let good = primary.is_some_and(|p| p.disk == DiskState::UpToDate);
+        Stand { primary: primary.map(|p| p.node), good }
+    }
+
     /// Whether this node is a Primary or is connected to one.
     pub(crate) fn is_near_primary(&self) -> bool {
-        self.role == Role::Primary || self.peers.values().any(|p| p.up && p.role == Role::Primary)
+        self.stand().primary.is_some()
+    }
+
+    /// Whether another node than these two fills both.
+    pub(crate) fn is_filled_by_other(&self, node: NodeId) -> bool {
+        let stand = self.stand();
+        stand.good && stand.primary.is_some_and(|p| p != node && p != self.node)
+    }
+
+    /// A Primary came, went, or lost its data: who copies from whom is found anew.
+    pub(crate) fn follow_stand(&mut self) {
+        let stand = self.stand();
+        if stand == self.stood {
+            return;
+        }
+        self.stood = stand;
+        self.report_again();
+        let mine = stand.primary == Some(self.node);
+        let unsettled = |p: &&Peer| {
+            let by_primary = mine || stand.primary == Some(p.node);
+            p.up && self.is_unequal(p) && !(by_primary && p.is_busy())
+        };
+        let nodes: Vec<NodeId> = self.peers.values().filter(unsettled).map(|p| p.node).collect();
+        for node in nodes {
+            self.renegotiate(node);
+        }
+    }
+
+    /// Whether the two disks are not known to be the same.
+    pub(crate) fn is_unequal(&self, peer: &Peer) -> bool {
+        let disks = peer.disk > DiskState::Failed && peer.disk != DiskState::DUnknown;
+        disks && self.has_disk() && !self.is_equal(peer)
+    }
+
+    fn is_equal(&self, peer: &Peer) -> bool {
+        peer.replication == ReplicationState::Established && self.could_be_equal(peer)
+    }
+
+    /// Whether nothing that is known here stands between the two disks.
+    pub(crate) fn could_be_equal(&self, peer: &Peer) -> bool {
+        peer.disk == DiskState::UpToDate
+            && self.disk == DiskState::UpToDate
+            && peer.current == self.gens.current
+            && peer.bitmap.count() == 0
     }
 
     /// Sends a report to a peer with a lower number, as soon as it may be sent.
     pub(crate) fn want_report(&mut self, node: NodeId) {
-        let (now, barrier) = (self.now, self.begin_barrier(node));
+        let now = self.now;
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.report_wanted = true;
-        peer.barrier = barrier;
+        peer.awaiting = None;
         peer.handshake_since = now;
     }
 
-    /// What this node must have received before it can be compared with a peer that may have lost
-    /// the Primary which this node follows: all that the Primary has sent until now. Then no write
-    /// that the peer has answered is missing here, so it is no loss if the peer gets what is here.
-    fn begin_barrier(&mut self, with: NodeId) -> Option<Barrier> {
-        let primary = self.peers.values().find(|p| p.up && p.role == Role::Primary)?.node;
-        if primary == with || self.role == Role::Primary {
-            return None;
-        }
-        self.ping(primary);
-        Some(Barrier { primary, pongs: self.peers[&primary].pings })
-    }
-
-    fn has_passed(&self, barrier: Barrier) -> bool {
-        self.peers
-            .get(&barrier.primary)
-            .is_none_or(|p| !p.up || p.role != Role::Primary || p.pongs >= barrier.pongs)
-    }
-
-    /// Sends the reports that nothing stands before any more.
+    /// Sends the reports that are due.
     pub(crate) fn send_reports(&mut self) {
-        let due = |p: &&Peer| p.report_wanted && p.barrier.is_none_or(|b| self.has_passed(b));
-        let nodes: Vec<NodeId> = self.peers.values().filter(due).map(|p| p.node).collect();
+        if self.is_adopting() {
+            // What is being taken over must be durable before it is told.
+            return;
+        }
+        let nodes: Vec<NodeId> =
+            self.peers.values().filter(|p| p.report_wanted).map(|p| p.node).collect();
         for node in nodes {
             self.report_state(node);
         }
@@ -63,7 +103,6 @@ impl Core {
         peer.serial += 1;
         peer.awaiting = Some(peer.serial);
         peer.report_wanted = false;
-        peer.barrier = None;
         peer.handshake_since = now;
         let report = self.report(node);
         self.send(node, Message::State(Box::new(report)));
@@ -71,14 +110,13 @@ impl Core {
 
     /// Asks a peer with a higher number for a report.
     fn wish_for_report(&mut self, node: NodeId) {
-        let lost = self.primaries_lost;
-        self.peers.get_mut(&node).into_iter().for_each(|p| p.asked_at = lost);
         let report = self.report(node);
         self.send(node, Message::State(Box::new(report)));
     }
 
     fn report(&self, to: NodeId) -> StateReport {
         let peer = &self.peers[&to];
+        let stand = self.stand();
         StateReport {
             serial: peer.serial,
             generations: self.gens.report(to),
@@ -86,13 +124,12 @@ impl Core {
             disk: self.disk,
             doubtful: self.al.as_ref().is_some_and(|al| al.has_suspects(to)),
             crashed_primary: self.crashed_primary,
-            boot_changed: self.boot_changed,
+            lost_cache: self.lost_cache,
             following: self.following,
             discard_my_data: peer.discard_my_data,
-            near_primary: self.is_near_primary(),
+            primary: stand.primary,
+            primary_good: stand.good,
             bits: peer.bitmap.count(),
-            noted: peer.noted,
-            has: self.has,
         }
     }
 
@@ -108,33 +145,14 @@ impl Core {
 
     /// What reports said that nobody has answered yet is not so any more: newer ones replace them.
     pub(crate) fn report_again(&mut self) {
-        let open = |p: &&Peer| p.awaiting.is_some();
-        let nodes: Vec<NodeId> = self.peers.values().filter(open).map(|p| p.node).collect();
-        for node in nodes {
-            self.report_state(node);
+        for peer in self.peers.values_mut() {
+            peer.replace_report();
         }
     }
 
-    /// The Primary is gone: do those that are left hold the same?
-    pub(crate) fn renegotiate_all(&mut self) {
-        let up: Vec<NodeId> = self.peers.values().filter(|p| p.up).map(|p| p.node).collect();
-        for node in up {
-            self.renegotiate(node);
-        }
-    }
-
-    /// Nobody writes any more: those that were left behind can catch up for good.
-    pub(crate) fn renegotiate_unequal(&mut self) {
-        let outdated = self.disk == DiskState::Outdated;
-        let unequal = |p: &&Peer| {
-            p.replication == ReplicationState::Established
-                && p.role != Role::Primary
-                && (outdated || p.disk == DiskState::Outdated || p.bitmap.count() > 0)
-        };
-        let nodes: Vec<NodeId> = self.peers.values().filter(unequal).map(|p| p.node).collect();
-        for node in nodes {
-            self.renegotiate(node);
-        }
+    /// The same for what one peer was told.
+    pub(crate) fn report_again_to(&mut self, node: NodeId) {
+        self.peers.get_mut(&node).into_iter().for_each(Peer::replace_report);
     }
 
     pub(crate) fn state_reported(&mut self, node: NodeId, report: Box<StateReport>) {
@@ -143,7 +161,6 @@ impl Core {
             self.want_report(node);
         } else if let Some(peer) = self.peers.get_mut(&node) {
             peer.reported = Some(report);
-            peer.barrier = None;
         }
     }
 
@@ -159,9 +176,6 @@ impl Core {
                 // It is taking over what this node sent: its next report will say so.
                 continue;
             }
-            if !self.is_comparable(node) {
-                continue;
-            }
             let Some(theirs) = self.peers.get_mut(&node).and_then(|p| p.reported.take()) else {
                 continue;
             };
@@ -171,34 +185,6 @@ impl Core {
             self.send(node, Message::Verdict { answers, verdict, state: Box::new(mine.clone()) });
             self.peers.get_mut(&node).into_iter().for_each(|p| p.verdict_serial = answers);
             self.apply_verdict(node, verdict, &mine, &theirs);
-        }
-    }
-
-    /// Whether the one of the two that follows a Primary has all that the other one can have got
-    /// from that Primary. If not, this node does what it can for it.
-    fn is_comparable(&mut self, node: NodeId) -> bool {
-        let Some(peer) = self.peers.get(&node) else { return false };
-        let Some(theirs) = &peer.reported else { return false };
-        let near = self.is_near_primary();
-        if near == theirs.near_primary || theirs.role == Role::Primary {
-            return true;
-        }
-        if theirs.near_primary {
-            // It must report after this node has lost its Primary.
-            let fresh = peer.asked_at == self.primaries_lost;
-            if !fresh {
-                self.peers.get_mut(&node).into_iter().for_each(|p| p.reported = None);
-                self.wish_for_report(node);
-            }
-            return fresh;
-        }
-        match peer.barrier {
-            Some(barrier) => self.has_passed(barrier),
-            None => {
-                let barrier = self.begin_barrier(node);
-                self.peers.get_mut(&node).into_iter().for_each(|p| p.barrier = barrier);
-                barrier.is_none()
-            }
         }
     }
 
@@ -260,7 +246,6 @@ impl Core {
         peer.connection = ConnectionState::Connected;
         peer.role = theirs.role;
         peer.disk = theirs.disk;
-        peer.epoch = theirs.has.epoch;
         peer.current = theirs.generations.current;
         peer.seen |= theirs.disk > DiskState::Failed;
         peer.discard_my_data = false;
@@ -287,13 +272,8 @@ impl Core {
         theirs: &StateReport,
     ) {
         let both_disks = mine.disk > DiskState::Failed && theirs.disk > DiskState::Failed;
-        let same = mine.generations.current == theirs.generations.current;
-        let consistent =
-            mine.disk > DiskState::Inconsistent && theirs.disk > DiskState::Inconsistent;
-        if same && consistent && is_history(mine, node, theirs) {
-            self.forget_older_bits(node);
-        }
-        let decided = both_disks && verdict != Verdict::NoGoodData;
+        let paused = matches!(verdict, Verdict::PausedSource | Verdict::PausedTarget);
+        let decided = both_disks && !paused && verdict != Verdict::NoGoodData;
         if decided && doubts(mine, node, theirs) {
             self.merge_suspects(node);
         } else if decided && let Some(al) = &mut self.al {
@@ -306,12 +286,12 @@ impl Core {
             Verdict::TargetBitmap | Verdict::TargetFull => {
                 self.become_target(node, verdict == Verdict::TargetFull);
             }
+            Verdict::PausedSource | Verdict::PausedTarget => {
+                self.wait_for_primary(node, verdict == Verdict::PausedTarget, theirs);
+            }
             Verdict::InSync if both_disks => {
                 debug_assert!(!doubts(mine, node, theirs), "in sync although in doubt");
-                self.in_sync(node, theirs.generations.current);
-                if !have_same_primary(mine, theirs) {
-                    self.level_with(node, theirs);
-                }
+                self.in_sync(node, theirs);
             }
             _ => self.connected_without_data(node, theirs),
         }
@@ -321,49 +301,79 @@ impl Core {
         self.changed();
     }
 
-    /// Both are of one generation: what was noted for an older one of the peer is over.
-    fn forget_older_bits(&mut self, node: NodeId) {
-        self.gens.slots[node.index()] = GenerationId::NONE;
-        self.peers.get_mut(&node).into_iter().for_each(Peer::clear_bits);
+    /// A Primary fills both, or goes on without the one that does not see it.
+    fn wait_for_primary(&mut self, node: NodeId, target: bool, theirs: &StateReport) {
+        let (stand, current) = (self.stand(), self.gens.current);
+        let vouched = stand.good
+            && stand.primary == theirs.primary
+            && self.peers.get(&node).is_some_and(|p| {
+                p.vouched == Some(current) && self.could_be_equal(p)
+            });
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if vouched {
+            // That came after the reports were made.
+            peer.replication = ReplicationState::Established;
+            return;
+        }
+        peer.replication =
+            if target { ReplicationState::PausedSyncT } else { ReplicationState::PausedSyncS };
+        peer.left_to_primary = true;
+        let left_behind = target
+            && stand.primary.is_none()
+            && self.disk > DiskState::Outdated
+            && theirs.generations.current != current;
+        if left_behind {
+            self.set_disk(DiskState::Outdated);
+            self.request_superblock(After::Nothing);
+        }
+        self.next_source();
     }
 
     /// The peer's disk equals the local one.
-    pub(crate) fn in_sync(&mut self, node: NodeId, theirs: GenerationId) {
+    fn in_sync(&mut self, node: NodeId, theirs: &StateReport) {
         self.gens.slots[node.index()] = GenerationId::NONE;
-        self.gens.known[node.index()] = theirs;
+        self.gens.known[node.index()] = theirs.generations.current;
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.replication = ReplicationState::Established;
-        if peer.role == Role::Primary {
-            // From here on its writes come without a gap.
-            self.has_stands = false;
-        }
-        if peer.disk == DiskState::Consistent && self.disk >= DiskState::Consistent {
-            // It comes to the same conclusion; its report says so in a moment.
+        let newer_bits = peer.bitmap.count() > 0;
+        let (mine, other) = (self.disk, peer.disk);
+        // Who knows that newer data are somewhere does not forget it for one that knows nothing.
+        let good = mine == DiskState::UpToDate
+            || other == DiskState::UpToDate
+            || (mine == DiskState::Consistent && other == DiskState::Consistent);
+        if good && other > DiskState::Inconsistent && mine > DiskState::Inconsistent {
+            // It comes to the same conclusion.
             peer.disk = DiskState::UpToDate;
-        }
-        let good = peer.disk >= DiskState::Consistent || self.disk >= DiskState::Consistent;
-        if good && self.disk > DiskState::Inconsistent {
             self.set_disk(DiskState::UpToDate);
+        }
+        if !theirs.lost_cache {
+            self.lost_cache = false;
         }
         if self.role == Role::Primary {
             self.tell_synced(node);
         }
         self.next_source();
         self.request_superblock(After::Nothing);
+        if newer_bits {
+            // Noted since the reports were made.
+            self.renegotiate(node);
+        }
     }
 
-    /// Both have the same, so this node has what the other one has received.
-    fn level_with(&mut self, node: NodeId, theirs: &StateReport) {
-        let same_epoch = self.has.epoch == theirs.has.epoch;
-        let newer = same_epoch && self.has.seq < theirs.has.seq;
-        if self.role != Role::Primary
-            && (newer || self.has.epoch == 0 || (!same_epoch && theirs.role == Role::Primary))
-        {
-            self.has = theirs.has;
-        }
-        // Something may have been noted since the reports were made.
-        if self.peers.get(&node).is_some_and(|p| p.bitmap.count() > 0) {
-            self.renegotiate(node);
+    /// When every member with a disk is connected and has the same data, nobody has newer ones.
+    pub(crate) fn settle_with_all(&mut self) {
+        let unknown = matches!(self.disk, DiskState::Outdated | DiskState::Consistent);
+        let same = |p: &Peer| {
+            p.up && p.replication == ReplicationState::Established
+                && p.disk >= DiskState::Outdated
+                && p.disk != DiskState::DUnknown
+                && p.current == self.gens.current
+                && p.bitmap.count() == 0
+        };
+        let mut members = self.peers.values().filter(|p| !p.diskless).peekable();
+        if unknown && members.peek().is_some() && members.all(same) {
+            self.set_disk(DiskState::UpToDate);
+            self.request_superblock(After::Nothing);
         }
     }
 
@@ -394,16 +404,17 @@ impl Core {
         self.next_source();
     }
 
-    /// When nothing is suspect any more, the crash is history.
-    fn clear_crash_marks(&mut self) {
-        let suspect = self
-            .peers
-            .values()
-            .filter(|p| !p.diskless)
-            .any(|p| self.al.as_ref().is_some_and(|al| al.has_suspects(p.node)));
-        if !suspect && (self.crashed_primary || self.boot_changed) {
+    /// When nothing is suspect or noted any more, the crash is history.
+    pub(crate) fn clear_crash_marks(&mut self) {
+        let mut members = self.peers.values().filter(|p| !p.diskless);
+        let suspect = |p: &Peer| self.al.as_ref().is_some_and(|al| al.has_suspects(p.node));
+        let suspects = members.clone().any(suspect);
+        let bits = members.any(|p| p.bitmap.count() > 0);
+        let cleared =
+            (self.crashed_primary && !suspects) || (self.lost_cache && !suspects && !bits);
+        if cleared {
             self.crashed_primary = false;
-            self.boot_changed = false;
+            self.lost_cache &= bits;
             self.request_superblock(After::Nothing);
         }
     }

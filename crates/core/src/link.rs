@@ -13,16 +13,15 @@
 
 use crate::engine::Core;
 use crate::event::{Action, CommandId, LinkId, Notice, Options, PeerConfig, Refusal};
-use crate::handshake::Barrier;
 use crate::peer_io::Incoming;
 use crate::persist::{After, Meta};
-use crate::sync::Resync;
+use crate::sync::{Barrier, Resync};
 use holdfast_format::SparseBitmap;
 use holdfast_units::{
     ByteRange, ConnectionState, DiskState, GenerationId, Millis, NodeId, ReplicationState, Role,
 };
 use holdfast_wire::{
-    Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RefusalCode, StateReport, WriteMark,
+    Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RefusalCode, StateReport,
 };
 use std::collections::VecDeque;
 
@@ -50,10 +49,8 @@ pub(crate) struct Peer {
     pub(crate) reported: Option<Box<StateReport>>,
     /// A report is to be sent to it.
     pub(crate) report_wanted: bool,
-    /// What must have come from a Primary before this node reports to it or decides with it.
+    /// Source: what must have come from the Primary before the target may pull.
     pub(crate) barrier: Option<Barrier>,
-    /// How often this node had lost a Primary when it last asked the peer for a report.
-    pub(crate) asked_at: u64,
     /// Pings sent on this connection, and their answers, in line with all else that it sends.
     pub(crate) pings: u64,
     pub(crate) pongs: u64,
@@ -61,12 +58,9 @@ pub(crate) struct Peer {
     pub(crate) role: Role,
     pub(crate) disk: DiskState,
     pub(crate) replication: ReplicationState,
-    pub(crate) epoch: u64,
     pub(crate) current: GenerationId,
     pub(crate) seen: bool,
     pub(crate) bitmap: SparseBitmap,
-    /// The last write for which a bit was set.
-    pub(crate) noted: WriteMark,
     pub(crate) resync: Option<Resync>,
     /// Counts verdicts and whatever else begins a new resync with this peer: work for an earlier
     /// one that ends late does not count for it.
@@ -88,12 +82,14 @@ pub(crate) struct Peer {
     pub(crate) early: VecDeque<Message>,
     /// Writes of a Primary that may not be everywhere.
     pub(crate) unsettled: VecDeque<(u64, ByteRange)>,
-    pub(crate) out_of_sync_sent: u64,
-    pub(crate) out_of_sync_seen: u64,
-    /// Writes that others say it misses came while this node was being resynced.
-    pub(crate) missed_since_sync: bool,
-    /// While this node was being resynced, the Primary said that it has all of this generation.
-    pub(crate) synced: Option<GenerationId>,
+    /// What it missed while this node was being resynced.
+    pub(crate) missed_meanwhile: Option<SparseBitmap>,
+    /// The Primary said that it has all of this generation, and no write missed it since.
+    pub(crate) vouched: Option<GenerationId>,
+    /// The resync with it is left to a Primary.
+    pub(crate) left_to_primary: bool,
+    /// Source: the target missed a write since its resync began.
+    pub(crate) overtaken: bool,
     last_heard: Millis,
     pinged: Option<Millis>,
     pub(crate) pending: u64,
@@ -125,18 +121,15 @@ impl Peer {
             reported: None,
             report_wanted: false,
             barrier: None,
-            asked_at: 0,
             pings: 0,
             pongs: 0,
             discard_my_data: false,
             role: Role::Unknown,
             disk: DiskState::DUnknown,
             replication: ReplicationState::Off,
-            epoch: 0,
             current: GenerationId::NONE,
             seen: false,
             bitmap: Core::new_bitmap(blocks),
-            noted: WriteMark::default(),
             resync: None,
             round: 0,
             verdict_serial: 0,
@@ -148,10 +141,10 @@ impl Peer {
             held: VecDeque::new(),
             early: VecDeque::new(),
             unsettled: VecDeque::new(),
-            out_of_sync_sent: 0,
-            out_of_sync_seen: 0,
-            missed_since_sync: false,
-            synced: None,
+            missed_meanwhile: None,
+            vouched: None,
+            left_to_primary: false,
+            overtaken: false,
             last_heard: Millis(0),
             pinged: None,
             pending: 0,
@@ -178,15 +171,14 @@ impl Peer {
         matches!(self.replication, ReplicationState::WFBitMapT | ReplicationState::SyncTarget)
     }
 
+    /// Whether blocks are copied, or are about to be.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.is_target() || self.is_fed()
+    }
+
     /// Whether this node knows exactly which blocks it lacks from it.
     pub(crate) fn is_syncing_target(&self) -> bool {
         self.replication == ReplicationState::SyncTarget
-    }
-
-    /// It misses nothing.
-    pub(crate) fn clear_bits(&mut self) {
-        self.bitmap.clear_all();
-        self.noted = WriteMark::default();
     }
 
     /// Whether this node is target and has everything.
@@ -197,6 +189,13 @@ impl Peer {
     /// Whether it gets, or is about to get, what it misses from this node.
     pub(crate) fn is_fed(&self) -> bool {
         matches!(self.replication, ReplicationState::WFBitMapS | ReplicationState::SyncSource)
+    }
+
+    /// A verdict that is waited for would be on facts that are over.
+    pub(crate) fn replace_report(&mut self) {
+        if self.awaiting.take().is_some() {
+            self.report_wanted = true;
+        }
     }
 
     pub(crate) fn settle(&mut self, seq: u64) {
@@ -260,14 +259,13 @@ impl Core {
         });
         let standalone =
             self.stopping.is_some() || self.peers[&node].connection == ConnectionState::StandAlone;
-        let (now, lost) = (self.now, self.primaries_lost);
+        let now = self.now;
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.link = Some(link);
         peer.last_heard = now;
         peer.handshake_since = now;
         peer.pinged = None;
         (peer.pings, peer.pongs) = (0, 0);
-        peer.asked_at = lost;
         if standalone {
             let text = "the resource is StandAlone towards this node".to_owned();
             self.send(node, Message::Refuse { code: RefusalCode::StandAlone, text });
@@ -295,10 +293,10 @@ impl Core {
         peer.awaiting = None;
         peer.reported = None;
         peer.report_wanted = false;
-        peer.barrier = None;
         peer.held_until = 0;
         peer.held.clear();
         peer.early.clear();
+        peer.vouched = None;
         peer.generations_sent = false;
         peer.role = Role::Unknown;
         peer.disk = DiskState::DUnknown;
@@ -316,9 +314,8 @@ impl Core {
         self.bump_answered(node);
         self.role_changes_lost_peer(node);
         if was_primary {
-            self.primaries_lost += 1;
             self.unsettled_of_lost(node);
-            self.renegotiate_all();
+            self.coming = None;
         }
         self.next_source();
         self.changed();
@@ -373,8 +370,8 @@ impl Core {
             self.peers.values().filter(|p| !p.held.is_empty()).map(|p| p.node).collect();
         for node in nodes {
             while let Some(peer) = self.peers.get(&node) {
-                let Some((link, message)) = peer.link.zip(peer.held.front()) else { break };
-                if self.is_held(peer) || self.must_wait(node, message) {
+                let Some(link) = peer.link else { break };
+                if self.is_held(peer) || peer.held.is_empty() {
                     break;
                 }
                 let message = self.peers.get_mut(&node).and_then(|p| p.held.pop_front());
@@ -383,12 +380,6 @@ impl Core {
                 }
             }
         }
-    }
-
-    /// Messages that change what a report says that another node has of this one.
-    fn must_wait(&self, node: NodeId, message: &Message) -> bool {
-        matches!(message, Message::NewGeneration { .. } | Message::ResyncGenerations { .. })
-            && self.peers.values().any(|p| p.node != node && p.awaiting.is_some())
     }
 
     pub(crate) fn peer_message(&mut self, node: NodeId, link: LinkId, message: Message) {
@@ -401,7 +392,7 @@ impl Core {
         peer.pinged = None;
         let Some(peer) = self.peers.get(&node) else { return };
         let urgent = matches!(message, Message::Ping);
-        let waits = self.is_held(peer) || !peer.held.is_empty() || self.must_wait(node, &message);
+        let waits = self.is_held(peer) || !peer.held.is_empty();
         if urgent || !waits {
             self.dispatch(node, link, message);
         } else if peer.held.len() >= HELD_MAX {
@@ -420,7 +411,8 @@ impl Core {
             _ => peer.up,
         };
         let room = peer.early.len() < HELD_MAX;
-        if !allowed && peer.hello && peer.awaiting.is_some() && room {
+        let reporting = peer.awaiting.is_some() || peer.report_wanted;
+        if !allowed && peer.hello && reporting && room {
             // It has answered a report that a newer one has replaced: its next verdict makes it so.
             if let Some(peer) = self.peers.get_mut(&node) {
                 peer.early.push_back(message);
@@ -445,8 +437,8 @@ impl Core {
                 self.stand_alone(node);
             }
             Message::Goodbye => self.goodbye(node, link),
-            Message::Changed { role, disk, epoch, current } => {
-                self.peer_changed(node, role, disk, epoch, current);
+            Message::Changed { role, disk, current } => {
+                self.peer_changed(node, role, disk, current);
             }
             Message::Ping => self.send(node, Message::Pong),
             Message::Pong => {
@@ -471,8 +463,7 @@ impl Core {
                 self.peers.get_mut(&node).into_iter().for_each(|p| p.settle(seq));
             }
             Message::Missed { peers, range } if self.in_device(range) => {
-                let epoch = self.peers.get(&node).map_or(0, |p| p.epoch);
-                self.note_missed(node, peers, range, WriteMark { epoch, seq: u64::MAX });
+                self.note_missed(peers, range);
             }
             Message::Missed { .. } => {
                 self.protocol_error(node, "it named blocks outside the device");
@@ -486,15 +477,12 @@ impl Core {
                 self.resync_data(node, asked, range, zeroes, payload);
             }
             Message::ResyncAck { range } => self.resync_acked(node, range),
-            Message::OutOfSync { range } => self.told_out_of_sync(node, range),
-            Message::ResyncComplete { out_of_sync_seen } => {
-                self.resync_complete(node, out_of_sync_seen);
-            }
-            Message::ResyncGenerations { generations, has, near_primary } => {
-                self.take_over(node, &generations, has, near_primary);
+            Message::ResyncComplete => self.resync_complete(node),
+            Message::ResyncGenerations { generations, lost_cache } => {
+                self.take_over(node, &generations, lost_cache);
             }
             Message::ResyncAdopted { current } => self.target_adopted(node, current),
-            Message::Promote { id, step, epoch } => self.peer_promotes(node, id, step, epoch),
+            Message::Promote { id, step } => self.peer_promotes(node, id, step),
             Message::PromoteReply { id, answer } => self.promote_answered(node, id, answer),
             Message::Invalidate { receiver } => self.peer_invalidates(node, receiver),
         }
@@ -539,21 +527,14 @@ impl Core {
 
     /// Tells connected peers role and disk.
     pub(crate) fn announce(&mut self) {
-        let (role, disk, epoch, current) = (self.role, self.disk, self.epoch, self.gens.current);
+        let (role, disk, current) = (self.role, self.disk, self.gens.current);
         let up: Vec<NodeId> = self.peers.values().filter(|p| p.up).map(|p| p.node).collect();
         for node in up {
-            self.send(node, Message::Changed { role, disk, epoch, current });
+            self.send(node, Message::Changed { role, disk, current });
         }
     }
 
-    fn peer_changed(
-        &mut self,
-        node: NodeId,
-        role: Role,
-        disk: DiskState,
-        epoch: u64,
-        current: GenerationId,
-    ) {
+    fn peer_changed(&mut self, node: NodeId, role: Role, disk: DiskState, current: GenerationId) {
         if role == Role::Primary && self.role == Role::Primary {
             self.notice(Notice::TwoPrimaries(node));
             self.stand_alone(node);
@@ -561,84 +542,65 @@ impl Core {
         }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let received = peer.receives();
-        let new_promotion = role == Role::Primary && peer.epoch != epoch;
+        let new_promotion = role == Role::Primary && peer.role != Role::Primary;
         let disk_lost = peer.disk > DiskState::Failed
             && peer.disk != DiskState::DUnknown
             && disk <= DiskState::Failed;
-        let demoted = peer.role == Role::Primary && role != Role::Primary;
+        let news = (peer.disk, peer.current) != (disk, current);
         peer.role = role;
-        peer.epoch = epoch;
         peer.disk = disk;
         peer.current = current;
         if new_promotion {
             peer.unsettled.clear();
         }
-        if !self.diskful && disk == DiskState::UpToDate {
-            self.gens.current = current;
-        }
-        let Some(peer) = self.peers.get_mut(&node) else { return };
         if peer.replication == ReplicationState::Established && current == self.gens.current {
             self.gens.known[node.index()] = current;
         }
-        if disk_lost {
-            peer.end_resync();
-            peer.replication = ReplicationState::Established;
-            self.notice(Notice::PeerDiskFailed(node));
+        if !self.diskful && disk == DiskState::UpToDate {
+            self.gens.current = current;
         }
-        if demoted {
-            self.primaries_lost += 1;
-            self.renegotiate_unequal();
+        if disk_lost {
+            self.peer_disk_lost(node);
         }
         self.refresh_sets();
         if received && disk_lost {
             self.requests_lost_peer(node);
             self.bump_answered(node);
         }
-        if disk_lost {
-            self.next_source();
-        }
         self.follow(node);
-        let same = self.gens.current == current;
-        let near_primary = self.is_near_primary();
-        let comparable = self.has_disk()
-            && disk > DiskState::Inconsistent
-            && self.peers[&node].replication == ReplicationState::Established;
-        if !same && !near_primary && comparable {
-            // It follows a Primary that this node has lost.
-            self.renegotiate(node);
-        }
-        if disk == DiskState::UpToDate && same {
-            self.peer_caught_up(node);
-        }
-        let up_to_date = disk == DiskState::UpToDate && same;
-        let established = self.peers[&node].replication == ReplicationState::Established;
-        let vouches = role == Role::Primary || !near_primary;
-        if up_to_date && established && vouches && self.disk == DiskState::Outdated {
-            // Nobody has anything newer any more.
-            self.renegotiate(node);
-        }
-        if up_to_date && established && self.disk == DiskState::Consistent {
-            self.set_disk(DiskState::UpToDate);
-            self.request_superblock(After::Nothing);
-        }
-        if up_to_date && established && self.disk == DiskState::Outdated && role == Role::Primary {
-            // What this node was behind of has become the Primary itself.
-            self.renegotiate(node);
+        if news {
+            self.compare_again(node);
         }
         self.changed();
     }
 
-    /// A peer has the current generation and is UpToDate: what was noted before may be over.
-    pub(crate) fn peer_caught_up(&mut self, node: NodeId) {
-        let Some(peer) = self.peers.get(&node) else { return };
-        let slot = self.gens.slots[node.index()];
-        let stale = (!slot.is_none() && slot != self.gens.current) || peer.bitmap.count() > 0;
+    fn peer_disk_lost(&mut self, node: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.end_resync();
+            peer.replication = ReplicationState::Established;
+        }
+        self.notice(Notice::PeerDiskFailed(node));
+        self.next_source();
+    }
+
+    /// A peer's disk is worth something else: asks for a new verdict where that may change one.
+    fn compare_again(&mut self, node: NodeId) {
+        let Some(peer) = self.peers.get(&node).filter(|p| !p.is_busy()) else { return };
+        let equal = self.could_be_equal(peer);
         let established = peer.replication == ReplicationState::Established;
-        let near_primary = self.is_near_primary();
-        // A Primary tells in line with its writes when a member is in sync.
-        let doubtful = stale || peer.bitmap.count() > 0;
-        if established && doubtful && self.disk == DiskState::UpToDate && !near_primary {
+        let wanted = if self.is_filled_by_other(node) {
+            // Differences are the Primary's business; only that there are none is news.
+            equal && !established
+        } else {
+            self.is_unequal(peer)
+        };
+        // Peers have a new generation before this node has.
+        let ahead = self.bump.is_some() && peer.disk == DiskState::UpToDate;
+        if wanted && !ahead {
             self.renegotiate(node);
+        }
+        if self.role == Role::Primary && self.is_level(node) {
+            self.tell_synced(node);
         }
     }
 
@@ -675,43 +637,58 @@ impl Core {
         })
     }
 
-    /// A member has everything of this generation.
+    /// A member has everything of this generation, as the Primary says; where there is none, and so
+    /// no write, one that has all that is here can say it too.
     fn member_synced(&mut self, teller: NodeId, member: NodeId, current: GenerationId) {
         let primary = self.peers.get(&teller).is_some_and(|p| p.role == Role::Primary);
-        // What another one says counts when it has all that is here.
         if !primary && (self.is_near_primary() || !self.is_level(teller)) {
             return;
         }
-        let filled = self.disk == DiskState::Inconsistent;
-        let current_here = self.gens.current == current && self.disk == DiskState::UpToDate;
+        // A node that is being filled gets its source's account of the others in the end.
+        if self.gens.current != current || self.disk != DiskState::UpToDate {
+            return;
+        }
         let Some(peer) = self.peers.get_mut(&member) else { return };
-        if filled && peer.is_target() {
-            // These bits are what this node is fetching from it right now.
+        if peer.is_busy() {
             return;
         }
-        if filled {
-            peer.clear_bits();
-            peer.synced = Some(current);
+        let news = peer.bitmap.clear_all() > 0 || peer.vouched != Some(current);
+        peer.vouched = Some(current);
+        let waits = matches!(
+            peer.replication,
+            ReplicationState::PausedSyncS | ReplicationState::PausedSyncT
+        );
+        if waits && peer.disk == DiskState::UpToDate && peer.current == current {
+            peer.replication = ReplicationState::Established;
         }
-        if !current_here {
-            return;
-        }
-        peer.clear_bits();
         self.gens.slots[member.index()] = GenerationId::NONE;
         self.gens.known[member.index()] = current;
-        self.request_superblock(After::Nothing);
-        self.changed();
+        if let Some(al) = &mut self.al {
+            al.take_suspects(member);
+        }
+        if news {
+            self.report_again_to(member);
+            self.clear_crash_marks();
+            self.request_superblock(After::Nothing);
+            self.changed();
+        }
     }
 
     fn goodbye(&mut self, node: NodeId, link: LinkId) {
-        let primary = self.peers.get(&node).is_some_and(|p| p.up && p.role == Role::Primary);
-        if primary && self.role == Role::Secondary && self.disk >= DiskState::Consistent {
+        if self.is_left_behind_by(node) {
             // It goes on without this node, on purpose.
             self.set_disk(DiskState::Outdated);
             self.request_superblock(After::Nothing);
         }
         self.act(Action::Reset(node, link));
         self.lose_link(node);
+    }
+
+    /// Whether this peer is a Primary that can go on without this node, whose disk is current.
+    pub(crate) fn is_left_behind_by(&self, node: NodeId) -> bool {
+        let is_primary = |p: &&Peer| p.node == node && p.up && p.role == Role::Primary;
+        let goes_on = self.peers.values().any(|p| p.up && p.disk == DiskState::UpToDate);
+        goes_on && self.disk >= DiskState::Consistent && self.peers.values().any(|p| is_primary(&p))
     }
 
     pub(crate) fn connect(&mut self, id: CommandId, which: Option<NodeId>, discard: bool) {
@@ -746,9 +723,9 @@ impl Core {
         }
         let leaves_primary = self
             .peers
-            .values()
-            .any(|p| which.is_none_or(|node| node == p.node) && p.up && p.role == Role::Primary);
-        if leaves_primary && self.disk >= DiskState::Consistent {
+            .keys()
+            .any(|p| which.is_none_or(|node| node == *p) && self.is_left_behind_by(*p));
+        if leaves_primary {
             // The Primary goes on without this node, which must know that it is behind.
             self.set_disk(DiskState::Outdated);
             self.request_superblock(After::Outdated(id, which));

@@ -2,11 +2,10 @@
 
 use crate::engine::{Core, DiskJob};
 use crate::event::{DiskOutcome, IoFailure, LinkId};
-use crate::link::Peer;
 use crate::locks::Owner;
 use bytes::Bytes;
 use holdfast_units::{ByteRange, DiskState, Millis, NodeId, PeerSet, Role};
-use holdfast_wire::{Message, PeerResult, WriteKind, WriteMark};
+use holdfast_wire::{Message, PeerResult, WriteKind};
 
 /// An idle Primary tells after so long which writes are done everywhere.
 const SETTLE_AFTER_MS: u64 = 100;
@@ -59,15 +58,11 @@ impl Core {
         if others {
             p.unsettled.push_back((write.seq, write.range));
         }
-        let mark = WriteMark { epoch: p.epoch, seq: write.seq };
-        if !self.has_stands {
-            self.has = mark;
-        }
         if !self.has_disk() {
             self.send(peer, Message::WriteAck { seq: write.seq, result: PeerResult::DiskFailed });
             return;
         }
-        self.note_missed(peer, write.missing, write.range, mark);
+        self.note_missed(write.missing, write.range);
         let data = (write.kind == WriteKind::Data).then_some(write.payload);
         let key = self.peer_writes.insert(PeerWrite {
             peer,
@@ -84,29 +79,12 @@ impl Core {
         }
     }
 
-    /// Members that do not get a write that this node gets: marked, and told when connected here.
-    pub(crate) fn note_missed(
-        &mut self,
-        from: NodeId,
-        missing: PeerSet,
-        range: ByteRange,
-        mark: WriteMark,
-    ) {
-        let mut others = missing;
-        others.remove(self.node);
-        others.remove(from);
-        for member in others.iter() {
-            // What this node pulls from a source that is behind must not be pulled over newer data.
-            if self.peers.get(&member).is_some_and(Peer::is_target) {
-                continue;
-            }
-            self.mark(member, range, mark);
-            self.missed_since_sync(member);
-            self.tell_out_of_sync(member, range);
-        }
-        if missing.contains(from) {
-            // The Primary writes without a disk of its own that it should have.
-            self.mark(from, range, mark);
+    /// Members that do not get a write that this node gets are marked.
+    pub(crate) fn note_missed(&mut self, missing: PeerSet, range: ByteRange) {
+        let mut members = missing;
+        members.remove(self.node);
+        for member in members.iter() {
+            self.mark(member, range);
         }
     }
 
@@ -200,8 +178,6 @@ impl Core {
 
     /// What the Primary had not said to be settled when it was lost may be missing anywhere.
     pub(crate) fn unsettled_of_lost(&mut self, lost: NodeId) {
-        let epoch = self.peers.get(&lost).map_or(0, |p| p.epoch);
-        let mark = WriteMark { epoch, seq: u64::MAX };
         let unsettled =
             self.peers.get_mut(&lost).map(|p| std::mem::take(&mut p.unsettled)).unwrap_or_default();
         if unsettled.is_empty() || !self.has_disk() {
@@ -211,7 +187,7 @@ impl Core {
             self.peers.values().filter(|p| p.node != lost && !p.diskless).map(|p| p.node).collect();
         for other in others {
             for (_, range) in &unsettled {
-                self.mark(other, *range, mark);
+                self.mark(other, *range);
             }
         }
     }

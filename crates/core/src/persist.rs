@@ -14,11 +14,11 @@ use holdfast_units::{
     BLOCK_SIZE, ByteRange, DiskState, EXTENT_SIZE, GenerationId, NodeId, PeerSet, ReplicationState,
     Role,
 };
-use holdfast_wire::{Message, WriteMark};
+use holdfast_wire::Message;
 use std::collections::{BTreeMap, VecDeque};
 
-/// The mark of bits that are about no write in particular: they are never history.
-pub(crate) const UNKNOWN_WRITE: WriteMark = WriteMark { epoch: u64::MAX, seq: u64::MAX };
+/// The boot in the superblock of a node that has lost its cache and was not made whole since.
+const LOST_CACHE: [u8; 16] = [0; 16];
 
 /// How many bitmap pages go into one metadata write, so that memory stays bounded.
 const PAGES_PER_WRITE: usize = 256;
@@ -101,11 +101,13 @@ impl Core {
         }
         let superblock = found.superblock;
         let clean = superblock.flags.contains(DiskFlags::CLEAN);
-        self.boot_changed = superblock.boot != self.config.boot;
         self.crashed_primary = !clean && superblock.flags.contains(DiskFlags::PRIMARY);
         self.following = superblock.following;
         self.outdated = superblock.flags.contains(DiskFlags::OUTDATED);
         self.diskful = true;
+        let hot = found.log.as_ref().map_or(true, |log| log.slots().iter().any(Option::is_some));
+        let power_lost = superblock.boot != self.config.boot && !clean && hot;
+        self.lost_cache = power_lost || superblock.boot == LOST_CACHE;
         self.load_generations(&superblock);
         for (node, bitmap) in found.bitmaps {
             if let Some(peer) = self.peers.get_mut(&node) {
@@ -205,10 +207,7 @@ impl Core {
             superblock.peers[i] = record(self, i);
         }
         superblock.following = self.following;
-        if !self.boot_changed {
-            // Until what the last boot left in doubt is settled, its number stands.
-            superblock.boot = self.config.boot;
-        }
+        superblock.boot = if self.lost_cache { LOST_CACHE } else { self.config.boot };
         let flags = &mut superblock.flags;
         flags.set(DiskFlags::CONSISTENT, self.disk > DiskState::Inconsistent);
         flags.set(DiskFlags::WAS_UPTODATE, self.disk == DiskState::UpToDate);
@@ -378,15 +377,26 @@ impl Core {
     pub(crate) fn mark_extent(&mut self, extent: u32, peer: NodeId) {
         let range = ByteRange::new(u64::from(extent) * EXTENT_SIZE, EXTENT_SIZE);
         debug_assert!(extents(range).eq(extent..extent + 1));
-        self.mark(peer, range, UNKNOWN_WRITE);
-    }
-
-    /// Marks a range as different from a peer's.
-    pub(crate) fn mark(&mut self, peer: NodeId, range: ByteRange, write: WriteMark) {
         if let Some(peer) = self.peers.get_mut(&peer) {
             peer.bitmap.set_range(range.blocks());
-            peer.noted = write;
         }
+    }
+
+    /// A peer misses a write of this range.
+    pub(crate) fn mark(&mut self, node: NodeId, range: ByteRange) {
+        let blocks = self.blocks();
+        let filled = self.peers.values().any(Peer::is_target);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if filled {
+            let meanwhile = peer.missed_meanwhile.get_or_insert_with(|| Self::new_bitmap(blocks));
+            meanwhile.set_range(range.blocks());
+        }
+        // What this node pulls from a source that is behind must not be pulled over newer data.
+        if !peer.is_target() {
+            peer.bitmap.set_range(range.blocks());
+        }
+        peer.overtaken |= peer.is_fed();
+        peer.vouched = None;
     }
 
     /// What a crash left in doubt between this node and a peer becomes bits.

@@ -11,7 +11,7 @@ use crate::locks::Owner;
 use crate::planted::PlantedBug;
 use bytes::Bytes;
 use holdfast_units::{ByteRange, DiskState, EXTENT_SIZE, MAX_REQUEST, NodeId, PeerSet, Role};
-use holdfast_wire::{Message, PeerResult, WriteKind, WriteMark};
+use holdfast_wire::{Message, PeerResult, WriteKind};
 
 /// How far the local part of a request is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -171,10 +171,8 @@ impl Core {
         write.local = if has_disk { Local::Pending } else { Local::None };
         let (range, fua, data) = (write.range, write.fua, write.data.take());
         let dropped = self.has_bug(PlantedBug::DropBitmapBit) && range.offset / 4096 % 5 == 3;
-        let mark = WriteMark { epoch: self.epoch, seq };
-        self.has = mark;
         for peer in missing.iter().filter(|_| !dropped) {
-            self.mark(peer, range, mark);
+            self.mark(peer, range);
         }
         if receivers.is_empty() {
             // No clone of the payload on the way of a lone node.
@@ -245,9 +243,8 @@ impl Core {
     fn write_missed(&mut self, key: usize, peer: NodeId) {
         let write = &mut self.writes[key];
         write.missed.insert(peer);
-        let (range, seq) = (write.range, write.seq);
-        let seq = self.peers.get(&peer).map_or(seq, |p| p.noted.seq.max(seq));
-        self.mark(peer, range, WriteMark { epoch: self.epoch, seq });
+        let range = write.range;
+        self.mark(peer, range);
         let mut peers = PeerSet::EMPTY;
         peers.insert(peer);
         let mut others = self.receivers;

@@ -7,7 +7,7 @@ use crate::engine::{Core, DiskJob};
 use crate::event::{Action, CommandId, Refusal};
 use crate::persist::After;
 use holdfast_units::{DiskState, GenerationId, Millis, NodeId, PeerSet, Role};
-use holdfast_wire::{Message, PromoteAnswer, PromoteStep, WriteMark};
+use holdfast_wire::{Message, PromoteAnswer, PromoteStep};
 
 /// Members must have answered within this time.
 const PROMOTE_TIMEOUT_MS: u64 = 5_000;
@@ -22,7 +22,6 @@ pub(crate) struct Promotion {
     command: CommandId,
     id: u64,
     force: bool,
-    epoch: u64,
     waiting: PeerSet,
     deadline: Millis,
     /// Everyone agreed; it is being made durable.
@@ -78,13 +77,12 @@ impl Core {
             return done(self, Err(refusal));
         }
         let id = self.unique();
-        let epoch = self.unique();
         let waiting: PeerSet = self.peers.values().filter(|p| p.up).map(|p| p.node).collect();
         let deadline = self.now.after(PROMOTE_TIMEOUT_MS);
         self.promotion =
-            Some(Promotion { command, id, force, epoch, waiting, deadline, committed: false });
+            Some(Promotion { command, id, force, waiting, deadline, committed: false });
         for peer in waiting.iter() {
-            self.send(peer, Message::Promote { id, step: PromoteStep::Prepare, epoch });
+            self.send(peer, Message::Promote { id, step: PromoteStep::Prepare });
         }
     }
 
@@ -100,23 +98,23 @@ impl Core {
             return;
         }
         promotion.waiting.insert(node);
-        let (id, epoch) = (promotion.id, promotion.epoch);
-        self.send(node, Message::Promote { id, step: PromoteStep::Prepare, epoch });
+        let id = promotion.id;
+        self.send(node, Message::Promote { id, step: PromoteStep::Prepare });
     }
 
     fn end_promotion(&mut self, result: Result<(), Refusal>) {
         let Some(promotion) = self.promotion.take() else { return };
         if result.is_err() {
             let up: Vec<NodeId> = self.peers.values().filter(|p| p.up).map(|p| p.node).collect();
-            let (id, epoch) = (promotion.id, promotion.epoch);
+            let id = promotion.id;
             for peer in up {
-                self.send(peer, Message::Promote { id, step: PromoteStep::Abort, epoch });
+                self.send(peer, Message::Promote { id, step: PromoteStep::Abort });
             }
         }
         self.act(Action::CommandDone(promotion.command, result));
     }
 
-    pub(crate) fn peer_promotes(&mut self, node: NodeId, id: u64, step: PromoteStep, epoch: u64) {
+    pub(crate) fn peer_promotes(&mut self, node: NodeId, id: u64, step: PromoteStep) {
         match step {
             PromoteStep::Prepare => {
                 let answer = self.promise_to(node);
@@ -124,10 +122,7 @@ impl Core {
             }
             PromoteStep::Commit => {
                 self.end_promise(node);
-                if let Some(peer) = self.peers.get_mut(&node) {
-                    peer.epoch = epoch;
-                    peer.unsettled.clear();
-                }
+                self.peers.get_mut(&node).into_iter().for_each(|p| p.unsettled.clear());
             }
             PromoteStep::Abort => self.end_promise(node),
         }
@@ -208,10 +203,7 @@ impl Core {
         }
         let Some(promotion) = &mut self.promotion else { return };
         promotion.committed = true;
-        self.epoch = promotion.epoch;
         self.last_write = 0;
-        self.has = WriteMark { epoch: self.epoch, seq: 0 };
-        self.has_stands = false;
         self.last_settled_sent = 0;
         let decree = force && !self.has_good_data() && self.disk < DiskState::Consistent;
         if decree {
@@ -254,9 +246,9 @@ impl Core {
     pub(crate) fn promoted(&mut self) {
         let Some(promotion) = self.promotion.take() else { return };
         let up: Vec<NodeId> = self.peers.values().filter(|p| p.up).map(|p| p.node).collect();
-        let (id, epoch) = (promotion.id, promotion.epoch);
+        let id = promotion.id;
         for peer in &up {
-            self.send(*peer, Message::Promote { id, step: PromoteStep::Commit, epoch });
+            self.send(*peer, Message::Promote { id, step: PromoteStep::Commit });
         }
         self.announce();
         let level: Vec<NodeId> = up.iter().copied().filter(|n| self.is_level(*n)).collect();
@@ -356,12 +348,12 @@ impl Core {
         if self.role == Role::Primary && graceful {
             self.send_settled();
         }
-        let leaves_primary = self.peers.values().any(|p| p.up && p.role == Role::Primary);
+        let leaves_primary = self.peers.keys().any(|p| self.is_left_behind_by(*p));
         if self.role == Role::Primary {
             self.role = Role::Secondary;
             self.announce();
         }
-        if leaves_primary && self.disk >= DiskState::Consistent {
+        if leaves_primary {
             self.disk = DiskState::Outdated;
             self.outdated = true;
         }

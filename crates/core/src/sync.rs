@@ -10,14 +10,14 @@ use crate::engine::{Core, DiskJob};
 use crate::event::{CommandId, DiskOutcome, IoFailure, Notice, Refusal, ResyncProgress};
 use crate::link::Peer;
 use crate::locks::Owner;
-use crate::persist::{After, UNKNOWN_WRITE, bytes};
+use crate::persist::{After, bytes};
 use bytes::Bytes;
 use holdfast_format::SparseBitmap;
 use holdfast_units::{
     BLOCK_SIZE, ByteRange, DiskState, GenerationId, MAX_REQUEST, Millis, NodeId, ReplicationState,
     Role,
 };
-use holdfast_wire::{Generations, Message, StateReport, WriteMark};
+use holdfast_wire::{Generations, Message, StateReport};
 use std::collections::BTreeMap;
 
 /// The longest range that is asked for when the last ones were holes.
@@ -27,12 +27,11 @@ const RUNS_PER_PIECE: usize = 4096;
 /// How often a limited resync may go on.
 const RATE_STEP_MS: u64 = 20;
 
-/// A range that was asked for.
-#[derive(Debug)]
-struct Pull {
-    len: u64,
-    /// The source said meanwhile that the range is out of sync again.
-    spoiled: bool,
+/// So many answers of a Primary must have come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Barrier {
+    primary: NodeId,
+    pongs: u64,
 }
 
 /// A resync with one peer.
@@ -41,8 +40,8 @@ pub(crate) struct Resync {
     started: Millis,
     total: u64,
     carried: u64,
-    /// Target: what was asked for and has not come, by offset.
-    pulls: BTreeMap<u64, Pull>,
+    /// Target: the ranges that were asked for and have not come, by offset, with their lengths.
+    pulls: BTreeMap<u64, u64>,
     in_flight: u64,
     cursor: u64,
     ask: u64,
@@ -54,8 +53,6 @@ pub(crate) struct Resync {
     /// Bytes that may be asked for now, when the rate is limited, and when that was counted.
     allowance: u64,
     counted: Millis,
-    /// Source: sent and not acknowledged, which went out of sync again meanwhile.
-    spoiled: Vec<ByteRange>,
 }
 
 /// A read for a target.
@@ -74,7 +71,6 @@ pub(crate) struct ResyncWrite {
     range: ByteRange,
     payload: Bytes,
     zeroes: bool,
-    spoiled: bool,
     runs: usize,
     failed: bool,
 }
@@ -83,6 +79,12 @@ impl Peer {
     /// Whatever resync there was with this peer is over, and what is under way for it is void.
     pub(crate) fn end_resync(&mut self) {
         self.round += 1;
+        if let Some(missed) = self.missed_meanwhile.take() {
+            self.bitmap.or_assign(&missed);
+        }
+        self.barrier = None;
+        self.left_to_primary = false;
+        self.overtaken = false;
         self.bitmap_seen = false;
         self.generations_sent = false;
         self.resync = None;
@@ -112,7 +114,6 @@ impl Resync {
             completing: false,
             allowance: 0,
             counted: now,
-            spoiled: Vec::new(),
         }
     }
 
@@ -140,46 +141,68 @@ impl Core {
     }
 
     pub(crate) fn become_source(&mut self, node: NodeId, full: bool, theirs: &StateReport) {
+        if self.disk == DiskState::Consistent {
+            self.set_disk(DiskState::UpToDate);
+        }
+        self.feed(node, full, theirs.generations.current);
+    }
+
+    /// Begins to be source for a peer whose data are of the generation `theirs`.
+    fn feed(&mut self, node: NodeId, full: bool, theirs: GenerationId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if full {
             peer.bitmap.set_all();
         }
         peer.disk = DiskState::Inconsistent;
         peer.replication = ReplicationState::WFBitMapS;
-        peer.out_of_sync_sent = 0;
-        if self.disk == DiskState::Consistent {
-            self.set_disk(DiskState::UpToDate);
-        }
-        self.gens.slots[node.index()] = theirs.generations.current;
+        peer.overtaken = false;
+        self.gens.slots[node.index()] = theirs;
         if full {
             self.write_dirty_pages();
         }
         self.request_superblock(After::Nothing);
-        self.send_bitmap(node, node);
+        if !self.follows_primary() {
+            self.send_bitmap(node, node);
+        }
+    }
+
+    /// Whether another node writes: then the target may get writes before this source gets them.
+    fn follows_primary(&self) -> bool {
+        self.role != Role::Primary && self.is_near_primary()
     }
 
     pub(crate) fn become_target(&mut self, node: NodeId, full: bool) {
+        let from_primary = self.peers.get(&node).is_some_and(|p| p.role == Role::Primary);
+        if from_primary {
+            self.give_way_to_primary(node);
+        }
         let busy = self.peers.values().any(|p| p.node != node && p.is_target());
+        if !busy {
+            for peer in self.peers.values_mut() {
+                peer.missed_meanwhile = None;
+                peer.account = None;
+            }
+        }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if full {
             peer.bitmap.set_all();
         }
-        peer.out_of_sync_seen = 0;
         peer.replication =
             if busy { ReplicationState::PausedSyncT } else { ReplicationState::WFBitMapT };
-        if !busy {
-            for p in self.peers.values_mut() {
-                p.missed_since_sync = false;
-                p.synced = None;
-                p.account = None;
-            }
-        }
         self.set_disk(DiskState::Inconsistent);
         self.stop_being_source(node);
         self.request_superblock(After::Nothing);
         self.hold(node);
         if !busy {
             self.send_bitmap(node, node);
+        }
+    }
+
+    /// What this node was getting from another one it gets from the Primary.
+    fn give_way_to_primary(&mut self, primary: NodeId) {
+        for peer in self.peers.values_mut().filter(|p| p.node != primary && p.is_target()) {
+            peer.end_resync();
+            peer.replication = ReplicationState::PausedSyncT;
         }
     }
 
@@ -265,22 +288,65 @@ impl Core {
             peer.bitmap.clear_range(run);
         }
         peer.bitmap_seen = true;
-        peer.out_of_sync_seen = 0;
-        let (round, now, total) = (peer.round, self.now, peer.bitmap.count());
+        let round = peer.round;
         match peer.replication {
-            ReplicationState::WFBitMapS => {
-                peer.replication = ReplicationState::SyncSource;
-                peer.resync = Some(Resync::new(now, total));
-                self.write_dirty_pages();
-                self.notice(Notice::ResyncStarted(node, false, bytes(total)));
-            }
+            ReplicationState::WFBitMapS => self.target_is_known(node),
             ReplicationState::WFBitMapT => {
+                self.differ_from_others(node);
                 // Bits that an earlier resync cleared may be written only behind their data.
                 self.disk_flush(DiskJob::TargetFlush { peer: node, round });
             }
             _ => {}
         }
         self.changed();
+    }
+
+    /// Source: the target's bitmap is here. Where another node is Primary, this node must first have
+    /// all that the Primary sent until now: the target may have answered it before its resync began.
+    fn target_is_known(&mut self, node: NodeId) {
+        let primary = self.stand().primary.filter(|p| *p != self.node);
+        let Some(primary) = primary else {
+            self.start_as_source(node);
+            return;
+        };
+        self.ping(primary);
+        let pongs = self.peers.get(&primary).map_or(0, |p| p.pings);
+        let barrier = Some(Barrier { primary, pongs });
+        self.peers.get_mut(&node).into_iter().for_each(|p| p.barrier = barrier);
+    }
+
+    /// Lets targets pull whose barrier is passed.
+    fn pass_barriers(&mut self) {
+        let passed = |b: Barrier| {
+            self.peers
+                .get(&b.primary)
+                .is_none_or(|p| !p.up || p.role != Role::Primary || p.pongs >= b.pongs)
+        };
+        let ready = |p: &&Peer| p.barrier.is_some_and(passed);
+        let nodes: Vec<NodeId> = self.peers.values().filter(ready).map(|p| p.node).collect();
+        for node in nodes {
+            self.peers.get_mut(&node).into_iter().for_each(|p| p.barrier = None);
+            self.send_bitmap(node, node);
+            self.start_as_source(node);
+        }
+    }
+
+    fn start_as_source(&mut self, node: NodeId) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let total = peer.bitmap.count();
+        peer.replication = ReplicationState::SyncSource;
+        peer.resync = Some(Resync::new(now, total));
+        self.write_dirty_pages();
+        self.notice(Notice::ResyncStarted(node, false, bytes(total)));
+    }
+
+    /// What this node gets from its source may differ from what others have, until it has all.
+    fn differ_from_others(&mut self, source: NodeId) {
+        let Some(pulled) = self.peers.get(&source).map(|p| p.bitmap.clone()) else { return };
+        for peer in self.peers.values_mut().filter(|p| p.node != source && !p.diskless) {
+            peer.bitmap.or_assign(&pulled);
+        }
     }
 
     pub(crate) fn target_flushed(&mut self, node: NodeId, round: u64) {
@@ -305,6 +371,7 @@ impl Core {
 
     /// Asks for more where this node is target.
     pub(crate) fn pump_resyncs(&mut self) {
+        self.pass_barriers();
         let target = self.peers.values().find(|p| p.is_syncing_target()).map(|p| p.node);
         let Some(node) = target else { return };
         if self.has_disk() {
@@ -359,11 +426,11 @@ impl Core {
             .pulls
             .range(..range.end())
             .next_back()
-            .is_some_and(|(at, p)| at + p.len > range.offset);
+            .is_some_and(|(at, len)| at + len > range.offset);
         if overlaps {
             return true;
         }
-        resync.pulls.insert(range.offset, Pull { len: range.len, spoiled: false });
+        resync.pulls.insert(range.offset, range.len);
         // Long ranges are holes, which cost next to nothing.
         resync.in_flight += range.len.min(MAX_REQUEST);
         if rate > 0 {
@@ -450,10 +517,10 @@ impl Core {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let Some(resync) = &mut peer.resync else { return };
         let pull = resync.pulls.remove(&asked.offset);
-        let Some(pull) = pull.filter(|p| p.len == asked.len) else {
+        if pull != Some(asked.len) {
             // It belongs to an earlier round.
             return;
-        };
+        }
         if !fits || !payload_fits {
             self.protocol_error(node, "it sent other blocks than it was asked for");
             return;
@@ -474,7 +541,6 @@ impl Core {
             range,
             payload,
             zeroes,
-            spoiled: pull.spoiled,
             runs: 0,
             failed: false,
         });
@@ -534,12 +600,10 @@ impl Core {
                 && let Some(resync) = &mut peer.resync
             {
                 resync.writing -= 1;
-                if !write.spoiled {
-                    resync.since_checkpoint += peer.bitmap.clear_range(range.blocks());
-                    checkpoint = resync.since_checkpoint >= resync.checkpoint_blocks();
-                    if checkpoint {
-                        resync.since_checkpoint = 0;
-                    }
+                resync.since_checkpoint += peer.bitmap.clear_range(range.blocks());
+                checkpoint = resync.since_checkpoint >= resync.checkpoint_blocks();
+                if checkpoint {
+                    resync.since_checkpoint = 0;
                 }
             }
             self.send(node, Message::ResyncAck { range });
@@ -558,9 +622,6 @@ impl Core {
         }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let Some(resync) = &mut peer.resync else { return };
-        if resync.spoiled.iter().any(|r| r.overlaps(range)) {
-            return;
-        }
         resync.since_checkpoint += peer.bitmap.clear_range(range.blocks());
         if resync.since_checkpoint >= resync.checkpoint_blocks() {
             resync.since_checkpoint = 0;
@@ -578,60 +639,6 @@ impl Core {
                 let fresher = peer.fresher.get_or_insert_with(|| Self::new_bitmap(blocks));
                 fresher.set_range(range.blocks());
             }
-        }
-    }
-
-    pub(crate) fn missed_since_sync(&mut self, node: NodeId) {
-        self.peers.get_mut(&node).into_iter().for_each(|p| p.missed_since_sync = true);
-    }
-
-    /// Tells a connected member that it missed a write of somebody whom it is not connected to.
-    pub(crate) fn tell_out_of_sync(&mut self, node: NodeId, range: ByteRange) {
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        if !peer.receives() || peer.replication == ReplicationState::PausedSyncT {
-            return;
-        }
-        peer.out_of_sync_sent += 1;
-        if let Some(resync) = &mut peer.resync {
-            resync.spoiled.push(range);
-        }
-        self.send(node, Message::OutOfSync { range });
-    }
-
-    pub(crate) fn told_out_of_sync(&mut self, node: NodeId, range: ByteRange) {
-        if !self.in_device(range) {
-            self.protocol_error(node, "it named blocks outside the device");
-            return;
-        }
-        // Not when the Primary's writes come here directly: then the teller is late.
-        let has_primary = self.role == Role::Primary
-            || self.peers.values().any(|p| p.up && p.role == Role::Primary && p.node != node);
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        if peer.replication == ReplicationState::WFBitMapT && !peer.bitmap_seen {
-            // Sent before the bitmap, which says it too.
-            return;
-        }
-        peer.out_of_sync_seen += 1;
-        let syncing =
-            matches!(peer.replication, ReplicationState::WFBitMapT | ReplicationState::SyncTarget);
-        if has_primary && !syncing {
-            return;
-        }
-        peer.bitmap.set_range(range.blocks());
-        if let Some(resync) = &mut peer.resync {
-            resync.completing = false;
-            for (at, pull) in &mut resync.pulls {
-                pull.spoiled |= ByteRange::new(*at, pull.len).overlaps(range);
-            }
-            resync.cursor = resync.cursor.min(range.blocks().start);
-        }
-        for (_, write) in &mut self.resync_writes {
-            write.spoiled |= write.peer == node && write.range.overlaps(range);
-        }
-        if self.disk >= DiskState::Consistent {
-            self.set_disk(DiskState::Outdated);
-            self.request_superblock(After::Nothing);
-            self.renegotiate(node);
         }
     }
 
@@ -653,18 +660,19 @@ impl Core {
     pub(crate) fn resync_flushed(&mut self, node: NodeId, round: u64) {
         let Some(peer) = self.peers.get(&node) else { return };
         if peer.round == round && peer.is_completing() {
-            let out_of_sync_seen = peer.out_of_sync_seen;
-            self.send(node, Message::ResyncComplete { out_of_sync_seen });
+            self.send(node, Message::ResyncComplete);
         }
     }
 
     /// The target has everything: it gets the generations, and what others miss.
-    pub(crate) fn resync_complete(&mut self, node: NodeId, seen: u64) {
+    pub(crate) fn resync_complete(&mut self, node: NodeId) {
         let Some(peer) = self.peers.get(&node) else { return };
-        if peer.replication != ReplicationState::SyncSource
-            || peer.out_of_sync_sent != seen
-            || self.disk < DiskState::Outdated
-        {
+        if peer.replication != ReplicationState::SyncSource || self.disk < DiskState::Outdated {
+            return;
+        }
+        if peer.overtaken {
+            // It lost the Primary that this node follows: not everything is what was missing.
+            self.renegotiate(node);
             return;
         }
         // Every block that a Primary noted was fetched or written by itself: both were answered.
@@ -684,74 +692,60 @@ impl Core {
             self.send_bitmap(node, other);
         }
         let generations = Box::new(self.gens.report(node));
-        let (has, near_primary) = (self.has, self.is_near_primary());
-        self.send(node, Message::ResyncGenerations { generations, has, near_primary });
+        let lost_cache = self.lost_cache;
+        self.send(node, Message::ResyncGenerations { generations, lost_cache });
     }
 
     /// This node has everything: it takes the source's generations over.
-    pub(crate) fn take_over(
-        &mut self,
-        node: NodeId,
-        generations: &Generations,
-        has: WriteMark,
-        near_primary: bool,
-    ) {
+    pub(crate) fn take_over(&mut self, node: NodeId, generations: &Generations, lost_cache: bool) {
         let Some(peer) = self.peers.get(&node) else { return };
         if !peer.is_completing() {
             // It belongs to a resync that is over.
             return;
         }
         let round = peer.round;
-        let source_disk = peer.disk;
+        self.outdated = peer.disk == DiskState::Outdated;
+        self.disk = if self.outdated { DiskState::Outdated } else { DiskState::UpToDate };
         self.gens.current = generations.current;
         self.gens.history = generations.history;
         for other in self.other_nodes().collect::<Vec<_>>() {
-            let i = other.index();
-            self.gens.slots[i] = generations.slots[i];
-            let Some(p) = self.peers.get_mut(&other) else { continue };
-            let account = p.account.take();
-            if other == node {
-                continue;
-            }
-            if p.synced == Some(generations.current) {
-                // The account is older than that; what was marked here since is all there is.
-                self.gens.slots[i] = GenerationId::NONE;
-                self.gens.known[i] = generations.current;
-                continue;
-            }
-            // The source's account of what others miss replaces this node's, but for what came since.
-            if !p.missed_since_sync {
-                p.clear_bits();
-            }
-            if let Some(account) = account {
-                p.bitmap.or_assign(&account);
-                p.noted = UNKNOWN_WRITE;
-            }
+            self.take_over_account(node, other, generations);
         }
-        self.gens.slots[node.index()] = GenerationId::NONE;
-        self.gens.known[node.index()] = generations.current;
+        if let Some(new) = self.coming.take()
+            && new.previous == self.gens.current
+        {
+            self.gens.open(new.opened);
+            self.gens.push(new.current);
+        }
         self.crashed_primary = false;
-        // Writes that come directly go on from where the source is only if it is the Primary.
-        let direct = self.peers.get(&node).is_some_and(|p| p.role == Role::Primary);
-        if !direct || self.has.epoch != has.epoch {
-            self.has = has;
-        }
-        self.has_stands = !direct;
-        self.peers.get_mut(&node).into_iter().for_each(Peer::clear_bits);
         // What a crash left in doubt here is settled: the data are the source's, whose own doubts are
         // in its account.
-        self.boot_changed = false;
+        self.lost_cache = lost_cache;
         if let Some(al) = &mut self.al {
             al.forget_suspects();
         }
-        // A Primary out of reach counts this node as one that misses writes, and goes on.
-        let left_behind = near_primary && !self.is_near_primary();
-        self.outdated = left_behind || source_disk == DiskState::Outdated;
-        self.disk = if self.outdated { DiskState::Outdated } else { DiskState::UpToDate };
         self.write_dirty_pages();
         self.request_superblock(After::Adopted { peer: node, round });
         self.hold(node);
         self.report_again();
+    }
+
+    /// What `other` misses is what the source says, and what came since.
+    fn take_over_account(&mut self, source: NodeId, other: NodeId, generations: &Generations) {
+        let i = other.index();
+        self.gens.slots[i] = generations.slots[i];
+        if other == source {
+            self.gens.slots[i] = GenerationId::NONE;
+        }
+        let Some(peer) = self.peers.get_mut(&other) else { return };
+        if self.gens.slots[i].is_none() {
+            // It misses nothing of this generation.
+            self.gens.known[i] = generations.current;
+        }
+        peer.bitmap.clear_all();
+        for noted in [peer.account.take(), peer.missed_meanwhile.take()].into_iter().flatten() {
+            peer.bitmap.or_assign(&noted);
+        }
     }
 
     /// Whether generations are being taken over, so that no verdict must be found meanwhile.
@@ -772,19 +766,10 @@ impl Core {
             self.send(node, Message::ResyncAdopted { current });
             self.notice(Notice::ResyncFinished(node, true));
         }
+        self.clear_crash_marks();
         self.refresh_sets();
         self.announce();
         self.next_source();
-        let current = self.gens.current;
-        let level: Vec<NodeId> = self
-            .peers
-            .values()
-            .filter(|p| p.up && p.disk == DiskState::UpToDate && p.current == current)
-            .map(|p| p.node)
-            .collect();
-        for peer in level {
-            self.peer_caught_up(peer);
-        }
         self.changed();
     }
 
@@ -797,13 +782,14 @@ impl Core {
         peer.generations_sent = false;
         peer.end_resync();
         peer.replication = ReplicationState::Established;
-        peer.clear_bits();
+        peer.bitmap.clear_all();
         peer.current = current;
         peer.disk = self.disk;
         self.gens.slots[node.index()] = GenerationId::NONE;
         self.gens.known[node.index()] = current;
         self.refresh_sets();
         self.tell_synced(node);
+        self.clear_crash_marks();
         self.write_dirty_pages();
         self.request_superblock(After::Nothing);
         self.notice(Notice::ResyncFinished(node, false));
@@ -817,11 +803,12 @@ impl Core {
             return;
         }
         let waits = |p: &&Peer| {
-            p.replication == ReplicationState::PausedSyncT
-                || (p.up
-                    && p.replication == ReplicationState::Off
-                    && p.disk > DiskState::Failed
-                    && self.disk > DiskState::Inconsistent)
+            let paused = p.replication == ReplicationState::PausedSyncT && !p.left_to_primary;
+            let off = p.up
+                && p.replication == ReplicationState::Off
+                && p.disk > DiskState::Failed
+                && self.disk > DiskState::Inconsistent;
+            paused || off
         };
         let waiting: Vec<NodeId> = self.peers.values().filter(waits).map(|p| p.node).collect();
         for node in waiting {
@@ -842,8 +829,8 @@ impl Core {
         if !peer.up {
             return Err(Refusal::NotConnected);
         }
-        if peer.role == Role::Primary {
-            return Err(Refusal::PeerIsPrimary(node));
+        if let Some(primary) = self.stand().primary.filter(|p| *p != self.node) {
+            return Err(Refusal::PeerIsPrimary(primary));
         }
         if peer.replication != ReplicationState::Established {
             return Err(Refusal::ResyncRunning);
@@ -869,7 +856,13 @@ impl Core {
         if self.peers.values().any(|p| p.resync.is_some() || p.is_target()) {
             return Err(Refusal::ResyncRunning);
         }
-        let source = self.good_peers().next().ok_or(Refusal::NoUpToDateData)?;
+        let stand = self.stand();
+        let established = |n: &NodeId| {
+            self.peers.get(n).is_some_and(|p| p.replication == ReplicationState::Established)
+        };
+        let from =
+            stand.primary.filter(|_| stand.good).or_else(|| self.good_peers().find(established));
+        let source = from.filter(established).ok_or(Refusal::NoUpToDateData)?;
         self.send(source, Message::Invalidate { receiver: false });
         self.get_all_from(source);
         Ok(())
@@ -892,16 +885,8 @@ impl Core {
 
     fn give_all_to(&mut self, node: NodeId) {
         let current = self.gens.current;
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.end_resync();
-        peer.bitmap.set_all();
-        peer.disk = DiskState::Inconsistent;
-        peer.replication = ReplicationState::WFBitMapS;
-        peer.out_of_sync_sent = 0;
-        self.gens.slots[node.index()] = current;
-        self.write_dirty_pages();
-        self.request_superblock(After::Nothing);
-        self.send_bitmap(node, node);
+        self.peers.get_mut(&node).into_iter().for_each(Peer::end_resync);
+        self.feed(node, true, current);
         self.refresh_sets();
         self.changed();
     }

@@ -13,5 +13,5 @@ pub use codec::{
 pub use error::WireError;
 pub use message::{
     Generations, HISTORY_LEN, Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PeerResult,
-    PromoteAnswer, PromoteStep, RefusalCode, StateReport, Verdict, WriteKind, WriteMark,
+    PromoteAnswer, PromoteStep, RefusalCode, StateReport, Verdict, WriteKind,
 };

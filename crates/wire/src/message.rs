@@ -64,29 +64,19 @@ pub struct StateReport {
     pub doubtful: bool,
     /// That stop happened while it was Primary.
     pub crashed_primary: bool,
-    /// The machine was started anew since (what was only in its page cache is lost).
-    pub boot_changed: bool,
+    /// The sender's machine lost its page cache, and with it writes that were answered and never
+    /// flushed; nobody has made up for that yet.
+    pub lost_cache: bool,
     /// The Primary that the sender followed when it stopped uncleanly.
     pub following: Option<NodeId>,
     /// A person said that the sender's changes are to be thrown away (`--discard-my-data`).
     pub discard_my_data: bool,
-    /// The sender is connected to a Primary (or is one).
-    pub near_primary: bool,
+    /// The Primary that the sender is connected to, or the sender itself when it is Primary.
+    pub primary: Option<NodeId>,
+    /// That Primary has UpToDate data on a disk of its own.
+    pub primary_good: bool,
     /// How many blocks the sender's bitmap has set for the receiver.
     pub bits: u64,
-    /// The last write for which the sender noted that the receiver misses it.
-    pub noted: WriteMark,
-    /// The last write up to which the sender has everything.
-    pub has: WriteMark,
-}
-
-/// A write of a Primary: which promotion, and the number of the write in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct WriteMark {
-    /// The random number of the promotion; 0 is none.
-    pub epoch: u64,
-    /// Counts the promotion's writes; [`u64::MAX`] stands for one of unknown number.
-    pub seq: u64,
 }
 
 /// What the node with the lower number found, seen from itself.
@@ -113,6 +103,10 @@ pub enum Verdict {
     TwoPrimaries = 8,
     /// A Primary would have to become target of a resync.
     PrimaryMustNotBeTarget = 9,
+    /// The sender of the verdict has the newer data, but a Primary is there that fills both.
+    PausedSource = 10,
+    /// The sender of the verdict has the older data, but a Primary is there that fills both.
+    PausedTarget = 11,
 }
 
 /// Why a side ends a connection for good.
@@ -218,8 +212,6 @@ pub enum Message {
         role: Role,
         /// The sender's disk.
         disk: DiskState,
-        /// Which promotion it is or follows.
-        epoch: u64,
         /// The sender's current generation.
         current: GenerationId,
     },
@@ -337,24 +329,14 @@ pub enum Message {
         /// Where.
         range: ByteRange,
     },
-    /// A connected member missed a write of a node that it is not connected to.
-    OutOfSync {
-        /// Where.
-        range: ByteRange,
-    },
     /// The target has all blocks, durably.
-    ResyncComplete {
-        /// How many [`Message::OutOfSync`] it has seen on this connection.
-        out_of_sync_seen: u64,
-    },
+    ResyncComplete,
     /// The source's generations, which the target is to take over.
     ResyncGenerations {
         /// The source's generations.
         generations: Box<Generations>,
-        /// The last write up to which the source has everything, or has said what is missing.
-        has: WriteMark,
-        /// The source is connected to a Primary, which goes on without a target that is not.
-        near_primary: bool,
+        /// The source lost its page cache, so the target lacks what it lacks.
+        lost_cache: bool,
     },
     /// The target has taken the generations over, durably, and is UpToDate.
     ResyncAdopted {
@@ -367,8 +349,6 @@ pub enum Message {
         id: u64,
         /// Which step.
         step: PromoteStep,
-        /// The new Primary's epoch.
-        epoch: u64,
     },
     /// Answers [`PromoteStep::Prepare`].
     PromoteReply {
@@ -419,8 +399,7 @@ impl Message {
             Self::ResyncRequest { .. } => "ResyncRequest",
             Self::ResyncData { .. } => "ResyncData",
             Self::ResyncAck { .. } => "ResyncAck",
-            Self::OutOfSync { .. } => "OutOfSync",
-            Self::ResyncComplete { .. } => "ResyncComplete",
+            Self::ResyncComplete => "ResyncComplete",
             Self::ResyncGenerations { .. } => "ResyncGenerations",
             Self::ResyncAdopted { .. } => "ResyncAdopted",
             Self::Promote { .. } => "Promote",

@@ -4,7 +4,7 @@
 use super::{Kind, MAX_BITMAP_RUNS, MAX_DATALESS_RANGE, MAX_REFUSAL_TEXT};
 use crate::{
     Generations, Hello, Message, PeerResult, PromoteAnswer, PromoteStep, RefusalCode, StateReport,
-    Verdict, WireError, WriteKind, WriteMark,
+    Verdict, WireError, WriteKind,
 };
 use bytes::Bytes;
 use holdfast_units::{
@@ -60,13 +60,12 @@ impl Writer<'_> {
             disk,
             doubtful,
             crashed_primary,
-            boot_changed,
+            lost_cache,
             following,
             discard_my_data,
-            near_primary,
+            primary,
+            primary_good,
             bits,
-            noted,
-            has,
         } = report;
         self.u32(*serial);
         self.generations(generations);
@@ -74,18 +73,12 @@ impl Writer<'_> {
         self.u8(*disk as u8);
         self.bool(*doubtful);
         self.bool(*crashed_primary);
-        self.bool(*boot_changed);
+        self.bool(*lost_cache);
         self.u8(following.map_or(NO_NODE, NodeId::number));
         self.bool(*discard_my_data);
-        self.bool(*near_primary);
+        self.u8(primary.map_or(NO_NODE, NodeId::number));
+        self.bool(*primary_good);
         self.u64(*bits);
-        self.write_mark(*noted);
-        self.write_mark(*has);
-    }
-
-    fn write_mark(&mut self, mark: WriteMark) {
-        self.u64(mark.epoch);
-        self.u64(mark.seq);
     }
 
     /// The text up to the last whole character that fits.
@@ -206,10 +199,6 @@ impl Reader<'_> {
         Ok(generations)
     }
 
-    fn write_mark(&mut self) -> Result<WriteMark, WireError> {
-        Ok(WriteMark { epoch: self.u64()?, seq: self.u64()? })
-    }
-
     fn state(&mut self) -> Result<Box<StateReport>, WireError> {
         Ok(Box::new(StateReport {
             serial: self.u32()?,
@@ -218,13 +207,12 @@ impl Reader<'_> {
             disk: self.word("disk", DiskState::from_number)?,
             doubtful: self.bool("doubtful")?,
             crashed_primary: self.bool("crashed_primary")?,
-            boot_changed: self.bool("boot_changed")?,
+            lost_cache: self.bool("lost_cache")?,
             following: self.optional_node("following")?,
             discard_my_data: self.bool("discard_my_data")?,
-            near_primary: self.bool("near_primary")?,
+            primary: self.optional_node("primary")?,
+            primary_good: self.bool("primary_good")?,
             bits: self.u64()?,
-            noted: self.write_mark()?,
-            has: self.write_mark()?,
         }))
     }
 
@@ -293,11 +281,10 @@ pub(super) fn write(message: &Message, w: &mut Writer<'_>) {
             w.u8(*code as u8);
             w.text(text);
         }
-        Message::Goodbye | Message::Ping | Message::Pong => {}
-        Message::Changed { role, disk, epoch, current } => {
+        Message::Goodbye | Message::Ping | Message::Pong | Message::ResyncComplete => {}
+        Message::Changed { role, disk, current } => {
             w.u8(*role as u8);
             w.u8(*disk as u8);
-            w.u64(*epoch);
             w.u64(current.0);
         }
         Message::Write { seq, range, kind, fua, missing, settled, payload: _ } => {
@@ -345,24 +332,19 @@ pub(super) fn write(message: &Message, w: &mut Writer<'_>) {
                 w.u64(*blocks);
             }
         }
-        Message::ResyncRequest { range }
-        | Message::ResyncAck { range }
-        | Message::OutOfSync { range } => w.range(*range),
+        Message::ResyncRequest { range } | Message::ResyncAck { range } => w.range(*range),
         Message::ResyncData { asked, range, zeroes, payload: _ } => {
             w.range(*asked);
             w.u64(range.len);
             w.bool(*zeroes);
         }
-        Message::ResyncComplete { out_of_sync_seen } => w.u64(*out_of_sync_seen),
-        Message::ResyncGenerations { generations, has, near_primary } => {
+        Message::ResyncGenerations { generations, lost_cache } => {
             w.generations(generations);
-            w.write_mark(*has);
-            w.bool(*near_primary);
+            w.bool(*lost_cache);
         }
-        Message::Promote { id, step, epoch } => {
+        Message::Promote { id, step } => {
             w.u64(*id);
             w.u8(*step as u8);
-            w.u64(*epoch);
         }
         Message::PromoteReply { id, answer } => {
             w.u64(*id);
@@ -400,7 +382,6 @@ pub(super) fn read(kind: Kind, r: &mut Reader<'_>, payload: Bytes) -> Result<Mes
         Kind::Changed => Message::Changed {
             role: r.word("role", Role::from_number)?,
             disk: r.word("disk", DiskState::from_number)?,
-            epoch: r.u64()?,
             current: r.generation()?,
         },
         Kind::Ping => Message::Ping,
@@ -427,18 +408,13 @@ pub(super) fn read(kind: Kind, r: &mut Reader<'_>, payload: Bytes) -> Result<Mes
         Kind::ResyncRequest => Message::ResyncRequest { range: r.range(MAX_DATALESS_RANGE)? },
         Kind::ResyncData => read_resync_data(r, payload)?,
         Kind::ResyncAck => Message::ResyncAck { range: r.range(MAX_DATALESS_RANGE)? },
-        Kind::OutOfSync => Message::OutOfSync { range: r.range(MAX_DEVICE)? },
-        Kind::ResyncComplete => Message::ResyncComplete { out_of_sync_seen: r.u64()? },
+        Kind::ResyncComplete => Message::ResyncComplete,
         Kind::ResyncGenerations => {
             let generations = Box::new(r.generations()?);
-            let has = r.write_mark()?;
-            let near_primary = r.bool("near_primary")?;
-            Message::ResyncGenerations { generations, has, near_primary }
+            Message::ResyncGenerations { generations, lost_cache: r.bool("lost_cache")? }
         }
         Kind::ResyncAdopted => Message::ResyncAdopted { current: r.generation()? },
-        Kind::Promote => {
-            Message::Promote { id: r.u64()?, step: r.word("step", promote_step)?, epoch: r.u64()? }
-        }
+        Kind::Promote => Message::Promote { id: r.u64()?, step: r.word("step", promote_step)? },
         Kind::PromoteReply => {
             Message::PromoteReply { id: r.u64()?, answer: r.word("answer", promote_answer)? }
         }
@@ -507,6 +483,8 @@ const fn verdict(number: u8) -> Option<Verdict> {
         7 => Verdict::NoGoodData,
         8 => Verdict::TwoPrimaries,
         9 => Verdict::PrimaryMustNotBeTarget,
+        10 => Verdict::PausedSource,
+        11 => Verdict::PausedTarget,
         _ => return None,
     })
 }
