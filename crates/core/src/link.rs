@@ -654,11 +654,7 @@ impl Core {
         }
         let news = peer.bitmap.clear_all() > 0 || peer.vouched != Some(current);
         peer.vouched = Some(current);
-        let waits = matches!(
-            peer.replication,
-            ReplicationState::PausedSyncS | ReplicationState::PausedSyncT
-        );
-        if waits && peer.disk == DiskState::UpToDate && peer.current == current {
+        if peer.up && peer.disk == DiskState::UpToDate && peer.current == current {
             peer.replication = ReplicationState::Established;
         }
         self.gens.slots[member.index()] = GenerationId::NONE;

@@ -687,7 +687,12 @@ impl Core {
             self.merge_suspects(*other);
         }
         others.retain(|n| self.peers[n].bitmap.count() > 0);
-        self.peers.get_mut(&node).into_iter().for_each(|p| p.generations_sent = true);
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.generations_sent = true;
+            // What it has from the Primary itself was not acknowledged here. What is marked from here
+            // on is what it misses again.
+            peer.bitmap.clear_all();
+        }
         for other in others {
             self.send_bitmap(node, other);
         }
@@ -782,7 +787,6 @@ impl Core {
         peer.generations_sent = false;
         peer.end_resync();
         peer.replication = ReplicationState::Established;
-        peer.bitmap.clear_all();
         peer.current = current;
         peer.disk = self.disk;
         self.gens.slots[node.index()] = GenerationId::NONE;
@@ -796,20 +800,13 @@ impl Core {
         self.changed();
     }
 
-    /// Connections that waited for another resync, or for good data, find out anew where they
-    /// stand.
+    /// Connections that waited for another resync find out anew where they stand.
     pub(crate) fn next_source(&mut self) {
         if !self.has_disk() || self.peers.values().any(Peer::is_target) {
             return;
         }
-        let waits = |p: &&Peer| {
-            let paused = p.replication == ReplicationState::PausedSyncT && !p.left_to_primary;
-            let off = p.up
-                && p.replication == ReplicationState::Off
-                && p.disk > DiskState::Failed
-                && self.disk > DiskState::Inconsistent;
-            paused || off
-        };
+        let waits =
+            |p: &&Peer| p.replication == ReplicationState::PausedSyncT && !p.left_to_primary;
         let waiting: Vec<NodeId> = self.peers.values().filter(waits).map(|p| p.node).collect();
         for node in waiting {
             self.renegotiate(node);
