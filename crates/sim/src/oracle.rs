@@ -344,12 +344,23 @@ impl Oracle {
         view
     }
 
-    /// A completed write that `node` has and `other` never had. None when either does not count.
-    pub(crate) fn never_had(&self, other: usize, node: usize) -> Option<u64> {
-        let (mine, theirs) = (self.views[node].as_ref()?, self.views[other].as_ref()?);
-        let unknown =
-            |write: &&u64| !theirs.has.contains_key(write) && !theirs.lost.contains(write);
-        mine.has.keys().find(unknown).copied()
+    /// The completed writes that `node` has and `other` never had. None when either does not count.
+    pub(crate) fn never_had(&self, other: usize, node: usize) -> Vec<u64> {
+        let lost = |write: &u64| {
+            self.views[other].as_ref().is_some_and(|view| view.lost.contains(write))
+        };
+        let mut writes = self.all_lacking(other, node);
+        writes.retain(|write| !lost(write));
+        writes
+    }
+
+    /// The completed writes that `node` has and `other` does not have. None when either does not
+    /// count.
+    pub(crate) fn all_lacking(&self, other: usize, node: usize) -> Vec<u64> {
+        let (Some(mine), Some(theirs)) = (&self.views[node], &self.views[other]) else {
+            return Vec::new();
+        };
+        mine.has.keys().filter(|write| !theirs.has.contains_key(write)).copied().collect()
     }
 
     /// A completed write that `node` has and `other` does not have. None when either does not count.

@@ -8,8 +8,10 @@ use holdfast_units::DiskState;
 pub(super) fn contact(world: &World, n: usize, m: usize) -> Result<(), String> {
     let excused = [n, m].iter().any(|node| world.nodes[*node].may_give_up);
     let in_use = [n, m].iter().all(|node| world.nodes[*node].disk_open);
-    let apart = (world.oracle.never_had(m, n), world.oracle.never_had(n, m));
-    let (Some(mine), Some(theirs)) = apart else { return Ok(()) };
+    let never_had = |other: usize, node: usize| {
+        absent(world, other, world.oracle.never_had(other, node))
+    };
+    let (Some(mine), Some(theirs)) = (never_had(m, n), never_had(n, m)) else { return Ok(()) };
     if excused || !in_use {
         return Ok(());
     }
@@ -32,12 +34,22 @@ pub(super) fn overwritten(
     // the one that has everything must be the source.
     let generation = |node: usize| world.nodes[node].snap.as_ref().map(|snap| snap.generation);
     let alike = generation(n) == generation(source) && disk != DiskState::Outdated;
-    let write =
-        if alike { world.oracle.lacks(source, n) } else { world.oracle.never_had(source, n) };
-    match write {
+    let writes =
+        if alike { world.oracle.all_lacking(source, n) } else { world.oracle.never_had(source, n) };
+    match absent(world, source, writes) {
         Some(write) => {
             Err(format!("n{n} gives its data up for those of n{source}, which lacks w{write}"))
         }
         None => Ok(()),
     }
+}
+
+/// One of these writes that the node's disk does not show. It may hold one all the same that it
+/// answered just before its connection ended.
+fn absent(world: &World, node: usize, writes: Vec<u64>) -> Option<u64> {
+    let shown = |write: u64| {
+        let mut blocks = world.oracle.blocks_of(write).iter();
+        blocks.all(|block| world.oracle.shows(write, world.nodes[node].data.get(*block)))
+    };
+    writes.into_iter().find(|write| !shown(*write))
 }
