@@ -397,6 +397,12 @@ impl Core {
         }
         peer.overtaken |= peer.is_fed();
         peer.vouched = None;
+        if peer.replication == ReplicationState::Established && self.role != Role::Primary {
+            // The Primary has lost it; the connection here may be as dead.
+            peer.replication = ReplicationState::PausedSyncS;
+            peer.left_to_primary = true;
+            self.changed();
+        }
     }
 
     /// What a crash left in doubt between this node and a peer becomes bits.

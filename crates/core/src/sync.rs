@@ -178,6 +178,8 @@ impl Core {
         }
         let busy = self.peers.values().any(|p| p.node != node && p.is_target());
         if !busy {
+            self.was_part_filled = self.disk == DiskState::Inconsistent
+                && self.peers.values().any(|p| p.bitmap.count() > 0);
             for peer in self.peers.values_mut() {
                 peer.missed_meanwhile = None;
                 peer.account = None;
@@ -735,7 +737,9 @@ impl Core {
         self.report_again();
     }
 
-    /// What `other` misses is what the source says, and what came since.
+    /// What `other` misses is what the source says, and what came since. A node that had begun to
+    /// fill this one counts what this one had stored, which may have been undone: there the marks
+    /// stay.
     fn take_over_account(&mut self, source: NodeId, other: NodeId, generations: &Generations) {
         let i = other.index();
         self.gens.slots[i] = generations.slots[i];
@@ -747,7 +751,9 @@ impl Core {
             // It misses nothing of this generation.
             self.gens.known[i] = generations.current;
         }
-        peer.bitmap.clear_all();
+        if !self.was_part_filled {
+            peer.bitmap.clear_all();
+        }
         for noted in [peer.account.take(), peer.missed_meanwhile.take()].into_iter().flatten() {
             peer.bitmap.or_assign(&noted);
         }
