@@ -176,6 +176,10 @@ impl Core {
                 // It is taking over what this node sent: its next report will say so.
                 continue;
             }
+            if self.sees_another_primary(node) {
+                // Perhaps it is only not noticed yet that that one is gone.
+                continue;
+            }
             let Some(theirs) = self.peers.get_mut(&node).and_then(|p| p.reported.take()) else {
                 continue;
             };
@@ -186,6 +190,17 @@ impl Core {
             self.peers.get_mut(&node).into_iter().for_each(|p| p.verdict_serial = answers);
             self.apply_verdict(node, verdict, &mine, &theirs);
         }
+    }
+
+    /// Whether one of two is a Primary and the other one is still connected to another Primary.
+    /// Nobody gets the writes of two.
+    fn sees_another_primary(&self, node: NodeId) -> bool {
+        let Some(theirs) = self.peers.get(&node).and_then(|p| p.reported.as_ref()) else {
+            return false;
+        };
+        let mine = self.stand().primary;
+        let one_is_primary = (self.role == Role::Primary) != (theirs.role == Role::Primary);
+        one_is_primary && mine.is_some() && theirs.primary.is_some() && mine != theirs.primary
     }
 
     pub(crate) fn verdict_arrived(

@@ -540,6 +540,12 @@ impl Core {
             self.stand_alone(node);
             return;
         }
+        if role == Role::Primary && self.stand().primary.is_some_and(|p| p != node) {
+            // It may be connected again when the other one is gone.
+            self.notice(Notice::TwoPrimaries(node));
+            self.reset(node);
+            return;
+        }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let received = peer.receives();
         let new_promotion = role == Role::Primary && peer.role != Role::Primary;

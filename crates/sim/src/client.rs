@@ -76,10 +76,7 @@ impl World {
         let write = self.next_write;
         let stamp = if zeroes { 0 } else { write };
         let blocks: Vec<u64> = self.tracked.range(range.blocks()).copied().collect();
-        let mut reach = vec![n];
-        let others = (0..self.nodes.len()).filter(|m| *m != n);
-        reach.extend(others.filter(|m| self.net.thinks_connected(n, *m)));
-        self.oracle.submit(write, &blocks, stamp, &reach);
+        self.oracle.submit(write, &blocks, stamp);
         let kind = if zeroes {
             RequestKind::Zeroes { range, fua }
         } else {
