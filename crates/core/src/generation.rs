@@ -138,6 +138,7 @@ impl Core {
             // Before the new current: the slot tells what the member had until now.
             self.gens.open(opened);
             self.gens.push(current);
+            self.lost_cache = false;
         }
         for peer in self.receivers.difference(opened).iter() {
             self.gens.known[peer.index()] = current;
@@ -176,6 +177,8 @@ impl Core {
             opened.remove(self.node);
             self.gens.open(opened);
             self.gens.push(current);
+            // Whoever kept more in its cache is left behind now, and will be filled from here.
+            self.lost_cache = false;
             let link = self.link_of(from).unwrap_or(LinkId(0));
             self.request_superblock(After::GenerationAdopted { peer: from, link, current });
             self.hold(from);

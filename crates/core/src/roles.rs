@@ -216,6 +216,10 @@ impl Core {
         self.outdated = false;
         self.refresh_sets();
         self.bump_for = self.missing;
+        // What a crash left in doubt towards those that are away is what they miss from now on.
+        for member in self.missing.iter() {
+            self.merge_suspects(member);
+        }
         self.request_superblock(After::Promoted);
     }
 
