@@ -445,7 +445,9 @@ impl Core {
         if self.role == Role::Primary {
             self.bump_for = self.bump_for.union(before.difference(self.receivers));
         }
-        self.bump_for = self.bump_for.intersection(self.missing);
+        // Who came back needs none, unless a write that it missed waits to be completed.
+        let owed = self.writes.iter().fold(PeerSet::EMPTY, |all, (_, w)| all.union(w.missed));
+        self.bump_for = self.bump_for.intersection(self.missing.union(owed));
     }
 
     /// Peers that can be asked for good data.

@@ -99,6 +99,10 @@ impl Core {
     }
 
     pub(crate) fn start_bump_if_needed(&mut self) {
+        if self.bump.is_none() && !self.needs_bump() {
+            // Whoever was lost came back before a new generation began.
+            self.go_on_with_writes();
+        }
         if self.bump.is_some() || !self.needs_bump() || self.is_reported() {
             return;
         }
@@ -150,15 +154,19 @@ impl Core {
     pub(crate) fn bump_done(&mut self) {
         self.bump = None;
         self.announce();
-        for key in std::mem::take(&mut self.want_generation) {
-            self.runnable.push_back(crate::locks::Owner::Write(key));
-        }
+        self.go_on_with_writes();
         let held: Vec<usize> =
             self.writes.iter().filter(|(_, w)| !w.missed.is_empty()).map(|(k, _)| k).collect();
         for key in held {
             self.write_progress(key);
         }
         self.changed();
+    }
+
+    /// Starts the writes that waited for a new generation.
+    fn go_on_with_writes(&mut self) {
+        let waiting = std::mem::take(&mut self.want_generation);
+        self.runnable.extend(waiting.into_iter().map(crate::locks::Owner::Write));
     }
 
     /// A Primary told of its new generation.
