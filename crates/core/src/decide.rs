@@ -234,6 +234,7 @@ mod tests {
             doubtful: false,
             crashed_primary: false,
             lost_cache: false,
+            filled_from: None,
             following: None,
             discard_my_data: false,
             primary: None,

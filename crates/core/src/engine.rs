@@ -74,8 +74,6 @@ pub struct Core {
     pub(crate) following: Option<NodeId>,
     /// The Primary that this node saw when it last settled who copies from whom.
     pub(crate) stood: Stand,
-    /// Target: another resync had begun before and did not end.
-    pub(crate) was_part_filled: bool,
     /// A generation that a Primary began while this node was being filled.
     pub(crate) coming: Option<NewGeneration>,
     pub(crate) outdated: bool,
@@ -142,7 +140,6 @@ impl Core {
             crashed_primary: false,
             following: None,
             stood: Stand::default(),
-            was_part_filled: false,
             coming: None,
             outdated: false,
             last_write: 0,
@@ -298,7 +295,7 @@ impl Core {
             role: p.role,
             disk: p.disk,
             replication: p.replication,
-            out_of_sync: p.bitmap.count() * BLOCK_SIZE,
+            out_of_sync: p.left().count() * BLOCK_SIZE,
             pending: p.pending,
             sent: p.sent,
             received: p.received,

@@ -187,6 +187,9 @@ impl Core {
             self.gens.push(current);
             // Whoever kept more in its cache is left behind now, and will be filled from here.
             self.lost_cache = false;
+            for member in opened.iter() {
+                self.peers.get_mut(&member).into_iter().for_each(|p| p.vouched = false);
+            }
             let link = self.link_of(from).unwrap_or(LinkId(0));
             self.request_superblock(After::GenerationAdopted { peer: from, link, current });
             self.hold(from);

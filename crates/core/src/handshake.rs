@@ -44,6 +44,9 @@ impl Core {
         if stand == self.stood {
             return;
         }
+        if stand.primary != self.stood.primary {
+            self.peers.values_mut().for_each(|p| p.vouched = false);
+        }
         self.stood = stand;
         self.report_again();
         let mine = stand.primary == Some(self.node);
@@ -125,6 +128,7 @@ impl Core {
             doubtful: self.al.as_ref().is_some_and(|al| al.has_suspects(to)),
             crashed_primary: self.crashed_primary,
             lost_cache: self.lost_cache,
+            filled_from: self.filled_from(),
             following: self.following,
             discard_my_data: peer.discard_my_data,
             primary: stand.primary,
@@ -319,11 +323,9 @@ impl Core {
     /// A Primary fills both, or goes on without the one that does not see it.
     fn wait_for_primary(&mut self, node: NodeId, target: bool, theirs: &StateReport) {
         let (stand, current) = (self.stand(), self.gens.current);
-        let vouched = stand.good
+        let vouched = stand.primary.is_some()
             && stand.primary == theirs.primary
-            && self.peers.get(&node).is_some_and(|p| {
-                p.vouched == Some(current) && self.could_be_equal(p)
-            });
+            && self.peers.get(&node).is_some_and(|p| p.vouched && self.could_be_equal(p));
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if vouched {
             // That came after the reports were made.
@@ -415,6 +417,7 @@ impl Core {
             self.set_disk(if newest { DiskState::UpToDate } else { DiskState::Outdated });
             self.request_superblock(After::Nothing);
         }
+        self.forget_bits_without_disk(node);
         // It may have been the source of a resync that is over by that.
         self.next_source();
     }

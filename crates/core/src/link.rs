@@ -61,6 +61,11 @@ pub(crate) struct Peer {
     pub(crate) current: GenerationId,
     pub(crate) seen: bool,
     pub(crate) bitmap: SparseBitmap,
+    /// Source: what of `bitmap` the target has not stored yet. `bitmap` stays as it is until the
+    /// target has everything, because another source may undo what was stored.
+    pub(crate) left_to_fill: Option<SparseBitmap>,
+    /// This node has stored blocks of a resync from it that did not end.
+    pub(crate) filled_from: bool,
     pub(crate) resync: Option<Resync>,
     /// Counts verdicts and whatever else begins a new resync with this peer: work for an earlier
     /// one that ends late does not count for it.
@@ -84,10 +89,12 @@ pub(crate) struct Peer {
     pub(crate) unsettled: VecDeque<(u64, ByteRange)>,
     /// What it missed while this node was being resynced.
     pub(crate) missed_meanwhile: Option<SparseBitmap>,
-    /// The Primary said that it has all of this generation, and no write missed it since.
-    pub(crate) vouched: Option<GenerationId>,
+    /// The Primary said that it has everything, and no write missed it since.
+    pub(crate) vouched: bool,
     /// The resync with it is left to a Primary.
     pub(crate) left_to_primary: bool,
+    /// Source: what the target missed since the generations were sent to it.
+    pub(crate) missed_again: Option<SparseBitmap>,
     /// Source: the target missed a write since its resync began.
     pub(crate) overtaken: bool,
     last_heard: Millis,
@@ -130,6 +137,8 @@ impl Peer {
             current: GenerationId::NONE,
             seen: false,
             bitmap: Core::new_bitmap(blocks),
+            left_to_fill: None,
+            filled_from: false,
             resync: None,
             round: 0,
             verdict_serial: 0,
@@ -142,8 +151,9 @@ impl Peer {
             early: VecDeque::new(),
             unsettled: VecDeque::new(),
             missed_meanwhile: None,
-            vouched: None,
+            vouched: false,
             left_to_primary: false,
+            missed_again: None,
             overtaken: false,
             last_heard: Millis(0),
             pinged: None,
@@ -169,6 +179,30 @@ impl Peer {
     /// Whether this node is, or is becoming, target of a resync from it.
     pub(crate) fn is_target(&self) -> bool {
         matches!(self.replication, ReplicationState::WFBitMapT | ReplicationState::SyncTarget)
+    }
+
+    /// What it lacks, as far as is known here.
+    pub(crate) fn left(&self) -> &SparseBitmap {
+        self.left_to_fill.as_ref().unwrap_or(&self.bitmap)
+    }
+
+    /// It misses blocks.
+    pub(crate) fn set_bits(&mut self, blocks: std::ops::Range<u64>) {
+        if let Some(left) = &mut self.left_to_fill {
+            left.set_range(blocks.clone());
+        }
+        self.bitmap.set_range(blocks);
+    }
+
+    /// It has stored blocks of its resync from here. How many are new.
+    pub(crate) fn stored(&mut self, blocks: std::ops::Range<u64>) -> u64 {
+        self.left_to_fill.as_mut().map_or(0, |left| left.clear_range(blocks))
+    }
+
+    /// It has everything. Whether that is news.
+    pub(crate) fn clear_bits(&mut self) -> bool {
+        self.left_to_fill = None;
+        self.bitmap.clear_all() > 0
     }
 
     /// Whether blocks are copied, or are about to be.
@@ -296,7 +330,7 @@ impl Core {
         peer.held_until = 0;
         peer.held.clear();
         peer.early.clear();
-        peer.vouched = None;
+        peer.vouched = false;
         peer.generations_sent = false;
         peer.role = Role::Unknown;
         peer.disk = DiskState::DUnknown;
@@ -559,12 +593,14 @@ impl Core {
         if new_promotion {
             peer.unsettled.clear();
         }
+        peer.vouched &= disk == DiskState::UpToDate;
         if peer.replication == ReplicationState::Established && current == self.gens.current {
             self.gens.known[node.index()] = current;
         }
         if !self.diskful && disk == DiskState::UpToDate {
             self.gens.current = current;
         }
+        self.forget_bits_without_disk(node);
         if disk_lost {
             self.peer_disk_lost(node);
         }
@@ -578,6 +614,15 @@ impl Core {
             self.compare_again(node);
         }
         self.changed();
+    }
+
+    /// A node without a disk fills nobody: what it noted is over when the member has the current data.
+    pub(crate) fn forget_bits_without_disk(&mut self, node: NodeId) {
+        let (current, without) = (self.gens.current, !self.has_disk());
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if without && peer.disk == DiskState::UpToDate && peer.current == current {
+            peer.clear_bits();
+        }
     }
 
     fn peer_disk_lost(&mut self, node: NodeId) {
@@ -650,23 +695,40 @@ impl Core {
         if !primary && (self.is_near_primary() || !self.is_level(teller)) {
             return;
         }
-        // A node that is being filled gets its source's account of the others in the end.
-        if self.gens.current != current || self.disk != DiskState::UpToDate {
+        if !primary && (self.gens.current != current || self.disk != DiskState::UpToDate) {
             return;
         }
         let Some(peer) = self.peers.get_mut(&member) else { return };
-        if peer.is_busy() {
+        peer.vouched = primary;
+        self.take_word_for(member);
+    }
+
+    /// Uses what the Primary said about members, once this node has everything itself.
+    pub(crate) fn take_words(&mut self) {
+        let nodes: Vec<NodeId> =
+            self.peers.values().filter(|p| p.vouched).map(|p| p.node).collect();
+        for node in nodes {
+            self.take_word_for(node);
+        }
+    }
+
+    fn take_word_for(&mut self, member: NodeId) {
+        let (current, i) = (self.gens.current, member.index());
+        let usable = self.disk == DiskState::UpToDate && !self.is_adopting();
+        let Some(peer) = self.peers.get_mut(&member).filter(|p| usable && !p.is_busy()) else {
             return;
-        }
-        let news = peer.bitmap.clear_all() > 0 || peer.vouched != Some(current);
-        peer.vouched = Some(current);
-        if peer.up && peer.disk == DiskState::UpToDate && peer.current == current {
+        };
+        let mut news = peer.clear_bits();
+        let equal = peer.up && peer.disk == DiskState::UpToDate && peer.current == current;
+        if equal && peer.replication != ReplicationState::Established {
             peer.replication = ReplicationState::Established;
+            news = true;
         }
-        self.gens.slots[member.index()] = GenerationId::NONE;
-        self.gens.known[member.index()] = current;
+        news |= !self.gens.slots[i].is_none() || self.gens.known[i] != current;
+        self.gens.slots[i] = GenerationId::NONE;
+        self.gens.known[i] = current;
         if let Some(al) = &mut self.al {
-            al.take_suspects(member);
+            news |= !al.take_suspects(member).is_empty();
         }
         if news {
             self.report_again_to(member);

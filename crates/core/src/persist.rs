@@ -170,7 +170,9 @@ impl Core {
             self.gens.known[i] = record.current;
         }
         for peer in self.peers.values_mut() {
-            peer.seen |= superblock.peers[peer.node.index()].flags.contains(PeerFlags::SEEN);
+            let flags = superblock.peers[peer.node.index()].flags;
+            peer.seen |= flags.contains(PeerFlags::SEEN);
+            peer.filled_from = flags.contains(PeerFlags::FILLED_FROM);
         }
     }
 
@@ -194,6 +196,7 @@ impl Core {
             let mut flags = PeerFlags::EMPTY;
             flags.set(PeerFlags::MEMBER, peer.is_some());
             flags.set(PeerFlags::SEEN, peer.is_some_and(|p| p.seen));
+            flags.set(PeerFlags::FILLED_FROM, peer.is_some_and(|p| p.filled_from));
             PeerRecord { bitmap: core.gens.slots[i], current: core.gens.known[i], flags }
         };
         let Some(meta) = &self.meta else { return };
@@ -378,7 +381,7 @@ impl Core {
         let range = ByteRange::new(u64::from(extent) * EXTENT_SIZE, EXTENT_SIZE);
         debug_assert!(extents(range).eq(extent..extent + 1));
         if let Some(peer) = self.peers.get_mut(&peer) {
-            peer.bitmap.set_range(range.blocks());
+            peer.set_bits(range.blocks());
         }
     }
 
@@ -393,10 +396,14 @@ impl Core {
         }
         // What this node pulls from a source that is behind must not be pulled over newer data.
         if !peer.is_target() {
-            peer.bitmap.set_range(range.blocks());
+            peer.set_bits(range.blocks());
+        }
+        if peer.generations_sent {
+            let again = peer.missed_again.get_or_insert_with(|| Self::new_bitmap(blocks));
+            again.set_range(range.blocks());
         }
         peer.overtaken |= peer.is_fed();
-        peer.vouched = None;
+        peer.vouched = false;
         if peer.replication == ReplicationState::Established && self.role != Role::Primary {
             // The Primary has lost it; the connection here may be as dead.
             peer.replication = ReplicationState::PausedSyncS;

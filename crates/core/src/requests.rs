@@ -228,11 +228,9 @@ impl Core {
         if result == PeerResult::Ok {
             let write = &mut self.writes[key];
             write.good |= up_to_date;
-            if let Some(p) = self.peers.get_mut(&peer)
-                && p.bitmap.count() > 0
-            {
-                p.bitmap.clear_range(range.blocks());
-            }
+            self.peers.get_mut(&peer).into_iter().for_each(|p| {
+                p.stored(range.blocks());
+            });
             self.write_progress(key);
         } else {
             self.write_missed(key, peer);

@@ -83,6 +83,7 @@ impl Peer {
             self.bitmap.or_assign(&missed);
         }
         self.barrier = None;
+        self.missed_again = None;
         self.left_to_primary = false;
         self.overtaken = false;
         self.bitmap_seen = false;
@@ -131,7 +132,7 @@ impl Resync {
 impl Core {
     pub(crate) fn resync_progress(&self, p: &Peer) -> Option<ResyncProgress> {
         let resync = p.resync.as_ref()?;
-        let left = p.bitmap.count().min(resync.total);
+        let left = p.left().count().min(resync.total);
         Some(ResyncProgress {
             done: bytes(resync.total - left),
             total: bytes(resync.total),
@@ -144,15 +145,21 @@ impl Core {
         if self.disk == DiskState::Consistent {
             self.set_disk(DiskState::UpToDate);
         }
-        self.feed(node, full, theirs.generations.current);
+        // Where the last resync from here stopped, if nobody else has filled it since.
+        let goes_on = theirs.filled_from == Some(self.node);
+        self.feed(node, full, theirs.generations.current, goes_on);
     }
 
     /// Begins to be source for a peer whose data are of the generation `theirs`.
-    fn feed(&mut self, node: NodeId, full: bool, theirs: GenerationId) {
+    fn feed(&mut self, node: NodeId, full: bool, theirs: GenerationId, goes_on: bool) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if full {
             peer.bitmap.set_all();
         }
+        if full || !goes_on {
+            peer.left_to_fill = None;
+        }
+        peer.left_to_fill.get_or_insert_with(|| peer.bitmap.clone());
         peer.disk = DiskState::Inconsistent;
         peer.replication = ReplicationState::WFBitMapS;
         peer.overtaken = false;
@@ -178,8 +185,6 @@ impl Core {
         }
         let busy = self.peers.values().any(|p| p.node != node && p.is_target());
         if !busy {
-            self.was_part_filled = self.disk == DiskState::Inconsistent
-                && self.peers.values().any(|p| p.bitmap.count() > 0);
             for peer in self.peers.values_mut() {
                 peer.missed_meanwhile = None;
                 peer.account = None;
@@ -189,6 +194,8 @@ impl Core {
         if full {
             peer.bitmap.set_all();
         }
+        peer.filled_from |= !busy;
+        peer.left_to_fill = None;
         peer.replication =
             if busy { ReplicationState::PausedSyncT } else { ReplicationState::WFBitMapT };
         self.set_disk(DiskState::Inconsistent);
@@ -208,6 +215,13 @@ impl Core {
         }
     }
 
+    /// The only one that has filled this node since it was consistent.
+    pub(crate) fn filled_from(&self) -> Option<NodeId> {
+        let mut from = self.peers.values().filter(|p| p.filled_from).map(|p| p.node);
+        let first = from.next();
+        first.filter(|_| from.next().is_none())
+    }
+
     /// This node's data are no use to others until its own resync is done.
     fn stop_being_source(&mut self, target_of: NodeId) {
         let fed = |p: &&mut Peer| p.node != target_of && p.is_fed();
@@ -224,12 +238,16 @@ impl Core {
     /// Sends the bitmap about a member to a peer.
     fn send_bitmap(&mut self, to: NodeId, about: NodeId) {
         let round = self.peers.get(&to).map_or(0, |p| p.verdict_serial);
+        // A target gets what it lacks; as an account of what it misses, that could be undone.
+        let whole = to != about;
         let mut cursor = 0;
         loop {
             let mut runs = Vec::new();
             while runs.len() < RUNS_PER_PIECE
-                && let Some(run) =
-                    self.peers.get(&about).and_then(|p| p.bitmap.next_run(cursor, u64::MAX))
+                && let Some(run) = self.peers.get(&about).and_then(|p| {
+                    let bits = if whole { &p.bitmap } else { p.left() };
+                    bits.next_run(cursor, u64::MAX)
+                })
             {
                 cursor = run.end;
                 runs.push((run.start, run.end - run.start));
@@ -280,7 +298,7 @@ impl Core {
             return;
         }
         for (start, len) in runs {
-            peer.bitmap.set_range(*start..start + len);
+            peer.set_bits(*start..start + len);
         }
         if !last {
             return;
@@ -336,7 +354,7 @@ impl Core {
     fn start_as_source(&mut self, node: NodeId) {
         let now = self.now;
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let total = peer.bitmap.count();
+        let total = peer.left().count();
         peer.replication = ReplicationState::SyncSource;
         peer.resync = Some(Resync::new(now, total));
         self.write_dirty_pages();
@@ -623,12 +641,8 @@ impl Core {
             return;
         }
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let Some(resync) = &mut peer.resync else { return };
-        resync.since_checkpoint += peer.bitmap.clear_range(range.blocks());
-        if resync.since_checkpoint >= resync.checkpoint_blocks() {
-            resync.since_checkpoint = 0;
-            // The target keeps its own account, so nothing has to be flushed first.
-            self.write_dirty_pages();
+        if peer.replication == ReplicationState::SyncSource {
+            peer.stored(range.blocks());
         }
     }
 
@@ -678,8 +692,8 @@ impl Core {
             return;
         }
         // Every block that a Primary noted was fetched or written by itself: both were answered.
-        if self.role == Role::Primary && peer.bitmap.count() > 0 {
-            let left = peer.bitmap.count();
+        if self.role == Role::Primary && peer.left().count() > 0 {
+            let left = peer.left().count();
             self.protocol_error(node, &format!("it ended a resync with {left} blocks to go"));
             return;
         }
@@ -691,9 +705,7 @@ impl Core {
         others.retain(|n| self.peers[n].bitmap.count() > 0);
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.generations_sent = true;
-            // What it has from the Primary itself was not acknowledged here. What is marked from here
-            // on is what it misses again.
-            peer.bitmap.clear_all();
+            peer.missed_again = None;
         }
         for other in others {
             self.send_bitmap(node, other);
@@ -737,9 +749,7 @@ impl Core {
         self.report_again();
     }
 
-    /// What `other` misses is what the source says, and what came since. A node that had begun to
-    /// fill this one counts what this one had stored, which may have been undone: there the marks
-    /// stay.
+    /// What `other` misses is what the source says, and what came since.
     fn take_over_account(&mut self, source: NodeId, other: NodeId, generations: &Generations) {
         let i = other.index();
         self.gens.slots[i] = generations.slots[i];
@@ -751,9 +761,8 @@ impl Core {
             // It misses nothing of this generation.
             self.gens.known[i] = generations.current;
         }
-        if !self.was_part_filled {
-            peer.bitmap.clear_all();
-        }
+        peer.clear_bits();
+        peer.filled_from = false;
         for noted in [peer.account.take(), peer.missed_meanwhile.take()].into_iter().flatten() {
             peer.bitmap.or_assign(&noted);
         }
@@ -777,6 +786,7 @@ impl Core {
             self.send(node, Message::ResyncAdopted { current });
             self.notice(Notice::ResyncFinished(node, true));
         }
+        self.take_words();
         self.clear_crash_marks();
         self.refresh_sets();
         self.announce();
@@ -791,14 +801,20 @@ impl Core {
             return;
         }
         peer.generations_sent = false;
+        let missed_again = peer.missed_again.take();
         peer.end_resync();
         peer.replication = ReplicationState::Established;
+        peer.clear_bits();
+        if let Some(missed) = missed_again {
+            peer.bitmap.or_assign(&missed);
+        }
         peer.current = current;
         peer.disk = self.disk;
         self.gens.slots[node.index()] = GenerationId::NONE;
         self.gens.known[node.index()] = current;
         self.refresh_sets();
         self.tell_synced(node);
+        self.take_words();
         self.clear_crash_marks();
         self.write_dirty_pages();
         self.request_superblock(After::Nothing);
@@ -889,7 +905,7 @@ impl Core {
     fn give_all_to(&mut self, node: NodeId) {
         let current = self.gens.current;
         self.peers.get_mut(&node).into_iter().for_each(Peer::end_resync);
-        self.feed(node, true, current);
+        self.feed(node, true, current, false);
         self.refresh_sets();
         self.changed();
     }

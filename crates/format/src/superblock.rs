@@ -163,6 +163,8 @@ flags! {
         FULL_SYNC = 3,
         /// The peer is fenced.
         FENCED = 4,
+        /// The node's disk holds blocks of a resync from this member that did not end.
+        FILLED_FROM = 5,
     }
 }
 

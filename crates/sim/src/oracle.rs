@@ -345,9 +345,8 @@ impl Oracle {
 
     /// The completed writes that `node` has and `other` never had. None when either does not count.
     pub(crate) fn never_had(&self, other: usize, node: usize) -> Vec<u64> {
-        let lost = |write: &u64| {
-            self.views[other].as_ref().is_some_and(|view| view.lost.contains(write))
-        };
+        let lost =
+            |write: &u64| self.views[other].as_ref().is_some_and(|view| view.lost.contains(write));
         let mut writes = self.all_lacking(other, node);
         writes.retain(|write| !lost(write));
         writes

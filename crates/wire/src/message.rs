@@ -67,6 +67,8 @@ pub struct StateReport {
     /// The sender's machine lost its page cache, and with it writes that were answered and never
     /// flushed; nobody has made up for that yet.
     pub lost_cache: bool,
+    /// Who has begun to fill the sender's disk, if it was one node only.
+    pub filled_from: Option<NodeId>,
     /// The Primary that the sender followed when it stopped uncleanly.
     pub following: Option<NodeId>,
     /// A person said that the sender's changes are to be thrown away (`--discard-my-data`).

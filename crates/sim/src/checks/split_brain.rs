@@ -8,9 +8,8 @@ use holdfast_units::DiskState;
 pub(super) fn contact(world: &World, n: usize, m: usize) -> Result<(), String> {
     let excused = [n, m].iter().any(|node| world.nodes[*node].may_give_up);
     let in_use = [n, m].iter().all(|node| world.nodes[*node].disk_open);
-    let never_had = |other: usize, node: usize| {
-        absent(world, other, world.oracle.never_had(other, node))
-    };
+    let never_had =
+        |other: usize, node: usize| absent(world, other, world.oracle.never_had(other, node));
     let (Some(mine), Some(theirs)) = (never_had(m, n), never_had(n, m)) else { return Ok(()) };
     if excused || !in_use {
         return Ok(());

@@ -61,6 +61,7 @@ impl Writer<'_> {
             doubtful,
             crashed_primary,
             lost_cache,
+            filled_from,
             following,
             discard_my_data,
             primary,
@@ -74,6 +75,7 @@ impl Writer<'_> {
         self.bool(*doubtful);
         self.bool(*crashed_primary);
         self.bool(*lost_cache);
+        self.u8(filled_from.map_or(NO_NODE, NodeId::number));
         self.u8(following.map_or(NO_NODE, NodeId::number));
         self.bool(*discard_my_data);
         self.u8(primary.map_or(NO_NODE, NodeId::number));
@@ -208,6 +210,7 @@ impl Reader<'_> {
             doubtful: self.bool("doubtful")?,
             crashed_primary: self.bool("crashed_primary")?,
             lost_cache: self.bool("lost_cache")?,
+            filled_from: self.optional_node("filled_from")?,
             following: self.optional_node("following")?,
             discard_my_data: self.bool("discard_my_data")?,
             primary: self.optional_node("primary")?,

@@ -91,7 +91,8 @@ fn hello() -> impl Strategy<Value = Hello> {
 
 fn state() -> impl Strategy<Value = Box<StateReport>> {
     let flags = any::<(bool, bool, bool, bool, bool)>();
-    let followed = (proptest::option::of(node()), proptest::option::of(node()));
+    let option = || proptest::option::of(node());
+    let followed = (option(), option(), option());
     (
         any::<u32>(),
         generations(),
@@ -110,6 +111,7 @@ fn state() -> impl Strategy<Value = Box<StateReport>> {
                 doubtful: flags.0,
                 crashed_primary: flags.1,
                 lost_cache: flags.2,
+                filled_from: followed.2,
                 following: followed.0,
                 discard_my_data: flags.3,
                 primary: followed.1,
@@ -547,8 +549,8 @@ fn words_beyond_the_last_one_are_refused() {
         (Kind::Promote, 8, &[0; 9], 3),
         (Kind::PromoteReply, 8, &[0; 9], 4),
         (Kind::Refuse, 0, &[0; 2], 9),
-        (Kind::Verdict, 4, &[0; 554], 12),
-        (Kind::State, 537, &[0; 549], 32),
+        (Kind::Verdict, 4, &[0; 555], 12),
+        (Kind::State, 537, &[0; 550], 32),
         (Kind::Changed, 0, &[0; 10], 3),
         (Kind::Changed, 1, &[0; 10], 10),
         (Kind::Invalidate, 0, &[0; 1], 2),
