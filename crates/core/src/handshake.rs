@@ -46,6 +46,7 @@ impl Core {
         }
         if stand.primary != self.stood.primary {
             self.peers.values_mut().for_each(|p| p.vouched = false);
+            self.coming = None;
         }
         self.stood = stand;
         self.report_again();

@@ -349,7 +349,6 @@ impl Core {
         self.role_changes_lost_peer(node);
         if was_primary {
             self.unsettled_of_lost(node);
-            self.coming = None;
         }
         self.next_source();
         self.changed();
