@@ -93,7 +93,8 @@ pub(crate) struct Peer {
     pub(crate) vouched: bool,
     /// The resync with it is left to a Primary.
     pub(crate) left_to_primary: bool,
-    /// Source: what the target missed since the generations were sent to it.
+    /// Source: what the target missed since its resync began, or since the generations were sent to it.
+    /// It stays to be filled whatever the target acknowledges.
     pub(crate) missed_again: Option<SparseBitmap>,
     /// Source: the target missed a write since its resync began.
     pub(crate) overtaken: bool,

@@ -398,7 +398,7 @@ impl Core {
         if !peer.is_target() {
             peer.set_bits(range.blocks());
         }
-        if peer.generations_sent {
+        if peer.is_fed() {
             let again = peer.missed_again.get_or_insert_with(|| Self::new_bitmap(blocks));
             again.set_range(range.blocks());
         }

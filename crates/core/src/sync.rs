@@ -83,7 +83,11 @@ impl Peer {
             self.bitmap.or_assign(&missed);
         }
         self.barrier = None;
-        self.missed_again = None;
+        if let Some(missed) = self.missed_again.take()
+            && let Some(left) = &mut self.left_to_fill
+        {
+            left.or_assign(&missed);
+        }
         self.left_to_primary = false;
         self.overtaken = false;
         self.bitmap_seen = false;
