@@ -414,14 +414,14 @@ mod tests {
     #[test]
     fn an_unknown_write_is_possible_until_something_sure_comes_over_it() {
         let mut oracle = Oracle::new(2);
-        oracle.submit(1, &[7], 1, &[0, 1]);
+        oracle.submit(1, &[7], 1);
         oracle.complete(1, &[0, 1]);
         assert!(ok(&oracle, 0, 1) && !ok(&oracle, 0, 0));
-        oracle.submit(2, &[7], 2, &[0, 1]);
+        oracle.submit(2, &[7], 2);
         assert!(ok(&oracle, 0, 1) && ok(&oracle, 0, 2));
         oracle.give_up(2);
         assert!(ok(&oracle, 1, 1) && ok(&oracle, 1, 2));
-        oracle.submit(3, &[7], 3, &[0, 1]);
+        oracle.submit(3, &[7], 3);
         oracle.complete(3, &[0]);
         assert!(!ok(&oracle, 0, 1) && !ok(&oracle, 0, 2) && ok(&oracle, 0, 3));
         assert!(ok(&oracle, 1, 1) && ok(&oracle, 1, 3));
@@ -433,7 +433,7 @@ mod tests {
     fn a_power_failure_loses_what_was_not_flushed() {
         let mut oracle = Oracle::new(1);
         for write in 1..=3 {
-            oracle.submit(write, &[7], write, &[0]);
+            oracle.submit(write, &[7], write);
             oracle.complete(write, &[0]);
             if write == 2 {
                 let since = oracle.begin();
@@ -449,10 +449,10 @@ mod tests {
     #[test]
     fn a_read_must_not_be_older_than_what_was_complete_when_it_began() {
         let mut oracle = Oracle::new(1);
-        oracle.submit(1, &[7], 1, &[0]);
+        oracle.submit(1, &[7], 1);
         oracle.complete(1, &[0]);
         let since = oracle.begin();
-        oracle.submit(2, &[7], 2, &[0]);
+        oracle.submit(2, &[7], 2);
         oracle.complete(2, &[0]);
         assert!(oracle.check(0, 7, Block::whole(1), since).is_ok());
         assert!(oracle.check(0, 7, Block::whole(2), since).is_ok());
@@ -464,7 +464,7 @@ mod tests {
     #[test]
     fn what_was_read_of_an_unknown_write_stays() {
         let mut oracle = Oracle::new(1);
-        oracle.submit(1, &[7], 1, &[0]);
+        oracle.submit(1, &[7], 1);
         oracle.give_up(1);
         assert!(ok(&oracle, 0, 0) && ok(&oracle, 0, 1));
         let since = oracle.begin();

@@ -18,6 +18,8 @@ const VERDICTS: &[Verdict] = &[
     Verdict::NoGoodData,
     Verdict::TwoPrimaries,
     Verdict::PrimaryMustNotBeTarget,
+    Verdict::PausedSource,
+    Verdict::PausedTarget,
 ];
 const REFUSALS: &[RefusalCode] = &[
     RefusalCode::Version,
@@ -170,7 +172,7 @@ fn each_kind() -> Vec<BoxedStrategy<Message>> {
             .prop_map(|(code, text)| Message::Refuse { code, text })
             .boxed(),
         Just(Message::Goodbye).boxed(),
-        (select(Role::ALL), select(DiskState::ALL), id(), generation())
+        (select(Role::ALL), select(DiskState::ALL), generation())
             .prop_map(|(role, disk, current)| Message::Changed { role, disk, current })
             .boxed(),
         Just(Message::Ping).boxed(),
