@@ -635,8 +635,8 @@ impl Core {
     }
 
     /// A peer's disk is worth something else: asks for a new verdict where that may change one.
-    fn compare_again(&mut self, node: NodeId) {
-        let Some(peer) = self.peers.get(&node).filter(|p| !p.is_busy()) else { return };
+    pub(crate) fn compare_again(&mut self, node: NodeId) {
+        let Some(peer) = self.peers.get(&node).filter(|p| p.up && !p.is_busy()) else { return };
         let equal = self.could_be_equal(peer);
         let established = peer.replication == ReplicationState::Established;
         let wanted = if self.is_filled_by_other(node) {

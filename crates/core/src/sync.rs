@@ -795,6 +795,11 @@ impl Core {
         self.refresh_sets();
         self.announce();
         self.next_source();
+        // What the source's account says of those that are connected here.
+        let others: Vec<NodeId> = self.peers.keys().copied().filter(|n| *n != node).collect();
+        for other in others {
+            self.compare_again(other);
+        }
         self.changed();
     }
 
@@ -840,7 +845,9 @@ impl Core {
     }
 
     pub(crate) fn invalidate(&mut self, id: CommandId, which: Option<NodeId>) {
+        let changing = self.promotion.is_some() || self.promise.is_some();
         let result = match which {
+            _ if changing => Err(Refusal::Busy),
             Some(node) => self.invalidate_peer(node),
             None => self.invalidate_here(),
         };
@@ -898,7 +905,7 @@ impl Core {
             && if receiver { self.role != Role::Primary } else { self.disk == DiskState::UpToDate };
         if !established || !good {
             // It crossed something else: what both hold now decides.
-            self.protocol_error(node, "it asked for a full resync that is not possible now");
+            self.reset(node);
         } else if receiver {
             self.get_all_from(node);
         } else {

@@ -23,7 +23,9 @@ fn count_as_equal(world: &World, a: usize, b: usize) -> bool {
             && node.is_connected_to(y)
             && node.peer(y).is_some_and(|p| p.replication == ReplicationState::Established)
     };
-    established(a, b) && established(b, a) && world.net.joint_link(a, b).is_some()
+    // Who is cut off without a sign does not know it yet.
+    let in_touch = world.net.joint_link(a, b).is_some() && world.net.is_clear(a, b);
+    in_touch && established(a, b) && established(b, a)
 }
 
 fn compare(world: &World, a: usize, b: usize) -> Result<(), String> {
