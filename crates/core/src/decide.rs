@@ -202,6 +202,10 @@ fn guard(verdict: Verdict, mine: &StateReport, theirs: &StateReport) -> Verdict 
     if target.role == Role::Primary && target.disk != DiskState::Inconsistent {
         return Verdict::PrimaryMustNotBeTarget;
     }
+    if !target.serves.is_none() && source.generations.current != target.serves {
+        // Its clients work on other data than these.
+        return Verdict::NoGoodData;
+    }
     verdict
 }
 
@@ -239,6 +243,7 @@ mod tests {
             discard_my_data: false,
             primary: None,
             primary_good: false,
+            serves: GenerationId::NONE,
             bits: 0,
         }
     }

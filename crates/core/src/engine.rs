@@ -74,6 +74,8 @@ pub struct Core {
     pub(crate) following: Option<NodeId>,
     /// The Primary that this node saw when it last settled who copies from whom.
     pub(crate) stood: Stand,
+    /// See [`Core::serves`].
+    pub(crate) served: GenerationId,
     /// A generation that a Primary began while this node was being filled.
     pub(crate) coming: Option<NewGeneration>,
     pub(crate) outdated: bool,
@@ -140,6 +142,7 @@ impl Core {
             crashed_primary: false,
             following: None,
             stood: Stand::default(),
+            served: GenerationId::NONE,
             coming: None,
             outdated: false,
             last_write: 0,

@@ -111,7 +111,8 @@ impl Core {
         if !wanted {
             return;
         }
-        let previous = self.gens.current;
+        let serves = self.serves();
+        let previous = if serves.is_none() { self.gens.current } else { serves };
         let current = GenerationId(self.unique());
         let opened = self.missing;
         self.bump_for = PeerSet::EMPTY;
@@ -137,6 +138,7 @@ impl Core {
         }
         bump.writing = true;
         let (current, opened) = (bump.current, bump.opened);
+        self.served = current;
         // A node that is being filled takes the generations of its source over in the end.
         if self.may_adopt() {
             // Before the new current: the slot tells what the member had until now.
@@ -177,10 +179,7 @@ impl Core {
         current: GenerationId,
         opened: PeerSet,
     ) {
-        // A Primary without good data of its own does not have the current generation itself.
-        let without = self.peers.get(&from).is_some_and(|p| p.disk != DiskState::UpToDate);
-        let good = self.disk == DiskState::UpToDate;
-        if self.may_adopt() && (self.gens.current == previous || (without && good)) {
+        if self.may_adopt() && self.gens.current == previous {
             let mut opened = opened;
             opened.remove(self.node);
             self.gens.open(opened);
@@ -200,6 +199,13 @@ impl Core {
             self.coming = Some(NewGeneration { previous, current, opened });
             self.send(from, Message::GenerationAck { current });
         }
+    }
+
+    /// The generation of the data that this Primary's clients work on while its own disk is being
+    /// filled with them.
+    pub(crate) fn serves(&self) -> GenerationId {
+        let elsewhere = self.role == Role::Primary && self.disk == DiskState::Inconsistent;
+        if elsewhere { self.served } else { GenerationId::NONE }
     }
 
     fn may_adopt(&self) -> bool {

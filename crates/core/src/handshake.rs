@@ -134,6 +134,7 @@ impl Core {
             discard_my_data: peer.discard_my_data,
             primary: stand.primary,
             primary_good: stand.good,
+            serves: self.serves(),
             bits: peer.bitmap.count(),
         }
     }
@@ -407,6 +408,14 @@ impl Core {
         let current = theirs.generations.current;
         if !self.has_disk() && !self.diskful && theirs.disk == DiskState::UpToDate {
             self.gens.current = current;
+        }
+        if both_disks
+            && !theirs.serves.is_none()
+            && theirs.serves != self.gens.current
+            && self.disk > DiskState::Outdated
+        {
+            self.set_disk(DiskState::Outdated);
+            self.request_superblock(After::Nothing);
         }
         // A Primary without a disk knows which generation is the current one.
         if !they_have_disk

@@ -211,6 +211,8 @@ impl Core {
         } else if self.disk == DiskState::Consistent {
             self.disk = DiskState::UpToDate;
         }
+        let good = self.good_peers().next().and_then(|p| self.peers.get(&p));
+        self.served = good.map_or(GenerationId::NONE, |p| p.current);
         self.role = Role::Primary;
         self.following = None;
         self.outdated = false;

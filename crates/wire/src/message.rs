@@ -77,6 +77,8 @@ pub struct StateReport {
     pub primary: Option<NodeId>,
     /// That Primary has UpToDate data on a disk of its own.
     pub primary_good: bool,
+    /// The generation that clients of the sender work on, where that is not on its own disk.
+    pub serves: GenerationId,
     /// How many blocks the sender's bitmap has set for the receiver.
     pub bits: u64,
 }

@@ -66,6 +66,7 @@ impl Writer<'_> {
             discard_my_data,
             primary,
             primary_good,
+            serves,
             bits,
         } = report;
         self.u32(*serial);
@@ -80,6 +81,7 @@ impl Writer<'_> {
         self.bool(*discard_my_data);
         self.u8(primary.map_or(NO_NODE, NodeId::number));
         self.bool(*primary_good);
+        self.u64(serves.0);
         self.u64(*bits);
     }
 
@@ -215,6 +217,7 @@ impl Reader<'_> {
             discard_my_data: self.bool("discard_my_data")?,
             primary: self.optional_node("primary")?,
             primary_good: self.bool("primary_good")?,
+            serves: self.generation()?,
             bits: self.u64()?,
         }))
     }

@@ -118,6 +118,7 @@ fn state() -> impl Strategy<Value = Box<StateReport>> {
                 discard_my_data: flags.3,
                 primary: followed.1,
                 primary_good: flags.4,
+                serves: generations.current,
                 bits,
             })
         })
@@ -551,8 +552,8 @@ fn words_beyond_the_last_one_are_refused() {
         (Kind::Promote, 8, &[0; 9], 3),
         (Kind::PromoteReply, 8, &[0; 9], 4),
         (Kind::Refuse, 0, &[0; 2], 9),
-        (Kind::Verdict, 4, &[0; 555], 12),
-        (Kind::State, 537, &[0; 550], 32),
+        (Kind::Verdict, 4, &[0; 563], 12),
+        (Kind::State, 537, &[0; 558], 32),
         (Kind::Changed, 0, &[0; 10], 3),
         (Kind::Changed, 1, &[0; 10], 10),
         (Kind::Invalidate, 0, &[0; 1], 2),
