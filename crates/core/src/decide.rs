@@ -239,6 +239,7 @@ mod tests {
             crashed_primary: false,
             lost_cache: false,
             filled_from: None,
+            filled_to: GenerationId::NONE,
             following: None,
             discard_my_data: false,
             primary: None,

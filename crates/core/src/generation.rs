@@ -56,6 +56,17 @@ impl Gens {
         }
     }
 
+    /// The generation that this node's disk is being filled up to, by the Primary or a source that
+    /// it began with. It is kept in the node's own place in the table of members.
+    pub(crate) fn filled_to(&self, node: NodeId) -> GenerationId {
+        self.known[node.index()]
+    }
+
+    /// See [`Self::filled_to`].
+    pub(crate) fn fill_to(&mut self, node: NodeId, generation: GenerationId) {
+        self.known[node.index()] = generation;
+    }
+
     /// What a peer is told.
     pub(crate) fn report(&self, to: NodeId) -> Generations {
         let i = to.index();
@@ -197,6 +208,14 @@ impl Core {
             // A resync target takes its source's generations over when it has everything. A source
             // that is not the Primary may not have had this one then.
             self.coming = Some(NewGeneration { previous, current, opened });
+            if let Some(peer) = self.peers.get_mut(&from).filter(|p| p.fill_goal == previous) {
+                // It gets all of this one too.
+                peer.fill_goal = current;
+                if self.gens.filled_to(self.node) == previous {
+                    self.gens.fill_to(self.node, current);
+                    self.request_superblock(After::Nothing);
+                }
+            }
             self.send(from, Message::GenerationAck { current });
         }
     }

@@ -130,6 +130,7 @@ impl Core {
             crashed_primary: self.crashed_primary,
             lost_cache: self.lost_cache,
             filled_from: self.filled_from(),
+            filled_to: self.gens.filled_to(self.node),
             following: self.following,
             discard_my_data: peer.discard_my_data,
             primary: stand.primary,
@@ -295,6 +296,9 @@ impl Core {
         let both_disks = mine.disk > DiskState::Failed && theirs.disk > DiskState::Failed;
         let paused = matches!(verdict, Verdict::PausedSource | Verdict::PausedTarget);
         let decided = both_disks && !paused && verdict != Verdict::NoGoodData;
+        if matches!(verdict, Verdict::SourceBitmap) {
+            self.resume_fill(node, theirs);
+        }
         if decided && doubts(mine, node, theirs) {
             self.merge_suspects(node);
         } else if decided && let Some(al) = &mut self.al {
@@ -305,7 +309,8 @@ impl Core {
                 self.become_source(node, verdict == Verdict::SourceFull, theirs);
             }
             Verdict::TargetBitmap | Verdict::TargetFull => {
-                self.become_target(node, verdict == Verdict::TargetFull);
+                let full = verdict == Verdict::TargetFull;
+                self.become_target(node, full, theirs.generations.current);
             }
             Verdict::PausedSource | Verdict::PausedTarget => {
                 self.wait_for_primary(node, verdict == Verdict::PausedTarget, theirs);
@@ -390,7 +395,9 @@ impl Core {
                 && p.bitmap.count() == 0
         };
         let mut members = self.peers.values().filter(|p| !p.diskless).peekable();
-        if unknown && members.peek().is_some() && members.all(same) {
+        // One that leaves a Primary is Outdated before it is gone.
+        let alone = !self.stand().good;
+        if unknown && alone && members.peek().is_some() && members.all(same) {
             self.set_disk(DiskState::UpToDate);
             self.request_superblock(After::Nothing);
         }

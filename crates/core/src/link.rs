@@ -64,6 +64,8 @@ pub(crate) struct Peer {
     /// Source: what of `bitmap` the target has not stored yet. `bitmap` stays as it is until the
     /// target has everything, because another source may undo what was stored.
     pub(crate) left_to_fill: Option<SparseBitmap>,
+    /// Target: the generation of the source.
+    pub(crate) fill_goal: GenerationId,
     /// This node has stored blocks of a resync from it that did not end.
     pub(crate) filled_from: bool,
     pub(crate) resync: Option<Resync>,
@@ -139,6 +141,7 @@ impl Peer {
             seen: false,
             bitmap: Core::new_bitmap(blocks),
             left_to_fill: None,
+            fill_goal: GenerationId::NONE,
             filled_from: false,
             resync: None,
             round: 0,

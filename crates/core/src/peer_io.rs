@@ -26,6 +26,7 @@ pub(crate) struct PeerWrite {
     range: ByteRange,
     data: Option<Bytes>,
     fua: bool,
+    missing: PeerSet,
     stage: Stage,
     has_extents: bool,
 }
@@ -71,6 +72,7 @@ impl Core {
             range: write.range,
             data,
             fua: write.fua,
+            missing: write.missing,
             stage: Stage::Lock,
             has_extents: false,
         });
@@ -120,7 +122,7 @@ impl Core {
         let standing = self.link_of(write.peer) == Some(write.link);
         // A write of a lost connection may be older than what a resync is about.
         if ok && standing {
-            self.newer_than_resync(write.range);
+            self.newer_than_resync(write.range, write.missing);
         }
         let result = if ok { PeerResult::Ok } else { PeerResult::DiskFailed };
         if standing {

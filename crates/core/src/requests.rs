@@ -206,7 +206,7 @@ impl Core {
             write.good |= up_to_date;
             let range = write.range;
             if !up_to_date {
-                self.newer_than_resync(range);
+                self.newer_than_resync(range, self.missing);
             }
             self.write_progress(key);
         } else {

@@ -14,8 +14,8 @@ use crate::persist::{After, bytes};
 use bytes::Bytes;
 use holdfast_format::SparseBitmap;
 use holdfast_units::{
-    BLOCK_SIZE, ByteRange, DiskState, GenerationId, MAX_REQUEST, Millis, NodeId, ReplicationState,
-    Role,
+    BLOCK_SIZE, ByteRange, DiskState, GenerationId, MAX_REQUEST, Millis, NodeId, PeerSet,
+    ReplicationState, Role,
 };
 use holdfast_wire::{Generations, Message, StateReport};
 use std::collections::BTreeMap;
@@ -149,18 +149,30 @@ impl Core {
         if self.disk == DiskState::Consistent {
             self.set_disk(DiskState::UpToDate);
         }
-        // Where the last resync from here stopped, if nobody else has filled it since.
+        self.feed(node, full, theirs.generations.current);
+    }
+
+    /// Where the last resync from here stopped, if nobody else has filled the peer since and it has
+    /// missed no write: then it lacks what it knows to lack, and what is in doubt.
+    pub(crate) fn resume_fill(&mut self, node: NodeId, theirs: &StateReport) {
         let goes_on = theirs.filled_from == Some(self.node);
-        self.feed(node, full, theirs.generations.current, goes_on);
+        let missed_none = theirs.filled_to == self.gens.current;
+        let blocks = self.blocks();
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if !goes_on {
+            peer.left_to_fill = None;
+        } else if missed_none && peer.left_to_fill.is_none() {
+            peer.left_to_fill = Some(Self::new_bitmap(blocks));
+        }
     }
 
     /// Begins to be source for a peer whose data are of the generation `theirs`.
-    fn feed(&mut self, node: NodeId, full: bool, theirs: GenerationId, goes_on: bool) {
+    fn feed(&mut self, node: NodeId, full: bool, theirs: GenerationId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if full {
             peer.bitmap.set_all();
         }
-        if full || !goes_on {
+        if full {
             peer.left_to_fill = None;
         }
         peer.left_to_fill.get_or_insert_with(|| peer.bitmap.clone());
@@ -182,7 +194,7 @@ impl Core {
         self.role != Role::Primary && self.is_near_primary()
     }
 
-    pub(crate) fn become_target(&mut self, node: NodeId, full: bool) {
+    pub(crate) fn become_target(&mut self, node: NodeId, full: bool, theirs: GenerationId) {
         let from_primary = self.peers.get(&node).is_some_and(|p| p.role == Role::Primary);
         if from_primary {
             self.give_way_to_primary(node);
@@ -198,10 +210,15 @@ impl Core {
         if full {
             peer.bitmap.set_all();
         }
+        peer.fill_goal = theirs;
+        let goes_on = peer.filled_from;
         peer.filled_from |= !busy;
         peer.left_to_fill = None;
         peer.replication =
             if busy { ReplicationState::PausedSyncT } else { ReplicationState::WFBitMapT };
+        if !busy && (full || !goes_on) {
+            self.gens.fill_to(self.node, GenerationId::NONE);
+        }
         self.set_disk(DiskState::Inconsistent);
         self.stop_being_source(node);
         self.request_superblock(After::Nothing);
@@ -370,11 +387,14 @@ impl Core {
         let Some(pulled) = self.peers.get(&source).map(|p| p.bitmap.clone()) else { return };
         for peer in self.peers.values_mut().filter(|p| p.node != source && !p.diskless) {
             peer.bitmap.or_assign(&pulled);
+            peer.left_to_fill = None;
         }
     }
 
     pub(crate) fn target_flushed(&mut self, node: NodeId, round: u64) {
-        if self.peers.get(&node).is_some_and(|p| p.round == round) {
+        if let Some(peer) = self.peers.get(&node).filter(|p| p.round == round) {
+            // From here on this node's own account says what it lacks.
+            self.gens.fill_to(self.node, peer.fill_goal);
             self.write_dirty_pages();
             self.request_superblock(After::TargetReady { peer: node, round });
         }
@@ -651,9 +671,16 @@ impl Core {
     }
 
     /// A write of the Primary is on the local disk: older blocks of a resync must not follow it.
-    pub(crate) fn newer_than_resync(&mut self, range: ByteRange) {
+    /// What the source misses itself is marked by now when its resync was begun anew meanwhile, and
+    /// stays so.
+    pub(crate) fn newer_than_resync(&mut self, range: ByteRange, missing: PeerSet) {
         let blocks = self.blocks();
-        for peer in self.peers.values_mut().filter(|p| p.is_target()) {
+        let fresh = |p: &&mut Peer| {
+            let marked = |missed: &SparseBitmap| missed.count_range(range.blocks()) > 0;
+            p.is_target()
+                && (!missing.contains(p.node) || p.missed_meanwhile.as_ref().is_some_and(marked))
+        };
+        for peer in self.peers.values_mut().filter(fresh) {
             peer.bitmap.clear_range(range.blocks());
             if peer.replication == ReplicationState::WFBitMapT {
                 let fresher = peer.fresher.get_or_insert_with(|| Self::new_bitmap(blocks));
@@ -706,7 +733,8 @@ impl Core {
             // The target has the same data, and so the same doubts.
             self.merge_suspects(*other);
         }
-        others.retain(|n| self.peers[n].bitmap.count() > 0);
+        // Of who has all that is here the account is complete, though empty.
+        others.retain(|n| self.peers[n].bitmap.count() > 0 || self.is_level(*n));
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.generations_sent = true;
             peer.missed_again = None;
@@ -731,7 +759,9 @@ impl Core {
         self.disk = if self.outdated { DiskState::Outdated } else { DiskState::UpToDate };
         self.gens.current = generations.current;
         self.gens.history = generations.history;
+        self.gens.fill_to(self.node, GenerationId::NONE);
         for other in self.other_nodes().collect::<Vec<_>>() {
+            self.merge_suspects(other);
             self.take_over_account(node, other, generations);
         }
         if let Some(new) = self.coming.take()
@@ -753,7 +783,9 @@ impl Core {
         self.report_again();
     }
 
-    /// What `other` misses is what the source says, and what came since.
+    /// What `other` misses is what the source says, what came since, and what was marked here: what
+    /// `other` noted about the source is not in the source's account. Only where the source knows it
+    /// to be equal does that account replace the marks.
     fn take_over_account(&mut self, source: NodeId, other: NodeId, generations: &Generations) {
         let i = other.index();
         self.gens.slots[i] = generations.slots[i];
@@ -765,7 +797,11 @@ impl Core {
             // It misses nothing of this generation.
             self.gens.known[i] = generations.current;
         }
-        peer.clear_bits();
+        let complete = peer.account.as_ref().is_some_and(|account| account.count() == 0);
+        if other == source || complete {
+            peer.clear_bits();
+        }
+        peer.left_to_fill = None;
         peer.filled_from = false;
         for noted in [peer.account.take(), peer.missed_meanwhile.take()].into_iter().flatten() {
             peer.bitmap.or_assign(&noted);
@@ -916,14 +952,14 @@ impl Core {
     fn give_all_to(&mut self, node: NodeId) {
         let current = self.gens.current;
         self.peers.get_mut(&node).into_iter().for_each(Peer::end_resync);
-        self.feed(node, true, current, false);
+        self.feed(node, true, current);
         self.refresh_sets();
         self.changed();
     }
 
     fn get_all_from(&mut self, node: NodeId) {
         self.peers.get_mut(&node).into_iter().for_each(Peer::end_resync);
-        self.become_target(node, true);
+        self.become_target(node, true, self.gens.current);
         self.refresh_sets();
         self.changed();
     }

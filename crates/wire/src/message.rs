@@ -69,6 +69,8 @@ pub struct StateReport {
     pub lost_cache: bool,
     /// Who has begun to fill the sender's disk, if it was one node only.
     pub filled_from: Option<NodeId>,
+    /// The generation that this is to bring it to; the sender has got every write since that began.
+    pub filled_to: GenerationId,
     /// The Primary that the sender followed when it stopped uncleanly.
     pub following: Option<NodeId>,
     /// A person said that the sender's changes are to be thrown away (`--discard-my-data`).

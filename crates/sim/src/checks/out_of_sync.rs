@@ -1,7 +1,8 @@
 //! What a Primary notes for a peer that is away covers all that really differs.
 
 use crate::world::World;
-use holdfast_units::BLOCK_SIZE;
+use holdfast_format::DiskFlags;
+use holdfast_units::{BLOCK_SIZE, EXTENT_SIZE};
 
 /// Checks every Primary with good data against the members that it is not connected to, as long as
 /// the members did nothing apart from it.
@@ -24,9 +25,18 @@ fn is_behind(world: &World, n: usize, m: usize) -> bool {
     quiet && apart && like && !member.lost_cache && !member.failed && !node.lost_cache
 }
 
+/// What either notes counts: the member may have got newer data from another one meanwhile. A Primary
+/// that crashed knows itself which extents it may have written alone.
 fn compare(world: &World, n: usize, m: usize) -> Result<(), String> {
-    let differ = world.nodes[n].data.differences(&world.nodes[m].data).len() as u64;
-    let noted = world.nodes[n].peer(m).map_or(0, |peer| peer.out_of_sync) / BLOCK_SIZE;
+    let mut blocks = world.nodes[n].data.differences(&world.nodes[m].data);
+    let meta = world.nodes[m].meta.decode();
+    if let Some(meta) = meta.filter(|meta| meta.superblock.flags.contains(DiskFlags::PRIMARY)) {
+        let extent = |block: u64| u32::try_from(block * BLOCK_SIZE / EXTENT_SIZE);
+        blocks.retain(|block| !extent(*block).is_ok_and(|extent| meta.hot.contains(&extent)));
+    }
+    let differ = blocks.len() as u64;
+    let notes = |a: usize, b: usize| world.nodes[a].peer(b).map_or(0, |peer| peer.out_of_sync);
+    let noted = (notes(n, m) + notes(m, n)) / BLOCK_SIZE;
     if noted < differ {
         return Err(format!("n{n} notes {noted} blocks for n{m}, but {differ} differ"));
     }

@@ -62,6 +62,7 @@ impl Writer<'_> {
             crashed_primary,
             lost_cache,
             filled_from,
+            filled_to,
             following,
             discard_my_data,
             primary,
@@ -77,6 +78,7 @@ impl Writer<'_> {
         self.bool(*crashed_primary);
         self.bool(*lost_cache);
         self.u8(filled_from.map_or(NO_NODE, NodeId::number));
+        self.u64(filled_to.0);
         self.u8(following.map_or(NO_NODE, NodeId::number));
         self.bool(*discard_my_data);
         self.u8(primary.map_or(NO_NODE, NodeId::number));
@@ -213,6 +215,7 @@ impl Reader<'_> {
             crashed_primary: self.bool("crashed_primary")?,
             lost_cache: self.bool("lost_cache")?,
             filled_from: self.optional_node("filled_from")?,
+            filled_to: self.generation()?,
             following: self.optional_node("following")?,
             discard_my_data: self.bool("discard_my_data")?,
             primary: self.optional_node("primary")?,
