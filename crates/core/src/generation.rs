@@ -220,10 +220,11 @@ impl Core {
         }
     }
 
-    /// The generation of the data that this Primary's clients work on while its own disk is being
-    /// filled with them.
+    /// The generation of the data that this Primary's clients work on while its own disk has failed or
+    /// is being filled with them.
     pub(crate) fn serves(&self) -> GenerationId {
-        let elsewhere = self.role == Role::Primary && self.disk == DiskState::Inconsistent;
+        let elsewhere =
+            self.role == Role::Primary && self.diskful && self.disk != DiskState::UpToDate;
         if elsewhere { self.served } else { GenerationId::NONE }
     }
 

@@ -412,7 +412,8 @@ impl Core {
             peer.replication =
                 if both_disks { ReplicationState::Off } else { ReplicationState::Established };
         }
-        let current = theirs.generations.current;
+        let served = theirs.serves;
+        let current = if served.is_none() { theirs.generations.current } else { served };
         if !self.has_disk() && !self.diskful && theirs.disk == DiskState::UpToDate {
             self.gens.current = current;
         }

@@ -436,6 +436,9 @@ impl Core {
 
     /// Ends the use of the local disk. Requests go on with the peers' disks where they can.
     pub(crate) fn give_disk_up(&mut self, state: DiskState) {
+        if self.disk == DiskState::UpToDate {
+            self.served = self.gens.current;
+        }
         self.disk = state;
         if let Some(al) = self.al.take().as_mut() {
             self.runnable.extend(al.abandon());
