@@ -8,7 +8,8 @@ use crate::persist::After;
 use holdfast_units::{ConnectionState, DiskState, GenerationId, NodeId, ReplicationState, Role};
 use holdfast_wire::{Message, StateReport, Verdict};
 
-/// The Primary that a node sees, and whether that has UpToDate data on a disk of its own.
+/// The Primary that a node sees, and whether that has a disk: then it fills everybody itself, as soon
+/// as it has good data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Stand {
     pub(crate) primary: Option<NodeId>,
@@ -19,11 +20,12 @@ impl Core {
     /// The Primary that this node is or is connected to.
     pub(crate) fn stand(&self) -> Stand {
         if self.role == Role::Primary {
-            let good = self.disk == DiskState::UpToDate;
+            let good = self.has_disk();
             return Stand { primary: Some(self.node), good };
         }
         let primary = self.peers.values().find(|p| p.up && p.role == Role::Primary);
-        let good = primary.is_some_and(|p| p.disk == DiskState::UpToDate);
+        let has_disk = |p: &Peer| p.disk > DiskState::Failed && p.disk != DiskState::DUnknown;
+        let good = primary.is_some_and(has_disk);
         Stand { primary: primary.map(|p| p.node), good }
     }
 

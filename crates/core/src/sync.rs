@@ -226,6 +226,10 @@ impl Core {
         if !busy {
             self.send_bitmap(node, node);
         }
+        if let Some(primary) = self.stand().primary.filter(|p| *p != node && *p != self.node) {
+            // It must count this node among those that get its writes before this one has everything.
+            self.begin_barrier(node, primary);
+        }
     }
 
     /// What this node was getting from another one it gets from the Primary.
@@ -350,20 +354,26 @@ impl Core {
             self.start_as_source(node);
             return;
         };
+        self.begin_barrier(node, primary);
+    }
+
+    /// What goes on with `node` waits until all has come that the Primary sent until now.
+    fn begin_barrier(&mut self, node: NodeId, primary: NodeId) {
         self.ping(primary);
         let pongs = self.peers.get(&primary).map_or(0, |p| p.pings);
         let barrier = Some(Barrier { primary, pongs });
         self.peers.get_mut(&node).into_iter().for_each(|p| p.barrier = barrier);
     }
 
+    fn has_passed(&self, barrier: Barrier) -> bool {
+        self.peers
+            .get(&barrier.primary)
+            .is_none_or(|p| !p.up || p.role != Role::Primary || p.pongs >= barrier.pongs)
+    }
+
     /// Lets targets pull whose barrier is passed.
     fn pass_barriers(&mut self) {
-        let passed = |b: Barrier| {
-            self.peers
-                .get(&b.primary)
-                .is_none_or(|p| !p.up || p.role != Role::Primary || p.pongs >= b.pongs)
-        };
-        let ready = |p: &&Peer| p.barrier.is_some_and(passed);
+        let ready = |p: &&Peer| p.is_fed() && p.barrier.is_some_and(|b| self.has_passed(b));
         let nodes: Vec<NodeId> = self.peers.values().filter(ready).map(|p| p.node).collect();
         for node in nodes {
             self.peers.get_mut(&node).into_iter().for_each(|p| p.barrier = None);
@@ -690,6 +700,10 @@ impl Core {
     }
 
     fn complete_if_done(&mut self, node: NodeId) {
+        let barrier = self.peers.get(&node).and_then(|p| p.barrier);
+        if barrier.is_some_and(|b| !self.has_passed(b)) {
+            return;
+        }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let Some(resync) = &mut peer.resync else { return };
         let done = peer.bitmap.count() == 0
@@ -926,8 +940,10 @@ impl Core {
         let established = |n: &NodeId| {
             self.peers.get(n).is_some_and(|p| p.replication == ReplicationState::Established)
         };
-        let from =
-            stand.primary.filter(|_| stand.good).or_else(|| self.good_peers().find(established));
+        let from = match stand.primary.filter(|_| stand.good) {
+            Some(primary) => self.good_peers().find(|p| *p == primary),
+            None => self.good_peers().find(established),
+        };
         let source = from.filter(established).ok_or(Refusal::NoUpToDateData)?;
         self.send(source, Message::Invalidate { receiver: false });
         self.get_all_from(source);

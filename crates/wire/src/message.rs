@@ -77,7 +77,7 @@ pub struct StateReport {
     pub discard_my_data: bool,
     /// The Primary that the sender is connected to, or the sender itself when it is Primary.
     pub primary: Option<NodeId>,
-    /// That Primary has UpToDate data on a disk of its own.
+    /// That Primary has a disk, so that it fills everybody itself.
     pub primary_good: bool,
     /// The generation that clients of the sender work on, where that is not on its own disk.
     pub serves: GenerationId,
