@@ -596,7 +596,6 @@ impl Core {
         if new_promotion {
             peer.unsettled.clear();
         }
-        peer.vouched &= disk == DiskState::UpToDate;
         if peer.replication == ReplicationState::Established && current == self.gens.current {
             self.gens.known[node.index()] = current;
         }
@@ -613,6 +612,9 @@ impl Core {
             self.bump_answered(node);
         }
         self.follow(node);
+        if news && self.peers[&node].vouched {
+            self.take_word_for(node);
+        }
         if news {
             self.compare_again(node);
         }

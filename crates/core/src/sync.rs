@@ -778,6 +778,8 @@ impl Core {
             self.merge_suspects(other);
             self.take_over_account(node, other, generations);
         }
+        // The past that a decree broke with, which is in the source's own slot, is this node's too.
+        self.gens.slots[self.node.index()] = generations.slots[node.index()];
         if let Some(new) = self.coming.take()
             && new.previous == self.gens.current
         {
