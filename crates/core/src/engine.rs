@@ -116,6 +116,8 @@ pub struct Core {
     pub(crate) want_generation: VecDeque<usize>,
     pub(crate) promotion: Option<Promotion>,
     pub(crate) promise: Option<Promise>,
+    /// Peers that want to be promoted and have no answer yet.
+    pub(crate) prepares: Vec<(NodeId, u64)>,
     pub(crate) demotion: Option<CommandId>,
     pub(crate) stopping: Option<Stopping>,
     pub(crate) io_errors: u64,
@@ -173,6 +175,7 @@ impl Core {
             want_generation: VecDeque::new(),
             promotion: None,
             promise: None,
+            prepares: Vec::new(),
             demotion: None,
             stopping: None,
             io_errors: 0,

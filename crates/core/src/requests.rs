@@ -253,11 +253,17 @@ impl Core {
         self.write_progress(key);
     }
 
-    /// A peer does not get writes any more: what it has not answered is missed, what was asked of
-    /// it is asked elsewhere.
+    /// A peer does not get writes any more: what is not complete is missed, even if it has answered,
+    /// since another one that missed it may fill it before it is; what was asked of it is asked
+    /// elsewhere.
     pub(crate) fn requests_lost_peer(&mut self, peer: NodeId) {
+        let has_disk = self.peers.get(&peer).is_some_and(|p| !p.diskless);
+        let missed = |w: &WriteRequest| {
+            let sent = w.stage == Stage::Running && has_disk && !w.missed.contains(peer);
+            w.waiting.contains(peer) || sent
+        };
         let lost: Vec<usize> =
-            self.writes.iter().filter(|(_, w)| w.waiting.contains(peer)).map(|(k, _)| k).collect();
+            self.writes.iter().filter(|(_, w)| missed(w)).map(|(k, _)| k).collect();
         for key in lost {
             self.writes[key].waiting.remove(peer);
             self.write_missed(key, peer);

@@ -117,14 +117,29 @@ impl Core {
     pub(crate) fn peer_promotes(&mut self, node: NodeId, id: u64, step: PromoteStep) {
         match step {
             PromoteStep::Prepare => {
-                let answer = self.promise_to(node);
-                self.send(node, Message::PromoteReply { id, answer });
+                self.prepares.retain(|(asker, _)| *asker != node);
+                self.prepares.push((node, id));
             }
             PromoteStep::Commit => {
                 self.end_promise(node);
                 self.peers.get_mut(&node).into_iter().for_each(|p| p.unsettled.clear());
             }
-            PromoteStep::Abort => self.end_promise(node),
+            PromoteStep::Abort => {
+                self.prepares.retain(|(asker, _)| *asker != node);
+                self.end_promise(node);
+            }
+        }
+    }
+
+    /// Answers those that want to be promoted, once what the last Primary wrote here is on the disk:
+    /// nothing of it may come behind what clients of the next one read.
+    fn answer_prepares(&mut self) {
+        if !self.peer_writes.is_empty() && !self.is_near_primary() {
+            return;
+        }
+        for (node, id) in std::mem::take(&mut self.prepares) {
+            let answer = self.promise_to(node);
+            self.send(node, Message::PromoteReply { id, answer });
         }
     }
 
@@ -175,9 +190,11 @@ impl Core {
 
     /// Commits what everyone agreed to, and ends demotions and stops that have nothing to wait for.
     pub(crate) fn finish_role_changes(&mut self) {
+        self.answer_prepares();
         let ready = self.promotion.as_ref().is_some_and(|p| !p.committed && p.waiting.is_empty())
             && !self.is_reported()
-            && !self.is_adopting();
+            && !self.is_adopting()
+            && self.peer_writes.is_empty();
         if ready {
             self.commit_promotion();
         }
@@ -294,6 +311,7 @@ impl Core {
         if let Some(promotion) = &mut self.promotion {
             promotion.waiting.remove(node);
         }
+        self.prepares.retain(|(asker, _)| *asker != node);
         self.end_promise(node);
     }
 

@@ -178,7 +178,7 @@ impl World {
             (_, Err(_)) => {}
             (what, Ok(_)) => self.fail("answers", format!("n{n} answers {what} out of kind")),
         }
-        self.oracle.end(pending.since);
+        self.end(pending);
     }
 
     /// The node died over a request.
@@ -186,7 +186,14 @@ impl World {
         if let Asked::Write { write, .. } = pending.what {
             self.oracle.give_up(write);
         }
-        self.oracle.end(pending.since);
+        self.end(pending);
+    }
+
+    /// A read or flush is over. A write began nothing: its time may be that of the next read.
+    fn end(&mut self, pending: &Pending) {
+        if !matches!(pending.what, Asked::Write { .. }) {
+            self.oracle.end(pending.since);
+        }
     }
 
     fn some_range(&mut self) -> ByteRange {
