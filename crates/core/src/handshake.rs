@@ -332,18 +332,14 @@ impl Core {
     /// A Primary fills both, or goes on without the one that does not see it.
     fn wait_for_primary(&mut self, node: NodeId, target: bool, theirs: &StateReport) {
         let (stand, current) = (self.stand(), self.gens.current);
-        let vouched = stand.primary.is_some()
-            && stand.primary == theirs.primary
-            && self.peers.get(&node).is_some_and(|p| p.vouched && self.could_be_equal(p));
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        if vouched {
-            // That came after the reports were made.
-            peer.replication = ReplicationState::Established;
-            return;
-        }
         peer.replication =
             if target { ReplicationState::PausedSyncT } else { ReplicationState::PausedSyncS };
         peer.left_to_primary = true;
+        if peer.vouched && stand.primary.is_some() && stand.primary == theirs.primary {
+            // That came after the reports were made.
+            self.take_word_for(node);
+        }
         let left_behind = target
             && stand.primary.is_none()
             && self.disk > DiskState::Outdated

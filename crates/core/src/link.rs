@@ -717,7 +717,7 @@ impl Core {
         }
     }
 
-    fn take_word_for(&mut self, member: NodeId) {
+    pub(crate) fn take_word_for(&mut self, member: NodeId) {
         let (current, i) = (self.gens.current, member.index());
         let usable = self.disk == DiskState::UpToDate && !self.is_adopting();
         let Some(peer) = self.peers.get_mut(&member).filter(|p| usable && !p.is_busy()) else {
