@@ -392,6 +392,8 @@ impl Core {
         let op = self.disk_op(job);
         self.flush_issued += 1;
         self.flush_numbers.insert(op, self.flush_issued);
+        let number = self.flush_issued;
+        self.peers.values_mut().for_each(|p| p.flush_begins(number));
         self.act(Action::DiskFlush { op });
     }
 
@@ -401,6 +403,7 @@ impl Core {
         let number = self.flush_numbers.remove(&op);
         if let (Some(number), Ok(_)) = (number, &result) {
             self.flush_done = self.flush_done.max(number);
+            self.peers.values_mut().for_each(|p| p.flush_ends(number));
         }
         if result.is_err() {
             self.io_errors += 1;

@@ -23,6 +23,7 @@ use holdfast_units::{
 use holdfast_wire::{
     Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RefusalCode, StateReport,
 };
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 /// A handshake that has not ended after so long is begun anew.
@@ -64,6 +65,10 @@ pub(crate) struct Peer {
     /// Source: what of `bitmap` the target has not stored yet. `bitmap` stays as it is until the
     /// target has everything, because another source may undo what was stored.
     pub(crate) left_to_fill: Option<SparseBitmap>,
+    /// Target: blocks that were stored since the last flush began, and since those before it, with the
+    /// number of the flush that makes them durable. On disk their bits are still set.
+    pub(crate) stored_now: Option<SparseBitmap>,
+    pub(crate) stored_before: Option<(u64, SparseBitmap)>,
     /// Target: the generation of the source.
     pub(crate) fill_goal: GenerationId,
     /// This node has stored blocks of a resync from it that did not end.
@@ -141,6 +146,8 @@ impl Peer {
             seen: false,
             bitmap: Core::new_bitmap(blocks),
             left_to_fill: None,
+            stored_now: None,
+            stored_before: None,
             fill_goal: GenerationId::NONE,
             filled_from: false,
             resync: None,
@@ -203,9 +210,66 @@ impl Peer {
         self.left_to_fill.as_mut().map_or(0, |left| left.clear_range(blocks))
     }
 
+    /// Target: these blocks of it are stored here. How many bits that clears.
+    pub(crate) fn got(&mut self, blocks: std::ops::Range<u64>) -> u64 {
+        let size = self.bitmap.len();
+        let now = self.stored_now.get_or_insert_with(|| SparseBitmap::new(size));
+        now.set_range(blocks.clone());
+        self.bitmap.clear_range(blocks)
+    }
+
+    /// A flush begins: when it is done, all that was stored until now is durable.
+    pub(crate) fn flush_begins(&mut self, number: u64) {
+        let Some(now) = self.stored_now.take() else { return };
+        match &mut self.stored_before {
+            Some((last, before)) => {
+                *last = number;
+                before.or_assign(&now);
+            }
+            None => self.stored_before = Some((number, now)),
+        }
+    }
+
+    /// A flush is done.
+    pub(crate) fn flush_ends(&mut self, number: u64) {
+        if self.stored_before.as_ref().is_some_and(|(last, _)| *last <= number) {
+            self.stored_before = None;
+        }
+    }
+
+    /// Blocks that are stored here and not durable yet.
+    fn volatile(&self) -> impl Iterator<Item = &SparseBitmap> {
+        let before = self.stored_before.as_ref().map(|(_, blocks)| blocks);
+        before.into_iter().chain(self.stored_now.as_ref())
+    }
+
+    /// The bitmap as it may be written: what is not durable yet counts as lacking.
+    pub(crate) fn bitmap_on_disk(&self) -> Cow<'_, SparseBitmap> {
+        if self.volatile().next().is_none() {
+            return Cow::Borrowed(&self.bitmap);
+        }
+        let mut durable = self.bitmap.clone();
+        for blocks in self.volatile() {
+            durable.or_assign(blocks);
+        }
+        Cow::Owned(durable)
+    }
+
+    /// The pages that say that a block is lacking only because it is not durable yet are written again.
+    pub(crate) fn write_volatile_again(&mut self) {
+        let runs: Vec<_> = self.volatile().flat_map(SparseBitmap::runs).collect();
+        for run in runs {
+            for page in self.bitmap.page_of(run.start)..=self.bitmap.page_of(run.end - 1) {
+                self.bitmap.mark_dirty(page);
+            }
+        }
+    }
+
     /// It has everything. Whether that is news.
     pub(crate) fn clear_bits(&mut self) -> bool {
         self.left_to_fill = None;
+        self.stored_now = None;
+        self.stored_before = None;
         self.bitmap.clear_all() > 0
     }
 

@@ -292,30 +292,35 @@ impl Core {
     pub(crate) fn write_dirty_pages(&mut self) {
         let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
         for node in nodes {
+            let mut batches = Vec::new();
             while let Some(peer) = self.peers.get_mut(&node) {
                 let pages = peer.bitmap.take_dirty_pages(PAGES_PER_WRITE);
                 if pages.is_empty() {
                     break;
                 }
-                self.write_pages(node, &pages);
+                batches.push(pages);
             }
+            self.write_pages(node, &batches);
+            self.peers.get_mut(&node).into_iter().for_each(Peer::write_volatile_again);
         }
     }
 
-    fn write_pages(&mut self, node: NodeId, pages: &[u32]) {
+    fn write_pages(&mut self, node: NodeId, batches: &[Vec<u32>]) {
         let (Some(meta), Some(peer)) = (&self.meta, self.peers.get(&node)) else { return };
         let layout = &meta.superblock.layout;
-        if !layout.has_slot(node) {
+        if !layout.has_slot(node) || batches.is_empty() {
             return;
         }
-        let blocks = pages
-            .iter()
-            .map(|page| {
-                let address = PageAddress::new(self.config.resource, layout, node, *page);
-                (address.offset(), Box::new(peer.bitmap.encode_page(&address)))
-            })
-            .collect();
-        self.write_blocks(blocks, MetaJob::Pages);
+        let bitmap = peer.bitmap_on_disk();
+        let encode = |page: &u32| {
+            let address = PageAddress::new(self.config.resource, layout, node, *page);
+            (address.offset(), Box::new(bitmap.encode_page(&address)))
+        };
+        let writes: Vec<Vec<_>> =
+            batches.iter().map(|pages| pages.iter().map(encode).collect()).collect();
+        for blocks in writes {
+            self.write_blocks(blocks, MetaJob::Pages);
+        }
     }
 
     /// Chooses the next transaction of the activity log and does what must come before it.

@@ -330,7 +330,7 @@ impl Core {
         }
         // The source may not have these yet: its bit, and its block, are older.
         for run in peer.fresher.take().iter().flat_map(SparseBitmap::runs) {
-            peer.bitmap.clear_range(run);
+            peer.got(run);
         }
         peer.bitmap_seen = true;
         let round = peer.round;
@@ -650,11 +650,13 @@ impl Core {
         let (node, range) = (write.peer, write.range);
         if self.round_of(node) == write.round && !write.failed && self.has_disk() {
             let mut checkpoint = false;
+            let peer = self.peers.get_mut(&node);
+            let got = peer.map_or(0, |p| p.got(range.blocks()));
             if let Some(peer) = self.peers.get_mut(&node)
                 && let Some(resync) = &mut peer.resync
             {
                 resync.writing -= 1;
-                resync.since_checkpoint += peer.bitmap.clear_range(range.blocks());
+                resync.since_checkpoint += got;
                 checkpoint = resync.since_checkpoint >= resync.checkpoint_blocks();
                 if checkpoint {
                     resync.since_checkpoint = 0;
@@ -691,7 +693,7 @@ impl Core {
                 && (!missing.contains(p.node) || p.missed_meanwhile.as_ref().is_some_and(marked))
         };
         for peer in self.peers.values_mut().filter(fresh) {
-            peer.bitmap.clear_range(range.blocks());
+            peer.got(range.blocks());
             if peer.replication == ReplicationState::WFBitMapT {
                 let fresher = peer.fresher.get_or_insert_with(|| Self::new_bitmap(blocks));
                 fresher.set_range(range.blocks());
