@@ -65,6 +65,8 @@ pub(crate) struct Peer {
     /// Source: what of `bitmap` the target has not stored yet. `bitmap` stays as it is until the
     /// target has everything, because another source may undo what was stored.
     pub(crate) left_to_fill: Option<SparseBitmap>,
+    /// What was set in `bitmap` since this node started.
+    pub(crate) noted_since_start: SparseBitmap,
     /// Target: blocks that were stored since the last flush began, and since those before it, with the
     /// number of the flush that makes them durable. On disk their bits are still set.
     pub(crate) stored_now: Option<SparseBitmap>,
@@ -146,6 +148,7 @@ impl Peer {
             seen: false,
             bitmap: Core::new_bitmap(blocks),
             left_to_fill: None,
+            noted_since_start: Core::new_bitmap(blocks),
             stored_now: None,
             stored_before: None,
             fill_goal: GenerationId::NONE,
@@ -202,7 +205,17 @@ impl Peer {
         if let Some(left) = &mut self.left_to_fill {
             left.set_range(blocks.clone());
         }
+        self.noted_since_start.set_range(blocks.clone());
         self.bitmap.set_range(blocks);
+    }
+
+    /// It may miss these blocks too.
+    pub(crate) fn add_bits(&mut self, blocks: &SparseBitmap) {
+        if let Some(left) = &mut self.left_to_fill {
+            left.or_assign(blocks);
+        }
+        self.noted_since_start.or_assign(blocks);
+        self.bitmap.or_assign(blocks);
     }
 
     /// It has stored blocks of its resync from here. How many are new.
@@ -270,6 +283,7 @@ impl Peer {
         self.left_to_fill = None;
         self.stored_now = None;
         self.stored_before = None;
+        self.noted_since_start.clear_all();
         self.bitmap.clear_all() > 0
     }
 

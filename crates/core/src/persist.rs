@@ -121,6 +121,7 @@ impl Core {
             self.notice(Notice::MetaDamaged("the activity log was damaged".to_owned()));
             self.peers.values_mut().for_each(|p| {
                 p.bitmap.set_all();
+                p.noted_since_start.set_all();
             });
         }
         let was_consistent = superblock.flags.contains(DiskFlags::CONSISTENT);

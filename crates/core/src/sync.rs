@@ -80,7 +80,7 @@ impl Peer {
     pub(crate) fn end_resync(&mut self) {
         self.round += 1;
         if let Some(missed) = self.missed_meanwhile.take() {
-            self.bitmap.or_assign(&missed);
+            self.add_bits(&missed);
         }
         self.barrier = None;
         if let Some(missed) = self.missed_again.take()
@@ -157,12 +157,11 @@ impl Core {
     pub(crate) fn resume_fill(&mut self, node: NodeId, theirs: &StateReport) {
         let goes_on = theirs.filled_from == Some(self.node);
         let missed_none = theirs.filled_to == self.gens.current;
-        let blocks = self.blocks();
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if !goes_on {
             peer.left_to_fill = None;
         } else if missed_none && peer.left_to_fill.is_none() {
-            peer.left_to_fill = Some(Self::new_bitmap(blocks));
+            peer.left_to_fill = Some(peer.noted_since_start.clone());
         }
     }
 
@@ -396,7 +395,7 @@ impl Core {
     fn differ_from_others(&mut self, source: NodeId) {
         let Some(pulled) = self.peers.get(&source).map(|p| p.bitmap.clone()) else { return };
         for peer in self.peers.values_mut().filter(|p| p.node != source && !p.diskless) {
-            peer.bitmap.or_assign(&pulled);
+            peer.add_bits(&pulled);
             peer.left_to_fill = None;
         }
     }
@@ -822,7 +821,7 @@ impl Core {
         peer.left_to_fill = None;
         peer.filled_from = false;
         for noted in [peer.account.take(), peer.missed_meanwhile.take()].into_iter().flatten() {
-            peer.bitmap.or_assign(&noted);
+            peer.add_bits(&noted);
         }
     }
 
@@ -869,7 +868,7 @@ impl Core {
         peer.replication = ReplicationState::Established;
         peer.clear_bits();
         if let Some(missed) = missed_again {
-            peer.bitmap.or_assign(&missed);
+            peer.add_bits(&missed);
         }
         peer.current = current;
         peer.disk = self.disk;
