@@ -114,12 +114,12 @@ fn state() -> impl Strategy<Value = Box<StateReport>> {
                 crashed_primary: flags.1,
                 lost_cache: flags.2,
                 filled_from: followed.2,
-                filled_to: generations.base,
+                filled_to: GenerationId(bits),
                 following: followed.0,
                 discard_my_data: flags.3,
                 primary: followed.1,
                 primary_good: flags.4,
-                serves: generations.current,
+                serves: GenerationId(!bits),
                 bits,
             })
         })
