@@ -82,6 +82,8 @@ pub(crate) struct Bump {
     opened: PeerSet,
     /// Peers that have not said that it is durable there.
     waiting: PeerSet,
+    /// Peers that have said so and are still there.
+    told: PeerSet,
     /// Peers have it; it is being written here.
     writing: bool,
 }
@@ -127,17 +129,28 @@ impl Core {
         let current = GenerationId(self.unique());
         let opened = self.missing;
         self.bump_for = PeerSet::EMPTY;
-        self.bump = Some(Bump { current, opened, waiting: self.receivers, writing: false });
+        let (waiting, told) = (self.receivers, PeerSet::EMPTY);
+        self.bump = Some(Bump { current, opened, waiting, told, writing: false });
         for peer in self.receivers.iter() {
             self.send(peer, Message::NewGeneration { previous, current, opened });
         }
         self.bump_progress();
     }
 
-    /// A peer has the new generation durably, or is gone.
+    /// A peer has the new generation durably.
     pub(crate) fn bump_answered(&mut self, peer: NodeId) {
         if let Some(bump) = &mut self.bump {
             bump.waiting.remove(peer);
+            bump.told.insert(peer);
+            self.bump_progress();
+        }
+    }
+
+    /// A peer that was to have the new generation is gone.
+    pub(crate) fn bump_lost(&mut self, peer: NodeId) {
+        if let Some(bump) = &mut self.bump {
+            bump.waiting.remove(peer);
+            bump.told.remove(peer);
             self.bump_progress();
         }
     }
@@ -165,7 +178,13 @@ impl Core {
 
     /// The new generation is durable here.
     pub(crate) fn bump_done(&mut self) {
-        self.bump = None;
+        let Some(bump) = self.bump.take() else { return };
+        let here = self.disk > DiskState::Inconsistent;
+        if !here && !self.good_peers().any(|p| bump.told.contains(p)) {
+            // Nobody that has it is left.
+            self.bump_for = self.bump_for.union(bump.opened);
+            self.refresh_sets();
+        }
         self.announce();
         self.go_on_with_writes();
         let held: Vec<usize> =

@@ -400,6 +400,10 @@ impl Core {
 
     /// The connection is gone: what was under way on it is undone.
     fn lose_link(&mut self, node: NodeId) {
+        if self.peers.get(&node).is_some_and(|p| p.vouched) {
+            // No write missed it until now.
+            self.take_word_for(node);
+        }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let was_up = peer.up;
         let was_primary = peer.role == Role::Primary;
@@ -427,7 +431,7 @@ impl Core {
         }
         self.refresh_sets();
         self.requests_lost_peer(node);
-        self.bump_answered(node);
+        self.bump_lost(node);
         self.role_changes_lost_peer(node);
         if was_primary {
             self.unsettled_of_lost(node);
@@ -687,7 +691,7 @@ impl Core {
         self.refresh_sets();
         if received && disk_lost {
             self.requests_lost_peer(node);
-            self.bump_answered(node);
+            self.bump_lost(node);
         }
         self.follow(node);
         if news && self.peers[&node].vouched {

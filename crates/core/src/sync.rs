@@ -766,7 +766,8 @@ impl Core {
     pub(crate) fn take_over(&mut self, node: NodeId, generations: &Generations, lost_cache: bool) {
         let Some(peer) = self.peers.get(&node) else { return };
         if !peer.is_completing() {
-            // It belongs to a resync that is over.
+            // It belongs to a resync that is over, and the source need not wait.
+            self.send(node, Message::ResyncAdopted { current: GenerationId::NONE });
             return;
         }
         let round = peer.round;
@@ -856,9 +857,13 @@ impl Core {
         self.changed();
     }
 
-    /// The target took the generations over: both hold the same.
+    /// The target took the generations over: both hold the same. With none, it did not.
     pub(crate) fn target_adopted(&mut self, node: NodeId, current: GenerationId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
+        if current.is_none() {
+            peer.generations_sent = false;
+            return;
+        }
         if peer.replication != ReplicationState::SyncSource || !peer.generations_sent {
             return;
         }

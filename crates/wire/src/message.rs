@@ -346,7 +346,7 @@ pub enum Message {
     },
     /// The target has taken the generations over, durably, and is UpToDate.
     ResyncAdopted {
-        /// The generation that it has now.
+        /// The generation that it has now; none when that resync was over before.
         current: GenerationId,
     },
     /// A two-phase change of role.
