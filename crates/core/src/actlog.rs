@@ -90,8 +90,9 @@ impl ActivityLog {
                     new.clock += 1;
                     new.idle.insert(new.clock, extent);
                     let idle_since = new.clock;
-                    new.hot
-                        .insert(extent, Hot { slot, refs: 0, idle_since, needs_flush: 0, suspect });
+                    // What a killed daemon wrote may be in the page cache only: the first flush counts.
+                    let needs_flush = 1;
+                    new.hot.insert(extent, Hot { slot, refs: 0, idle_since, needs_flush, suspect });
                 }
                 _ => new.free.push(slot),
             }
