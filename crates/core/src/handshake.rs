@@ -92,8 +92,9 @@ impl Core {
 
     /// Sends the reports that are due.
     pub(crate) fn send_reports(&mut self) {
-        if self.is_adopting() {
-            // What is being taken over must be durable before it is told.
+        if self.is_adopting() || self.bump.is_some() {
+            // What is being taken over must be durable before it is told, and what a report says must
+            // not change before it is answered.
             return;
         }
         let nodes: Vec<NodeId> =

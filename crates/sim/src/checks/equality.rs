@@ -1,7 +1,7 @@
 //! When nothing is under way, nodes that count as equal are equal, block by block.
 
 use crate::world::World;
-use holdfast_units::ReplicationState;
+use holdfast_units::{ReplicationState, Role};
 
 /// Checks every pair of nodes that call each other Established and themselves UpToDate.
 pub(crate) fn check(world: &World) -> Result<(), String> {
@@ -25,7 +25,17 @@ fn count_as_equal(world: &World, a: usize, b: usize) -> bool {
     };
     // Who is cut off without a sign does not know it yet.
     let in_touch = world.net.joint_link(a, b).is_some() && world.net.is_clear(a, b);
-    in_touch && established(a, b) && established(b, a)
+    let misled = |x: usize| (0..world.nodes.len()).any(|p| p != x && follows_a_dead(world, x, p));
+    in_touch && !misled(a) && !misled(b) && established(a, b) && established(b, a)
+}
+
+/// Whether `x` takes `p` for its Primary and has not noticed yet that it is gone: what that one wrote
+/// last is still on its way to be settled.
+fn follows_a_dead(world: &World, x: usize, p: usize) -> bool {
+    let primary = |peer: &holdfast_core::PeerSnapshot| peer.role == Role::Primary;
+    let follows = world.nodes[x].is_connected_to(p) && world.nodes[x].peer(p).is_some_and(primary);
+    let there = world.net.joint_link(x, p).is_some() && world.net.is_clear(x, p);
+    follows && !there
 }
 
 fn compare(world: &World, a: usize, b: usize) -> Result<(), String> {
