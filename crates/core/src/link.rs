@@ -400,10 +400,6 @@ impl Core {
 
     /// The connection is gone: what was under way on it is undone.
     fn lose_link(&mut self, node: NodeId) {
-        if self.peers.get(&node).is_some_and(|p| p.vouched) {
-            // No write missed it until now.
-            self.take_word_for(node);
-        }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let was_up = peer.up;
         let was_primary = peer.role == Role::Primary;
@@ -416,7 +412,6 @@ impl Core {
         peer.held_until = 0;
         peer.held.clear();
         peer.early.clear();
-        peer.vouched = false;
         peer.generations_sent = false;
         peer.role = Role::Unknown;
         peer.disk = DiskState::DUnknown;
