@@ -186,6 +186,7 @@ impl Core {
             self.refresh_sets();
         }
         self.announce();
+        self.tell_who_is_level();
         self.go_on_with_writes();
         let held: Vec<usize> =
             self.writes.iter().filter(|(_, w)| !w.missed.is_empty()).map(|(k, _)| k).collect();

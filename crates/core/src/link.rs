@@ -760,6 +760,15 @@ impl Core {
         }
     }
 
+    /// Tells all who have everything of each other.
+    pub(crate) fn tell_who_is_level(&mut self) {
+        let level: Vec<NodeId> =
+            self.peers.keys().copied().filter(|n| self.is_level(*n)).collect();
+        for node in level {
+            self.tell_synced(node);
+        }
+    }
+
     /// Whether a connected peer has all that this node has.
     pub(crate) fn is_level(&self, node: NodeId) -> bool {
         self.peers.get(&node).is_some_and(|p| {

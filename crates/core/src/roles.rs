@@ -274,10 +274,7 @@ impl Core {
             self.send(*peer, Message::Promote { id, step: PromoteStep::Commit });
         }
         self.announce();
-        let level: Vec<NodeId> = up.iter().copied().filter(|n| self.is_level(*n)).collect();
-        for node in level {
-            self.tell_synced(node);
-        }
+        self.tell_who_is_level();
         if promotion.force {
             for peer in up {
                 self.renegotiate(peer);
