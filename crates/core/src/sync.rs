@@ -877,10 +877,14 @@ impl Core {
         }
         peer.current = current;
         peer.disk = self.disk;
-        self.gens.slots[node.index()] = GenerationId::NONE;
+        // A generation that began since does not have what it missed from then on.
+        let all = current == self.gens.current;
+        self.gens.slots[node.index()] = if all { GenerationId::NONE } else { current };
         self.gens.known[node.index()] = current;
         self.refresh_sets();
-        self.tell_synced(node);
+        if all {
+            self.tell_synced(node);
+        }
         self.take_words();
         self.clear_crash_marks();
         self.write_dirty_pages();

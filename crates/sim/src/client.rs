@@ -154,8 +154,8 @@ impl World {
                 // Who has it by luck, on a connection that the Primary has given up, may lose it.
                 // What this event itself changed, perhaps the end of a connection, comes after it.
                 let node = &self.nodes[n];
-                let snaps = [node.snap.as_ref(), node.snap_before.as_ref()];
-                let known = |m: usize| snaps.iter().flatten().any(|snap| receives(snap, m));
+                let before = node.snap_before.as_ref().or(node.snap.as_ref());
+                let known = |m: usize| before.is_some_and(|snap| receives(snap, m));
                 let sure: Vec<usize> =
                     holders.iter().copied().filter(|m| *m == n || known(*m)).collect();
                 self.oracle.complete(write, &sure);

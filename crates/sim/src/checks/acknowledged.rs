@@ -19,8 +19,13 @@ pub(crate) fn check(world: &World, n: usize, write: u64, holders: &[usize]) -> R
     if holders.is_empty() {
         return Err(format!("n{n} completed w{write}, which no disk holds"));
     }
-    // The Primary itself knows who misses writes; without good data, those who have them know.
-    let good = world.nodes[n].disk_open && world.nodes[n].is_up_to_date();
+    // The Primary itself knows who misses writes; without good data that a crash would leave it,
+    // those who have them know.
+    let durably = world.nodes[n]
+        .meta
+        .decode()
+        .is_some_and(|meta| meta.superblock.flags.contains(DiskFlags::CONSISTENT));
+    let good = world.nodes[n].disk_open && world.nodes[n].is_up_to_date() && durably;
     let known_to: Vec<usize> =
         if good && holders.contains(&n) { vec![n] } else { holders.to_vec() };
     for member in 0..world.nodes.len() {
