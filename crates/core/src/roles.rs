@@ -258,7 +258,9 @@ impl Core {
             self.gens.open(self.missing);
             self.gens.push(current);
         }
+        self.lost_cache = false;
         for peer in self.peers.values_mut() {
+            peer.filled_from = false;
             if peer.is_target() {
                 peer.end_resync();
             }

@@ -65,12 +65,20 @@ pub(crate) fn node_id(index: usize) -> NodeId {
     u8::try_from(index).ok().and_then(NodeId::new).expect("clusters are small")
 }
 
+/// The id of a machine's boot, by its number.
+fn boot_id(boot: u64, node: NodeId) -> [u8; 16] {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&boot.to_le_bytes());
+    id[8] = node.number();
+    id
+}
+
 impl Node {
     pub(crate) fn new(index: usize, diskless: bool, size: u64, al_extents: u16, slots: u8) -> Self {
         let id = node_id(index);
         let layout = MetaLayout::new(size, al_extents, al_blocks_for(al_extents), slots, PLACEMENT)
             .expect("the plan gives possible sizes");
-        let mut superblock = Superblock::new(RESOURCE, id, [0; 16], layout);
+        let mut superblock = Superblock::new(RESOURCE, id, boot_id(1, id), layout);
         let blocks = format_blocks(&mut superblock);
         Self {
             id,
@@ -103,9 +111,7 @@ impl Node {
         options: &Options,
         seed: u64,
     ) -> Config {
-        let mut boot = [0; 16];
-        boot[..8].copy_from_slice(&self.boot.to_le_bytes());
-        boot[8] = self.id.number();
+        let boot = boot_id(self.boot, self.id);
         let peers = diskless.iter().enumerate().filter(|(peer, _)| *peer != self.id.index());
         Config {
             node: self.id,
