@@ -762,8 +762,7 @@ impl Core {
 
     /// Tells all who have everything of each other.
     pub(crate) fn tell_who_is_level(&mut self) {
-        let level: Vec<NodeId> =
-            self.peers.keys().copied().filter(|n| self.is_level(*n)).collect();
+        let level: Vec<NodeId> = self.peers.keys().copied().filter(|n| self.is_level(*n)).collect();
         for node in level {
             self.tell_synced(node);
         }

@@ -29,17 +29,17 @@ fn first_violation(seeds: std::ops::Range<u64>, settings: &Settings) -> Option<O
 
 fn seeds_wanted() -> u64 {
     std::env::var("HOLDFAST_SIM_SEEDS")
-        .map_or(300, |text| text.parse().expect("HOLDFAST_SIM_SEEDS is a number of seeds"))
+        .map_or(800, |text| text.parse().expect("HOLDFAST_SIM_SEEDS is a number of seeds"))
 }
 
-/// By default two nodes and the classes of trouble that have been clean over thousands of seeds.
-/// `HOLDFAST_SIM_NODES=5` and `HOLDFAST_SIM_CLASSES=all` widen it: there, violations are still open
-/// (about 3 of 100 seeds with up to five nodes; see `docs/design/simulator.md` for seeds).
+/// Two to five nodes and every class of trouble. `HOLDFAST_SIM_NODES` and `HOLDFAST_SIM_CLASSES=clean`
+/// narrow it. Beyond the seeds that run by default about two of a thousand still end in a violation
+/// (see `docs/design/simulator.md`).
 fn settings() -> Settings {
     let nodes = std::env::var("HOLDFAST_SIM_NODES").ok().and_then(|n| n.parse().ok());
-    let all = std::env::var("HOLDFAST_SIM_CLASSES").is_ok_and(|text| text == "all");
-    let classes = if all { Class::ALL } else { Class::CLEAN };
-    Settings { max_nodes: nodes.unwrap_or(2), classes, ..Settings::default() }
+    let clean = std::env::var("HOLDFAST_SIM_CLASSES").is_ok_and(|text| text == "clean");
+    let classes = if clean { Class::CLEAN } else { Class::ALL };
+    Settings { max_nodes: nodes.unwrap_or(5), classes, ..Settings::default() }
 }
 
 #[test]

@@ -4,9 +4,10 @@ use crate::content::Block;
 use crate::world::World;
 
 /// The nodes on which it must be durable: the Primary if it uses a disk, and the peers that were
-/// reached from the beginning to the end.
+/// reached from the beginning to the end. A disk that failed meanwhile is not used any more.
 fn bound(world: &World, n: usize, still: &[usize]) -> Vec<usize> {
     let mut bound: Vec<usize> = still.to_vec();
+    bound.retain(|m| world.nodes[*m].disk_open && !world.nodes[*m].failed);
     if world.nodes[n].disk_open {
         bound.push(n);
     }
