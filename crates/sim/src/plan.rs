@@ -35,7 +35,7 @@ impl Class {
         Self::Everything,
     ];
 
-    /// The classes of which thousands of runs with two nodes have kept every promise.
+    /// The classes without loss of power, failing disks or promotions apart.
     pub const CLEAN: &[Self] = &[Self::Calm, Self::Kill, Self::Links];
 }
 
