@@ -65,6 +65,8 @@ pub(crate) struct Peer {
     /// Source: what of `bitmap` the target has not stored yet. `bitmap` stays as it is until the
     /// target has everything, because another source may undo what was stored.
     pub(crate) left_to_fill: Option<SparseBitmap>,
+    /// Before this node was started anew it was filling this peer.
+    pub(crate) was_filling: bool,
     /// What was set in `bitmap` since this node started.
     pub(crate) noted_since_start: SparseBitmap,
     /// Target: blocks that were stored since the last flush began, and since those before it, with the
@@ -148,6 +150,7 @@ impl Peer {
             seen: false,
             bitmap: Core::new_bitmap(blocks),
             left_to_fill: None,
+            was_filling: false,
             noted_since_start: Core::new_bitmap(blocks),
             stored_now: None,
             stored_before: None,
@@ -283,6 +286,7 @@ impl Peer {
         self.left_to_fill = None;
         self.stored_now = None;
         self.stored_before = None;
+        self.was_filling = false;
         self.noted_since_start.clear_all();
         self.bitmap.clear_all() > 0
     }

@@ -174,6 +174,7 @@ impl Core {
             let flags = superblock.peers[peer.node.index()].flags;
             peer.seen |= flags.contains(PeerFlags::SEEN);
             peer.filled_from = flags.contains(PeerFlags::FILLED_FROM);
+            peer.was_filling = flags.contains(PeerFlags::FILLING);
         }
     }
 
@@ -191,13 +192,15 @@ impl Core {
 
     /// Writes the superblock when that is wanted and none is under way.
     pub(crate) fn flush_superblock(&mut self) {
-        let record = |core: &Self, i: usize| {
+        let record = |core: &Self, meta: &Meta, i: usize| {
             let node = NodeId::new(u8::try_from(i).unwrap_or(u8::MAX));
             let peer = node.and_then(|n| core.peers.get(&n));
             let mut flags = PeerFlags::EMPTY;
             flags.set(PeerFlags::MEMBER, peer.is_some());
             flags.set(PeerFlags::SEEN, peer.is_some_and(|p| p.seen));
             flags.set(PeerFlags::FILLED_FROM, peer.is_some_and(|p| p.filled_from));
+            let filling = peer.is_some_and(|p| p.left_to_fill.is_some());
+            flags.set(PeerFlags::FILLING, filling && !meta.clean);
             PeerRecord { bitmap: core.gens.slots[i], current: core.gens.known[i], flags }
         };
         let Some(meta) = &self.meta else { return };
@@ -208,7 +211,7 @@ impl Core {
         superblock.current = self.gens.current;
         superblock.history = self.gens.history;
         for i in 0..superblock.peers.len() {
-            superblock.peers[i] = record(self, i);
+            superblock.peers[i] = record(self, meta, i);
         }
         superblock.following = self.following;
         superblock.boot = if self.lost_cache { LOST_CACHE } else { self.config.boot };

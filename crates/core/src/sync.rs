@@ -160,7 +160,7 @@ impl Core {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if !goes_on {
             peer.left_to_fill = None;
-        } else if missed_none && peer.left_to_fill.is_none() {
+        } else if missed_none && peer.was_filling && peer.left_to_fill.is_none() {
             peer.left_to_fill = Some(peer.noted_since_start.clone());
         }
     }

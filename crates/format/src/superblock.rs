@@ -165,6 +165,8 @@ flags! {
         FENCED = 4,
         /// The node's disk holds blocks of a resync from this member that did not end.
         FILLED_FROM = 5,
+        /// The node was filling this member's disk, or had begun to, and has not stopped in order since.
+        FILLING = 6,
     }
 }
 
