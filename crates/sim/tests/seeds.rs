@@ -33,7 +33,7 @@ fn seeds_wanted() -> u64 {
 }
 
 /// Two to five nodes and every class of trouble. `HOLDFAST_SIM_NODES` and `HOLDFAST_SIM_CLASSES=clean`
-/// narrow it. Beyond the seeds that run by default about two of a thousand still end in a violation
+/// narrow it. With five nodes about one of a thousand seeds beyond those still ends in a violation
 /// (see `docs/design/simulator.md`).
 fn settings() -> Settings {
     let nodes = std::env::var("HOLDFAST_SIM_NODES").ok().and_then(|n| n.parse().ok());
