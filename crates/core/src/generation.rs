@@ -169,9 +169,9 @@ impl Core {
             self.gens.open(opened);
             self.gens.push(current);
             self.lost_cache = false;
-        }
-        for peer in self.receivers.difference(opened).iter() {
-            self.gens.known[peer.index()] = current;
+            for peer in self.receivers.difference(opened).iter() {
+                self.gens.known[peer.index()] = current;
+            }
         }
         self.request_superblock(After::Bump);
     }
