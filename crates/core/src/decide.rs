@@ -189,6 +189,16 @@ fn resolve(mine: &StateReport, theirs: &StateReport) -> Verdict {
     }
 }
 
+/// Whether a half-filled disk was to get newer data than this source has: others hold those, and until a
+/// person promotes this source all the same, they are waited for.
+pub(crate) fn knows_newer(target: &StateReport, source: &StateReport) -> bool {
+    let goal = target.filled_to;
+    target.disk == DiskState::Inconsistent
+        && !goal.is_none()
+        && goal != source.generations.current
+        && !source.generations.history.contains(&goal)
+}
+
 /// A source must have consistent data; a Primary with good data must not lose it under its users.
 fn guard(verdict: Verdict, mine: &StateReport, theirs: &StateReport) -> Verdict {
     let (source, target) = match verdict {
@@ -201,6 +211,9 @@ fn guard(verdict: Verdict, mine: &StateReport, theirs: &StateReport) -> Verdict 
     }
     if target.role == Role::Primary && target.disk != DiskState::Inconsistent {
         return Verdict::PrimaryMustNotBeTarget;
+    }
+    if source.role != Role::Primary && target.role != Role::Primary && knows_newer(target, source) {
+        return Verdict::NoGoodData;
     }
     if !target.serves.is_none() && source.generations.current != target.serves {
         // Its clients work on other data than these.

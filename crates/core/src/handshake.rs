@@ -1,6 +1,6 @@
 //! The handshake: reports, verdicts, and what follows from a verdict.
 
-use crate::decide::{decide, doubts, mirror};
+use crate::decide::{decide, doubts, knows_newer, mirror};
 use crate::engine::Core;
 use crate::event::Notice;
 use crate::link::Peer;
@@ -322,7 +322,7 @@ impl Core {
                 debug_assert!(!doubts(mine, node, theirs), "in sync although in doubt");
                 self.in_sync(node, theirs);
             }
-            _ => self.connected_without_data(node, theirs),
+            _ => self.connected_without_data(node, mine, theirs),
         }
         self.clear_crash_marks();
         self.refresh_sets();
@@ -403,7 +403,7 @@ impl Core {
     }
 
     /// Connected, but there is nothing to copy: a side has no disk, or neither has good data.
-    fn connected_without_data(&mut self, node: NodeId, theirs: &StateReport) {
+    fn connected_without_data(&mut self, node: NodeId, mine: &StateReport, theirs: &StateReport) {
         let they_have_disk = theirs.disk > DiskState::Failed;
         let both_disks = they_have_disk && self.has_disk();
         if let Some(peer) = self.peers.get_mut(&node) {
@@ -416,11 +416,9 @@ impl Core {
         if !self.has_disk() && !self.diskful && theirs.disk == DiskState::UpToDate {
             self.gens.current = current;
         }
-        if both_disks
-            && !theirs.serves.is_none()
-            && theirs.serves != self.gens.current
-            && self.disk > DiskState::Outdated
-        {
+        let other_served = !theirs.serves.is_none() && theirs.serves != self.gens.current;
+        let newer_known = self.role != Role::Primary && knows_newer(theirs, mine);
+        if both_disks && (other_served || newer_known) && self.disk > DiskState::Outdated {
             self.set_disk(DiskState::Outdated);
             self.request_superblock(After::Nothing);
         }

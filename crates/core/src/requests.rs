@@ -265,18 +265,22 @@ impl Core {
         let lost: Vec<usize> =
             self.writes.iter().filter(|(_, w)| missed(w)).map(|(k, _)| k).collect();
         for key in lost {
-            self.writes[key].waiting.remove(peer);
+            if self.writes[key].waiting.remove(peer) {
+                self.answered(peer);
+            }
             self.write_missed(key, peer);
         }
         let flushes: Vec<usize> = self.flushes.iter().map(|(k, _)| k).collect();
         for key in flushes {
             if self.flushes[key].waiting.remove(peer) {
+                self.answered(peer);
                 self.flush_progress(key);
             }
         }
         let reads: Vec<usize> =
             self.reads.iter().filter(|(_, r)| r.at == Some(peer)).map(|(k, _)| k).collect();
         for key in reads {
+            self.answered(peer);
             self.route_read(key);
         }
     }
