@@ -103,6 +103,8 @@ pub struct Core {
     pub(crate) resync_reads: Slab<ResyncRead>,
     pub(crate) resync_writes: Slab<ResyncWrite>,
     disk_ops: Slab<DiskJob>,
+    /// A flush before the progress of a resync is made durable is under way: one at a time.
+    pub(crate) checkpointing: bool,
     /// Numbers of flushes of the local disk: issued, and done up to.
     pub(crate) flush_issued: u64,
     pub(crate) flush_done: u64,
@@ -166,6 +168,7 @@ impl Core {
             resync_reads: Slab::new(),
             resync_writes: Slab::new(),
             disk_ops: Slab::new(),
+            checkpointing: false,
             flush_issued: 0,
             flush_done: 0,
             flush_numbers: BTreeMap::new(),
@@ -420,7 +423,10 @@ impl Core {
             DiskJob::ResyncRead(key) => self.resync_read_done(key, result),
             DiskJob::ResyncWrite(key) => self.resync_write_done(key, ok),
             DiskJob::ActivityLogFlush if ok => self.write_activity_log(),
-            DiskJob::CheckpointFlush if ok => self.write_dirty_pages(),
+            DiskJob::CheckpointFlush if ok => {
+                self.checkpointing = false;
+                self.write_dirty_pages();
+            }
             DiskJob::CompleteFlush { peer, round } if ok => self.resync_flushed(peer, round),
             DiskJob::TargetFlush { peer, round } if ok => self.target_flushed(peer, round),
             DiskJob::StopFlush => self.stop_flushed(),

@@ -65,14 +65,13 @@ pub(crate) struct Peer {
     /// Source: what of `bitmap` the target has not stored yet. `bitmap` stays as it is until the
     /// target has everything, because another source may undo what was stored.
     pub(crate) left_to_fill: Option<SparseBitmap>,
-    /// Before this node was started anew it was filling this peer.
-    pub(crate) was_filling: bool,
-    /// What was set in `bitmap` since this node started.
-    pub(crate) noted_since_start: SparseBitmap,
+    /// What was set in `bitmap` since this node started, if it was filling this peer when it died:
+    /// what the peer knows to lack and this are then all that is left to fill.
+    pub(crate) noted_since_start: Option<SparseBitmap>,
     /// Target: blocks that were stored since the last flush began, and since those before it, with the
     /// number of the flush that makes them durable. On disk their bits are still set.
     pub(crate) stored_now: Option<SparseBitmap>,
-    pub(crate) stored_before: Option<(u64, SparseBitmap)>,
+    pub(crate) stored_before: VecDeque<(u64, SparseBitmap)>,
     /// Target: the generation of the source.
     pub(crate) fill_goal: GenerationId,
     /// This node has stored blocks of a resync from it that did not end.
@@ -150,10 +149,9 @@ impl Peer {
             seen: false,
             bitmap: Core::new_bitmap(blocks),
             left_to_fill: None,
-            was_filling: false,
-            noted_since_start: Core::new_bitmap(blocks),
+            noted_since_start: None,
             stored_now: None,
-            stored_before: None,
+            stored_before: VecDeque::new(),
             fill_goal: GenerationId::NONE,
             filled_from: false,
             resync: None,
@@ -205,19 +203,17 @@ impl Peer {
 
     /// It misses blocks.
     pub(crate) fn set_bits(&mut self, blocks: std::ops::Range<u64>) {
-        if let Some(left) = &mut self.left_to_fill {
-            left.set_range(blocks.clone());
+        for part in [&mut self.left_to_fill, &mut self.noted_since_start].into_iter().flatten() {
+            part.set_range(blocks.clone());
         }
-        self.noted_since_start.set_range(blocks.clone());
         self.bitmap.set_range(blocks);
     }
 
     /// It may miss these blocks too.
     pub(crate) fn add_bits(&mut self, blocks: &SparseBitmap) {
-        if let Some(left) = &mut self.left_to_fill {
-            left.or_assign(blocks);
+        for part in [&mut self.left_to_fill, &mut self.noted_since_start].into_iter().flatten() {
+            part.or_assign(blocks);
         }
-        self.noted_since_start.or_assign(blocks);
         self.bitmap.or_assign(blocks);
     }
 
@@ -236,27 +232,18 @@ impl Peer {
 
     /// A flush begins: when it is done, all that was stored until now is durable.
     pub(crate) fn flush_begins(&mut self, number: u64) {
-        let Some(now) = self.stored_now.take() else { return };
-        match &mut self.stored_before {
-            Some((last, before)) => {
-                *last = number;
-                before.or_assign(&now);
-            }
-            None => self.stored_before = Some((number, now)),
-        }
+        self.stored_before.extend(self.stored_now.take().map(|now| (number, now)));
     }
 
     /// A flush is done.
     pub(crate) fn flush_ends(&mut self, number: u64) {
-        if self.stored_before.as_ref().is_some_and(|(last, _)| *last <= number) {
-            self.stored_before = None;
-        }
+        // Flushes may end in any order; each covers what was stored before it began.
+        self.stored_before.retain(|(needed, _)| *needed > number);
     }
 
     /// Blocks that are stored here and not durable yet.
     fn volatile(&self) -> impl Iterator<Item = &SparseBitmap> {
-        let before = self.stored_before.as_ref().map(|(_, blocks)| blocks);
-        before.into_iter().chain(self.stored_now.as_ref())
+        self.stored_before.iter().map(|(_, blocks)| blocks).chain(self.stored_now.as_ref())
     }
 
     /// The bitmap as it may be written: what is not durable yet counts as lacking.
@@ -285,9 +272,8 @@ impl Peer {
     pub(crate) fn clear_bits(&mut self) -> bool {
         self.left_to_fill = None;
         self.stored_now = None;
-        self.stored_before = None;
-        self.was_filling = false;
-        self.noted_since_start.clear_all();
+        self.stored_before.clear();
+        self.noted_since_start = None;
         self.bitmap.clear_all() > 0
     }
 

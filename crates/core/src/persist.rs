@@ -121,7 +121,9 @@ impl Core {
             self.notice(Notice::MetaDamaged("the activity log was damaged".to_owned()));
             self.peers.values_mut().for_each(|p| {
                 p.bitmap.set_all();
-                p.noted_since_start.set_all();
+                p.noted_since_start.iter_mut().for_each(|noted| {
+                    noted.set_all();
+                });
             });
         }
         let was_consistent = superblock.flags.contains(DiskFlags::CONSISTENT);
@@ -164,6 +166,7 @@ impl Core {
     }
 
     fn load_generations(&mut self, superblock: &Superblock) {
+        let blocks = self.blocks();
         self.gens = Gens { current: superblock.current, ..Gens::default() };
         self.gens.history = superblock.history;
         for (i, record) in superblock.peers.iter().enumerate() {
@@ -174,7 +177,8 @@ impl Core {
             let flags = superblock.peers[peer.node.index()].flags;
             peer.seen |= flags.contains(PeerFlags::SEEN);
             peer.filled_from = flags.contains(PeerFlags::FILLED_FROM);
-            peer.was_filling = flags.contains(PeerFlags::FILLING);
+            let filling = flags.contains(PeerFlags::FILLING);
+            peer.noted_since_start = filling.then(|| Self::new_bitmap(blocks));
         }
     }
 

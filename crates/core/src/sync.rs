@@ -160,8 +160,8 @@ impl Core {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if !goes_on {
             peer.left_to_fill = None;
-        } else if missed_none && peer.was_filling && peer.left_to_fill.is_none() {
-            peer.left_to_fill = Some(peer.noted_since_start.clone());
+        } else if missed_none && peer.left_to_fill.is_none() {
+            peer.left_to_fill = peer.noted_since_start.clone();
         }
     }
 
@@ -170,8 +170,6 @@ impl Core {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if full {
             peer.bitmap.set_all();
-        }
-        if full {
             peer.left_to_fill = None;
         }
         peer.left_to_fill.get_or_insert_with(|| peer.bitmap.clone());
@@ -656,13 +654,15 @@ impl Core {
             {
                 resync.writing -= 1;
                 resync.since_checkpoint += got;
-                checkpoint = resync.since_checkpoint >= resync.checkpoint_blocks();
+                checkpoint =
+                    !self.checkpointing && resync.since_checkpoint >= resync.checkpoint_blocks();
                 if checkpoint {
                     resync.since_checkpoint = 0;
                 }
             }
             self.send(node, Message::ResyncAck { range });
             if checkpoint {
+                self.checkpointing = true;
                 self.disk_flush(DiskJob::CheckpointFlush);
             }
         }
