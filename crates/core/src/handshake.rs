@@ -428,7 +428,10 @@ impl Core {
             && !current.is_none()
             && self.disk >= DiskState::Outdated
         {
-            let newest = current == self.gens.current;
+            // What it lost in a crash was answered to clients that are still there.
+            let lacking = mine.lost_cache || doubts(mine, node, theirs);
+            let only_disk = self.peers.values().all(|p| p.diskless);
+            let newest = current == self.gens.current && (!lacking || only_disk);
             self.set_disk(if newest { DiskState::UpToDate } else { DiskState::Outdated });
             self.request_superblock(After::Nothing);
         }

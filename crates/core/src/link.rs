@@ -403,6 +403,8 @@ impl Core {
         peer.held.clear();
         peer.early.clear();
         peer.generations_sent = false;
+        // What it had when the Primary said so it may have lost with its power.
+        peer.vouched = false;
         peer.role = Role::Unknown;
         peer.disk = DiskState::DUnknown;
         peer.pending = 0;
@@ -567,7 +569,7 @@ impl Core {
                 self.peers.get_mut(&node).into_iter().for_each(|p| p.settle(seq));
             }
             Message::Missed { peers, range } if self.in_device(range) => {
-                self.note_missed(peers, range);
+                self.missed_after_all(peers, range);
             }
             Message::Missed { .. } => {
                 self.protocol_error(node, "it named blocks outside the device");

@@ -90,6 +90,16 @@ impl Core {
         }
     }
 
+    /// Members did not get a write after all. Where it is under way here, its end must not clear what
+    /// that marks.
+    pub(crate) fn missed_after_all(&mut self, missed: PeerSet, range: ByteRange) {
+        self.note_missed(missed, range);
+        let same = |write: &&mut PeerWrite| write.range.overlaps(range);
+        for write in self.peer_writes.iter_mut().map(|(_, write)| write).filter(same) {
+            write.missing = write.missing.union(missed);
+        }
+    }
+
     pub(crate) fn advance_peer_write(&mut self, key: usize) {
         let Some(write) = self.peer_writes.get_mut(key) else { return };
         let range = write.range;

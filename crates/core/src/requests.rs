@@ -204,9 +204,9 @@ impl Core {
         if ok {
             write.local = Local::Ok;
             write.good |= up_to_date;
-            let range = write.range;
+            let (range, missed) = (write.range, write.missed);
             if !up_to_date {
-                self.newer_than_resync(range, self.missing);
+                self.newer_than_resync(range, missed);
             }
             self.write_progress(key);
         } else {
