@@ -417,7 +417,7 @@ impl Core {
             self.gens.current = current;
         }
         let other_served = !theirs.serves.is_none() && theirs.serves != self.gens.current;
-        let newer_known = self.role != Role::Primary && knows_newer(theirs, mine);
+        let newer_known = !self.is_near_primary() && knows_newer(theirs, mine);
         if both_disks && (other_served || newer_known) && self.disk > DiskState::Outdated {
             self.set_disk(DiskState::Outdated);
             self.request_superblock(After::Nothing);
