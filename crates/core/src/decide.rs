@@ -95,7 +95,7 @@ fn covers(g: &Generations, theirs: GenerationId) -> bool {
 fn have_common_past(a: &Generations, b: &Generations) -> bool {
     let past = |g: &Generations| {
         let mut all: Vec<GenerationId> = g.history.iter().chain(&g.slots).copied().collect();
-        all.push(g.base);
+        all.extend([g.current, g.base]);
         all.retain(|id| !id.is_none() && *id != GenerationId::JUST_CREATED);
         all
     };

@@ -249,8 +249,10 @@ impl Core {
         if self.disk == DiskState::Inconsistent {
             // Half of one state and half of another: no peer's data are what these came from.
             // What it was stays known, so that a peer with that past is found to be split off.
+            let was = std::mem::replace(&mut self.gens.current, current);
+            let past = if fresh { self.gens.filled_to(self.node) } else { was };
             self.gens.slots = [GenerationId::NONE; 32];
-            self.gens.slots[self.node.index()] = std::mem::replace(&mut self.gens.current, current);
+            self.gens.slots[self.node.index()] = past;
             self.gens.known = [GenerationId::NONE; 32];
         } else if fresh {
             self.gens.current = current;
