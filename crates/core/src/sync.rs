@@ -821,6 +821,8 @@ impl Core {
         }
         peer.left_to_fill = None;
         peer.filled_from = false;
+        // What a person gave up is gone by now: these are other data.
+        peer.discard_my_data = false;
         for noted in [peer.account.take(), peer.missed_meanwhile.take()].into_iter().flatten() {
             peer.add_bits(&noted);
         }

@@ -2,7 +2,7 @@
 //! before a person says whose.
 
 use crate::world::World;
-use holdfast_units::DiskState;
+use holdfast_units::{DiskState, Role};
 
 /// Checks two nodes whose handshake ended well.
 pub(super) fn contact(world: &World, n: usize, m: usize) -> Result<(), String> {
@@ -29,10 +29,11 @@ pub(super) fn overwritten(
         return Ok(());
     }
     // What the source lost with its power may be overwritten when the source is of a newer
-    // generation, or this node knows that it lacks newer data; of two that are otherwise the same,
-    // the one that has everything must be the source.
+    // generation, or has clients that work on what it has, or this node knows that it lacks newer
+    // data; of two that are otherwise the same, the one that has everything must be the source.
     let generation = |node: usize| world.nodes[node].snap.as_ref().map(|snap| snap.generation);
-    let alike = generation(n) == generation(source) && disk != DiskState::Outdated;
+    let in_use = world.nodes[source].snap.as_ref().is_some_and(|snap| snap.role == Role::Primary);
+    let alike = generation(n) == generation(source) && disk != DiskState::Outdated && !in_use;
     let writes =
         if alike { world.oracle.all_lacking(source, n) } else { world.oracle.never_had(source, n) };
     match absent(world, source, writes) {
