@@ -210,7 +210,10 @@ fn guard(verdict: Verdict, mine: &StateReport, theirs: &StateReport) -> Verdict 
         return Verdict::NoGoodData;
     }
     if target.role == Role::Primary && target.disk != DiskState::Inconsistent {
-        return Verdict::PrimaryMustNotBeTarget;
+        return match resolve(mine, theirs) {
+            Verdict::SplitBrain => Verdict::PrimaryMustNotBeTarget,
+            resolved => resolved,
+        };
     }
     if source.role != Role::Primary && target.role != Role::Primary && knows_newer(target, source) {
         return Verdict::NoGoodData;
