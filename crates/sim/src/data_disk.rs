@@ -207,7 +207,9 @@ impl DataDisk {
         }
         if let Some(range) = flight.work.changes() {
             for versions in self.pending.range_mut(range.blocks()).map(|(_, versions)| versions) {
-                for version in versions.iter_mut().filter(|version| version.op == op) {
+                // A daemon that starts again counts its operations anew.
+                let mine = |version: &&mut Version| version.op == op && version.reported.is_none();
+                for version in versions.iter_mut().filter(mine) {
                     version.reported = Some(reports);
                 }
             }
