@@ -40,9 +40,11 @@ impl End {
         self.inbox.push_back((at.max(last), item));
     }
 
-    /// Loses an unknown part of what is on the way.
+    /// Loses an unknown part of what is on the way. That the connection stands is not: only a side that
+    /// has been told so finds out that it is dead.
     fn truncate(&mut self, rng: &mut Rng) {
-        let keep = rng.index(self.inbox.len() + 1);
+        let keep =
+            rng.index(self.inbox.len() + 1).max(usize::from(self.state == EndState::Opening));
         self.inbox.truncate(keep);
     }
 }
