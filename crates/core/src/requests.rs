@@ -158,9 +158,9 @@ impl Core {
             self.finish_write(key, Err(IoFailure::NoData));
             return;
         }
+        let settled = self.settled();
         self.last_write += 1;
         let seq = self.last_write;
-        let settled = self.settled();
         let (receivers, missing, has_disk) = (self.receivers, self.missing, self.has_disk());
         self.by_seq.insert(seq, key);
         let write = &mut self.writes[key];
