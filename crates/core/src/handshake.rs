@@ -59,6 +59,8 @@ impl Core {
         };
         let nodes: Vec<NodeId> = self.peers.values().filter(unsettled).map(|p| p.node).collect();
         for node in nodes {
+            // A resync that is running must not end before that.
+            self.peers.get_mut(&node).into_iter().for_each(|p| p.overtaken |= p.is_fed());
             self.renegotiate(node);
         }
     }

@@ -106,7 +106,8 @@ pub(crate) struct Peer {
     /// Source: what the target missed since its resync began, or since the generations were sent to it.
     /// It stays to be filled whatever the target acknowledges.
     pub(crate) missed_again: Option<SparseBitmap>,
-    /// Source: the target missed a write since its resync began.
+    /// Source: since its resync began the target missed a write, or another Primary may have come or
+    /// gone: it must not end before a new verdict.
     pub(crate) overtaken: bool,
     last_heard: Millis,
     pinged: Option<Millis>,

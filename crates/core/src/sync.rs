@@ -733,7 +733,7 @@ impl Core {
             return;
         }
         if peer.overtaken {
-            // It lost the Primary that this node follows: not everything is what was missing.
+            // It may miss what the Primary writes: not everything is what was missing.
             self.renegotiate(node);
             return;
         }
