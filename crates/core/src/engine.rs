@@ -443,6 +443,11 @@ impl Core {
     /// The peers and sets that requests are steered by, after a peer or the disk changed.
     pub(crate) fn refresh_sets(&mut self) {
         let before = self.receivers;
+        let without = self.role == Role::Primary && !self.has_disk();
+        for peer in self.peers.values_mut() {
+            peer.left_out =
+                without && matches!(peer.disk, DiskState::Outdated | DiskState::Consistent);
+        }
         self.receivers = self.peers.values().filter(|p| p.receives()).map(|p| p.node).collect();
         let mut members: PeerSet =
             self.peers.values().filter(|p| !p.diskless).map(|p| p.node).collect();

@@ -430,12 +430,18 @@ impl Core {
             && !current.is_none()
             && self.disk >= DiskState::Outdated
         {
-            // What it lost in a crash was answered to clients that are still there.
-            let lacking = mine.lost_cache || doubts(mine, node, theirs);
             let only_disk = self.peers.values().all(|p| p.diskless);
-            let newest = current == self.gens.current && (!lacking || only_disk);
+            let newest = is_newest(node, theirs, mine, only_disk);
             self.set_disk(if newest { DiskState::UpToDate } else { DiskState::Outdated });
             self.request_superblock(After::Nothing);
+        }
+        if !self.has_disk() && self.role == Role::Primary && theirs.disk >= DiskState::Outdated {
+            let only_disk =
+                !self.diskful && self.peers.values().all(|p| p.diskless || p.node == node);
+            let newest = is_newest(self.node, mine, theirs, only_disk);
+            // It comes to the same conclusion.
+            let disk = if newest { DiskState::UpToDate } else { DiskState::Outdated };
+            self.peers.get_mut(&node).into_iter().for_each(|p| p.disk = disk);
         }
         self.forget_bits_without_disk(node);
         // It may have been the source of a resync that is over by that.
@@ -456,4 +462,12 @@ impl Core {
             self.request_superblock(After::Nothing);
         }
     }
+}
+
+/// Whether a member's disk is what the clients of a Primary without a disk work on. What it lost in a
+/// crash was answered to clients that are still there; an only disk is all that there is.
+fn is_newest(primary: NodeId, its: &StateReport, disk: &StateReport, only_disk: bool) -> bool {
+    let current = if its.serves.is_none() { its.generations.current } else { its.serves };
+    let lacking = disk.lost_cache || doubts(disk, primary, its);
+    current == disk.generations.current && (!lacking || only_disk)
 }

@@ -101,6 +101,9 @@ pub(crate) struct Peer {
     pub(crate) missed_meanwhile: Option<SparseBitmap>,
     /// The Primary said that it has everything, and no write missed it since.
     pub(crate) vouched: bool,
+    /// This node is a Primary without a disk, and the peer lacks what its clients work on and is not being
+    /// filled: more of it would only make a mixture of its data.
+    pub(crate) left_out: bool,
     /// The resync with it is left to a Primary.
     pub(crate) left_to_primary: bool,
     /// Source: what the target missed since its resync began, or since the generations were sent to it.
@@ -168,6 +171,7 @@ impl Peer {
             unsettled: VecDeque::new(),
             missed_meanwhile: None,
             vouched: false,
+            left_out: false,
             left_to_primary: false,
             missed_again: None,
             overtaken: false,
@@ -190,6 +194,7 @@ impl Peer {
             && self.disk > DiskState::Failed
             && self.disk != DiskState::DUnknown
             && self.replication != ReplicationState::Off
+            && !self.left_out
     }
 
     /// Whether this node is, or is becoming, target of a resync from it.

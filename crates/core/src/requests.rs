@@ -392,7 +392,10 @@ impl Core {
 
     fn flush(&mut self, id: RequestId) {
         let here_only = self.has_bug(PlantedBug::FlushNotForwarded);
-        let receivers = if here_only { PeerSet::EMPTY } else { self.receivers };
+        // Who gets no writes at the time may have got some before.
+        let left_out = self.peers.values().filter(|p| p.up && p.left_out).map(|p| p.node);
+        let all = self.receivers.union(left_out.collect());
+        let receivers = if here_only { PeerSet::EMPTY } else { all };
         let has_disk = self.has_disk();
         let local = if has_disk { Local::Pending } else { Local::None };
         let key = self.flushes.insert(FlushRequest { id, local, waiting: receivers, good: false });

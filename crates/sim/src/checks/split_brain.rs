@@ -32,7 +32,7 @@ pub(super) fn overwritten(
     // generation, or has clients that work on what it has, or this node knows that it lacks newer
     // data; of two that are otherwise the same, the one that has everything must be the source.
     let generation = |node: usize| world.nodes[node].snap.as_ref().map(|snap| snap.generation);
-    let in_use = world.nodes[source].snap.as_ref().is_some_and(|snap| snap.role == Role::Primary);
+    let in_use = world.nodes[n].peer(source).is_some_and(|peer| peer.role == Role::Primary);
     let alike = generation(n) == generation(source) && disk != DiskState::Outdated && !in_use;
     let writes =
         if alike { world.oracle.all_lacking(source, n) } else { world.oracle.never_had(source, n) };
