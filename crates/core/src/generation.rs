@@ -218,7 +218,11 @@ impl Core {
             // Whoever kept more in its cache is left behind now, and will be filled from here.
             self.lost_cache = false;
             for member in opened.iter() {
-                self.peers.get_mut(&member).into_iter().for_each(|p| p.vouched = false);
+                if let Some(peer) = self.peers.get_mut(&member) {
+                    peer.vouched = false;
+                    // What it is being filled with from here is not all of this one.
+                    peer.overtaken |= peer.is_fed();
+                }
             }
             let link = self.link_of(from).unwrap_or(LinkId(0));
             self.request_superblock(After::GenerationAdopted { peer: from, link, current });
