@@ -961,7 +961,11 @@ impl Core {
     }
 
     pub(crate) fn ping(&mut self, node: NodeId) {
-        self.peers.get_mut(&node).into_iter().for_each(|p| p.pings += 1);
+        let now = self.now;
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.pings += 1;
+            peer.pinged.get_or_insert(now);
+        }
         self.send(node, Message::Ping);
     }
 
@@ -978,7 +982,6 @@ impl Core {
             .map(|p| p.node)
             .collect();
         for node in silent {
-            self.peers.get_mut(&node).into_iter().for_each(|p| p.pinged = Some(now));
             self.ping(node);
         }
         for node in dead {

@@ -27,12 +27,9 @@ const RUNS_PER_PIECE: usize = 4096;
 /// How often a limited resync may go on.
 const RATE_STEP_MS: u64 = 20;
 
-/// So many answers of a Primary must have come.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Barrier {
-    primary: NodeId,
-    pongs: u64,
-}
+/// So many answers of these peers must have come.
+#[derive(Clone, Debug)]
+pub(crate) struct Barrier(Vec<(NodeId, u64)>);
 
 /// A resync with one peer.
 #[derive(Debug)]
@@ -225,7 +222,7 @@ impl Core {
         }
         if let Some(primary) = self.stand().primary.filter(|p| *p != node && *p != self.node) {
             // It must count this node among those that get its writes before this one has everything.
-            self.begin_barrier(node, primary);
+            self.begin_barrier(node, &[primary]);
         }
     }
 
@@ -351,31 +348,41 @@ impl Core {
             self.start_as_source(node);
             return;
         };
-        self.begin_barrier(node, primary);
+        self.begin_barrier(node, &[primary]);
     }
 
-    /// What goes on with `node` waits until all has come that the Primary sent until now.
-    fn begin_barrier(&mut self, node: NodeId, primary: NodeId) {
-        self.ping(primary);
-        let pongs = self.peers.get(&primary).map_or(0, |p| p.pings);
-        let barrier = Some(Barrier { primary, pongs });
-        self.peers.get_mut(&node).into_iter().for_each(|p| p.barrier = barrier);
+    /// What goes on with `node` waits until all has come that the others sent until now.
+    fn begin_barrier(&mut self, node: NodeId, others: &[NodeId]) {
+        let mut waits = Vec::new();
+        for other in others {
+            self.ping(*other);
+            waits.extend(self.peers.get(other).map(|p| (*other, p.pings)));
+        }
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.barrier = Some(Barrier(waits));
+        }
     }
 
-    fn has_passed(&self, barrier: Barrier) -> bool {
-        self.peers
-            .get(&barrier.primary)
-            .is_none_or(|p| !p.up || p.role != Role::Primary || p.pongs >= barrier.pongs)
+    fn has_passed(&self, barrier: &Barrier) -> bool {
+        let answered = |p: &Peer, pongs: u64| !p.up || p.pongs >= pongs;
+        barrier.0.iter().all(|(other, n)| self.peers.get(other).is_none_or(|p| answered(p, *n)))
     }
 
-    /// Lets targets pull whose barrier is passed.
+    /// Goes on with targets whose barrier is passed.
     fn pass_barriers(&mut self) {
-        let ready = |p: &&Peer| p.is_fed() && p.barrier.is_some_and(|b| self.has_passed(b));
+        let passed = |p: &&Peer| p.barrier.as_ref().is_some_and(|b| self.has_passed(b));
+        let ready = |p: &&Peer| p.is_fed() && passed(p);
         let nodes: Vec<NodeId> = self.peers.values().filter(ready).map(|p| p.node).collect();
         for node in nodes {
-            self.peers.get_mut(&node).into_iter().for_each(|p| p.barrier = None);
-            self.send_bitmap(node, node);
-            self.start_as_source(node);
+            let Some(peer) = self.peers.get_mut(&node) else { continue };
+            let asked = peer.barrier.take().map(|b| b.0).unwrap_or_default();
+            if peer.replication == ReplicationState::SyncSource {
+                let asked: Vec<NodeId> = asked.iter().map(|(other, _)| *other).collect();
+                self.send_generations(node, &asked);
+            } else {
+                self.send_bitmap(node, node);
+                self.start_as_source(node);
+            }
         }
     }
 
@@ -701,7 +708,7 @@ impl Core {
     }
 
     fn complete_if_done(&mut self, node: NodeId) {
-        let barrier = self.peers.get(&node).and_then(|p| p.barrier);
+        let barrier = self.peers.get(&node).and_then(|p| p.barrier.as_ref());
         if barrier.is_some_and(|b| !self.has_passed(b)) {
             return;
         }
@@ -726,8 +733,19 @@ impl Core {
         }
     }
 
-    /// The target has everything: it gets the generations, and what others miss.
+    /// The target has everything. Of those who have the same it is to be told only when they are still
+    /// there: one that died since may come back with less.
     pub(crate) fn resync_complete(&mut self, node: NodeId) {
+        let replication = self.peers.get(&node).map(|p| p.replication);
+        if replication != Some(ReplicationState::SyncSource) {
+            return;
+        }
+        let others = self.peers.keys().copied().filter(|n| *n != node && self.is_level(*n));
+        self.begin_barrier(node, &others.collect::<Vec<_>>());
+    }
+
+    /// The target gets the generations, and what others miss; `there` are those who have answered.
+    fn send_generations(&mut self, node: NodeId, there: &[NodeId]) {
         let Some(peer) = self.peers.get(&node) else { return };
         if peer.replication != ReplicationState::SyncSource || self.disk < DiskState::Outdated {
             return;
@@ -749,7 +767,9 @@ impl Core {
             self.merge_suspects(*other);
         }
         // Of who has all that is here the account is complete, though empty.
-        others.retain(|n| self.peers[n].bitmap.count() > 0 || self.is_level(*n));
+        others.retain(|n| {
+            self.peers[n].bitmap.count() > 0 || (there.contains(n) && self.is_level(*n))
+        });
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.generations_sent = true;
             peer.missed_again = None;
