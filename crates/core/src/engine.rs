@@ -79,6 +79,8 @@ pub struct Core {
     /// A generation that a Primary began while this node was being filled.
     pub(crate) coming: Option<NewGeneration>,
     pub(crate) outdated: bool,
+    /// The disk is being given up, and the superblock is to say that it is behind.
+    pub(crate) detaching: bool,
     pub(crate) last_write: u64,
     pub(crate) last_settled_sent: u64,
 
@@ -149,6 +151,7 @@ impl Core {
             served: GenerationId::NONE,
             coming: None,
             outdated: false,
+            detaching: false,
             last_write: 0,
             last_settled_sent: 0,
             meta: None,

@@ -328,8 +328,20 @@ impl Core {
         }
         self.clear_crash_marks();
         self.refresh_sets();
+        self.missed_by_unknown(node, theirs);
         self.connected_during_promotion(node);
         self.changed();
+    }
+
+    /// A member that was away may have filled another one meanwhile, and take it for equal: it must know
+    /// durably what that one misses from now on.
+    fn missed_by_unknown(&mut self, node: NodeId, theirs: &StateReport) {
+        if self.role != Role::Primary || theirs.disk <= DiskState::Inconsistent {
+            return;
+        }
+        let slots = &theirs.generations.slots;
+        let unknown = self.missing.iter().filter(|m| *m != node && slots[m.index()].is_none());
+        self.bump_for = self.bump_for.union(unknown.collect());
     }
 
     /// A Primary fills both, or goes on without the one that does not see it.

@@ -44,6 +44,8 @@ pub(crate) enum After {
     Command(CommandId),
     /// This node is Outdated; the connections of the command may be closed.
     Outdated(CommandId, Option<NodeId>),
+    /// This node's disk is durably said to be behind, and may be given up.
+    Detaching(CommandId),
     /// The last thing.
     Stopped,
 }
@@ -221,8 +223,9 @@ impl Core {
         superblock.boot = if self.lost_cache { LOST_CACHE } else { self.config.boot };
         let flags = &mut superblock.flags;
         flags.set(DiskFlags::CONSISTENT, self.disk > DiskState::Inconsistent);
-        flags.set(DiskFlags::WAS_UPTODATE, self.disk == DiskState::UpToDate);
-        flags.set(DiskFlags::OUTDATED, self.disk == DiskState::Outdated);
+        let behind = self.disk == DiskState::Outdated || self.detaching;
+        flags.set(DiskFlags::WAS_UPTODATE, self.disk == DiskState::UpToDate && !behind);
+        flags.set(DiskFlags::OUTDATED, behind);
         flags.set(DiskFlags::PRIMARY, self.role == Role::Primary || self.crashed_primary);
         flags.set(DiskFlags::CLEAN, meta.clean);
         flags.set(DiskFlags::FAILED, false);
@@ -291,6 +294,7 @@ impl Core {
             After::Demoted(id) => self.demoted(id),
             After::Command(id) => self.act(Action::CommandDone(id, Ok(()))),
             After::Outdated(id, peer) => self.disconnect_now(id, peer),
+            After::Detaching(id) => self.detach_now(id),
             After::Stopped => self.stopped(),
         }
     }

@@ -337,17 +337,42 @@ impl Core {
     }
 
     pub(crate) fn detach(&mut self, id: CommandId) {
-        let result = if !self.has_disk() {
-            Err(Refusal::Diskless)
-        } else if self.role == Role::Primary && self.good_peers().next().is_none() {
-            Err(Refusal::LastUpToDate)
+        let refusal = self.detach_refusal();
+        if refusal.is_none() && self.others_go_on() && self.disk >= DiskState::Consistent {
+            // What is written from now on is not on this disk, which must say so itself: whoever has
+            // it may be gone when this disk comes back.
+            self.detaching = true;
+            self.request_superblock(After::Detaching(id));
         } else {
-            Ok(())
-        };
-        if result.is_ok() {
-            self.give_disk_up(DiskState::Diskless);
+            self.detach_now(id);
         }
-        self.act(Action::CommandDone(id, result));
+    }
+
+    fn detach_refusal(&self) -> Option<Refusal> {
+        if !self.has_disk() {
+            Some(Refusal::Diskless)
+        } else if self.role == Role::Primary && self.good_peers().next().is_none() {
+            Some(Refusal::LastUpToDate)
+        } else {
+            None
+        }
+    }
+
+    /// Whether clients are served by other disks once this node's is gone.
+    fn others_go_on(&self) -> bool {
+        let primary = self.role == Role::Primary;
+        primary || self.peers.keys().any(|node| self.is_left_behind_by(*node))
+    }
+
+    pub(crate) fn detach_now(&mut self, id: CommandId) {
+        let refusal = self.detach_refusal();
+        self.detaching = false;
+        if refusal.is_none() {
+            self.give_disk_up(DiskState::Diskless);
+        } else {
+            self.request_superblock(After::Nothing);
+        }
+        self.act(Action::CommandDone(id, refusal.map_or(Ok(()), Err)));
     }
 
     pub(crate) fn stop(&mut self, command: CommandId) {
