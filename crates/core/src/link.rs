@@ -409,8 +409,6 @@ impl Core {
         peer.held.clear();
         peer.early.clear();
         peer.generations_sent = false;
-        // What it had when the Primary said so it may have lost with its power.
-        peer.vouched = false;
         peer.role = Role::Unknown;
         peer.disk = DiskState::DUnknown;
         peer.pending = 0;
@@ -419,6 +417,11 @@ impl Core {
         if peer.connection == ConnectionState::Connected {
             peer.connection = ConnectionState::Connecting;
         }
+        if peer.vouched {
+            self.take_word_for(node);
+        }
+        // What it had when the Primary said so it may lose with its power from now on.
+        self.peers.get_mut(&node).into_iter().for_each(|p| p.vouched = false);
         if !was_up {
             return;
         }
