@@ -21,6 +21,7 @@ mod planted;
 mod requests;
 mod roles;
 mod sync;
+mod zeroes;
 
 pub use engine::Core;
 

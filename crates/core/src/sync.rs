@@ -11,6 +11,7 @@ use crate::event::{CommandId, DiskOutcome, IoFailure, Notice, Refusal, ResyncPro
 use crate::link::Peer;
 use crate::locks::Owner;
 use crate::persist::{After, bytes};
+use crate::zeroes::{LEAST_ZEROES, first_stretch};
 use bytes::Bytes;
 use holdfast_format::SparseBitmap;
 use holdfast_units::{
@@ -22,6 +23,8 @@ use std::collections::BTreeMap;
 
 /// The longest range that is asked for when the last ones were holes.
 const LONGEST_ASK: u64 = 128 << 20;
+/// The shortest limit of what is asked for at a time: long enough for zeroes to be worth an answer.
+const SHORTEST_ASK: u64 = 2 * LEAST_ZEROES as u64;
 /// Runs in one piece of a bitmap.
 const RUNS_PER_PIECE: usize = 4096;
 /// How often a limited resync may go on.
@@ -122,6 +125,33 @@ impl Resync {
     /// Whether everything has come.
     pub(crate) fn is_completing(&self) -> bool {
         self.completing
+    }
+
+    /// The first part of a range that nothing was asked of yet; when its start was, the end of that.
+    fn not_asked(&self, range: ByteRange) -> Result<ByteRange, u64> {
+        let before = self.pulls.range(..=range.offset).next_back();
+        if let Some(asked_to) = before.map(|(at, len)| at + len).filter(|to| *to > range.offset) {
+            return Err(asked_to);
+        }
+        let next = self.pulls.range(range.offset..range.end()).next();
+        let end = next.map_or(range.end(), |(at, _)| *at);
+        Ok(ByteRange::new(range.offset, end - range.offset))
+    }
+
+    /// What is asked for next is about as long as the last answer: one that is short ended where data
+    /// or zeroes did, and the source has read the rest in vain. Very long ranges are holes; data never
+    /// come in longer ones than one message.
+    fn adapt(&mut self, asked: ByteRange, answered: ByteRange, zeroes: bool) {
+        let most = if zeroes { LONGEST_ASK } else { MAX_REQUEST };
+        let wanted = if answered.len < asked.len {
+            answered.len.next_power_of_two().min(MAX_REQUEST)
+        } else {
+            self.ask.saturating_mul(2)
+        };
+        self.ask = wanted.clamp(SHORTEST_ASK, most);
+        // What was not answered is asked for again, and must not count twice.
+        let again = asked.len.min(MAX_REQUEST).saturating_sub(answered.len);
+        self.allowance = self.allowance.saturating_add(again);
     }
 
     /// Progress becomes durable so often, in blocks.
@@ -469,7 +499,7 @@ impl Core {
         if resync.completing || resync.in_flight >= window || resync.allowance < smallest {
             return false;
         }
-        let limit = if rate == 0 { resync.ask } else { smallest / BLOCK_SIZE * BLOCK_SIZE };
+        let limit = if rate == 0 { resync.ask } else { resync.ask.min(smallest) };
         let Some(run) = peer.bitmap.next_run(resync.cursor, limit / BLOCK_SIZE) else {
             // Around again, once everything that was asked for has come.
             if resync.cursor > 0 && resync.pulls.is_empty() && resync.writing == 0 {
@@ -478,16 +508,14 @@ impl Core {
             }
             return false;
         };
-        resync.cursor = run.end;
-        let range = ByteRange::of_blocks(run);
-        let overlaps = resync
-            .pulls
-            .range(..range.end())
-            .next_back()
-            .is_some_and(|(at, len)| at + len > range.offset);
-        if overlaps {
-            return true;
-        }
+        let range = match resync.not_asked(ByteRange::of_blocks(run)) {
+            Ok(range) => range,
+            Err(asked_to) => {
+                resync.cursor = asked_to / BLOCK_SIZE;
+                return true;
+            }
+        };
+        resync.cursor = range.end() / BLOCK_SIZE;
         resync.pulls.insert(range.offset, range.len);
         // Long ranges are holes, which cost next to nothing.
         resync.in_flight += range.len.min(MAX_REQUEST);
@@ -541,9 +569,9 @@ impl Core {
             let (range, zeroes, payload) = match result {
                 Ok(DiskOutcome::Zeroes) => (asked, true, Bytes::new()),
                 Ok(DiskOutcome::Data(data)) if !data.is_empty() => {
-                    let range = ByteRange::new(asked.offset, data.len() as u64);
-                    let zeroes = is_zero(&data);
-                    (range, zeroes, if zeroes { Bytes::new() } else { data })
+                    let (len, zeroes) = first_stretch(&data);
+                    let range = ByteRange::new(asked.offset, len as u64);
+                    (range, zeroes, if zeroes { Bytes::new() } else { data.slice(..len) })
                 }
                 _ => {
                     self.unlock(asked);
@@ -586,8 +614,7 @@ impl Core {
         resync.in_flight -= asked.len.min(MAX_REQUEST);
         resync.carried += payload.len() as u64;
         peer.resync_received += payload.len() as u64;
-        // Holes are asked for in ever longer ranges, data never in longer ones than one message.
-        resync.ask = if zeroes { (resync.ask * 2).min(LONGEST_ASK) } else { MAX_REQUEST };
+        resync.adapt(asked, range, zeroes);
         if range.len < asked.len {
             resync.cursor = resync.cursor.min(range.end() / BLOCK_SIZE);
         }
@@ -1013,9 +1040,4 @@ impl Core {
         self.refresh_sets();
         self.changed();
     }
-}
-
-/// Whether all bytes are zero. Compares the data with itself, one byte further: as fast as memory.
-fn is_zero(data: &[u8]) -> bool {
-    data.first() == Some(&0) && data[1..] == data[..data.len() - 1]
 }
