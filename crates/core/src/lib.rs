@@ -13,6 +13,7 @@ mod engine;
 mod event;
 mod generation;
 mod handshake;
+mod kept;
 mod link;
 mod locks;
 mod peer_io;

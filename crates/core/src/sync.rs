@@ -27,6 +27,10 @@ const LONGEST_ASK: u64 = 128 << 20;
 const SHORTEST_ASK: u64 = 2 * LEAST_ZEROES as u64;
 /// Runs in one piece of a bitmap.
 const RUNS_PER_PIECE: usize = 4096;
+/// So much is read at a time for one target; what it asks for beyond that waits.
+const READ_AT_ONCE: u64 = 32 << 20;
+/// So many ranges may wait: more than `resync-in-flight` can be made of.
+const MOST_WANTED: usize = 100_000;
 /// How often a limited resync may go on.
 const RATE_STEP_MS: u64 = 20;
 
@@ -93,6 +97,7 @@ impl Peer {
         self.bitmap_seen = false;
         self.generations_sent = false;
         self.resync = None;
+        self.wanted.clear();
         self.fresher = None;
         self.replication = ReplicationState::Off;
     }
@@ -460,6 +465,7 @@ impl Core {
     /// Asks for more where this node is target.
     pub(crate) fn pump_resyncs(&mut self) {
         self.pass_barriers();
+        self.serve_targets();
         let target = self.peers.values().find(|p| p.is_syncing_target()).map(|p| p.node);
         let Some(node) = target else { return };
         if self.has_disk() {
@@ -538,16 +544,42 @@ impl Core {
             self.protocol_error(node, "it asked for blocks outside the device");
             return;
         }
-        let is_source =
-            self.peers.get(&node).is_some_and(|p| p.replication == ReplicationState::SyncSource);
-        if !is_source || !self.has_disk() {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.replication != ReplicationState::SyncSource {
             return;
         }
-        let round = self.round_of(node);
-        let key = self.resync_reads.insert(ResyncRead { peer: node, round, asked: range });
-        if self.locks.acquire(range, Owner::ResyncRead(key)) {
-            self.start_resync_read(key);
+        if peer.wanted.len() >= MOST_WANTED {
+            self.protocol_error(node, "it asked for more blocks at once than the protocol allows");
+            return;
         }
+        peer.wanted.push_back(range);
+    }
+
+    /// Reads for targets, as much at a time as memory is meant for.
+    fn serve_targets(&mut self) {
+        let nodes: Vec<NodeId> =
+            self.peers.values().filter(|p| !p.wanted.is_empty()).map(|p| p.node).collect();
+        for node in nodes {
+            while let Some(peer) = self.peers.get_mut(&node)
+                && peer.reading < READ_AT_ONCE
+                && let Some(asked) = peer.wanted.pop_front()
+            {
+                let round = peer.round;
+                peer.reading += asked.len.min(MAX_REQUEST);
+                let key = self.resync_reads.insert(ResyncRead { peer: node, round, asked });
+                if self.locks.acquire(asked, Owner::ResyncRead(key)) {
+                    self.start_resync_read(key);
+                }
+            }
+        }
+    }
+
+    /// A read for a target is over.
+    fn end_resync_read(&mut self, read: &ResyncRead) {
+        if let Some(peer) = self.peers.get_mut(&read.peer) {
+            peer.reading = peer.reading.saturating_sub(read.asked.len.min(MAX_REQUEST));
+        }
+        self.unlock(read.asked);
     }
 
     pub(crate) fn start_resync_read(&mut self, key: usize) {
@@ -556,8 +588,8 @@ impl Core {
         if self.has_disk() && self.round_of(read.peer) == read.round {
             self.disk_read(DiskJob::ResyncRead(key), asked, true);
         } else {
-            self.resync_reads.remove(key);
-            self.unlock(asked);
+            let read = self.resync_reads.remove(key);
+            self.end_resync_read(&read);
         }
     }
 
@@ -574,7 +606,7 @@ impl Core {
                     (range, zeroes, if zeroes { Bytes::new() } else { data.slice(..len) })
                 }
                 _ => {
-                    self.unlock(asked);
+                    self.end_resync_read(&read);
                     return;
                 }
             };
@@ -586,7 +618,7 @@ impl Core {
             }
             self.send(node, Message::ResyncData { asked, range, zeroes, payload });
         }
-        self.unlock(asked);
+        self.end_resync_read(&read);
     }
 
     pub(crate) fn resync_data(
