@@ -13,6 +13,7 @@ mod engine;
 mod event;
 mod generation;
 mod handshake;
+mod kept;
 mod link;
 mod locks;
 mod peer_io;
@@ -21,6 +22,7 @@ mod planted;
 mod requests;
 mod roles;
 mod sync;
+mod zeroes;
 
 pub use engine::Core;
 

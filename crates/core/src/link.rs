@@ -13,6 +13,7 @@
 
 use crate::engine::Core;
 use crate::event::{Action, CommandId, LinkId, Notice, Options, PeerConfig, Refusal};
+use crate::kept::Unsettled;
 use crate::peer_io::Incoming;
 use crate::persist::{After, Meta};
 use crate::sync::{Barrier, Resync};
@@ -26,10 +27,10 @@ use holdfast_wire::{
 use std::borrow::Cow;
 use std::collections::VecDeque;
 
+/// Said of a peer of which more would have to be kept than there can be.
+const TOO_MUCH: &str = "it sent more at once than the protocol allows";
 /// A handshake that has not ended after so long is begun anew.
 const HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
-/// More messages than this are never held back for one peer: its own bounds keep it far below.
-const HELD_MAX: usize = 100_000;
 
 /// A peer and the connection to it.
 pub(crate) struct Peer {
@@ -77,6 +78,9 @@ pub(crate) struct Peer {
     /// This node has stored blocks of a resync from it that did not end.
     pub(crate) filled_from: bool,
     pub(crate) resync: Option<Resync>,
+    /// Source: what the target has asked for and is not being read yet, and how many bytes are.
+    pub(crate) wanted: VecDeque<ByteRange>,
+    pub(crate) reading: u64,
     /// Counts verdicts and whatever else begins a new resync with this peer: work for an earlier
     /// one that ends late does not count for it.
     pub(crate) round: u64,
@@ -95,8 +99,10 @@ pub(crate) struct Peer {
     pub(crate) held: VecDeque<Message>,
     /// What came before the verdict that will stand.
     pub(crate) early: VecDeque<Message>,
+    /// How much memory both take.
+    pub(crate) kept_bytes: usize,
     /// Writes of a Primary that may not be everywhere.
-    pub(crate) unsettled: VecDeque<(u64, ByteRange)>,
+    pub(crate) unsettled: Unsettled,
     /// What it missed while this node was being resynced.
     pub(crate) missed_meanwhile: Option<SparseBitmap>,
     /// The Primary said that it has everything, and no write missed it since.
@@ -159,6 +165,8 @@ impl Peer {
             fill_goal: GenerationId::NONE,
             filled_from: false,
             resync: None,
+            wanted: VecDeque::new(),
+            reading: 0,
             round: 0,
             verdict_serial: 0,
             bitmap_seen: false,
@@ -168,7 +176,8 @@ impl Peer {
             held_until: 0,
             held: VecDeque::new(),
             early: VecDeque::new(),
-            unsettled: VecDeque::new(),
+            kept_bytes: 0,
+            unsettled: Unsettled::default(),
             missed_meanwhile: None,
             vouched: false,
             left_out: false,
@@ -310,12 +319,6 @@ impl Peer {
         }
     }
 
-    pub(crate) fn settle(&mut self, seq: u64) {
-        while self.unsettled.front().is_some_and(|(s, _)| *s <= seq) {
-            self.unsettled.pop_front();
-        }
-    }
-
     /// When a sign of life is to be asked for.
     fn ping_at(&self, options: &Options) -> Option<Millis> {
         let idle = self.link.is_some() && self.pinged.is_none();
@@ -406,8 +409,7 @@ impl Core {
         peer.reported = None;
         peer.report_wanted = false;
         peer.held_until = 0;
-        peer.held.clear();
-        peer.early.clear();
+        peer.forget_kept();
         peer.generations_sent = false;
         peer.role = Role::Unknown;
         peer.disk = DiskState::DUnknown;
@@ -489,7 +491,7 @@ impl Core {
                 if self.is_held(peer) || peer.held.is_empty() {
                     break;
                 }
-                let message = self.peers.get_mut(&node).and_then(|p| p.held.pop_front());
+                let message = self.peers.get_mut(&node).and_then(Peer::take_held);
                 if let Some(message) = message {
                     self.dispatch(node, link, message);
                 }
@@ -510,10 +512,8 @@ impl Core {
         let waits = self.is_held(peer) || !peer.held.is_empty();
         if urgent || !waits {
             self.dispatch(node, link, message);
-        } else if peer.held.len() >= HELD_MAX {
-            self.protocol_error(node, "it sent more than the protocol allows at once");
-        } else if let Some(peer) = self.peers.get_mut(&node) {
-            peer.held.push_back(message);
+        } else if !self.peers.get_mut(&node).is_some_and(|p| p.keep_held(message)) {
+            self.protocol_error(node, TOO_MUCH);
         }
     }
 
@@ -525,12 +525,11 @@ impl Core {
             Message::State(_) | Message::Verdict { .. } => peer.hello,
             _ => peer.up,
         };
-        let room = peer.early.len() < HELD_MAX;
         let reporting = peer.awaiting.is_some() || peer.report_wanted;
-        if !allowed && peer.hello && reporting && room {
+        if !allowed && peer.hello && reporting {
             // It has answered a report that a newer one has replaced: its next verdict makes it so.
-            if let Some(peer) = self.peers.get_mut(&node) {
-                peer.early.push_back(message);
+            if !self.peers.get_mut(&node).is_some_and(|p| p.keep_early(message)) {
+                self.protocol_error(node, TOO_MUCH);
             }
             return;
         }
@@ -575,7 +574,7 @@ impl Core {
             }
             Message::GenerationAck { .. } => self.bump_answered(node),
             Message::Settled { seq } => {
-                self.peers.get_mut(&node).into_iter().for_each(|p| p.settle(seq));
+                self.peers.get_mut(&node).into_iter().for_each(|p| p.unsettled.settle(seq));
             }
             Message::Missed { peers, range } if self.in_device(range) => {
                 self.missed_after_all(peers, range);

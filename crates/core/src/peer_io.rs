@@ -48,16 +48,16 @@ impl Core {
             self.protocol_error(peer, "it wrote outside the device");
             return;
         }
-        let others = self.peers.len() > 1;
+        let (others, blocks) = (self.peers.len() > 1, self.blocks());
         let Some(p) = self.peers.get_mut(&peer) else { return };
         p.received += write.payload.len() as u64;
         if p.role != Role::Primary {
             self.protocol_error(peer, "it wrote without being Primary");
             return;
         }
-        p.settle(write.settled);
+        p.unsettled.settle(write.settled);
         if others {
-            p.unsettled.push_back((write.seq, write.range));
+            p.unsettled.push(write.seq, write.range, blocks);
         }
         if !self.has_disk() {
             self.send(peer, Message::WriteAck { seq: write.seq, result: PeerResult::DiskFailed });
@@ -198,8 +198,8 @@ impl Core {
         let others: Vec<NodeId> =
             self.peers.values().filter(|p| p.node != lost && !p.diskless).map(|p| p.node).collect();
         for other in others {
-            for (_, range) in &unsettled {
-                self.mark(other, *range);
+            for run in unsettled.runs() {
+                self.mark(other, ByteRange::of_blocks(run));
             }
         }
     }

@@ -56,7 +56,6 @@ impl Core {
             DiskState::Consistent => None,
             DiskState::Outdated => Some(Refusal::Outdated),
             DiskState::Inconsistent => Some(Refusal::Inconsistent),
-            _ if self.diskful => Some(Refusal::NoUpToDateData),
             _ => Some(Refusal::NoUpToDateData),
         }
     }

@@ -11,6 +11,7 @@ use crate::event::{CommandId, DiskOutcome, IoFailure, Notice, Refusal, ResyncPro
 use crate::link::Peer;
 use crate::locks::Owner;
 use crate::persist::{After, bytes};
+use crate::zeroes::{LEAST_ZEROES, first_stretch};
 use bytes::Bytes;
 use holdfast_format::SparseBitmap;
 use holdfast_units::{
@@ -22,8 +23,14 @@ use std::collections::BTreeMap;
 
 /// The longest range that is asked for when the last ones were holes.
 const LONGEST_ASK: u64 = 128 << 20;
+/// The shortest limit of what is asked for at a time: long enough for zeroes to be worth an answer.
+const SHORTEST_ASK: u64 = 2 * LEAST_ZEROES as u64;
 /// Runs in one piece of a bitmap.
 const RUNS_PER_PIECE: usize = 4096;
+/// So much is read at a time for one target; what it asks for beyond that waits.
+const READ_AT_ONCE: u64 = 32 << 20;
+/// So many ranges may wait: more than `resync-in-flight` can be made of.
+const MOST_WANTED: usize = 100_000;
 /// How often a limited resync may go on.
 const RATE_STEP_MS: u64 = 20;
 
@@ -90,6 +97,7 @@ impl Peer {
         self.bitmap_seen = false;
         self.generations_sent = false;
         self.resync = None;
+        self.wanted.clear();
         self.fresher = None;
         self.replication = ReplicationState::Off;
     }
@@ -122,6 +130,33 @@ impl Resync {
     /// Whether everything has come.
     pub(crate) fn is_completing(&self) -> bool {
         self.completing
+    }
+
+    /// The first part of a range that nothing was asked of yet; when its start was, the end of that.
+    fn not_asked(&self, range: ByteRange) -> Result<ByteRange, u64> {
+        let before = self.pulls.range(..=range.offset).next_back();
+        if let Some(asked_to) = before.map(|(at, len)| at + len).filter(|to| *to > range.offset) {
+            return Err(asked_to);
+        }
+        let next = self.pulls.range(range.offset..range.end()).next();
+        let end = next.map_or(range.end(), |(at, _)| *at);
+        Ok(ByteRange::new(range.offset, end - range.offset))
+    }
+
+    /// What is asked for next is about as long as the last answer: one that is short ended where data
+    /// or zeroes did, and the source has read the rest in vain. Very long ranges are holes; data never
+    /// come in longer ones than one message.
+    fn adapt(&mut self, asked: ByteRange, answered: ByteRange, zeroes: bool) {
+        let most = if zeroes { LONGEST_ASK } else { MAX_REQUEST };
+        let wanted = if answered.len < asked.len {
+            answered.len.next_power_of_two().min(MAX_REQUEST)
+        } else {
+            self.ask.saturating_mul(2)
+        };
+        self.ask = wanted.clamp(SHORTEST_ASK, most);
+        // What was not answered is asked for again, and must not count twice.
+        let again = asked.len.min(MAX_REQUEST).saturating_sub(answered.len);
+        self.allowance = self.allowance.saturating_add(again);
     }
 
     /// Progress becomes durable so often, in blocks.
@@ -430,6 +465,7 @@ impl Core {
     /// Asks for more where this node is target.
     pub(crate) fn pump_resyncs(&mut self) {
         self.pass_barriers();
+        self.serve_targets();
         let target = self.peers.values().find(|p| p.is_syncing_target()).map(|p| p.node);
         let Some(node) = target else { return };
         if self.has_disk() {
@@ -469,7 +505,7 @@ impl Core {
         if resync.completing || resync.in_flight >= window || resync.allowance < smallest {
             return false;
         }
-        let limit = if rate == 0 { resync.ask } else { smallest / BLOCK_SIZE * BLOCK_SIZE };
+        let limit = if rate == 0 { resync.ask } else { resync.ask.min(smallest) };
         let Some(run) = peer.bitmap.next_run(resync.cursor, limit / BLOCK_SIZE) else {
             // Around again, once everything that was asked for has come.
             if resync.cursor > 0 && resync.pulls.is_empty() && resync.writing == 0 {
@@ -478,16 +514,14 @@ impl Core {
             }
             return false;
         };
-        resync.cursor = run.end;
-        let range = ByteRange::of_blocks(run);
-        let overlaps = resync
-            .pulls
-            .range(..range.end())
-            .next_back()
-            .is_some_and(|(at, len)| at + len > range.offset);
-        if overlaps {
-            return true;
-        }
+        let range = match resync.not_asked(ByteRange::of_blocks(run)) {
+            Ok(range) => range,
+            Err(asked_to) => {
+                resync.cursor = asked_to / BLOCK_SIZE;
+                return true;
+            }
+        };
+        resync.cursor = range.end() / BLOCK_SIZE;
         resync.pulls.insert(range.offset, range.len);
         // Long ranges are holes, which cost next to nothing.
         resync.in_flight += range.len.min(MAX_REQUEST);
@@ -510,16 +544,42 @@ impl Core {
             self.protocol_error(node, "it asked for blocks outside the device");
             return;
         }
-        let is_source =
-            self.peers.get(&node).is_some_and(|p| p.replication == ReplicationState::SyncSource);
-        if !is_source || !self.has_disk() {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.replication != ReplicationState::SyncSource {
             return;
         }
-        let round = self.round_of(node);
-        let key = self.resync_reads.insert(ResyncRead { peer: node, round, asked: range });
-        if self.locks.acquire(range, Owner::ResyncRead(key)) {
-            self.start_resync_read(key);
+        if peer.wanted.len() >= MOST_WANTED {
+            self.protocol_error(node, "it asked for more blocks at once than the protocol allows");
+            return;
         }
+        peer.wanted.push_back(range);
+    }
+
+    /// Reads for targets, as much at a time as memory is meant for.
+    fn serve_targets(&mut self) {
+        let nodes: Vec<NodeId> =
+            self.peers.values().filter(|p| !p.wanted.is_empty()).map(|p| p.node).collect();
+        for node in nodes {
+            while let Some(peer) = self.peers.get_mut(&node)
+                && peer.reading < READ_AT_ONCE
+                && let Some(asked) = peer.wanted.pop_front()
+            {
+                let round = peer.round;
+                peer.reading += asked.len.min(MAX_REQUEST);
+                let key = self.resync_reads.insert(ResyncRead { peer: node, round, asked });
+                if self.locks.acquire(asked, Owner::ResyncRead(key)) {
+                    self.start_resync_read(key);
+                }
+            }
+        }
+    }
+
+    /// A read for a target is over.
+    fn end_resync_read(&mut self, read: &ResyncRead) {
+        if let Some(peer) = self.peers.get_mut(&read.peer) {
+            peer.reading = peer.reading.saturating_sub(read.asked.len.min(MAX_REQUEST));
+        }
+        self.unlock(read.asked);
     }
 
     pub(crate) fn start_resync_read(&mut self, key: usize) {
@@ -528,8 +588,8 @@ impl Core {
         if self.has_disk() && self.round_of(read.peer) == read.round {
             self.disk_read(DiskJob::ResyncRead(key), asked, true);
         } else {
-            self.resync_reads.remove(key);
-            self.unlock(asked);
+            let read = self.resync_reads.remove(key);
+            self.end_resync_read(&read);
         }
     }
 
@@ -541,12 +601,12 @@ impl Core {
             let (range, zeroes, payload) = match result {
                 Ok(DiskOutcome::Zeroes) => (asked, true, Bytes::new()),
                 Ok(DiskOutcome::Data(data)) if !data.is_empty() => {
-                    let range = ByteRange::new(asked.offset, data.len() as u64);
-                    let zeroes = is_zero(&data);
-                    (range, zeroes, if zeroes { Bytes::new() } else { data })
+                    let (len, zeroes) = first_stretch(&data);
+                    let range = ByteRange::new(asked.offset, len as u64);
+                    (range, zeroes, if zeroes { Bytes::new() } else { data.slice(..len) })
                 }
                 _ => {
-                    self.unlock(asked);
+                    self.end_resync_read(&read);
                     return;
                 }
             };
@@ -558,7 +618,7 @@ impl Core {
             }
             self.send(node, Message::ResyncData { asked, range, zeroes, payload });
         }
-        self.unlock(asked);
+        self.end_resync_read(&read);
     }
 
     pub(crate) fn resync_data(
@@ -586,8 +646,7 @@ impl Core {
         resync.in_flight -= asked.len.min(MAX_REQUEST);
         resync.carried += payload.len() as u64;
         peer.resync_received += payload.len() as u64;
-        // Holes are asked for in ever longer ranges, data never in longer ones than one message.
-        resync.ask = if zeroes { (resync.ask * 2).min(LONGEST_ASK) } else { MAX_REQUEST };
+        resync.adapt(asked, range, zeroes);
         if range.len < asked.len {
             resync.cursor = resync.cursor.min(range.end() / BLOCK_SIZE);
         }
@@ -1013,9 +1072,4 @@ impl Core {
         self.refresh_sets();
         self.changed();
     }
-}
-
-/// Whether all bytes are zero. Compares the data with itself, one byte further: as fast as memory.
-fn is_zero(data: &[u8]) -> bool {
-    data.first() == Some(&0) && data[1..] == data[..data.len() - 1]
 }

@@ -113,6 +113,38 @@ pub(crate) fn core(
     }
 }
 
+/// A refusal of `invalidate`, of this node's data or those of `peer`.
+pub(crate) fn invalidate(
+    resource: &str,
+    peer: Option<NodeId>,
+    refusal: Refusal,
+    node_name: impl Fn(NodeId) -> String,
+) -> ApiError {
+    let what = "invalidate was refused";
+    let error = core(what, resource, refusal, &node_name);
+    let Some(peer) = peer else { return error };
+    let peer_name = node_name(peer);
+    match refusal {
+        // The Primary's own data can be given up when it is Primary no more; others get them from it.
+        Refusal::PeerIsPrimary(primary) if primary != peer => error.hint(format!(
+            "run `holdfast invalidate {resource} --peer {peer_name}` on {}, which has the data that \
+             count",
+            node_name(primary)
+        )),
+        Refusal::Diskless => ApiError::new(
+            ErrorCode::NoDisk,
+            format!("{what} for {resource}: node {peer_name} has no disk of it in use"),
+        )
+        .hint(format!("run `holdfast attach-disk {resource}` on {peer_name} first")),
+        Refusal::NoUpToDateData => {
+            let why = "the data of this node are not up to date";
+            ApiError::new(ErrorCode::NoUpToDateData, format!("{what} for {resource}: {why}"))
+                .hint(format!("run it on a node that `holdfast status {resource}` shows UpToDate"))
+        }
+        _ => error,
+    }
+}
+
 /// Why a disk or its metadata cannot be used.
 pub(crate) fn metadata(error: &MetadataError) -> ApiError {
     let message = error.to_string();
@@ -182,5 +214,25 @@ mod tests {
         assert_eq!(error.code, ErrorCode::OtherPrimary);
         assert_eq!(error.message, "primary was refused for r0: node beta is Primary");
         assert_eq!(error.hint.unwrap(), "run `holdfast secondary r0` on beta first");
+    }
+
+    #[test]
+    fn a_refusal_of_invalidate_says_where_it_can_be_done() {
+        let [alpha, beta] = [0, 1].map(|number| NodeId::new(number).unwrap());
+        let name = |node| if node == alpha { "alpha".to_owned() } else { "beta".to_owned() };
+        let hint = |peer, refusal| invalidate("r0", peer, refusal, name).hint.unwrap();
+        let primary = Refusal::PeerIsPrimary(alpha);
+        let there =
+            "run `holdfast invalidate r0 --peer beta` on alpha, which has the data that count";
+        assert_eq!(hint(Some(beta), primary), there);
+        assert_eq!(hint(Some(alpha), primary), "run `holdfast secondary r0` on alpha first");
+        let attach = "run `holdfast attach-disk r0` on beta first";
+        assert_eq!(hint(Some(beta), Refusal::Diskless), attach);
+        let error = invalidate("r0", Some(beta), Refusal::Diskless, name);
+        assert_eq!(
+            error.message,
+            "invalidate was refused for r0: node beta has no disk of it in use"
+        );
+        assert!(hint(None, Refusal::Diskless).contains("starts to use its disk"));
     }
 }

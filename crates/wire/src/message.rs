@@ -51,7 +51,10 @@ pub struct Generations {
 /// All that the verdict of a handshake depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateReport {
-    /// Counts the reports of this connection, so that an answer names what it answers.
+    /// Counts the reports of the node with the higher number to this receiver, upwards from 1 since its
+    /// daemon started: within a connection no two have the same, so an answer names what it answers.
+    /// A new connection does not begin anew, a restart does. The node with the lower number has 0
+    /// here, in its verdicts and in its wishes for one: nobody answers those by number.
     pub serial: u32,
     /// The sender's generations.
     pub generations: Generations,
@@ -363,11 +366,20 @@ pub enum Message {
         /// The answer.
         answer: PromoteAnswer,
     },
-    /// The Primary says that a member has everything; earlier accounts of what it misses are over.
+    /// A member has everything that the sender has; accounts of what it misses that came earlier on
+    /// this connection are over.
+    ///
+    /// Of a Primary, it stands in line with its writes: the member has all those that were sent
+    /// before, and of a later one that it misses the write itself or [`Message::Missed`] says so. The
+    /// receiver may remember it until it has everything itself; it is void when a write misses the
+    /// member, a generation opens its slot, the connection to it is lost, or the Primary that the
+    /// receiver sees is another one. Of a node that is not Primary it counts only at once, and only
+    /// where no Primary is in reach, and sender and receiver are equal and UpToDate.
     Synced {
-        /// Who.
+        /// Who; neither the sender nor the receiver.
         peer: NodeId,
-        /// The generation that it has.
+        /// The sender's generation when it said so, which the member has too. The word of a Primary is
+        /// not tied to it: the receiver may have missed the start of a generation.
         current: GenerationId,
     },
     /// Starts a full resync with the sender as target (`invalidate`), or with the receiver as target

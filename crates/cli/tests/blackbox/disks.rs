@@ -1,7 +1,8 @@
 //! Which disks are taken, and what is said about them.
 
 use crate::{MIB, SOON, cluster, write_blocks};
-use holdfast_testkit::{Cluster, files, run, run_ok};
+use holdfast_nbd::Client;
+use holdfast_testkit::{Cluster, Mount, files, run, run_ok};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -135,4 +136,120 @@ fn make(cluster: &Cluster, file: &str) -> PathBuf {
     let path = cluster.scratch().join(file);
     files::make_sparse(&path, 8 * MIB);
     path
+}
+
+/// A client that writes and reads whole MiBs of one value.
+struct Pieces(Client);
+
+impl Pieces {
+    fn write(&mut self, mib: u64, value: u8) -> bool {
+        self.0.write_at(&vec![value; 1 << 20], mib * MIB).is_ok()
+    }
+
+    #[track_caller]
+    fn assert_holds(&mut self, mib: u64, value: u8) {
+        let mut found = vec![0; 1 << 20];
+        self.0.read_at(&mut found, mib * MIB).expect("it can be read");
+        assert!(found.iter().all(|byte| *byte == value), "MiB {mib} is not all {value}");
+    }
+}
+
+/// Long writes go through a mapping of the file; a page that is not there any more is a signal.
+#[test]
+fn a_full_filesystem_in_memory_fails_the_disk_and_not_the_daemon() {
+    if let Some(why) = holdfast_testkit::devices_unavailable() {
+        eprintln!("skipped: no file system can be mounted: {why}");
+        return;
+    }
+    let cluster = cluster(1);
+    let node = &cluster[0];
+    let (size, kept) = (32 * MIB, 6);
+    let small = Mount::memory(&node.dir().join("small"), 8 * MIB);
+    let disk = small.path().join("disk");
+    files::make_sparse(&disk, size);
+    node.ok(&["create", "r0", "--disk", &disk.display().to_string()]);
+    let pid = node.pid();
+    let mut client = Pieces(node.open("r0"));
+    for mib in 0..kept {
+        assert!(client.write(mib, 1) && client.write(mib, 2), "there is room for {mib}");
+    }
+    // The second half of a piece goes, and all the room with it.
+    let hole = ["--punch-hole", "--offset", "3670016", "--length", "524288"];
+    run_ok(Command::new("fallocate").args(hole).arg(&disk));
+    let filler = small.path().join("filler");
+    let filled = run(Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg({
+        let mut of = std::ffi::OsString::from("of=");
+        of.push(&filler);
+        of
+    }));
+    assert_ne!(filled.status, 0, "the filesystem is full");
+    assert!(!client.write(3, 3), "there is no room for it");
+    node.wait_log("no space is left on the filesystem");
+    let failed = node.wait_resource("r0", SOON, "it is given up", |r| r.disk.state == "Failed");
+    assert_eq!(failed.role, "Primary");
+    assert!(failed.disk.io_errors > 0, "{failed:?}");
+    assert!(!client.write(1, 4), "there is no disk");
+    for mib in (0..kept).filter(|mib| *mib != 3) {
+        let found = files::read(&disk, mib * MIB, 1 << 20);
+        assert!(found.iter().all(|byte| *byte == 2), "MiB {mib} was acknowledged");
+    }
+    drop(client);
+
+    std::fs::remove_file(&filler).expect("it was just made");
+    node.ok(&["secondary", "r0"]);
+    node.ok(&["attach-disk", "r0"]);
+    node.ok(&["primary", "r0"]);
+    assert_eq!(node.pid(), pid, "it is the same daemon");
+    let mut client = Pieces(node.open("r0"));
+    for mib in (0..kept).filter(|mib| *mib != 3) {
+        client.assert_holds(mib, 2);
+    }
+    assert!(client.write(3, 5));
+    client.assert_holds(3, 5);
+}
+
+#[test]
+fn a_member_whose_filesystem_is_full_comes_back_when_there_is_room() {
+    if let Some(why) = holdfast_testkit::devices_unavailable() {
+        eprintln!("skipped: no file system can be mounted: {why}");
+        return;
+    }
+    for failing in [0, 1] {
+        let cluster = cluster(2);
+        let (size, other) = (32 * MIB, 1 - failing);
+        let small = Mount::memory(&cluster[failing].dir().join("small"), 8 * MIB);
+        let full = small.path().join("disk");
+        let roomy = cluster[other].disk("r0");
+        let disks = if failing == 0 { [&full, &roomy] } else { [&roomy, &full] };
+        for disk in disks {
+            files::make_sparse(disk, size);
+        }
+        cluster[0].ok(&["create", "r0", "--disk", &disks[0].display().to_string()]);
+        cluster[1].ok(&["join", "r0", "--disk", &disks[1].display().to_string()]);
+        cluster[0].wait_synced("r0", SOON);
+        let mut client = Pieces(cluster[0].open("r0"));
+        for mib in 0..20 {
+            let value = u8::try_from(mib + 1).expect("it is small");
+            assert!(client.write(mib, value), "the other disk has room");
+        }
+        cluster[failing]
+            .wait_resource("r0", SOON, "the disk is given up", |r| r.disk.state == "Failed");
+        for mib in 0..20 {
+            client.assert_holds(mib, u8::try_from(mib + 1).expect("it is small"));
+        }
+        drop(client);
+        run_ok(Command::new("mount").args(["-o", "remount,size=64m"]).arg(small.path()));
+        if failing == 0 {
+            cluster[0].ok(&["secondary", "r0"]);
+            cluster[1].ok(&["primary", "r0"]);
+        }
+        cluster[failing].ok(&["attach-disk", "r0"]);
+        cluster[other].wait_synced("r0", SOON);
+        cluster[failing].wait_synced("r0", SOON);
+        files::assert_equal(&full, &roomy, size);
+        for mib in 0..20 {
+            let value = u8::try_from(mib + 1).expect("it is small");
+            assert!(files::read(&full, mib * MIB, 1 << 20).iter().all(|byte| *byte == value));
+        }
+    }
 }

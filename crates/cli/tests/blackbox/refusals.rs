@@ -93,6 +93,7 @@ const CASES: &[Case] = &[
     (ALPHA, "delete r0", 1, "IN_USE"),
     (BETA, "delete r0", 1, ""),
     (ALPHA, "invalidate r0", 1, "IS_PRIMARY"),
+    (BETA, "invalidate r0 --peer alpha", 1, "OTHER_PRIMARY"),
     (ALPHA, "connect r0 --discard-my-data", 1, "IS_PRIMARY"),
     (ALPHA, "attach-disk r0", 1, "ALREADY_ATTACHED"),
     (ALPHA, "connect r0 --peer nope", 4, ""),

@@ -270,6 +270,34 @@ fn row_034_the_newer_data_win_over_several_generations() {
     cluster.assert_equal_disks("r0", size, &[0, 1, 2]);
 }
 
+/// One block of data in every MiB, wherever it is in it, and zeroes that take space here.
+#[test]
+fn a_sparse_file_stays_sparse_on_a_new_member() {
+    use std::os::unix::fs::FileExt;
+    let cluster = cluster(2);
+    let size = 256 * MIB;
+    let source = cluster[0].disk("r0");
+    files::make_sparse(&source, size);
+    let file = std::fs::File::options().write(true).open(&source).expect("it was just made");
+    let mut rng = Rng::new(32);
+    for mib in 0..size / MIB {
+        let at = mib * MIB + rng.next() % 256 * BLOCK;
+        file.write_all_at(&[7; 4096], at).expect("the file can be written");
+    }
+    file.write_all_at(&vec![0; 1 << 20], 8 * MIB).expect("the file can be written");
+    file.write_all_at(&[7; 8192], 9 * MIB - 4096).expect("the file can be written");
+    let taken = files::allocated(&source);
+    assert!((MIB..3 * MIB).contains(&taken), "{taken}");
+    cluster.create("r0", size, &[]);
+    cluster.join_resource(&cluster[1], "r0", size, &[]);
+    cluster[0].wait_synced("r0", SYNC);
+    cluster.assert_equal_disks("r0", size, &[0, 1]);
+    let stored = files::allocated(&cluster[1].disk("r0"));
+    assert!(stored <= taken / 10 * 11, "{stored} bytes are stored for {taken}");
+    let received = cluster[1].peer("r0", "alpha").resync_received_bytes;
+    assert!(received <= taken / 10 * 11, "{received} bytes were carried for {taken}");
+}
+
 /// Who is killed in the middle of a resync.
 #[derive(Clone, Copy, PartialEq)]
 enum Victim {

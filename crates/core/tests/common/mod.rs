@@ -35,6 +35,8 @@ pub struct Node {
     /// Disk operations are kept until `release`.
     pub hold_disk: bool,
     pub held: Vec<(DiskOpId, Action)>,
+    /// Writes of metadata do not end.
+    pub hold_meta: bool,
     pub fail_flush: bool,
     pub boot: [u8; 16],
     /// Dies while this metadata write is being made, counted from 0; how much of it is on disk.
@@ -136,6 +138,7 @@ impl World {
                 closed: false,
                 hold_disk: false,
                 held: Vec::new(),
+                hold_meta: false,
                 fail_flush: false,
                 boot: [1; 16],
                 crash_at: None,
@@ -225,6 +228,18 @@ impl World {
         self.run();
     }
 
+    /// The connection between two nodes.
+    pub fn link(&self, a: u8, b: u8) -> Option<LinkId> {
+        self.links.get(&(a.min(b), a.max(b))).copied()
+    }
+
+    /// What a node that is not as it should be sends; whether the connection stands afterwards.
+    pub fn forge(&mut self, from: u8, to: u8, message: Message) -> bool {
+        let Some(link) = self.link(from, to) else { return false };
+        self.event(to, Event::PeerMessage(n(from), link, message));
+        self.link(from, to) == Some(link)
+    }
+
     pub fn heal(&mut self) {
         self.cut.clear();
         self.run();
@@ -270,7 +285,9 @@ impl World {
                 for (offset, block) in blocks {
                     put(&mut node.meta, offset, &block[..]);
                 }
-                self.event(i, Event::MetaDone(op, Ok(())));
+                if !node.hold_meta {
+                    self.event(i, Event::MetaDone(op, Ok(())));
+                }
             }
             Action::CloseDisk => node.closed = true,
             Action::Send(to, link, message) => {

@@ -3,6 +3,7 @@
 use super::core_command;
 use crate::dial::ask_to_dial;
 use crate::node::{Node, PeerMember};
+use crate::refuse;
 use crate::resource::Resource;
 use holdfast_api::request::{Connect, Disconnect, Done, Invalidate};
 use holdfast_api::{ApiError, ErrorCode};
@@ -98,8 +99,11 @@ pub(crate) async fn invalidate(
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
     let (peer, _) = chosen(node, &resource, request.peer.as_deref())?;
-    let command = Command::Invalidate { peer };
-    core_command(node, &resource, "invalidate was refused", command).await?;
+    let handle = resource.need_handle()?;
+    handle.command(Command::Invalidate { peer }).await.map_err(|refusal| {
+        let view = node.view();
+        refuse::invalidate(name, peer, refusal, |slot| view.slot_name(resource.id, slot))
+    })?;
     Ok(Done::new(match &request.peer {
         None => format!("resource {name} fetches the data of this node again"),
         Some(peer) => format!("resource {name} replaces the data of {peer} by this node's"),
