@@ -277,6 +277,11 @@ impl World {
         self.run();
     }
 
+    pub fn heal_between(&mut self, a: u8, b: u8) {
+        self.cut.retain(|pair| *pair != (a.min(b), a.max(b)));
+        self.run();
+    }
+
     pub fn event(&mut self, i: u8, event: Event) {
         let now = Millis(self.now);
         let mut actions = Vec::new();
