@@ -82,9 +82,7 @@ fn who_missed_a_write_after_all_stays_marked_where_it_ends_later() {
     w.start(1);
     assert_eq!(w.peer(1, 0).replication, ReplicationState::SyncTarget);
     // The target takes its time with a write that never reaches its source.
-    let late = |op: &Action| {
-        matches!(op, Action::DiskWrite { range, .. } if range.blocks().contains(&2000))
-    };
+    let late = |op: &Action| matches!(op, Action::DiskWrite { range, .. } if range.blocks().contains(&2000));
     w.nodes[1].hold_op = Some(late);
     w.hold = Some(Box::new(|a, b, m| (a, b) == (2, 0) && matches!(m, Message::Write { .. })));
     let id = w.write(2, 2000, 9);

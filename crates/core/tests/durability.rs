@@ -39,10 +39,8 @@ fn evict_and_lose_power(w: &mut World) {
 
 fn write_mib(w: &mut World, i: u8, mib: u64) {
     let data = Bytes::from(vec![3; 1 << 20]);
-    let id = w.request(
-        i,
-        RequestKind::Write { range: ByteRange::new(mib * MIB, MIB), data, fua: false },
-    );
+    let id = w
+        .request(i, RequestKind::Write { range: ByteRange::new(mib * MIB, MIB), data, fua: false });
     assert!(w.ok(i, id));
 }
 
@@ -234,7 +232,8 @@ fn after_a_failed_flush_a_disk_is_not_used_and_its_node_misses_writes() {
         // It would work again.
         w.nodes[usize::from(failed)].fail_flush = false;
         w.nodes[usize::from(failed)].hold_disk = true;
-        let (writes, before) = (w.nodes[usize::from(failed)].meta_writes, w.snapshot(other).generation);
+        let (writes, before) =
+            (w.nodes[usize::from(failed)].meta_writes, w.snapshot(other).generation);
         for block in [0, 300] {
             let id = w.write(primary, block, 9);
             assert!(w.ok(primary, id));

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{World, n};
-use holdfast_core::{Action, Notice};
+use holdfast_core::{Action, Command, CommandId, Event, Notice};
 use holdfast_units::{ConnectionState, DiskState, ReplicationState, Role};
 use holdfast_wire::Message;
 
@@ -163,11 +163,9 @@ fn the_connection_to_one_that_becomes_a_second_primary_ends() {
     w.cut(0, 1);
     w.cut(0, 2);
     // Node 2 has agreed, and sees the first Primary again before it hears of the second one.
-    w.hold = Some(Box::new(|a, b, m| (a, b) == (2, 1) && matches!(m, Message::PromoteReply { .. })));
-    w.event(1, holdfast_core::Event::Command(
-        holdfast_core::CommandId(1000),
-        holdfast_core::Command::Promote { force: false },
-    ));
+    w.hold =
+        Some(Box::new(|a, b, m| (a, b) == (2, 1) && matches!(m, Message::PromoteReply { .. })));
+    w.event(1, Event::Command(CommandId(1000), Command::Promote { force: false }));
     w.run();
     w.heal_between(0, 2);
     assert_eq!(w.peer(2, 0).connection, ConnectionState::Connected);
