@@ -1,5 +1,5 @@
-//! A few cores wired to each other with disks that never fail and a network without delay: for
-//! tests that look at one behaviour at a time. The simulator does the rest.
+//! A few cores wired to each other with disks and a network that do as a test says: for tests that
+//! look at one behaviour at a time. The simulator does the rest.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use holdfast_format::{
 };
 use holdfast_units::{ByteRange, GenerationId, Millis, NodeId, PeerSet, ResourceId};
 use holdfast_wire::Message;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub const SIZE: u64 = 16 << 20;
 const RESOURCE: ResourceId = ResourceId([7; 16]);
@@ -22,18 +22,29 @@ pub fn n(number: u8) -> NodeId {
     NodeId::new(number).unwrap()
 }
 
+/// Which operations of a disk wait.
+pub type HoldOp = fn(&Action) -> bool;
+
 /// A node: its core while it runs, and what outlives it.
 pub struct Node {
     pub core: Option<Core>,
+    pub diskless: bool,
     pub data: BTreeMap<u64, u8>,
+    /// What a loss of power leaves of `data`.
+    pub durable: BTreeMap<u64, u8>,
+    /// What flushes under way make durable: the data that were there when they began.
+    flushing: BTreeMap<DiskOpId, BTreeMap<u64, u8>>,
+    flushed: DiskOpId,
     pub meta: Vec<u8>,
     pub done: BTreeMap<u64, Result<Option<Bytes>, IoFailure>>,
     pub commands: BTreeMap<u64, Result<(), Refusal>>,
     pub notices: Vec<Notice>,
     pub wanted: PeerSet,
     pub closed: bool,
-    /// Disk operations are kept until `release`.
+    /// No disk operation is done.
     pub hold_disk: bool,
+    /// Disk operations for which this is true are not done; others overtake them.
+    pub hold_op: Option<HoldOp>,
     pub held: Vec<(DiskOpId, Action)>,
     /// Writes of metadata do not end.
     pub hold_meta: bool,
@@ -60,8 +71,8 @@ pub enum Torn {
     All,
 }
 
-/// Whether a message from one node to another is the last of its connection.
-pub type CutAt = Box<dyn Fn(u8, u8, &Message) -> bool>;
+/// Says something of a message from one node to another.
+pub type OfMessage = Box<dyn Fn(u8, u8, &Message) -> bool>;
 
 /// The cluster.
 pub struct World {
@@ -73,7 +84,9 @@ pub struct World {
     next: u64,
     pub log: Vec<(u8, u8, Message)>,
     /// Messages for which this is true are lost with their connection.
-    pub cut_at: Option<CutAt>,
+    pub cut_at: Option<OfMessage>,
+    /// Messages for which this is true stay under way, and all behind them on their connection.
+    pub hold: Option<OfMessage>,
     pub size: u64,
     pub al_extents: u16,
 }
@@ -126,10 +139,23 @@ impl World {
     }
 
     pub fn with(count: u8, size: u64, al_extents: u16) -> Self {
+        Self::build(count, size, al_extents, None)
+    }
+
+    /// `count` nodes of which the first has the data and the last one has no disk.
+    pub fn with_diskless(count: u8) -> Self {
+        Self::build(count, SIZE, 67, Some(count - 1))
+    }
+
+    fn build(count: u8, size: u64, al_extents: u16, diskless: Option<u8>) -> Self {
         let nodes = (0..count)
             .map(|i| Node {
                 core: None,
+                diskless: diskless == Some(i),
                 data: BTreeMap::new(),
+                durable: BTreeMap::new(),
+                flushing: BTreeMap::new(),
+                flushed: DiskOpId(0),
                 meta: fresh_meta(i, i == 0, size, al_extents),
                 done: BTreeMap::new(),
                 commands: BTreeMap::new(),
@@ -137,6 +163,7 @@ impl World {
                 wanted: PeerSet::EMPTY,
                 closed: false,
                 hold_disk: false,
+                hold_op: None,
                 held: Vec::new(),
                 hold_meta: false,
                 fail_flush: false,
@@ -156,6 +183,7 @@ impl World {
             next: 0,
             log: Vec::new(),
             cut_at: None,
+            hold: None,
             size,
             al_extents,
         };
@@ -169,7 +197,10 @@ impl World {
         let count = u8::try_from(self.nodes.len()).unwrap();
         let peers: Vec<PeerConfig> = (0..count)
             .filter(|p| *p != i)
-            .map(|p| PeerConfig { node: n(p), diskless: false, standalone: false })
+            .map(|p| {
+                let diskless = self.nodes[usize::from(p)].diskless;
+                PeerConfig { node: n(p), diskless, standalone: false }
+            })
             .collect();
         let members: PeerSet = peers.iter().map(|p| p.node).collect();
         let node = &mut self.nodes[usize::from(i)];
@@ -188,6 +219,11 @@ impl World {
             seed: u64::from(i) * 1_000_003 + node.starts * 7919,
         };
         node.core = Some(Core::new(config));
+        if node.diskless {
+            self.event(i, Event::Tick);
+            self.run();
+            return;
+        }
         let image =
             MetaImage::load(&node.meta as &dyn ReadAt, Placement::External { base: 0 }).unwrap();
         let attachment = Attachment::read(&image, members);
@@ -201,9 +237,20 @@ impl World {
         self.run();
     }
 
+    /// The power fails: what was not flushed is gone too, and the next start is another boot.
+    pub fn lose_power(&mut self, i: u8) {
+        self.drop_core(i);
+        let node = &mut self.nodes[usize::from(i)];
+        node.data = node.durable.clone();
+        node.boot[0] += 1;
+        self.run();
+    }
+
     fn drop_core(&mut self, i: u8) {
         self.nodes[usize::from(i)].core = None;
         self.nodes[usize::from(i)].held.clear();
+        self.nodes[usize::from(i)].flushing.clear();
+        self.nodes[usize::from(i)].flushed = DiskOpId(0);
         self.wire.retain(|(from, to, ..)| *from != i && *to != i);
         let gone: Vec<(u8, u8)> =
             self.links.keys().copied().filter(|(a, b)| *a == i || *b == i).collect();
@@ -245,6 +292,11 @@ impl World {
         self.run();
     }
 
+    pub fn heal_between(&mut self, a: u8, b: u8) {
+        self.cut.retain(|pair| *pair != (a.min(b), a.max(b)));
+        self.run();
+    }
+
     pub fn event(&mut self, i: u8, event: Event) {
         let now = Millis(self.now);
         let mut actions = Vec::new();
@@ -271,6 +323,9 @@ impl World {
             | Action::DiskWrite { op, .. }
             | Action::DiskZeroes { op, .. }
             | Action::DiskFlush { op } => {
+                if matches!(action, Action::DiskFlush { .. }) {
+                    node.flushing.insert(op, node.data.clone());
+                }
                 node.held.push((op, action));
             }
             Action::MetaWrite { blocks, .. }
@@ -323,11 +378,18 @@ impl World {
     }
 
     fn disk(&mut self, i: u8) -> bool {
+        let node = &self.nodes[usize::from(i)];
+        let free = |a: &Action| !node.hold_disk && node.hold_op.is_none_or(|hold| !hold(a));
+        let Some(at) = node.held.iter().position(|(_, action)| free(action)) else { return false };
+        self.disk_op(i, at);
+        true
+    }
+
+    /// Carries out one operation that waits at a disk, held or not.
+    pub fn disk_op(&mut self, i: u8, at: usize) {
         let node = &mut self.nodes[usize::from(i)];
-        if node.hold_disk || node.held.is_empty() {
-            return false;
-        }
-        let (op, action) = node.held.remove(0);
+        let (op, action) = node.held.remove(at);
+        let covered = node.flushing.remove(&op);
         let blocks = |r: ByteRange| r.blocks();
         let result = match action {
             Action::DiskRead { range, holes: true, .. }
@@ -360,14 +422,28 @@ impl World {
                 Ok(DiskOutcome::Done)
             }
             _ if node.fail_flush => Err(IoFailure::Disk),
-            _ => Ok(DiskOutcome::Done),
+            _ => {
+                // One that began later may have ended before.
+                if op > node.flushed {
+                    node.flushed = op;
+                    node.durable = covered.expect("it is a flush");
+                }
+                Ok(DiskOutcome::Done)
+            }
         };
         self.event(i, Event::DiskDone(op, result));
-        true
     }
 
     fn deliver(&mut self) -> bool {
-        let Some((from, to, link, message)) = self.wire.pop_front() else { return false };
+        let mut stopped = BTreeSet::new();
+        let free = |(from, to, _, message): &(u8, u8, LinkId, Message)| {
+            if self.hold.as_ref().is_some_and(|hold| hold(*from, *to, message)) {
+                stopped.insert((*from, *to));
+            }
+            !stopped.contains(&(*from, *to))
+        };
+        let Some(at) = self.wire.iter().position(free) else { return false };
+        let Some((from, to, link, message)) = self.wire.remove(at) else { return false };
         self.event(to, Event::PeerMessage(n(from), link, message));
         true
     }
@@ -452,6 +528,12 @@ impl World {
         self.event(i, Event::Command(CommandId(id), command));
         self.run();
         self.nodes[usize::from(i)].commands.get(&id).copied()
+    }
+
+    /// So many bytes are asked for ahead when this node is target.
+    pub fn limit_resync_window(&mut self, i: u8, resync_window: u64) {
+        let options = Options { resync_window, ..Options::default() };
+        assert_eq!(self.command(i, Command::Configure(options)), Some(Ok(())));
     }
 
     pub fn promote(&mut self, i: u8) {

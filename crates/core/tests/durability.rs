@@ -1,0 +1,278 @@
+//! What must be on the disk before something else is forgotten: extents of the activity log, bits of
+//! a resync, and what there is left to do after a crash or a failed disk.
+
+mod common;
+
+use bytes::Bytes;
+use common::World;
+use holdfast_core::{Action, Command, IoFailure, RequestKind};
+use holdfast_units::{ByteRange, DiskState, ReplicationState};
+
+const MIB: u64 = 1 << 20;
+const EXTENT: u64 = 4 * MIB;
+/// Blocks of an extent.
+const BLOCKS: u64 = EXTENT / 4096;
+
+/// 72 extents, and room for 67 of them in the activity log, with one block written in each of these.
+fn full_log() -> World {
+    let mut w = World::with(2, 72 * EXTENT, 67);
+    w.promote(0);
+    for extent in 0..67 {
+        w.write(0, extent * BLOCKS, 1);
+    }
+    assert_eq!(w.snapshot(1).hot_extents, 67);
+    w
+}
+
+/// Node 1 gives five extents up, and its power fails.
+fn evict_and_lose_power(w: &mut World) {
+    for extent in 67..72 {
+        w.write(0, extent * BLOCKS, 1);
+    }
+    assert_eq!(w.snapshot(1).hot_extents, 67);
+    w.lose_power(1);
+    assert!(w.nodes[1].data.len() < 72, "what was written last is not durable");
+    w.start(1);
+    assert_eq!(w.snapshot(1).disk, DiskState::UpToDate);
+    assert_eq!(w.nodes[0].data, w.nodes[1].data);
+}
+
+fn write_mib(w: &mut World, i: u8, mib: u64) {
+    let data = Bytes::from(vec![3; 1 << 20]);
+    let id = w
+        .request(i, RequestKind::Write { range: ByteRange::new(mib * MIB, MIB), data, fua: false });
+    assert!(w.ok(i, id));
+}
+
+#[test]
+fn an_extent_is_given_up_only_behind_a_flush_of_its_writes() {
+    let mut w = full_log();
+    evict_and_lose_power(&mut w);
+}
+
+#[test]
+fn an_extent_that_was_hot_before_a_kill_is_given_up_only_behind_a_flush() {
+    let mut w = full_log();
+    w.kill(1);
+    w.start(1);
+    assert_eq!(w.peer(0, 1).replication, ReplicationState::Established);
+    assert!(w.nodes[1].durable.is_empty(), "all that it wrote is in its cache");
+    evict_and_lose_power(&mut w);
+}
+
+#[test]
+fn an_extent_stays_hot_while_the_flush_before_its_end_is_under_way() {
+    let mut w = full_log();
+    w.nodes[1].hold_op = Some(|op| matches!(op, Action::DiskFlush { .. }));
+    let id = w.write(0, 70 * BLOCKS, 1);
+    assert_eq!(w.result(0, id), None, "no room in the log before the flush");
+    w.lose_power(1);
+    w.nodes[1].hold_op = None;
+    w.start(1);
+    assert!(w.ok(0, id));
+    assert_eq!(w.nodes[0].data, w.nodes[1].data);
+}
+
+/// Node 1 gets the first 8 MiB from the Primary, without its last write, and all that it flushes is
+/// held.
+fn filled_but_for_the_last(early: bool) -> World {
+    let mut w = World::new(2);
+    w.promote(0);
+    w.kill(1);
+    for mib in u64::from(early)..8 {
+        write_mib(&mut w, 0, mib);
+    }
+    if early {
+        for block in 0..100 {
+            w.write(0, block, 4);
+        }
+    }
+    w.nodes[0].hold_op = Some(|op| matches!(op, Action::DiskRead { .. }));
+    w.start(1);
+    assert_eq!(w.peer(1, 0).replication, ReplicationState::SyncTarget);
+    w
+}
+
+fn flushes_and_last_write(op: &Action) -> bool {
+    match op {
+        Action::DiskFlush { .. } => true,
+        Action::DiskWrite { range, .. } => range.offset >= 7 * MIB,
+        _ => false,
+    }
+}
+
+fn flushes_and_all_but_the_first_write(op: &Action) -> bool {
+    match op {
+        Action::DiskFlush { .. } => true,
+        Action::DiskWrite { range, .. } => range.offset >= MIB,
+        _ => false,
+    }
+}
+
+/// The flushes that wait at a node's disk.
+fn flushes(w: &World, i: u8) -> Vec<usize> {
+    let held = &w.nodes[usize::from(i)].held;
+    let is_flush = |(_, (_, op)): &(usize, &(_, Action))| matches!(op, Action::DiskFlush { .. });
+    held.iter().enumerate().filter(is_flush).map(|(at, _)| at).collect()
+}
+
+#[test]
+fn bits_of_a_resync_are_cleared_on_disk_only_behind_a_flush_of_their_blocks() {
+    let mut w = filled_but_for_the_last(false);
+    w.nodes[1].hold_op = Some(flushes_and_last_write);
+    w.nodes[0].hold_op = None;
+    w.run();
+    assert_eq!(w.peer(1, 0).out_of_sync, MIB);
+    // The first flush covers one MiB, and another one does not begin before it ends.
+    assert_eq!(flushes(&w, 1).len(), 1);
+    let at = flushes(&w, 1)[0];
+    w.disk_op(1, at);
+    w.run();
+    assert_eq!(w.nodes[1].durable.len(), 256);
+    w.lose_power(1);
+    w.nodes[1].hold_op = None;
+    w.log.clear();
+    w.start(1);
+    assert_eq!(w.snapshot(1).disk, DiskState::UpToDate);
+    assert_eq!(w.nodes[0].data, w.nodes[1].data);
+    assert_eq!(w.resynced(), 7 * MIB, "the first MiB was done for good");
+}
+
+#[test]
+fn a_flush_covers_what_earlier_ones_would_that_are_still_under_way() {
+    let mut w = filled_but_for_the_last(true);
+    w.nodes[1].hold_op = Some(flushes_and_all_but_the_first_write);
+    w.nodes[0].hold_op = None;
+    w.run();
+    assert_eq!(flushes(&w, 1), [], "too little for one");
+    w.request(0, RequestKind::Flush);
+    assert_eq!(flushes(&w, 1).len(), 1, "the client's");
+    w.nodes[1].hold_op = Some(flushes_and_last_write);
+    w.run();
+    let waiting = flushes(&w, 1);
+    assert_eq!(waiting.len(), 2);
+    w.disk_op(1, waiting[1]);
+    w.run();
+    let durable = w.nodes[1].durable.len() as u64;
+    assert!(durable > 100);
+    w.lose_power(1);
+    w.nodes[1].hold_op = None;
+    w.log.clear();
+    w.start(1);
+    assert_eq!(w.nodes[0].data, w.nodes[1].data);
+    assert_eq!(w.resynced(), (100 + 7 * 256 - durable) * 4096);
+}
+
+#[test]
+fn a_killed_primary_costs_no_more_than_its_hot_extents() {
+    let mut w = World::new(2);
+    w.promote(0);
+    (0..16).for_each(|mib| write_mib(&mut w, 0, mib));
+    assert_eq!(w.command(0, Command::Stop), Some(Ok(())));
+    w.kill(0);
+    w.start(0);
+    w.promote(0);
+    for extent in [1, 3] {
+        w.write(0, extent * BLOCKS + 5, 7);
+    }
+    assert_eq!(w.snapshot(0).hot_extents, 2);
+    w.kill(0);
+    w.promote(1);
+    w.log.clear();
+    w.start(0);
+    assert_eq!(w.snapshot(0).disk, DiskState::UpToDate);
+    assert_eq!(w.resynced(), 2 * EXTENT);
+    assert_eq!(w.nodes[0].data, w.nodes[1].data);
+}
+
+#[test]
+fn a_killed_secondary_gets_exactly_what_it_missed() {
+    let mut w = World::new(2);
+    w.promote(0);
+    (0..16).for_each(|mib| write_mib(&mut w, 0, mib));
+    for missed in [&[][..], &[1, 7, 3000]] {
+        w.kill(1);
+        missed.iter().for_each(|block| {
+            w.write(0, *block, 9);
+        });
+        w.log.clear();
+        w.start(1);
+        assert_eq!(w.snapshot(1).disk, DiskState::UpToDate);
+        assert_eq!(w.resynced(), missed.len() as u64 * 4096);
+        assert_eq!(w.nodes[0].data, w.nodes[1].data);
+    }
+}
+
+#[test]
+fn a_secondary_that_lost_power_gets_its_hot_extents_too() {
+    let mut w = World::new(2);
+    w.promote(0);
+    (0..16).for_each(|mib| write_mib(&mut w, 0, mib));
+    w.lose_power(1);
+    w.write(0, 1, 9);
+    w.log.clear();
+    w.start(1);
+    assert_eq!(w.resynced(), 16 * MIB);
+    assert_eq!(w.nodes[0].data, w.nodes[1].data);
+}
+
+#[test]
+fn after_a_failed_flush_a_disk_is_not_used_and_its_node_misses_writes() {
+    for (primary, failed) in [(0u8, 0u8), (0, 1)] {
+        let mut w = World::new(2);
+        let other = 1 - failed;
+        w.promote(primary);
+        write_mib(&mut w, primary, 0);
+        w.nodes[usize::from(failed)].fail_flush = true;
+        let id = w.request(primary, RequestKind::Flush);
+        assert!(w.ok(primary, id), "durable at the other node");
+        assert_eq!(w.snapshot(failed).disk, DiskState::Failed);
+        assert_eq!(w.peer(other, failed).disk, DiskState::Failed);
+        assert!(w.nodes[usize::from(failed)].closed);
+        // It would work again.
+        w.nodes[usize::from(failed)].fail_flush = false;
+        w.nodes[usize::from(failed)].hold_disk = true;
+        let (writes, before) =
+            (w.nodes[usize::from(failed)].meta_writes, w.snapshot(other).generation);
+        for block in [0, 300] {
+            let id = w.write(primary, block, 9);
+            assert!(w.ok(primary, id));
+        }
+        let id = w.request(primary, RequestKind::Flush);
+        assert!(w.ok(primary, id));
+        assert_eq!(w.read(primary, 300), Ok(9));
+        w.cut(0, 1);
+        w.heal();
+        w.pass(1000);
+        assert_eq!(w.snapshot(failed).disk, DiskState::Failed);
+        assert!(w.nodes[usize::from(failed)].held.is_empty(), "nothing was asked of it");
+        assert_eq!(w.nodes[usize::from(failed)].meta_writes, writes);
+        assert_ne!(w.snapshot(other).generation, before, "it is left behind");
+        assert_eq!(w.peer(other, failed).out_of_sync, 2 * 4096);
+        // Attached anew.
+        w.kill(failed);
+        w.nodes[usize::from(failed)].hold_disk = false;
+        w.log.clear();
+        w.start(failed);
+        assert_eq!(w.snapshot(failed).disk, DiskState::UpToDate);
+        assert!(w.resynced() >= 2 * 4096);
+        assert_eq!(w.nodes[0].data, w.nodes[1].data);
+    }
+}
+
+#[test]
+fn a_primary_whose_disk_failed_serves_nothing_without_its_peer() {
+    let mut w = World::new(2);
+    w.promote(0);
+    w.write(0, 1, 1);
+    w.nodes[0].fail_flush = true;
+    w.request(0, RequestKind::Flush);
+    assert_eq!(w.read(0, 1), Ok(1));
+    w.kill(1);
+    let id = w.write(0, 1, 2);
+    assert_eq!(w.result(0, id), Some(Err(IoFailure::NoData)));
+    w.start(1);
+    assert_eq!(w.read(0, 1), Ok(1));
+    let id = w.write(0, 1, 3);
+    assert!(w.ok(0, id));
+}

@@ -1,0 +1,182 @@
+//! Two Secondaries: who of them copies to whom, and what a Primary has to do with it.
+
+mod common;
+
+use common::{World, n};
+use holdfast_core::{Action, Command, CommandId, Event, Notice};
+use holdfast_units::{ConnectionState, DiskState, ReplicationState, Role};
+use holdfast_wire::Message;
+
+/// Node 0 is Primary; node 2 lacks 50 blocks, and is not running.
+fn primary_and_one_behind() -> World {
+    let mut w = World::new(3);
+    w.promote(0);
+    w.kill(2);
+    for block in 0..50 {
+        w.write(0, block, 1);
+    }
+    w.log.clear();
+    w
+}
+
+/// Between which nodes blocks were copied.
+fn copied(w: &World) -> Vec<(u8, u8)> {
+    let of_resync = |m: &Message| matches!(m, Message::ResyncData { .. });
+    let mut pairs: Vec<_> =
+        w.log.iter().filter(|(_, _, m)| of_resync(m)).map(|(a, b, _)| (*a, *b)).collect();
+    pairs.sort_unstable();
+    pairs.dedup();
+    pairs
+}
+
+fn states(w: &World, a: u8, b: u8) -> (ReplicationState, ReplicationState) {
+    (w.peer(a, b).replication, w.peer(b, a).replication)
+}
+
+const PAUSED: (ReplicationState, ReplicationState) =
+    (ReplicationState::PausedSyncS, ReplicationState::PausedSyncT);
+const ESTABLISHED: (ReplicationState, ReplicationState) =
+    (ReplicationState::Established, ReplicationState::Established);
+
+#[test]
+fn who_does_not_see_the_primary_is_not_filled_behind_its_back() {
+    let mut w = primary_and_one_behind();
+    w.cut(0, 2);
+    w.start(2);
+    assert_eq!(states(&w, 1, 2), PAUSED);
+    assert_eq!(w.snapshot(2).disk, DiskState::Outdated, "the Primary went on without it");
+    assert_eq!(copied(&w), []);
+    w.heal();
+    assert_eq!(copied(&w), [(0, 2)]);
+    assert_eq!(states(&w, 1, 2), ESTABLISHED);
+    assert_eq!(w.peer(1, 2).out_of_sync + w.peer(2, 1).out_of_sync, 0);
+    assert_eq!(w.nodes[2].data, w.nodes[0].data);
+}
+
+#[test]
+fn near_a_primary_the_primary_fills_and_its_word_ends_the_pause() {
+    let mut w = primary_and_one_behind();
+    w.nodes[0].hold_op = Some(|op| matches!(op, Action::DiskRead { .. }));
+    w.start(2);
+    assert_eq!(states(&w, 0, 2), (ReplicationState::SyncSource, ReplicationState::SyncTarget));
+    assert_eq!(states(&w, 1, 2), PAUSED);
+    assert_eq!(w.peer(1, 2).out_of_sync, 50 * 4096);
+    w.log.clear();
+    w.nodes[0].hold_op = None;
+    w.hold = Some(Box::new(|_, _, m| matches!(m, Message::Synced { .. })));
+    w.run();
+    assert_eq!(w.snapshot(2).disk, DiskState::UpToDate);
+    assert_eq!(states(&w, 1, 2), PAUSED, "the Primary has not said so");
+    assert_eq!(w.peer(1, 2).out_of_sync, 50 * 4096);
+    w.hold = None;
+    w.run();
+    assert_eq!(copied(&w), [(0, 2)]);
+    assert_eq!(states(&w, 1, 2), ESTABLISHED);
+    assert_eq!(w.peer(1, 2).out_of_sync + w.peer(2, 1).out_of_sync, 0);
+}
+
+#[test]
+fn without_a_primary_secondaries_copy_from_each_other() {
+    let mut w = primary_and_one_behind();
+    w.kill(0);
+    w.start(2);
+    assert_eq!(copied(&w), [(1, 2)]);
+    assert_eq!(states(&w, 1, 2), ESTABLISHED);
+    assert_eq!(w.snapshot(2).disk, DiskState::UpToDate);
+    assert_eq!(w.nodes[2].data, w.nodes[1].data);
+}
+
+#[test]
+fn a_pause_ends_with_its_primary() {
+    let mut w = primary_and_one_behind();
+    w.cut(0, 2);
+    w.start(2);
+    assert_eq!(states(&w, 1, 2), PAUSED);
+    w.kill(0);
+    assert_eq!(copied(&w), [(1, 2)]);
+    assert_eq!(states(&w, 1, 2), ESTABLISHED);
+    assert_eq!(w.snapshot(2).disk, DiskState::UpToDate);
+    assert_eq!(w.nodes[2].data, w.nodes[1].data);
+}
+
+/// Nodes 0 and 1 are both Primary, and node 2, which follows 0, can be reached by both.
+fn two_primaries() -> World {
+    let mut w = World::new(3);
+    w.promote(0);
+    w.cut(0, 1);
+    w.cut(1, 2);
+    w.promote(1);
+    w.log.clear();
+    w.heal_between(1, 2);
+    w
+}
+
+fn writes_of(w: &World, from: u8, to: u8) -> usize {
+    let is_write = |(a, b, m): &&(u8, u8, Message)| {
+        (*a, *b) == (from, to) && matches!(m, Message::Write { .. })
+    };
+    w.log.iter().filter(is_write).count()
+}
+
+#[test]
+fn nobody_takes_the_writes_of_two_primaries() {
+    let mut w = two_primaries();
+    for i in [1, 2] {
+        assert_eq!(w.peer(i, 3 - i).connection, ConnectionState::Connecting, "it waits");
+        assert_eq!(w.peer(i, 3 - i).role, Role::Unknown);
+    }
+    let id = w.write(1, 5, 5);
+    assert!(w.ok(1, id), "alone");
+    let id = w.write(0, 5, 6);
+    assert!(w.ok(0, id));
+    assert_eq!((writes_of(&w, 0, 2), writes_of(&w, 1, 2)), (1, 0));
+    assert_eq!(w.nodes[2].data.get(&5), Some(&6));
+    assert_eq!(w.snapshot(2).disk, DiskState::UpToDate);
+}
+
+#[test]
+fn the_handshake_with_a_second_primary_ends_after_a_while_and_is_tried_again() {
+    let mut w = two_primaries();
+    let hellos = |w: &World| {
+        let is_hello = |m: &Message| matches!(m, Message::Hello(_));
+        w.log.iter().filter(|(a, b, m)| (*a, *b) == (1, 2) && is_hello(m)).count()
+    };
+    assert_eq!(hellos(&w), 1);
+    w.pass(9_900);
+    assert_eq!(hellos(&w), 1);
+    w.pass(200);
+    assert_eq!(hellos(&w), 2);
+    assert!(w.nodes[1].notices.contains(&Notice::PeerTimeout(n(2))));
+    assert_eq!(w.peer(1, 2).connection, ConnectionState::Connecting);
+    // It was only not noticed yet that the first one is gone.
+    w.kill(0);
+    assert_eq!(w.peer(1, 2).connection, ConnectionState::Connected);
+    let id = w.write(1, 5, 5);
+    assert!(w.ok(1, id));
+    assert_eq!(w.nodes[2].data.get(&5), Some(&5));
+}
+
+#[test]
+fn the_connection_to_one_that_becomes_a_second_primary_ends() {
+    let mut w = World::new(3);
+    w.promote(0);
+    w.cut(0, 1);
+    w.cut(0, 2);
+    // Node 2 has agreed, and sees the first Primary again before it hears of the second one.
+    w.hold =
+        Some(Box::new(|a, b, m| (a, b) == (2, 1) && matches!(m, Message::PromoteReply { .. })));
+    w.event(1, Event::Command(CommandId(1000), Command::Promote { force: false }));
+    w.run();
+    w.heal_between(0, 2);
+    assert_eq!(w.peer(2, 0).connection, ConnectionState::Connected);
+    w.hold = None;
+    w.run();
+    assert_eq!(w.nodes[1].commands.get(&1000), Some(&Ok(())));
+    assert!(w.nodes[2].notices.contains(&Notice::TwoPrimaries(n(1))));
+    assert_eq!(w.peer(2, 1).connection, ConnectionState::Connecting);
+    w.log.clear();
+    let id = w.write(1, 5, 5);
+    assert!(w.ok(1, id), "alone");
+    assert_eq!(writes_of(&w, 1, 2), 0);
+    assert_eq!(w.peer(2, 0).connection, ConnectionState::Connected);
+}
