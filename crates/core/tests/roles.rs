@@ -254,7 +254,8 @@ fn a_clean_stop_turns_doubts_into_bits_and_keeps_all_bits() {
     assert_eq!(w.peer(0, 1).out_of_sync, (4 << 20) + 4096);
     w.log.clear();
     w.start(1);
-    assert_eq!(w.resynced(), 256 * 4096 + 4096, "what is not zero, by requests of 1 MiB");
+    let payload = w.resynced();
+    assert!((2 * 4096..=64 << 10).contains(&payload), "what is not zero, not {payload}");
     assert_eq!(w.nodes[0].data, w.nodes[1].data);
 }
 
