@@ -188,7 +188,7 @@ fn row_066_one_side_that_wrote_is_no_split_brain() {
 }
 
 #[test]
-fn row_071_data_without_a_common_past_are_refused() {
+fn a_half_filled_disk_that_was_forced_is_split_off() {
     let mut cluster = cluster(2);
     files::make_random(&cluster[0].disk("r0"), SIZE, 71);
     cluster.create("r0", SIZE, &["--set", "resync-rate=1M", "--set", "resync-in-flight=1M"]);
@@ -206,9 +206,34 @@ fn row_071_data_without_a_common_past_are_refused() {
     cluster[0].wait_peer("r0", "beta", SOON, "it is noticed", stand_alone);
     cluster[1].wait_peer("r0", "alpha", SOON, "it is noticed", stand_alone);
     assert_eq!(prints(&cluster), before, "somebody's data was touched");
-    assert_named(&cluster, "UNRELATED_DATA", "not connected to");
+    assert_named(&cluster, "SPLIT_BRAIN", "split brain with");
     // The way out is the same: one side is thrown away, here as a whole.
     cluster[0].ok(&["set", "r0", "resync-rate=0"]);
+    resolve(&cluster);
+    if cluster[0].resource("r0").role != "Primary" {
+        cluster[0].ok(&["primary", "r0"]);
+    }
+    check_blocks(&cluster[0], "r0", 1, 0..10);
+    cluster.assert_equal_disks("r0", SIZE, &[0, 1]);
+}
+
+#[test]
+fn row_071_data_without_a_common_past_are_refused() {
+    let cluster = cluster(2);
+    cluster.create("r0", SIZE, &[]);
+    write_blocks(&cluster[0], "r0", 1, 0..10);
+    // Beta never meets alpha's data, and is made to begin with its own.
+    cluster[0].ok(&["down", "r0"]);
+    cluster.join_resource(&cluster[1], "r0", SIZE, &[]);
+    cluster[1].ok(&["primary", "r0", "--force"]);
+    write_blocks(&cluster[1], "r0", 2, 5..15);
+    let before = prints(&cluster);
+    cluster[0].ok(&["up", "r0"]);
+    cluster[0].wait_peer("r0", "beta", SOON, "it is noticed", stand_alone);
+    cluster[1].wait_peer("r0", "alpha", SOON, "it is noticed", stand_alone);
+    assert_eq!(prints(&cluster), before, "somebody's data was touched");
+    assert_named(&cluster, "UNRELATED_DATA", "not connected to");
+    // The way out is the same: one side is thrown away, here as a whole.
     resolve(&cluster);
     if cluster[0].resource("r0").role != "Primary" {
         cluster[0].ok(&["primary", "r0"]);
