@@ -49,6 +49,8 @@ pub(crate) enum DiskJob {
     CompleteFlush { peer: NodeId, round: u64 },
     /// Before the bitmaps of a new resync are written.
     TargetFlush { peer: NodeId, round: u64 },
+    /// Before half copied data are said to be good.
+    DecreeFlush,
     /// Before the resource stops.
     StopFlush,
 }
@@ -104,6 +106,8 @@ pub struct Core {
     pub(crate) peer_writes: Slab<PeerWrite>,
     pub(crate) resync_reads: Slab<ResyncRead>,
     pub(crate) resync_writes: Slab<ResyncWrite>,
+    /// How often blocks of a resync have come.
+    pub(crate) resync_writes_begun: u64,
     disk_ops: Slab<DiskJob>,
     /// A flush before the progress of a resync is made durable is under way: one at a time.
     pub(crate) checkpointing: bool,
@@ -170,6 +174,7 @@ impl Core {
             peer_writes: Slab::new(),
             resync_reads: Slab::new(),
             resync_writes: Slab::new(),
+            resync_writes_begun: 0,
             disk_ops: Slab::new(),
             checkpointing: false,
             flush_issued: 0,

@@ -69,6 +69,8 @@ pub(crate) struct Peer {
     /// What was set in `bitmap` since this node started, if it was filling this peer when it died:
     /// what the peer knows to lack and this are then all that is left to fill.
     pub(crate) noted_since_start: Option<SparseBitmap>,
+    /// It missed something since its fill began: what it says to lack is not all that it lacks.
+    pub(crate) missed_in_fill: bool,
     /// Target: blocks that were stored since the last flush began, and since those before it, with the
     /// number of the flush that makes them durable. On disk their bits are still set.
     pub(crate) stored_now: Option<SparseBitmap>,
@@ -160,6 +162,7 @@ impl Peer {
             bitmap: Core::new_bitmap(blocks),
             left_to_fill: None,
             noted_since_start: None,
+            missed_in_fill: false,
             stored_now: None,
             stored_before: VecDeque::new(),
             fill_goal: GenerationId::NONE,
@@ -220,14 +223,23 @@ impl Peer {
     pub(crate) fn set_bits(&mut self, blocks: std::ops::Range<u64>) {
         for part in [&mut self.left_to_fill, &mut self.noted_since_start].into_iter().flatten() {
             part.set_range(blocks.clone());
+            self.missed_in_fill = true;
         }
         self.bitmap.set_range(blocks);
+    }
+
+    /// Target or source of a resync: it says itself that it lacks these blocks of it.
+    pub(crate) fn set_own_bits(&mut self, blocks: std::ops::Range<u64>) {
+        let missed = self.missed_in_fill;
+        self.set_bits(blocks);
+        self.missed_in_fill = missed;
     }
 
     /// It may miss these blocks too.
     pub(crate) fn add_bits(&mut self, blocks: &SparseBitmap) {
         for part in [&mut self.left_to_fill, &mut self.noted_since_start].into_iter().flatten() {
             part.or_assign(blocks);
+            self.missed_in_fill = true;
         }
         self.bitmap.or_assign(blocks);
     }

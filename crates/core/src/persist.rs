@@ -46,6 +46,8 @@ pub(crate) enum After {
     Outdated(CommandId, Option<NodeId>),
     /// This node's disk is durably said to be behind, and may be given up.
     Detaching(CommandId),
+    /// Nobody is said any more to lack only what it knows itself; the activity log goes on.
+    FillsUnsaid,
     /// The last thing.
     Stopped,
 }
@@ -205,7 +207,7 @@ impl Core {
             flags.set(PeerFlags::MEMBER, peer.is_some());
             flags.set(PeerFlags::SEEN, peer.is_some_and(|p| p.seen));
             flags.set(PeerFlags::FILLED_FROM, peer.is_some_and(|p| p.filled_from));
-            let filling = peer.is_some_and(|p| p.left_to_fill.is_some());
+            let filling = peer.is_some_and(|p| p.left_to_fill.is_some() && !p.missed_in_fill);
             flags.set(PeerFlags::FILLING, filling && !meta.clean);
             PeerRecord { bitmap: core.gens.slots[i], current: core.gens.known[i], flags }
         };
@@ -295,6 +297,7 @@ impl Core {
             After::Command(id) => self.act(Action::CommandDone(id, Ok(()))),
             After::Outdated(id, peer) => self.disconnect_now(id, peer),
             After::Detaching(id) => self.detach_now(id),
+            After::FillsUnsaid => self.write_activity_log(),
             After::Stopped => self.stopped(),
         }
     }
@@ -356,6 +359,10 @@ impl Core {
 
     /// The data of the extents that are given up are durable; now their bits, then the log.
     pub(crate) fn write_activity_log(&mut self) {
+        if self.al_evicts && self.says_too_much_of_fills() {
+            self.request_superblock(After::FillsUnsaid);
+            return;
+        }
         if self.al_evicts {
             // All dirty pages rather than the victims' alone: they are few, and other extents of
             // the same page will be given up soon.
@@ -373,6 +380,14 @@ impl Core {
             }
             None => self.activity_log_durable(),
         }
+    }
+
+    /// Whether the disk says of a peer that its own account is all that it lacks, and it missed more:
+    /// a bit on disk would not count then, and only the hot extent stands for it.
+    fn says_too_much_of_fills(&self) -> bool {
+        let Some(meta) = &self.meta else { return false };
+        let said = |p: &Peer| meta.superblock.peers[p.node.index()].flags;
+        self.peers.values().any(|p| p.missed_in_fill && said(p).contains(PeerFlags::FILLING))
     }
 
     fn activity_log_durable(&mut self) {

@@ -24,6 +24,9 @@ pub(crate) struct Promotion {
     force: bool,
     waiting: PeerSet,
     deadline: Millis,
+    /// Before data that were half copied are said to be good: the flush that covers what had come, and
+    /// how much that was.
+    flush: Option<(u64, u64)>,
     /// Everyone agreed; it is being made durable.
     committed: bool,
 }
@@ -78,8 +81,15 @@ impl Core {
         let id = self.unique();
         let waiting: PeerSet = self.peers.values().filter(|p| p.up).map(|p| p.node).collect();
         let deadline = self.now.after(PROMOTE_TIMEOUT_MS);
-        self.promotion =
-            Some(Promotion { command, id, force, waiting, deadline, committed: false });
+        self.promotion = Some(Promotion {
+            command,
+            id,
+            force,
+            waiting,
+            deadline,
+            flush: None,
+            committed: false,
+        });
         for peer in waiting.iter() {
             self.send(peer, Message::Promote { id, step: PromoteStep::Prepare });
         }
@@ -194,7 +204,7 @@ impl Core {
             && !self.is_reported()
             && !self.is_adopting()
             && self.peer_writes.is_empty();
-        if ready {
+        if ready && self.flush_before_decree() {
             self.commit_promotion();
         }
         if let Some(id) = self.demotion
@@ -209,6 +219,34 @@ impl Core {
             self.request_superblock(After::Demoted(id));
         }
         self.progress_stop();
+    }
+
+    /// Whether a promotion that is under way makes half of one state and half of another the current
+    /// data.
+    pub(crate) fn is_decreeing(&self) -> bool {
+        self.promotion.as_ref().is_some_and(|p| p.force && !p.committed)
+            && self.disk == DiskState::Inconsistent
+            && !self.has_good_data()
+    }
+
+    /// Blocks of a resync must be durable before the disk says that it is consistent. Whether they are.
+    fn flush_before_decree(&mut self) -> bool {
+        if !self.is_decreeing() {
+            return true;
+        }
+        if !self.resync_writes.is_empty() {
+            return false;
+        }
+        let (done, came) = (self.flush_done, self.resync_writes_begun);
+        match self.promotion.as_ref().and_then(|p| p.flush) {
+            Some((number, covers)) if covers == came => number <= done,
+            _ => {
+                self.disk_flush(DiskJob::DecreeFlush);
+                let number = self.flush_issued;
+                self.promotion.iter_mut().for_each(|p| p.flush = Some((number, came)));
+                false
+            }
+        }
     }
 
     fn commit_promotion(&mut self) {

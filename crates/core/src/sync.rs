@@ -204,7 +204,10 @@ impl Core {
             peer.bitmap.set_all();
             peer.left_to_fill = None;
         }
-        peer.left_to_fill.get_or_insert_with(|| peer.bitmap.clone());
+        if peer.left_to_fill.is_none() {
+            peer.left_to_fill = Some(peer.bitmap.clone());
+            peer.missed_in_fill = false;
+        }
         peer.disk = DiskState::Inconsistent;
         peer.replication = ReplicationState::WFBitMapS;
         peer.overtaken = false;
@@ -352,7 +355,7 @@ impl Core {
             return;
         }
         for (start, len) in runs {
-            peer.set_bits(*start..start + len);
+            peer.set_own_bits(*start..start + len);
         }
         if !last {
             return;
@@ -468,7 +471,7 @@ impl Core {
         self.serve_targets();
         let target = self.peers.values().find(|p| p.is_syncing_target()).map(|p| p.node);
         let Some(node) = target else { return };
-        if self.has_disk() {
+        if self.has_disk() && !self.is_decreeing() {
             self.refill(node);
             while self.pull_next(node) {}
             self.complete_if_done(node);
@@ -652,6 +655,7 @@ impl Core {
         }
         resync.writing += 1;
         let round = peer.round;
+        self.resync_writes_begun += 1;
         let key = self.resync_writes.insert(ResyncWrite {
             peer: node,
             round,

@@ -5,8 +5,9 @@
 
 use crate::rng::Rng;
 use holdfast_core::MetaOpId;
-use holdfast_format::{MetaImage, Placement, Superblock};
+use holdfast_format::{MetaImage, Placement, SparseBitmap, Superblock};
 use holdfast_units::BLOCK_SIZE;
+use holdfast_units::{NodeId, PeerSet};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -61,6 +62,12 @@ impl MetaDisk {
                 Some(Rc::new(Decoded { superblock: image.superblock.clone(), hot }))
             })
             .clone()
+    }
+
+    /// What this disk says that `peer` misses.
+    pub(crate) fn bitmap(&self, peer: NodeId) -> Option<SparseBitmap> {
+        let image = MetaImage::load(&self.bytes, PLACEMENT).ok()?;
+        image.bitmaps(PeerSet::from_iter([peer])).pop().map(|(_, bitmap, _)| bitmap)
     }
 
     /// All bytes, for the driver to load.
