@@ -802,7 +802,23 @@ impl Core {
         }
         let Some(peer) = self.peers.get_mut(&member) else { return };
         peer.vouched = primary;
+        if primary {
+            self.source_has_everything(member);
+        }
         self.take_word_for(member);
+    }
+
+    /// The source of this node's resync has all that counts, as the Primary says. What it was said to
+    /// have missed was never completed, and this node, which has it, lacks what the source has there.
+    fn source_has_everything(&mut self, source: NodeId) {
+        let Some(peer) = self.peers.get_mut(&source).filter(|p| p.is_target()) else { return };
+        let Some(missed) = peer.missed_meanwhile.take() else { return };
+        for run in missed.runs() {
+            peer.set_own_bits(run);
+        }
+        if peer.is_completing() {
+            self.renegotiate(source);
+        }
     }
 
     /// Uses what the Primary said about members, once this node has everything itself.

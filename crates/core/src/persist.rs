@@ -16,6 +16,7 @@ use holdfast_units::{
 };
 use holdfast_wire::Message;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 /// The boot in the superblock of a node that has lost its cache and was not made whole since.
 const LOST_CACHE: [u8; 16] = [0; 16];
@@ -346,6 +347,7 @@ impl Core {
             for peer in suspect.iter() {
                 self.mark_extent(*extent, peer);
             }
+            self.note_unsettled(*extent);
         }
         self.al_evicts = !plan.victims.is_empty();
         // Bits that a resync cleared may go to disk only behind the data that they stand for.
@@ -354,6 +356,24 @@ impl Core {
             self.disk_flush(DiskJob::ActivityLogFlush);
         } else {
             self.write_activity_log();
+        }
+    }
+
+    /// What a Primary wrote to an extent that is given up may not be everywhere yet. Should this node
+    /// and the Primary both crash, nothing else would say so.
+    fn note_unsettled(&mut self, extent: u32) {
+        let blocks = ByteRange::new(u64::from(extent) * EXTENT_SIZE, EXTENT_SIZE).blocks();
+        let within = |run: Range<u64>| run.start.max(blocks.start)..run.end.min(blocks.end);
+        let unsettled: Vec<(NodeId, Range<u64>)> = self
+            .peers
+            .values()
+            .flat_map(|p| p.unsettled.runs().map(|run| (p.node, within(run))))
+            .filter(|(_, run)| run.start < run.end)
+            .collect();
+        for (writer, run) in unsettled {
+            for peer in self.peers.values_mut().filter(|p| p.node != writer && !p.diskless) {
+                peer.set_bits(run.clone());
+            }
         }
     }
 
