@@ -135,7 +135,10 @@ pub(crate) fn doubts(a: &StateReport, b_node: NodeId, b: &StateReport) -> bool {
 fn i_am_better(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateReport) -> bool {
     let rank = |r: &StateReport| {
         let current = r.disk != DiskState::Outdated;
-        (r.role == Role::Primary, !r.lost_cache, current, r.crashed_primary && r.doubtful)
+        // Clients have worked with what it had left, or a peer was filled with that, and it runs since.
+        let lost_earlier = r.lost_cache && r.disk == DiskState::UpToDate;
+        let has_all = (!r.lost_cache, lost_earlier);
+        (r.role == Role::Primary, has_all, current, r.crashed_primary && r.doubtful)
     };
     let (a, b) = (rank(mine), rank(theirs));
     if a == b { me < peer } else { a > b }

@@ -75,6 +75,8 @@ pub(crate) struct Peer {
     /// number of the flush that makes them durable. On disk their bits are still set.
     pub(crate) stored_now: Option<SparseBitmap>,
     pub(crate) stored_before: VecDeque<(u64, SparseBitmap)>,
+    /// Blocks that another Primary wrote, which may not be everywhere, in extents that are no longer hot.
+    pub(crate) unsettled_given_up: Option<SparseBitmap>,
     /// Target: the generation of the source.
     pub(crate) fill_goal: GenerationId,
     /// This node has stored blocks of a resync from it that did not end.
@@ -163,6 +165,7 @@ impl Peer {
             left_to_fill: None,
             noted_since_start: None,
             missed_in_fill: false,
+            unsettled_given_up: None,
             stored_now: None,
             stored_before: VecDeque::new(),
             fill_goal: GenerationId::NONE,
@@ -268,9 +271,21 @@ impl Peer {
         self.stored_before.retain(|(needed, _)| *needed > number);
     }
 
-    /// Blocks that are stored here and not durable yet.
+    /// Should all crash, nothing but the bitmap would say that it may not have these blocks of another
+    /// Primary, on a device of so many.
+    pub(crate) fn may_lack(&mut self, blocks: std::ops::Range<u64>, size: u64) {
+        for page in self.bitmap.page_of(blocks.start)..=self.bitmap.page_of(blocks.end - 1) {
+            self.bitmap.mark_dirty(page);
+        }
+        let given_up = self.unsettled_given_up.get_or_insert_with(|| SparseBitmap::new(size));
+        given_up.set_range(blocks);
+        self.missed_in_fill |= self.left_to_fill.is_some() || self.noted_since_start.is_some();
+    }
+
+    /// Blocks that count as lacking on disk: they are stored here and not durable yet, or not settled.
     fn volatile(&self) -> impl Iterator<Item = &SparseBitmap> {
-        self.stored_before.iter().map(|(_, blocks)| blocks).chain(self.stored_now.as_ref())
+        let stored = self.stored_before.iter().map(|(_, blocks)| blocks);
+        stored.chain(self.stored_now.as_ref()).chain(self.unsettled_given_up.as_ref())
     }
 
     /// The bitmap as it may be written: what is not durable yet counts as lacking.
@@ -679,6 +694,7 @@ impl Core {
             && peer.disk != DiskState::DUnknown
             && disk <= DiskState::Failed;
         let news = (peer.disk, peer.current) != (disk, current);
+        let moved_on = peer.current == self.gens.current && current != self.gens.current;
         peer.role = role;
         peer.disk = disk;
         peer.current = current;
@@ -687,6 +703,11 @@ impl Core {
         }
         if peer.replication == ReplicationState::Established && current == self.gens.current {
             self.gens.known[node.index()] = current;
+        }
+        if role == Role::Primary && moved_on && self.disk > DiskState::Outdated {
+            // The data that it works with are on other disks, and this one does not get its writes.
+            self.set_disk(DiskState::Outdated);
+            self.request_superblock(After::Nothing);
         }
         if !self.diskful && disk == DiskState::UpToDate {
             self.gens.current = current;

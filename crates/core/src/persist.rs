@@ -306,6 +306,7 @@ impl Core {
     /// Writes every bitmap page that differs from what is on disk. Superblocks that are asked for
     /// afterwards become durable after them.
     pub(crate) fn write_dirty_pages(&mut self) {
+        self.forget_settled();
         let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
         for node in nodes {
             let mut batches = Vec::new();
@@ -370,10 +371,27 @@ impl Core {
             .flat_map(|p| p.unsettled.runs().map(|run| (p.node, within(run))))
             .filter(|(_, run)| run.start < run.end)
             .collect();
+        let size = self.blocks();
         for (writer, run) in unsettled {
             for peer in self.peers.values_mut().filter(|p| p.node != writer && !p.diskless) {
-                peer.set_bits(run.clone());
+                peer.may_lack(run.clone(), size);
             }
+        }
+    }
+
+    /// What is settled meanwhile, or is marked because its writer was lost, need not be on disk as
+    /// lacking any more.
+    fn forget_settled(&mut self) {
+        if self.peers.values().all(|p| p.unsettled_given_up.is_none()) {
+            return;
+        }
+        let mut unsettled = Self::new_bitmap(self.blocks());
+        for run in self.peers.values().flat_map(|p| p.unsettled.runs()) {
+            unsettled.set_range(run);
+        }
+        for peer in self.peers.values_mut() {
+            let given_up = &mut peer.unsettled_given_up;
+            given_up.take_if(|blocks| blocks.runs().all(|run| unsettled.count_range(run) == 0));
         }
     }
 
