@@ -81,6 +81,9 @@ pub struct World {
     links: BTreeMap<(u8, u8), LinkId>,
     cut: Vec<(u8, u8)>,
     wire: VecDeque<(u8, u8, LinkId, Message)>,
+    /// What nodes want done, in order.
+    todo: VecDeque<(u8, Action)>,
+    acting: bool,
     next: u64,
     pub log: Vec<(u8, u8, Message)>,
     /// Messages for which this is true are lost with their connection.
@@ -180,6 +183,8 @@ impl World {
             links: BTreeMap::new(),
             cut: Vec::new(),
             wire: VecDeque::new(),
+            todo: VecDeque::new(),
+            acting: false,
             next: 0,
             log: Vec::new(),
             cut_at: None,
@@ -251,6 +256,7 @@ impl World {
         self.nodes[usize::from(i)].held.clear();
         self.nodes[usize::from(i)].flushing.clear();
         self.nodes[usize::from(i)].flushed = DiskOpId(0);
+        self.todo.retain(|(node, _)| *node != i);
         self.wire.retain(|(from, to, ..)| *from != i && *to != i);
         let gone: Vec<(u8, u8)> =
             self.links.keys().copied().filter(|(a, b)| *a == i || *b == i).collect();
@@ -303,14 +309,17 @@ impl World {
         if let Some(core) = self.nodes[usize::from(i)].core.as_mut() {
             core.on(now, event, &mut actions);
         }
-        for action in actions {
-            if !self.nodes[usize::from(i)].crashed {
-                self.act(i, action);
+        self.todo.extend(actions.into_iter().map(|action| (i, action)));
+        if std::mem::replace(&mut self.acting, true) {
+            return;
+        }
+        while let Some((i, action)) = self.todo.pop_front() {
+            self.act(i, action);
+            if self.nodes[usize::from(i)].crashed && self.nodes[usize::from(i)].core.is_some() {
+                self.drop_core(i);
             }
         }
-        if self.nodes[usize::from(i)].crashed && self.nodes[usize::from(i)].core.is_some() {
-            self.drop_core(i);
-        }
+        self.acting = false;
     }
 
     fn act(&mut self, i: u8, action: Action) {
