@@ -803,12 +803,21 @@ impl Core {
 
     /// Whether a connected peer has all that this node has.
     pub(crate) fn is_level(&self, node: NodeId) -> bool {
-        self.peers.get(&node).is_some_and(|p| {
-            p.replication == ReplicationState::Established
-                && p.disk == DiskState::UpToDate
-                && p.current == self.gens.current
-                && p.bitmap.count() == 0
-        })
+        self.peers
+            .get(&node)
+            .is_some_and(|p| p.disk == DiskState::UpToDate && self.shares_generation(p))
+    }
+
+    /// Whether a connected peer's disk is worth the same as the local one, be both Outdated, and
+    /// holds the same.
+    pub(crate) fn is_same(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|p| p.disk == self.disk && self.shares_generation(p))
+    }
+
+    fn shares_generation(&self, peer: &Peer) -> bool {
+        peer.replication == ReplicationState::Established
+            && peer.current == self.gens.current
+            && peer.bitmap.count() == 0
     }
 
     /// A member has everything of this generation, as the Primary says; where there is none, and so

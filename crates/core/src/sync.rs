@@ -803,7 +803,7 @@ impl Core {
         if replication != Some(ReplicationState::SyncSource) {
             return;
         }
-        let others = self.peers.keys().copied().filter(|n| *n != node && self.is_level(*n));
+        let others = self.peers.keys().copied().filter(|n| *n != node && self.is_same(*n));
         self.begin_barrier(node, &others.collect::<Vec<_>>());
     }
 
@@ -831,7 +831,7 @@ impl Core {
         }
         // Of who has all that is here the account is complete, though empty.
         others.retain(|n| {
-            self.peers[n].bitmap.count() > 0 || (there.contains(n) && self.is_level(*n))
+            self.peers[n].bitmap.count() > 0 || (there.contains(n) && self.is_same(*n))
         });
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.generations_sent = true;

@@ -86,6 +86,35 @@ fn without_a_primary_secondaries_copy_from_each_other() {
     assert_eq!(w.nodes[2].data, w.nodes[1].data);
 }
 
+/// Two that are equal and both Outdated say so of each other, or each would fill a third one over and
+/// over, because that one may have come to differ by what the other one gave it.
+#[test]
+fn two_equal_ones_that_are_outdated_fill_a_third_one_and_are_done() {
+    let mut w = World::new(4);
+    w.promote(3);
+    w.kill(2);
+    for block in 0..50 {
+        w.write(3, block, 1);
+    }
+    for i in [0, 1] {
+        let leave = Command::Disconnect { peer: Some(n(3)) };
+        assert_eq!(w.command(i, leave), Some(Ok(())));
+    }
+    w.kill(3);
+    w.log.clear();
+    w.start(2);
+    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+        assert_eq!(
+            (w.snapshot(a).disk, w.snapshot(b).disk),
+            (DiskState::Outdated, DiskState::Outdated)
+        );
+        assert_eq!(states(&w, a, b), ESTABLISHED);
+        assert_eq!(w.peer(a, b).out_of_sync + w.peer(b, a).out_of_sync, 0);
+    }
+    assert!(w.resynced() <= 2 * 50 * 4096, "from each of them once at most");
+    assert_eq!(w.nodes[2].data, w.nodes[0].data);
+}
+
 #[test]
 fn a_pause_ends_with_its_primary() {
     let mut w = primary_and_one_behind();
