@@ -202,6 +202,23 @@ pub(crate) fn knows_newer(target: &StateReport, source: &StateReport) -> bool {
         && !source.generations.history.contains(&goal)
 }
 
+/// What becomes of an Inconsistent disk that would be the source: its newer data are lost, or with
+/// others. A Primary with good data has decided which ones count, and so has a person who gave these up.
+fn fill_all_the_same(verdict: Verdict, source: &StateReport, target: &StateReport) -> Verdict {
+    let primary = source.role != Role::Primary && target.role == Role::Primary;
+    let given_up = victim(source) && !victim(target);
+    let good =
+        target.disk == DiskState::UpToDate || (given_up && target.disk > DiskState::Inconsistent);
+    if !good || !(primary || given_up) {
+        return Verdict::NoGoodData;
+    }
+    // Nobody noted since a common generation what the two do not share.
+    match verdict {
+        Verdict::SourceBitmap | Verdict::SourceFull => Verdict::TargetFull,
+        _ => Verdict::SourceFull,
+    }
+}
+
 /// A source must have consistent data; a Primary with good data must not lose it under its users.
 fn guard(verdict: Verdict, mine: &StateReport, theirs: &StateReport) -> Verdict {
     let (source, target) = match verdict {
@@ -210,7 +227,7 @@ fn guard(verdict: Verdict, mine: &StateReport, theirs: &StateReport) -> Verdict 
         other => return other,
     };
     if source.disk == DiskState::Inconsistent {
-        return Verdict::NoGoodData;
+        return fill_all_the_same(verdict, source, target);
     }
     if target.role == Role::Primary && target.disk != DiskState::Inconsistent {
         return match resolve(mine, theirs) {
@@ -336,7 +353,26 @@ mod tests {
     #[test]
     fn inconsistent_data_are_never_a_source() {
         let bad = StateReport { disk: DiskState::Inconsistent, ..report(200, 100, &[100]) };
-        assert_eq!(verdict(&bad, &report(100, 0, &[])), Verdict::NoGoodData);
+        let older = report(100, 0, &[]);
+        assert_eq!(verdict(&bad, &older), Verdict::NoGoodData);
+        let primary = StateReport {
+            role: Role::Primary,
+            disk: DiskState::UpToDate,
+            primary: Some(node(1)),
+            primary_good: true,
+            ..older.clone()
+        };
+        assert_eq!(
+            verdict(&bad, &primary),
+            Verdict::TargetFull,
+            "a Primary with good data decides"
+        );
+        let outdated = StateReport { disk: DiskState::Outdated, ..primary };
+        assert_eq!(verdict(&bad, &outdated), Verdict::NoGoodData);
+        let given_up = StateReport { discard_my_data: true, ..bad };
+        assert_eq!(verdict(&given_up, &older), Verdict::TargetFull, "a person does");
+        let both = StateReport { discard_my_data: true, ..older };
+        assert_eq!(verdict(&given_up, &both), Verdict::NoGoodData);
     }
 
     #[test]

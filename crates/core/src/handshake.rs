@@ -409,7 +409,7 @@ impl Core {
         };
         let mut members = self.peers.values().filter(|p| !p.diskless).peekable();
         // One that leaves a Primary is Outdated before it is gone.
-        let alone = !self.stand().good;
+        let alone = self.role == Role::Primary || !self.stand().good;
         if unknown && alone && members.peek().is_some() && members.all(same) {
             self.set_disk(DiskState::UpToDate);
             self.request_superblock(After::Nothing);

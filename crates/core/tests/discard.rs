@@ -245,3 +245,49 @@ fn half_filled_data_can_be_made_current_by_decree() {
         assert!(w.nodes[2].notices.contains(&Notice::SplitBrain(n(i))));
     }
 }
+
+/// Node 0 has the newest data and is gone; node 2 had them too, and they were to be copied to it anew.
+/// Node 1 has the old ones.
+fn given_up() -> World {
+    let mut w = World::new(3);
+    w.promote(0);
+    for block in 0..1000 {
+        w.write(0, block, 1);
+    }
+    w.kill(1);
+    for block in 500..1000 {
+        w.write(0, block, 2);
+    }
+    w.nodes[2].hold_op = Some(|op| matches!(op, Action::DiskWrite { .. }));
+    assert_eq!(w.command(2, Command::Invalidate { peer: None }), Some(Ok(())));
+    w.kill(2);
+    w.kill(0);
+    w.nodes[2].hold_op = None;
+    w
+}
+
+#[test]
+fn a_primary_with_good_data_fills_a_half_filled_disk_that_had_newer_ones() {
+    let mut w = given_up();
+    w.start(1);
+    w.promote(1);
+    w.start(2);
+    equal(&w, 1, 2);
+    assert_eq!(w.nodes[2].data.get(&600), Some(&1));
+    w.write(1, 9, 9);
+    w.start(0);
+    assert!(standalone(&w, 0, 1));
+    assert_eq!(w.nodes[0].data.get(&600), Some(&2));
+}
+
+#[test]
+fn a_half_filled_disk_that_had_newer_data_gives_them_up_when_a_person_says_so() {
+    let mut w = given_up();
+    w.start(1);
+    w.start(2);
+    assert_eq!(w.command(2, Command::Disconnect { peer: None }), Some(Ok(())));
+    assert_eq!(w.snapshot(2).disk, DiskState::Inconsistent, "newer ones are waited for");
+    connect(&mut w, 2, None, true);
+    assert_eq!(w.snapshot(2).disk, DiskState::Outdated, "as the one that they were copied from");
+    assert_eq!(w.nodes[2].data, w.nodes[1].data);
+}

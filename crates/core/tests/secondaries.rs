@@ -209,3 +209,28 @@ fn the_connection_to_one_that_becomes_a_second_primary_ends() {
     assert_eq!(writes_of(&w, 1, 2), 0);
     assert_eq!(w.peer(2, 0).connection, ConnectionState::Connected);
 }
+
+#[test]
+fn an_outdated_primary_is_up_to_date_when_all_members_are_connected_and_equal() {
+    let mut w = primary_and_one_behind();
+    assert_eq!(w.command(0, Command::Demote { force: false }), Some(Ok(())));
+    w.nodes[2].hold_op = Some(|op| matches!(op, Action::DiskWrite { .. }));
+    w.start(2);
+    w.promote(2);
+    // One that has good data leaves, the other one dies; so the Primary is filled with Outdated data.
+    assert_eq!(w.command(0, Command::Disconnect { peer: Some(n(2)) }), Some(Ok(())));
+    assert_eq!(w.snapshot(0).disk, DiskState::Outdated);
+    w.kill(1);
+    assert_eq!(w.command(0, Command::Connect { peer: None, discard_my_data: false }), Some(Ok(())));
+    w.nodes[2].hold_op = None;
+    w.run();
+    assert_eq!((w.snapshot(2).role, w.snapshot(2).disk), (Role::Primary, DiskState::Outdated));
+    w.start(1);
+    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+        assert_eq!(states(&w, a, b), ESTABLISHED);
+    }
+    for i in 0..3 {
+        assert_eq!(w.snapshot(i).disk, DiskState::UpToDate);
+        assert_eq!(w.nodes[usize::from(i)].data, w.nodes[0].data);
+    }
+}
