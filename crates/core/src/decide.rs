@@ -121,10 +121,11 @@ fn same_generation(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateR
 
 /// Whether `a` has extents that may differ from `b`'s. A Secondary whose daemon was killed under a
 /// Primary that is still there has nothing to doubt: the Primary knows every write that it did not
-/// answer, and what it answered is in the page cache.
+/// answer, and what it answered is in the page cache, unless its disk failed.
 pub(crate) fn doubts(a: &StateReport, b_node: NodeId, b: &StateReport) -> bool {
     let known_by_primary = !a.crashed_primary
         && !a.lost_cache
+        && !b.saw_failure
         && a.following == Some(b_node)
         && b.role == Role::Primary;
     a.doubtful && !known_by_primary
@@ -281,6 +282,7 @@ mod tests {
             primary: None,
             primary_good: false,
             serves: GenerationId::NONE,
+            saw_failure: false,
             bits: 0,
         }
     }

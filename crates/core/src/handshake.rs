@@ -141,6 +141,7 @@ impl Core {
             primary: stand.primary,
             primary_good: stand.good,
             serves: self.serves(),
+            saw_failure: peer.failed,
             bits: peer.bitmap.count(),
         }
     }
@@ -273,6 +274,7 @@ impl Core {
         peer.connection = ConnectionState::Connected;
         peer.role = theirs.role;
         peer.disk = theirs.disk;
+        peer.failed |= theirs.disk == DiskState::Failed;
         peer.current = theirs.generations.current;
         peer.seen |= theirs.disk > DiskState::Failed;
         peer.discard_my_data = false;
@@ -371,6 +373,7 @@ impl Core {
         self.gens.slots[node.index()] = GenerationId::NONE;
         self.gens.known[node.index()] = theirs.generations.current;
         let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.failed = false;
         peer.replication = ReplicationState::Established;
         let newer_bits = peer.bitmap.count() > 0;
         let (mine, other) = (self.disk, peer.disk);

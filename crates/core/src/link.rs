@@ -62,6 +62,8 @@ pub(crate) struct Peer {
     pub(crate) replication: ReplicationState,
     pub(crate) current: GenerationId,
     pub(crate) seen: bool,
+    /// Its disk failed, and it has not had the same data since.
+    pub(crate) failed: bool,
     pub(crate) bitmap: SparseBitmap,
     /// Source: what of `bitmap` the target has not stored yet. `bitmap` stays as it is until the
     /// target has everything, because another source may undo what was stored.
@@ -165,6 +167,7 @@ impl Peer {
             left_to_fill: None,
             noted_since_start: None,
             missed_in_fill: false,
+            failed: false,
             unsettled_given_up: None,
             stored_now: None,
             stored_before: VecDeque::new(),
@@ -697,6 +700,7 @@ impl Core {
         let moved_on = peer.current == self.gens.current && current != self.gens.current;
         peer.role = role;
         peer.disk = disk;
+        peer.failed |= disk == DiskState::Failed;
         peer.current = current;
         if new_promotion {
             peer.unsettled.clear();

@@ -181,6 +181,7 @@ impl Core {
         for peer in self.peers.values_mut() {
             let flags = superblock.peers[peer.node.index()].flags;
             peer.seen |= flags.contains(PeerFlags::SEEN);
+            peer.failed |= flags.contains(PeerFlags::FAILED);
             peer.filled_from = flags.contains(PeerFlags::FILLED_FROM);
             let filling = flags.contains(PeerFlags::FILLING);
             peer.noted_since_start = filling.then(|| Self::new_bitmap(blocks));
@@ -207,6 +208,7 @@ impl Core {
             let mut flags = PeerFlags::EMPTY;
             flags.set(PeerFlags::MEMBER, peer.is_some());
             flags.set(PeerFlags::SEEN, peer.is_some_and(|p| p.seen));
+            flags.set(PeerFlags::FAILED, peer.is_some_and(|p| p.failed));
             flags.set(PeerFlags::FILLED_FROM, peer.is_some_and(|p| p.filled_from));
             let filling = peer.is_some_and(|p| p.left_to_fill.is_some() && !p.missed_in_fill);
             flags.set(PeerFlags::FILLING, filling && !meta.clean);

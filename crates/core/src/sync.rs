@@ -898,6 +898,7 @@ impl Core {
             // It misses nothing of this generation.
             self.gens.known[i] = generations.current;
         }
+        peer.failed &= other != source;
         let complete = peer.account.as_ref().is_some_and(|account| account.count() == 0);
         if other == source || complete {
             peer.clear_bits();
@@ -956,6 +957,7 @@ impl Core {
         let missed_again = peer.missed_again.take();
         peer.end_resync();
         peer.replication = ReplicationState::Established;
+        peer.failed = false;
         peer.clear_bits();
         if let Some(missed) = missed_again {
             peer.add_bits(&missed);

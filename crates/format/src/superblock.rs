@@ -167,6 +167,8 @@ flags! {
         FILLED_FROM = 5,
         /// The node was filling this member's disk, or had begun to, and has not stopped in order since.
         FILLING = 6,
+        /// The member's disk failed, and it has not had the same data since.
+        FAILED = 7,
     }
 }
 

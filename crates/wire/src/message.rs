@@ -84,6 +84,9 @@ pub struct StateReport {
     pub primary_good: bool,
     /// The generation that clients of the sender work on, where that is not on its own disk.
     pub serves: GenerationId,
+    /// The receiver's disk failed while the sender was connected, and they were not level since. What it
+    /// had cached then may be lost.
+    pub saw_failure: bool,
     /// How many blocks the sender's bitmap has set for the receiver.
     pub bits: u64,
 }

@@ -68,6 +68,7 @@ impl Writer<'_> {
             primary,
             primary_good,
             serves,
+            saw_failure,
             bits,
         } = report;
         self.u32(*serial);
@@ -84,6 +85,7 @@ impl Writer<'_> {
         self.u8(primary.map_or(NO_NODE, NodeId::number));
         self.bool(*primary_good);
         self.u64(serves.0);
+        self.bool(*saw_failure);
         self.u64(*bits);
     }
 
@@ -221,6 +223,7 @@ impl Reader<'_> {
             primary: self.optional_node("primary")?,
             primary_good: self.bool("primary_good")?,
             serves: self.generation()?,
+            saw_failure: self.bool("saw_failure")?,
             bits: self.u64()?,
         }))
     }

@@ -92,7 +92,7 @@ fn hello() -> impl Strategy<Value = Hello> {
 }
 
 fn state() -> impl Strategy<Value = Box<StateReport>> {
-    let flags = any::<(bool, bool, bool, bool, bool)>();
+    let flags = any::<(bool, bool, bool, bool, bool, bool)>();
     let option = || proptest::option::of(node());
     let followed = (option(), option(), option());
     (
@@ -120,6 +120,7 @@ fn state() -> impl Strategy<Value = Box<StateReport>> {
                 primary: followed.1,
                 primary_good: flags.4,
                 serves: GenerationId(!bits),
+                saw_failure: flags.5,
                 bits,
             })
         })
@@ -553,8 +554,8 @@ fn words_beyond_the_last_one_are_refused() {
         (Kind::Promote, 8, &[0; 9], 3),
         (Kind::PromoteReply, 8, &[0; 9], 4),
         (Kind::Refuse, 0, &[0; 2], 9),
-        (Kind::Verdict, 4, &[0; 571], 12),
-        (Kind::State, 537, &[0; 566], 32),
+        (Kind::Verdict, 4, &[0; 572], 12),
+        (Kind::State, 537, &[0; 567], 32),
         (Kind::Changed, 0, &[0; 10], 3),
         (Kind::Changed, 1, &[0; 10], 10),
         (Kind::Invalidate, 0, &[0; 1], 2),
