@@ -469,6 +469,7 @@ impl Core {
         self.missing = members.difference(reached);
         if self.role == Role::Primary {
             self.bump_for = self.bump_for.union(before.difference(self.receivers));
+            self.flush_returned(self.receivers.difference(before));
         }
         // Who came back needs none, unless a write that it missed waits to be completed.
         let owed = self.writes.iter().fold(PeerSet::EMPTY, |all, (_, w)| all.union(w.missed));

@@ -410,6 +410,19 @@ impl Core {
         }
     }
 
+    /// A flush that completes when these are connected again covers what they answered before.
+    pub(crate) fn flush_returned(&mut self, returned: PeerSet) {
+        let keys: Vec<usize> = self.flushes.iter().map(|(key, _)| key).collect();
+        for (key, peer) in keys.iter().flat_map(|key| returned.iter().map(|peer| (*key, peer))) {
+            let flush = &mut self.flushes[key];
+            if !flush.waiting.contains(peer) {
+                flush.waiting.insert(peer);
+                self.asked(peer);
+                self.send(peer, Message::Flush { id: key as u64 });
+            }
+        }
+    }
+
     pub(crate) fn flush_local_done(&mut self, key: usize, ok: bool) {
         let up_to_date = self.disk == DiskState::UpToDate;
         let Some(flush) = self.flushes.get_mut(key) else { return };
