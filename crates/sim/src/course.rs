@@ -168,7 +168,10 @@ impl World {
             }
         }
         let nobody = !self.nodes.iter().any(super::node::Node::is_up_to_date);
-        if looks > 20 && nobody && looks.is_multiple_of(10) && self.may_promote(survivor) {
+        // Half filled data that had newer ones wait for these, until a Primary decides.
+        let undecided = looks > 60 && self.primaries().is_empty();
+        let due = looks > 20 && looks.is_multiple_of(10);
+        if due && (nobody || undecided) && self.may_promote(survivor) {
             self.command(survivor, Command::Promote { force: false });
         }
         let unknown = !(0..self.nodes.len()).any(|n| self.oracle.counts(n));
