@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::process::{Command, Stdio};
 
 /// Budgets of tests that could go on for as long as one likes; what the caller has set stays.
-const BUDGETS: [(&str, &str); 1] = [("HOLDFAST_SIM_SEEDS", "800")];
+const BUDGETS: [(&str, &str); 1] = [("HOLDFAST_SIM_SEEDS", "2000")];
 
 /// Runs the tests; whether all went well and there was at least one. The last line printed is
 /// `N passed, N failed`, over all test binaries.
