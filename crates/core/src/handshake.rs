@@ -430,8 +430,8 @@ impl Core {
         }
         let served = theirs.serves;
         let current = if served.is_none() { theirs.generations.current } else { served };
-        if !self.has_disk() && !self.diskful && theirs.disk == DiskState::UpToDate {
-            self.gens.current = current;
+        if theirs.disk == DiskState::UpToDate {
+            self.learn_generation(current);
         }
         let other_served = !theirs.serves.is_none() && theirs.serves != self.gens.current;
         let newer_known = !self.is_near_primary() && knows_newer(theirs, mine);

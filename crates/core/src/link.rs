@@ -713,8 +713,8 @@ impl Core {
             self.set_disk(DiskState::Outdated);
             self.request_superblock(After::Nothing);
         }
-        if !self.diskful && disk == DiskState::UpToDate {
-            self.gens.current = current;
+        if disk == DiskState::UpToDate {
+            self.learn_generation(current);
         }
         self.forget_bits_without_disk(node);
         if disk_lost {
@@ -733,6 +733,14 @@ impl Core {
             self.compare_again(node);
         }
         self.changed();
+    }
+
+    /// A node that never had a disk here knows the generation of others' good data. A Primary begins
+    /// them itself: what a member says may be from before it heard of the last one.
+    pub(crate) fn learn_generation(&mut self, current: GenerationId) {
+        if !self.diskful && (self.role != Role::Primary || self.gens.current.is_none()) {
+            self.gens.current = current;
+        }
     }
 
     /// A node without a disk fills nobody: what it noted is over when the member has the current data.
