@@ -243,7 +243,6 @@ impl Core {
             self.run_granted();
             self.start_bump_if_needed();
             self.follow_stand();
-            self.settle_with_all();
             self.send_reports();
             self.answer_states();
             self.deliver_held();

@@ -393,6 +393,7 @@ impl Core {
             self.tell_synced(node);
         }
         self.next_source();
+        self.settle_with_all();
         self.request_superblock(After::Nothing);
         if newer_bits {
             // Noted since the reports were made.

@@ -892,6 +892,7 @@ impl Core {
         }
         if news {
             self.report_again_to(member);
+            self.settle_with_all();
             self.clear_crash_marks();
             self.request_superblock(After::Nothing);
             self.changed();

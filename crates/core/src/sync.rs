@@ -931,6 +931,7 @@ impl Core {
             self.notice(Notice::ResyncFinished(node, true));
         }
         self.take_words();
+        self.settle_with_all();
         self.clear_crash_marks();
         self.refresh_sets();
         self.announce();
@@ -973,6 +974,7 @@ impl Core {
             self.tell_synced(node);
         }
         self.take_words();
+        self.settle_with_all();
         self.clear_crash_marks();
         self.write_dirty_pages();
         self.request_superblock(After::Nothing);

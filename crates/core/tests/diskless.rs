@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::World;
+use common::{World, n};
 use holdfast_core::{Action, Command, IoFailure};
-use holdfast_units::{DiskState, ReplicationState};
+use holdfast_units::{DiskState, ReplicationState, Role};
 use holdfast_wire::Message;
 
 /// Nodes 0 and 1 have disks, node 2 is Primary; node 1 lacks 50 blocks, and is not running.
@@ -166,4 +166,35 @@ fn the_only_disk_goes_on_after_it_lost_its_cache() {
     let id = w.write(1, 8, 2);
     assert!(w.ok(1, id));
     assert_eq!(w.read(1, 8), Ok(2));
+}
+
+#[test]
+fn who_leaves_is_outdated_also_beside_an_equal_member() {
+    let mut w = World::with_diskless(3);
+    w.promote(2);
+    let leave = Command::Disconnect { peer: Some(n(2)) };
+    assert_eq!(w.command(0, leave), Some(Ok(())));
+    assert_eq!(w.snapshot(0).disk, DiskState::Outdated, "the Primary goes on with node 1 alone");
+    let id = w.write(2, 7, 2);
+    assert!(w.ok(2, id));
+    assert_eq!(w.snapshot(0).disk, DiskState::Outdated);
+    assert_eq!(w.command(0, Command::Connect { peer: None, discard_my_data: false }), Some(Ok(())));
+    all_is_equal(&w);
+}
+
+#[test]
+fn late_news_of_a_member_do_not_take_a_new_generation_back() {
+    let mut w = World::with_diskless(3);
+    w.promote(2);
+    let before = w.snapshot(2).generation;
+    w.kill(0);
+    let id = w.write(2, 7, 2);
+    assert!(w.ok(2, id));
+    let begun = w.snapshot(2).generation;
+    assert_ne!(begun, before);
+    // From before it heard of the new one.
+    let late =
+        Message::Changed { role: Role::Secondary, disk: DiskState::UpToDate, current: before };
+    assert!(w.forge(1, 2, late));
+    assert_eq!(w.snapshot(2).generation, begun);
 }
