@@ -225,8 +225,11 @@ impl Peer {
         self.left_to_fill.as_ref().unwrap_or(&self.bitmap)
     }
 
-    /// It misses blocks.
+    /// It misses blocks. A member without a disk misses nothing.
     pub(crate) fn set_bits(&mut self, blocks: std::ops::Range<u64>) {
+        if self.diskless {
+            return;
+        }
         for part in [&mut self.left_to_fill, &mut self.noted_since_start].into_iter().flatten() {
             part.set_range(blocks.clone());
             self.missed_in_fill = true;
@@ -243,6 +246,9 @@ impl Peer {
 
     /// It may miss these blocks too.
     pub(crate) fn add_bits(&mut self, blocks: &SparseBitmap) {
+        if self.diskless {
+            return;
+        }
         for part in [&mut self.left_to_fill, &mut self.noted_since_start].into_iter().flatten() {
             part.or_assign(blocks);
             self.missed_in_fill = true;
@@ -971,7 +977,12 @@ impl Core {
 
     pub(crate) fn add_peer(&mut self, id: CommandId, config: &PeerConfig) {
         match self.peers.get_mut(&config.node) {
-            Some(peer) => peer.diskless = config.diskless,
+            Some(peer) => {
+                peer.diskless = config.diskless;
+                if peer.diskless {
+                    peer.clear_bits();
+                }
+            }
             None => self.insert_peer(config),
         }
         self.refresh_sets();

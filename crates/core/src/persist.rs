@@ -115,7 +115,7 @@ impl Core {
         self.lost_cache = power_lost || superblock.boot == LOST_CACHE;
         self.load_generations(&superblock);
         for (node, bitmap) in found.bitmaps {
-            if let Some(peer) = self.peers.get_mut(&node) {
+            if let Some(peer) = self.peers.get_mut(&node).filter(|p| !p.diskless) {
                 peer.bitmap = bitmap;
             }
         }
@@ -124,7 +124,7 @@ impl Core {
         }
         if found.log.is_err() && !clean {
             self.notice(Notice::MetaDamaged("the activity log was damaged".to_owned()));
-            self.peers.values_mut().for_each(|p| {
+            self.peers.values_mut().filter(|p| !p.diskless).for_each(|p| {
                 p.bitmap.set_all();
                 p.noted_since_start.iter_mut().for_each(|noted| {
                     noted.set_all();
