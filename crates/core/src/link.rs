@@ -77,6 +77,8 @@ pub(crate) struct Peer {
     /// number of the flush that makes them durable. On disk their bits are still set.
     pub(crate) stored_now: Option<SparseBitmap>,
     pub(crate) stored_before: VecDeque<(u64, SparseBitmap)>,
+    /// How many of its requests are under way on this node's disk.
+    pub(crate) requests_here: u32,
     /// Blocks that another Primary wrote, which may not be everywhere, in extents that are no longer hot.
     pub(crate) unsettled_given_up: Option<SparseBitmap>,
     /// Target: the generation of the source.
@@ -167,6 +169,7 @@ impl Peer {
             left_to_fill: None,
             noted_since_start: None,
             missed_in_fill: false,
+            requests_here: 0,
             failed: false,
             unsettled_given_up: None,
             stored_now: None,

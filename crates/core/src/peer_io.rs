@@ -7,6 +7,9 @@ use bytes::Bytes;
 use holdfast_units::{ByteRange, DiskState, Millis, NodeId, PeerSet, Role};
 use holdfast_wire::{Message, PeerResult, WriteKind};
 
+/// So many requests of a peer may be under way here. A Primary that keeps to its own limits stays below.
+const MOST_REQUESTS: u32 = 100_000;
+
 /// An idle Primary tells after so long which writes are done everywhere.
 const SETTLE_AFTER_MS: u64 = 100;
 
@@ -43,6 +46,23 @@ pub(crate) struct Incoming {
 }
 
 impl Core {
+    /// Counts a request of a peer. False when there are more than the protocol allows.
+    fn peer_asks(&mut self, node: NodeId) -> bool {
+        let Some(peer) = self.peers.get_mut(&node) else { return false };
+        if peer.requests_here >= MOST_REQUESTS {
+            self.protocol_error(node, "it asked for more at once than the protocol allows");
+            return false;
+        }
+        peer.requests_here += 1;
+        true
+    }
+
+    fn peer_is_answered(&mut self, node: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.requests_here = peer.requests_here.saturating_sub(1);
+        }
+    }
+
     pub(crate) fn peer_write(&mut self, peer: NodeId, link: LinkId, write: Incoming) {
         if !self.in_device(write.range) {
             self.protocol_error(peer, "it wrote outside the device");
@@ -61,6 +81,9 @@ impl Core {
         }
         if !self.has_disk() {
             self.send(peer, Message::WriteAck { seq: write.seq, result: PeerResult::DiskFailed });
+            return;
+        }
+        if !self.peer_asks(peer) {
             return;
         }
         self.note_missed(write.missing, write.range);
@@ -126,6 +149,7 @@ impl Core {
 
     pub(crate) fn peer_write_done(&mut self, key: usize, ok: bool) {
         let Some(write) = self.peer_writes.try_remove(key) else { return };
+        self.peer_is_answered(write.peer);
         if write.has_extents {
             self.al_end(write.range);
         }
@@ -143,13 +167,16 @@ impl Core {
 
     pub(crate) fn peer_flush(&mut self, peer: NodeId, link: LinkId, id: u64) {
         if self.has_disk() {
-            self.disk_flush(DiskJob::PeerFlush { peer, link, id });
+            if self.peer_asks(peer) {
+                self.disk_flush(DiskJob::PeerFlush { peer, link, id });
+            }
         } else {
             self.send(peer, Message::FlushAck { id, result: PeerResult::DiskFailed });
         }
     }
 
     pub(crate) fn peer_flush_done(&mut self, peer: NodeId, link: LinkId, id: u64, ok: bool) {
+        self.peer_is_answered(peer);
         if self.link_of(peer) == Some(link) {
             let result = if ok { PeerResult::Ok } else { PeerResult::DiskFailed };
             self.send(peer, Message::FlushAck { id, result });
@@ -160,7 +187,9 @@ impl Core {
         if !self.in_device(range) || range.len > holdfast_units::MAX_REQUEST {
             self.protocol_error(peer, "it read outside the device");
         } else if self.disk == DiskState::UpToDate {
-            self.disk_read(DiskJob::PeerRead { peer, link, id }, range, false);
+            if self.peer_asks(peer) {
+                self.disk_read(DiskJob::PeerRead { peer, link, id }, range, false);
+            }
         } else {
             let (result, payload) = (PeerResult::NoData, Bytes::new());
             self.send(peer, Message::ReadReply { id, result, payload });
@@ -174,6 +203,7 @@ impl Core {
         id: u64,
         result: Result<DiskOutcome, IoFailure>,
     ) {
+        self.peer_is_answered(peer);
         if self.link_of(peer) != Some(link) {
             return;
         }

@@ -128,3 +128,25 @@ fn all_that_a_target_asks_for_is_answered() {
     assert!(answers.count() >= 240);
     assert_eq!(w.peer(0, 1).replication, ReplicationState::Established);
 }
+
+#[test]
+fn requests_of_a_peer_on_the_disk_are_counted() {
+    let read = |id| Message::Read { id, range: ByteRange::new(0, 4096) };
+    let mut w = World::new(2);
+    w.promote(0);
+    w.nodes[1].hold_disk = true;
+    let asked = (0..110_000).take_while(|id| w.forge(0, 1, read(*id))).count();
+    assert_eq!(asked, 100_000);
+    assert_eq!(said(&w, 1), ["it asked for more at once than the protocol allows"]);
+}
+
+#[test]
+fn answered_requests_do_not_count() {
+    let mut w = World::new(2);
+    w.promote(0);
+    let flush = |id| Message::Flush { id: u64::MAX - id };
+    for round in 0..110 {
+        assert!((0..1000).all(|id| w.forge(0, 1, flush(round * 1000 + id))));
+        w.run();
+    }
+}

@@ -388,7 +388,10 @@ impl World {
 
     fn disk(&mut self, i: u8) -> bool {
         let node = &self.nodes[usize::from(i)];
-        let free = |a: &Action| !node.hold_disk && node.hold_op.is_none_or(|hold| !hold(a));
+        if node.hold_disk {
+            return false;
+        }
+        let free = |a: &Action| node.hold_op.is_none_or(|hold| !hold(a));
         let Some(at) = node.held.iter().position(|(_, action)| free(action)) else { return false };
         self.disk_op(i, at);
         true
