@@ -526,10 +526,11 @@ impl Core {
         if self.role == Role::Primary && self.missing.contains(self.node) {
             self.bump_for.insert(self.node);
         }
+        // Before any answer that waited for the disk: nobody must count on it.
+        self.announce();
         for (_, after) in waiting {
             self.after(after);
         }
-        self.announce();
         self.changed();
     }
 }

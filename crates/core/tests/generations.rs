@@ -3,7 +3,7 @@
 mod common;
 
 use common::{World, n};
-use holdfast_core::{Action, Command, Notice};
+use holdfast_core::{Action, Command, Notice, RequestKind};
 use holdfast_units::{ConnectionState, DiskState, Role};
 use holdfast_wire::Message;
 
@@ -83,6 +83,27 @@ fn a_write_that_a_member_missed_waits_until_that_is_durable_at_the_others() {
     w.start(2);
     assert_eq!(w.peer(1, 2).connection, ConnectionState::Connected);
     assert_eq!(w.nodes[2].data, w.nodes[1].data);
+}
+
+#[test]
+fn who_loses_its_disk_says_so_before_it_answers_what_waited_for_it() {
+    let mut w = World::new(3);
+    w.promote(0);
+    w.nodes[1].hold_op = Some(|op| matches!(op, Action::DiskFlush { .. }));
+    w.request(0, RequestKind::Flush);
+    w.nodes[1].hold_meta = true;
+    w.kill(2);
+    w.write(0, 3, 3);
+    w.log.clear();
+    w.nodes[1].fail_flush = true;
+    w.nodes[1].hold_op = None;
+    w.run();
+    let from_1: Vec<&Message> =
+        w.log.iter().filter(|(a, b, _)| (*a, *b) == (1, 0)).map(|(_, _, m)| m).collect();
+    let at = |what: fn(&Message) -> bool| from_1.iter().position(|m| what(m)).expect("it says so");
+    let lost = at(|m| matches!(m, Message::Changed { disk: DiskState::Failed, .. }));
+    let answer = at(|m| matches!(m, Message::GenerationAck { .. }));
+    assert!(lost < answer, "its disk does not have the new generation");
 }
 
 #[test]
