@@ -1,6 +1,7 @@
 //! A node that is promoted without force has every completed write that it should have, and no
 //! connected peer has more.
 
+use super::split_brain::absent;
 use crate::world::World;
 use holdfast_units::DiskState;
 
@@ -19,7 +20,7 @@ pub(super) fn check(world: &World, n: usize, disk: DiskState) -> Result<(), Stri
             && world.nodes[m].is_connected_to(n);
         if joined
             && world.nodes[m].is_up_to_date()
-            && let Some(write) = world.oracle.lacks(n, m)
+            && let Some(write) = absent(world, n, world.oracle.all_lacking(n, m))
         {
             return Err(format!("n{n} became Primary without w{write}, which connected n{m} has"));
         }

@@ -33,7 +33,10 @@ pub(super) fn overwritten(
     // data; of two that are otherwise the same, the one that has everything must be the source.
     let generation = |node: usize| world.nodes[node].snap.as_ref().map(|snap| snap.generation);
     let in_use = world.nodes[n].peer(source).is_some_and(|peer| peer.role == Role::Primary);
-    let alike = generation(n) == generation(source) && disk != DiskState::Outdated && !in_use;
+    // What it lost since it reported, nobody could know: that resync does not begin.
+    let reported = world.net.joint_link(n, source).is_some();
+    let alike =
+        generation(n) == generation(source) && disk != DiskState::Outdated && !in_use && reported;
     let writes =
         if alike { world.oracle.all_lacking(source, n) } else { world.oracle.never_had(source, n) };
     match absent(world, source, writes) {
@@ -45,8 +48,8 @@ pub(super) fn overwritten(
 }
 
 /// One of these writes that the node's disk does not show. It may hold one all the same that it
-/// answered just before its connection ended.
-fn absent(world: &World, node: usize, writes: Vec<u64>) -> Option<u64> {
+/// answered just before its connection ended, or that no client has flushed and its resync has.
+pub(super) fn absent(world: &World, node: usize, writes: Vec<u64>) -> Option<u64> {
     let shown = |write: u64| {
         let mut blocks = world.oracle.blocks_of(write).iter();
         blocks.all(|block| world.oracle.shows(write, world.nodes[node].data.get(*block)))
