@@ -156,8 +156,11 @@ impl World {
                 let node = &self.nodes[n];
                 let before = node.snap_before.as_ref().or(node.snap.as_ref());
                 let known = |m: usize| before.is_some_and(|snap| receives(snap, m));
+                // So may one that has lost its power since it answered.
+                let lost =
+                    |m: usize| self.nodes[m].lost_cache && self.net.joint_link(n, m).is_none();
                 let sure: Vec<usize> =
-                    holders.iter().copied().filter(|m| *m == n || known(*m)).collect();
+                    holders.iter().copied().filter(|m| *m == n || known(*m) && !lost(*m)).collect();
                 self.oracle.complete(write, &sure);
                 let checked = checks::acknowledged::check(self, n, write, &holders);
                 self.check("what a member missed is durably known before completion", checked);
