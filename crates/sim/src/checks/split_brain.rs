@@ -2,7 +2,7 @@
 //! before a person says whose.
 
 use crate::world::World;
-use holdfast_units::{DiskState, Role};
+use holdfast_units::{DiskState, ReplicationState, Role};
 
 /// Checks two nodes whose handshake ended well.
 pub(super) fn contact(world: &World, n: usize, m: usize) -> Result<(), String> {
@@ -11,7 +11,9 @@ pub(super) fn contact(world: &World, n: usize, m: usize) -> Result<(), String> {
     let never_had =
         |other: usize, node: usize| absent(world, other, world.oracle.never_had(other, node));
     let (Some(mine), Some(theirs)) = (never_had(m, n), never_had(n, m)) else { return Ok(()) };
-    if excused || !in_use {
+    // The verdict of one alone may be on a report that the other one has replaced.
+    let both = world.nodes[m].peer(n).is_some_and(|peer| peer.replication != ReplicationState::Off);
+    if excused || !in_use || !both {
         return Ok(());
     }
     Err(format!("n{n} has w{mine}, n{m} has w{theirs}, and they are connected all the same"))
