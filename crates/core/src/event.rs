@@ -193,6 +193,8 @@ pub struct Attachment {
     pub superblock: Superblock,
     /// The activity log; when it cannot be trusted, the sequence number to go on from.
     pub log: Result<AlLog, u64>,
+    /// A block of the activity log that was cut off, to be written again, with its index in the ring.
+    pub log_again: Option<(u32, Box<[u8; 4096]>)>,
     /// The bitmaps of the members.
     pub bitmaps: Vec<(NodeId, SparseBitmap)>,
     /// What was damaged, in words.
@@ -215,7 +217,9 @@ impl Attachment {
             Ok(recovered) => Ok(recovered.log.clone()),
             Err(damaged) => Err(damaged.next_sequence),
         };
-        Self { superblock: image.superblock.clone(), log, bitmaps, damage }
+        let again = image.al.as_ref().ok().and_then(|recovered| recovered.again);
+        let log_again = again.map(|(index, block)| (index, Box::new(block)));
+        Self { superblock: image.superblock.clone(), log, log_again, bitmaps, damage }
     }
 }
 

@@ -336,6 +336,11 @@ impl Peer {
         self.is_target() || self.is_fed()
     }
 
+    /// Whether it is there, had a disk once, and has none that works.
+    pub(crate) fn has_lost_disk(&self) -> bool {
+        self.up && !self.diskless && self.seen && self.disk <= DiskState::Failed
+    }
+
     /// Whether this node knows exactly which blocks it lacks from it.
     pub(crate) fn is_syncing_target(&self) -> bool {
         self.replication == ReplicationState::SyncTarget

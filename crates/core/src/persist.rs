@@ -135,6 +135,9 @@ impl Core {
         let layout = superblock.layout;
         self.meta = Some(Meta::new(superblock));
         self.disk = self.attached_state(was_consistent);
+        if let Some((index, block)) = found.log_again {
+            self.write_blocks(vec![(layout.al_offset(index), block)], MetaJob::Pages);
+        }
         // What was marked because of damage must be durable before the log starts anew.
         self.write_dirty_pages();
         let (log, suspect) = match found.log {

@@ -5,6 +5,7 @@
 
 use crate::engine::{Core, DiskJob};
 use crate::event::{Action, CommandId, Refusal};
+use crate::link::Peer;
 use crate::persist::After;
 use holdfast_units::{DiskState, GenerationId, Millis, NodeId, PeerSet, Role};
 use holdfast_wire::{Message, PromoteAnswer, PromoteStep};
@@ -56,6 +57,10 @@ impl Core {
             return None;
         }
         match self.disk {
+            // One that is there and cannot use its disk may have had newer data on it.
+            DiskState::Consistent if self.peers.values().any(Peer::has_lost_disk) => {
+                Some(Refusal::NoUpToDateData)
+            }
             DiskState::Consistent => None,
             DiskState::Outdated => Some(Refusal::Outdated),
             DiskState::Inconsistent => Some(Refusal::Inconsistent),

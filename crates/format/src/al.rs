@@ -10,6 +10,7 @@ use crate::block::{
 };
 use crate::layout::{MetaLayout, al_number};
 use holdfast_units::ResourceId;
+use std::collections::BTreeMap;
 
 /// The most slots that one transaction can change.
 pub const AL_MAX_UPDATES: usize = 64;
@@ -34,11 +35,15 @@ const AT_UPDATES: usize = 50;
 const AT_CONTEXT_START: usize = 52;
 const AT_CONTEXT_LEN: usize = 54;
 const AT_RING: usize = 56;
+const AT_HEAD_CHECKSUM: usize = 60;
 const AT_UPDATE_SLOTS: usize = 64;
 const AT_UPDATE_EXTENTS: usize = AT_UPDATE_SLOTS + AL_MAX_UPDATES * 2;
 const AT_CONTEXT: usize = AT_UPDATE_EXTENTS + AL_MAX_UPDATES * 4;
 
-const _: () = assert!(AT_CONTEXT == 448);
+/// The updates of a transaction are in its first sector, which a crash does not tear.
+const SECTOR: usize = 512;
+
+const _: () = assert!(AT_CONTEXT == 448 && AT_CONTEXT <= SECTOR);
 const _: () = assert!(AT_CONTEXT + AL_CONTEXT as usize * 4 == BLOCK_LEN);
 
 /// How many blocks the ring for an activity log of `extents` extents has: enough for all slots
@@ -109,6 +114,9 @@ pub struct AlRecovered {
     pub log: AlLog,
     /// Blocks that could not be used and were not needed: the torn newest one, or old ones.
     pub unused: Vec<AlDamage>,
+    /// Of the newest transaction only the first sector is whole. The log has its updates; this block
+    /// must be written, at this index in the ring, before the next transaction.
+    pub again: Option<(u32, Block)>,
 }
 
 /// The slots of the activity log, and what is needed to write the next transaction.
@@ -189,10 +197,11 @@ impl AlLog {
     /// Reads the log back from the blocks of the ring, given with their index, in any order;
     /// `None` for a block that could not be read.
     ///
-    /// One unusable block where the next transaction would go is taken for a transaction that was
-    /// being written when the node stopped: no write into its extents can have started. When
-    /// that block could not be read at all, it may have been a finished one, so the log counts as
-    /// damaged.
+    /// Where the next transaction would go, a block may be unusable. Its first sector tells whether that
+    /// transaction was made: then its updates hold, be the rest torn or rotten. If that sector is an older
+    /// one, the write was cut off before any write into its extents could have started. If it is neither,
+    /// or the block could not be read at all, the transaction may have been finished, and the log counts
+    /// as damaged.
     ///
     /// # Errors
     /// [`AlDamaged`] when the newest transactions do not give the whole picture. The caller must
@@ -209,9 +218,15 @@ impl AlLog {
         };
         let ring = u64::from(layout.al_blocks());
         let next_index = (newest + 1) % ring;
-        if found.lost(next_index) {
-            return Err(found.damaged("the newest block may be one that cannot be read"));
-        }
+        let next = found.unusable.remove(&next_index);
+        let cut_off = match next.map(|block| first_sector(block, next_index, resource, layout)) {
+            None => None,
+            Some(Some((sequence, updates))) if sequence == newest + 1 => Some(updates),
+            Some(Some(_)) => None,
+            Some(None) => {
+                return Err(found.damaged("the newest block may be one that cannot be used"));
+            }
+        };
         let needed = usize::from(layout.al_extents().div_ceil(AL_CONTEXT));
         let Some(start) = found.transactions.len().checked_sub(needed) else {
             return Err(found.damaged("a needed block cannot be used"));
@@ -223,14 +238,15 @@ impl AlLog {
         match replay(recent, usize::from(layout.al_extents())) {
             Some(slots) => {
                 let cursor = recent.last().map_or(0, |t| t.next_cursor(slots.len()));
-                let log = Self {
+                let mut log = Self {
                     resource,
                     slots,
                     ring: layout.al_blocks(),
                     sequence: newest + 1,
                     cursor,
                 };
-                Ok(AlRecovered { log, unused: std::mem::take(&mut found.damage) })
+                let again = cut_off.map(|updates| log.next_block(&updates));
+                Ok(AlRecovered { log, unused: std::mem::take(&mut found.damage), again })
             }
             None => Err(found.damaged("its transactions do not name every slot")),
         }
@@ -267,6 +283,8 @@ struct Found {
     /// Oldest first.
     transactions: Vec<Transaction>,
     damage: Vec<AlDamage>,
+    /// The blocks with damage, by index; `None` where nothing could be read.
+    unusable: BTreeMap<u64, Option<Block>>,
 }
 
 impl Found {
@@ -275,7 +293,8 @@ impl Found {
         layout: &MetaLayout,
         blocks: impl IntoIterator<Item = (u32, Option<Block>)>,
     ) -> Self {
-        let mut found = Self { transactions: Vec::new(), damage: Vec::new() };
+        let mut found =
+            Self { transactions: Vec::new(), damage: Vec::new(), unusable: BTreeMap::new() };
         // A ring has this many blocks; more would be the caller's error, and must not grow memory.
         let ring = usize::try_from(layout.al_blocks()).expect("a ring has few blocks");
         for (index, block) in blocks.into_iter().take(ring) {
@@ -286,17 +305,14 @@ impl Found {
                 .and_then(|block| Transaction::decode(&block, head, layout));
             match decoded {
                 Ok(transaction) => found.transactions.push(transaction),
-                Err(error) => found.damage.push(AlDamage { index, error }),
+                Err(error) => {
+                    found.damage.push(AlDamage { index, error });
+                    found.unusable.insert(u64::from(index), block);
+                }
             }
         }
         found.transactions.sort_by_key(|t| t.sequence);
         found
-    }
-
-    /// Whether the block with this index could not be read.
-    fn lost(&self, index: u64) -> bool {
-        let unreadable = |d: &AlDamage| d.error == BlockError::Unreadable;
-        self.damage.iter().any(|d| u64::from(d.index) == index && unreadable(d))
     }
 
     fn damaged(&mut self, why: &'static str) -> AlDamaged {
@@ -306,6 +322,18 @@ impl Found {
             next_sequence: self.transactions.last().map_or(0, |t| t.sequence + 1),
         }
     }
+}
+
+/// The sequence number and the updates in the first sector of a block, if that is whole.
+fn first_sector(
+    block: Option<Block>,
+    index: u64,
+    resource: ResourceId,
+    layout: &MetaLayout,
+) -> Option<(u64, Vec<AlUpdate>)> {
+    let number = al_number(u32::try_from(index).ok()?);
+    let head = Head { kind: BlockKind::ActivityLog, number, resource };
+    Transaction::decode_first_sector(&block?, head, layout)
 }
 
 /// What the slots hold after these transactions; `None` when one was never named.
@@ -355,11 +383,50 @@ impl Transaction {
             put(&mut block, AT_CONTEXT + i * 4, pack(*extent));
         }
         block::seal(&mut block, head);
+        let checksum = head_checksum(&block);
+        put(&mut block, AT_HEAD_CHECKSUM, checksum.to_le_bytes());
+        block::seal(&mut block, head);
         block
+    }
+
+    /// What the first sector alone says: `None` unless it is whole and of this place.
+    fn decode_first_sector(
+        block: &Block,
+        head: Head,
+        layout: &MetaLayout,
+    ) -> Option<(u64, Vec<AlUpdate>)> {
+        let mut expected = [0; BLOCK_LEN];
+        block::seal(&mut expected, head);
+        let same = |range: std::ops::Range<usize>| block[range.clone()] == expected[range];
+        let whole = get_u32(block, AT_HEAD_CHECKSUM) == head_checksum(block);
+        if !whole || !same(0..block::AT_CRC) || !same(block::AT_CRC + 4..HEAD_LEN) {
+            return None;
+        }
+        Some((Self::sequence(block, head, layout).ok()?, Self::updates(block, layout).ok()?))
     }
 
     fn decode(block: &Block, head: Head, layout: &MetaLayout) -> Result<Self, BlockError> {
         block::open_of(block, head)?;
+        if get_u32(block, AT_HEAD_CHECKSUM) != head_checksum(block) {
+            return Err(BlockError::Content("the checksum of its first sector is another one"));
+        }
+        let sequence = Self::sequence(block, head, layout)?;
+        let updates = Self::updates(block, layout)?;
+        let slots = layout.al_extents();
+        let context_start = get_u16(block, AT_CONTEXT_START);
+        let context_len = get_u16(block, AT_CONTEXT_LEN);
+        let expected = slots.saturating_sub(context_start).min(AL_CONTEXT);
+        if context_len == 0 || context_len != expected || !context_start.is_multiple_of(AL_CONTEXT)
+        {
+            return Err(BlockError::Content("its slice of the slots is impossible"));
+        }
+        let context = (0..usize::from(context_len))
+            .map(|i| unpack(get_u32(block, AT_CONTEXT + i * 4)))
+            .collect();
+        Ok(Self { sequence, updates, context_start, context })
+    }
+
+    fn sequence(block: &Block, head: Head, layout: &MetaLayout) -> Result<u64, BlockError> {
         let sequence = get_u64(block, AT_SEQUENCE);
         let (slots, ring) = (get_u16(block, AT_SLOTS), get_u32(block, AT_RING));
         if (slots, ring) != (layout.al_extents(), layout.al_blocks()) {
@@ -368,13 +435,10 @@ impl Transaction {
         if al_number_of(sequence, ring) != head.number || sequence >= MAX_SEQUENCE {
             return Err(BlockError::Content("its sequence number belongs into another block"));
         }
-        let context_start = get_u16(block, AT_CONTEXT_START);
-        let context_len = get_u16(block, AT_CONTEXT_LEN);
-        let expected = slots.saturating_sub(context_start).min(AL_CONTEXT);
-        if context_len == 0 || context_len != expected || !context_start.is_multiple_of(AL_CONTEXT)
-        {
-            return Err(BlockError::Content("its slice of the slots is impossible"));
-        }
+        Ok(sequence)
+    }
+
+    fn updates(block: &Block, layout: &MetaLayout) -> Result<Vec<AlUpdate>, BlockError> {
         let count = usize::from(get_u16(block, AT_UPDATES));
         if count > AL_MAX_UPDATES {
             return Err(BlockError::Content("it has too many updates"));
@@ -385,14 +449,20 @@ impl Transaction {
                 extent: unpack(get_u32(block, AT_UPDATE_EXTENTS + i * 4)),
             })
             .collect();
-        if updates.iter().any(|update| update.slot >= slots) {
+        if updates.iter().any(|update| update.slot >= layout.al_extents()) {
             return Err(BlockError::Content("it changes a slot that does not exist"));
         }
-        let context = (0..usize::from(context_len))
-            .map(|i| unpack(get_u32(block, AT_CONTEXT + i * 4)))
-            .collect();
-        Ok(Self { sequence, updates, context_start, context })
+        Ok(updates)
     }
+}
+
+/// Of the first sector, with both checksums in it zero.
+fn head_checksum(block: &Block) -> u32 {
+    let mut sector = [0; SECTOR];
+    sector.copy_from_slice(&block[..SECTOR]);
+    sector[block::AT_CRC..block::AT_CRC + 4].fill(0);
+    sector[AT_HEAD_CHECKSUM..AT_HEAD_CHECKSUM + 4].fill(0);
+    crc32c::crc32c(&sector)
 }
 
 fn al_number_of(sequence: u64, ring: u32) -> u64 {

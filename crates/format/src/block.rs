@@ -18,7 +18,7 @@ const MAGIC: [u8; 8] = *b"HOLDFAST";
 const AT_MAGIC: usize = 0;
 const AT_VERSION: usize = 8;
 const AT_KIND: usize = 10;
-const AT_CRC: usize = 12;
+pub(crate) const AT_CRC: usize = 12;
 const AT_NUMBER: usize = 16;
 const AT_RESOURCE: usize = 24;
 /// Where the fields of the kind begin.

@@ -117,7 +117,9 @@ fn damage_is_told_and_taken_for_out_of_sync() {
     disk.blocks.insert(layout.page_offset(node(1), 0) / BLOCK_SIZE, None);
     disk.write(layout.page_offset(node(1), 3), [7; 4096]);
     disk.write(layout.al_offset(3), [7; 4096]);
-    disk.write(layout.al_offset(7), [7; 4096]);
+    let mut newest = disk.blocks[&(layout.al_offset(7) / BLOCK_SIZE)].unwrap();
+    newest[2000] ^= 1;
+    disk.write(layout.al_offset(7), newest);
     let image = MetaImage::load(&disk, external()).unwrap();
     assert_eq!(image.superblock.sequence, 2);
     let text = texts(&image.check());
