@@ -7,6 +7,7 @@
 
 use crate::engine::Core;
 use crate::event::LinkId;
+use crate::link::Peer;
 use crate::persist::After;
 use crate::planted::PlantedBug;
 use holdfast_format::HISTORY_LEN;
@@ -80,6 +81,8 @@ impl Gens {
 pub(crate) struct Bump {
     current: GenerationId,
     opened: PeerSet,
+    /// Peers that are there and do not get it.
+    left: PeerSet,
     /// Peers that have not said that it is durable there.
     waiting: PeerSet,
     /// Peers that have said so and are still there.
@@ -127,14 +130,28 @@ impl Core {
         let serves = self.serves();
         let previous = if serves.is_none() { self.gens.current } else { serves };
         let current = GenerationId(self.unique());
-        let opened = self.missing;
+        let left = self.came_back_with_less();
+        let opened = self.missing.union(left);
         self.bump_for = PeerSet::EMPTY;
-        let (waiting, told) = (self.receivers, PeerSet::EMPTY);
-        self.bump = Some(Bump { current, opened, waiting, told, writing: false });
-        for peer in self.receivers.iter() {
+        let (waiting, told) = (self.receivers.difference(left), PeerSet::EMPTY);
+        self.bump = Some(Bump { current, opened, left, waiting, told, writing: false });
+        for peer in waiting.iter() {
             self.send(peer, Message::NewGeneration { previous, current, opened });
         }
         self.bump_progress();
+    }
+
+    /// Peers that came back without a write that waits to be completed, where this node is being filled
+    /// itself and so does not fill them, and another one has good data.
+    fn came_back_with_less(&self) -> PeerSet {
+        if self.may_adopt() {
+            return PeerSet::EMPTY;
+        }
+        let fed = |node: &NodeId| self.peers.get(node).is_some_and(Peer::is_fed);
+        let returned = self.bump_for.difference(self.missing).iter();
+        let returned: PeerSet = returned.filter(|node| !fed(node)).collect();
+        let others = self.good_peers().any(|node| !returned.contains(node));
+        if others { returned } else { PeerSet::EMPTY }
     }
 
     /// A peer has the new generation durably.
@@ -186,6 +203,9 @@ impl Core {
             self.refresh_sets();
         }
         self.announce();
+        for peer in bump.left.iter() {
+            self.renegotiate(peer);
+        }
         self.tell_who_is_level();
         self.go_on_with_writes();
         let held: Vec<usize> =
