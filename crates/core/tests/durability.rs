@@ -453,3 +453,83 @@ fn what_is_settled_meanwhile_is_not_lacking_on_disk_any_more() {
     assert_eq!(w.lacking_on_disk(0, 1, 0..72 * BLOCKS), 0);
     assert_eq!(w.peer(0, 1).out_of_sync, 0);
 }
+
+/// Node 1's disk has failed to flush what it was sent, and its node is not running; its page cache
+/// shows what the disk has. The Primary was connected to it then, or was connected again later.
+fn peer_disk_failed(connected: bool) -> World {
+    let mut w = World::new(2);
+    w.promote(0);
+    w.write(0, 1, 1);
+    w.nodes[1].fail_flush = true;
+    w.nodes[1].hold_op = Some(|op| matches!(op, Action::DiskFlush { .. }));
+    w.request(0, RequestKind::Flush);
+    if !connected {
+        w.cut(0, 1);
+    }
+    w.nodes[1].hold_op = None;
+    w.run();
+    w.heal();
+    assert_eq!(w.peer(0, 1).disk, DiskState::Failed);
+    w.kill(1);
+    w.nodes[1].fail_flush = false;
+    w.nodes[1].data.remove(&1);
+    w
+}
+
+fn gets_what_its_disk_never_had(w: &mut World) {
+    w.start(1);
+    assert_eq!(w.snapshot(1).disk, DiskState::UpToDate);
+    assert_eq!(w.nodes[1].data.get(&1), Some(&1));
+}
+
+#[test]
+fn a_node_whose_disk_failed_gets_its_hot_extents_from_who_saw_it() {
+    for connected in [true, false] {
+        let mut w = peer_disk_failed(connected);
+        gets_what_its_disk_never_had(&mut w);
+    }
+}
+
+#[test]
+fn a_failed_disk_that_was_filled_again_has_nothing_to_make_up_for() {
+    let mut w = peer_disk_failed(true);
+    gets_what_its_disk_never_had(&mut w);
+    assert!(!w.on_disk(0).superblock.peers[1].flags.contains(PeerFlags::FAILED));
+    w.kill(1);
+    w.log.clear();
+    w.start(1);
+    assert_eq!(w.peer(0, 1).replication, ReplicationState::Established);
+    assert_eq!(w.resynced(), 0);
+}
+
+#[test]
+fn a_node_that_saw_a_disk_fail_remembers_that_when_it_is_started_again() {
+    let mut w = peer_disk_failed(true);
+    assert_eq!(w.command(0, Command::Stop), Some(Ok(())));
+    w.kill(0);
+    w.start(0);
+    assert_eq!(w.snapshot(0).hot_extents, 0, "it has no doubts of its own");
+    w.promote(0);
+    gets_what_its_disk_never_had(&mut w);
+}
+
+#[test]
+fn a_flush_waits_also_for_a_peer_that_comes_back_before_it_ends() {
+    let mut w = World::new(2);
+    w.promote(0);
+    w.write(0, 1, 1);
+    for i in [0, 1] {
+        w.nodes[i].hold_op = Some(|op| matches!(op, Action::DiskFlush { .. }));
+    }
+    let id = w.request(0, RequestKind::Flush);
+    w.cut(0, 1);
+    w.heal();
+    assert_eq!(w.peer(0, 1).replication, ReplicationState::Established);
+    w.nodes[0].hold_op = None;
+    w.run();
+    assert_eq!(w.result(0, id), None, "it counts as having what it answered before");
+    w.nodes[1].hold_op = None;
+    w.run();
+    assert!(w.ok(0, id));
+    assert_eq!(w.nodes[1].durable.get(&1), Some(&1));
+}
