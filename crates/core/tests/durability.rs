@@ -533,3 +533,19 @@ fn a_flush_waits_also_for_a_peer_that_comes_back_before_it_ends() {
     assert!(w.ok(0, id));
     assert_eq!(w.nodes[1].durable.get(&1), Some(&1));
 }
+
+#[test]
+fn a_failed_disk_that_lost_nothing_has_nothing_to_make_up_for() {
+    let mut w = World::new(2);
+    w.promote(0);
+    w.nodes[1].fail_flush = true;
+    w.request(0, RequestKind::Flush);
+    assert_eq!(w.peer(0, 1).disk, DiskState::Failed);
+    w.kill(1);
+    w.nodes[1].fail_flush = false;
+    w.log.clear();
+    w.start(1);
+    assert_eq!(w.peer(0, 1).replication, ReplicationState::Established);
+    assert_eq!(w.resynced(), 0);
+    assert!(!w.on_disk(0).superblock.peers[1].flags.contains(PeerFlags::FAILED));
+}
