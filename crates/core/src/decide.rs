@@ -404,6 +404,17 @@ mod tests {
         assert_eq!(verdict(&lost, &kept), Verdict::TargetBitmap);
     }
 
+    #[test]
+    fn who_lost_its_cache_earlier_fills_who_lost_it_now() {
+        let now = StateReport { doubtful: true, lost_cache: true, ..report(100, 0, &[]) };
+        let earlier = StateReport { disk: DiskState::UpToDate, ..now.clone() };
+        assert_eq!(verdict(&now, &earlier), Verdict::TargetBitmap);
+        let primary_then = StateReport { crashed_primary: true, ..now };
+        assert_eq!(verdict(&primary_then, &earlier), Verdict::TargetBitmap);
+        let kept = StateReport { lost_cache: false, ..primary_then };
+        assert_eq!(verdict(&kept, &earlier), Verdict::SourceBitmap, "who kept it is better yet");
+    }
+
     fn any_report() -> impl Strategy<Value = StateReport> {
         let id = prop_oneof![Just(0u64), Just(4u64), 100u64..105];
         (

@@ -4,7 +4,7 @@ mod common;
 
 use common::{World, n};
 use holdfast_core::{Action, Command, IoFailure};
-use holdfast_units::{DiskState, ReplicationState, Role};
+use holdfast_units::{ByteRange, DiskState, PeerSet, ReplicationState, Role};
 use holdfast_wire::Message;
 
 /// Nodes 0 and 1 have disks, node 2 is Primary; node 1 lacks 50 blocks, and is not running.
@@ -197,4 +197,26 @@ fn late_news_of_a_member_do_not_take_a_new_generation_back() {
         Message::Changed { role: Role::Secondary, disk: DiskState::UpToDate, current: before };
     assert!(w.forge(1, 2, late));
     assert_eq!(w.snapshot(2).generation, begun);
+}
+
+#[test]
+fn a_target_takes_back_what_only_it_got_when_the_primary_calls_its_source_whole() {
+    let mut w = one_behind();
+    w.nodes[0].hold_op = Some(|op| matches!(op, Action::DiskRead { .. }));
+    w.start(1);
+    assert_eq!(w.peer(1, 0).replication, ReplicationState::SyncTarget);
+    // A write that never reaches the source, and so is not completed.
+    w.hold = Some(Box::new(|a, b, m| (a, b) == (2, 0) && matches!(m, Message::Write { .. })));
+    w.write(2, 2000, 9);
+    assert_eq!(w.nodes[1].data.get(&2000), Some(&9));
+    let mut peers = PeerSet::EMPTY;
+    peers.insert(n(0));
+    let range = ByteRange::new(2000 * 4096, 4096);
+    assert!(w.forge(2, 1, Message::Missed { peers, range }));
+    let current = w.snapshot(0).generation;
+    assert!(w.forge(2, 1, Message::Synced { peer: n(0), current }));
+    w.nodes[0].hold_op = None;
+    w.run();
+    assert_eq!(w.nodes[1].data.get(&2000), None, "as at its source");
+    assert_eq!(w.peer(1, 0).out_of_sync, 0);
 }

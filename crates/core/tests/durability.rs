@@ -4,9 +4,11 @@
 mod common;
 
 use bytes::Bytes;
-use common::World;
-use holdfast_core::{Action, Command, IoFailure, RequestKind};
-use holdfast_units::{ByteRange, DiskState, ReplicationState};
+use common::{World, n};
+use holdfast_core::{Action, Command, CommandId, Event, IoFailure, RequestKind};
+use holdfast_format::{DiskFlags, PeerFlags};
+use holdfast_units::{ByteRange, DiskState, ReplicationState, Role};
+use holdfast_wire::Message;
 
 const MIB: u64 = 1 << 20;
 const EXTENT: u64 = 4 * MIB;
@@ -275,4 +277,275 @@ fn a_primary_whose_disk_failed_serves_nothing_without_its_peer() {
     assert_eq!(w.read(0, 1), Ok(1));
     let id = w.write(0, 1, 3);
     assert!(w.ok(0, id));
+}
+
+const DECREE: Command = Command::Promote { force: true };
+
+fn begin_decree(w: &mut World, i: u8) {
+    w.event(i, Event::Command(CommandId(1000), DECREE));
+    w.run();
+}
+
+fn decreed(w: &World, i: u8) -> bool {
+    w.nodes[usize::from(i)].commands.get(&1000) == Some(&Ok(()))
+}
+
+#[test]
+fn half_copied_data_are_flushed_before_a_decree_makes_them_good() {
+    let mut w = filled_but_for_the_last(false);
+    w.nodes[1].hold_op = Some(flushes_and_last_write);
+    w.nodes[0].hold_op = None;
+    w.run();
+    w.kill(0);
+    begin_decree(&mut w, 1);
+    let last_write =
+        w.nodes[1].held.iter().position(|(_, op)| !matches!(op, Action::DiskFlush { .. }));
+    assert!(!decreed(&w, 1), "a block is still under way to the disk");
+    w.disk_op(1, last_write.unwrap());
+    w.run();
+    assert!(!decreed(&w, 1), "nothing of it is durable");
+    assert!(!w.on_disk(1).superblock.flags.contains(DiskFlags::CONSISTENT));
+    w.nodes[1].hold_op = None;
+    w.run();
+    assert!(decreed(&w, 1));
+    let had = w.nodes[1].data.clone();
+    assert!(w.on_disk(1).superblock.flags.contains(DiskFlags::CONSISTENT));
+    w.lose_power(1);
+    assert!(w.nodes[1].data == had);
+}
+
+#[test]
+fn nothing_is_pulled_over_data_that_are_being_decreed() {
+    let mut w = World::new(3);
+    w.promote(0);
+    w.kill(2);
+    (0..8).for_each(|mib| write_mib(&mut w, 0, mib));
+    assert_eq!(w.command(1, Command::Disconnect { peer: Some(n(0)) }), Some(Ok(())));
+    w.kill(0);
+    // An Outdated one fills node 2, so that no good data are in reach.
+    w.nodes[1].hold_op = Some(|op| matches!(op, Action::DiskRead { .. }));
+    w.cut(1, 2);
+    w.start(2);
+    w.limit_resync_window(2, MIB);
+    w.heal();
+    assert_eq!(w.peer(2, 1).replication, ReplicationState::SyncTarget);
+    w.nodes[2].hold_op = Some(|op| matches!(op, Action::DiskFlush { .. }));
+    w.log.clear();
+    begin_decree(&mut w, 2);
+    assert_eq!(flushes(&w, 2).len(), 1);
+    w.nodes[1].hold_op = None;
+    w.run();
+    assert!(!w.nodes[2].data.is_empty(), "what was asked for before has come");
+    let asked = |(_, _, m): &(u8, u8, Message)| matches!(m, Message::ResyncRequest { .. });
+    assert!(!w.log.iter().any(asked));
+    // The first flush does not cover that.
+    let at = flushes(&w, 2);
+    w.disk_op(2, at[0]);
+    w.run();
+    assert!(!decreed(&w, 2));
+    w.nodes[2].hold_op = None;
+    w.run();
+    assert!(decreed(&w, 2));
+    assert_eq!(w.snapshot(2).role, Role::Primary);
+    assert!(!w.log.iter().any(asked));
+    assert!(w.nodes[2].durable == w.nodes[2].data);
+}
+
+/// 72 extents, and room for 67 in the activity logs. Node 1 lacks 8 MiB and is being filled by node 0,
+/// which reads nothing; `primary` is the one without a disk, if there is one.
+fn filling(diskless: Option<u8>) -> World {
+    let count = if diskless.is_some() { 3 } else { 2 };
+    let mut w = World::build(count, 72 * EXTENT, 67, diskless);
+    let primary = diskless.unwrap_or(0);
+    w.promote(primary);
+    w.kill(1);
+    (0..8).for_each(|mib| write_mib(&mut w, primary, mib));
+    w.nodes[0].hold_op = Some(|op| matches!(op, Action::DiskRead { .. }));
+    w.start(1);
+    assert_eq!(w.peer(0, 1).replication, ReplicationState::SyncSource);
+    assert!(w.on_disk(0).superblock.peers[1].flags.contains(PeerFlags::FILLING));
+    w
+}
+
+/// Node 0 is started again and fills node 1.
+fn restart_source(w: &mut World) {
+    w.nodes[0].hold_op = None;
+    w.start(0);
+    assert!(w.snapshot(1).disk > DiskState::Inconsistent);
+    assert!(w.nodes[0].data == w.nodes[1].data);
+}
+
+#[test]
+fn a_source_that_was_killed_sends_also_what_it_noted_after_the_fill_began() {
+    let mut w = filling(None);
+    w.hold = Some(Box::new(|from, _, m| from == 0 && matches!(m, Message::Write { .. })));
+    w.write(0, 20 * BLOCKS, 9);
+    w.kill(0);
+    w.hold = None;
+    // What it doubts after the crash node 1 does not know to lack.
+    w.start(0);
+    assert!(!w.on_disk(0).superblock.peers[1].flags.contains(PeerFlags::FILLING));
+    w.promote(0);
+    (0..72).filter(|extent| *extent != 20).for_each(|extent| {
+        w.write(0, extent * BLOCKS + 700, 1);
+    });
+    assert_eq!(w.nodes[1].data.get(&(20 * BLOCKS)), None);
+    w.kill(0);
+    restart_source(&mut w);
+    assert_eq!(w.nodes[1].data.get(&(20 * BLOCKS)), Some(&9));
+}
+
+#[test]
+fn a_source_unsays_that_its_target_knows_all_before_it_gives_up_what_that_does_not_know() {
+    let mut w = filling(Some(2));
+    w.hold =
+        Some(Box::new(|from, to, m| (from, to) == (2, 1) && matches!(m, Message::Write { .. })));
+    for extent in 2..72 {
+        w.write(2, extent * BLOCKS + 700, 9);
+    }
+    let given_up = 3 * BLOCKS + 700;
+    assert_eq!(w.nodes[1].data.get(&given_up), None);
+    assert!(!w.on_disk(0).superblock.peers[1].flags.contains(PeerFlags::FILLING));
+    w.kill(0);
+    w.kill(2);
+    w.hold = None;
+    restart_source(&mut w);
+    assert_eq!(w.nodes[1].data.get(&given_up), Some(&9));
+}
+
+/// The Primary has no disk; node 0 has given three extents up in which it wrote, and node 1 gets nothing.
+fn given_up_unsettled() -> World {
+    let mut w = World::build(3, 72 * EXTENT, 67, Some(2));
+    w.promote(2);
+    let held = |from, to, m: &Message| (from, to) == (2, 1) && matches!(m, Message::Write { .. });
+    w.hold = Some(Box::new(held));
+    for extent in 0..70 {
+        w.write(2, extent * BLOCKS, 9);
+    }
+    assert_eq!(w.snapshot(0).hot_extents, 67);
+    w
+}
+
+#[test]
+fn what_is_not_settled_counts_as_lacking_on_disk_once_its_extent_is_given_up() {
+    let mut w = given_up_unsettled();
+    assert_eq!(w.lacking_on_disk(0, 1, 0..1), 1);
+    assert_eq!(w.lacking_on_disk(0, 1, 0..72 * BLOCKS), 3);
+    assert_eq!(w.peer(0, 1).out_of_sync, 0, "in memory it is marked only when its writer is lost");
+    w.kill(0);
+    w.kill(2);
+    w.hold = None;
+    assert_eq!(w.nodes[1].data.get(&0), None);
+    w.start(0);
+    assert_eq!(w.nodes[1].data.get(&0), Some(&9));
+    assert!(w.nodes[0].data == w.nodes[1].data);
+}
+
+#[test]
+fn what_is_settled_meanwhile_is_not_lacking_on_disk_any_more() {
+    let mut w = given_up_unsettled();
+    w.hold = None;
+    w.run();
+    w.pass(200);
+    assert_eq!(w.lacking_on_disk(0, 1, 0..72 * BLOCKS), 3);
+    // The next extent that is given up takes the pages along.
+    w.write(2, 71 * BLOCKS, 9);
+    assert_eq!(w.lacking_on_disk(0, 1, 0..72 * BLOCKS), 0);
+    assert_eq!(w.peer(0, 1).out_of_sync, 0);
+}
+
+/// Node 1's disk has failed to flush what it was sent, and its node is not running; its page cache
+/// shows what the disk has. The Primary was connected to it then, or was connected again later.
+fn peer_disk_failed(connected: bool) -> World {
+    let mut w = World::new(2);
+    w.promote(0);
+    w.write(0, 1, 1);
+    w.nodes[1].fail_flush = true;
+    w.nodes[1].hold_op = Some(|op| matches!(op, Action::DiskFlush { .. }));
+    w.request(0, RequestKind::Flush);
+    if !connected {
+        w.cut(0, 1);
+    }
+    w.nodes[1].hold_op = None;
+    w.run();
+    w.heal();
+    assert_eq!(w.peer(0, 1).disk, DiskState::Failed);
+    w.kill(1);
+    w.nodes[1].fail_flush = false;
+    w.nodes[1].data.remove(&1);
+    w
+}
+
+fn gets_what_its_disk_never_had(w: &mut World) {
+    w.start(1);
+    assert_eq!(w.snapshot(1).disk, DiskState::UpToDate);
+    assert_eq!(w.nodes[1].data.get(&1), Some(&1));
+}
+
+#[test]
+fn a_node_whose_disk_failed_gets_its_hot_extents_from_who_saw_it() {
+    for connected in [true, false] {
+        let mut w = peer_disk_failed(connected);
+        gets_what_its_disk_never_had(&mut w);
+    }
+}
+
+#[test]
+fn a_failed_disk_that_was_filled_again_has_nothing_to_make_up_for() {
+    let mut w = peer_disk_failed(true);
+    gets_what_its_disk_never_had(&mut w);
+    assert!(!w.on_disk(0).superblock.peers[1].flags.contains(PeerFlags::FAILED));
+    w.kill(1);
+    w.log.clear();
+    w.start(1);
+    assert_eq!(w.peer(0, 1).replication, ReplicationState::Established);
+    assert_eq!(w.resynced(), 0);
+}
+
+#[test]
+fn a_node_that_saw_a_disk_fail_remembers_that_when_it_is_started_again() {
+    let mut w = peer_disk_failed(true);
+    assert_eq!(w.command(0, Command::Stop), Some(Ok(())));
+    w.kill(0);
+    w.start(0);
+    assert_eq!(w.snapshot(0).hot_extents, 0, "it has no doubts of its own");
+    w.promote(0);
+    gets_what_its_disk_never_had(&mut w);
+}
+
+#[test]
+fn a_flush_waits_also_for_a_peer_that_comes_back_before_it_ends() {
+    let mut w = World::new(2);
+    w.promote(0);
+    w.write(0, 1, 1);
+    for i in [0, 1] {
+        w.nodes[i].hold_op = Some(|op| matches!(op, Action::DiskFlush { .. }));
+    }
+    let id = w.request(0, RequestKind::Flush);
+    w.cut(0, 1);
+    w.heal();
+    assert_eq!(w.peer(0, 1).replication, ReplicationState::Established);
+    w.nodes[0].hold_op = None;
+    w.run();
+    assert_eq!(w.result(0, id), None, "it counts as having what it answered before");
+    w.nodes[1].hold_op = None;
+    w.run();
+    assert!(w.ok(0, id));
+    assert_eq!(w.nodes[1].durable.get(&1), Some(&1));
+}
+
+#[test]
+fn a_failed_disk_that_lost_nothing_has_nothing_to_make_up_for() {
+    let mut w = World::new(2);
+    w.promote(0);
+    w.nodes[1].fail_flush = true;
+    w.request(0, RequestKind::Flush);
+    assert_eq!(w.peer(0, 1).disk, DiskState::Failed);
+    w.kill(1);
+    w.nodes[1].fail_flush = false;
+    w.log.clear();
+    w.start(1);
+    assert_eq!(w.peer(0, 1).replication, ReplicationState::Established);
+    assert_eq!(w.resynced(), 0);
+    assert!(!w.on_disk(0).superblock.peers[1].flags.contains(PeerFlags::FAILED));
 }

@@ -139,3 +139,32 @@ fn a_half_filled_primary_that_is_killed_is_no_split_brain() {
     assert_eq!(w.nodes[0].data, w.nodes[1].data);
     assert_eq!(w.nodes[1].data.get(&2000), Some(&7));
 }
+
+#[test]
+fn a_member_that_is_back_and_has_filled_another_one_notes_durably_what_that_misses() {
+    let mut w = World::new(3);
+    w.promote(0);
+    w.cut(0, 2);
+    let id = w.write(0, 1, 1);
+    assert!(w.ok(0, id));
+    // Node 1 brings node 2 up to date while the Primary is away, which writes nothing meanwhile.
+    w.cut(0, 1);
+    assert_eq!(w.nodes[2].data.get(&1), Some(&1));
+    assert_eq!(w.snapshot(2).disk, DiskState::UpToDate);
+    let before = w.snapshot(2).generation;
+    assert_eq!(w.snapshot(0).generation, before);
+    w.cut(1, 2);
+    w.heal_between(0, 1);
+    assert_eq!(w.peer(1, 0).connection, ConnectionState::Connected);
+    let id = w.write(0, 2, 2);
+    assert!(w.ok(0, id));
+    w.kill(0);
+    w.kill(1);
+    w.promote(2);
+    w.write(2, 3, 3);
+    w.start(1);
+    w.heal();
+    assert_eq!(w.peer(1, 2).connection, ConnectionState::StandAlone);
+    assert!(w.nodes[1].notices.contains(&Notice::SplitBrain(n(2))));
+    assert_eq!(w.nodes[1].data.get(&2), Some(&2), "a write that was completed is not undone");
+}

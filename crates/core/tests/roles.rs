@@ -301,3 +301,38 @@ fn a_clean_stop_flushes() {
     w.start(0);
     assert_eq!(w.nodes[0].data, w.nodes[1].data);
 }
+
+#[test]
+fn a_disk_that_is_detached_is_durably_outdated_before_it_is_given_up() {
+    for detached in [0u8, 1] {
+        let other = 1 - detached;
+        let mut w = World::new(2);
+        w.promote(0);
+        w.nodes[usize::from(detached)].hold_meta = true;
+        assert_eq!(w.command(detached, Command::Detach), None);
+        assert!(!w.nodes[usize::from(detached)].closed, "what it says is not durable yet");
+        w.kill(detached);
+        w.nodes[usize::from(detached)].hold_meta = false;
+        w.kill(other);
+        // That was under way, and is on the disk.
+        w.start(detached);
+        assert_eq!(promotion(&mut w, detached, false), Some(Err(Refusal::Outdated)));
+    }
+}
+
+#[test]
+fn who_has_detached_its_disk_is_not_promoted_with_it_later() {
+    let mut w = World::new(2);
+    w.promote(0);
+    assert_eq!(w.command(0, Command::Detach), Some(Ok(())));
+    assert!(w.nodes[0].closed);
+    let id = w.write(0, 1, 5);
+    assert!(w.ok(0, id), "node 1 alone has it");
+    w.kill(0);
+    w.kill(1);
+    w.start(0);
+    assert_eq!(promotion(&mut w, 0, false), Some(Err(Refusal::Outdated)));
+    w.start(1);
+    w.promote(0);
+    assert_eq!(w.read(0, 1), Ok(5));
+}

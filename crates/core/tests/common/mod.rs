@@ -150,7 +150,7 @@ impl World {
         Self::build(count, SIZE, 67, Some(count - 1))
     }
 
-    fn build(count: u8, size: u64, al_extents: u16, diskless: Option<u8>) -> Self {
+    pub fn build(count: u8, size: u64, al_extents: u16, diskless: Option<u8>) -> Self {
         let nodes = (0..count)
             .map(|i| Node {
                 core: None,
@@ -207,7 +207,6 @@ impl World {
                 PeerConfig { node: n(p), diskless, standalone: false }
             })
             .collect();
-        let members: PeerSet = peers.iter().map(|p| p.node).collect();
         let node = &mut self.nodes[usize::from(i)];
         node.starts += 1;
         node.wanted = PeerSet::EMPTY;
@@ -229,11 +228,25 @@ impl World {
             self.run();
             return;
         }
-        let image =
-            MetaImage::load(&node.meta as &dyn ReadAt, Placement::External { base: 0 }).unwrap();
-        let attachment = Attachment::read(&image, members);
+        let attachment = self.on_disk(i);
         self.event(i, Event::Attach(Box::new(attachment)));
         self.run();
+    }
+
+    /// What a node's metadata say.
+    pub fn on_disk(&self, i: u8) -> Attachment {
+        let count = u8::try_from(self.nodes.len()).unwrap();
+        let members: PeerSet = (0..count).filter(|p| *p != i).map(n).collect();
+        let meta = &self.nodes[usize::from(i)].meta as &dyn ReadAt;
+        let image = MetaImage::load(meta, Placement::External { base: 0 }).unwrap();
+        Attachment::read(&image, members)
+    }
+
+    /// How many of these blocks a node's bitmap on disk says a member to lack.
+    pub fn lacking_on_disk(&self, i: u8, member: u8, blocks: std::ops::Range<u64>) -> u64 {
+        let found = self.on_disk(i).bitmaps;
+        let bitmap = found.into_iter().find(|(node, _)| *node == n(member)).unwrap().1;
+        bitmap.count_range(blocks)
     }
 
     /// kill -9: what was in flight is gone, what was written stays.
