@@ -134,14 +134,20 @@ pub(crate) fn doubts(a: &StateReport, b_node: NodeId, b: &StateReport) -> bool {
 /// Of two disks of one generation, which both have every write that was completed and flushed:
 /// a node that was only killed still has in its page cache what another one lost with its power.
 fn i_am_better(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateReport) -> bool {
-    let rank = |r: &StateReport| {
+    let rank = |r: &StateReport, by: &StateReport| {
         let current = r.disk != DiskState::Outdated;
         // Clients have worked with what it had left, or a peer was filled with that, and it runs since.
         let lost_earlier = r.lost_cache && r.disk == DiskState::UpToDate;
         let has_all = (!r.lost_cache, lost_earlier);
-        (r.role == Role::Primary, has_all, current, r.crashed_primary && r.doubtful)
+        (
+            r.role == Role::Primary,
+            !by.saw_failure,
+            has_all,
+            current,
+            r.crashed_primary && r.doubtful,
+        )
     };
-    let (a, b) = (rank(mine), rank(theirs));
+    let (a, b) = (rank(mine, theirs), rank(theirs, mine));
     if a == b { me < peer } else { a > b }
 }
 

@@ -119,6 +119,8 @@ pub struct Core {
 
     /// Members whose loss asks for a new generation before the next write completes.
     pub(crate) bump_for: PeerSet,
+    /// Flushes wait for a new generation.
+    pub(crate) flushes_wait: bool,
     pub(crate) bump: Option<Bump>,
     /// Writes that wait for a new generation before they start.
     pub(crate) want_generation: VecDeque<usize>,
@@ -182,6 +184,7 @@ impl Core {
             flush_numbers: BTreeMap::new(),
             disk_serial: 0,
             bump_for: PeerSet::EMPTY,
+            flushes_wait: false,
             bump: None,
             want_generation: VecDeque::new(),
             promotion: None,

@@ -118,11 +118,13 @@ impl Core {
         if self.bump.is_none() && !self.needs_bump() {
             // Whoever was lost came back before a new generation began.
             self.go_on_with_writes();
+            self.go_on_with_flushes();
         }
         if self.bump.is_some() || !self.needs_bump() || self.is_reported() {
             return;
         }
         let wanted = !self.want_generation.is_empty()
+            || self.flushes_wait
             || self.writes.iter().any(|(_, w)| !w.missed.intersection(self.bump_for).is_empty());
         if !wanted {
             return;
@@ -208,6 +210,7 @@ impl Core {
         }
         self.tell_who_is_level();
         self.go_on_with_writes();
+        self.go_on_with_flushes();
         let held: Vec<usize> =
             self.writes.iter().filter(|(_, w)| !w.missed.is_empty()).map(|(k, _)| k).collect();
         for key in held {

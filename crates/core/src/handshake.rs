@@ -274,13 +274,17 @@ impl Core {
         peer.connection = ConnectionState::Connected;
         peer.role = theirs.role;
         peer.disk = theirs.disk;
-        peer.failed |= theirs.disk == DiskState::Failed;
+        let failed = theirs.disk == DiskState::Failed && !peer.failed;
+        peer.failed |= failed;
         peer.current = theirs.generations.current;
         peer.seen |= theirs.disk > DiskState::Failed;
         peer.discard_my_data = false;
         peer.early.append(&mut peer.held);
         std::mem::swap(&mut peer.early, &mut peer.held);
         peer.end_resync();
+        if failed {
+            self.request_superblock(After::Nothing);
+        }
         self.follow(node);
     }
 

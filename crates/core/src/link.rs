@@ -714,7 +714,8 @@ impl Core {
         let moved_on = peer.current == self.gens.current && current != self.gens.current;
         peer.role = role;
         peer.disk = disk;
-        peer.failed |= disk == DiskState::Failed;
+        let failed = disk == DiskState::Failed && !peer.failed;
+        peer.failed |= failed;
         peer.current = current;
         if new_promotion {
             peer.unsettled.clear();
@@ -725,6 +726,9 @@ impl Core {
         if role == Role::Primary && moved_on && self.disk > DiskState::Outdated {
             // The data that it works with are on other disks, and this one does not get its writes.
             self.set_disk(DiskState::Outdated);
+            self.request_superblock(After::Nothing);
+        }
+        if failed {
             self.request_superblock(After::Nothing);
         }
         if disk == DiskState::UpToDate {

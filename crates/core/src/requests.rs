@@ -69,6 +69,8 @@ pub(crate) struct FlushRequest {
     local: Local,
     waiting: PeerSet,
     good: bool,
+    /// A disk failed on it.
+    failed: bool,
 }
 
 impl Core {
@@ -270,9 +272,11 @@ impl Core {
             }
             self.write_missed(key, peer);
         }
+        let failed = self.peers.get(&peer).is_some_and(|p| p.disk == DiskState::Failed);
         let flushes: Vec<usize> = self.flushes.iter().map(|(k, _)| k).collect();
         for key in flushes {
             if self.flushes[key].waiting.remove(peer) {
+                self.flushes[key].failed |= failed;
                 self.answered(peer);
                 self.flush_progress(key);
             }
@@ -398,7 +402,13 @@ impl Core {
         let receivers = if here_only { PeerSet::EMPTY } else { all };
         let has_disk = self.has_disk();
         let local = if has_disk { Local::Pending } else { Local::None };
-        let key = self.flushes.insert(FlushRequest { id, local, waiting: receivers, good: false });
+        let key = self.flushes.insert(FlushRequest {
+            id,
+            local,
+            waiting: receivers,
+            good: false,
+            failed: false,
+        });
         for peer in receivers.iter() {
             self.asked(peer);
             self.send(peer, Message::Flush { id: key as u64 });
@@ -428,6 +438,7 @@ impl Core {
         let Some(flush) = self.flushes.get_mut(key) else { return };
         flush.local = if ok { Local::Ok } else { Local::Failed };
         flush.good |= ok && up_to_date;
+        flush.failed |= !ok;
         self.flush_progress(key);
     }
 
@@ -440,14 +451,28 @@ impl Core {
             return;
         }
         flush.good |= result == PeerResult::Ok && up_to_date;
+        flush.failed |= result == PeerResult::DiskFailed;
         self.answered(peer);
         self.flush_progress(key);
+    }
+
+    /// Goes on with flushes that waited for a new generation.
+    pub(crate) fn go_on_with_flushes(&mut self) {
+        if std::mem::take(&mut self.flushes_wait) {
+            let keys: Vec<usize> = self.flushes.iter().map(|(key, _)| key).collect();
+            keys.into_iter().for_each(|key| self.flush_progress(key));
+        }
     }
 
     /// Completes a flush when everyone has answered, or is durably known to miss what it covers.
     pub(crate) fn flush_progress(&mut self, key: usize) {
         let Some(flush) = self.flushes.get(key) else { return };
         if flush.local == Local::Pending || !flush.waiting.is_empty() {
+            return;
+        }
+        if flush.failed && flush.good && (self.bump.is_some() || self.needs_bump()) {
+            // The disk on which it failed may come back and look as if it had everything.
+            self.flushes_wait = true;
             return;
         }
         let result = if flush.good { Ok(None) } else { Err(IoFailure::NoData) };
