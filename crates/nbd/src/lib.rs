@@ -26,8 +26,8 @@ pub use client::{Client, ClientError, ConnectOptions};
 pub use codec::{Command, Extent, ReplyStyle, TransmissionFlags};
 pub use error::NbdError;
 pub use export::{
-    ClientInfo, Export, ExportInfo, ExportSummary, Exports, OpenRefusal, PeerAddress, ReadChunk,
-    Refusal, ReplyData, Request, RequestKind,
+    ClientInfo, ContextSet, ContextStatus, Export, ExportInfo, ExportSummary, Exports, OpenRefusal,
+    PeerAddress, ReadChunk, Refusal, ReplyData, Request, RequestKind,
 };
 pub use memory::{MemoryExport, SingleExport};
 pub use server::{

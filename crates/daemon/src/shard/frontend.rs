@@ -158,6 +158,7 @@ impl Frontend {
     ) {
         match request.kind {
             RequestKind::Cache => reply.complete(Ok(ReplyData::Done)),
+            RequestKind::Resize => reply.complete(Err(NbdError::NotSupported)),
             RequestKind::BlockStatus => reply.complete(Ok(extents(request.range, disk))),
             _ if !self.waiting.is_empty() || !self.has_room(cost(&request)) => {
                 self.waiting.push_back((request, reply));
@@ -203,7 +204,10 @@ impl Frontend {
                 stats.writes += 1;
                 stats.written_bytes += request.range.len;
             }
-            RequestKind::Flush | RequestKind::Cache | RequestKind::BlockStatus => {}
+            RequestKind::Flush
+            | RequestKind::Cache
+            | RequestKind::BlockStatus
+            | RequestKind::Resize => {}
         }
     }
 
@@ -386,5 +390,5 @@ fn extents(range: ByteRange, disk: Option<&DiskDriver>) -> ReplyData {
             .collect(),
         _ => vec![Extent::data(range.len)],
     };
-    ReplyData::Extents(extents)
+    ReplyData::allocation(extents)
 }

@@ -1,11 +1,11 @@
-use super::admit::{Verdict, judge};
+use super::admit::{Verdict, judge, judge_filter};
 use super::negotiate::Session;
 use super::reply::{Shared, Ticket};
 use super::stall::{Moved, Moves};
 use super::{Reply, ServeError, ServerOptions};
 use crate::codec::consts::command_flag as flag;
 use crate::codec::{Command, Extent, RequestHeader};
-use crate::{PayloadBuf, ReplyData, Request, RequestKind};
+use crate::{ContextSet, PayloadBuf, ReplyData, Request, RequestKind};
 use bytes::Bytes;
 use holdfast_units::ByteRange;
 use std::cell::RefCell;
@@ -51,8 +51,9 @@ pub(super) struct Connection<'a, S> {
 /// What the socket's next bytes belong to, apart from request headers.
 enum Arriving {
     Nothing,
-    /// The payload of a write, `filled` bytes of which are there.
+    /// The payload of a request, `filled` bytes of which are there.
     Payload {
+        kind: RequestKind,
         head: RequestHeader,
         buf: Box<dyn PayloadBuf>,
         filled: usize,
@@ -72,8 +73,8 @@ enum Took {
 
 impl<S> Drop for Connection<'_, S> {
     fn drop(&mut self) {
-        if let Arriving::Payload { head, .. } = &self.arriving {
-            self.shared.release_bytes(head.len);
+        if let Arriving::Payload { kind, head, .. } = &self.arriving {
+            self.shared.release_bytes(cost(*kind, head));
         }
         self.shared.close();
     }
@@ -349,13 +350,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                 }
                 left == 0
             }
-            Arriving::Payload { head, mut buf, filled } => {
+            Arriving::Payload { kind, head, mut buf, filled } => {
                 if filled < buf.bytes_mut().len() {
-                    self.arriving = Arriving::Payload { head, buf, filled };
+                    self.arriving = Arriving::Payload { kind, head, buf, filled };
                     return false;
                 }
                 self.moved.messages += 1;
-                self.submit(RequestKind::Write, &head, buf.freeze());
+                self.submit(kind, &head, buf.freeze());
                 *submitted = true;
                 true
             }
@@ -382,7 +383,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         let filled = here.len().min(target.len());
         target[..filled].copy_from_slice(&here[..filled]);
         self.input.consume(filled);
-        self.arriving = Arriving::Payload { head, buf, filled };
+        self.arriving = Arriving::Payload { kind, head, buf, filled };
     }
 
     fn ticket(&self, head: &RequestHeader, kind: RequestKind, reserved: u64) -> Ticket {
@@ -392,17 +393,32 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             range: ByteRange::new(head.offset, head.len),
             df: head.flags & flag::DF != 0,
             req_one: head.flags & flag::REQ_ONE != 0,
+            contexts: ContextSet::default(),
             min_block: self.session.info.min_block.max(1).into(),
             reserved,
         }
     }
 
     fn submit(&self, kind: RequestKind, head: &RequestHeader, payload: Bytes) {
-        let ticket = self.ticket(head, kind, cost(kind, head));
-        if kind == RequestKind::BlockStatus && !self.session.info.can_block_status {
-            let all = ReplyData::Extents(vec![Extent::data(ticket.range.len)]);
+        let mut ticket = self.ticket(head, kind, cost(kind, head));
+        let mut contexts = self.session.contexts;
+        if kind == RequestKind::BlockStatus && !payload.is_empty() {
+            match judge_filter(head, &payload, &self.session) {
+                Ok((head, chosen)) => {
+                    ticket = self.ticket(&head, kind, 0);
+                    contexts = chosen;
+                }
+                Err(error) => return ticket.answer(&self.shared, Err(error)),
+            }
+        }
+        if kind != RequestKind::BlockStatus {
+            contexts = ContextSet::default();
+        } else if !self.session.info.can_block_status {
+            let all = ReplyData::allocation(vec![Extent::data(ticket.range.len)]);
+            ticket.contexts = contexts;
             return ticket.answer(&self.shared, Ok(all));
         }
+        ticket.contexts = contexts;
         let request = Request {
             kind,
             range: ticket.range,
@@ -410,8 +426,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             no_hole: head.flags & flag::NO_HOLE != 0,
             fast_zero: head.flags & flag::FAST_ZERO != 0,
             req_one: ticket.req_one,
+            contexts,
             df: ticket.df,
-            payload,
+            payload: if kind == RequestKind::Write { payload } else { Bytes::new() },
         };
         self.session.export.submit(request, Reply::new(Rc::clone(&self.shared), ticket));
     }
