@@ -31,6 +31,7 @@ pub use export::{
 };
 pub use memory::{MemoryExport, SingleExport};
 pub use server::{
-    Reply, ServeError, ServerOptions, ServerTls, SharedMemory, Shutdown, ShutdownHandle, serve,
+    AllowError, AllowList, AllowedNet, Reply, ServeError, ServerOptions, ServerTls, SharedMemory,
+    Shutdown, ShutdownHandle, TlsFileError, serve,
 };
 pub use uri::{NbdUri, UriError, UriTransport};

@@ -1,6 +1,7 @@
 //! The server's side of one connection.
 
 mod admit;
+mod allow;
 mod connection;
 mod memory;
 mod negotiate;
@@ -10,10 +11,13 @@ mod shutdown;
 mod stall;
 #[cfg(test)]
 mod tests;
+mod tls;
 
+pub use allow::{AllowError, AllowList, AllowedNet};
 pub use memory::SharedMemory;
 pub use reply::Reply;
 pub use shutdown::{Shutdown, ShutdownHandle};
+pub use tls::TlsFileError;
 
 use crate::codec::OptionHeader;
 use crate::codec::consts::PORTABLE_PAYLOAD;
