@@ -12,6 +12,7 @@ mod not_yet;
 mod options;
 mod output;
 mod parse;
+mod serve;
 mod session;
 mod status;
 mod table;
@@ -59,6 +60,7 @@ fn dispatch(matches: &ArgMatches, ui: &Ui) -> Result<ExitCode, ApiError> {
         Command::Completions { shell } => manual::completions(ui, shell),
         Command::Man { dir } => manual::man(ui, dir.as_deref()),
         Command::Meta(command) => meta::run(ui, &command),
+        Command::Serve(arguments) => serve::run(ui, &arguments),
         Command::Demo(arguments) => demo::run(ui, &arguments),
         Command::Call(call) => {
             let session = Session::new(ui, &cli.global);
