@@ -36,6 +36,8 @@ impl NbdExport {
         let mut info = ExportInfo::new(name, resource.size());
         info.can_trim = true;
         info.can_zero = true;
+        info.can_fast_zero = true;
+        info.can_cache = true;
         info.can_multi_conn = true;
         info.can_block_status = true;
         info
@@ -160,6 +162,9 @@ impl Frontend {
             RequestKind::Cache => reply.complete(Ok(ReplyData::Done)),
             RequestKind::Resize => reply.complete(Err(NbdError::NotSupported)),
             RequestKind::BlockStatus => reply.complete(Ok(extents(request.range, disk))),
+            RequestKind::WriteZeroes if request.fast_zero && !is_fast(&request) => {
+                reply.complete(Err(NbdError::NotSupported));
+            }
             _ if !self.waiting.is_empty() || !self.has_room(cost(&request)) => {
                 self.waiting.push_back((request, reply));
             }
@@ -338,6 +343,12 @@ impl Frontend {
             }
         }
     }
+}
+
+/// Whether zeroing takes less than writing zeroes: no zeroes travel to the peers, and nothing is
+/// read to make blocks whole.
+const fn is_fast(request: &Request) -> bool {
+    request.range.is_aligned() && !request.no_hole
 }
 
 /// The bytes that a request holds.

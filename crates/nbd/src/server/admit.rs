@@ -113,10 +113,7 @@ const fn kind_of(command: Command) -> Option<RequestKind> {
 }
 
 const fn is_write(kind: RequestKind) -> bool {
-    matches!(
-        kind,
-        RequestKind::Write | RequestKind::Trim | RequestKind::WriteZeroes | RequestKind::Resize
-    )
+    matches!(kind, RequestKind::Write | RequestKind::Trim | RequestKind::WriteZeroes)
 }
 
 fn allowed_flags(kind: RequestKind, session: &Session) -> u16 {
@@ -143,7 +140,7 @@ fn offered(kind: RequestKind, session: &Session) -> bool {
         RequestKind::WriteZeroes => info.can_zero,
         RequestKind::Cache => info.can_cache,
         RequestKind::BlockStatus => !session.contexts.is_empty(),
-        RequestKind::Resize => info.can_resize,
+        RequestKind::Resize => info.can_resize && !info.read_only,
     }
 }
 

@@ -205,3 +205,31 @@ fn a_part_that_cannot_be_filled_is_left_alone() {
     drop(client);
     bench.end().unwrap();
 }
+
+#[test]
+fn filling_does_not_undo_a_write_that_comes_meanwhile() {
+    let stores = [MemoryStore::new(MIB), MemoryStore::new(MIB)];
+    stores[0].write(0, &[5; 8192]);
+    let (first, _) = memory("first", &stores[0]);
+    let (mut second, faults) = memory("second", &stores[1]);
+    second.state = State::Filling;
+    faults.add("write:hold:count=1".parse().unwrap()).unwrap();
+    let bench = Bench::new(Shape::Mirror, vec![first, second]);
+    let (mut client, mut writer) = (bench.client(), bench.client());
+    while faults.held() == 0 {
+        std::thread::yield_now();
+    }
+    let writer = std::thread::spawn(move || writer.write_at(&[9; 4096], 0).unwrap());
+    // Time for the write to get as far as it may.
+    for _ in 0..100 {
+        read(&mut client, 8192, 4096);
+    }
+    faults.release();
+    writer.join().unwrap();
+    assert_eq!(read(&mut client, 0, 4096), [9; 4096]);
+    while !matches!(bench.notice(), Notice::Filled { .. }) {}
+    drop(client);
+    bench.end().unwrap();
+    assert_eq!(content(&stores[1])[..8192], [[9; 4096], [5; 4096]].concat());
+    assert!(content(&stores[0]) == content(&stores[1]));
+}
