@@ -1,5 +1,6 @@
 //! `serve`: an NBD server for files and devices, without a daemon.
 
+mod arguments;
 mod changes;
 mod export;
 mod layout;
@@ -11,8 +12,10 @@ mod record;
 mod report;
 mod volume;
 
-use crate::args::{Direct, LayoutArg, Serve, TlsWhen};
+pub(crate) use arguments::Serve;
+
 use crate::output::Ui;
+use arguments::{Direct, LayoutArg, TlsWhen};
 use export::Catalogue;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_nbd::{AllowList, NbdUri, ServerTls, Shutdown, ShutdownHandle};

@@ -4,6 +4,7 @@
 mod fill;
 mod grow;
 mod mirror;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -11,9 +12,7 @@ use super::changes::Changes;
 use super::layout::{Layout, Piece};
 use super::order::Order;
 use super::part::{Part, State};
-use holdfast_nbd::{
-    ContextSet, ContextStatus, Extent, NbdError, ReadChunk, Reply, ReplyData, Request, RequestKind,
-};
+use holdfast_nbd::{NbdError, ReadChunk, Reply, ReplyData, Request, RequestKind};
 use holdfast_store::{Completion, DiskError, DiskErrorKind, DiskOp, OpId, Outcome};
 use holdfast_units::ByteRange;
 pub(super) use mirror::Marks;
@@ -32,10 +31,6 @@ use tokio::task::spawn_local;
 const MAX_JOBS: usize = 2048;
 /// Reads from this length on are answered without data when nothing is there.
 const LONG_READ: u64 = 64 << 10;
-/// The most extents in one answer about allocation.
-const MAX_EXTENTS: usize = 4096;
-/// The index of the context for what was changed: the first after `base:allocation`.
-const CHANGED: usize = 1;
 
 /// Something about the parts that people should know.
 #[derive(Clone, Debug)]
@@ -449,39 +444,6 @@ impl Inner {
     fn zeroes_fast(&self, request: &Request) -> bool {
         let mut used = self.parts.iter().filter(|part| part.state != State::Failed);
         !request.no_hole && used.all(|part| part.info().fast_zeroes)
-    }
-
-    fn read_ahead(&self, range: ByteRange) {
-        for (part, range) in self.layout.spans(range) {
-            let part = if self.layout.is_mirror() { self.source() } else { part };
-            self.parts[part].read_ahead(range);
-        }
-    }
-
-    fn status(&self, request: &Request) -> Vec<ContextStatus> {
-        let tell = |context| {
-            let extents = match (context, &self.changes) {
-                (ContextSet::ALLOCATION, _) => self.allocation(request.range),
-                (CHANGED, Some(changes)) => changes.extents(request.range),
-                _ => Vec::new(),
-            };
-            ContextStatus { context, extents }
-        };
-        request.contexts.iter().map(tell).collect()
-    }
-
-    /// What a range holds, as far as one answer goes.
-    fn allocation(&self, range: ByteRange) -> Vec<Extent> {
-        let mut extents = Vec::new();
-        for piece in self.layout.pieces(range) {
-            let part = if self.layout.is_mirror() { self.source() } else { piece.part };
-            let room = MAX_EXTENTS - extents.len();
-            extents.extend(self.parts[part].allocation(piece.range(), room));
-            if extents.len() >= MAX_EXTENTS {
-                break;
-            }
-        }
-        extents
     }
 }
 

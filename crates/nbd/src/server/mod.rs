@@ -3,6 +3,7 @@
 mod admit;
 mod allow;
 mod connection;
+mod input;
 mod memory;
 mod negotiate;
 mod outbox;
