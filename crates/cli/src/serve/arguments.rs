@@ -1,6 +1,6 @@
 //! The grammar of `serve`.
 
-use crate::parse::{chunk, connections, export, export_name};
+use crate::parse::{chunk, connections, export, export_name, size};
 use clap::{Args, ValueEnum};
 use holdfast_nbd::AllowedNet;
 use std::path::PathBuf;
@@ -27,6 +27,9 @@ pub(crate) struct Serve {
     /// A text for people that clients can show
     #[arg(long, value_name = "TEXT", value_parser = export_name)]
     pub(crate) description: Option<String>,
+    /// The size of each PATH; files that are not there are made with it, sparse
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "read_only")]
+    pub(crate) size: Option<u64>,
     /// Refuse writes
     #[arg(long)]
     pub(crate) read_only: bool,

@@ -39,13 +39,18 @@ pub(super) enum Listener {
     Unix(UnixListener, UnixSocket),
 }
 
-/// The file of a Unix socket; gone when this is dropped.
-pub(super) struct UnixSocket(PathBuf);
+/// The file of a Unix socket; gone when this is dropped, if it was made here.
+pub(super) struct UnixSocket {
+    path: PathBuf,
+    own: bool,
+}
 
 impl Drop for UnixSocket {
     fn drop(&mut self) {
-        // Somebody else may have removed it.
-        let _ = std::fs::remove_file(&self.0);
+        if self.own {
+            // Somebody else may have removed it.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -86,12 +91,17 @@ impl Listener {
             UnixListener::from_std(listener)
         });
         match listener {
-            Ok(listener) => Ok(Self::Unix(listener, UnixSocket(path))),
+            Ok(listener) => Ok(Self::Unix(listener, UnixSocket { path, own: true })),
             Err(why) if why.kind() == ErrorKind::AddrInUse => {
                 Err(refuse(&place, "something is there already").hint("choose another path"))
             }
             Err(why) => Err(refuse(&place, &reason(&why))),
         }
+    }
+
+    /// A Unix socket that belongs to whoever started the server.
+    pub(super) const fn handed_over(listener: UnixListener, path: PathBuf) -> Self {
+        Self::Unix(listener, UnixSocket { path, own: false })
     }
 
     /// How clients reach an export by it: by name of this machine, where it has one.
@@ -100,7 +110,7 @@ impl Listener {
             Self::Tcp(_, address) => {
                 NbdUri::tcp(reachable(address.ip()).to_string(), address.port(), export)
             }
-            Self::Unix(_, socket) => NbdUri::unix(&socket.0, export),
+            Self::Unix(_, socket) => NbdUri::unix(&socket.path, export),
         };
         uri.tls = tls;
         uri

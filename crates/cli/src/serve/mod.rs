@@ -3,6 +3,7 @@
 mod arguments;
 mod changes;
 mod export;
+mod inherited;
 mod layout;
 mod listen;
 mod open;
@@ -12,10 +13,10 @@ mod record;
 mod report;
 mod volume;
 
-pub(crate) use arguments::Serve;
+pub(crate) use arguments::{Serve, TlsWhen};
 
 use crate::output::Ui;
-use arguments::{Direct, LayoutArg, TlsWhen};
+use arguments::{Direct, LayoutArg};
 use export::Catalogue;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_nbd::{AllowList, NbdUri, ServerTls, Shutdown, ShutdownHandle};
@@ -25,6 +26,7 @@ use listen::{Listener, Server};
 use open::{Plan, list_parts};
 use report::{Announced, Pace, Reporter};
 use rustix::process::{Resource, getrlimit, setrlimit};
+use socket2::Socket;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, LocalOptions};
@@ -43,19 +45,20 @@ const LEAVE: Duration = Duration::from_secs(8);
 
 /// Serves until SIGTERM or SIGINT, or until the last client has gone.
 pub(crate) fn run(ui: &Ui, args: &Serve) -> Result<(), ApiError> {
+    let sockets = inherited::take()?;
     raise_file_limit();
     become_flusher();
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let runtime = runtime.map_err(|why| {
         ApiError::new(ErrorCode::Internal, format!("the server was not started: {why}"))
     })?;
-    let result = runtime.block_on(serve(ui, args));
+    let result = runtime.block_on(serve(ui, args, sockets));
     // What still blocks must not hold the end up.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn serve(ui: &Ui, args: &Serve) -> Result<(), ApiError> {
+async fn serve(ui: &Ui, args: &Serve, sockets: Vec<Socket>) -> Result<(), ApiError> {
     let mut signals = Signals::new()?;
     let tls = server_tls(args)?;
     let reporter = Rc::new(Reporter::new(ui));
@@ -67,7 +70,7 @@ async fn serve(ui: &Ui, args: &Serve) -> Result<(), ApiError> {
         let tell: Tell = Rc::new(move |notice| reporter.notice(&name, &notice));
         catalogue.push(plan.open(&pool, &tell)?);
     }
-    let listeners = listeners(args).await?;
+    let listeners = listeners(args, sockets).await?;
     let announced = announced(&plans, &catalogue, &listeners, tls.is_some());
     let (stop, shutdown) = Shutdown::new();
     let limits = (AllowList::new(args.allow.clone()), args.max_connections);
@@ -167,6 +170,7 @@ fn plans(args: &Serve) -> Result<Vec<Plan>, ApiError> {
             Direct::Never => Some(false),
         },
         track_changes: args.track_changes,
+        size: args.size,
     };
     let mut plans = Vec::new();
     if !args.paths.is_empty() {
@@ -192,8 +196,9 @@ fn server_tls(args: &Serve) -> Result<Option<ServerTls>, ApiError> {
     })
 }
 
-async fn listeners(args: &Serve) -> Result<Vec<Listener>, ApiError> {
-    let mut listeners = Vec::new();
+async fn listeners(args: &Serve, sockets: Vec<Socket>) -> Result<Vec<Listener>, ApiError> {
+    let handed_over: Result<Vec<_>, _> = sockets.into_iter().map(inherited::listen).collect();
+    let mut listeners = handed_over?;
     for text in &args.listen {
         listeners.push(Listener::tcp(text).await?);
     }
@@ -251,6 +256,8 @@ fn elsewhere(args: &Serve, listeners: &[Listener], announced: &[Announced]) -> S
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// The terminal has gone; `None` where that is of no interest (`nohup`).
+    hangup: Option<Signal>,
 }
 
 impl Signals {
@@ -263,15 +270,31 @@ impl Signals {
         Ok(Self {
             terminate: hook(SignalKind::terminate())?,
             interrupt: hook(SignalKind::interrupt())?,
+            hangup: if ignores_hangup() { None } else { Some(hook(SignalKind::hangup())?) },
         })
     }
 
     async fn end(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = hangup => {}
         }
     }
+}
+
+/// Whether whoever started this process wants it to outlive its terminal.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Every client takes a file descriptor: as many as the system lets this process have.

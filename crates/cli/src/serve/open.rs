@@ -5,9 +5,12 @@ use super::layout::{Layout, Shape};
 use super::part::{Part, PartOptions, State};
 use super::record::{Doubt, Record, decide};
 use super::volume::{Marks, Tell, Volume};
+use holdfast_api::error::without_numbers;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_store::{BufferPool, OpenError, OpenErrorKind};
 use holdfast_units::format_size;
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +25,8 @@ pub(super) struct Plan {
     pub(super) resizable: bool,
     pub(super) direct: Option<bool>,
     pub(super) track_changes: bool,
+    /// The size of each path; those that are not there are made with it.
+    pub(super) size: Option<u64>,
 }
 
 impl Plan {
@@ -37,13 +42,21 @@ impl Plan {
     /// Opens its parts. Nothing is written but what a mirror remembers of them.
     ///
     /// # Errors
-    /// Why it cannot be served, in one sentence.
+    /// Why it cannot be served, in one sentence. Files that were made are gone again.
     pub(super) fn open(&self, pool: &BufferPool, tell: &Tell) -> Result<Served, ApiError> {
         self.check_paths()?;
+        let made = Made::make(self)?;
+        let served = self.open_all(pool, tell)?;
+        made.keep();
+        Ok(served)
+    }
+
+    fn open_all(&self, pool: &BufferPool, tell: &Tell) -> Result<Served, ApiError> {
         let options = PartOptions { read_only: self.read_only, direct: self.direct };
         let parts = self.paths.iter().map(|path| Part::open(path, options, pool));
         let parts: Result<Vec<Part>, _> = parts.collect();
         let mut parts = parts.map_err(|why| self.unusable(&why))?;
+        self.check_sizes(&parts)?;
         // One part alone is what it is, whatever the layout.
         let shape = if parts.len() == 1 { Shape::Concat } else { self.shape };
         let layout = self.layout(shape, &parts)?;
@@ -81,6 +94,20 @@ impl Plan {
         Ok(())
     }
 
+    fn check_sizes(&self, parts: &[Part]) -> Result<(), ApiError> {
+        let Some(size) = self.size else { return Ok(()) };
+        let Some(other) = parts.iter().find(|part| part.size() != size) else { return Ok(()) };
+        let why = format!(
+            "{} has {}, not {}",
+            other.path.display(),
+            format_size(other.size()),
+            format_size(size)
+        );
+        Err(self.refuse(ErrorCode::InvalidSize, &why).hint(
+            "without `--size` it is served as it is; files that are not there are made with it",
+        ))
+    }
+
     fn unusable(&self, why: &OpenError) -> ApiError {
         let code = match why.kind {
             OpenErrorKind::NotFound => ErrorCode::DiskNotFound,
@@ -92,6 +119,9 @@ impl Plan {
         match why.kind {
             OpenErrorKind::ReadOnly | OpenErrorKind::PermissionDenied if !self.read_only => {
                 error.hint("`--read-only` serves what cannot be written")
+            }
+            OpenErrorKind::NotFound if !self.read_only => {
+                error.hint("`--size 10G` makes a file that is not there")
             }
             _ => error,
         }
@@ -200,6 +230,46 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// Files that were made for an export; gone again unless they are kept.
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    fn make(plan: &Plan) -> Result<Self, ApiError> {
+        let mut made = Self(Vec::new());
+        let Some(size) = plan.size else { return Ok(made) };
+        for path in plan.paths.iter().filter(|path| path.symlink_metadata().is_err()) {
+            let file = File::options().write(true).create_new(true).open(path);
+            let sized = file.and_then(|file| {
+                made.0.push(path.clone());
+                file.set_len(size)
+            });
+            sized.map_err(|why| {
+                let why = format!("{} cannot be made: {}", path.display(), plain(&why));
+                plan.refuse(ErrorCode::DiskUnusable, &why)
+            })?;
+        }
+        Ok(made)
+    }
+
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // It is empty: nothing is lost when it stays.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// An error without the number that people do not need.
+fn plain(why: &io::Error) -> String {
+    without_numbers(&why.to_string())
 }
 
 fn forget_hint(path: &str) -> String {

@@ -326,3 +326,32 @@ fn nbdfuse_shows_a_file() {
     assert_eq!(len, 32 * MIB);
     assert_eq!(files::read(&scratch.join("disk"), 4096, 4), b"fuse");
 }
+
+/// libnbd opens the socket and starts the server, as systemd would.
+const HANDED_OVER: &str = r#"
+h = nbd.NBD()
+h.connect_systemd_socket_activation([sys.argv[1], "serve", "--quiet", sys.argv[2]])
+assert h.get_size() == 32 << 20
+h.pwrite(b"handed over", 0)
+h.shutdown()
+"#;
+
+#[test]
+fn a_socket_can_be_handed_over() {
+    if !have_libnbd() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let path = scratch.join("disk");
+    files::make_sparse(&path, 32 * MIB);
+    let disk = path.display().to_string();
+    nbdsh(HANDED_OVER, &[&crate::binary(), &disk]);
+    assert_eq!(files::read(&path, 0, 11), b"handed over");
+    // Descriptors that are no sockets, and ones that are not open at all.
+    for redirect in ["3</dev/null", "3<&-"] {
+        let script = format!("LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" serve \"$1\" {redirect}");
+        let output = run(Command::new("sh").args(["-c", &script, &crate::binary(), &disk]));
+        assert_eq!(output.status, 1, "{output}");
+        assert!(output.stderr.contains("cannot be listened at: descriptor 3"), "{output}");
+    }
+}

@@ -20,7 +20,7 @@ fn disk() -> Scratch {
 #[test]
 fn it_ends_while_clients_are_in_every_state() {
     let scratch = disk();
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut server = Server::start(scratch.path(), &[&TCP[..], &["--unix", "socket"]].concat());
         let silent: Vec<_> = (0..25).map(|_| connect(&server)).collect();
         let half: Vec<_> = (0..25)

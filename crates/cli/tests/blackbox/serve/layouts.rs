@@ -195,3 +195,17 @@ fn a_block_device_is_served_as_it_is() {
     run_ok(Command::new("losetup").args(["-d", device]));
     files::assert_equal(&image, &file, 8 * MIB);
 }
+
+#[test]
+fn files_that_are_not_there_are_made_where_a_size_is_given() {
+    let scratch = Scratch::new();
+    let arguments = ["x", "y", "--layout", "stripe", "--size", "3M", "--listen", "127.0.0.1:0"];
+    for _ in 0..2 {
+        let server = Server::start(scratch.path(), &arguments);
+        assert_eq!(server.ready["exports"][0]["size_bytes"], 6 * MIB);
+        server.stop();
+    }
+    for name in ["x", "y"] {
+        assert_eq!(scratch.join(name).metadata().expect("it was made").len(), 3 * MIB);
+    }
+}

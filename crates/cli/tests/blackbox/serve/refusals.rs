@@ -27,6 +27,9 @@ fn what_is_wrong_is_said_in_one_sentence_with_a_way_out() {
         (&["dir"], "it is a directory"),
         (&["empty"], "it is empty"),
         (&["a", "again"], "again is named twice"),
+        (&["a", "--size", "2M"], "the export was not served: a has 1 MiB, not 2 MiB"),
+        (&["new", "a", "--size", "2M"], "a has 1 MiB, not 2 MiB"),
+        (&["no/new", "--size", "2M"], "no/new cannot be made: No such file or directory"),
         (&["a", "small", "--layout", "stripe"], "a part is smaller than the chunk of 64 KiB"),
         (
             &["a", "--name", "x", "--export", "x=b"],
@@ -57,6 +60,7 @@ fn what_is_wrong_is_said_in_one_sentence_with_a_way_out() {
         assert!(json.stderr.starts_with("{\"error\":{\"code\":\""), "{json}");
     }
     assert!(scratch.join("b").is_file());
+    assert!(!scratch.join("new").exists(), "what was made for nothing is gone again");
 }
 
 #[test]
@@ -72,6 +76,8 @@ fn a_line_that_cannot_be_understood_is_a_usage_error() {
         &["a", "--tls", "optional"],
         &["a", "--tls-verify-peer"],
         &["a", "--read-only", "--resizable"],
+        &["a", "--read-only", "--size", "1M"],
+        &["a", "--size", "much"],
         &["a", "--max-connections", "0"],
         &["a", "--name", &"n".repeat(4097)],
     ] {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Certificates as all these programs want them, in a directory of its own.
-fn certificates(directory: &Path) {
+pub(crate) fn certificates(directory: &Path) {
     std::fs::create_dir(directory).expect("it can be made");
     let write = |name: &str, text: &str| {
         std::fs::write(directory.join(name), text).expect("there is room");
