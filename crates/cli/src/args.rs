@@ -1,5 +1,6 @@
 //! The grammar of the command line.
 
+use crate::daemon::NbdAccess;
 use crate::parse::{absolute_path, duration, key_value, meta_place, name, name_or_all};
 use crate::parse::{positive_seconds, size};
 use crate::serve::Serve;
@@ -171,6 +172,8 @@ pub(crate) struct Daemon {
     /// Where NBD clients reach it by TCP [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) nbd_listen: Option<String>,
+    #[command(flatten)]
+    pub(crate) nbd_access: NbdAccess,
     /// Where the HTTP API is reached by TCP [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) http: Option<String>,

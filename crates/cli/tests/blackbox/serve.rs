@@ -6,7 +6,7 @@ mod ends;
 mod layouts;
 mod mirror;
 mod refusals;
-mod tls;
+pub(crate) mod tls;
 
 use crate::{SOON, binary};
 use holdfast_testkit::Output;
@@ -149,7 +149,7 @@ impl Drop for Server {
 }
 
 /// Whether all of these programs can be used; says which cannot.
-fn have(tools: &[&str]) -> bool {
+pub(crate) fn have(tools: &[&str]) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let sbin = ["/usr/sbin".into(), "/sbin".into()];
     let places: Vec<_> = std::env::split_paths(&path).chain(sbin).collect();
