@@ -93,9 +93,11 @@ pub(crate) enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
+    /// Print the manual page of a command
     #[command(hide = true)]
     Man {
+        /// The command; none for the whole
+        command: Vec<String>,
         /// Write the pages of all commands into this directory instead
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,

@@ -1,7 +1,6 @@
 //! `daemon`.
 
 use crate::args::Daemon;
-use crate::serve::TlsWhen;
 use clap::Args;
 use holdfast_api::ApiError;
 use holdfast_daemon::DaemonOptions;
@@ -15,8 +14,8 @@ pub(crate) struct NbdAccess {
     #[arg(long, value_name = "DIR")]
     nbd_tls_certificates: Option<PathBuf>,
     /// Whether NBD clients may do without TLS [default: required]
-    #[arg(long, value_name = "WHEN")]
-    nbd_tls: Option<TlsWhen>,
+    #[arg(long, value_name = "WHEN", value_parser = ["required", "optional"])]
+    nbd_tls: Option<String>,
     /// Let in only NBD clients with a certificate that ca-cert.pem of the directory has signed
     #[arg(long)]
     nbd_tls_verify_peer: bool,
@@ -29,7 +28,7 @@ impl From<NbdAccess> for holdfast_daemon::NbdAccess {
     fn from(access: NbdAccess) -> Self {
         Self {
             tls_certificates: access.nbd_tls_certificates,
-            tls_optional: access.nbd_tls.map(|when| when == TlsWhen::Optional),
+            tls_optional: access.nbd_tls.map(|when| when == "optional"),
             tls_verify_peer: access.nbd_tls_verify_peer,
             allow: access.nbd_allow,
         }

@@ -82,8 +82,10 @@ pub(crate) enum LayoutArg {
 /// Whether clients may do without TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TlsWhen {
-    /// They may not
+    /// They may not: nothing is told in the clear
     Required,
+    /// They may ask which exports there are, and enter none
+    Exports,
     /// They may
     Optional,
 }

@@ -3,7 +3,7 @@
 use super::volume::Volume;
 use holdfast_nbd::{
     ClientInfo, Export, ExportInfo, ExportSummary, Exports, OpenRefusal, PayloadBuf,
-    PayloadBuffers, Reply, Request,
+    PayloadBuffers, Refusal, Reply, Request,
 };
 use holdfast_store::{AlignedBuf, BufferPool};
 use std::rc::Rc;
@@ -50,12 +50,19 @@ impl Served {
 }
 
 /// All exports. The first is also the default one.
-pub(super) struct Catalogue(pub(super) Vec<Served>);
+pub(super) struct Catalogue {
+    pub(super) all: Vec<Served>,
+    /// Whether they are entered inside TLS only.
+    pub(super) tls_only: bool,
+}
 
 impl Catalogue {
-    fn find(&self, name: &str) -> Result<&Served, OpenRefusal> {
-        let named = self.0.iter().find(|served| served.name == name);
-        let default = || self.0.first().filter(|_| name.is_empty());
+    fn find(&self, name: &str, client: &ClientInfo) -> Result<&Served, OpenRefusal> {
+        if self.tls_only && !client.tls {
+            return Err(OpenRefusal::new(Refusal::TlsRequired, "exports are entered by TLS only"));
+        }
+        let named = self.all.iter().find(|served| served.name == name);
+        let default = || self.all.first().filter(|_| name.is_empty());
         named.or_else(default).ok_or_else(|| OpenRefusal::unknown(name))
     }
 }
@@ -66,15 +73,15 @@ impl Exports for Catalogue {
             name: served.name.clone(),
             description: served.description.clone(),
         };
-        self.0.iter().map(summary).collect()
+        self.all.iter().map(summary).collect()
     }
 
-    fn info(&self, name: &str, _client: &ClientInfo) -> Result<ExportInfo, OpenRefusal> {
-        self.find(name).map(Served::info)
+    fn info(&self, name: &str, client: &ClientInfo) -> Result<ExportInfo, OpenRefusal> {
+        self.find(name, client).map(Served::info)
     }
 
-    fn open(&self, name: &str, _client: &ClientInfo) -> Result<Rc<dyn Export>, OpenRefusal> {
-        Ok(Rc::new(Opened(self.find(name)?.clone())))
+    fn open(&self, name: &str, client: &ClientInfo) -> Result<Rc<dyn Export>, OpenRefusal> {
+        Ok(Rc::new(Opened(self.find(name, client)?.clone())))
     }
 }
 

@@ -13,10 +13,10 @@ mod record;
 mod report;
 mod volume;
 
-pub(crate) use arguments::{Serve, TlsWhen};
+pub(crate) use arguments::Serve;
 
 use crate::output::Ui;
-use arguments::{Direct, LayoutArg};
+use arguments::{Direct, LayoutArg, TlsWhen};
 use export::Catalogue;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_nbd::{AllowList, NbdUri, ServerTls, Shutdown, ShutdownHandle};
@@ -74,9 +74,9 @@ async fn serve(ui: &Ui, args: &Serve, sockets: Vec<Socket>) -> Result<(), ApiErr
     let announced = announced(&plans, &catalogue, &listeners, tls.is_some());
     let (stop, shutdown) = Shutdown::new();
     let limits = (AllowList::new(args.allow.clone()), args.max_connections);
-    let catalogue = Catalogue(catalogue);
+    let catalogue = Catalogue { all: catalogue, tls_only: args.tls == TlsWhen::Exports };
     let server = Server::new(catalogue, Rc::clone(&reporter), limits, tls, &pool, shutdown);
-    for served in &server.catalogue.0 {
+    for served in &server.catalogue.all {
         served.volume.start().map_err(|why| {
             ApiError::new(ErrorCode::Internal, format!("the server was not started: {why}"))
         })?;
@@ -116,7 +116,7 @@ async fn end(
         () = signals.end() => server.reporter.warn("told to stop twice: clients are cut off"),
     }
     let mut result = Ok(());
-    for served in &server.catalogue.0 {
+    for served in &server.catalogue.all {
         if let Err((part, why)) = served.volume.finish().await {
             let message = format!("{part} was not made durable: {why}");
             result = result.and(Err(ApiError::new(ErrorCode::DiskFailed, message).hint(
@@ -130,7 +130,7 @@ async fn end(
 
 /// What all exports have done together.
 fn counters(server: &Server) -> Counters {
-    let all = server.catalogue.0.iter().map(|served| served.volume.counters());
+    let all = server.catalogue.all.iter().map(|served| served.volume.counters());
     all.fold(Counters::default(), |sum, one| Counters {
         reads: sum.reads + one.reads,
         read_bytes: sum.read_bytes + one.read_bytes,

@@ -71,7 +71,12 @@ impl Bench {
                     resizable,
                     volume: Rc::clone(&volume),
                 };
-                answer(listener, Rc::new(Catalogue(vec![served])), shutdown).await;
+                answer(
+                    listener,
+                    Rc::new(Catalogue { all: vec![served], tls_only: false }),
+                    shutdown,
+                )
+                .await;
                 volume.finish().await
             })
         });

@@ -123,6 +123,33 @@ fn optional_lets_both_in() {
 }
 
 #[test]
+fn a_list_may_be_told_in_the_clear_and_nothing_else() {
+    if !have(&["nbdinfo"]) || !have_libnbd() {
+        return;
+    }
+    let bench = Bench::new(&["--tls", "exports", "--name", "disk"]);
+    let script = "
+h = nbd.NBD()
+h.set_opt_mode(True)
+h.connect_uri(sys.argv[1])
+names = []
+h.opt_list(lambda name, description: names.append(name))
+assert names == ['disk'], names
+h.set_export_name('disk')
+for ask in (h.opt_info, h.opt_go):
+    try:
+        ask()
+        raise SystemExit('told in the clear')
+    except nbd.Error:
+        pass
+h.opt_abort()
+";
+    nbdsh(script, &[&bench.plain()]);
+    assert_eq!(bench.size(&bench.plain()), None);
+    assert_eq!(bench.size(&bench.uri("nobody")), Some((16 * MIB).to_string()));
+}
+
+#[test]
 fn clients_need_a_certificate_where_that_is_asked_for() {
     if !have(&["nbdinfo"]) {
         return;
