@@ -109,7 +109,9 @@ impl Reporter {
             return;
         }
         let columns = rustix::termios::tcgetwinsize(std::io::stderr())
-            .map_or(80, |size| usize::from(size.ws_col).max(20));
+            .map_or(0, |size| usize::from(size.ws_col));
+        // Terminals that do not know their size say 0.
+        let columns = if columns == 0 { 80 } else { columns.max(20) };
         let shown: String = line.chars().take(columns - 1).collect();
         eprint!("\r\x1b[K{shown}");
         // Nobody may be looking.
