@@ -2,6 +2,7 @@
 
 use super::volume::{Counters, Notice};
 use crate::output::Ui;
+use holdfast_api::error::without_numbers;
 use holdfast_nbd::{ClientInfo, NbdUri};
 use holdfast_units::format_size;
 use serde_json::{Value, json};
@@ -79,7 +80,7 @@ impl Reporter {
         }
         match notice {
             Notice::Filling { .. } | Notice::Filled { .. } if self.ui.quiet => {}
-            _ => self.warn(&notice_text(notice)),
+            _ => self.warn(&without_numbers(&notice_text(notice))),
         }
     }
 

@@ -5,6 +5,8 @@ use crate::{BLOCK, MIB, SOON, binary, cluster, write_blocks};
 use holdfast_nbd::NbdUri;
 use holdfast_testkit::{Cluster, ClusterOptions, Rng, Scratch, files, run, run_ok, run_with_limit};
 use serde_json::Value;
+use std::io::Read;
+use std::net::TcpStream;
 use std::process::Command;
 
 fn uri(cluster: &Cluster) -> String {
@@ -283,6 +285,19 @@ fn strangers_are_not_let_in_by_tcp() {
     assert_eq!(found_size(&format!("nbd://127.0.0.1:{port}/r0")), None);
     assert!(cluster[0].log().contains("is turned away: it is not allowed"));
     assert_eq!(found_size(&cluster[0].uri("r0").to_string()), Some(4 * MIB));
+}
+
+#[test]
+fn many_clients_by_tcp_do_not_keep_this_machine_out() {
+    let (cluster, port) = by_tcp(&["--nbd-listen", "127.0.0.1:0"]);
+    let greeted = |_| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        stream.read_exact(&mut [0; 18]).ok().map(|()| stream)
+    };
+    let crowd: Vec<_> = (0..300).map_while(greeted).collect();
+    assert!((100..256).contains(&crowd.len()), "{} were let in", crowd.len());
+    let mut client = cluster[0].open("r0");
+    client.write_at(&[3; 4096], 0).expect("it is written");
 }
 
 #[test]

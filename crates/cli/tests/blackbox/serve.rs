@@ -3,6 +3,7 @@
 mod bounds;
 mod clients;
 mod ends;
+mod faults;
 mod layouts;
 mod mirror;
 mod refusals;

@@ -7,7 +7,7 @@ use super::registry::{ConnectionExports, Registry};
 use super::resource;
 use super::spin::Spinner;
 use super::{ResourceHandle, ResourceSpec};
-use holdfast_nbd::{AllowList, ClientInfo, ServerOptions, ServerTls, Shutdown, serve};
+use holdfast_nbd::{AllowList, ClientInfo, PeerAddress, ServerOptions, ServerTls, Shutdown, serve};
 use holdfast_store::BufferPool;
 use socket2::{SockRef, TcpKeepalive};
 use std::cell::Cell;
@@ -43,7 +43,8 @@ const SPIN: Duration = Duration::from_micros(50);
 pub struct ShardOptions {
     /// How many bytes of free payload buffers are kept for later.
     pub kept_buffers: usize,
-    /// NBD connections at a time; more are closed as they come.
+    /// NBD connections at a time; more are closed as they come. A quarter of them is for the Unix
+    /// socket, so that nobody far away keeps this machine out.
     pub max_connections: usize,
     /// Bytes of requests that one NBD connection may have under way.
     pub connection_bytes: u64,
@@ -298,7 +299,12 @@ async fn serve_client<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    if context.connections.get() >= context.options.max_connections {
+    let most = context.options.max_connections;
+    let most = match client.address {
+        PeerAddress::Unix { .. } => most,
+        PeerAddress::Tcp(_) => most - most / 4,
+    };
+    if context.connections.get() >= most {
         return tracing::warn!(client = %client.address, "an NBD client is turned away: too many");
     }
     context.connections.set(context.connections.get() + 1);

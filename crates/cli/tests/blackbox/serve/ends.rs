@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const TCP: [&str; 3] = ["a", "--listen", "127.0.0.1:0"];
@@ -20,26 +21,43 @@ fn disk() -> Scratch {
 #[test]
 fn it_ends_while_clients_are_in_every_state() {
     let scratch = disk();
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
-        let mut server = Server::start(scratch.path(), &[&TCP[..], &["--unix", "socket"]].concat());
-        let silent: Vec<_> = (0..25).map(|_| connect(&server)).collect();
-        let half: Vec<_> = (0..25)
-            .map(|_| {
-                let mut stream = connect(&server);
-                stream.write_all(&[0, 0, 0, 3, b'I', b'H']).expect("it listens");
-                stream
-            })
-            .collect();
-        let busy: Vec<_> = (0..10).map(|_| writer(&server)).collect();
-        let begin = Instant::now();
+    let mut server = Server::start(scratch.path(), &[&TCP[..], &["--unix", "socket"]].concat());
+    let silent: Vec<_> = (0..25).map(|_| connect(&server)).collect();
+    let half: Vec<_> = (0..25)
+        .map(|_| {
+            let mut stream = connect(&server);
+            stream.write_all(&[0, 0, 0, 3, b'I', b'H']).expect("it listens");
+            stream
+        })
+        .collect();
+    let busy: Vec<_> = (0..10).map(|_| writer(&server)).collect();
+    let begin = Instant::now();
+    server.signal(Signal::TERM);
+    let output = server.wait();
+    assert_eq!(output.status, 0, "{output}");
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert!(!scratch.join("socket").exists());
+    server.event("stopped");
+    drop((silent, half, busy));
+}
+
+#[test]
+fn every_signal_that_asks_for_an_end_is_heeded() {
+    let scratch = disk();
+    for signal in [Signal::INT, Signal::HUP] {
+        let mut server = Server::start(scratch.path(), &TCP);
         server.signal(signal);
-        let output = server.wait();
-        assert_eq!(output.status, 0, "{output}");
-        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
-        assert!(!scratch.join("socket").exists());
+        assert_eq!(server.wait().status, 0);
         server.event("stopped");
-        drop((silent, half, busy));
     }
+    // One that is to outlive its terminal does.
+    let mut command = Command::new("nohup");
+    command.arg(crate::binary()).args(["serve", "--json"]).args(TCP).current_dir(scratch.path());
+    let server = Server::of(&mut command);
+    server.signal(Signal::HUP);
+    // None of these would get in if it were about to end.
+    (0..50).for_each(|_| drop(connect(&server)));
+    server.stop();
 }
 
 fn connect(server: &Server) -> TcpStream {
