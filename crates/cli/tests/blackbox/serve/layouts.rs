@@ -209,3 +209,51 @@ fn files_that_are_not_there_are_made_where_a_size_is_given() {
         assert_eq!(scratch.join(name).metadata().expect("it was made").len(), 3 * MIB);
     }
 }
+
+const HUGE: &str = r#"
+h = nbd.NBD()
+h.add_meta_context("base:allocation")
+h.connect_uri(sys.argv[1])
+end = h.get_size()
+assert end == 1 << 62
+h.pwrite(b"x" * 4096, end - 4096)
+assert h.pread(8192, end - 8192) == bytes(4096) + b"x" * 4096
+h.zero(1 << 31, end - (1 << 32))
+h.trim(4096, end - 4096)
+seen = []
+h.block_status((1 << 32) - 1, 0, lambda name, offset, entries, error: seen.extend(entries) and 0)
+assert sum(seen[0::2]) >= 65536 and seen[1] == 3, seen
+h.flush()
+h.shutdown()
+"#;
+
+#[test]
+fn offsets_have_64_bits() {
+    if !have_libnbd() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let made = std::fs::File::create(scratch.join("huge")).and_then(|file| file.set_len(1 << 62));
+    if let Err(why) = made {
+        return println!("skipped: files cannot be so large here: {why}");
+    }
+    let server = Server::start(scratch.path(), &["huge", "--unix", "s", "--track-changes"]);
+    nbdsh(HUGE, &[&server.uri()]);
+    server.stop();
+}
+
+#[test]
+fn it_listens_at_ipv6_too() {
+    if !have(&["nbdinfo"]) {
+        return;
+    }
+    if let Err(why) = std::net::TcpListener::bind("[::1]:0") {
+        return println!("skipped: there is no IPv6 here: {why}");
+    }
+    let scratch = Scratch::new();
+    files::make_sparse(&scratch.join("a"), MIB);
+    let arguments = ["a", "--listen", "[::1]:0", "--allow", "::1", "--direct", "never"];
+    let server = Server::start(scratch.path(), &arguments);
+    assert!(server.uri().starts_with("nbd://[::1]:"), "{}", server.uri());
+    assert_eq!(run_ok(Command::new("nbdinfo").args(["--size", &server.uri()])).trim(), "1048576");
+}
