@@ -1,7 +1,9 @@
 //! The grammar of the command line.
 
+use crate::daemon::NbdAccess;
 use crate::parse::{absolute_path, duration, key_value, meta_place, name, name_or_all};
 use crate::parse::{positive_seconds, size};
+use crate::serve::Serve;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use holdfast_api::request::{PauseWhat, WaitFor};
 use std::path::PathBuf;
@@ -82,6 +84,8 @@ pub(crate) enum Command {
     /// Look at metadata that no daemon uses
     #[command(subcommand)]
     Meta(Meta),
+    /// Serve files and block devices by NBD, without a daemon
+    Serve(Serve),
     /// Show on this machine how a resource survives the death of its Primary
     Demo(Demo),
     /// Print the completions for a shell
@@ -89,9 +93,11 @@ pub(crate) enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
+    /// Print the manual page of a command
     #[command(hide = true)]
     Man {
+        /// The command; none for the whole
+        command: Vec<String>,
         /// Write the pages of all commands into this directory instead
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
@@ -168,6 +174,8 @@ pub(crate) struct Daemon {
     /// Where NBD clients reach it by TCP [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) nbd_listen: Option<String>,
+    #[command(flatten)]
+    pub(crate) nbd_access: NbdAccess,
     /// Where the HTTP API is reached by TCP [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) http: Option<String>,

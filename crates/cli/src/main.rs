@@ -12,6 +12,7 @@ mod not_yet;
 mod options;
 mod output;
 mod parse;
+mod serve;
 mod session;
 mod status;
 mod table;
@@ -57,8 +58,9 @@ fn dispatch(matches: &ArgMatches, ui: &Ui) -> Result<ExitCode, ApiError> {
     match cli.command {
         Command::Daemon(arguments) => daemon::run(arguments, cli.global.socket),
         Command::Completions { shell } => manual::completions(ui, shell),
-        Command::Man { dir } => manual::man(ui, dir.as_deref()),
+        Command::Man { command, dir } => manual::man(ui, &command, dir.as_deref()),
         Command::Meta(command) => meta::run(ui, &command),
+        Command::Serve(arguments) => serve::run(ui, &arguments),
         Command::Demo(arguments) => demo::run(ui, &arguments),
         Command::Call(call) => {
             let session = Session::new(ui, &cli.global);

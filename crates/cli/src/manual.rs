@@ -4,7 +4,9 @@ use crate::args::Cli;
 use crate::not_yet;
 use crate::output::Ui;
 use clap::{Command, CommandFactory};
+use clap_mangen::Man;
 use holdfast_api::{ApiError, ErrorCode};
+use std::io;
 use std::path::Path;
 
 fn grammar() -> Command {
@@ -19,20 +21,78 @@ pub(crate) fn completions(ui: &Ui, shell: clap_complete::Shell) -> Result<(), Ap
     Ok(())
 }
 
-/// Prints the manual page of the command, or writes those of all commands into a directory.
-pub(crate) fn man(ui: &Ui, dir: Option<&Path>) -> Result<(), ApiError> {
+/// Prints the manual page of a command, or writes those of all commands into a directory.
+pub(crate) fn man(ui: &Ui, command: &[String], dir: Option<&Path>) -> Result<(), ApiError> {
     let Some(dir) = dir else {
-        let mut page = Vec::new();
-        let rendered = clap_mangen::Man::new(grammar()).render(&mut page);
-        rendered.map_err(|why| failed("was not made", &why))?;
-        ui.text(&String::from_utf8_lossy(&page));
+        ui.text(&String::from_utf8_lossy(&page_of(command)?));
         return Ok(());
     };
-    clap_mangen::generate_to(grammar(), dir)
+    write_pages(&built_grammar(), dir)
         .map_err(|why| failed(&format!("were not written to {}", dir.display()), &why))
 }
 
-fn failed(what: &str, why: &std::io::Error) -> ApiError {
+/// The grammar with what commands inherit.
+fn built_grammar() -> Command {
+    let mut top = grammar().disable_help_subcommand(true);
+    top.build();
+    top
+}
+
+fn page_of(command: &[String]) -> Result<Vec<u8>, ApiError> {
+    let top = built_grammar();
+    let mut found = &top;
+    for word in command {
+        found = found.find_subcommand(word).ok_or_else(|| {
+            let message = format!("there is no manual page: {word} is no command");
+            ApiError::new(ErrorCode::InvalidRequest, message)
+                .hint("`holdfast --help` lists the commands")
+        })?;
+    }
+    page(found).map_err(|why| failed("were not made", &why))
+}
+
+fn write_pages(command: &Command, dir: &Path) -> io::Result<()> {
+    for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+        write_pages(command, dir)?;
+    }
+    let name = Man::new(command.clone()).get_filename();
+    std::fs::write(dir.join(name), page(command)?)
+}
+
+/// Where the pages come from.
+const SOURCE: &str = concat!("Holdfast ", env!("CARGO_PKG_VERSION"));
+/// What all commands have in common.
+const EXIT_STATUS: &str = "\
+.SH EXIT STATUS
+0 done, 1 refused or failed, 2 usage, 3 daemon not reachable, 4 no such object, 5 timed out.
+";
+
+fn page(command: &Command) -> io::Result<Vec<u8>> {
+    let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
+    let man = Man::new(command.clone()).manual("Holdfast").source(SOURCE);
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if command.get_subcommands().any(|command| !command.is_hide_set()) {
+        man.render_subcommands_section(&mut page)?;
+    }
+    page.extend(EXIT_STATUS.as_bytes());
+    page.extend(more_about(&name).as_bytes());
+    Ok(page)
+}
+
+/// Sections that say more than the options do.
+fn more_about(name: &str) -> &'static str {
+    match name {
+        "holdfast-serve" => include_str!("manual/serve.roff"),
+        _ => "",
+    }
+}
+
+fn failed(what: &str, why: &io::Error) -> ApiError {
     ApiError::new(ErrorCode::Internal, format!("the manual pages {what}: {why}"))
 }
 
@@ -59,9 +119,20 @@ mod tests {
             assert!(script.contains(command), "{command}");
         }
         let dir = tempfile::tempdir().unwrap();
-        clap_mangen::generate_to(grammar(), dir.path()).unwrap();
+        write_pages(&built_grammar(), dir.path()).unwrap();
         for page in ["holdfast.1", "holdfast-create.1", "holdfast-cluster-join.1"] {
             assert!(dir.path().join(page).exists(), "{page}");
         }
+        let serve = std::fs::read_to_string(dir.path().join("holdfast-serve.1")).unwrap();
+        for part in [".TH holdfast-serve 1", "layout", ".SH PROMISES", ".SH EXIT STATUS"] {
+            assert!(serve.contains(part), "{part}");
+        }
+        assert_eq!(page_of(&["serve".to_owned()]).unwrap(), serve.as_bytes());
+    }
+
+    #[test]
+    fn a_command_that_is_none_has_no_page() {
+        let error = page_of(&["nonsense".to_owned()]).unwrap_err();
+        assert!(error.message.contains("nonsense"), "{}", error.message);
     }
 }

@@ -48,17 +48,6 @@ fn commands() -> Vec<Command> {
         group("log", "Look at the journal and cut it", &["ls", "rotate", "trim"]),
         group("badblocks", "Look at the table of remapped sectors", &["ls", "add", "import"]),
         later("top", "Watch all resources"),
-        later("serve", "Serve files and devices by NBD, without a daemon").args([
-            Arg::new("path").value_name("PATH").required(true).num_args(1..),
-            option("listen", "ADDR:PORT"),
-            option("unix", "PATH"),
-            option("name", "EXPORT"),
-            flag("read-only"),
-            option("layout", "LAYOUT").value_parser(["concat", "stripe", "mirror"]),
-            option("chunk", "SIZE").value_parser(size),
-            option("tls-certificates", "DIR"),
-            flag("exit-after-last"),
-        ]),
         later("attach", "Attach a remote export as a local device").args([
             Arg::new("uri").value_name("URI").required(true).num_args(1..),
             option("connections", "N").value_parser(clap::value_parser!(u16).range(1..)),

@@ -1,6 +1,7 @@
 //! Reading single values of the command line.
 
 use holdfast_api::request::META_INTERNAL;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A name of a resource, node or cluster.
@@ -67,6 +68,43 @@ pub(crate) fn positive_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A name of an NBD export, or a text about it: what the protocol can carry.
+pub(crate) fn export_name(text: &str) -> Result<String, String> {
+    if text.len() > 4096 {
+        Err("it is longer than 4096 bytes".to_owned())
+    } else if text.contains('\0') {
+        Err("it holds a NUL".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// `NAME=PATH[,PATH...]`.
+pub(crate) fn export(text: &str) -> Result<(String, Vec<PathBuf>), String> {
+    let (name, paths) = text.split_once('=').ok_or("write it as NAME=PATH[,PATH...]")?;
+    let paths: Vec<PathBuf> = paths.split(',').map(PathBuf::from).collect();
+    if name.is_empty() || paths.iter().any(|path| path.as_os_str().is_empty()) {
+        return Err("write it as NAME=PATH[,PATH...]".to_owned());
+    }
+    Ok((export_name(name)?, paths))
+}
+
+/// The size of a turn in a stripe.
+pub(crate) fn chunk(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        bytes if bytes > 0 && bytes <= 1 << 30 && bytes.is_multiple_of(4096) => Ok(bytes),
+        _ => Err("it must be a multiple of 4K, and 1G at most".to_owned()),
+    }
+}
+
+/// A number of connections.
+pub(crate) fn connections(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=100_000) => Ok(number),
+        _ => Err("it must be a number from 1 to 100000".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,5 +139,19 @@ mod tests {
         assert_eq!(key_value("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert_eq!(key_value("a="), Ok(("a".into(), String::new())));
         assert!(key_value("a").is_err() && key_value("=b").is_err());
+    }
+
+    #[test]
+    fn exports_and_their_numbers() {
+        assert_eq!(export("a=/x,y"), Ok(("a".into(), vec!["/x".into(), "y".into()])));
+        assert_eq!(export("a=b=c"), Ok(("a".into(), vec!["b=c".into()])));
+        for bad in ["", "a", "=x", "a=", "a=x,", "a=,x"] {
+            assert!(export(bad).is_err(), "{bad}");
+        }
+        assert_eq!(chunk("64K"), Ok(65536));
+        assert!(["0", "1K", "6000", "2G", "x"].iter().all(|bad| chunk(bad).is_err()));
+        assert_eq!(connections("7"), Ok(7));
+        assert!(["0", "-1", "100001", ""].iter().all(|bad| connections(bad).is_err()));
+        assert!(export_name(&"n".repeat(4097)).is_err() && export_name("ä\0").is_err());
     }
 }

@@ -308,7 +308,6 @@ fn what_is_not_there_yet_is_refused_and_calls_nobody() {
         ("rewind r0 --to 12:00", "rewind of resource r0"),
         ("badblocks add r0 17", "badblocks add of resource r0"),
         ("top", "top"),
-        ("serve /x --read-only", "serve"),
         ("attach nbd://h/x", "attach"),
         ("attachments", "attachments"),
         ("detach x --force", "detach"),

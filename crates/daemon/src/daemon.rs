@@ -3,12 +3,13 @@
 use crate::commands::{self, blocking, updown};
 use crate::local::LocalStore;
 use crate::node::{Node, Parts};
-use crate::options::Settings;
+use crate::options::{NbdAccess, Settings};
 use crate::resource::{self, Resource};
-use crate::shard::{Shard, ShardOptions, boot_id};
+use crate::shard::{Shard, ShardOptions, TcpAccess, boot_id};
 use crate::{http, peer_api, peers, refuse};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Address, ClusterState};
+use holdfast_nbd::{AllowList, ServerTls};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
@@ -120,6 +121,7 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
         .map_err(broken("the directory of the control socket"))?;
     let control = bind_socket(&settings.socket, "the control socket")?;
     let nbd = bind_socket(&settings.nbd_socket(), "the NBD socket")?;
+    let nbd_access = nbd_access(&settings.nbd_access)?;
     let nbd_tcp = settings.nbd_listen.map(|address| bind(address, "--nbd-listen")).transpose()?;
     let devices = commands::device::options(&settings.run_dir());
     match holdfast_device::clean_up_stale(&devices) {
@@ -131,7 +133,7 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
     shard.serve_unix(nbd).map_err(broken("the NBD socket"))?;
     let nbd_address = nbd_tcp.as_ref().and_then(|listener| listener.local_addr().ok());
     if let Some(nbd_tcp) = nbd_tcp {
-        shard.serve_tcp(nbd_tcp).map_err(broken("the NBD port"))?;
+        shard.serve_tcp(nbd_tcp, nbd_access).map_err(broken("the NBD port"))?;
     }
     let boot = boot_id().map_err(broken("the number of this boot"))?;
     let parts = Parts {
@@ -144,6 +146,31 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
         boot,
     };
     Ok(Prepared { parts, listener, control, store })
+}
+
+/// Reads what NBD clients by TCP are to meet.
+fn nbd_access(access: &NbdAccess) -> Result<TcpAccess, ApiError> {
+    let NbdAccess { tls_certificates, tls_optional, tls_verify_peer, allow } = access;
+    let required = !tls_optional.unwrap_or(false);
+    let tls = match tls_certificates {
+        Some(directory) => {
+            let tls = ServerTls::from_directory(directory, required, *tls_verify_peer);
+            Some(tls.map_err(|why| no_tls(&why.to_string()))?)
+        }
+        None if tls_optional.is_some() || *tls_verify_peer => {
+            return Err(no_tls("no directory with certificates was named"));
+        }
+        None => None,
+    };
+    Ok(TcpAccess { allow: AllowList::new(allow.clone()), tls })
+}
+
+fn no_tls(why: &str) -> ApiError {
+    let message = format!("the daemon was not started: NBD by TLS cannot be offered: {why}");
+    ApiError::new(ErrorCode::InvalidPath, message).hint(
+        "--nbd-tls-certificates names a directory with server-cert.pem and server-key.pem, and \
+         ca-cert.pem for --nbd-tls-verify-peer",
+    )
 }
 
 /// Listens for other nodes. When any port will do, the one that the cluster knows is tried first,

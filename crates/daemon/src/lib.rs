@@ -33,5 +33,5 @@ pub mod shard;
 mod status;
 mod task;
 
-pub use options::{DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions};
+pub use options::{DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, NbdAccess};
 pub use run::run;

@@ -3,6 +3,7 @@
 use crate::refuse;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::Address;
+use holdfast_nbd::AllowedNet;
 use serde::Deserialize;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -40,12 +41,28 @@ pub struct DaemonOptions {
     pub advertise: Vec<String>,
     /// Where NBD clients reach it by TCP, `ADDR:PORT`; nowhere when nobody says.
     pub nbd_listen: Option<String>,
+    /// Who is let in there, and how.
+    pub nbd_access: NbdAccess,
     /// Where the HTTP API is reached by TCP; refused by this version.
     pub http: Option<String>,
     /// The control socket.
     pub socket: Option<PathBuf>,
     /// The revision that the program was built from, for `GET /v1/version`; may be empty.
     pub git: String,
+}
+
+/// Which NBD clients are let in by TCP, and how. The Unix socket is guarded by its directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NbdAccess {
+    /// A directory with `server-cert.pem` and `server-key.pem`, and `ca-cert.pem` where clients
+    /// need a certificate. Without it there is no TLS.
+    pub tls_certificates: Option<PathBuf>,
+    /// Whether clients may do without TLS; they may not when nobody says.
+    pub tls_optional: Option<bool>,
+    /// Whether clients need a certificate that the authority has signed.
+    pub tls_verify_peer: bool,
+    /// The networks from which clients are let in; empty for all.
+    pub allow: Vec<AllowedNet>,
 }
 
 /// The configuration file: the options' names as keys.
@@ -58,6 +75,12 @@ struct ConfigFile {
     #[serde(default)]
     advertise: Vec<String>,
     nbd_listen: Option<String>,
+    nbd_tls_certificates: Option<PathBuf>,
+    nbd_tls: Option<String>,
+    #[serde(default)]
+    nbd_tls_verify_peer: bool,
+    #[serde(default)]
+    nbd_allow: Vec<String>,
     http: Option<String>,
     socket: Option<PathBuf>,
 }
@@ -72,6 +95,7 @@ pub(crate) struct Settings {
     /// What other nodes are told instead; empty for `listen` itself.
     pub(crate) advertise: Vec<Address>,
     pub(crate) nbd_listen: Option<SocketAddr>,
+    pub(crate) nbd_access: NbdAccess,
     pub(crate) socket: PathBuf,
     pub(crate) git: String,
 }
@@ -104,6 +128,21 @@ impl Settings {
             if options.advertise.is_empty() { file.advertise } else { options.advertise.clone() };
         let advertise = advertise.iter().map(|text| Address::parse(text, Some(NODE_PORT)));
         let advertise: Result<_, _> = advertise.collect();
+        let nbd_access = NbdAccess {
+            tls_certificates: (options.nbd_access.tls_certificates.clone())
+                .or(file.nbd_tls_certificates)
+                .map(|path| absolute(&path))
+                .transpose()?,
+            tls_optional: match options.nbd_access.tls_optional {
+                Some(optional) => Some(optional),
+                None => file.nbd_tls.as_deref().map(tls_optional).transpose()?,
+            },
+            tls_verify_peer: options.nbd_access.tls_verify_peer || file.nbd_tls_verify_peer,
+            allow: match &options.nbd_access.allow[..] {
+                [] => file.nbd_allow.iter().map(|text| network(text)).collect::<Result<_, _>>()?,
+                given => given.to_vec(),
+            },
+        };
         let path = |given: &Option<PathBuf>, file: Option<PathBuf>, default: &str| {
             absolute(&given.clone().or(file).unwrap_or_else(|| PathBuf::from(default)))
         };
@@ -114,6 +153,7 @@ impl Settings {
             listen: listen_address(listen.as_deref().unwrap_or(DEFAULT_LISTEN), NODE_PORT)?,
             advertise: advertise.map_err(refuse::cluster)?,
             nbd_listen: nbd_listen.map(|text| listen_address(&text, NBD_PORT)).transpose()?,
+            nbd_access,
             socket: path(&options.socket, file.socket, DEFAULT_SOCKET)?,
             git,
         })
@@ -154,9 +194,28 @@ fn read_config(path: &Path, may_be_missing: bool) -> Result<ConfigFile, ApiError
         let (line, column) = place(&text, error.span().map_or(0, |span| span.start));
         let what = error.message().lines().collect::<Vec<_>>().join(", ");
         refuse(format!("line {line}, column {column}: {what}")).hint(
-            "the keys are name, state-dir, listen, advertise, nbd-listen, http and \
-                   socket",
+            "the keys are name, state-dir, listen, advertise, nbd-listen, nbd-tls-certificates, \
+             nbd-tls, nbd-tls-verify-peer, nbd-allow, http and socket",
         )
+    })
+}
+
+fn tls_optional(text: &str) -> Result<bool, ApiError> {
+    match text {
+        "optional" => Ok(true),
+        "required" => Ok(false),
+        _ => {
+            let message = format!("nbd-tls cannot be {text:?}");
+            let error = ApiError::new(ErrorCode::InvalidRequest, message);
+            Err(error.hint("it is \"required\" or \"optional\""))
+        }
+    }
+}
+
+fn network(text: &str) -> Result<AllowedNet, ApiError> {
+    text.parse().map_err(|why| {
+        let message = format!("nbd-allow cannot hold {text:?}: {why}");
+        ApiError::new(ErrorCode::InvalidAddress, message)
     })
 }
 
@@ -234,6 +293,32 @@ mod tests {
         assert_eq!(error.code, ErrorCode::NotSupportedYet);
         let missing = DaemonOptions { config: Some("/nowhere/x.toml".into()), ..none() };
         assert!(Settings::resolve(&missing).unwrap_err().message.contains("/nowhere/x.toml"));
+    }
+
+    #[test]
+    fn who_may_come_by_nbd() {
+        let text = "nbd-tls-certificates = \"/etc/holdfast/nbd\"\nnbd-tls = \"optional\"\n\
+                    nbd-allow = [\"10.0.0.0/8\", \"::1\"]\n";
+        let access = with_file(text, DaemonOptions::default()).unwrap().nbd_access;
+        assert_eq!(access.tls_certificates.as_deref(), Some(Path::new("/etc/holdfast/nbd")));
+        assert_eq!((access.tls_optional, access.tls_verify_peer), (Some(true), false));
+        assert_eq!(access.allow, ["10.0.0.0/8", "::1"].map(|text| text.parse().unwrap()));
+        let given = NbdAccess {
+            tls_optional: Some(false),
+            tls_verify_peer: true,
+            allow: vec!["127.0.0.1".parse().unwrap()],
+            ..NbdAccess::default()
+        };
+        let options = DaemonOptions { nbd_access: given.clone(), ..DaemonOptions::default() };
+        let both = with_file(text, options).unwrap().nbd_access;
+        assert_eq!(both, NbdAccess { tls_certificates: access.tls_certificates, ..given });
+        for (text, why) in [
+            ("nbd-tls = \"maybe\"", "nbd-tls cannot be \"maybe\""),
+            ("nbd-allow = [\"10.0.0.1/8\"]", "write 10.0.0.0/8"),
+        ] {
+            let error = with_file(text, DaemonOptions::default()).unwrap_err();
+            assert!(error.message.contains(why), "{}", error.message);
+        }
     }
 
     #[test]

@@ -123,8 +123,14 @@ pub trait Exports {
 
 /// One export, opened for one connection. All calls come on the connection's thread.
 pub trait Export {
-    /// What it is and can. Must not change while it is open.
+    /// What it is and can. Must not change while it is open, but for the size, which may grow.
     fn info(&self) -> ExportInfo;
+
+    /// Its size in bytes now. Asked when a request reaches beyond the size that the client was
+    /// told, so that one that has heard of the growth can use it.
+    fn size(&self) -> u64 {
+        self.info().size
+    }
 
     /// Starts a request. The server has checked it: it lies within the size, is aligned to
     /// `min_block`, is not empty (but for a flush), is allowed, and offered by
@@ -178,6 +184,12 @@ pub struct ExportInfo {
     /// Whether block status requests are passed on; if not, the server answers that everything
     /// is data.
     pub can_block_status: bool,
+    /// Whether a client may change the size.
+    pub can_resize: bool,
+    /// The metadata contexts that block status can tell besides `base:allocation`; only with
+    /// `can_block_status`. Names in the namespace `x-holdfast:`; what is beyond
+    /// [`ContextSet::MAX`] is not offered.
+    pub contexts: Vec<String>,
 }
 
 impl ExportInfo {
@@ -201,6 +213,8 @@ impl ExportInfo {
             can_cache: false,
             can_multi_conn: false,
             can_block_status: false,
+            can_resize: false,
+            contexts: Vec::new(),
         }
     }
 
@@ -217,6 +231,7 @@ impl ExportInfo {
             (flag::SEND_WRITE_ZEROES, self.can_zero),
             (flag::SEND_DF, style != ReplyStyle::Simple),
             (flag::CAN_MULTI_CONN, self.can_multi_conn),
+            (flag::SEND_RESIZE, self.can_resize && !self.read_only),
             (flag::SEND_CACHE, self.can_cache),
             (flag::SEND_FAST_ZERO, self.can_zero && self.can_fast_zero),
         ];
@@ -240,8 +255,10 @@ pub enum RequestKind {
     WriteZeroes,
     /// The range will be read soon.
     Cache,
-    /// Answer with [`ReplyData::Extents`].
+    /// Answer with [`ReplyData::Status`].
     BlockStatus,
+    /// Make the export as large as the offset of the (empty) range says.
+    Resize,
 }
 
 /// A request of a client.
@@ -259,6 +276,8 @@ pub struct Request {
     pub fast_zero: bool,
     /// One extent is enough.
     pub req_one: bool,
+    /// Which metadata contexts block status is to tell; empty for all others.
+    pub contexts: ContextSet,
     /// The client wants the data in one piece. The server sees to that itself.
     pub df: bool,
     /// The data of a write: as long as the range. Empty for all others.
@@ -300,7 +319,68 @@ pub enum ReplyData {
     Read(Bytes),
     /// To a read: exactly the range, the parts in order.
     ReadChunks(Vec<ReadChunk>),
-    /// To block status: what `base:allocation` says from the start of the range on. At least one
-    /// extent; they may end before the range does or after it.
-    Extents(Vec<Extent>),
+    /// To block status: what each of the contexts that were asked for says.
+    Status(Vec<ContextStatus>),
+}
+
+impl ReplyData {
+    /// The answer to a question for `base:allocation` alone.
+    #[must_use]
+    pub fn allocation(extents: Vec<Extent>) -> Self {
+        Self::Status(vec![ContextStatus { context: ContextSet::ALLOCATION, extents }])
+    }
+}
+
+/// What one metadata context says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ContextStatus {
+    /// Its index, as in a [`ContextSet`].
+    pub context: usize,
+    /// From the start of the range on. At least one extent; they may end before the range does or
+    /// after it.
+    pub extents: Vec<Extent>,
+}
+
+/// Metadata contexts of an export, by index: [`ContextSet::ALLOCATION`], then those of
+/// [`ExportInfo::contexts`] from 1 on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub struct ContextSet(u32);
+
+impl ContextSet {
+    /// The index of `base:allocation`.
+    pub const ALLOCATION: usize = 0;
+    /// Indexes are below this.
+    pub const MAX: usize = 32;
+
+    /// Adds one; false when it was there, or the index is too large.
+    pub const fn insert(&mut self, index: usize) -> bool {
+        let fits = index < Self::MAX && !self.has(index);
+        if fits {
+            self.0 |= 1 << index;
+        }
+        fits
+    }
+
+    /// Whether it has this one.
+    #[must_use]
+    pub const fn has(self, index: usize) -> bool {
+        index < Self::MAX && self.0 >> index & 1 == 1
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn len(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// The indexes, in order.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..Self::MAX).filter(move |index| self.has(*index))
+    }
 }

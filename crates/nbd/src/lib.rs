@@ -26,11 +26,12 @@ pub use client::{Client, ClientError, ConnectOptions};
 pub use codec::{Command, Extent, ReplyStyle, TransmissionFlags};
 pub use error::NbdError;
 pub use export::{
-    ClientInfo, Export, ExportInfo, ExportSummary, Exports, OpenRefusal, PeerAddress, ReadChunk,
-    Refusal, ReplyData, Request, RequestKind,
+    ClientInfo, ContextSet, ContextStatus, Export, ExportInfo, ExportSummary, Exports, OpenRefusal,
+    PeerAddress, ReadChunk, Refusal, ReplyData, Request, RequestKind,
 };
 pub use memory::{MemoryExport, SingleExport};
 pub use server::{
-    Reply, ServeError, ServerOptions, ServerTls, SharedMemory, Shutdown, ShutdownHandle, serve,
+    AllowError, AllowList, AllowedNet, Reply, ServeError, ServerOptions, ServerTls, SharedMemory,
+    Shutdown, ShutdownHandle, TlsFileError, serve,
 };
 pub use uri::{NbdUri, UriError, UriTransport};

@@ -137,7 +137,7 @@ impl Export for MemoryExport {
         let range = request.range;
         let answer = match request.kind {
             RequestKind::Read => self.read(range),
-            RequestKind::BlockStatus => ReplyData::Extents(self.extents(range)),
+            RequestKind::BlockStatus => ReplyData::allocation(self.extents(range)),
             RequestKind::Write => {
                 self.write(range, &request.payload);
                 ReplyData::Done
@@ -146,7 +146,7 @@ impl Export for MemoryExport {
                 self.zero(range, request.no_hole);
                 ReplyData::Done
             }
-            RequestKind::Flush | RequestKind::Cache => ReplyData::Done,
+            RequestKind::Flush | RequestKind::Cache | RequestKind::Resize => ReplyData::Done,
         };
         reply.complete(Ok(answer));
     }

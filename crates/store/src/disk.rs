@@ -64,7 +64,8 @@ pub struct DiskInfo {
     pub kind: BackingKind,
     /// How it works.
     pub engine: EngineKind,
-    /// Usable bytes: the backing's size, rounded down to a multiple of 4096.
+    /// Usable bytes: the backing's size, rounded down to a multiple of 4096 unless
+    /// [`crate::OpenOptions::exact_size`] asked for all of it.
     pub size: u64,
     /// Opened for reading only.
     pub read_only: bool,
@@ -76,6 +77,8 @@ pub struct DiskInfo {
     pub discard: bool,
     /// Whether a discarded range reads as zeros.
     pub discard_zeroes: bool,
+    /// Whether zeroing that may give space back is done without writing zeros.
+    pub fast_zeroes: bool,
     /// Whether the device below seeks; `None` when that could not be found out.
     pub rotational: Option<bool>,
     /// Whether the device below has a volatile write cache, so that flushes matter.
@@ -162,6 +165,7 @@ impl Disk {
             block_size: 1,
             discard: true,
             discard_zeroes: true,
+            fast_zeroes: true,
             rotational: Some(false),
             volatile_cache: Some(false),
             notes: Vec::new(),
@@ -179,10 +183,16 @@ impl Disk {
         (self, handle)
     }
 
-    /// Usable size in bytes, a multiple of 4096.
+    /// Usable size in bytes, as [`DiskInfo::size`].
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.info.size
+    }
+
+    /// The backing has grown, and all of it up to `size` bytes may be used from now on. A size
+    /// that is not larger changes nothing. What the backing does not have fails when it is used.
+    pub fn grown_to(&mut self, size: u64) {
+        self.info.size = self.info.size.max(size);
     }
 
     /// What is known of the disk.

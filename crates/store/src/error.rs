@@ -157,6 +157,7 @@ impl OpenError {
             OpenErrorKind::NotADisk(what) => {
                 format!("it is {what}; name a regular file or a block device")
             }
+            OpenErrorKind::TooSmall(0) => "it is empty; make it larger first".into(),
             OpenErrorKind::TooSmall(size) => {
                 format!("it has only {}; a disk needs 4 KiB at least", format_size(*size))
             }

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{
-    Advice, FlockOperation, OFlags, SeekFrom, fadvise, fcntl_getfl, fcntl_setfl, flock, fstatfs,
-    ioctl_blksszget, major, minor, seek,
+    Advice, FallocateFlags, FlockOperation, OFlags, SeekFrom, fadvise, fallocate, fcntl_getfl,
+    fcntl_setfl, flock, fstatfs, ioctl_blksszget, major, minor, seek,
 };
 use rustix::io::Errno;
 
@@ -71,6 +71,8 @@ pub struct OpenOptions {
     /// Claim it, so that no other process that asks can have it: `O_EXCL` for block devices
     /// (which mounted ones refuse, too), an exclusive `flock` for files.
     pub exclusive: bool,
+    /// Use all bytes of the backing, not only its whole blocks of 4096.
+    pub exact_size: bool,
     /// How long to wait while somebody else has the claim. A process that was killed may hold it
     /// for a moment longer, until the kernel has ended its last requests.
     pub claim_wait: Duration,
@@ -85,6 +87,7 @@ impl Default for OpenOptions {
             queue_depth: 128,
             max_in_flight: 4096,
             exclusive: true,
+            exact_size: false,
             claim_wait: Duration::from_secs(2),
         }
     }
@@ -100,12 +103,18 @@ impl Disk {
         let fail = |error: io::Error| OpenError::from_io(path, &error);
         let (file, kind) = claim_patiently(path, options)?;
         let bytes = seek(&file, SeekFrom::End(0)).map_err(|errno| fail(errno.into()))?;
-        if bytes < BLOCK {
+        let unit = if options.exact_size { 1 } else { BLOCK };
+        if bytes < unit {
             return Err(OpenError::new(path, OpenErrorKind::TooSmall(bytes)));
         }
         let in_memory = kind == BackingKind::File && is_in_memory(&file);
         let mut notes = Vec::new();
         let direct = choose_direct(path, &file, kind, in_memory, options, pool, &mut notes)?;
+        let direct = if options.exact_size {
+            exact_direct(path, &file, direct, bytes, options, &mut notes)?
+        } else {
+            direct
+        };
         if direct.is_none() && !in_memory {
             // The cache in small pages: overwriting a part of a large one is 20 times slower on
             // ext4. Advice; nothing depends on it.
@@ -115,6 +124,7 @@ impl Disk {
         if queue.read_only && !options.read_only {
             return Err(OpenError::new(path, OpenErrorKind::ReadOnly));
         }
+        let zeroes_fast = queue.zeroes || (kind == BackingKind::File && can_punch(&file, bytes));
         let locked = options.exclusive && kind == BackingKind::File;
         let mappable = in_memory && !options.read_only;
         let mapping = mappable.then(|| Mapping::of(&file, bytes)).flatten();
@@ -126,12 +136,13 @@ impl Disk {
             path: Some(path.to_owned()),
             kind,
             engine: engine_kind,
-            size: bytes / BLOCK * BLOCK,
+            size: bytes / unit * unit,
             read_only: options.read_only,
             direct: direct.is_some(),
             block_size: direct.unwrap_or(1),
             discard: kind == BackingKind::File || queue.discard,
             discard_zeroes: kind == BackingKind::File,
+            fast_zeroes: !options.read_only && zeroes_fast,
             rotational: if in_memory { Some(false) } else { queue.rotational },
             volatile_cache: if in_memory { Some(false) } else { queue.volatile_cache },
             notes,
@@ -256,6 +267,33 @@ fn choose_direct(
     }
 }
 
+/// Without the page cache, a last block that is not whole could not be used.
+fn exact_direct(
+    path: &Path,
+    file: &File,
+    direct: Option<u32>,
+    bytes: u64,
+    options: &OpenOptions,
+    notes: &mut Vec<String>,
+) -> Result<Option<u32>, OpenError> {
+    let Some(block_size) = direct.filter(|block| !bytes.is_multiple_of(u64::from(*block))) else {
+        return Ok(direct);
+    };
+    let why = format!("its size is not a multiple of {block_size} bytes");
+    if options.direct == DirectMode::Always {
+        return Err(OpenError::new(path, OpenErrorKind::NoDirect(why)));
+    }
+    set_direct(file, false).map_err(|errno| OpenError::from_io(path, &io::Error::from(errno)))?;
+    notes.push(format!("page-cached instead of direct I/O: {why}"));
+    Ok(None)
+}
+
+/// Whether the filesystem can make holes; asked behind the end, where nothing is.
+fn can_punch(file: &File, bytes: u64) -> bool {
+    let behind = bytes.next_multiple_of(BLOCK);
+    fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, behind, BLOCK).is_ok()
+}
+
 fn set_direct(file: &File, on: bool) -> Result<(), Errno> {
     let mut flags = fcntl_getfl(file)?;
     flags.set(OFlags::DIRECT, on);
@@ -317,6 +355,8 @@ struct Queue {
     rotational: Option<bool>,
     volatile_cache: Option<bool>,
     discard: bool,
+    /// A block device that zeroes without being sent zeroes.
+    zeroes: bool,
 }
 
 impl Queue {
@@ -341,6 +381,7 @@ impl Queue {
             rotational: read("rotational").map(|text| text != "0"),
             volatile_cache: read("write_cache").map(|text| text == "write back"),
             discard: read("discard_max_bytes").is_some_and(|text| text != "0"),
+            zeroes: block_device && read("write_zeroes_max_bytes").is_some_and(|text| text != "0"),
         }
     }
 }

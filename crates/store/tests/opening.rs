@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use common::disk_scratch;
 use holdfast_store::{
-    BackingKind, BufferPool, DirectMode, Disk, EngineChoice, EngineKind, OpenError, OpenErrorKind,
-    OpenOptions, create_file,
+    BackingKind, BufferPool, DirectMode, Disk, DiskErrorKind, DiskOp, EngineChoice, EngineKind,
+    OpenError, OpenErrorKind, OpenOptions, Outcome, create_file,
 };
+use holdfast_units::ByteRange;
 
 fn open(path: &Path) -> Result<Disk, OpenError> {
     Disk::open(path, &OpenOptions::default(), &BufferPool::new(0))
@@ -196,4 +197,53 @@ fn a_device_that_is_read_only_is_opened_for_reading_only() {
     assert!(text.contains("it can only be read"), "{text}");
     let reading = OpenOptions { read_only: true, ..OpenOptions::default() };
     assert!(Disk::open(device.path(), &reading, &BufferPool::new(0)).is_ok());
+}
+
+#[test]
+fn all_bytes_can_be_had_where_that_is_asked_for() {
+    let scratch = disk_scratch();
+    let path = scratch.path().join("odd");
+    let content: Vec<u8> = (0..10_001_u32).map(|i| i as u8).collect();
+    fs::write(&path, &content).unwrap();
+    assert_eq!(open(&path).unwrap().size(), 8192);
+    let options = OpenOptions { exact_size: true, ..at_once() };
+    let mut disk = Disk::open(&path, &options, &BufferPool::new(0)).unwrap();
+    assert_eq!((disk.size(), disk.info().block_size, disk.info().direct), (10_001, 1, false));
+    let tail = ByteRange::new(9_999, 2);
+    let read = DiskOp::Read { range: tail, holes: false };
+    let Ok(Outcome::Data(data)) = disk.execute(read) else { panic!("it can be read") };
+    assert_eq!(data[..], content[9_999..]);
+    let write = |at: u64| DiskOp::Write {
+        range: ByteRange::new(at, 2),
+        data: bytes::Bytes::from_static(b"zz"),
+        fua: false,
+    };
+    disk.execute(write(9_999)).unwrap();
+    assert_eq!(fs::read(&path).unwrap()[9_998..], [content[9_998], b'z', b'z']);
+    let kind = disk.execute(write(10_000)).unwrap_err().kind;
+    assert_eq!(kind, DiskErrorKind::OutOfRange);
+    File::options().write(true).open(&path).unwrap().set_len(20_000).unwrap();
+    disk.grown_to(20_000);
+    disk.grown_to(1);
+    assert_eq!(disk.size(), 20_000);
+    disk.execute(write(19_998)).unwrap();
+    assert!(fs::read(&path).unwrap().ends_with(b"\0zz"));
+    drop(disk);
+    let direct = OpenOptions { direct: DirectMode::Always, ..options };
+    assert!(matches!(refusal(&path, &direct).0, OpenErrorKind::NoDirect(_)));
+    File::create(&path).unwrap();
+    let (kind, text) = refusal(&path, &options);
+    assert_eq!(kind, OpenErrorKind::TooSmall(0));
+    assert!(text.contains("it is empty"), "{text}");
+}
+
+#[test]
+fn filesystems_with_holes_zero_fast() {
+    let scratch = disk_scratch();
+    let path = scratch.path().join("disk");
+    create_file(&path, 8192).unwrap();
+    assert!(open(&path).unwrap().info().fast_zeroes);
+    assert_eq!(fs::metadata(&path).unwrap().len(), 8192);
+    let reading = OpenOptions { read_only: true, ..at_once() };
+    assert!(!Disk::open(&path, &reading, &BufferPool::new(0)).unwrap().info().fast_zeroes);
 }

@@ -20,6 +20,7 @@ mod nbd_clients;
 mod refusals;
 mod restart;
 mod resync;
+mod serve;
 mod split_brain;
 
 use holdfast_testkit::{Cluster, ClusterOptions, Node, block_content};

@@ -1,9 +1,12 @@
 //! Real NBD clients on the export of a replicated resource.
 
+use crate::serve::{have, tls::certificates};
 use crate::{BLOCK, MIB, SOON, binary, cluster, write_blocks};
 use holdfast_nbd::NbdUri;
-use holdfast_testkit::{Cluster, ClusterOptions, Rng, files, run, run_ok, run_with_limit};
+use holdfast_testkit::{Cluster, ClusterOptions, Rng, Scratch, files, run, run_ok, run_with_limit};
 use serde_json::Value;
+use std::io::Read;
+use std::net::TcpStream;
 use std::process::Command;
 
 fn uri(cluster: &Cluster) -> String {
@@ -243,20 +246,99 @@ fn neighbours_in_a_block_do_not_disturb_each_other() {
     }
 }
 
-#[test]
-fn the_export_is_there_by_tcp_when_asked_for() {
-    let options =
-        ClusterOptions { arguments: &["--nbd-listen", "127.0.0.1:0"], ..Default::default() };
+/// A node with one resource of 4 MiB whose exports are there by TCP, and the port.
+fn by_tcp(arguments: &[&str]) -> (Cluster, u16) {
+    let options = ClusterOptions { arguments, ..Default::default() };
     let cluster = Cluster::with(&binary(), 1, options);
     cluster.create("r0", 4 * MIB, &[]);
     // The log says which port was picked.
     let log = cluster[0].log();
-    let port = log.lines().filter(|line| line.to_lowercase().contains("nbd")).find_map(|line| {
-        let (_, rest) = line.split_once("127.0.0.1:")?;
+    let port = log.lines().find_map(|line| {
+        let (_, rest) = line.split_once("NBD clients are served on 127.0.0.1:")?;
         rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u16>().ok()
     });
     let port = port.unwrap_or_else(|| panic!("no port in {log}"));
-    let text =
-        run_ok(Command::new("nbdinfo").args(["--size", &format!("nbd://127.0.0.1:{port}/r0")]));
-    assert_eq!(text.trim(), (4 * MIB).to_string());
+    (cluster, port)
+}
+
+/// The size that nbdinfo finds; `None` when it is not let in.
+fn found_size(uri: &str) -> Option<u64> {
+    let output = run(Command::new("nbdinfo").args(["--size", uri]));
+    (output.status == 0).then(|| output.stdout.trim().parse().expect("it is a number"))
+}
+
+#[test]
+fn the_export_is_there_by_tcp_when_asked_for() {
+    if !have(&["nbdinfo"]) {
+        return;
+    }
+    let (_cluster, port) = by_tcp(&["--nbd-listen", "127.0.0.1:0", "--nbd-allow", "127.0.0.0/8"]);
+    assert_eq!(found_size(&format!("nbd://127.0.0.1:{port}/r0")), Some(4 * MIB));
+}
+
+#[test]
+fn strangers_are_not_let_in_by_tcp() {
+    if !have(&["nbdinfo"]) {
+        return;
+    }
+    let (cluster, port) = by_tcp(&["--nbd-listen", "127.0.0.1:0", "--nbd-allow", "127.0.0.2"]);
+    assert_eq!(found_size(&format!("nbd://127.0.0.1:{port}/r0")), None);
+    assert!(cluster[0].log().contains("is turned away: it is not allowed"));
+    assert_eq!(found_size(&cluster[0].uri("r0").to_string()), Some(4 * MIB));
+}
+
+#[test]
+fn many_clients_by_tcp_do_not_keep_this_machine_out() {
+    let (cluster, port) = by_tcp(&["--nbd-listen", "127.0.0.1:0"]);
+    let greeted = |_| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        stream.read_exact(&mut [0; 18]).ok().map(|()| stream)
+    };
+    let crowd: Vec<_> = (0..300).map_while(greeted).collect();
+    assert!((100..256).contains(&crowd.len()), "{} were let in", crowd.len());
+    let mut client = cluster[0].open("r0");
+    client.write_at(&[3; 4096], 0).expect("it is written");
+}
+
+#[test]
+fn clients_come_inside_tls_where_that_is_asked_for() {
+    if !have(&["nbdinfo", "nbdcopy"]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    certificates(&scratch.join("tls"));
+    certificates(&scratch.join("stranger"));
+    let directory = scratch.join("tls").display().to_string();
+    let listen = ["--nbd-listen", "127.0.0.1:0", "--nbd-tls-certificates", &directory];
+    let (cluster, port) = by_tcp(&[&listen[..], &["--nbd-tls-verify-peer"]].concat());
+    let uri = |files: &str| {
+        let files = scratch.join(files);
+        format!("nbds://127.0.0.1:{port}/r0?tls-certificates={}", files.display())
+    };
+    assert_eq!(found_size(&format!("nbd://127.0.0.1:{port}/r0")), None, "nothing in the clear");
+    assert_eq!(found_size(&uri("stranger")), None);
+    assert_eq!(found_size(&uri("tls")), Some(4 * MIB));
+    let image = scratch.join("image");
+    files::make_random(&image, 4 * MIB, 5);
+    run_ok(Command::new("nbdcopy").arg("--flush").arg(&image).arg(uri("tls")));
+    files::assert_equal(&image, &cluster[0].disk("r0"), 4 * MIB);
+    // Whoever may open the socket of the daemon needs no certificate.
+    assert_eq!(found_size(&cluster[0].uri("r0").to_string()), Some(4 * MIB));
+}
+
+#[test]
+fn a_daemon_that_cannot_offer_tls_does_not_start() {
+    let scratch = Scratch::new();
+    for (arguments, why) in [
+        (&["--nbd-tls-certificates", "/nowhere"][..], "/nowhere/server-cert.pem cannot be used"),
+        (&["--nbd-tls-verify-peer"], "no directory with certificates was named"),
+    ] {
+        let output = run(Command::new(binary())
+            .args(["daemon", "--nbd-listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"])
+            .args(["--state-dir", "state", "--socket", "run/control.sock"])
+            .args(arguments)
+            .current_dir(scratch.path()));
+        assert_eq!(output.status, 1, "{output}");
+        assert!(output.stderr.contains(why), "{output}");
+    }
 }

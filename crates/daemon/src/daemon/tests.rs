@@ -27,6 +27,7 @@ impl TestNode {
             listen: "127.0.0.1:0".parse().unwrap(),
             advertise: Vec::new(),
             nbd_listen: None,
+            nbd_access: NbdAccess::default(),
             socket: self.dir.join("run/control.sock"),
             git: "test".into(),
         }

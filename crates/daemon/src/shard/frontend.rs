@@ -36,6 +36,8 @@ impl NbdExport {
         let mut info = ExportInfo::new(name, resource.size());
         info.can_trim = true;
         info.can_zero = true;
+        info.can_fast_zero = true;
+        info.can_cache = true;
         info.can_multi_conn = true;
         info.can_block_status = true;
         info
@@ -158,7 +160,11 @@ impl Frontend {
     ) {
         match request.kind {
             RequestKind::Cache => reply.complete(Ok(ReplyData::Done)),
+            RequestKind::Resize => reply.complete(Err(NbdError::NotSupported)),
             RequestKind::BlockStatus => reply.complete(Ok(extents(request.range, disk))),
+            RequestKind::WriteZeroes if request.fast_zero && !is_fast(&request) => {
+                reply.complete(Err(NbdError::NotSupported));
+            }
             _ if !self.waiting.is_empty() || !self.has_room(cost(&request)) => {
                 self.waiting.push_back((request, reply));
             }
@@ -203,7 +209,10 @@ impl Frontend {
                 stats.writes += 1;
                 stats.written_bytes += request.range.len;
             }
-            RequestKind::Flush | RequestKind::Cache | RequestKind::BlockStatus => {}
+            RequestKind::Flush
+            | RequestKind::Cache
+            | RequestKind::BlockStatus
+            | RequestKind::Resize => {}
         }
     }
 
@@ -336,6 +345,12 @@ impl Frontend {
     }
 }
 
+/// Whether zeroing takes less than writing zeroes: no zeroes travel to the peers, and nothing is
+/// read to make blocks whole.
+const fn is_fast(request: &Request) -> bool {
+    request.range.is_aligned() && !request.no_hole
+}
+
 /// The bytes that a request holds.
 fn cost(request: &Request) -> u64 {
     match request.kind {
@@ -386,5 +401,5 @@ fn extents(range: ByteRange, disk: Option<&DiskDriver>) -> ReplyData {
             .collect(),
         _ => vec![Extent::data(range.len)],
     };
-    ReplyData::Extents(extents)
+    ReplyData::allocation(extents)
 }

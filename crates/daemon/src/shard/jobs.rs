@@ -87,7 +87,7 @@ impl Job {
                 range = ByteRange::new(start, end - start);
                 Op::Zeroes
             }
-            Nbd::Read | Nbd::Flush | Nbd::Cache | Nbd::BlockStatus => Op::Read,
+            Nbd::Read | Nbd::Flush | Nbd::Cache | Nbd::BlockStatus | Nbd::Resize => Op::Read,
         };
         let outer = range.aligned_out();
         Some(Self {

@@ -45,7 +45,7 @@ pub use metadata::{
 };
 pub use open::OpenError;
 pub use socket::LinkSocket;
-pub use thread::{Shard, ShardOptions};
+pub use thread::{Shard, ShardOptions, TcpAccess};
 pub use view::{DiskView, ResourceView};
 
 use holdfast_core as core;

@@ -7,8 +7,9 @@ use super::registry::{ConnectionExports, Registry};
 use super::resource;
 use super::spin::Spinner;
 use super::{ResourceHandle, ResourceSpec};
-use holdfast_nbd::{ClientInfo, ServerOptions, Shutdown, serve};
+use holdfast_nbd::{AllowList, ClientInfo, PeerAddress, ServerOptions, ServerTls, Shutdown, serve};
 use holdfast_store::BufferPool;
+use socket2::{SockRef, TcpKeepalive};
 use std::cell::Cell;
 use std::io;
 use std::net::TcpListener as StdTcpListener;
@@ -26,6 +27,13 @@ const QUEUE: usize = 64;
 /// How long a listener rests when the process can open no more files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// A client that has said nothing for so long is asked whether it is still there; when three such
+/// questions are not answered, it is gone, and the resource is not open any more.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(30))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(3);
+
 /// For how long a thread polls: about what it takes until a peer on the same network or a client on
 /// the same machine has answered.
 const SPIN: Duration = Duration::from_micros(50);
@@ -35,7 +43,8 @@ const SPIN: Duration = Duration::from_micros(50);
 pub struct ShardOptions {
     /// How many bytes of free payload buffers are kept for later.
     pub kept_buffers: usize,
-    /// NBD connections at a time; more are closed as they come.
+    /// NBD connections at a time; more are closed as they come. A quarter of them is for the Unix
+    /// socket, so that nobody far away keeps this machine out.
     pub max_connections: usize,
     /// Bytes of requests that one NBD connection may have under way.
     pub connection_bytes: u64,
@@ -60,10 +69,19 @@ impl Default for ShardOptions {
     }
 }
 
+/// Who is let in by TCP, and how.
+#[derive(Clone, Default)]
+pub struct TcpAccess {
+    /// The addresses that may connect.
+    pub allow: AllowList,
+    /// TLS, where it is offered.
+    pub tls: Option<ServerTls>,
+}
+
 enum ToShard {
     Open(Box<ResourceSpec>, oneshot::Sender<Result<ResourceHandle, OpenError>>),
     Unix(StdUnixListener),
-    Tcp(StdTcpListener),
+    Tcp(StdTcpListener, TcpAccess),
 }
 
 /// A shard thread. Dropping it ends the thread and everything on it, without good order: close the
@@ -132,9 +150,9 @@ impl Shard {
     ///
     /// # Errors
     /// When the shard has ended, or too many orders wait.
-    pub fn serve_tcp(&self, listener: StdTcpListener) -> io::Result<()> {
+    pub fn serve_tcp(&self, listener: StdTcpListener, access: TcpAccess) -> io::Result<()> {
         listener.set_nonblocking(true)?;
-        self.order(ToShard::Tcp(listener))
+        self.order(ToShard::Tcp(listener, access))
     }
 
     fn order(&self, order: ToShard) -> io::Result<()> {
@@ -190,7 +208,9 @@ async fn run(options: ShardOptions, mut queue: mpsc::Receiver<ToShard>) {
                 });
             }
             ToShard::Unix(listener) => drop(spawn_local(accept_unix(context, listener))),
-            ToShard::Tcp(listener) => drop(spawn_local(accept_tcp(context, listener))),
+            ToShard::Tcp(listener, access) => {
+                spawn_local(accept_tcp(context, listener, access));
+            }
         }
     }
 }
@@ -226,14 +246,14 @@ async fn accept_unix(context: Rc<Context>, listener: StdUnixListener) {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let client = ClientInfo::unix(&stream);
-                spawn_local(serve_client(Rc::clone(&context), stream, client));
+                spawn_local(serve_client(Rc::clone(&context), stream, client, None));
             }
             Err(error) => pause(&error).await,
         }
     }
 }
 
-async fn accept_tcp(context: Rc<Context>, listener: StdTcpListener) {
+async fn accept_tcp(context: Rc<Context>, listener: StdTcpListener, access: TcpAccess) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the NBD port cannot be used"),
@@ -241,10 +261,16 @@ async fn accept_tcp(context: Rc<Context>, listener: StdTcpListener) {
     loop {
         match listener.accept().await {
             Ok((stream, address)) => {
-                // Without it replies are late, not wrong.
-                let _ = stream.set_nodelay(true);
                 let client = ClientInfo::tcp(address);
-                spawn_local(serve_client(Rc::clone(&context), stream, client));
+                if !access.allow.allows(&client.address) {
+                    tracing::warn!(%address, "an NBD client is turned away: it is not allowed");
+                    continue;
+                }
+                // Without these, replies are late and the dead are noticed late.
+                let _ = stream.set_nodelay(true);
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
+                let tls = access.tls.clone();
+                spawn_local(serve_client(Rc::clone(&context), stream, client, tls));
             }
             Err(error) => pause(&error).await,
         }
@@ -265,11 +291,20 @@ impl Drop for Counted {
     }
 }
 
-async fn serve_client<S>(context: Rc<Context>, stream: S, client: ClientInfo)
-where
+async fn serve_client<S>(
+    context: Rc<Context>,
+    stream: S,
+    client: ClientInfo,
+    tls: Option<ServerTls>,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    if context.connections.get() >= context.options.max_connections {
+    let most = context.options.max_connections;
+    let most = match client.address {
+        PeerAddress::Unix { .. } => most,
+        PeerAddress::Tcp(_) => most - most / 4,
+    };
+    if context.connections.get() >= most {
         return tracing::warn!(client = %client.address, "an NBD client is turned away: too many");
     }
     context.connections.set(context.connections.get() + 1);
@@ -281,6 +316,7 @@ where
         max_bytes: context.options.connection_bytes,
         shutdown,
         buffers: Rc::new(AlignedBuffers(context.pool.clone())),
+        tls,
         ..ServerOptions::default()
     };
     if let Err(error) = serve(stream, &client, &exports, &options).await {

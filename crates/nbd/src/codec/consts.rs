@@ -118,10 +118,14 @@ pub mod flag {
     pub const SEND_DF: u16 = 1 << 7;
     /// A flush on one connection covers all.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    /// `RESIZE` works.
+    pub const SEND_RESIZE: u16 = 1 << 9;
     /// `CACHE` works.
     pub const SEND_CACHE: u16 = 1 << 10;
     /// The fast-zero command flag works.
     pub const SEND_FAST_ZERO: u16 = 1 << 11;
+    /// Block status may name the contexts that it wants in a payload (extended headers only).
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Command flags.
@@ -162,12 +166,14 @@ pub mod chunk {
     pub const ERROR_OFFSET: u16 = ERROR_BIT | 2;
 }
 
-/// States of `base:allocation`.
+/// States of metadata contexts. What a bit means depends on the context.
 pub mod state {
-    /// Takes no space.
+    /// `base:allocation`: takes no space.
     pub const HOLE: u32 = 1;
-    /// Reads as zeroes.
+    /// `base:allocation`: reads as zeroes.
     pub const ZERO: u32 = 2;
+    /// A context that tells dirty from clean: dirty.
+    pub const DIRTY: u32 = 1;
 }
 
 /// The metadata context for what is allocated and what is zero.

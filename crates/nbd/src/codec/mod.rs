@@ -15,7 +15,7 @@ pub use option::{
     option_reply, option_request,
 };
 pub use reply::{ChunkFrame, ReplyHeader, ReplyStyle, SIMPLE_REPLY_LEN, simple_reply};
-pub use request::{RequestHeader, WireError};
+pub use request::{RequestHeader, StatusFilter, WireError};
 
 #[cfg(test)]
 mod tests;
@@ -40,6 +40,8 @@ pub enum Command {
     WriteZeroes = 6,
     /// Say what a range holds: data, zeroes, nothing.
     BlockStatus = 7,
+    /// Change the size of the export to the offset.
+    Resize = 8,
 }
 
 impl Command {
@@ -55,6 +57,7 @@ impl Command {
             5 => Self::Cache,
             6 => Self::WriteZeroes,
             7 => Self::BlockStatus,
+            8 => Self::Resize,
             _ => return None,
         })
     }
@@ -83,7 +86,8 @@ impl TransmissionFlags {
 pub struct Extent {
     /// How long it is, in bytes; more than 0.
     pub len: u64,
-    /// For `base:allocation`: [`consts::state::HOLE`] and [`consts::state::ZERO`], or 0 for data.
+    /// One of [`consts::state`], by what the metadata context tells. For `base:allocation`:
+    /// [`consts::state::HOLE`] and [`consts::state::ZERO`], or 0 for data.
     pub flags: u32,
 }
 
@@ -92,6 +96,12 @@ impl Extent {
     #[must_use]
     pub const fn data(len: u64) -> Self {
         Self { len, flags: 0 }
+    }
+
+    /// `len` bytes that are dirty, or clean.
+    #[must_use]
+    pub const fn dirty(len: u64, dirty: bool) -> Self {
+        Self { len, flags: if dirty { consts::state::DIRTY } else { 0 } }
     }
 
     /// `len` bytes that take no space and read as zeroes.

@@ -72,3 +72,39 @@ impl RequestHeader {
         }
     }
 }
+
+/// The payload with which a block status request (extended headers) says what it wants.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StatusFilter {
+    /// How long the range is that is asked about, in bytes.
+    pub len: u64,
+    /// The identifiers of the metadata contexts that are to be told.
+    pub contexts: Vec<u32>,
+}
+
+impl StatusFilter {
+    /// Reads one: 8 bytes of length and 4 for each identifier; `None` when `payload` is not that.
+    #[must_use]
+    pub fn parse(payload: &[u8]) -> Option<Self> {
+        let mut fields = Cursor::new(payload);
+        let len = fields.u64()?;
+        let ids = fields.rest();
+        if !ids.len().is_multiple_of(4) {
+            return None;
+        }
+        let id = |bytes: &[u8]| bytes.try_into().map(u32::from_be_bytes).ok();
+        Some(Self { len, contexts: ids.chunks_exact(4).filter_map(id).collect() })
+    }
+
+    /// How many bytes one with `contexts` identifiers takes on the wire.
+    #[must_use]
+    pub const fn wire_len(contexts: usize) -> usize {
+        8 + 4 * contexts
+    }
+
+    /// Appends it.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend(self.len.to_be_bytes());
+        out.extend(self.contexts.iter().flat_map(|id| id.to_be_bytes()));
+    }
+}

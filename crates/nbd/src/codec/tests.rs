@@ -163,3 +163,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_filter_is_a_length_and_identifiers() {
+    let mut bytes = Vec::new();
+    let filter = StatusFilter { len: 1 << 40, contexts: vec![7, 9] };
+    filter.encode(&mut bytes);
+    assert_eq!(bytes, [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 9]);
+    assert_eq!(bytes.len(), StatusFilter::wire_len(2));
+    assert_eq!(StatusFilter::parse(&bytes), Some(filter));
+    for cut in [0, 7, 9, 13] {
+        assert_eq!(StatusFilter::parse(&bytes[..cut]), None);
+    }
+}

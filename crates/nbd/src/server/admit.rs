@@ -1,7 +1,7 @@
-use super::negotiate::Session;
+use super::negotiate::{Session, context_id};
 use crate::codec::consts::command_flag as flag;
-use crate::codec::{Command, ReplyStyle, RequestHeader};
-use crate::{ExportInfo, NbdError, RequestKind};
+use crate::codec::{Command, ReplyStyle, RequestHeader, StatusFilter};
+use crate::{ContextSet, NbdError, RequestKind};
 use holdfast_units::ByteRange;
 
 /// What becomes of a request, judged by its header alone.
@@ -47,7 +47,19 @@ pub(super) fn judge(head: &RequestHeader, session: &Session, stopping: bool) -> 
     if kind == RequestKind::Flush {
         return Verdict::Take { kind, payload: 0 };
     }
-    match check_range(kind, head, info) {
+    if kind == RequestKind::Resize {
+        let fits = head.len == 0 && head.offset.is_multiple_of(info.min_block.max(1).into());
+        return if fits { Verdict::Take { kind, payload: 0 } } else { refuse(NbdError::Invalid) };
+    }
+    if head.flags & flag::PAYLOAD_LEN != 0 && kind == RequestKind::BlockStatus {
+        // Its range is in the payload. A longer one names a context twice, or an unknown one.
+        let fitting = StatusFilter::wire_len(1)..=StatusFilter::wire_len(session.contexts.len());
+        return match usize::try_from(payload) {
+            Ok(payload) if fitting.contains(&payload) => Verdict::Take { kind, payload },
+            _ => refuse(NbdError::Invalid),
+        };
+    }
+    match check_range(kind, head, session) {
         Err(error) => refuse(error),
         Ok(()) if head.len == 0 && kind == RequestKind::BlockStatus => refuse(NbdError::Invalid),
         Ok(()) if head.len == 0 => answer(Ok(())),
@@ -56,6 +68,28 @@ pub(super) fn judge(head: &RequestHeader, session: &Session, stopping: bool) -> 
             Err(_) => Verdict::HangUp,
         },
     }
+}
+
+/// The range and the contexts that the payload of a block status request asks about.
+pub(super) fn judge_filter(
+    head: &RequestHeader,
+    payload: &[u8],
+    session: &Session,
+) -> Result<(RequestHeader, ContextSet), NbdError> {
+    let filter = StatusFilter::parse(payload).ok_or(NbdError::Invalid)?;
+    let mut contexts = ContextSet::default();
+    for id in filter.contexts {
+        let known = session.contexts.iter().find(|index| context_id(*index) == id);
+        if !known.is_some_and(|index| contexts.insert(index)) {
+            return Err(NbdError::Invalid);
+        }
+    }
+    let head = RequestHeader { len: filter.len, ..*head };
+    if head.len == 0 || contexts.is_empty() {
+        return Err(NbdError::Invalid);
+    }
+    check_range(RequestKind::BlockStatus, &head, session)?;
+    Ok((head, contexts))
 }
 
 /// How many bytes follow the header.
@@ -73,6 +107,7 @@ const fn kind_of(command: Command) -> Option<RequestKind> {
         Command::Cache => RequestKind::Cache,
         Command::WriteZeroes => RequestKind::WriteZeroes,
         Command::BlockStatus => RequestKind::BlockStatus,
+        Command::Resize => RequestKind::Resize,
         Command::Disconnect => return None,
     })
 }
@@ -90,12 +125,13 @@ fn allowed_flags(kind: RequestKind, session: &Session) -> u16 {
         RequestKind::Write if session.style == ReplyStyle::Extended => flag::PAYLOAD_LEN,
         RequestKind::WriteZeroes if info.can_fast_zero => flag::NO_HOLE | flag::FAST_ZERO,
         RequestKind::WriteZeroes => flag::NO_HOLE,
+        RequestKind::BlockStatus if session.takes_filters() => flag::REQ_ONE | flag::PAYLOAD_LEN,
         RequestKind::BlockStatus => flag::REQ_ONE,
         _ => 0,
     }
 }
 
-const fn offered(kind: RequestKind, session: &Session) -> bool {
+fn offered(kind: RequestKind, session: &Session) -> bool {
     let info = &session.info;
     match kind {
         RequestKind::Read | RequestKind::Write => true,
@@ -103,17 +139,22 @@ const fn offered(kind: RequestKind, session: &Session) -> bool {
         RequestKind::Trim => info.can_trim,
         RequestKind::WriteZeroes => info.can_zero,
         RequestKind::Cache => info.can_cache,
-        RequestKind::BlockStatus => session.block_status,
+        RequestKind::BlockStatus => !session.contexts.is_empty(),
+        RequestKind::Resize => info.can_resize && !info.read_only,
     }
 }
 
-fn check_range(kind: RequestKind, head: &RequestHeader, info: &ExportInfo) -> Result<(), NbdError> {
+fn check_range(kind: RequestKind, head: &RequestHeader, session: &Session) -> Result<(), NbdError> {
+    let info = &session.info;
     let moves_data = matches!(kind, RequestKind::Read | RequestKind::Write);
     if moves_data && head.len > info.max_block.into() {
         let in_one_piece = kind == RequestKind::Read && head.flags & flag::DF != 0;
         return Err(if in_one_piece { NbdError::Overflow } else { NbdError::Invalid });
     }
-    if !ByteRange::new(0, info.size).contains(ByteRange::new(head.offset, head.len)) {
+    let range = ByteRange::new(head.offset, head.len);
+    let is_inside = |size| ByteRange::new(0, size).contains(range);
+    // It may have grown since the client was told its size.
+    if !is_inside(info.size) && !is_inside(session.export.size()) {
         let grows = matches!(kind, RequestKind::Write | RequestKind::WriteZeroes);
         return Err(if grows { NbdError::NoSpace } else { NbdError::Invalid });
     }

@@ -1,18 +1,18 @@
-use super::admit::{Verdict, judge};
+use super::admit::{Verdict, judge, judge_filter};
+use super::input::{INPUT, Input};
 use super::negotiate::Session;
 use super::reply::{Shared, Ticket};
 use super::stall::{Moved, Moves};
 use super::{Reply, ServeError, ServerOptions};
 use crate::codec::consts::command_flag as flag;
 use crate::codec::{Command, Extent, RequestHeader};
-use crate::{PayloadBuf, ReplyData, Request, RequestKind};
+use crate::{ContextSet, PayloadBuf, ReplyData, Request, RequestKind};
 use bytes::Bytes;
 use holdfast_units::ByteRange;
-use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -20,8 +20,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const DIRECT: usize = 16 << 10;
 /// Behind a payload of this length little is read ahead, so that the next one is not copied.
 const BIG: usize = 64 << 10;
-/// How much is read at a time: 60 writes of 4 KiB.
-const INPUT: usize = 256 << 10;
 /// When so many bytes wait to be sent, they go before another request is taken: a client that
 /// reads slowly does not pile up answers, and data leave while the cache still has them.
 const SEND_FIRST: u64 = 512 << 10;
@@ -51,8 +49,9 @@ pub(super) struct Connection<'a, S> {
 /// What the socket's next bytes belong to, apart from request headers.
 enum Arriving {
     Nothing,
-    /// The payload of a write, `filled` bytes of which are there.
+    /// The payload of a request, `filled` bytes of which are there.
     Payload {
+        kind: RequestKind,
         head: RequestHeader,
         buf: Box<dyn PayloadBuf>,
         filled: usize,
@@ -72,8 +71,8 @@ enum Took {
 
 impl<S> Drop for Connection<'_, S> {
     fn drop(&mut self) {
-        if let Arriving::Payload { head, .. } = &self.arriving {
-            self.shared.release_bytes(head.len);
+        if let Arriving::Payload { kind, head, .. } = &self.arriving {
+            self.shared.release_bytes(cost(*kind, head));
         }
         self.shared.close();
     }
@@ -349,13 +348,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                 }
                 left == 0
             }
-            Arriving::Payload { head, mut buf, filled } => {
+            Arriving::Payload { kind, head, mut buf, filled } => {
                 if filled < buf.bytes_mut().len() {
-                    self.arriving = Arriving::Payload { head, buf, filled };
+                    self.arriving = Arriving::Payload { kind, head, buf, filled };
                     return false;
                 }
                 self.moved.messages += 1;
-                self.submit(RequestKind::Write, &head, buf.freeze());
+                self.submit(kind, &head, buf.freeze());
                 *submitted = true;
                 true
             }
@@ -382,7 +381,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         let filled = here.len().min(target.len());
         target[..filled].copy_from_slice(&here[..filled]);
         self.input.consume(filled);
-        self.arriving = Arriving::Payload { head, buf, filled };
+        self.arriving = Arriving::Payload { kind, head, buf, filled };
     }
 
     fn ticket(&self, head: &RequestHeader, kind: RequestKind, reserved: u64) -> Ticket {
@@ -392,17 +391,32 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             range: ByteRange::new(head.offset, head.len),
             df: head.flags & flag::DF != 0,
             req_one: head.flags & flag::REQ_ONE != 0,
+            contexts: ContextSet::default(),
             min_block: self.session.info.min_block.max(1).into(),
             reserved,
         }
     }
 
     fn submit(&self, kind: RequestKind, head: &RequestHeader, payload: Bytes) {
-        let ticket = self.ticket(head, kind, cost(kind, head));
-        if kind == RequestKind::BlockStatus && !self.session.info.can_block_status {
-            let all = ReplyData::Extents(vec![Extent::data(ticket.range.len)]);
+        let mut ticket = self.ticket(head, kind, cost(kind, head));
+        let mut contexts = self.session.contexts;
+        if kind == RequestKind::BlockStatus && !payload.is_empty() {
+            match judge_filter(head, &payload, &self.session) {
+                Ok((head, chosen)) => {
+                    ticket = self.ticket(&head, kind, 0);
+                    contexts = chosen;
+                }
+                Err(error) => return ticket.answer(&self.shared, Err(error)),
+            }
+        }
+        if kind != RequestKind::BlockStatus {
+            contexts = ContextSet::default();
+        } else if !self.session.info.can_block_status {
+            let all = ReplyData::allocation(vec![Extent::data(ticket.range.len)]);
+            ticket.contexts = contexts;
             return ticket.answer(&self.shared, Ok(all));
         }
+        ticket.contexts = contexts;
         let request = Request {
             kind,
             range: ticket.range,
@@ -410,8 +424,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             no_hole: head.flags & flag::NO_HOLE != 0,
             fast_zero: head.flags & flag::FAST_ZERO != 0,
             req_one: ticket.req_one,
+            contexts,
             df: ticket.df,
-            payload,
+            payload: if kind == RequestKind::Write { payload } else { Bytes::new() },
         };
         self.session.export.submit(request, Reply::new(Rc::clone(&self.shared), ticket));
     }
@@ -435,75 +450,5 @@ impl RequestKind {
             Some(Command::BlockStatus) => Self::BlockStatus,
             _ => Self::Flush,
         }
-    }
-}
-
-/// Bytes that were read and not looked at yet. Holds memory only while there are any.
-#[derive(Default)]
-struct Input {
-    memory: Option<Box<[u8]>>,
-    at: usize,
-    end: usize,
-}
-
-/// How many input buffers a thread keeps for its connections.
-const KEPT_INPUTS: usize = 4;
-
-thread_local! {
-    static INPUTS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
-}
-
-impl Input {
-    fn bytes(&self) -> &[u8] {
-        self.memory.as_ref().map_or(&[], |memory| &memory[self.at..self.end])
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.at += count;
-    }
-
-    /// Reads once, at most `limit` bytes beyond what is there; how many came.
-    fn poll_fill<S: AsyncRead>(
-        &mut self,
-        stream: Pin<&mut S>,
-        cx: &mut Context<'_>,
-        limit: usize,
-    ) -> Poll<std::io::Result<usize>> {
-        let memory = self.memory.get_or_insert_with(|| {
-            let kept = INPUTS.with_borrow_mut(Vec::pop);
-            kept.unwrap_or_else(|| vec![0; INPUT].into())
-        });
-        // What is left over is less than a header and a small payload.
-        memory.copy_within(self.at..self.end, 0);
-        self.end -= self.at;
-        self.at = 0;
-        let until = memory.len().min(self.end + limit);
-        let mut free = ReadBuf::new(&mut memory[self.end..until]);
-        ready!(stream.poll_read(cx, &mut free))?;
-        let count = free.filled().len();
-        self.end += count;
-        Poll::Ready(Ok(count))
-    }
-
-    /// Gives the buffer to the next connection that needs one.
-    fn release_if_empty(&mut self) {
-        if self.at != self.end {
-            return;
-        }
-        (self.at, self.end) = (0, 0);
-        if let Some(memory) = self.memory.take() {
-            INPUTS.with_borrow_mut(|kept| {
-                if kept.len() < KEPT_INPUTS {
-                    kept.push(memory);
-                }
-            });
-        }
-    }
-}
-
-impl Drop for Input {
-    fn drop(&mut self) {
-        self.at = self.end;
-        self.release_if_empty();
     }
 }

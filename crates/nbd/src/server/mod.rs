@@ -1,7 +1,9 @@
 //! The server's side of one connection.
 
 mod admit;
+mod allow;
 mod connection;
+mod input;
 mod memory;
 mod negotiate;
 mod outbox;
@@ -10,10 +12,13 @@ mod shutdown;
 mod stall;
 #[cfg(test)]
 mod tests;
+mod tls;
 
+pub use allow::{AllowError, AllowList, AllowedNet};
 pub use memory::SharedMemory;
 pub use reply::Reply;
 pub use shutdown::{Shutdown, ShutdownHandle};
+pub use tls::TlsFileError;
 
 use crate::codec::OptionHeader;
 use crate::codec::consts::PORTABLE_PAYLOAD;

@@ -1,24 +1,37 @@
-use crate::codec::consts::{BASE_ALLOCATION, info, option, option_reply as reply};
+use crate::codec::consts::{BASE_ALLOCATION, flag, info, option, option_reply as reply};
 use crate::codec::consts::{INIT_MAGIC, OPTION_MAGIC, handshake};
 use crate::codec::{
     InfoRequest, MetaRequest, OptionFault, ReplyStyle, export_name, option_error, option_reply,
 };
-use crate::{ClientInfo, Export, ExportInfo, Exports, OpenRefusal, Refusal};
+use crate::{ClientInfo, ContextSet, Export, ExportInfo, Exports, OpenRefusal, Refusal};
 use std::rc::Rc;
 
 /// The longest data of an option that is looked at, in bytes: a name and 15 long queries.
 pub(super) const MAX_OPTION: u32 = 64 << 10;
 
-/// The identifier under which `base:allocation` is reported.
-pub(super) const BASE_ALLOCATION_ID: u32 = 1;
+/// The identifier under which a context with this index is reported.
+pub(super) fn context_id(index: usize) -> u32 {
+    u32::try_from(index + 1).unwrap_or(u32::MAX)
+}
 
 /// An export that a connection has entered. Tells the export when it is over.
 pub(super) struct Session {
     pub(super) export: Rc<dyn Export>,
     pub(super) info: ExportInfo,
     pub(super) style: ReplyStyle,
-    /// Whether block status was asked for beforehand.
-    pub(super) block_status: bool,
+    /// The contexts that block status tells.
+    pub(super) contexts: ContextSet,
+}
+
+impl Session {
+    /// Whether the client may name contexts in a payload.
+    pub(super) fn takes_filters(&self) -> bool {
+        takes_filters(self.style, self.contexts)
+    }
+}
+
+fn takes_filters(style: ReplyStyle, contexts: ContextSet) -> bool {
+    style == ReplyStyle::Extended && !contexts.is_empty()
 }
 
 impl Drop for Session {
@@ -57,8 +70,8 @@ pub(super) struct Negotiation<'a> {
     fixed: bool,
     no_zeroes: bool,
     style: ReplyStyle,
-    /// The export for which `base:allocation` was selected.
-    selected: Option<String>,
+    /// The contexts that were selected, and for which export.
+    selected: Option<(String, ContextSet)>,
 }
 
 /// The greeting: what the server sends first.
@@ -156,7 +169,7 @@ impl<'a> Negotiation<'a> {
             return Step::HangUp;
         };
         out.extend(session.info.size.to_be_bytes());
-        out.extend(session.info.flags(self.style).0.to_be_bytes());
+        out.extend(self.flags(&session.info, session.contexts).to_be_bytes());
         if !self.no_zeroes {
             out.extend([0; 124]);
         }
@@ -218,8 +231,20 @@ impl<'a> Negotiation<'a> {
         let export = self.exports.open(name, &self.client)?;
         let mut info = export.info();
         info.max_block = info.max_block.min(self.max_payload);
-        let block_status = self.selected.as_deref() == Some(name);
-        Ok(Session { export, info, style: self.style, block_status })
+        Ok(Session { export, info, style: self.style, contexts: self.contexts_of(name) })
+    }
+
+    /// The contexts that were selected for this export.
+    fn contexts_of(&self, name: &str) -> ContextSet {
+        match &self.selected {
+            Some((selected, contexts)) if selected == name => *contexts,
+            _ => ContextSet::default(),
+        }
+    }
+
+    fn flags(&self, about: &ExportInfo, contexts: ContextSet) -> u16 {
+        let filters = takes_filters(self.style, contexts);
+        about.flags(self.style).0 | if filters { flag::BLOCK_STATUS_PAYLOAD } else { 0 }
     }
 
     /// The pieces of information about an export.
@@ -228,7 +253,7 @@ impl<'a> Negotiation<'a> {
             let data = [&[&kind.to_be_bytes()[..]], parts].concat().concat();
             option_reply(out, code, reply::INFO, &data);
         };
-        let flags = about.flags(self.style).0.to_be_bytes();
+        let flags = self.flags(about, self.contexts_of(&request.name)).to_be_bytes();
         piece(info::EXPORT, &[&about.size.to_be_bytes(), &flags]);
         let largest = about.max_block.min(self.max_payload);
         let sizes = [about.min_block, about.preferred_block, largest].map(u32::to_be_bytes);
@@ -252,10 +277,14 @@ impl<'a> Negotiation<'a> {
     }
 
     fn list_contexts(&self, data: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
-        let request = self.context_request(data)?;
-        let wanted = |query: &Vec<u8>| query == b"base:" || query == BASE_ALLOCATION.as_bytes();
-        if request.queries.is_empty() || request.queries.iter().any(wanted) {
-            context(option::LIST_META_CONTEXT, 0, out);
+        let (request, info) = self.context_request(data)?;
+        for (_, name) in contexts(&info) {
+            let (namespace, _) = name.split_at(name.find(':').map_or(0, |colon| colon + 1));
+            let wanted =
+                |query: &Vec<u8>| query == namespace.as_bytes() || query == name.as_bytes();
+            if request.queries.is_empty() || request.queries.iter().any(wanted) {
+                context(option::LIST_META_CONTEXT, 0, name, out);
+            }
         }
         Ok(())
     }
@@ -263,27 +292,38 @@ impl<'a> Negotiation<'a> {
     fn set_contexts(&mut self, data: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
         // Whatever comes of it, the former selection is gone.
         self.selected = None;
-        let request = self.context_request(data)?;
-        if request.queries.iter().any(|query| query == BASE_ALLOCATION.as_bytes()) {
-            context(option::SET_META_CONTEXT, BASE_ALLOCATION_ID, out);
-            self.selected = Some(request.name);
+        let (request, info) = self.context_request(data)?;
+        let mut selected = ContextSet::default();
+        for (index, name) in contexts(&info) {
+            if request.queries.iter().any(|query| query == name.as_bytes()) {
+                selected.insert(index);
+                context(option::SET_META_CONTEXT, context_id(index), name, out);
+            }
         }
+        self.selected = Some((request.name, selected));
         Ok(())
     }
 
-    fn context_request(&self, data: &[u8]) -> Result<MetaRequest, Fault> {
+    fn context_request(&self, data: &[u8]) -> Result<(MetaRequest, ExportInfo), Fault> {
         if self.style == ReplyStyle::Simple {
             let text = "structured replies must be agreed on first";
             return Err(Fault(reply::ERR_INVALID, text.into()));
         }
         let request = MetaRequest::parse(data)?;
-        self.exports.info(&request.name, &self.client)?;
-        Ok(request)
+        let info = self.exports.info(&request.name, &self.client)?;
+        Ok((request, info))
     }
 }
 
-fn context(code: u32, id: u32, out: &mut Vec<u8>) {
-    let data = [&id.to_be_bytes(), BASE_ALLOCATION.as_bytes()].concat();
+/// The metadata contexts of an export with their indexes.
+fn contexts(info: &ExportInfo) -> impl Iterator<Item = (usize, &str)> {
+    let more = info.contexts.iter().filter(|_| info.can_block_status);
+    let names = std::iter::once(BASE_ALLOCATION).chain(more.map(String::as_str));
+    names.take(ContextSet::MAX).enumerate()
+}
+
+fn context(code: u32, id: u32, name: &str, out: &mut Vec<u8>) {
+    let data = [&id.to_be_bytes(), name.as_bytes()].concat();
     option_reply(out, code, reply::META_CONTEXT, &data);
 }
 

@@ -1,9 +1,9 @@
 use super::ServerOptions;
 use super::memory::Share;
-use super::negotiate::BASE_ALLOCATION_ID;
+use super::negotiate::context_id;
 use super::outbox::{Outbox, Written};
 use crate::codec::{ChunkFrame, Extent, ReplyStyle, simple_reply};
-use crate::{NbdError, ReadChunk, ReplyData, RequestKind};
+use crate::{ContextSet, ContextStatus, NbdError, ReadChunk, ReplyData, RequestKind};
 use bytes::Bytes;
 use holdfast_units::ByteRange;
 use std::cell::{Cell, RefCell};
@@ -137,6 +137,8 @@ pub(super) struct Ticket {
     pub(super) range: ByteRange,
     pub(super) df: bool,
     pub(super) req_one: bool,
+    /// The contexts that block status must tell.
+    pub(super) contexts: ContextSet,
     /// Extents are cut to multiples of it.
     pub(super) min_block: u64,
     /// Bytes that are reserved for it.
@@ -200,8 +202,8 @@ impl Ticket {
                 let len = chunks.iter().map(ReadChunk::len).sum();
                 self.put_read(out, frame, len, chunks.into_iter());
             }
-            (RequestKind::BlockStatus, Ok(ReplyData::Extents(extents))) => {
-                self.put_extents(out, frame, &extents);
+            (RequestKind::BlockStatus, Ok(ReplyData::Status(status))) => {
+                self.put_status(out, frame, &status);
             }
             (_, Ok(ReplyData::Done)) if !self.wants_data() => self.put_done(out, frame),
             (_, Ok(_)) => self.put_error(out, frame, NbdError::Io),
@@ -281,12 +283,21 @@ impl Ticket {
         }
     }
 
-    fn put_extents(&self, out: &mut Outbox, frame: ChunkFrame, extents: &[Extent]) {
-        let fitting = self.fit(frame.style, extents);
-        if fitting.is_empty() {
+    /// One chunk for each context that was asked for; an error when one of them is missing.
+    fn put_status(&self, out: &mut Outbox, frame: ChunkFrame, status: &[ContextStatus]) {
+        let of = |context| status.iter().find(|told| told.context == context);
+        let told = self.contexts.iter().map(|context| {
+            let extents = of(context).map_or(&[][..], |told| &told.extents);
+            (context, self.fit(frame.style, extents))
+        });
+        let told: Vec<_> = told.collect();
+        if told.is_empty() || told.iter().any(|(_, extents)| extents.is_empty()) {
             return self.put_error(out, frame, NbdError::Io);
         }
-        out.head(|out| frame.block_status(out, true, BASE_ALLOCATION_ID, &fitting));
+        for (index, (context, extents)) in told.iter().enumerate() {
+            let done = index + 1 == told.len();
+            out.head(|out| frame.block_status(out, done, context_id(*context), extents));
+        }
     }
 
     /// Merges neighbours and cuts what the request or the width of its fields does not allow.

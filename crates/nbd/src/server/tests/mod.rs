@@ -1,3 +1,4 @@
+mod contexts;
 mod haggling;
 mod noise;
 mod requests;
@@ -27,6 +28,8 @@ struct Scripted {
     batches: RefCell<Vec<usize>>,
     arrived: tokio::sync::Notify,
     closed: Cell<usize>,
+    /// Its size, once it has grown.
+    grown: Cell<Option<u64>>,
 }
 
 impl Scripted {
@@ -37,6 +40,7 @@ impl Scripted {
             batches: RefCell::default(),
             arrived: tokio::sync::Notify::new(),
             closed: Cell::new(0),
+            grown: Cell::new(None),
         })
     }
 
@@ -57,6 +61,10 @@ struct Handle(Rc<Scripted>);
 impl Export for Handle {
     fn info(&self) -> ExportInfo {
         self.0.info.clone()
+    }
+
+    fn size(&self) -> u64 {
+        self.0.grown.get().unwrap_or(self.0.info.size)
     }
 
     fn submit(&self, request: Request, reply: Reply) {
@@ -111,8 +119,14 @@ struct Peer {
 }
 
 impl Peer {
-    /// Through the handshake into the export `x`.
-    async fn enter(mut stream: DuplexStream, style: ReplyStyle) -> Self {
+    /// Through the handshake into the export `x`, with `base:allocation` where that can be.
+    async fn enter(stream: DuplexStream, style: ReplyStyle) -> Self {
+        let contexts: &[&str] = if style == ReplyStyle::Simple { &[] } else { &[BASE_ALLOCATION] };
+        Self::enter_with(stream, style, contexts).await
+    }
+
+    /// Through the handshake into the export `x`, with these metadata contexts.
+    async fn enter_with(mut stream: DuplexStream, style: ReplyStyle, contexts: &[&str]) -> Self {
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting).await.unwrap();
         let flags = u32::from(handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES);
@@ -123,8 +137,8 @@ impl Peer {
             ReplyStyle::Structured => peer.ask(option::STRUCTURED_REPLY, &[]).await,
             ReplyStyle::Extended => peer.ask(option::EXTENDED_HEADERS, &[]).await,
         }
-        if style != ReplyStyle::Simple {
-            let queries = vec![BASE_ALLOCATION.as_bytes().to_vec()];
+        if !contexts.is_empty() {
+            let queries = contexts.iter().map(|name| name.as_bytes().to_vec()).collect();
             let data = MetaRequest { name: "x".into(), queries }.encode();
             peer.ask(option::SET_META_CONTEXT, &data).await;
         }

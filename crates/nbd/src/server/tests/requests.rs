@@ -238,7 +238,7 @@ async fn extents_are_cut_to_what_fits() {
             let mut peer = Peer::enter(stream, style).await;
             peer.send(&flagged(style, STATUS, flags, 1, 0, 4096)).await;
             export.wait_for(1).await;
-            export.take().1.complete(Ok(ReplyData::Extents(extents)));
+            export.take().1.complete(Ok(ReplyData::allocation(extents)));
             let (_, payload) = peer.reply().await;
             let got: Vec<u64> = if style == EXTENDED {
                 let pairs = payload[8..].chunks(16);
