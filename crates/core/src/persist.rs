@@ -186,7 +186,7 @@ impl Core {
             peer.seen |= flags.contains(PeerFlags::SEEN);
             peer.failed |= flags.contains(PeerFlags::FAILED);
             peer.filled_from = flags.contains(PeerFlags::FILLED_FROM);
-            let filling = flags.contains(PeerFlags::FILLING);
+            let filling = flags.contains(PeerFlags::FILLING) && !peer.diskless;
             peer.noted_since_start = filling.then(|| Self::new_bitmap(blocks));
         }
     }
@@ -205,7 +205,7 @@ impl Core {
 
     /// Writes the superblock when that is wanted and none is under way.
     pub(crate) fn flush_superblock(&mut self) {
-        let record = |core: &Self, meta: &Meta, i: usize| {
+        let record = |core: &Self, i: usize| {
             let node = NodeId::new(u8::try_from(i).unwrap_or(u8::MAX));
             let peer = node.and_then(|n| core.peers.get(&n));
             let mut flags = PeerFlags::EMPTY;
@@ -213,8 +213,9 @@ impl Core {
             flags.set(PeerFlags::SEEN, peer.is_some_and(|p| p.seen));
             flags.set(PeerFlags::FAILED, peer.is_some_and(|p| p.failed));
             flags.set(PeerFlags::FILLED_FROM, peer.is_some_and(|p| p.filled_from));
-            let filling = peer.is_some_and(|p| p.left_to_fill.is_some() && !p.missed_in_fill);
-            flags.set(PeerFlags::FILLING, filling && !meta.clean);
+            let begun = |p: &Peer| p.left_to_fill.is_some() || p.noted_since_start.is_some();
+            let filling = peer.is_some_and(|p| begun(p) && !p.missed_in_fill);
+            flags.set(PeerFlags::FILLING, filling);
             PeerRecord { bitmap: core.gens.slots[i], current: core.gens.known[i], flags }
         };
         let Some(meta) = &self.meta else { return };
@@ -225,7 +226,7 @@ impl Core {
         superblock.current = self.gens.current;
         superblock.history = self.gens.history;
         for i in 0..superblock.peers.len() {
-            superblock.peers[i] = record(self, meta, i);
+            superblock.peers[i] = record(self, i);
         }
         superblock.following = self.following;
         superblock.boot = if self.lost_cache { LOST_CACHE } else { self.config.boot };

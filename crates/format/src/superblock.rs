@@ -165,7 +165,7 @@ flags! {
         FENCED = 4,
         /// The node's disk holds blocks of a resync from this member that did not end.
         FILLED_FROM = 5,
-        /// The node was filling this member's disk, or had begun to, and has not stopped in order since.
+        /// The node was filling this member's disk, or had begun to, and noted nothing more that it misses.
         FILLING = 6,
         /// The member's disk failed, and it has not had the same data since.
         FAILED = 7,

@@ -16,7 +16,7 @@ use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{
     Change, Key, MemberRecord, NodeRecord, ResourceRecord, Trouble, UnixMillis, Uuid,
 };
-use holdfast_units::{NodeId, ResourceId};
+use holdfast_units::NodeId;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,8 +59,8 @@ pub(crate) async fn join(
                 al_extents: al_extents(&record.options),
                 state_dir: node.settings.state_dir.clone(),
                 used: used_disks(node),
-                // Who was a member before has its own data on the disk.
-                existing: if request.force || had_disk(node, record.id) {
+                // It may be the disk that this node had before, or any other one.
+                existing: if request.force {
                     Existing::Overwrite
                 } else {
                     Existing::OverwriteUnknown
@@ -93,15 +93,6 @@ pub(crate) async fn join(
         "node {} is a member of resource {name}; sync starts by itself",
         node.name
     )))
-}
-
-/// Whether this node was a member of the resource once, with a disk.
-fn had_disk(node: &Node, resource: ResourceId) -> bool {
-    let view = node.view();
-    // A record that was deleted keeps its last value.
-    let before = view.records.version(&Key::member(resource, node.uuid));
-    let before = before.and_then(|record| serde_json::from_str::<MemberRecord>(&record.value).ok());
-    before.is_some_and(|member| !member.diskless)
 }
 
 /// The record of the resource, after a look at what the other nodes know.

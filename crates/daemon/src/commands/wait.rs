@@ -146,8 +146,10 @@ fn holds(now: &ResourceStatus, request: &Wait) -> Result<bool, ApiError> {
         WaitFor::Primary => role == "Primary",
         WaitFor::Secondary => role == "Secondary",
         WaitFor::Synced => {
+            // How far a resync is, those know who fill and who are filled, not a third one.
             up && every(|peer| {
                 peer.connection == "Connected"
+                    && matches!(peer.disk.as_str(), "UpToDate" | "Diskless")
                     && peer.replication == "Established"
                     && peer.resync.is_none()
                     && peer.out_of_sync_bytes == 0
