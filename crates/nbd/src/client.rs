@@ -1,15 +1,21 @@
 //! A blocking client.
 
 mod blocking;
+mod identity;
 mod negotiate;
+mod order;
+mod request;
+mod session;
 mod tls;
 mod transfer;
+mod unflushed;
 
 use crate::codec::consts::flag;
 use crate::codec::{Extent, ReplyStyle, TransmissionFlags, WireError};
 use crate::{NbdError, NbdUri, UriTransport};
 use blocking::{Ready, Socket, Stream, finish};
 use negotiate::{Agreed, enter, greet, start_tls};
+pub use request::{RemoteFailure, RemoteOutcome, RemoteRequest};
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;

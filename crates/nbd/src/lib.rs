@@ -22,7 +22,9 @@ mod server;
 mod uri;
 
 pub use buffers::{HeapBuffers, PayloadBuf, PayloadBuffers};
-pub use client::{Client, ClientError, ConnectOptions};
+pub use client::{
+    Client, ClientError, ConnectOptions, RemoteFailure, RemoteOutcome, RemoteRequest,
+};
 pub use codec::{Command, Extent, ReplyStyle, TransmissionFlags};
 pub use error::NbdError;
 pub use export::{
