@@ -1,21 +1,36 @@
 //! A blocking client.
 
 mod blocking;
+mod dial;
+mod engine;
 mod identity;
+mod join;
+mod keeper;
+mod link;
 mod negotiate;
+mod options;
 mod order;
+mod remote;
 mod request;
 mod session;
+mod status;
 mod tls;
 mod transfer;
 mod unflushed;
+mod volume;
 
 use crate::codec::consts::flag;
 use crate::codec::{Extent, ReplyStyle, TransmissionFlags, WireError};
 use crate::{NbdError, NbdUri, UriTransport};
 use blocking::{Ready, Socket, Stream, finish};
 use negotiate::{Agreed, enter, greet, start_tls};
+pub use options::{MAX_CONNECTIONS, MAX_URIS, MirrorOptions, MirrorStart, RemoteOptions};
+pub use remote::RemoteDisk;
 pub use request::{RemoteFailure, RemoteOutcome, RemoteRequest};
+pub use status::{
+    ConnectionState, ConnectionStatus, LegState, LegStatus, RemoteState, RemoteStatus,
+    SessionStatus,
+};
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
@@ -23,6 +38,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tls::ClientTls;
 use tokio_rustls::rustls::{ClientConnection, StreamOwned};
+pub use volume::{RemoteInfo, RemoteOpenError, RemoteVolume};
 
 /// How a client connects.
 #[derive(Clone, Debug)]

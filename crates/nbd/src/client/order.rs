@@ -58,11 +58,6 @@ impl Order {
         }
     }
 
-    /// Whether a request waits for others.
-    pub(super) fn is_waiting(&self, number: u64) -> bool {
-        self.entries.get(&number).is_some_and(|entry| entry.waits_for > 0)
-    }
-
     /// Forgets all.
     pub(super) fn clear(&mut self) {
         self.entries.clear();
@@ -70,6 +65,7 @@ impl Order {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "the numbers of the tests are small")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -93,7 +89,6 @@ mod tests {
         assert!(!order.enter(3, range(8, 4), Access::Write));
         assert!(!order.enter(4, range(11, 1), Access::Read), "it must not overtake 3");
         assert!(order.enter(5, range(20, 1), Access::Write));
-        assert!(order.is_waiting(3));
         assert!(leave(&mut order, 1).is_empty());
         assert_eq!(leave(&mut order, 2), [3]);
         assert_eq!(leave(&mut order, 3), [4]);

@@ -9,6 +9,7 @@ mod answers;
 mod dispatch;
 mod lanes;
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "the numbers of the tests are small")]
 mod tests;
 
 use super::identity::Identity;
@@ -26,7 +27,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 pub(super) use dispatch::Wire;
-pub(super) use lanes::LaneCounters;
 
 /// Called with what came of a request.
 pub(super) type Done = Box<dyn FnOnce(RemoteOutcome)>;
@@ -391,10 +391,9 @@ impl Session {
         self.agreed.as_ref()
     }
 
-    /// Requests that are not over, and how many of them are not with the server.
-    pub(super) fn pending(&self) -> (usize, usize) {
-        let under_way: usize = self.lanes.iter().map(lanes::Lane::under_way).sum();
-        (self.requests.len(), self.requests.len().saturating_sub(under_way))
+    /// Requests that are not over.
+    pub(super) fn pending(&self) -> usize {
+        self.requests.len()
     }
 
     pub(super) const fn unflushed(&self) -> &Unflushed {

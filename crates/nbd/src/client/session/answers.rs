@@ -30,7 +30,7 @@ impl Session {
         let keep = match &sent.part.owner {
             Owner::Request(number) => {
                 let number = *number;
-                self.request_answered(number, sent, answer, now);
+                self.request_answered(number, &sent, answer, now);
                 true
             }
             Owner::Restore(id) => self.restore_answered(*id, answer.err(), now),
@@ -59,7 +59,7 @@ impl Session {
     fn request_answered(
         &mut self,
         number: u64,
-        sent: Sent,
+        sent: &Sent,
         answer: Result<Bytes, NbdError>,
         now: Instant,
     ) {

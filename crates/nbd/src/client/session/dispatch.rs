@@ -71,7 +71,7 @@ impl Session {
         }
         while let Some(mut part) = self.ready.pop_front() {
             if self.is_nothing(&part) {
-                self.over_without_server(part);
+                self.over_without_server(&part);
                 continue;
             }
             if let Some(rest) = self.cut_to_size(&mut part) {
@@ -95,7 +95,7 @@ impl Session {
         while self.may_keep(self.parked.front()?) {
             let mut part = self.parked.pop_front()?;
             if self.is_nothing(&part) {
-                self.over_without_server(part);
+                self.over_without_server(&part);
                 continue;
             }
             if let Some(rest) = self.cut_to_size(&mut part) {
@@ -146,7 +146,7 @@ impl Session {
         }
     }
 
-    fn over_without_server(&mut self, part: Part) {
+    fn over_without_server(&mut self, part: &Part) {
         if let Owner::Request(number) = part.owner {
             self.part_over(number);
         }

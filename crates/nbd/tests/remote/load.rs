@@ -1,0 +1,123 @@
+//! Threads that write numbered blocks and check what they read.
+
+use holdfast_nbd::RemoteDisk;
+use holdfast_testkit::Rng;
+use holdfast_units::ByteRange;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+pub(crate) const BLOCK: usize = 4096;
+
+/// What a block holds after its `count`-th write.
+pub(crate) fn block(number: u64, count: u64) -> Vec<u8> {
+    let mut data = vec![0; BLOCK];
+    if count > 0 {
+        Rng::new(number << 32 | count).fill(&mut data);
+        data[..8].copy_from_slice(&number.to_le_bytes());
+        data[8..16].copy_from_slice(&count.to_le_bytes());
+    }
+    data
+}
+
+/// What must be in each block: how often it was written.
+pub(crate) type Counts = Vec<u64>;
+
+/// Threads under way.
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<Counts>>,
+}
+
+impl Load {
+    /// Begins; each thread has its own part of the disk.
+    pub(crate) fn start(disk: &RemoteDisk, threads: u64, seed: u64) -> Self {
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let blocks = disk.info().size / BLOCK as u64 / threads;
+        let threads = (0..threads)
+            .map(|thread| {
+                let (disk, stop, done) = (disk.clone(), Arc::clone(&stop), Arc::clone(&done));
+                std::thread::spawn(move || {
+                    let mut part = Part::new(&disk, thread * blocks, blocks, seed + thread);
+                    while !stop.load(Ordering::Relaxed) {
+                        part.step();
+                        done.fetch_add(1, Ordering::Relaxed);
+                    }
+                    part.counts
+                })
+            })
+            .collect();
+        Self { stop, done, threads }
+    }
+
+    /// Waits until so many more requests are done.
+    pub(crate) fn wait_for(&self, requests: u64) {
+        let goal = self.done.load(Ordering::Relaxed) + requests;
+        holdfast_testkit::wait_until(std::time::Duration::from_secs(30), "requests end", || {
+            let panicked = self.threads.iter().any(JoinHandle::is_finished);
+            assert!(!panicked, "a thread found something wrong");
+            self.done.load(Ordering::Relaxed) >= goal
+        });
+    }
+
+    /// Ends; how often each block was written.
+    pub(crate) fn stop(self) -> Counts {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    }
+}
+
+struct Part<'a> {
+    disk: &'a RemoteDisk,
+    first: u64,
+    counts: Counts,
+    rng: Rng,
+}
+
+impl<'a> Part<'a> {
+    fn new(disk: &'a RemoteDisk, first: u64, blocks: u64, seed: u64) -> Self {
+        Self { disk, first, counts: vec![0; blocks as usize], rng: Rng::new(seed) }
+    }
+
+    fn step(&mut self) {
+        let at = self.rng.below(self.counts.len() as u64);
+        let (number, count) = (self.first + at, &mut self.counts[at as usize]);
+        let offset = number * BLOCK as u64;
+        match self.rng.below(12) {
+            0..6 => {
+                *count += 1;
+                let fua = *count % 8 == 0;
+                self.disk.write_at(&block(number, *count), offset, fua).unwrap();
+            }
+            6 => {
+                *count = 0;
+                let range = ByteRange::new(offset, BLOCK as u64);
+                self.disk.write_zeroes(range, true).unwrap();
+            }
+            7 => self.disk.flush().unwrap(),
+            _ => {
+                let mut data = vec![0; BLOCK];
+                self.disk.read_at(&mut data, offset).unwrap();
+                assert!(data == block(number, *count), "block {number} is not of write {count}");
+            }
+        }
+    }
+}
+
+/// Panics unless the disk holds what was written.
+pub(crate) fn check(disk: &RemoteDisk, counts: &Counts) {
+    for (number, count) in (0..).zip(counts) {
+        let mut data = vec![0; BLOCK];
+        disk.read_at(&mut data, number * BLOCK as u64).unwrap();
+        assert!(data == block(number, *count), "block {number} is not of write {count}");
+    }
+}
+
+/// Panics unless an image holds what was written.
+pub(crate) fn check_image(image: &[u8], counts: &Counts) {
+    for (number, count) in (0..).zip(counts) {
+        let at = number as usize * BLOCK;
+        assert!(image[at..at + BLOCK] == block(number, *count), "block {number} differs");
+    }
+}
