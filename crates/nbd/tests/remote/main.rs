@@ -4,5 +4,6 @@
 #![allow(clippy::cast_possible_truncation, reason = "the numbers of the tests are small")]
 
 mod load;
+mod real;
 mod server;
 mod single;
