@@ -4,6 +4,7 @@
 mod inbox;
 mod outbox;
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "the numbers of the tests are small")]
 mod tests;
 
 use super::ClientError;
