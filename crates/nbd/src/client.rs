@@ -7,6 +7,7 @@ mod identity;
 mod join;
 mod keeper;
 mod link;
+mod mirror;
 mod negotiate;
 mod options;
 mod order;

@@ -12,7 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
 /// Told when a session goes online or offline.
@@ -140,12 +140,17 @@ impl Engine {
         self.with(|session, now| session.submit(request, done, now));
     }
 
-    /// Submits, and waits for the outcome.
-    pub(super) async fn ask(&self, request: RemoteRequest) -> RemoteOutcome {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
+    /// Submits; the outcome will come.
+    pub(super) fn begin(&self, request: RemoteRequest) -> oneshot::Receiver<RemoteOutcome> {
+        let (sender, receiver) = oneshot::channel();
         // Nobody may wait any more.
         self.submit(request, Box::new(|outcome| drop(sender.send(outcome))));
-        receiver.await.unwrap_or(Err(RemoteFailure::Closed))
+        receiver
+    }
+
+    /// Submits, and waits for the outcome.
+    pub(super) async fn ask(&self, request: RemoteRequest) -> RemoteOutcome {
+        self.begin(request).await.unwrap_or(Err(RemoteFailure::Closed))
     }
 
     pub(super) fn shape(&self) -> Option<Shape> {

@@ -107,11 +107,6 @@ impl Unflushed {
         self.pieces.retain(|_, piece| piece.number >= mark.0);
     }
 
-    /// Whether nothing is kept.
-    pub(super) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
-    }
-
     /// How many bytes of memory it is worth.
     pub(super) const fn weight(&self) -> u64 {
         self.weight
@@ -191,7 +186,7 @@ mod tests {
         assert!(!kept.overlaps(ByteRange::new(0, 1)));
         assert_eq!(kept.weight(), weight(2));
         kept.flushed(kept.mark());
-        assert!(kept.is_empty() && kept.weight() == 0 && kept.count() == 0);
+        assert!(kept.pieces().count() == 0 && kept.weight() == 0 && kept.count() == 0);
     }
 
     #[derive(Clone, Debug)]

@@ -1,7 +1,9 @@
 use super::engine::Engine;
 use super::keeper::Keeper;
+use super::mirror::Mirror;
 use super::options::RemoteOptions;
 use super::request::{RemoteFailure, RemoteOutcome, RemoteRequest};
+use super::session::Shape;
 use super::status::{LegState, LegStatus, RemoteStatus};
 use crate::codec::consts::flag;
 use std::rc::Rc;
@@ -37,12 +39,17 @@ pub struct RemoteInfo {
 /// [`tokio::task::LocalSet`], in which it must have been opened. [`super::RemoteDisk`] has a thread
 /// of its own instead.
 pub struct RemoteVolume {
-    engine: Rc<Engine>,
+    inside: Inside,
     info: RemoteInfo,
 }
 
+enum Inside {
+    Single(Rc<Engine>),
+    Mirror(Rc<Mirror>),
+}
+
 impl RemoteVolume {
-    /// Reaches the server, or the first of several that answers.
+    /// Reaches the server, the first of several that answers, or those of a mirror.
     ///
     /// # Errors
     /// [`RemoteOpenError`] when none can be reached now, or none has the export that is asked for.
@@ -50,17 +57,26 @@ impl RemoteVolume {
         if let Some(fault) = options.fault() {
             return Err(RemoteOpenError(fault));
         }
+        if let Some(mirror) = &options.mirror {
+            let mirror = Mirror::open(&options, mirror).await.map_err(RemoteOpenError)?;
+            let info = info_of(mirror.first(), mirror.shape());
+            return Ok(Self { inside: Inside::Mirror(mirror), info });
+        }
         let limits = options.limits();
         let engine = Engine::new(options, limits);
         let (sender, opened) = oneshot::channel();
         tokio::task::spawn_local(Keeper::new(Rc::clone(&engine), Some(sender)).run());
         let result = opened.await.unwrap_or(Err(vec!["it was closed".to_owned()]));
-        if let Err(errors) = result {
-            engine.close();
-            return Err(RemoteOpenError(errors.join("; ")));
+        match (result, engine.shape()) {
+            (Ok(()), Some(shape)) => {
+                let info = info_of(&engine, shape);
+                Ok(Self { inside: Inside::Single(engine), info })
+            }
+            (result, _) => {
+                engine.close();
+                Err(RemoteOpenError(result.err().unwrap_or_default().join("; ")))
+            }
         }
-        let info = info_of(&engine).ok_or(RemoteOpenError("it broke at once".to_owned()))?;
-        Ok(Self { engine, info })
     }
 
     /// What it is like.
@@ -71,13 +87,20 @@ impl RemoteVolume {
 
     /// Starts a request; `done` is called on this thread when it is over, perhaps at once.
     pub fn submit(&self, request: RemoteRequest, done: impl FnOnce(RemoteOutcome) + 'static) {
-        self.engine.submit(request, Box::new(done));
+        match &self.inside {
+            Inside::Single(engine) => engine.submit(request, Box::new(done)),
+            Inside::Mirror(mirror) => mirror.submit(request, Box::new(done)),
+        }
     }
 
     /// What is going on.
     #[must_use]
     pub fn status(&self) -> RemoteStatus {
-        let session = self.engine.status();
+        let engine = match &self.inside {
+            Inside::Single(engine) => engine,
+            Inside::Mirror(mirror) => return mirror.status(),
+        };
+        let session = engine.status();
         RemoteStatus {
             state: session.state,
             size: self.info.size,
@@ -95,7 +118,10 @@ impl RemoteVolume {
     /// Fails all that is pending at once and gives all connections up; new requests wait for
     /// `hold`, then the server is dialled again.
     pub fn abort(&self, hold: Duration) {
-        self.engine.abort(hold);
+        match &self.inside {
+            Inside::Single(engine) => engine.abort(hold),
+            Inside::Mirror(mirror) => mirror.abort(hold),
+        }
     }
 
     /// Flushes and takes its leave; what the export looked like last.
@@ -103,22 +129,33 @@ impl RemoteVolume {
     /// # Errors
     /// When the flush failed, or took more than 10 seconds. It is closed all the same.
     pub async fn close(self) -> Result<String, RemoteFailure> {
-        let flush = self.engine.ask(RemoteRequest::Flush);
+        let flush = async {
+            match &self.inside {
+                Inside::Single(engine) => engine.ask(RemoteRequest::Flush).await,
+                Inside::Mirror(mirror) => mirror.farewell().await,
+            }
+        };
         let flushed = tokio::time::timeout(LAST_FLUSH, flush).await;
         let flushed = flushed.unwrap_or(Err(RemoteFailure::TimedOut));
+        let engine = match &self.inside {
+            Inside::Single(engine) => engine,
+            Inside::Mirror(mirror) => mirror.first(),
+        };
         if flushed.is_ok() {
             // What cannot be looked at now is missing in the identity.
-            let _ = tokio::time::timeout(LAST_FLUSH, learn_all(&self.engine)).await;
+            let _ = tokio::time::timeout(LAST_FLUSH, learn_all(engine)).await;
         }
-        let identity = self.engine.session.borrow().identity.fingerprint();
-        self.engine.close();
+        let identity = engine.session.borrow().identity.fingerprint();
         flushed.map(|_| identity)
     }
 }
 
 impl Drop for RemoteVolume {
     fn drop(&mut self) {
-        self.engine.close();
+        match &self.inside {
+            Inside::Single(engine) => engine.close(),
+            Inside::Mirror(mirror) => mirror.close(),
+        }
     }
 }
 
@@ -131,15 +168,16 @@ async fn learn_all(engine: &Engine) {
     }
 }
 
-fn info_of(engine: &Engine) -> Option<RemoteInfo> {
+fn info_of(engine: &Engine, shape: Shape) -> RemoteInfo {
     let session = engine.session.borrow();
-    let (shape, agreed) = (session.shape()?, session.agreed()?);
-    Some(RemoteInfo {
+    let agreed = session.agreed();
+    let has = |flag| agreed.is_some_and(|agreed| agreed.flags.has(flag));
+    RemoteInfo {
         size: shape.size,
         block_size: shape.block,
-        preferred_block: agreed.blocks.1,
+        preferred_block: agreed.map_or(4096, |agreed| agreed.blocks.1).max(shape.block),
         read_only: shape.read_only,
-        can_trim: agreed.flags.has(flag::SEND_TRIM),
-        rotational: agreed.flags.has(flag::ROTATIONAL),
-    })
+        can_trim: has(flag::SEND_TRIM),
+        rotational: has(flag::ROTATIONAL),
+    }
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "the numbers of the tests are small")]
 
 mod load;
+mod mirror;
 mod real;
 mod server;
 mod single;

@@ -120,7 +120,7 @@ impl Real {
     }
 
     fn open(&self, connections: usize) -> RemoteDisk {
-        open(options(&[&self.uri()], connections))
+        open(&options(&[&self.uri()], connections))
     }
 }
 
@@ -136,7 +136,7 @@ fn free_port() -> u16 {
 }
 
 /// Opens it, when the server has come up.
-fn open(options: RemoteOptions) -> RemoteDisk {
+fn open(options: &RemoteOptions) -> RemoteDisk {
     let mut disk = None;
     wait_until(LIMIT, "the server is up", || {
         disk = RemoteDisk::open(options.clone()).ok();
@@ -273,7 +273,7 @@ fn nbdkit_inside_tls_with_certificates_of_both_sides() {
     uri.tls = true;
     let mut secure = options(&[&uri], 2);
     secure.tls_certificates = Some(dir.path().to_owned());
-    let disk = open(secure.clone());
+    let disk = open(&secure);
     let load = Load::start(&disk, 2, 3);
     for _ in 0..3 {
         load.wait_for(50);
@@ -313,7 +313,7 @@ fn qemu_inside_tls() {
     uri.tls = true;
     let place = dir.path().to_str().unwrap().to_owned();
     uri.tls_parameters = vec![("tls-certificates".to_owned(), place)];
-    let disk = open(options(&[&uri], 2));
+    let disk = open(&options(&[&uri], 2));
     let load = Load::start(&disk, 2, 3);
     load.wait_for(200);
     check(&disk, &load.stop());

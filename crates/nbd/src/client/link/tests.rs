@@ -56,7 +56,7 @@ fn wire(cookie: u64, command: Command, offset: u64, len: u64) -> Wire {
 }
 
 /// Runs a link that reads 100,000 bytes at 512 and 16 at 0, and is answered with these bytes.
-fn run(style: ReplyStyle, bytes: Vec<u8>) -> (Script, Result<(), String>) {
+fn run(style: ReplyStyle, bytes: &[u8]) -> (Script, Result<(), String>) {
     let script = Script::default();
     let reads = [wire(1, Command::Read, 512, LONG), wire(2, Command::Read, 0, 16)];
     script.wires.borrow_mut().extend(reads);
@@ -73,7 +73,7 @@ fn run(style: ReplyStyle, bytes: Vec<u8>) -> (Script, Result<(), String>) {
             let mut requests = vec![0; 2 * RequestHeader::wire_len(style)];
             theirs.read_exact(&mut requests).await.unwrap();
             // The client may have had enough before.
-            let _ = theirs.write_all(&bytes).await;
+            let _ = theirs.write_all(bytes).await;
             let _ = theirs.shutdown().await;
             // For the farewell.
             let _ = theirs.read(&mut [0; 64]).await;
@@ -114,7 +114,7 @@ fn replies_may_come_mixed_and_in_pieces() {
             out.extend(&data[100..60_000]);
             long.none(out);
         });
-        let (script, result) = run(style, answer);
+        let (script, result) = run(style, &answer);
         assert_eq!(result, Ok(()));
         let answers = script.answers.take();
         assert_eq!(answers[0], (2, Ok(vec![0; 16].into())));
@@ -129,7 +129,7 @@ fn simple_replies_and_errors() {
         simple_reply(out, 1, 0);
         out.extend(pattern(LONG));
     });
-    let (script, result) = run(ReplyStyle::Simple, answer);
+    let (script, result) = run(ReplyStyle::Simple, &answer);
     assert_eq!(result, Ok(()));
     let answers = script.answers.take();
     assert_eq!(answers[0], (2, Err(NbdError::Io)));
@@ -146,7 +146,7 @@ fn simple_replies_and_errors() {
         out.extend([0, 3, b'o', b'h', b'!', 0, 0, 0, 0, 0, 0, 2, 0]);
         SHORT.error(out, 108);
     });
-    let (script, result) = run(ReplyStyle::Structured, answer);
+    let (script, result) = run(ReplyStyle::Structured, &answer);
     assert!(result.unwrap_err().contains("shutting down"));
     let told = [(1, Err(NbdError::NoSpace)), (2, Err(NbdError::Shutdown))];
     assert_eq!(script.answers.take(), told);
@@ -178,7 +178,7 @@ fn a_hostile_server_gets_no_further_than_an_error() {
         (Vec::new(), "closed it"),
     ];
     for (answer, why) in cases {
-        let error = run(ReplyStyle::Structured, answer).1.unwrap_err();
+        let error = run(ReplyStyle::Structured, &answer).1.unwrap_err();
         assert!(error.contains(why), "{why}: {error}");
     }
     let twice = bytes(|out| {
@@ -186,9 +186,9 @@ fn a_hostile_server_gets_no_further_than_an_error() {
         FRAME.hole(out, false, 1200, 100);
         FRAME.hole(out, false, 1050, 100);
     });
-    assert!(run(ReplyStyle::Structured, twice).1.unwrap_err().contains("twice"));
+    assert!(run(ReplyStyle::Structured, &twice).1.unwrap_err().contains("twice"));
     let crumbs = bytes(|out| (0..9000).for_each(|at| FRAME.hole(out, false, 512 + 2 * at, 1)));
-    assert!(run(ReplyStyle::Structured, crumbs).1.unwrap_err().contains("too many pieces"));
+    assert!(run(ReplyStyle::Structured, &crumbs).1.unwrap_err().contains("too many pieces"));
 }
 
 #[test]

@@ -360,7 +360,7 @@ fn nothing_is_stale_and_what_was_flushed_is_durable() {
         world.finish();
         checked += world.reads_checked;
     }
-    assert!(checked > 100_000, "{checked}");
+    assert!(checked > 50_000, "only {checked} reads were checked");
 }
 
 #[test]
