@@ -10,6 +10,7 @@
 //! The control plane runs on a tokio runtime of its own; data never pass through it. See
 //! `docs/design/daemon.md`.
 
+mod attachment;
 mod commands;
 mod daemon;
 mod dial;
@@ -30,6 +31,7 @@ mod refuse;
 mod resource;
 mod run;
 pub mod shard;
+mod statefile;
 mod status;
 mod task;
 

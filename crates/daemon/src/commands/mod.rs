@@ -1,6 +1,7 @@
 //! The commands of the API, one function a call. Each checks everything before it changes
 //! anything, and undoes what it has done when a later step fails.
 
+pub(crate) mod attach;
 pub(crate) mod cluster;
 pub(crate) mod create;
 pub(crate) mod device;
