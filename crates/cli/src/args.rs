@@ -1,6 +1,6 @@
 //! The grammar of the command line.
 
-use crate::parse::{absolute_path, duration, key_value, meta_place, name, name_or_all};
+use crate::parse::{absolute_path, disk_place, duration, key_value, meta_place, name, name_or_all};
 use crate::parse::{positive_seconds, size};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use holdfast_api::request::{PauseWhat, WaitFor};
@@ -227,8 +227,8 @@ pub(crate) struct Create {
     /// The name of the resource
     #[arg(value_parser = name)]
     pub(crate) name: String,
-    /// The backing file or block device; what is on it is kept
-    #[arg(long, value_name = "PATH", value_parser = absolute_path)]
+    /// The backing file or block device, or the URI of an NBD export; what is on it is kept
+    #[arg(long, value_name = "PATH", value_parser = disk_place)]
     pub(crate) disk: String,
     /// The size of the resource [default: that of the disk]
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -283,8 +283,8 @@ pub(crate) struct Join {
     /// The name of the resource
     #[arg(value_parser = name)]
     pub(crate) name: String,
-    /// The backing file or block device; what is on it is overwritten
-    #[arg(long, value_name = "PATH", value_parser = absolute_path, required_unless_present = "diskless")]
+    /// The backing file or block device, or the URI of an NBD export; what is on it is overwritten
+    #[arg(long, value_name = "PATH", value_parser = disk_place, required_unless_present = "diskless")]
     pub(crate) disk: Option<String>,
     /// Join without a disk: the data is read from and written to the peers
     #[arg(long, conflicts_with_all = ["disk", "meta"])]
@@ -331,8 +331,8 @@ pub(crate) struct AttachDisk {
     /// The name of the resource
     #[arg(value_parser = name)]
     pub(crate) name: String,
-    /// The backing file or block device [default: the one it had]
-    #[arg(long, value_name = "PATH", value_parser = absolute_path)]
+    /// The backing file or block device, or the URI of an NBD export [default: the one it had]
+    #[arg(long, value_name = "PATH", value_parser = disk_place)]
     pub(crate) disk: Option<String>,
     /// Where the metadata is: `internal`, or a path [default: where it was]
     #[arg(long, value_name = "internal|PATH", value_parser = meta_place)]

@@ -28,6 +28,7 @@ mod peers;
 mod problems;
 mod rate;
 mod refuse;
+mod remote;
 mod resource;
 mod run;
 pub mod shard;

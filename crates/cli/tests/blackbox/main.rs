@@ -19,6 +19,7 @@ mod metadata;
 mod names;
 mod nbd_clients;
 mod refusals;
+mod remote_disk;
 mod restart;
 mod resync;
 mod split_brain;
