@@ -3,13 +3,15 @@
 use holdfast_nbd::RemoteDisk;
 use holdfast_testkit::Rng;
 use holdfast_units::ByteRange;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 pub(crate) const BLOCK: usize = 4096;
 
-/// What a block holds after its `count`-th write.
+/// What a block holds after the write with this number; 0 is zeroes.
 pub(crate) fn block(number: u64, count: u64) -> Vec<u8> {
     let mut data = vec![0; BLOCK];
     if count > 0 {
@@ -20,7 +22,7 @@ pub(crate) fn block(number: u64, count: u64) -> Vec<u8> {
     data
 }
 
-/// What must be in each block: how often it was written.
+/// What must be in each block: the number of the write.
 pub(crate) type Counts = Vec<u64>;
 
 /// Threads under way.
@@ -31,8 +33,18 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Begins; each thread has its own part of the disk.
+    /// Begins; each thread has its own part of the disk, and panics when a request fails.
     pub(crate) fn start(disk: &RemoteDisk, threads: u64, seed: u64) -> Self {
+        Self::begin(disk, threads, seed, false)
+    }
+
+    /// As above, but requests may fail: a block whose write failed holds what it held or what was
+    /// written, until it is written again.
+    pub(crate) fn start_where_requests_fail(disk: &RemoteDisk, threads: u64, seed: u64) -> Self {
+        Self::begin(disk, threads, seed, true)
+    }
+
+    fn begin(disk: &RemoteDisk, threads: u64, seed: u64, may_fail: bool) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let blocks = disk.info().size / BLOCK as u64 / threads;
         let threads = (0..threads)
@@ -40,10 +52,12 @@ impl Load {
                 let (disk, stop, done) = (disk.clone(), Arc::clone(&stop), Arc::clone(&done));
                 std::thread::spawn(move || {
                     let mut part = Part::new(&disk, thread * blocks, blocks, seed + thread);
+                    part.may_fail = may_fail;
                     while !stop.load(Ordering::Relaxed) {
                         part.step();
                         done.fetch_add(1, Ordering::Relaxed);
                     }
+                    part.make_certain();
                     part.counts
                 })
             })
@@ -61,7 +75,7 @@ impl Load {
         });
     }
 
-    /// Ends; how often each block was written.
+    /// Ends; what each block holds.
     pub(crate) fn stop(self) -> Counts {
         self.stop.store(true, Ordering::Relaxed);
         self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
@@ -72,35 +86,83 @@ struct Part<'a> {
     disk: &'a RemoteDisk,
     first: u64,
     counts: Counts,
+    /// What blocks may hold instead, because a write of it failed.
+    instead: BTreeMap<u64, BTreeSet<u64>>,
+    /// No content has a number twice, so that one that should be gone is not taken for another.
+    next: u64,
+    may_fail: bool,
     rng: Rng,
 }
 
 impl<'a> Part<'a> {
     fn new(disk: &'a RemoteDisk, first: u64, blocks: u64, seed: u64) -> Self {
-        Self { disk, first, counts: vec![0; blocks as usize], rng: Rng::new(seed) }
+        Self {
+            disk,
+            first,
+            counts: vec![0; blocks as usize],
+            instead: BTreeMap::new(),
+            next: 1,
+            may_fail: false,
+            rng: Rng::new(seed),
+        }
     }
 
     fn step(&mut self) {
         let at = self.rng.below(self.counts.len() as u64);
-        let (number, count) = (self.first + at, &mut self.counts[at as usize]);
-        let offset = number * BLOCK as u64;
+        let offset = (self.first + at) * BLOCK as u64;
         match self.rng.below(12) {
-            0..6 => {
-                *count += 1;
-                let fua = *count % 8 == 0;
-                self.disk.write_at(&block(number, *count), offset, fua).unwrap();
-            }
+            0..6 => self.write(at),
             6 => {
-                *count = 0;
                 let range = ByteRange::new(offset, BLOCK as u64);
-                self.disk.write_zeroes(range, true).unwrap();
+                let result = self.disk.write_zeroes(range, true);
+                self.changed(at, 0, &result);
             }
-            7 => self.disk.flush().unwrap(),
-            _ => {
-                let mut data = vec![0; BLOCK];
-                self.disk.read_at(&mut data, offset).unwrap();
-                assert!(data == block(number, *count), "block {number} is not of write {count}");
-            }
+            7 => self.allow(&self.disk.flush()),
+            _ => self.read(at),
+        }
+    }
+
+    fn write(&mut self, at: u64) {
+        let (number, count) = (self.first + at, self.next);
+        self.next += 1;
+        let fua = count % 8 == 0;
+        let result = self.disk.write_at(&block(number, count), number * BLOCK as u64, fua);
+        self.changed(at, count, &result);
+    }
+
+    fn changed(&mut self, at: u64, count: u64, result: &io::Result<()>) {
+        self.allow(result);
+        if result.is_ok() {
+            self.counts[at as usize] = count;
+            self.instead.remove(&at);
+        } else {
+            self.instead.entry(at).or_default().insert(count);
+        }
+    }
+
+    fn allow(&self, result: &io::Result<()>) {
+        assert!(self.may_fail || result.is_ok(), "{result:?}");
+    }
+
+    fn read(&mut self, at: u64) {
+        let number = self.first + at;
+        let mut data = vec![0; BLOCK];
+        let result = self.disk.read_at(&mut data, number * BLOCK as u64);
+        self.allow(&result);
+        if result.is_ok() {
+            let due = self.counts[at as usize];
+            let mut may_be = self.instead.get(&at).into_iter().flatten().chain([&due]);
+            assert!(
+                may_be.any(|count| data == block(number, *count)),
+                "block {number} is not of write {due}"
+            );
+        }
+    }
+
+    /// Writes what is uncertain again, until it is certain.
+    fn make_certain(&mut self) {
+        while let Some(at) = self.instead.keys().next().copied() {
+            self.write(at);
         }
     }
 }

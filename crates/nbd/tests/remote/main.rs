@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of a test fail as the test does")]
 #![allow(clippy::cast_possible_truncation, reason = "the numbers of the tests are small")]
 
+mod filters;
 mod load;
 mod mirror;
 mod real;

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 const SIZE: u64 = 4 << 20;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
-enum Program {
+pub(crate) enum Program {
     Nbdkit,
     Qemu,
     NbdServer,
@@ -27,7 +27,7 @@ impl Program {
     }
 
     /// Whether it can be used; says so when not.
-    fn is_here(self) -> bool {
+    pub(crate) fn is_here(self) -> bool {
         let is_here = std::env::var_os("PATH").is_some_and(|path| {
             std::env::split_paths(&path).any(|dir| dir.join(self.name()).is_file())
         });
@@ -39,7 +39,7 @@ impl Program {
 }
 
 /// A server of somebody else, for a file.
-struct Real {
+pub(crate) struct Real {
     program: Program,
     dir: PathBuf,
     /// More words for its command line.
@@ -48,7 +48,7 @@ struct Real {
 }
 
 impl Real {
-    fn new(program: Program, dir: &Path, more: &[&str]) -> Self {
+    pub(crate) fn new(program: Program, dir: &Path, more: &[&str]) -> Self {
         std::fs::File::create(dir.join("image")).unwrap().set_len(SIZE).unwrap();
         let more = more.iter().map(ToString::to_string).collect();
         let mut real = Self { program, dir: dir.to_owned(), more, running: None };
@@ -64,7 +64,7 @@ impl Real {
         NbdUri::unix(self.socket(), "disk")
     }
 
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let (socket, image) = (self.socket(), self.dir.join("image"));
         let _ = std::fs::remove_file(&socket);
         let mut command = Command::new(self.program.name());
@@ -107,7 +107,7 @@ impl Real {
     }
 
     /// `kill -9`, of all of its processes.
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let Some(mut child) = self.running.take() else { return };
         if self.program == Program::NbdServer {
             let pid = std::fs::read_to_string(self.dir.join("pid")).unwrap();
@@ -119,7 +119,12 @@ impl Real {
         }
     }
 
-    fn open(&self, connections: usize) -> RemoteDisk {
+    /// Other words for the command line of the next start.
+    pub(crate) fn change(&mut self, more: &[&str]) {
+        self.more = more.iter().map(ToString::to_string).collect();
+    }
+
+    pub(crate) fn open(&self, connections: usize) -> RemoteDisk {
         open(&options(&[&self.uri()], connections))
     }
 }
