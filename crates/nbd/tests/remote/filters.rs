@@ -5,7 +5,7 @@
 use crate::load::{Load, check_image};
 use crate::real::{Program, Real};
 use holdfast_testkit::Rng;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One after the other: each server that is started is bad in the next way.
 const FILTERS: [&[&str]; 6] = [
@@ -34,7 +34,10 @@ fn survives(connections: usize) {
     for round in 0..kills {
         load.wait_for(rng.below(150));
         // In the middle of one request or another.
-        std::thread::sleep(Duration::from_micros(rng.below(3000)));
+        let due = Instant::now() + Duration::from_micros(rng.below(3000));
+        while Instant::now() < due {
+            std::hint::spin_loop();
+        }
         real.kill();
         real.change(FILTERS[(round % FILTERS.len() as u64) as usize]);
         real.start();

@@ -203,14 +203,14 @@ fn silence_counts_only_while_an_answer_is_due() {
         let link = Link::new(ours, &agreed(style), silence, Rc::new(HeapBuffers::default()));
         let begun = Instant::now();
         let others = async {
-            tokio::time::sleep(Duration::from_secs(100)).await;
+            tokio::time::sleep_until(begun + Duration::from_secs(100)).await;
             script.wires.borrow_mut().push_back(wire(1, Command::Write, 0, 20_000));
             script.waker.take().unwrap().wake();
             let mut request = vec![0; 28 + 20_000];
             theirs.read_exact(&mut request).await.unwrap();
             assert!(request[28..].iter().all(|byte| *byte == 7));
             // Half an answer is a sign of life.
-            tokio::time::sleep(Duration::from_secs(20)).await;
+            tokio::time::sleep_until(begun + Duration::from_secs(120)).await;
             theirs.write_all(&0x668e_33ef_u32.to_be_bytes()).await.unwrap();
         };
         let (result, ()) = tokio::join!(link.run(&script), others);
