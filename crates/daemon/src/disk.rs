@@ -23,11 +23,36 @@ const SLOTS: u8 =
 /// The longest path that is taken, in bytes.
 const MAX_PATH: usize = 4000;
 
-/// A disk that another resource of this node has.
+/// A disk that is in use on this node.
 #[derive(Clone, Debug)]
 pub(crate) struct Used {
-    pub(crate) resource: String,
+    pub(crate) owner: Owner,
     pub(crate) disk: LocalDisk,
+}
+
+/// What uses a disk, by its name. Prints as `the resource r0`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Owner {
+    Resource(String),
+    Attachment(String),
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Resource(name) => write!(f, "the resource {name}"),
+            Self::Attachment(name) => write!(f, "the attachment {name}"),
+        }
+    }
+}
+
+impl Owner {
+    fn way_out(&self) -> String {
+        match self {
+            Self::Resource(name) => format!("choose another, or run `holdfast leave {name}`"),
+            Self::Attachment(name) => format!("choose another, or run `holdfast detach {name}`"),
+        }
+    }
 }
 
 /// A disk that is to be made ready for a resource.
@@ -338,14 +363,9 @@ impl Wanted {
             let paths = [Some(&used.disk.path), used.disk.meta.as_ref()];
             let hit = paths.into_iter().flatten().any(|p| p == path || same_object(p, path));
             if hit {
-                let why = format!(
-                    "{what} {} belongs to the resource {} of this node",
-                    path.display(),
-                    used.resource
-                );
-                return Err(self
-                    .refuse(ErrorCode::DiskBusy, &why)
-                    .hint(format!("choose another, or run `holdfast leave {}`", used.resource)));
+                let why =
+                    format!("{what} {} belongs to {} of this node", path.display(), used.owner);
+                return Err(self.refuse(ErrorCode::DiskBusy, &why).hint(used.owner.way_out()));
             }
         }
         Ok(())

@@ -232,7 +232,8 @@ async fn version(State(node): App) -> Json<VersionInfo> {
 async fn metrics_text(State(node): App) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     status::refresh(&node).await;
-    (kind, metrics::text(&status::node(&node))).into_response()
+    let attachments = commands::attach::list(&node).await.unwrap_or_default();
+    (kind, metrics::text(&status::node(&node), &attachments)).into_response()
 }
 
 async fn events(State(node): App) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {

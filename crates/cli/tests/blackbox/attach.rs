@@ -121,7 +121,7 @@ fn what_is_persistent_comes_back_with_daemon_and_server() {
     assert!(path.ends_with("/kept"), "{path}");
     write_direct(&path, 3, 1).expect("it can be written");
     let uri = uri(&cluster, SERVER);
-    cluster[CLIENT].refused(&["attach", &uri], 1, "as kept");
+    cluster[CLIENT].refused(&["attach", &uri], 1, "the attachment kept");
     // The daemon dies, and comes back while the server is away.
     cluster[CLIENT].kill9();
     cluster[SERVER].kill9();

@@ -74,6 +74,7 @@ fn a_node_alone_has_its_data_on_a_remote_disk() {
     cluster[0].ok(&["create", "r0", "--disk", &uri]);
     write_blocks(&cluster[0], "r0", 1, 0..100);
     cluster[0].refused(&["create", "r1", "--disk", &uri], 1, "belongs to the resource r0");
+    cluster[0].refused(&["attach", &uri], 1, "belongs to the resource r0");
     cluster[0].kill9();
     cluster[1].kill9();
     cluster[1].start();

@@ -1,7 +1,8 @@
 //! `attach`, `attachments`, `detach` and `abort`: remote exports as local block devices.
 
-use super::blocking;
+use super::{blocking, used_disks};
 use crate::attachment::{Attachment, Record, RecordStore, Running};
+use crate::disk::Used;
 use crate::node::Node;
 use holdfast_api::attachment::{
     Abort, Attach, Attached, AttachmentStatus, DEFAULT_HOLD_SECONDS, DEFAULT_IO_TIMEOUT_SECONDS,
@@ -29,6 +30,15 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// a device; nothing is left behind then.
 pub(crate) async fn attach(node: &Arc<Node>, call: Attach) -> Result<Attached, ApiError> {
     let record = record_of(&call)?;
+    let is_wanted = |used: &&Used| record.uris.iter().any(|uri| used.disk.path == Path::new(uri));
+    let used = used_disks(node);
+    if let Some(used) = used.iter().find(is_wanted) {
+        let place = used.disk.path.display();
+        let message =
+            format!("{place} was not attached: it belongs to {} of this node", used.owner);
+        return Err(ApiError::new(ErrorCode::AlreadyAttached, message)
+            .hint("two users of one disk destroy what is on it"));
+    }
     let is_free = |name: &str| !node.resources().iter().any(|one| one.name() == name);
     let attachment = node.attachments.reserve(call.name.as_deref(), is_free, record, false)?;
     let _begun = attachment.begin().await?;
