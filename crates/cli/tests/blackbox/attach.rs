@@ -2,13 +2,13 @@
 //! stopped and exchanged under them.
 
 use crate::device::{FileWriter, content, file, kept, skipped};
-use crate::{MIB, SOON, SYNC, binary, cluster, rounds, seed};
+use crate::{MIB, SOON, SYNC, cluster, rounds, seed};
 use holdfast_api::attachment::AttachmentStatus;
-use holdfast_testkit::{Cluster, ClusterOptions, Mount, Node, Rng, run, run_ok, wait_until};
+use holdfast_testkit::{Cluster, Mount, Node, Rng, run_ok, wait_until};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 /// The node that has the devices, and the first one that serves.
@@ -301,30 +301,84 @@ fn another_server_takes_over_and_a_read_only_device_takes_no_writes() {
 }
 
 #[test]
+fn a_persistent_mirror_is_made_equal_after_a_crash_of_its_own_node() {
+    if skipped() {
+        return;
+    }
+    let mut cluster = servers(2);
+    let uris = [uri(&cluster, 1), uri(&cluster, 2)];
+    let mirror = ["attach", &uris[0], &uris[1], "--mirror", "--persist", "--name", "m"];
+    let path = cluster[CLIENT].json(&mirror)["path"].as_str().expect("a path").to_owned();
+    run_ok(Command::new("mkfs.ext4").args(["-q", "-F", &path]));
+    let mount = Mount::new(&path, &cluster[CLIENT].dir().join("mnt"));
+    let writer = FileWriter::start(mount.path(), 0);
+    wait_until(SYNC, "some files", || writer.durable() > 30);
+    cluster[CLIENT].kill9();
+    let durable = writer.join();
+    mount.give_up();
+    cluster[CLIENT].start();
+    wait_until(SYNC, "both are in sync again", || {
+        let legs = status(&cluster[CLIENT], "m").legs;
+        legs.len() == 2 && legs.iter().all(|leg| leg.leg == "InSync")
+    });
+    let mount = Mount::new(&path, &cluster[CLIENT].dir().join("mnt"));
+    for number in kept(durable) {
+        let found = fs::read(file(mount.path(), number)).expect("a synced file is there");
+        assert!(found == content(number), "file {number}");
+    }
+    mount.unmount();
+    cluster[CLIENT].ok(&["detach", "m"]);
+    let images = [cluster[1].disk("d1"), cluster[2].disk("d2")];
+    holdfast_testkit::files::assert_equal(&images[0], &images[1], SIZE);
+}
+
+/// An nbdkit of this test; killed at its end.
+struct Nbdkit {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Nbdkit {
+    /// Serves a file; `None` where nbdkit is not installed.
+    fn start(dir: &Path, image: &Path, options: &[&str]) -> Option<Self> {
+        if Command::new("nbdkit").arg("--version").output().is_err() {
+            eprintln!("skipped: nbdkit is not installed");
+            return None;
+        }
+        let socket = dir.join("nbdkit.sock");
+        let mut command = Command::new("nbdkit");
+        command.args(["-f", "-U", &socket.display().to_string()]).args(options);
+        command.args(["file", &image.display().to_string()]);
+        let child = command.spawn().expect("nbdkit runs");
+        wait_until(SOON, "its socket is there", || socket.exists());
+        Some(Self { child, socket })
+    }
+
+    fn uri(&self, scheme: &str) -> String {
+        format!("{scheme}:///?socket={}", self.socket.display())
+    }
+}
+
+impl Drop for Nbdkit {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
 fn sectors_can_be_written_and_other_servers_serve() {
     if skipped() {
         return;
     }
-    let options = ClusterOptions::default();
-    let cluster = Cluster::with(&binary(), 1, options);
+    let cluster = cluster(1);
     let dir = cluster[0].dir().to_owned();
     let image = dir.join("image");
     holdfast_testkit::files::make_sparse(&image, 8 * MIB);
-    if run(Command::new("nbdkit").arg("--version")).status != 0 {
-        eprintln!("skipped: nbdkit is not there");
-        return;
-    }
-    let socket = dir.join("nbdkit.sock");
-    let mut server = Command::new("nbdkit")
-        .args(["-f", "-U", &socket.display().to_string(), "file", &image.display().to_string()])
-        .spawn()
-        .expect("nbdkit runs");
-    let uri = format!("nbd+unix:///?socket={}", socket.display());
-    wait_until(SOON, "nbdkit answers", || cluster[0].cli(&["attach", &uri]).status == 0);
-    let all: Vec<AttachmentStatus> =
-        serde_json::from_value(cluster[0].json(&["attachments"])).expect("it is a list");
-    assert_eq!(all[0].name, "nbd0");
-    let path = all[0].device.clone().expect("it has a device");
+    let Some(server) = Nbdkit::start(&dir, &image, &[]) else { return };
+    cluster[0].ok(&["attach", &server.uri("nbd+unix")]);
+    let path = status(&cluster[0], "nbd0").device.expect("it has a device");
     // One sector, in the middle of a block.
     run_ok(
         Command::new("dd")
@@ -332,10 +386,54 @@ fn sectors_can_be_written_and_other_servers_serve() {
             .arg(format!("of={path}")),
     );
     cluster[0].ok(&["detach", "nbd0"]);
-    server.kill().expect("it runs");
-    server.wait().expect("it ends");
     assert_eq!(
         holdfast_testkit::files::read(&image, 1536, 4),
         fs::read("/etc/passwd").expect("it is there")[..4]
     );
+}
+
+/// Certificates of a new authority for server and client.
+fn certificates(dir: &Path) {
+    fs::create_dir_all(dir).expect("it can be made");
+    let write = |name: &str, text: String| fs::write(dir.join(name), text).expect("it is written");
+    let mut authority = rcgen::CertificateParams::new(vec![]).expect("they are good");
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    authority.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let key = rcgen::KeyPair::generate().expect("a key");
+    write("ca-cert.pem", authority.self_signed(&key).expect("it is signed").pem());
+    let issuer = rcgen::Issuer::new(authority, key);
+    for who in ["server", "client"] {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]);
+        let signed = params.expect("they are good").signed_by(&key, &issuer);
+        write(&format!("{who}-cert.pem"), signed.expect("it is signed").pem());
+        write(&format!("{who}-key.pem"), key.serialize_pem());
+    }
+}
+
+#[test]
+fn inside_tls_only_the_right_server_is_attached() {
+    if skipped() {
+        return;
+    }
+    let cluster = cluster(1);
+    let dir = cluster[0].dir().to_owned();
+    let image = dir.join("image");
+    holdfast_testkit::files::make_sparse(&image, 8 * MIB);
+    let (right, wrong) = (dir.join("right"), dir.join("wrong"));
+    certificates(&right);
+    certificates(&wrong);
+    let (right, wrong) = (right.display().to_string(), wrong.display().to_string());
+    let place = format!("--tls-certificates={right}");
+    let options = ["--tls=require", "--tls-verify-peer", &*place];
+    let Some(server) = Nbdkit::start(&dir, &image, &options) else { return };
+    let uri = server.uri("nbds+unix");
+    cluster[0].refused(&["attach", &server.uri("nbd+unix")], 1, "TLS");
+    cluster[0].refused(&["attach", &uri, "--tls-certificates", &wrong], 1, "was not attached");
+    cluster[0].ok(&["attach", &uri, "--tls-certificates", &right, "--connections", "2"]);
+    let path = status(&cluster[0], "nbd0").device.expect("it has a device");
+    write_direct(&path, 7, 3).expect("it can be written");
+    assert_eq!(read_block(&path, 7), 3);
+    cluster[0].ok(&["detach", "nbd0"]);
+    assert_eq!(holdfast_testkit::files::read(&image, 7 * 4096, 1), [3]);
 }

@@ -81,7 +81,7 @@ impl FileWriter {
     }
 
     /// Waits for its end, when its device is gone; how many files are durable.
-    fn join(self) -> u64 {
+    pub(crate) fn join(self) -> u64 {
         self.thread.join().expect("it does not panic");
         self.durable.load(Ordering::Relaxed)
     }
