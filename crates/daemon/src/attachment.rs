@@ -94,6 +94,7 @@ impl Attachments {
         let attachment = Arc::new(Attachment {
             name: name.clone(),
             command: tokio::sync::Mutex::default(),
+            file: Mutex::default(),
             state: Mutex::new(State { record, stored, running: None, problem: None }),
             ended: watch::channel(false).0,
         });
@@ -101,9 +102,12 @@ impl Attachments {
         Ok(attachment)
     }
 
-    pub(crate) fn remove(&self, attachment: &Attachment) {
-        attachment.ended.send_replace(true);
-        self.lock().remove(&attachment.name);
+    /// Forgets it; another one of the same name stays.
+    pub(crate) fn remove(&self, attachment: &Arc<Attachment>) {
+        let mut all = self.lock();
+        if all.get(&attachment.name).is_some_and(|one| Arc::ptr_eq(one, attachment)) {
+            all.remove(&attachment.name);
+        }
     }
 }
 
@@ -112,6 +116,8 @@ pub(crate) struct Attachment {
     pub(crate) name: String,
     /// Held by the one command that changes it at a time.
     command: tokio::sync::Mutex<()>,
+    /// Held while its record is written or removed.
+    file: Mutex<()>,
     state: Mutex<State>,
     /// There is nothing to come back to any more.
     ended: watch::Sender<bool>,
@@ -286,11 +292,26 @@ impl Attachment {
         show::status(&record, stored, running.as_ref(), problem)
     }
 
+    /// Nobody wants it any more: from now on it is not attached again, and its record, which is
+    /// removed, not written again.
+    ///
+    /// # Errors
+    /// When the system refuses to remove it.
+    pub(crate) fn end(&self, dir: &Path) -> Result<(), ApiError> {
+        let _file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ended.send_replace(true);
+        RecordStore::open(dir)?.remove(&self.name)
+    }
+
     /// Writes into the state directory what the export looks like, for the next start.
     ///
     /// # Errors
     /// When the system refuses.
     pub(crate) fn store(&self, dir: &Path, identity: Option<String>) -> Result<(), ApiError> {
+        let _file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_over() {
+            return Ok(());
+        }
         let record = {
             let mut state = self.state();
             state.record.identity = identity;

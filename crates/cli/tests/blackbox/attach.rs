@@ -151,6 +151,30 @@ fn what_is_persistent_comes_back_with_daemon_and_server() {
 }
 
 #[test]
+fn what_waits_for_its_server_can_be_detached() {
+    if skipped() {
+        return;
+    }
+    let mut cluster = servers(1);
+    attach(&cluster, &["--persist"]);
+    // It takes connections and says nothing.
+    cluster[SERVER].freeze();
+    cluster[CLIENT].kill9();
+    cluster[CLIENT].start();
+    assert_eq!(status(&cluster[CLIENT], "d1").state, "Connecting");
+    let begun = Instant::now();
+    cluster[CLIENT].ok(&["detach", "d1"]);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    cluster[SERVER].thaw();
+    // The attempt that was under way left nothing.
+    let path = attach(&cluster, &["--name", "again"]);
+    write_direct(&path, 1, 1).expect("it can be written");
+    cluster[CLIENT].ok(&["detach", "again"]);
+    cluster[CLIENT].restart();
+    assert_eq!(cluster[CLIENT].json(&["attachments"]), serde_json::json!([]));
+}
+
+#[test]
 fn what_is_not_persistent_is_gone_with_the_daemon_and_leaves_nothing() {
     if skipped() {
         return;

@@ -161,17 +161,25 @@ pub(crate) async fn detach(node: &Arc<Node>, name: &str, call: &Detach) -> Resul
         })
         .await?;
     }
-    let _begun = attachment.begin().await?;
-    let behind = match attachment.running() {
-        Some(running) => take_away(&attachment, running, force).await?.1,
-        None => Vec::new(),
+    // One that waits for its server is not waited for.
+    let waits = attachment.is_stored() && attachment.running().is_none();
+    let _begun = if waits { None } else { Some(attachment.begin().await?) };
+    let (was_there, behind) = match attachment.running() {
+        Some(running) => (true, take_away(&attachment, running, force).await?.1),
+        None => (false, Vec::new()),
     };
-    let store = RecordStore::open(&node.settings.state_dir)?;
-    let (owned, record) = (name.to_owned(), attachment.record());
-    let notes = record.mirror_dir(&node.settings.state_dir);
-    let equal = record.mirror && behind.is_empty() && !force;
+    let record = attachment.record();
+    let dir = node.settings.state_dir.clone();
+    let notes = record.mirror_dir(&dir);
+    let equal = record.mirror && was_there && behind.is_empty() && !force;
+    let owned = Arc::clone(&attachment);
     blocking(move || {
-        store.remove(&owned)?;
+        owned.end(&dir)?;
+        if let Some(running) = owned.stopped() {
+            // Its server has come meanwhile.
+            running.take_device(true)?;
+            running.close();
+        }
         // With nothing missing anywhere there is nothing to remember. A directory that stays is no
         // harm.
         if equal && let Err(error) = std::fs::remove_dir_all(&notes) {
@@ -280,9 +288,16 @@ async fn come_back(node: Arc<Node>, attachment: Arc<Attachment>) {
             let opened = blocking(move || {
                 let made = owned.open(&of)?;
                 owned.store(&of.settings.state_dir, None)?;
+                if owned.is_over()
+                    && let Some(running) = owned.stopped()
+                {
+                    running.take_device(true)?;
+                    running.close();
+                }
                 Ok(made)
             });
             match opened.await {
+                Ok(_) if attachment.is_over() => return,
                 Ok(made) => {
                     tracing::info!("{} is attached again as {}", made.name, made.path);
                     return;
