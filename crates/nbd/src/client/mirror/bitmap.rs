@@ -102,14 +102,19 @@ impl Bitmap {
         bytes
     }
 
-    /// Adds the blocks of a piece as [`Bitmap::piece`] gives them.
-    pub(super) fn load(&mut self, piece: u64, bytes: &[u8]) {
+    /// Adds the blocks of a piece as [`Bitmap::piece`] gives them, as far as a disk of `size` bytes
+    /// has them.
+    pub(super) fn load(&mut self, piece: u64, bytes: &[u8], size: u64) {
         if bytes.iter().all(|byte| *byte == 0) {
             return;
         }
         let mut words = Box::new([0; WORDS]);
         for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
             *word = u64::from_le_bytes(*bytes);
+        }
+        let inside = size.div_ceil(BLOCK_SIZE).saturating_sub(piece * PIECE).min(PIECE);
+        for (word, mask) in by_word(inside..PIECE) {
+            words[word] &= !mask;
         }
         let count: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
         let other = Self { pieces: BTreeMap::from([(piece, words)]), count };
@@ -183,6 +188,15 @@ mod tests {
         assert!(bitmap.is_empty(), "the last block is short");
     }
 
+    #[test]
+    fn what_lies_behind_the_end_of_the_disk_is_not_loaded() {
+        let mut bitmap = Bitmap::default();
+        (0..4).for_each(|piece| bitmap.load(piece, &[0xff; 4096], SIZE));
+        assert_eq!(bitmap.count(), SIZE.div_ceil(BLOCK_SIZE));
+        assert_eq!(bitmap.next_run(3 * PIECE - 5, 9), Some(3 * PIECE - 5..3 * PIECE - 4));
+        assert!(bitmap.pieces.get(&3).is_none_or(|words| words.iter().all(|word| *word == 0)));
+    }
+
     proptest! {
         #[test]
         fn like_a_set(
@@ -205,7 +219,7 @@ mod tests {
             for piece in bitmap.pieces() {
                 let bytes = bitmap.piece(piece);
                 prop_assert_eq!(bytes.len() as u64, PIECE_BYTES);
-                again.load(piece, &bytes);
+                again.load(piece, &bytes, SIZE);
             }
             prop_assert_eq!(&again, &bitmap);
             again.add(&bitmap);

@@ -360,7 +360,7 @@ fn read_maps(file: &File, size: u64, state: &mut State) -> io::Result<Vec<ByteRa
         for piece in 0..pieces_of(size) {
             let at = maps + (leg * pieces_of(size) + piece) * PIECE_BYTES;
             if read_or_zero(file, &mut page, at)? {
-                missing.load(piece, &page);
+                missing.load(piece, &page, size);
             }
         }
     }

@@ -96,7 +96,7 @@ async fn begin(
         (book, noted) = (Some(opened), says);
     }
     let legs = match noted {
-        Some(noted) => believe(noted),
+        Some(noted) => believe(noted, reached)?,
         None => decide(mirror.start, shape, reached)?,
     };
     let in_sync = |leg: &Leg| leg.is == LegState::InSync;
@@ -155,18 +155,35 @@ fn common_shape(reached: &[Reached]) -> Result<Option<Shape>, String> {
     Ok(common)
 }
 
-/// What is written down holds. After a crash the hot extents are copied from the first leg in sync.
-fn believe(noted: Noted) -> Vec<Leg> {
-    let source = noted.legs.iter().position(|leg| *leg == LegState::InSync);
+/// What is written down holds. After a crash the hot extents are copied from a leg in sync, one that
+/// can be reached if there is one: what was completed they all have.
+///
+/// # Errors
+/// When legs that were equal at the end look different now.
+fn believe(noted: Noted, reached: &[Reached]) -> Result<Vec<Leg>, String> {
+    let in_sync = || (0..reached.len()).filter(|leg| noted.legs[*leg] == LegState::InSync);
+    let here = || in_sync().filter(|leg| reached[*leg].1.is_none());
+    let source = here().next().or_else(|| in_sync().next());
+    if noted.hot.is_empty() {
+        let mut looks = here().map(|leg| reached[leg].0.session.borrow().identity.fingerprint());
+        let first = looks.next();
+        if looks.any(|other| Some(other) != first) {
+            return Err(
+                "the servers hold different data, although they were equal when the mirror \
+                        was closed; one of them was written to, or is another one"
+                    .to_owned(),
+            );
+        }
+    }
     let legs = noted.legs.into_iter().zip(noted.missing).enumerate();
-    legs.map(|(number, (mut is, mut missing))| {
+    let legs = legs.map(|(number, (mut is, mut missing))| {
         if Some(number) != source && !noted.hot.is_empty() {
             noted.hot.iter().for_each(|range| missing.set(*range));
             is = LegState::Behind;
         }
         Leg::new(is, missing)
-    })
-    .collect()
+    });
+    Ok(legs.collect())
 }
 
 /// Nothing is written down.

@@ -20,6 +20,10 @@ impl Mirror {
     ) -> RemoteOutcome {
         let Some(mut turn) = turn else { return self.flush().await };
         turn.comes().await;
+        if !self.state.borrow().callers.contains_key(&turn.number) {
+            // Its caller was told that it has failed, and nothing has been sent yet.
+            return Err(RemoteFailure::Aborted);
+        }
         match request {
             RemoteRequest::Read { range } => self.read(range).await,
             change => self.change(change).await,
