@@ -17,7 +17,7 @@ const FILTERS: [&[&str]; 6] = [
     &["--filter=retry", "--filter=error", "error-rate=0.05%", "retries=2", "retry-delay=1"],
 ];
 
-fn number_of(variable: &str, default: u64) -> u64 {
+pub(crate) fn number_of(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 

@@ -1,5 +1,6 @@
 //! Several servers with the same data.
 
+use crate::filters::number_of;
 use crate::load::{BLOCK, Load, block, check, check_image};
 use crate::server::{Place, Platter, Server, options};
 use crate::single::{LIMIT, wait_for};
@@ -7,10 +8,10 @@ use holdfast_nbd::{
     LegState, MirrorOptions, MirrorStart, NbdUri, RemoteDisk, RemoteFailure, RemoteOpenError,
     RemoteOptions, RemoteRequest, RemoteState, RequestKind,
 };
-use holdfast_testkit::wait_until;
+use holdfast_testkit::{Rng, wait_until};
 use holdfast_units::ByteRange;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SIZE: usize = 8 << 20;
 
@@ -105,6 +106,39 @@ fn a_leg_that_was_lost_gets_what_it_missed_and_nothing_is_stale() {
     let counts = load.stop();
     check(&disk, &counts);
     assert!(disk.status().unwrap().legs.iter().all(|leg| leg.copied_bytes > 0));
+    disk.close().unwrap();
+    for platter in &setup.platters {
+        check_image(&platter.durable(), &counts);
+    }
+}
+
+#[test]
+fn power_failures_of_any_legs_at_any_time_lose_nothing() {
+    let mut rng = Rng::new(number_of("HOLDFAST_SEED", 11));
+    let mut setup = Legs::new(3);
+    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let load = Load::start(&disk, 4, 5);
+    for _ in 0..number_of("HOLDFAST_KILLS", 12) {
+        let leg = rng.below(3) as usize;
+        if setup.servers[leg].is_some() {
+            setup.crash(leg);
+        } else {
+            setup.start(leg);
+        }
+        let due = Instant::now() + Duration::from_millis(rng.below(120));
+        while Instant::now() < due {
+            std::thread::yield_now();
+        }
+    }
+    for leg in 0..3 {
+        if setup.servers[leg].is_none() {
+            setup.start(leg);
+        }
+    }
+    wait_until(LIMIT, "all are in sync", || legs(&disk) == [LegState::InSync; 3]);
+    load.wait_for(60);
+    let counts = load.stop();
+    check(&disk, &counts);
     disk.close().unwrap();
     for platter in &setup.platters {
         check_image(&platter.durable(), &counts);
