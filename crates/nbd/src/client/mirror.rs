@@ -220,6 +220,13 @@ impl Mirror {
         self.changes.send_replace(());
     }
 
+    /// Gives up what is written down about it, after [`Mirror::close`].
+    pub(super) async fn release(&self) {
+        if let Some(book) = &self.book {
+            book.release().await;
+        }
+    }
+
     /// The last flush, and that it was the last is written down.
     pub(super) async fn farewell(self: &Rc<Self>) -> RemoteOutcome {
         self.flush().await?;

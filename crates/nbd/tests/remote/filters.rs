@@ -32,7 +32,9 @@ fn survives(connections: usize) {
     let disk = real.open(connections);
     let load = Load::start_where_requests_fail(&disk, 4, connections as u64);
     for round in 0..kills {
-        load.wait_for(rng.below(150));
+        // nbdkit 1.32 may fall over an assertion of its own when a connection with several requests
+        // under way is closed.
+        load.wait_for_while(rng.below(150), || real.revive());
         // In the middle of one request or another.
         let due = Instant::now() + Duration::from_micros(rng.below(3000));
         while Instant::now() < due {

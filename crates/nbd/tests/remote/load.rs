@@ -67,8 +67,14 @@ impl Load {
 
     /// Waits until so many more requests are done.
     pub(crate) fn wait_for(&self, requests: u64) {
+        self.wait_for_while(requests, || {});
+    }
+
+    /// As above; `meanwhile` is called again and again.
+    pub(crate) fn wait_for_while(&self, requests: u64, mut meanwhile: impl FnMut()) {
         let goal = self.done.load(Ordering::Relaxed) + requests;
         holdfast_testkit::wait_until(std::time::Duration::from_secs(30), "requests end", || {
+            meanwhile();
             let panicked = self.threads.iter().any(JoinHandle::is_finished);
             assert!(!panicked, "a thread found something wrong");
             self.done.load(Ordering::Relaxed) >= goal

@@ -124,6 +124,15 @@ impl Real {
         self.more = more.iter().map(ToString::to_string).collect();
     }
 
+    /// Starts it again if it has ended by itself.
+    pub(crate) fn revive(&mut self) {
+        let ended = |child: &mut Child| child.try_wait().unwrap().is_some();
+        if self.running.as_mut().is_some_and(ended) {
+            self.running = None;
+            self.start();
+        }
+    }
+
     pub(crate) fn open(&self, connections: usize) -> RemoteDisk {
         open(&options(&[&self.uri()], connections))
     }

@@ -240,6 +240,16 @@ impl Book {
         self.commit_as(true).await
     }
 
+    /// Nothing is written any more, and another process may have the book.
+    pub(super) async fn release(&self) {
+        self.state.borrow_mut().broken = true;
+        while self.state.borrow().writing {
+            self.written.notified().await;
+        }
+        // It is released with the file at the latest.
+        let _ = self.file.unlock();
+    }
+
     async fn commit_as(&self, clean: bool) -> Result<(), Broken> {
         let version = self.state.borrow().version;
         loop {
