@@ -1,6 +1,6 @@
 //! The list of all calls, and the OpenAPI document that is made from it.
 
-use crate::{error, events, request, routes, status};
+use crate::{attachment, error, events, request, routes, status};
 use serde_json::{Value, json};
 use utoipa::OpenApi;
 
@@ -73,10 +73,22 @@ pub const CALLS: &[Call] = &[
         summary: "set options, all of them or none",
     },
     get(routes::RESOURCE_OPTION, "OptionValue", "one option"),
+    get(routes::ATTACHMENTS, "[AttachmentStatus]", "the remote exports that are attached"),
+    post(routes::ATTACHMENTS, "Attach", "Attached", "attach a remote export as a local device"),
+    get(routes::ATTACHMENT, "AttachmentStatus", "one attachment"),
+    post(routes::ATTACHMENT_DETACH, "Detach", "Done", "take an attachment away"),
+    post(routes::ATTACHMENT_ABORT, "Abort", "Done", "fail what is pending, hold what is new"),
 ];
 
 #[derive(OpenApi)]
 #[openapi(components(schemas(
+    attachment::Abort,
+    attachment::Attach,
+    attachment::Attached,
+    attachment::AttachmentConnection,
+    attachment::AttachmentLeg,
+    attachment::AttachmentStatus,
+    attachment::Detach,
     error::ApiError,
     error::ErrorBody,
     error::ErrorCode,

@@ -82,6 +82,8 @@ codes! {
     NoSuchOption = "NO_SUCH_OPTION", 404, EXIT_NO_SUCH_OBJECT;
     /// There is no such local device.
     NoSuchDevice = "NO_SUCH_DEVICE", 404, EXIT_NO_SUCH_OBJECT;
+    /// No attachment has this name.
+    NoSuchAttachment = "NO_SUCH_ATTACHMENT", 404, EXIT_NO_SUCH_OBJECT;
     /// The resource exists in the cluster, but this node is no member of it.
     NotMember = "NOT_MEMBER", 409, EXIT_REFUSED;
     /// The node is already a member of the resource.
@@ -144,6 +146,8 @@ codes! {
     MetadataInvalid = "METADATA_INVALID", 422, EXIT_REFUSED;
     /// The kernel offers no way to make a local device, or making it failed.
     DeviceUnavailable = "DEVICE_UNAVAILABLE", 422, EXIT_REFUSED;
+    /// The NBD server cannot be reached, or its export not be used.
+    ServerUnusable = "SERVER_UNUSABLE", 502, EXIT_REFUSED;
     /// The token cannot be read.
     InvalidToken = "INVALID_TOKEN", 400, EXIT_REFUSED;
     /// The token's time is over.

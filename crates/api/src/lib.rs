@@ -4,6 +4,7 @@
 //! Whoever talks to a daemon, the `holdfast` command included, uses exactly this. The calls are
 //! listed in [`calls`]; the same list makes the OpenAPI document.
 
+pub mod attachment;
 pub mod calls;
 pub mod client;
 pub mod error;

@@ -1,4 +1,4 @@
-//! The paths of the calls. `{name}` stands for a resource, `{key}` for an option.
+//! The paths of the calls. `{name}` stands for a resource or an attachment, `{key}` for an option.
 
 /// `GET`: everything ([`crate::status::NodeStatus`]).
 pub const STATUS: &str = "/v1/status";
@@ -64,6 +64,14 @@ pub const RESOURCE_WAIT: &str = "/v1/resources/{name}/wait";
 pub const RESOURCE_OPTIONS: &str = "/v1/resources/{name}/options";
 /// `GET`: one option. Query `peer=NODE` for what holds towards a peer.
 pub const RESOURCE_OPTION: &str = "/v1/resources/{name}/options/{key}";
+/// `GET`: what is attached ([`crate::attachment::AttachmentStatus`]); `POST`: attach an export.
+pub const ATTACHMENTS: &str = "/v1/attachments";
+/// `GET`: one attachment.
+pub const ATTACHMENT: &str = "/v1/attachments/{name}";
+/// `POST`: take it away.
+pub const ATTACHMENT_DETACH: &str = "/v1/attachments/{name}/detach";
+/// `POST`: fail what is pending.
+pub const ATTACHMENT_ABORT: &str = "/v1/attachments/{name}/abort";
 
 /// The word for every resource in [`RESOURCE_UP`] and [`RESOURCE_DOWN`].
 pub const ALL: &str = "all";

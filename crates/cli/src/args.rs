@@ -1,7 +1,7 @@
 //! The grammar of the command line.
 
 use crate::daemon::NbdAccess;
-use crate::parse::{absolute_path, duration, key_value, meta_place, name, name_or_all};
+use crate::parse::{absolute_path, disk_place, duration, key_value, meta_place, name, name_or_all};
 use crate::parse::{positive_seconds, size};
 use crate::serve::Serve;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -152,6 +152,14 @@ pub(crate) enum Call {
     Events(Events),
     /// Make a local block device of a resource, or take it away
     Device(Device),
+    /// Make a local block device of an NBD export, which survives lost connections and servers
+    Attach(Attach),
+    /// Show what is attached, with each connection and how much goes over it
+    Attachments(Attachments),
+    /// Take an attached export away
+    Detach(Detach),
+    /// Fail all pending requests of an attached export now, and hold new ones for a while
+    Abort(Abort),
 }
 
 #[derive(Debug, Args)]
@@ -227,8 +235,8 @@ pub(crate) struct Create {
     /// The name of the resource
     #[arg(value_parser = name)]
     pub(crate) name: String,
-    /// The backing file or block device; what is on it is kept
-    #[arg(long, value_name = "PATH", value_parser = absolute_path)]
+    /// The backing file or block device, or the URI of an NBD export; what is on it is kept
+    #[arg(long, value_name = "PATH", value_parser = disk_place)]
     pub(crate) disk: String,
     /// The size of the resource [default: that of the disk]
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -283,8 +291,8 @@ pub(crate) struct Join {
     /// The name of the resource
     #[arg(value_parser = name)]
     pub(crate) name: String,
-    /// The backing file or block device; what is on it is overwritten
-    #[arg(long, value_name = "PATH", value_parser = absolute_path, required_unless_present = "diskless")]
+    /// The backing file or block device, or the URI of an NBD export; what is on it is overwritten
+    #[arg(long, value_name = "PATH", value_parser = disk_place, required_unless_present = "diskless")]
     pub(crate) disk: Option<String>,
     /// Join without a disk: the data is read from and written to the peers
     #[arg(long, conflicts_with_all = ["disk", "meta"])]
@@ -331,8 +339,8 @@ pub(crate) struct AttachDisk {
     /// The name of the resource
     #[arg(value_parser = name)]
     pub(crate) name: String,
-    /// The backing file or block device [default: the one it had]
-    #[arg(long, value_name = "PATH", value_parser = absolute_path)]
+    /// The backing file or block device, or the URI of an NBD export [default: the one it had]
+    #[arg(long, value_name = "PATH", value_parser = disk_place)]
     pub(crate) disk: Option<String>,
     /// Where the metadata is: `internal`, or a path [default: where it was]
     #[arg(long, value_name = "internal|PATH", value_parser = meta_place)]
@@ -511,6 +519,79 @@ pub(crate) struct Device {
     /// Take it away; refused while it is open
     #[arg(long, conflicts_with = "via")]
     pub(crate) remove: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Attach {
+    /// Where the export is, as nbd://HOST[:PORT]/EXPORT, nbds://... for TLS, or
+    /// nbd+unix:///EXPORT?socket=PATH; more than one are paths to the same data, or copies with
+    /// --mirror
+    #[arg(required = true, value_name = "URI")]
+    pub(crate) uris: Vec<String>,
+    /// Connections to a server
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub(crate) connections: Option<u16>,
+    /// The name of the device [default: that of the export]
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub(crate) name: Option<String>,
+    /// By which way of the kernel [default: auto]
+    #[arg(long, value_name = "WAY", value_parser = ["auto", "ublk", "nbd", "fuse"])]
+    pub(crate) via: Option<String>,
+    /// Every URI is a copy, and all are kept equal
+    #[arg(long)]
+    pub(crate) mirror: bool,
+    /// The first server of a mirror has the data; fill the others from it
+    #[arg(long, requires = "mirror")]
+    pub(crate) copy_first: bool,
+    /// The directory with ca-cert.pem, and client-cert.pem and client-key.pem if need be
+    #[arg(long, value_name = "DIR", value_parser = absolute_path)]
+    pub(crate) tls_certificates: Option<String>,
+    /// Refuse an export that does not look like this, as `holdfast attachments` has shown it
+    #[arg(long, value_name = "ID")]
+    pub(crate) identity: Option<String>,
+    /// Attach it again after a restart of the daemon
+    #[arg(long)]
+    pub(crate) persist: bool,
+    /// Allow no writes
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Others write to the export, too: know a server that comes back by size and name only
+    #[arg(long)]
+    pub(crate) shared: bool,
+    /// How long a request waits for a server that is away before it fails; 0 is for ever
+    /// [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = positive_seconds)]
+    pub(crate) io_timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Attachments {
+    /// Only this one
+    #[arg(value_parser = name)]
+    pub(crate) name: Option<String>,
+    /// Show it again every second
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Detach {
+    /// The name of the attachment
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// Also while it is open, or its server away: pending requests fail
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Abort {
+    /// The name of the attachment
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// How long new requests are held [default: 5]
+    #[arg(long, value_name = "SECONDS", value_parser = positive_seconds)]
+    pub(crate) hold: Option<Duration>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,7 +2,7 @@
 
 use crate::args::{Call, Cluster, Create, Device, Join};
 use crate::session::Session;
-use crate::{cluster, events, options, status, wait};
+use crate::{attach, cluster, events, options, status, wait};
 use holdfast_api::request::{
     AttachDisk, ClusterCreate, ClusterCreated, ClusterJoin, ClusterLeave, ClusterRemove,
     ClusterToken, Connect, DetachDisk, DeviceMade, Disconnect, Empty, Invalidate, Pause, Primary,
@@ -68,6 +68,10 @@ pub(crate) async fn run(
         Call::Status(args) => status::run(session, &args).await,
         Call::Events(args) => events::run(session, &args).await,
         Call::Device(args) => device(session, args).await,
+        Call::Attach(args) => attach::attach(session, args).await,
+        Call::Attachments(args) => attach::list(session, &args).await,
+        Call::Detach(args) => attach::detach(session, &args).await,
+        Call::Abort(args) => attach::abort(session, &args).await,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The `holdfast` command: the daemon of a node, and the client that asks it.
 
 mod args;
+mod attach;
 mod cluster;
 mod commands;
 mod daemon;

@@ -1,7 +1,7 @@
 //! Commands that the interface names and this version refuses: their grammar, so that a command
 //! line written for a later version is understood, and one clear sentence.
 
-use crate::parse::{name, positive_seconds, size};
+use crate::parse::{name, size};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use holdfast_api::ApiError;
 
@@ -48,20 +48,6 @@ fn commands() -> Vec<Command> {
         group("log", "Look at the journal and cut it", &["ls", "rotate", "trim"]),
         group("badblocks", "Look at the table of remapped sectors", &["ls", "add", "import"]),
         later("top", "Watch all resources"),
-        later("attach", "Attach a remote export as a local device").args([
-            Arg::new("uri").value_name("URI").required(true).num_args(1..),
-            option("connections", "N").value_parser(clap::value_parser!(u16).range(1..)),
-            option("name", "NAME").value_parser(name),
-            option("via", "WAY").value_parser(["auto", "ublk", "nbd", "fuse"]),
-            flag("mirror"),
-            option("tls-certificates", "DIR"),
-            option("identity", "ID"),
-            flag("persist"),
-        ]),
-        later("attachments", "List attached exports"),
-        later("detach", "Detach a remote export").args([attachment(), flag("force")]),
-        later("abort", "Fail what is pending on a remote export")
-            .args([attachment(), option("hold", "SECONDS").value_parser(positive_seconds)]),
     ]
 }
 
@@ -82,10 +68,6 @@ fn group(command: &'static str, about: &str, actions: &[&'static str]) -> Comman
 
 fn resource() -> Arg {
     Arg::new(RESOURCE).value_name("NAME").required(true).value_parser(name)
-}
-
-fn attachment() -> Arg {
-    Arg::new("attachment").value_name("NAME").required(true).value_parser(name)
 }
 
 fn option(long: &'static str, value: &'static str) -> Arg {

@@ -1,6 +1,7 @@
 //! Reading single values of the command line.
 
 use holdfast_api::request::META_INTERNAL;
+use holdfast_nbd::NbdUri;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,6 +25,11 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 pub(crate) fn absolute_path(text: &str) -> Result<String, String> {
     let path = std::path::absolute(text).map_err(|_| "the path is empty".to_owned())?;
     path.into_os_string().into_string().map_err(|_| "the path is not valid UTF-8".to_owned())
+}
+
+/// A path as above, or the URI of an NBD export.
+pub(crate) fn disk_place(text: &str) -> Result<String, String> {
+    if NbdUri::is_scheme_of(text) { Ok(text.to_owned()) } else { absolute_path(text) }
 }
 
 /// `internal`, or a path.
@@ -130,6 +136,9 @@ mod tests {
         let here = std::env::current_dir().unwrap().join("x");
         assert_eq!(absolute_path("x"), Ok(here.to_str().unwrap().into()));
         assert!(absolute_path("").is_err());
+        let uri = "nbd+unix:///x?socket=/s";
+        assert_eq!(disk_place(uri), Ok(uri.into()));
+        assert!(disk_place("nbd/x").unwrap().ends_with("/nbd/x"));
         assert_eq!(meta_place("internal"), Ok("internal".into()));
         assert!(meta_place("./internal").unwrap().ends_with("/internal"));
     }

@@ -14,7 +14,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 /// How often `--watch` looks.
-const WATCH: Duration = Duration::from_secs(1);
+pub(crate) const WATCH: Duration = Duration::from_secs(1);
 
 /// Prints the state of this node, or of one resource.
 pub(crate) async fn run(session: &Session, args: &Status) -> Result<(), ApiError> {
@@ -61,7 +61,7 @@ async fn watch(session: &Session, name: Option<&str>) -> Result<(), ApiError> {
 }
 
 /// Draws over what was there without flicker: home, each line cleared to its end, then the rest.
-fn show(ui: &Ui, text: &str, redraw: bool) {
+pub(crate) fn show(ui: &Ui, text: &str, redraw: bool) {
     if redraw {
         ui.text(&format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")));
     } else {

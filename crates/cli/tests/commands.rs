@@ -156,6 +156,10 @@ fn every_command_is_one_call() {
             r#"POST /v1/resources/r0/wait {"for":"uptodate","peer":null,"timeout_seconds":30.0}"#,
         ),
         ("device r0 --remove", "POST /v1/resources/r0/device/remove {}"),
+        ("detach d0 --force", r#"POST /v1/attachments/d0/detach {"force":true}"#),
+        ("detach d0", r#"POST /v1/attachments/d0/detach {"force":false}"#),
+        ("abort d0 --hold 2.5", r#"POST /v1/attachments/d0/abort {"hold_seconds":2.5}"#),
+        ("abort d0", r#"POST /v1/attachments/d0/abort {"hold_seconds":null}"#),
     ];
     let daemon = StandIn::new(200, DONE);
     for (line, call) in cases {
@@ -308,10 +312,6 @@ fn what_is_not_there_yet_is_refused_and_calls_nobody() {
         ("rewind r0 --to 12:00", "rewind of resource r0"),
         ("badblocks add r0 17", "badblocks add of resource r0"),
         ("top", "top"),
-        ("attach nbd://h/x", "attach"),
-        ("attachments", "attachments"),
-        ("detach x --force", "detach"),
-        ("abort x --hold 5", "abort"),
         ("create r0 --disk /d --checksums", "creating resource r0 with --checksums"),
         ("join r0 --disk /d --journal /j", "joining resource r0 with --journal"),
     ] {

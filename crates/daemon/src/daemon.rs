@@ -57,6 +57,7 @@ impl Daemon {
         tokio::spawn(peers::keep_in_touch(Arc::clone(&node)));
         take_up(&node).await;
         tokio::spawn(commands::leave::follow_records(Arc::clone(&node)));
+        commands::attach::take_up(&node).await;
         tokio::spawn(http::serve(Arc::clone(&node), control));
         Ok(started)
     }
@@ -69,7 +70,9 @@ impl Daemon {
             let node = Arc::clone(&node);
             async move { give_device_up(&node, &resource).await }
         });
+        let attachments = commands::attach::give_all_up(&node);
         let devices = futures_util::future::join_all(devices);
+        let devices = futures_util::future::join(devices, attachments);
         if tokio::time::timeout(DEVICE_LIMIT, devices).await.is_err() {
             tracing::warn!("a local device did not go in time");
         }

@@ -2,15 +2,16 @@
 //! giving it back. Everything here blocks.
 
 use crate::local::LocalDisk;
-use crate::refuse;
 use crate::shard::{CreateMetadata, InitialContent, create_metadata};
+use crate::{refuse, remote};
 use holdfast_api::request::META_INTERNAL;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_format::{
     BLOCK_LEN, Block, DEFAULT_EXTERNAL_SLOTS, MetaLayout, Placement, Superblock, al_blocks_for,
 };
+use holdfast_nbd::NbdUri;
 use holdfast_units::{BLOCK_SIZE, MAX_NODES, NodeId, ResourceId, format_size};
-use signature::signature_of;
+use signature::{LOOKED_AT, signature_in, signature_of};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt};
@@ -22,11 +23,36 @@ const SLOTS: u8 =
 /// The longest path that is taken, in bytes.
 const MAX_PATH: usize = 4000;
 
-/// A disk that another resource of this node has.
+/// A disk that is in use on this node.
 #[derive(Clone, Debug)]
 pub(crate) struct Used {
-    pub(crate) resource: String,
+    pub(crate) owner: Owner,
     pub(crate) disk: LocalDisk,
+}
+
+/// What uses a disk, by its name. Prints as `the resource r0`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Owner {
+    Resource(String),
+    Attachment(String),
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Resource(name) => write!(f, "the resource {name}"),
+            Self::Attachment(name) => write!(f, "the attachment {name}"),
+        }
+    }
+}
+
+impl Owner {
+    fn way_out(&self) -> String {
+        match self {
+            Self::Resource(name) => format!("choose another, or run `holdfast leave {name}`"),
+            Self::Attachment(name) => format!("choose another, or run `holdfast detach {name}`"),
+        }
+    }
 }
 
 /// A disk that is to be made ready for a resource.
@@ -114,6 +140,10 @@ impl Wanted {
         self.check_foreign(&path, "the disk")?;
         let meta = self.meta_place(&path)?;
         let disk = LocalDisk { path, meta };
+        if let Some(uri) = remote::uri_of(&disk.path) {
+            let ends = self.check_remote(&disk, uri)?;
+            return Ok(Checked { wanted: self, disk, make_file: None, ends });
+        }
         let (make_file, ends) = match fs::metadata(&disk.path) {
             Ok(found) => (None, self.check_existing(&disk, &found)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -131,6 +161,13 @@ impl Wanted {
     }
 
     fn path(&self, text: &str, what: &str) -> Result<PathBuf, ApiError> {
+        if remote::is_uri(text) && text.len() <= MAX_PATH {
+            let uri: Result<NbdUri, _> = text.parse();
+            return match uri {
+                Ok(uri) => Ok(uri.to_string().into()),
+                Err(error) => Err(self.refuse(ErrorCode::InvalidPath, &error.to_string())),
+            };
+        }
         let path = Path::new(text);
         if !path.is_absolute() || text.contains('\0') || text.len() > MAX_PATH {
             let shown: String = text.chars().take(200).collect();
@@ -144,6 +181,13 @@ impl Wanted {
 
     fn meta_place(&self, disk: &Path) -> Result<Option<PathBuf>, ApiError> {
         match self.meta.as_deref() {
+            Some(META_INTERNAL) if remote::uri_of(disk).is_some() => {
+                let why = "the metadata of a disk on another machine cannot be at its end";
+                Err(self.refuse(ErrorCode::InvalidPath, why).hint(
+                    "leave --meta away, or name a file of this node: their writes must not wait \
+                     for the network",
+                ))
+            }
             Some(META_INTERNAL) => Ok(None),
             Some(text) => {
                 let path = self.path(text, "the metadata")?;
@@ -239,6 +283,42 @@ impl Wanted {
         })
     }
 
+    /// Checks an export of another machine.
+    fn check_remote(&self, disk: &LocalDisk, uri: NbdUri) -> Result<Ends, ApiError> {
+        let shown = disk.path.display();
+        self.check_free(&disk.path, "the disk")?;
+        let (size, start) = remote::look(uri, LOOKED_AT).map_err(|why| {
+            let why = format!("the disk {shown} cannot be used: {why}");
+            self.refuse(ErrorCode::DiskUnusable, &why)
+        })?;
+        let room = size / BLOCK_SIZE * BLOCK_SIZE;
+        let needs = self.size.unwrap_or(BLOCK_SIZE);
+        if needs > room {
+            let why = format!(
+                "the disk {shown} is too small: it has {room} bytes, the resource needs {needs}"
+            );
+            return Err(self
+                .refuse(ErrorCode::DiskTooSmall, &why)
+                .hint("give a disk that is as large or larger"));
+        }
+        if self.existing == Existing::OverwriteUnknown
+            && let Some(found) = signature_in(&start)
+        {
+            return Err(self.overwrites(&disk.path, found.what));
+        }
+        let left_over = if self.size.is_none() { size - room } else { 0 };
+        Ok(Ends { left_over, metadata: 0 })
+    }
+
+    fn overwrites(&self, disk: &Path, what: &str) -> ApiError {
+        let why = format!(
+            "the disk {} holds {what}, which would be overwritten with the data of the resource",
+            disk.display()
+        );
+        self.refuse(ErrorCode::DiskHoldsData, &why)
+            .hint("choose another disk; if nobody needs what is on it, add --force")
+    }
+
     /// That nothing is destroyed that somebody may need. The disk has `length` bytes, of which the
     /// resource can have `room`.
     fn check_content(&self, disk: &LocalDisk, length: u64, room: u64) -> Result<(), ApiError> {
@@ -251,13 +331,7 @@ impl Wanted {
         let Some(found) = found else { return Ok(()) };
         let what = found.what;
         if self.existing == Existing::OverwriteUnknown {
-            let why = format!(
-                "the disk {shown} holds {what}, which would be overwritten with the data of the \
-                 resource"
-            );
-            return Err(self
-                .refuse(ErrorCode::DiskHoldsData, &why)
-                .hint("choose another disk; if nobody needs what is on it, add --force"));
+            return Err(self.overwrites(&disk.path, what));
         }
         if found.end.unwrap_or(length) <= room {
             return Ok(());
@@ -289,14 +363,9 @@ impl Wanted {
             let paths = [Some(&used.disk.path), used.disk.meta.as_ref()];
             let hit = paths.into_iter().flatten().any(|p| p == path || same_object(p, path));
             if hit {
-                let why = format!(
-                    "{what} {} belongs to the resource {} of this node",
-                    path.display(),
-                    used.resource
-                );
-                return Err(self
-                    .refuse(ErrorCode::DiskBusy, &why)
-                    .hint(format!("choose another, or run `holdfast leave {}`", used.resource)));
+                let why =
+                    format!("{what} {} belongs to {} of this node", path.display(), used.owner);
+                return Err(self.refuse(ErrorCode::DiskBusy, &why).hint(used.owner.way_out()));
             }
         }
         Ok(())

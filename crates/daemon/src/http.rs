@@ -11,6 +11,7 @@ use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use futures_util::{Stream, StreamExt, stream};
+use holdfast_api::attachment::{Attached, AttachmentStatus};
 use holdfast_api::request::{self, VersionInfo};
 use holdfast_api::{ApiError, ErrorBody, ErrorCode, Event, calls, routes};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -151,6 +152,10 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::RESOURCE_WAIT, post(wait))
         .route(routes::RESOURCE_OPTIONS, get(options).put(set_options))
         .route(routes::RESOURCE_OPTION, get(option))
+        .route(routes::ATTACHMENTS, get(attachments).post(attach))
+        .route(routes::ATTACHMENT, get(attachment))
+        .route(routes::ATTACHMENT_DETACH, post(detach))
+        .route(routes::ATTACHMENT_ABORT, post(abort))
         .fallback(no_such_call)
         .method_not_allowed_fallback(no_such_call)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -227,7 +232,8 @@ async fn version(State(node): App) -> Json<VersionInfo> {
 async fn metrics_text(State(node): App) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     status::refresh(&node).await;
-    (kind, metrics::text(&status::node(&node))).into_response()
+    let attachments = commands::attach::list(&node).await.unwrap_or_default();
+    (kind, metrics::text(&status::node(&node), &attachments)).into_response()
 }
 
 async fn events(State(node): App) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
@@ -293,7 +299,7 @@ async fn resource(
     Ok(Json(status::resource(&node, &resource)))
 }
 
-/// A call on a resource whose command takes the node, the name and the body.
+/// A call on a resource or an attachment whose command takes the node, the name and the body.
 macro_rules! on_resource {
     ($($name:ident, $answer:ty, $command:path;)*) => {$(
         async fn $name(
@@ -317,6 +323,8 @@ on_resource! {
     attach_disk, request::Done, commands::disk::attach;
     detach_disk, request::Done, commands::disk::detach;
     set_options, request::Done, commands::options::set;
+    detach, request::Done, commands::attach::detach;
+    abort, request::Done, commands::attach::abort;
 }
 
 /// The same for those whose body is empty.
@@ -364,6 +372,19 @@ async fn resume(State(node): App, Path(name): Path<String>, body: Bytes) -> Answ
     node.resource_named(&name)?;
     let what = format!("resume of {} of resource {name}", call.what.as_str());
     Err(ApiError::not_supported_yet(&what).into())
+}
+
+async fn attach(State(node): App, body: Bytes) -> Answer<Attached> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::attach::attach(&node, call).await }).await
+}
+
+async fn attachments(State(node): App) -> Answer<Vec<AttachmentStatus>> {
+    Ok(Json(commands::attach::list(&node).await?))
+}
+
+async fn attachment(State(node): App, Path(name): Path<String>) -> Answer<AttachmentStatus> {
+    Ok(Json(commands::attach::show(&node, &name).await?))
 }
 
 /// The query of the calls about options.

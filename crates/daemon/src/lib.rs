@@ -10,6 +10,7 @@
 //! The control plane runs on a tokio runtime of its own; data never pass through it. See
 //! `docs/design/daemon.md`.
 
+mod attachment;
 mod commands;
 mod daemon;
 mod dial;
@@ -27,9 +28,11 @@ mod peers;
 mod problems;
 mod rate;
 mod refuse;
+mod remote;
 mod resource;
 mod run;
 pub mod shard;
+mod statefile;
 mod status;
 mod task;
 

@@ -2,22 +2,20 @@
 //! restart. One file a resource, replaced as a whole.
 
 use crate::shard::{DiskSpec, MetaPlace};
+use crate::statefile;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::Uuid;
 use holdfast_store::DirectMode;
 use holdfast_units::ResourceId;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The first word of a file, and the version of its content.
 const HEAD: &str = "holdfast-resource 1 ";
-/// A file is never longer, in bytes.
-const MAX_FILE: u64 = 1 << 20;
 
 /// A backing disk and its metadata.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -108,7 +106,7 @@ impl LocalStore {
             if path.extension().is_none_or(|extension| extension != "state") {
                 continue;
             }
-            match read(&path) {
+            match statefile::read::<Local>(&path, HEAD) {
                 Ok(local) if self.path(local.id) == path => found.push(local),
                 Ok(_) => damaged.push(Damaged::new(&path, "it has another name than it says")),
                 Err(why) => damaged.push(Damaged::new(&path, &why)),
@@ -124,11 +122,7 @@ impl LocalStore {
     /// When the system refuses; the version before is still there then.
     pub(crate) fn save(&self, local: &Local) -> Result<(), ApiError> {
         let path = self.path(local.id);
-        let text = serde_json::to_string_pretty(local).map_err(|error| {
-            ApiError::new(ErrorCode::Internal, format!("a state file was not made: {error}"))
-        })?;
-        let text = format!("{HEAD}{}\n{text}\n", checksum(&format!("{text}\n")));
-        replace(&path, text.as_bytes()).map_err(|error| failed("written", &path, &error))
+        statefile::write(&path, HEAD, local).map_err(|error| failed("written", &path, &error))
     }
 
     /// Removes it durably. That it is not there is no error.
@@ -137,11 +131,7 @@ impl LocalStore {
     /// When the system refuses.
     pub(crate) fn remove(&self, id: ResourceId) -> Result<(), ApiError> {
         let path = self.path(id);
-        let removed = match fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.and_then(|()| sync_dir(&self.dir)),
-        };
-        removed.map_err(|error| failed("removed", &path, &error))
+        statefile::remove(&path).map_err(|error| failed("removed", &path, &error))
     }
 
     fn path(&self, id: ResourceId) -> PathBuf {
@@ -149,41 +139,10 @@ impl LocalStore {
     }
 }
 
-fn failed(verb: &str, path: &Path, error: &io::Error) -> ApiError {
+/// What people read of a state file that could not be used.
+pub(crate) fn failed(verb: &str, path: &Path, error: &io::Error) -> ApiError {
     let message = format!("{} could not be {verb}: {error}", path.display());
     ApiError::new(ErrorCode::Internal, message).hint("check the disk of the state directory")
-}
-
-fn read(path: &Path) -> Result<Local, String> {
-    if fs::metadata(path).map_err(|e| e.to_string())?.len() > MAX_FILE {
-        return Err("it is too long".into());
-    }
-    let text = fs::read_to_string(path).map_err(|e| e.to_string())?;
-    let (head, rest) = text.split_once('\n').ok_or("it has no first line")?;
-    let sum = head.strip_prefix(HEAD).ok_or("its first line is not that of a resource's state")?;
-    if sum != checksum(rest) {
-        return Err("its checksum does not fit".into());
-    }
-    serde_json::from_str(rest).map_err(|e| e.to_string())
-}
-
-fn checksum(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Puts a file in the place of another, durably and at once.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    sync_dir(path.parent().unwrap_or(Path::new(".")))
-}
-
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 /// A [`ResourceId`] as its text.

@@ -1,5 +1,6 @@
 //! `/metrics`: the status document as Prometheus text.
 
+use holdfast_api::attachment::{AttachmentConnection, AttachmentStatus};
 use holdfast_api::status::{NodeStatus, PeerStatus, ResourceStatus};
 use std::fmt::Write;
 
@@ -12,7 +13,7 @@ struct Metric {
 }
 
 /// The text.
-pub(crate) fn text(status: &NodeStatus) -> String {
+pub(crate) fn text(status: &NodeStatus, attachments: &[AttachmentStatus]) -> String {
     let mut out = String::new();
     let mut put =
         |name, kind, help, lines| write_metric(&mut out, &Metric { name, kind, help, lines });
@@ -49,7 +50,45 @@ pub(crate) fn text(status: &NodeStatus) -> String {
             peers(status).map(|(r, p)| (peer_labels(r, p, Some(("state", word(p)))), 1)).collect();
         put(name, "gauge", help, lines);
     }
+    for (name, kind, help, value) in OF_ATTACHMENT {
+        let lines =
+            attachments.iter().map(|a| (labels(&[("attachment", &a.name)]), value(a))).collect();
+        put(name, kind, help, lines);
+    }
     out
+}
+
+type OfAttachment = (&'static str, &'static str, &'static str, fn(&AttachmentStatus) -> u64);
+
+const OF_ATTACHMENT: [OfAttachment; 8] = [
+    ("holdfast_attachment_connected", "gauge", "Whether the server answers.", |a| {
+        u64::from(a.state == "Connected")
+    }),
+    ("holdfast_attachment_pending_requests", "gauge", "Requests that are not over.", |a| {
+        a.pending_requests
+    }),
+    ("holdfast_attachment_read_bytes_total", "counter", "Bytes read from servers.", |a| {
+        connections(a).map(|one| one.read_bytes).sum()
+    }),
+    ("holdfast_attachment_written_bytes_total", "counter", "Bytes written to servers.", |a| {
+        connections(a).map(|one| one.written_bytes).sum()
+    }),
+    ("holdfast_attachment_errors_total", "counter", "Requests answered with an error.", |a| {
+        connections(a).map(|one| one.errors).sum()
+    }),
+    ("holdfast_attachment_reconnects_total", "counter", "Connections made again.", |a| {
+        connections(a).map(|one| one.reconnects).sum()
+    }),
+    ("holdfast_attachment_outages_total", "counter", "Losses of all connections.", |a| {
+        a.legs.iter().map(|leg| leg.outages).sum()
+    }),
+    ("holdfast_attachment_missing_bytes", "gauge", "What servers of a mirror lack.", |a| {
+        a.legs.iter().map(|leg| leg.missing_bytes).sum()
+    }),
+];
+
+fn connections(attachment: &AttachmentStatus) -> impl Iterator<Item = &AttachmentConnection> {
+    attachment.legs.iter().flat_map(|leg| &leg.connections)
 }
 
 type OfResource = (&'static str, &'static str, &'static str, fn(&ResourceStatus) -> u64);
@@ -143,6 +182,7 @@ fn write_metric(out: &mut String, metric: &Metric) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_api::attachment::AttachmentLeg;
 
     #[test]
     fn every_line_is_a_comment_or_a_number_with_labels() {
@@ -161,7 +201,20 @@ mod tests {
             }],
             ..NodeStatus::default()
         };
-        let text = text(&status);
+        let leg = AttachmentLeg {
+            connections: vec![
+                AttachmentConnection { read_bytes: 3, ..AttachmentConnection::default() },
+                AttachmentConnection { read_bytes: 4, ..AttachmentConnection::default() },
+            ],
+            ..AttachmentLeg::default()
+        };
+        let attachment = AttachmentStatus {
+            name: "d1".into(),
+            state: "Connected".into(),
+            legs: vec![leg],
+            ..AttachmentStatus::default()
+        };
+        let text = text(&status, &[attachment]);
         for line in text.lines().filter(|line| !line.starts_with("# ")) {
             let (name, value) = line.rsplit_once(' ').unwrap();
             assert!(name.starts_with("holdfast_") && name.ends_with('}'), "{line}");
@@ -172,6 +225,8 @@ mod tests {
             "holdfast_role{resource=\"r0\",role=\"Primary\"} 1",
             "holdfast_out_of_sync_bytes{resource=\"r0\",peer=\"beta\"} 4096",
             "holdfast_connected{resource=\"r0\",peer=\"beta\"} 1",
+            "holdfast_attachment_connected{attachment=\"d1\"} 1",
+            "holdfast_attachment_read_bytes_total{attachment=\"d1\"} 7",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }

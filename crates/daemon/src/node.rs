@@ -1,5 +1,6 @@
 //! The node: what all parts of the control plane share.
 
+use crate::attachment::Attachments;
 use crate::events::{Hub, Part, of_cluster, unix_ms};
 use crate::local::{Damaged, LocalStore};
 use crate::options::Settings;
@@ -114,6 +115,8 @@ pub(crate) struct Node {
     cluster: Arc<Mutex<ClusterState>>,
     view: watch::Sender<Arc<ClusterView>>,
     resources: Mutex<BTreeMap<ResourceId, Arc<Resource>>>,
+    /// The remote exports that are attached here.
+    pub(crate) attachments: Attachments,
     /// State files of resources that could not be used at the start.
     damaged: Mutex<Vec<Damaged>>,
     stopping: watch::Sender<bool>,
@@ -139,6 +142,7 @@ impl Node {
             cluster: Arc::new(Mutex::new(cluster)),
             view,
             resources: Mutex::default(),
+            attachments: Attachments::default(),
             damaged: Mutex::default(),
             stopping: watch::channel(false).0,
         };

@@ -5,9 +5,9 @@ use crate::keeper;
 use crate::local::{Local, LocalDisk};
 use crate::node::{Node, PeerMember};
 use crate::rate::RateMeter;
-use crate::refuse;
 use crate::shard::{Limits, OpenError, ResourceHandle, ResourceSpec, ResourceView};
 use crate::task::Task;
+use crate::{refuse, remote};
 use holdfast_api::options::{OptionMap, Settings as OptionSettings};
 use holdfast_api::status::PeerProblem;
 use holdfast_api::{ApiError, ErrorCode};
@@ -237,16 +237,26 @@ pub(crate) fn plan(node: &Node, local: &Local) -> Result<Plan, ApiError> {
             standalone: standalone(peer),
         })
         .collect();
+    let is_remote = local.disk.as_ref().is_some_and(|disk| remote::uri_of(&disk.path).is_some());
     let config = Config {
         node: slot,
         resource: local.id,
         size: record.size_bytes,
-        boot: node.boot,
+        boot: if is_remote { random_boot()? } else { node.boot },
         peers: configs,
         options,
         seed: random()?,
     };
     Ok(Plan { name: record.name, config, peers, limits })
+}
+
+/// What a remote disk had not made durable is only certain to be there while this process keeps it:
+/// each start of a resource on one counts as a boot of its own.
+fn random_boot() -> Result<[u8; 16], ApiError> {
+    let mut boot = [0; 16];
+    boot[..8].copy_from_slice(&random()?.to_le_bytes());
+    boot[8..].copy_from_slice(&random()?.to_le_bytes());
+    Ok(boot)
 }
 
 /// A number that nobody can guess.

@@ -23,6 +23,11 @@ pub trait Backend: Send + Sync + 'static {
         512
     }
 
+    /// Whether the device refuses writes; then none comes here. Does not change.
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
     /// Fills `data` from `offset`.
     ///
     /// # Errors

@@ -33,9 +33,9 @@ impl FuseLoop {
         threads: usize,
     ) -> Result<Self, DeviceError> {
         let directory = make_directory(run_dir, name)?;
-        let block_size = backend.block_size();
+        let (block_size, read_only) = (backend.block_size(), backend.is_read_only());
         let made = FuseMount::new(&directory, name, backend, threads).and_then(|mount| {
-            LoopDevice::over(&mount.file(), block_size).map(|device| (mount, device))
+            LoopDevice::over(&mount.file(), block_size, read_only).map(|device| (mount, device))
         });
         match made {
             Ok((mount, device)) => Ok(Self { directory, mount, device, bound: true }),

@@ -16,6 +16,7 @@ const LOOP_SET_STATUS64: libc::Ioctl = 0x4C04;
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 const LO_NAME_SIZE: usize = 64;
@@ -84,10 +85,14 @@ pub(crate) struct LoopDevice {
 
 impl LoopDevice {
     /// Puts a free loop device with these logical blocks over the file, with direct I/O.
-    pub(crate) fn over(backing: &Path, block_size: u32) -> Result<Self, DeviceError> {
+    pub(crate) fn over(
+        backing: &Path,
+        block_size: u32,
+        read_only: bool,
+    ) -> Result<Self, DeviceError> {
         let file = File::options()
             .read(true)
-            .write(true)
+            .write(!read_only)
             .open(backing)
             .map_err(DeviceError::system("opening the FUSE file", backing))?;
         let control_path = Path::new("/dev/loop-control");
@@ -104,7 +109,7 @@ impl LoopDevice {
             let failed = |what| DeviceError::system::<io::Error>(what, &node);
             let number = sysinfo::device_number(&name).map_err(failed("reading the number"))?;
             let device = open_node(&node, number).map_err(failed("opening a loop device"))?;
-            match configure(&device, &file, backing, block_size) {
+            match configure(&device, &file, backing, block_size, read_only) {
                 Ok(()) => return Ok(Self { name, node, number, backing: backing.to_owned() }),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(failed("configuring a loop device")(error)),
@@ -139,7 +144,8 @@ impl LoopDevice {
     /// # Errors
     /// `EBUSY` when somebody has it exclusively, which is what a mount does.
     pub(crate) fn claim(&self) -> io::Result<File> {
-        File::options().read(true).write(true).custom_flags(libc::O_EXCL).open(&self.node)
+        // For reading will do, and a read-only device allows no more.
+        File::options().read(true).custom_flags(libc::O_EXCL).open(&self.node)
     }
 
     /// Opens the device for [`LoopDevice::unbind`] beside those who use it.
@@ -179,8 +185,15 @@ fn get_free(control: &File) -> io::Result<c_int> {
     check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE, 0) })
 }
 
-fn configure(device: &File, backing: &File, path: &Path, block_size: u32) -> io::Result<()> {
-    let mut info = LoopInfo { flags: LO_FLAGS_DIRECT_IO, ..LoopInfo::ZERO };
+fn configure(
+    device: &File,
+    backing: &File,
+    path: &Path,
+    block_size: u32,
+    read_only: bool,
+) -> io::Result<()> {
+    let flags = LO_FLAGS_DIRECT_IO | if read_only { LO_FLAGS_READ_ONLY } else { 0 };
+    let mut info = LoopInfo { flags, ..LoopInfo::ZERO };
     // Only shown to people; its last byte must stay zero.
     let shown = path.as_os_str().as_encoded_bytes();
     let length = shown.len().min(LO_NAME_SIZE - 1);

@@ -137,7 +137,9 @@ fn fault_of(error: ClientError) -> Fault {
         },
         ClientError::Request(Answer::Shutdown) => Fault::Lost(Answer::Shutdown.into()),
         ClientError::Request(_) | ClientError::Unsupported(_) => Fault::Answered(error.into()),
-        ClientError::Protocol(_) | ClientError::Refused { .. } => Fault::GivenUp(error.into()),
+        ClientError::Protocol(_) | ClientError::Refused { .. } | ClientError::Tls(_) => {
+            Fault::GivenUp(error.into())
+        }
     }
 }
 

@@ -1,16 +1,45 @@
 //! A blocking client.
 
-mod handshake;
+mod blocking;
+mod dial;
+mod engine;
+mod identity;
+mod join;
+mod keeper;
+mod link;
+mod mirror;
+mod negotiate;
+mod options;
+mod order;
+mod remote;
+mod request;
+mod session;
+mod status;
+mod tls;
 mod transfer;
+mod unflushed;
+mod volume;
 
-use crate::codec::consts::{PORTABLE_PAYLOAD, flag};
+use crate::codec::consts::flag;
 use crate::codec::{Extent, ReplyStyle, TransmissionFlags, WireError};
 use crate::{NbdError, NbdUri, UriTransport};
-use std::io::{self, Read, Write};
+use blocking::{Ready, Socket, Stream, finish};
+use negotiate::{Agreed, enter, greet, start_tls};
+pub use options::{MAX_CONNECTIONS, MAX_URIS, MirrorOptions, MirrorStart, RemoteOptions};
+pub use remote::RemoteDisk;
+pub use request::{RemoteFailure, RemoteOutcome, RemoteRequest};
+pub use status::{
+    ConnectionState, ConnectionStatus, LegState, LegStatus, RemoteState, RemoteStatus,
+    SessionStatus,
+};
+use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tls::ClientTls;
+use tokio_rustls::rustls::{ClientConnection, StreamOwned};
+pub use volume::{RemoteInfo, RemoteOpenError, RemoteVolume};
 
 /// How a client connects.
 #[derive(Clone, Debug)]
@@ -23,6 +52,9 @@ pub struct ConnectOptions {
     /// How long to wait for a connection, and for any single read or write on the socket.
     /// `None` waits for ever.
     pub timeout: Option<Duration>,
+    /// Where `ca-cert.pem`, and `client-cert.pem` and `client-key.pem` where the server asks for
+    /// them, are; a URI may name another directory. Only used for URIs that demand TLS.
+    pub tls_certificates: Option<PathBuf>,
 }
 
 impl Default for ConnectOptions {
@@ -32,6 +64,7 @@ impl Default for ConnectOptions {
             style: ReplyStyle::Structured,
             block_status: true,
             timeout: Some(Duration::from_secs(30)),
+            tls_certificates: None,
         }
     }
 }
@@ -53,6 +86,9 @@ pub enum ClientError {
         /// What the server said, or what its error number means.
         message: String,
     },
+    /// The URI demands TLS, and it cannot be had. Nothing was said in the clear but that.
+    #[error("TLS with the NBD server is not possible: {0}")]
+    Tls(String),
     /// The server answered the request with an error. The connection can still be used.
     #[error("the NBD server answered: {0}")]
     Request(#[from] NbdError),
@@ -82,73 +118,27 @@ impl From<ClientError> for io::Error {
 #[derive(Debug)]
 pub struct Client {
     stream: Stream,
-    /// What was agreed on.
-    style: ReplyStyle,
-    /// The identifier of `base:allocation`, when it was agreed on.
-    base_allocation: Option<u32>,
-    size: u64,
-    flags: TransmissionFlags,
-    /// Smallest, preferred and largest block.
-    blocks: (u32, u32, u32),
+    agreed: Agreed,
     cookie: u64,
     /// Set when the stream cannot be followed any more.
     broken: bool,
-}
-
-#[derive(Debug)]
-enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-impl Read for Stream {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Unix(stream) => stream.read(buf),
-            Self::Tcp(stream) => stream.read(buf),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Unix(stream) => stream.write(buf),
-            Self::Tcp(stream) => stream.write(buf),
-        }
-    }
-
-    fn write_vectored(&mut self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Self::Unix(stream) => stream.write_vectored(bufs),
-            Self::Tcp(stream) => stream.write_vectored(bufs),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 impl Client {
     /// Connects to what a URI says.
     ///
     /// # Errors
-    /// [`ClientError`]; [`ClientError::Unsupported`] for a URI that demands TLS.
+    /// [`ClientError`].
     pub fn connect(uri: &NbdUri, options: &ConnectOptions) -> Result<Self, ClientError> {
-        if uri.tls {
-            return Err(ClientError::Unsupported("it has no TLS"));
-        }
-        match &uri.transport {
-            UriTransport::Unix { path } => {
-                let stream = Stream::Unix(UnixStream::connect(path)?);
-                Self::begin(stream, &uri.export, options)
-            }
+        let place = options.tls_certificates.as_deref();
+        let tls = uri.tls.then(|| ClientTls::of(uri, place)).transpose()?;
+        let socket = match &uri.transport {
+            UriTransport::Unix { path } => Socket::Unix(UnixStream::connect(path)?),
             UriTransport::Tcp { host, port } => {
-                let stream = connect_tcp(host, *port, options.timeout)?;
-                Self::begin(Stream::Tcp(stream), &uri.export, options)
+                Socket::Tcp(connect_tcp(host, *port, options.timeout)?)
             }
-        }
+        };
+        Self::begin(socket, &uri.export, tls, options)
     }
 
     /// Connects to an export behind a Unix socket, with default options.
@@ -156,8 +146,8 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn connect_unix(path: impl AsRef<Path>, export: &str) -> Result<Self, ClientError> {
-        let stream = Stream::Unix(UnixStream::connect(path)?);
-        Self::begin(stream, export, &ConnectOptions::default())
+        let socket = Socket::Unix(UnixStream::connect(path)?);
+        Self::begin(socket, export, None, &ConnectOptions::default())
     }
 
     /// Takes over a connected Unix socket, whose server has not been spoken to yet.
@@ -169,69 +159,66 @@ impl Client {
         export: &str,
         options: &ConnectOptions,
     ) -> Result<Self, ClientError> {
-        Self::begin(Stream::Unix(stream), export, options)
+        Self::begin(Socket::Unix(stream), export, None, options)
     }
 
-    fn begin(stream: Stream, export: &str, options: &ConnectOptions) -> Result<Self, ClientError> {
-        match &stream {
-            Stream::Unix(stream) => {
-                stream.set_read_timeout(options.timeout)?;
-                stream.set_write_timeout(options.timeout)?;
+    fn begin(
+        mut socket: Socket,
+        export: &str,
+        tls: Option<ClientTls>,
+        options: &ConnectOptions,
+    ) -> Result<Self, ClientError> {
+        socket.set_timeout(options.timeout)?;
+        let greeted = finish(greet(&mut Ready(&mut socket)))?;
+        let mut stream = match tls {
+            None => Stream::Plain(socket),
+            Some(tls) => {
+                finish(start_tls(&mut Ready(&mut socket)))?;
+                let session = ClientConnection::new(tls.config, tls.name)
+                    .map_err(|error| ClientError::Tls(error.to_string()))?;
+                Stream::Tls(Box::new(StreamOwned::new(session, socket)))
             }
-            Stream::Tcp(stream) => {
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(options.timeout)?;
-                stream.set_write_timeout(options.timeout)?;
-            }
-        }
-        let mut client = Self {
-            stream,
-            style: ReplyStyle::Simple,
-            base_allocation: None,
-            size: 0,
-            flags: TransmissionFlags::default(),
-            blocks: (1, 4096, PORTABLE_PAYLOAD),
-            cookie: 0,
-            broken: false,
         };
-        client.handshake(export, options)?;
-        Ok(client)
+        let mut ready = Ready(&mut stream);
+        let (style, block_status) = (options.style, options.block_status);
+        let agreed = finish(enter(&mut ready, greeted, export, style, block_status))?;
+        Ok(Self { stream, agreed, cookie: 0, broken: false })
     }
 
     /// The export's size in bytes; below 2^63.
     #[must_use]
     pub const fn size(&self) -> u64 {
-        self.size
+        self.agreed.size
     }
 
     /// What the export offers.
     #[must_use]
     pub const fn flags(&self) -> TransmissionFlags {
-        self.flags
+        self.agreed.flags
     }
 
     /// Whether writes are refused.
     #[must_use]
     pub const fn is_read_only(&self) -> bool {
-        self.flags.has(flag::READ_ONLY)
+        self.agreed.flags.has(flag::READ_ONLY)
     }
 
     /// Every offset and length must be a multiple of it.
     #[must_use]
     pub const fn min_block(&self) -> u32 {
-        self.blocks.0
+        self.agreed.blocks.0
     }
 
     /// The block size that the server likes best.
     #[must_use]
     pub const fn preferred_block(&self) -> u32 {
-        self.blocks.1
+        self.agreed.blocks.1
     }
 
     /// How replies are framed on this connection.
     #[must_use]
     pub const fn style(&self) -> ReplyStyle {
-        self.style
+        self.agreed.style
     }
 
     /// Reads `data.len()` bytes at `offset`.
@@ -239,7 +226,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; what `data` holds then is undefined.
     pub fn read_at(&mut self, data: &mut [u8], offset: u64) -> Result<(), ClientError> {
-        let step = self.max_payload();
+        let step = self.agreed.max_payload();
         let mut at = offset;
         for part in data.chunks_mut(step) {
             self.read_part(part, at)?;
@@ -269,7 +256,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn flush(&mut self) -> Result<(), ClientError> {
-        if !self.flags.has(flag::SEND_FLUSH) {
+        if !self.agreed.flags.has(flag::SEND_FLUSH) {
             return Ok(());
         }
         self.command(crate::Command::Flush, 0, 0, 0)
@@ -281,7 +268,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn trim(&mut self, offset: u64, len: u64) -> Result<(), ClientError> {
-        if !self.flags.has(flag::SEND_TRIM) {
+        if !self.agreed.flags.has(flag::SEND_TRIM) {
             return Ok(());
         }
         self.long_command(crate::Command::Trim, 0, offset, len)
@@ -292,7 +279,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; which part was zeroed then is undefined.
     pub fn write_zeroes(&mut self, offset: u64, len: u64) -> Result<(), ClientError> {
-        if self.flags.has(flag::SEND_WRITE_ZEROES) {
+        if self.agreed.flags.has(flag::SEND_WRITE_ZEROES) {
             return self.long_command(crate::Command::WriteZeroes, 0, offset, len);
         }
         let zeroes = vec![0; usize::try_from(len.min(1 << 20)).unwrap_or(1 << 20)];
@@ -314,14 +301,8 @@ impl Client {
         self.extents(offset, len)
     }
 
-    /// The largest payload of one request, in bytes.
-    fn max_payload(&self) -> usize {
-        let min = usize::try_from(self.blocks.0).unwrap_or(1);
-        usize::try_from(self.blocks.2).unwrap_or(usize::MAX) / min * min
-    }
-
     fn write_parts(&mut self, data: &[u8], offset: u64, flags: u16) -> Result<(), ClientError> {
-        let step = self.max_payload();
+        let step = self.agreed.max_payload();
         let mut at = offset;
         for part in data.chunks(step) {
             self.write_part(part, at, flags)?;

@@ -1,4 +1,4 @@
-//! The NBD protocol: a codec without I/O, a server for one connection, a blocking client.
+//! The NBD protocol: a codec without I/O, a server for one connection, clients.
 //!
 //! The protocol is the fixed newstyle handshake with simple, structured and extended replies, as
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md> defines it.
@@ -7,6 +7,8 @@
 //!   takes any input: what is malformed gives an error, never a panic.
 //! * [`serve`] runs one connection. It hands requests to an [`Export`], which answers them in any
 //!   order through [`Reply`]. Everything of a connection happens on one thread.
+//! * [`RemoteDisk`] is an export of another machine as a disk here: several connections, which
+//!   are made again, servers that restart, copies on several servers.
 //! * [`Client`] is a small blocking client, [`NbdUri`] says where an export is.
 //! * [`MemoryExport`] is an export without a disk, for tests and trials.
 
@@ -22,7 +24,12 @@ mod server;
 mod uri;
 
 pub use buffers::{HeapBuffers, PayloadBuf, PayloadBuffers};
-pub use client::{Client, ClientError, ConnectOptions};
+pub use client::{
+    Client, ClientError, ConnectOptions, ConnectionState, ConnectionStatus, LegState, LegStatus,
+    MAX_CONNECTIONS, MAX_URIS, MirrorOptions, MirrorStart, RemoteDisk, RemoteFailure, RemoteInfo,
+    RemoteOpenError, RemoteOptions, RemoteOutcome, RemoteRequest, RemoteState, RemoteStatus,
+    RemoteVolume, SessionStatus,
+};
 pub use codec::{Command, Extent, ReplyStyle, TransmissionFlags};
 pub use error::NbdError;
 pub use export::{

@@ -67,6 +67,13 @@ impl NbdUri {
         Self::plain(UriTransport::Tcp { host: host.into(), port }, export.into())
     }
 
+    /// Whether a text begins as the URI of an export does, so that it is not a path.
+    #[must_use]
+    pub fn is_scheme_of(text: &str) -> bool {
+        let scheme = text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+        scheme.is_some_and(|it| matches!(&*it, "nbd" | "nbds" | "nbd+unix" | "nbds+unix"))
+    }
+
     const fn plain(transport: UriTransport, export: String) -> Self {
         Self { transport, export, tls: false, tls_parameters: Vec::new() }
     }

@@ -5,7 +5,7 @@
 mod common;
 
 use common::Server;
-use holdfast_nbd::{Export, MemoryExport, ServerTls};
+use holdfast_nbd::{Client, ConnectOptions, Export, MemoryExport, ServerTls};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -209,6 +209,11 @@ fn tls_with_a_certificate() {
     uri.tls = true;
     let place = directory.path().to_str().unwrap().to_owned();
     uri.tls_parameters = vec![("tls-certificates".to_owned(), place)];
+    let mut ours = Client::connect(&uri, &ConnectOptions::default()).unwrap();
+    ours.write_at(b"secret", 4096).unwrap();
+    let mut back = [0; 6];
+    ours.read_at(&mut back, 4096).unwrap();
+    assert_eq!(&back, b"secret");
     let uri = uri.to_string();
     assert_eq!(run("nbdinfo", &["--size", &uri]).trim(), "16777216");
     if have("nbdcopy") {

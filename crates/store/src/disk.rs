@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use holdfast_units::ByteRange;
+use holdfast_units::{BLOCK_SIZE, ByteRange};
 use rustix::io::Errno;
 
+use crate::engine::external::{External, ExternalDisk};
 use crate::engine::fault::Fault;
 use crate::engine::{Done, Engine, Job, Tag};
 use crate::wake::Wake;
@@ -27,6 +28,8 @@ pub enum BackingKind {
     BlockDevice,
     /// Nothing but memory.
     Memory,
+    /// Another machine.
+    Remote,
 }
 
 /// How a disk gets its work done.
@@ -40,10 +43,12 @@ pub enum EngineKind {
     Blocking,
     /// A [`MemoryStore`].
     Memory,
+    /// An [`ExternalDisk`].
+    External,
 }
 
 impl EngineKind {
-    /// One word for it: `inline`, `uring`, `blocking`, `memory`.
+    /// One word for it: `inline`, `uring`, `blocking`, `memory`, `external`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -51,6 +56,7 @@ impl EngineKind {
             Self::Uring => "uring",
             Self::Blocking => "blocking",
             Self::Memory => "memory",
+            Self::External => "external",
         }
     }
 }
@@ -172,6 +178,24 @@ impl Disk {
         };
         let engine = Engine::Memory(store.clone(), pool.clone());
         Ok(Self::new(engine, info, pool.clone(), Arc::new(Wake::new()?), 4096))
+    }
+
+    /// A disk that `disk` drives, which `info` describes: its size is rounded down to a multiple of
+    /// 4096, and at most `max_in_flight` operations are with it at a time.
+    ///
+    /// # Errors
+    /// When the process can open no more files (for [`Self::event_fd`]).
+    pub fn external(
+        disk: Box<dyn ExternalDisk>,
+        info: DiskInfo,
+        max_in_flight: usize,
+        pool: &BufferPool,
+    ) -> io::Result<Self> {
+        let size = info.size / BLOCK_SIZE * BLOCK_SIZE;
+        let info = DiskInfo { size, engine: EngineKind::External, direct: false, ..info };
+        let wake = Arc::new(Wake::new()?);
+        let engine = Engine::External(External::new(disk, &wake));
+        Ok(Self::new(engine, info, pool.clone(), wake, max_in_flight))
     }
 
     /// The same disk, failing as `rules` say; the handle changes that while it is in use.
@@ -343,6 +367,8 @@ impl Disk {
 
     fn tag(&self, request: &DiskOp) -> Tag {
         match request {
+            // It does by itself what it takes.
+            _ if self.info.engine == EngineKind::External => Tag::Plain,
             // Only the ring has such writes, and only past the page cache they are worth it.
             DiskOp::Write { fua: true, .. }
                 if self.info.direct && self.info.engine == EngineKind::Uring =>

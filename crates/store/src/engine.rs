@@ -2,6 +2,7 @@
 //! flush merging, poison) is in [`crate::Disk`].
 
 pub(crate) mod blocking;
+pub(crate) mod external;
 pub(crate) mod fault;
 pub(crate) mod memory;
 pub(crate) mod uring;
@@ -62,6 +63,7 @@ pub(crate) enum Engine {
     Uring(Box<uring::Uring>),
     Blocking(blocking::Blocking),
     Memory(memory::MemoryStore, BufferPool),
+    External(external::External),
     Fault(Box<fault::Fault>),
 }
 
@@ -73,6 +75,10 @@ impl Engine {
             Self::Uring(uring) => uring.submit(job),
             Self::Blocking(blocking) => blocking.submit(job),
             Self::Memory(store, pool) => Some(job.done(store.run(&job.request, pool))),
+            Self::External(external) => {
+                external.submit(job);
+                None
+            }
             Self::Fault(fault) => fault.submit(job),
         }
     }
@@ -82,7 +88,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.kick(),
             Self::Fault(fault) => fault.kick(),
-            Self::Inline(..) | Self::Memory(..) | Self::Blocking(_) => {}
+            Self::Inline(..) | Self::Memory(..) | Self::Blocking(_) | Self::External(_) => {}
         }
     }
 
@@ -91,6 +97,7 @@ impl Engine {
         match self {
             Self::Uring(uring) => uring.collect(out),
             Self::Blocking(blocking) => blocking.collect(out),
+            Self::External(external) => external.collect(out),
             Self::Fault(fault) => fault.collect(out),
             Self::Inline(..) | Self::Memory(..) => {}
         }

@@ -104,6 +104,8 @@ pub enum OpenErrorKind {
     NoDirect(String),
     /// The engine that was asked for cannot be used.
     NoEngine(String),
+    /// It is on another machine, and cannot be reached or used there.
+    Remote(String),
     /// Anything else; the system's error says what.
     Io,
 }
@@ -122,7 +124,9 @@ pub struct OpenError {
 }
 
 impl OpenError {
-    pub(crate) fn new(path: &Path, kind: OpenErrorKind) -> Self {
+    /// A disk that was not opened.
+    #[must_use]
+    pub fn new(path: &Path, kind: OpenErrorKind) -> Self {
         Self { kind, path: path.to_owned(), errno: None, verb: "opened" }
     }
 
@@ -172,6 +176,7 @@ impl OpenError {
                 format!("direct I/O was asked for, but {why}; allow page-cached I/O")
             }
             OpenErrorKind::NoEngine(why) => format!("{why}; let the engine be chosen by itself"),
+            OpenErrorKind::Remote(why) => why.clone(),
             OpenErrorKind::Io => self.errno.map_or_else(
                 || "the system reported an error".into(),
                 |errno| Errno::from_raw_os_error(errno).to_string(),

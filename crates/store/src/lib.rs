@@ -11,7 +11,7 @@
 //!        | Disk: bounds, alignment, flush merging, poison |
 //!        +----+----------+----------+---------+----------+
 //!             |          |          |         |
-//!          inline      uring     blocking   memory      (fault wraps any of them)
+//!          inline      uring     blocking   memory   external   (fault wraps any of them)
 //! ```
 //!
 //! What is guaranteed, whatever the engine:
@@ -35,6 +35,7 @@ mod wake;
 
 pub use buffer::{AlignedBuf, BUFFER_ALIGN, BufferPool};
 pub use disk::{BackingKind, Disk, DiskInfo, EngineKind};
+pub use engine::external::{ExternalDisk, Ticket};
 pub use engine::fault::{FaultHandle, FaultHits, FaultOp, FaultOutcome, FaultRule, FaultRuleError};
 pub use engine::memory::MemoryStore;
 pub use error::{DiskError, DiskErrorKind, OpenError, OpenErrorKind};

@@ -7,11 +7,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 /// Says why a test that needs local devices does nothing here.
-fn skipped() -> bool {
+pub(crate) fn skipped() -> bool {
     let reason = devices_unavailable();
     if let Some(why) = &reason {
         eprintln!("skipped: no local devices can be made: {why}");
@@ -24,7 +24,7 @@ fn device(cluster: &Cluster, index: usize) -> String {
     made["path"].as_str().expect("it has a path").to_owned()
 }
 
-fn content(number: u64) -> Vec<u8> {
+pub(crate) fn content(number: u64) -> Vec<u8> {
     let mut rng = Rng::new(number);
     let mut data = vec![0; 1 + usize::try_from(rng.below(60_000)).expect("it is small")];
     rng.fill(&mut data);
@@ -34,7 +34,7 @@ fn content(number: u64) -> Vec<u8> {
 /// How many files there are; the next one takes the place of the oldest.
 const FILES: u64 = 300;
 
-fn file(dir: &Path, number: u64) -> PathBuf {
+pub(crate) fn file(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("file-{}", number % FILES))
 }
 
@@ -47,39 +47,48 @@ fn write_durably(dir: &Path, number: u64) -> io::Result<()> {
 }
 
 /// Writes files without pause, one after the other, each of them durably, until the device fails.
-struct FileWriter {
+pub(crate) struct FileWriter {
     durable: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
     thread: thread::JoinHandle<()>,
 }
 
 impl FileWriter {
-    fn start(dir: &Path, first: u64) -> Self {
+    pub(crate) fn start(dir: &Path, first: u64) -> Self {
         let durable = Arc::new(AtomicU64::new(first));
-        let (counter, dir) = (Arc::clone(&durable), dir.to_owned());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (counter, dir, end) = (Arc::clone(&durable), dir.to_owned(), Arc::clone(&stop));
         let thread = thread::spawn(move || {
             let mut number = first;
-            while write_durably(&dir, number).is_ok() {
+            while !end.load(Ordering::Relaxed) && write_durably(&dir, number).is_ok() {
                 number += 1;
                 counter.store(number, Ordering::Relaxed);
             }
         });
-        Self { durable, thread }
+        Self { durable, stop, thread }
     }
 
     /// How many files are durable.
-    fn durable(&self) -> u64 {
+    pub(crate) fn durable(&self) -> u64 {
         self.durable.load(Ordering::Relaxed)
     }
 
+    /// Ends it; how many files are durable. Panics when its device has failed.
+    pub(crate) fn stop(self) -> u64 {
+        assert!(!self.thread.is_finished(), "writing failed");
+        self.stop.store(true, Ordering::Relaxed);
+        self.join()
+    }
+
     /// Waits for its end, when its device is gone; how many files are durable.
-    fn join(self) -> u64 {
+    pub(crate) fn join(self) -> u64 {
         self.thread.join().expect("it does not panic");
         self.durable.load(Ordering::Relaxed)
     }
 }
 
 /// Numbers of the files that are kept: older ones are written over.
-fn kept(durable: u64) -> std::ops::Range<u64> {
+pub(crate) fn kept(durable: u64) -> std::ops::Range<u64> {
     durable.saturating_sub(FILES)..durable
 }
 

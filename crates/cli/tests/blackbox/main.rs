@@ -8,6 +8,7 @@
 //! * `HOLDFAST_KEEP`: set, it keeps the files of a test that failed.
 
 mod admin;
+mod attach;
 mod bounds;
 mod device;
 mod disks;
@@ -18,6 +19,7 @@ mod metadata;
 mod names;
 mod nbd_clients;
 mod refusals;
+mod remote_disk;
 mod restart;
 mod resync;
 mod serve;

@@ -4,7 +4,7 @@ use super::create::al_extents;
 use super::roles::release;
 use super::updown::refuse_primary;
 use super::{blocking, core_command, used_disks};
-use crate::disk::{self, Existing, Wanted};
+use crate::disk::{self, Existing, Owner, Wanted};
 use crate::local::LocalDisk;
 use crate::node::Node;
 use crate::peer_api;
@@ -120,7 +120,7 @@ async fn make(
         return Err(ApiError::no_such_resource(&name));
     };
     let mut used = used_disks(node);
-    used.retain(|used| used.resource != name);
+    used.retain(|used| used.owner != Owner::Resource(name.clone()));
     let wanted = Wanted {
         what: format!("{what} for {name}"),
         resource: resource.id,

@@ -1,6 +1,7 @@
 //! The commands of the API, one function a call. Each checks everything before it changes
 //! anything, and undoes what it has done when a later step fails.
 
+pub(crate) mod attach;
 pub(crate) mod cluster;
 pub(crate) mod create;
 pub(crate) mod device;
@@ -13,7 +14,8 @@ pub(crate) mod roles;
 pub(crate) mod updown;
 pub(crate) mod wait;
 
-use crate::disk::Used;
+use crate::disk::{Owner, Used};
+use crate::local::LocalDisk;
 use crate::node::{Node, shutting_down};
 use crate::refuse;
 use crate::resource::Resource;
@@ -40,11 +42,20 @@ pub(crate) fn need_running(node: &Node) -> Result<(), ApiError> {
     if node.is_stopping() { Err(shutting_down()) } else { Ok(()) }
 }
 
-/// The disks that the resources of this node have.
+/// The disks that are in use on this node, and exports as far as they could be disks.
 fn used_disks(node: &Node) -> Vec<Used> {
-    let resources = node.resources();
-    let locals = resources.iter().map(|resource| resource.local());
-    locals.filter_map(|local| Some(Used { resource: local.name, disk: local.disk? })).collect()
+    let locals = node.resources().into_iter().map(|resource| resource.local());
+    let of_resources = locals
+        .filter_map(|local| Some(Used { owner: Owner::Resource(local.name), disk: local.disk? }));
+    let attached = node.attachments.all().into_iter().flat_map(|attachment| {
+        let owner = Owner::Attachment(attachment.name.clone());
+        let uris = attachment.record().uris.into_iter();
+        uris.map(move |uri| Used {
+            owner: owner.clone(),
+            disk: LocalDisk { path: uri.into(), meta: None },
+        })
+    });
+    of_resources.chain(attached).collect()
 }
 
 /// Gives the core a command; `what` names the attempt for the refusal (`primary was refused`).

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 /// How much is looked at.
-const LOOKED_AT: usize = 68 << 10;
+pub(super) const LOOKED_AT: usize = 68 << 10;
 
 /// Bytes at an offset, and whose they are.
 const MARKS: [(usize, &[u8], &str); 14] = [
@@ -39,15 +39,20 @@ pub(super) struct Signature {
 pub(super) fn signature_of(path: &Path) -> Option<Signature> {
     let mut start = Vec::with_capacity(LOOKED_AT);
     File::open(path).ok()?.take(LOOKED_AT as u64).read_to_end(&mut start).ok()?;
+    signature_in(&start)
+}
+
+/// What a disk holds that begins with these bytes, [`LOOKED_AT`] of them if it has as many.
+pub(super) fn signature_in(start: &[u8]) -> Option<Signature> {
     let has = |at: usize, bytes: &[u8]| start.get(at..).is_some_and(|rest| rest.starts_with(bytes));
     if let Some((_, mark, what)) = MARKS.iter().find(|(at, bytes, _)| has(*at, bytes)) {
-        return Some(Signature { what, end: end_of(mark, &start) });
+        return Some(Signature { what, end: end_of(mark, start) });
     }
     // LVM looks for its label in the first four sectors.
     if (0..4).any(|sector| has(sector * 512, b"LABELONE")) {
         return Some(Signature { what: "a physical volume of LVM", end: None });
     }
-    has(510, b"\x55\xAA").then(|| of_boot_sector(&start)).flatten()
+    has(510, b"\x55\xAA").then(|| of_boot_sector(start)).flatten()
 }
 
 /// Where a filesystem ends, for the common ones: their superblocks say it.

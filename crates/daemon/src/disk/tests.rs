@@ -58,8 +58,10 @@ fn what_cannot_be_is_refused_and_nothing_has_changed() {
     std::os::unix::fs::symlink(&good, dir.join("link")).unwrap();
     let before = listing(dir);
     let base = || wanted(dir, &good);
-    let used =
-        vec![Used { resource: "r9".into(), disk: LocalDisk { path: good.clone(), meta: None } }];
+    let used = vec![Used {
+        owner: Owner::Resource("r9".into()),
+        disk: LocalDisk { path: good.clone(), meta: None },
+    }];
     let text = |path: &Path| path.display().to_string();
     let cases: Vec<(Wanted, ErrorCode, &str)> = vec![
         (Wanted { disk: "good".into(), ..base() }, ErrorCode::InvalidPath, "not absolute"),

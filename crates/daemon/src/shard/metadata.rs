@@ -1,13 +1,14 @@
 //! The metadata of a resource on its way between disk and core: made, claimed, read.
 
 use super::meta_io::MetaFile;
+use super::open::open_backing;
 use holdfast_core::Attachment;
 use holdfast_format::{
     BLOCK_LEN, Block, DEFAULT_EXTERNAL_SLOTS, DEFAULT_INTERNAL_SLOTS, DiskFlags, LayoutError,
     MetaError, MetaImage, MetaLayout, Placement, ReadAt, ReadFailed, Superblock, al_blocks_for,
     format_blocks, looks_used,
 };
-use holdfast_store::{BufferPool, DirectMode, Disk, OpenOptions};
+use holdfast_store::{BufferPool, DirectMode, OpenOptions};
 use holdfast_units::{BLOCK_SIZE, ByteRange, GenerationId, NodeId, PeerSet, ResourceId};
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, seek};
 use std::fs::File;
@@ -27,7 +28,7 @@ pub enum MetaPlace {
 /// The backing device of a resource on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskSpec {
-    /// A regular file or a block device.
+    /// A regular file or a block device; or the URI of an NBD export, with metadata elsewhere.
     pub path: PathBuf,
     /// Where its metadata are.
     pub meta: MetaPlace,
@@ -161,7 +162,7 @@ pub fn boot_id() -> io::Result<[u8; 16]> {
 pub fn create_metadata(spec: &CreateMetadata) -> Result<u64, MetadataError> {
     let options = OpenOptions { direct: DirectMode::Never, ..OpenOptions::default() };
     // Holds the claim on the disk while the metadata are made.
-    let disk = Disk::open(&spec.disk.path, &options, &BufferPool::new(0))?;
+    let disk = open_backing(&spec.disk.path, &options, &BufferPool::new(0))?;
     let layout = layout_of(spec, disk.size())?;
     let path = spec.disk.meta_path();
     let internal = spec.disk.meta == MetaPlace::Internal;

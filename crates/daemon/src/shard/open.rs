@@ -5,9 +5,11 @@ use super::disk::DiskDriver;
 use super::meta_io::MetaFile;
 use super::metadata::{DiskSpec, Expected, MetadataError, load_metadata};
 use super::view::DiskView;
+use crate::remote;
 use holdfast_core::Attachment;
 use holdfast_store::{BackingKind, BufferPool, Disk, OpenOptions};
 use std::fs::File;
+use std::path::Path;
 
 /// Why a resource was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +52,7 @@ pub(super) fn open_disk(
         max_in_flight: DiskDriver::MAX_IN_FLIGHT,
         ..OpenOptions::default()
     };
-    let disk = Disk::open(&wanted.path, &options, pool)?;
+    let disk = open_backing(&wanted.path, &options, pool)?;
     let members = spec.config.peers.iter().map(|peer| peer.node).collect();
     let expected = Expected {
         resource: spec.config.resource,
@@ -65,6 +67,21 @@ pub(super) fn open_disk(
     };
     let view = view_of(wanted, &disk);
     Ok(Some(OpenDisk { disk, meta, attachment, view, probe }))
+}
+
+/// Opens a file, a block device, or an export of another machine.
+///
+/// # Errors
+/// Why it cannot be used.
+pub(super) fn open_backing(
+    path: &Path,
+    options: &OpenOptions,
+    pool: &BufferPool,
+) -> Result<Disk, holdfast_store::OpenError> {
+    match remote::uri_of(path) {
+        Some(uri) => remote::open_disk(path, uri, options.max_in_flight, pool),
+        None => Disk::open(path, options, pool),
+    }
 }
 
 fn view_of(wanted: &DiskSpec, disk: &Disk) -> DiskView {

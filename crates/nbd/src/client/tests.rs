@@ -3,6 +3,7 @@ use crate::codec::consts::{INIT_MAGIC, OPTION_MAGIC, info, option_reply as kind}
 use crate::codec::{
     ChunkFrame, OptionHeader, RequestHeader, consts::chunk, option_reply, simple_reply,
 };
+use std::io::{Read, Write};
 use std::thread;
 
 /// The server's side of a handshake that grants everything, for an export of `size` bytes.

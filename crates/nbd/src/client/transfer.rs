@@ -27,7 +27,7 @@ impl Client {
         flags: u16,
     ) -> Result<(), ClientError> {
         let announced =
-            if self.style == ReplyStyle::Extended { command_flag::PAYLOAD_LEN } else { 0 };
+            if self.agreed.style == ReplyStyle::Extended { command_flag::PAYLOAD_LEN } else { 0 };
         let (flags, len) = (flags | announced, data.len() as u64);
         self.round(Command::Write, flags, offset, len, data, Expect::Nothing)
     }
@@ -61,11 +61,11 @@ impl Client {
     }
 
     pub(super) fn extents(&mut self, offset: u64, len: u64) -> Result<Vec<Extent>, ClientError> {
-        let Some(context) = self.base_allocation else {
+        let Some(context) = self.agreed.base_allocation else {
             return Err(ClientError::Unsupported("block status was not agreed on"));
         };
         let mut extents = Vec::new();
-        let len = if self.style == ReplyStyle::Extended { len } else { len.min(1 << 31) };
+        let len = if self.agreed.style == ReplyStyle::Extended { len } else { len.min(1 << 31) };
         let expect = Expect::Extents { context, into: &mut extents };
         self.round(Command::BlockStatus, 0, offset, len, &[], expect)?;
         Ok(extents)
@@ -75,7 +75,7 @@ impl Client {
         let mut bytes = Vec::new();
         let command = Command::Disconnect.number();
         let head = RequestHeader { flags: 0, command, cookie: 0, offset: 0, len: 0 };
-        head.encode(self.style, &mut bytes);
+        head.encode(self.agreed.style, &mut bytes);
         // The server notices the end of the connection as well.
         let _ = self.stream.write_all(&bytes);
     }
@@ -103,7 +103,7 @@ impl Client {
 
     fn send(&mut self, head: RequestHeader, payload: &[u8]) -> Result<(), ClientError> {
         let mut bytes = Vec::with_capacity(32);
-        head.encode(self.style, &mut bytes);
+        head.encode(self.agreed.style, &mut bytes);
         let sent = self.stream.write_vectored(&[IoSlice::new(&bytes), IoSlice::new(payload)])?;
         if let Some(rest) = bytes.get(sent..) {
             self.stream.write_all(rest)?;
@@ -121,7 +121,7 @@ impl Client {
             let mut magic = [0; ReplyHeader::MAGIC_LEN];
             self.stream.read_exact(&mut magic)?;
             let mut rest = [0; 28];
-            let rest = &mut rest[..ReplyHeader::rest_len(self.style, magic)?];
+            let rest = &mut rest[..ReplyHeader::rest_len(self.agreed.style, magic)?];
             self.stream.read_exact(rest)?;
             match ReplyHeader::parse(magic, rest)? {
                 ReplyHeader::Simple { cookie, error } => {
@@ -173,7 +173,7 @@ impl Client {
         }
         match expect {
             Expect::Nothing => Ok(()),
-            Expect::Data { data, .. } if self.style == ReplyStyle::Simple => {
+            Expect::Data { data, .. } if self.agreed.style == ReplyStyle::Simple => {
                 Ok(self.stream.read_exact(data)?)
             }
             _ => Err(ClientError::Protocol("it sent a simple reply where chunks are due")),

@@ -1,0 +1,344 @@
+//! `attach`, `attachments`, `detach` and `abort`: remote exports as local block devices.
+
+use super::{blocking, used_disks};
+use crate::attachment::{Attachment, Record, RecordStore, Running};
+use crate::disk::Used;
+use crate::node::Node;
+use holdfast_api::attachment::{
+    Abort, Attach, Attached, AttachmentStatus, DEFAULT_HOLD_SECONDS, DEFAULT_IO_TIMEOUT_SECONDS,
+    Detach,
+};
+use holdfast_api::request::Done;
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_device::Via;
+use holdfast_nbd::{MAX_CONNECTIONS, MAX_URIS, NbdUri};
+use holdfast_units::format_size;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The longest time that can be asked for, in seconds: a year.
+const LONGEST: f64 = 31_622_400.0;
+/// The pauses between attempts to come back after a restart.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// Attaches an export.
+///
+/// # Errors
+/// When the call does not make sense, no server can be reached, or the kernel offers no way to make
+/// a device; nothing is left behind then.
+pub(crate) async fn attach(node: &Arc<Node>, call: Attach) -> Result<Attached, ApiError> {
+    let record = record_of(&call)?;
+    let is_wanted = |used: &&Used| record.uris.iter().any(|uri| used.disk.path == Path::new(uri));
+    let used = used_disks(node);
+    if let Some(used) = used.iter().find(is_wanted) {
+        let place = used.disk.path.display();
+        let message =
+            format!("{place} was not attached: it belongs to {} of this node", used.owner);
+        return Err(ApiError::new(ErrorCode::AlreadyAttached, message)
+            .hint("two users of one disk destroy what is on it"));
+    }
+    let is_free = |name: &str| !node.resources().iter().any(|one| one.name() == name);
+    let attachment = node.attachments.reserve(call.name.as_deref(), is_free, record, false)?;
+    let _begun = attachment.begin().await?;
+    let (owned, of) = (Arc::clone(&attachment), Arc::clone(node));
+    let persist = call.persist;
+    let made = blocking(move || {
+        let made = owned.open(&of)?;
+        if persist && let Err(error) = owned.store(&of.settings.state_dir, None) {
+            if let Some(running) = owned.stopped() {
+                // It is not in use yet.
+                let _ = running.take_device(true);
+                running.close();
+            }
+            return Err(error);
+        }
+        Ok(made)
+    })
+    .await;
+    if made.is_err() {
+        node.attachments.remove(&attachment);
+    }
+    made
+}
+
+/// What the call asks for, when it makes sense.
+fn record_of(call: &Attach) -> Result<Record, ApiError> {
+    let refuse = |code, why: String| {
+        let what = call.uris.first().map_or("nothing", String::as_str);
+        Err(ApiError::new(code, format!("{what} was not attached: {why}")))
+    };
+    let invalid = |why: &str| refuse(ErrorCode::InvalidRequest, why.to_owned());
+    if call.uris.is_empty() || call.uris.len() > MAX_URIS {
+        return invalid(&format!("1 to {MAX_URIS} URIs are needed"));
+    }
+    let mut uris = Vec::new();
+    for uri in &call.uris {
+        match uri.parse::<NbdUri>() {
+            Ok(uri) => uris.push(uri.to_string()),
+            Err(error) => return refuse(ErrorCode::InvalidAddress, error.to_string()),
+        }
+    }
+    let mut different = uris.clone();
+    different.sort();
+    different.dedup();
+    if different.len() != uris.len() {
+        return invalid("a URI is given twice");
+    }
+    if call.mirror && !(2..=4).contains(&uris.len()) {
+        return invalid("a mirror has 2 to 4 URIs");
+    }
+    if call.copy_first && !call.mirror {
+        return invalid("copying from the first server is for mirrors");
+    }
+    let connections = usize::from(call.connections.unwrap_or(1));
+    if connections == 0 || connections > MAX_CONNECTIONS {
+        return invalid(&format!("1 to {MAX_CONNECTIONS} connections are possible"));
+    }
+    let via = call.via.clone().unwrap_or_else(|| "auto".to_owned());
+    if let Err(why) = via.parse::<Via>() {
+        return refuse(ErrorCode::InvalidRequest, why);
+    }
+    if let Some(Err(why)) = call.name.as_deref().map(holdfast_units::check_name) {
+        return refuse(ErrorCode::InvalidName, why.to_string());
+    }
+    let seconds = call.io_timeout_seconds.unwrap_or(DEFAULT_IO_TIMEOUT_SECONDS);
+    if !(0.0..=LONGEST).contains(&seconds) {
+        return invalid("the I/O timeout is not between 0 seconds and a year");
+    }
+    if call.tls_certificates.as_deref().is_some_and(|dir| !Path::new(dir).is_absolute()) {
+        let why = "the path of the certificates is not absolute".to_owned();
+        return refuse(ErrorCode::InvalidPath, why);
+    }
+    Ok(Record {
+        name: String::new(),
+        uris,
+        connections,
+        via,
+        mirror: call.mirror,
+        copy_first: call.copy_first,
+        tls_certificates: call.tls_certificates.clone().map(Into::into),
+        read_only: call.read_only,
+        shared: call.shared,
+        io_timeout_seconds: (seconds > 0.0).then_some(seconds),
+        size: None,
+        identity: call.identity.clone(),
+    })
+}
+
+/// All attachments, by name.
+///
+/// # Errors
+/// None but what should not happen.
+pub(crate) async fn list(node: &Arc<Node>) -> Result<Vec<AttachmentStatus>, ApiError> {
+    let all = node.attachments.all();
+    blocking(move || Ok(all.iter().map(|one| one.status()).collect())).await
+}
+
+/// One attachment.
+///
+/// # Errors
+/// `NO_SUCH_ATTACHMENT`.
+pub(crate) async fn show(node: &Arc<Node>, name: &str) -> Result<AttachmentStatus, ApiError> {
+    let attachment = node.attachments.named(name)?;
+    blocking(move || Ok(attachment.status())).await
+}
+
+/// Takes an attachment away, for good.
+///
+/// # Errors
+/// `NO_SUCH_ATTACHMENT`. Without force `IN_USE` with who has it open, and `NOT_CONNECTED` when its
+/// server is away: it works as before then.
+pub(crate) async fn detach(node: &Arc<Node>, name: &str, call: &Detach) -> Result<Done, ApiError> {
+    let attachment = node.attachments.named(name)?;
+    let force = call.force;
+    if force && let Some(running) = attachment.running() {
+        // Another command may be waiting for the server.
+        blocking(move || {
+            running.disk.abort(Duration::ZERO);
+            Ok(())
+        })
+        .await?;
+    }
+    // One that waits for its server is not waited for.
+    let waits = attachment.is_stored() && attachment.running().is_none();
+    let _begun = if waits { None } else { Some(attachment.begin().await?) };
+    let (was_there, behind) = match attachment.running() {
+        Some(running) => (true, take_away(&attachment, running, force).await?.1),
+        None => (false, Vec::new()),
+    };
+    let record = attachment.record();
+    let dir = node.settings.state_dir.clone();
+    let notes = record.mirror_dir(&dir);
+    let equal = record.mirror && was_there && behind.is_empty() && !force;
+    let owned = Arc::clone(&attachment);
+    blocking(move || {
+        owned.end(&dir)?;
+        if let Some(running) = owned.stopped() {
+            // Its server has come meanwhile.
+            running.take_device(true)?;
+            running.close();
+        }
+        // With nothing missing anywhere there is nothing to remember. A directory that stays is no
+        // harm.
+        if equal && let Err(error) = std::fs::remove_dir_all(&notes) {
+            tracing::debug!(%error, "the notes of a mirror stay");
+        }
+        Ok(())
+    })
+    .await?;
+    node.attachments.remove(&attachment);
+    let mut message = format!("{name} is detached");
+    for (uri, bytes) in behind {
+        let lacks = format_size(bytes);
+        message.push_str(&format!(
+            "; {uri} lacks {lacks}, which it gets when the mirror is attached again"
+        ));
+    }
+    Ok(Done::new(message))
+}
+
+/// Fails what is pending.
+///
+/// # Errors
+/// `NO_SUCH_ATTACHMENT`, or `NOT_CONNECTED` while there is no device yet.
+pub(crate) async fn abort(node: &Arc<Node>, name: &str, call: &Abort) -> Result<Done, ApiError> {
+    let attachment = node.attachments.named(name)?;
+    let refuse = |code, why: &str| {
+        Err(ApiError::new(code, format!("the I/O of {name} was not aborted: {why}")))
+    };
+    let seconds = call.hold_seconds.unwrap_or(DEFAULT_HOLD_SECONDS);
+    if !(0.0..=LONGEST).contains(&seconds) {
+        return refuse(ErrorCode::InvalidRequest, "the hold is not between 0 seconds and a year");
+    }
+    let Some(running) = attachment.running() else {
+        return refuse(ErrorCode::NotConnected, "its server has not been reached yet");
+    };
+    let hold = Duration::from_secs_f64(seconds);
+    let pending = blocking(move || {
+        let pending = running.disk.status().map_or(0, |status| status.pending);
+        running.disk.abort(hold);
+        Ok(pending)
+    })
+    .await?;
+    Ok(Done::new(format!(
+        "{pending} pending requests of {name} have failed; new ones are held for {seconds} s"
+    )))
+}
+
+/// Takes the device away and ends the connections; what the export looks like, and what legs lack.
+async fn take_away(
+    attachment: &Arc<Attachment>,
+    running: Running,
+    force: bool,
+) -> Result<(Option<String>, Vec<(String, u64)>), ApiError> {
+    let name = attachment.name.clone();
+    let owned = Arc::clone(attachment);
+    blocking(move || {
+        if !force && !running.is_connected() {
+            let message = format!("{name} was not detached: its server does not answer");
+            return Err(ApiError::new(ErrorCode::NotConnected, message).hint(format!(
+                "wait until it is back, or give up what was not written: `holdfast detach {name} \
+                 --force`"
+            )));
+        }
+        running.take_device(force)?;
+        owned.stopped();
+        Ok(running.close())
+    })
+    .await
+}
+
+/// Attaches what is to come back after a restart, as soon as its servers answer.
+pub(crate) async fn take_up(node: &Arc<Node>) {
+    let dir = node.settings.state_dir.clone();
+    let (records, damaged) =
+        match blocking(move || RecordStore::open(&dir).and_then(|store| store.load())).await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tracing::error!("{}", error.message);
+                return;
+            }
+        };
+    for problem in damaged {
+        tracing::error!("an attachment is left out: {problem}");
+    }
+    for record in records {
+        let name = record.name.clone();
+        match node.attachments.reserve(Some(&name), |_| true, record, true) {
+            Ok(attachment) => {
+                tokio::spawn(come_back(Arc::clone(node), attachment));
+            }
+            Err(error) => tracing::error!("{}", error.message),
+        }
+    }
+}
+
+/// Tries until it is attached, or not wanted any more.
+async fn come_back(node: Arc<Node>, attachment: Arc<Attachment>) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        {
+            let Ok(_begun) = attachment.begin().await else { continue };
+            if attachment.is_over() || node.is_stopping() {
+                return;
+            }
+            let (owned, of) = (Arc::clone(&attachment), Arc::clone(&node));
+            let opened = blocking(move || {
+                let made = owned.open(&of)?;
+                owned.store(&of.settings.state_dir, None)?;
+                if owned.is_over()
+                    && let Some(running) = owned.stopped()
+                {
+                    running.take_device(true)?;
+                    running.close();
+                }
+                Ok(made)
+            });
+            match opened.await {
+                Ok(_) if attachment.is_over() => return,
+                Ok(made) => {
+                    tracing::info!("{} is attached again as {}", made.name, made.path);
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!("{}; it is tried again", error.message);
+                    attachment.set_problem(error.message);
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = attachment.ended() => return,
+            () = node.stopped() => return,
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Takes all devices away, because the daemon ends; what is to come back is remembered.
+pub(crate) async fn give_all_up(node: &Arc<Node>) {
+    let all = node.attachments.all().into_iter().map(|attachment| async move {
+        let Some(running) = attachment.running() else { return };
+        let gone = match take_away(&attachment, running.clone(), false).await {
+            Ok(gone) => Ok(gone),
+            Err(error) => {
+                tracing::warn!("{}; it is taken away by force", error.message);
+                take_away(&attachment, running, true).await
+            }
+        };
+        let dir = node.settings.state_dir.clone();
+        let stored = match gone {
+            Ok((identity, _)) if attachment.is_stored() => {
+                blocking(move || attachment.store(&dir, identity)).await
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = stored {
+            tracing::warn!("{}", error.message);
+        }
+    });
+    futures_util::future::join_all(all).await;
+}

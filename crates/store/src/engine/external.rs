@@ -1,0 +1,99 @@
+//! A disk that somebody else drives, on threads of its own.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::io::Errno;
+
+use super::{Done, Job, Tag};
+use crate::wake::Wake;
+use crate::{DiskOp, OpId, OpKind, Outcome};
+use holdfast_units::ByteRange;
+
+/// What drives a disk that is neither a file nor a block device. See [`crate::Disk::external`].
+pub trait ExternalDisk: Send {
+    /// Starts an operation, without blocking; the ticket is told when it is over, on any thread,
+    /// perhaps at once. A write with `fua` is over when it is durable. The range lies in the disk,
+    /// and no flush is asked for while another is under way.
+    fn submit(&mut self, request: DiskOp, ticket: Ticket);
+}
+
+/// Whom to tell that an operation is over. One that is dropped tells of an I/O error.
+#[derive(Debug)]
+pub struct Ticket {
+    op: OpId,
+    tag: Tag,
+    kind: OpKind,
+    range: ByteRange,
+    finished: Arc<Finished>,
+    told: bool,
+}
+
+impl Ticket {
+    /// The operation is over.
+    pub fn complete(mut self, result: io::Result<Outcome>) {
+        self.tell(result.map_err(|error| {
+            let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+            errno.or_else(|| Errno::from_io_error(&error)).unwrap_or(match error.kind() {
+                io::ErrorKind::StorageFull => Errno::NOSPC,
+                io::ErrorKind::TimedOut => Errno::TIMEDOUT,
+                _ => Errno::IO,
+            })
+        }));
+    }
+
+    fn tell(&mut self, result: Result<Outcome, Errno>) {
+        if std::mem::replace(&mut self.told, true) {
+            return;
+        }
+        let (op, tag, kind, range) = (self.op, self.tag, self.kind, self.range);
+        lock(&self.finished.list).push(Done { op, tag, kind, range, result });
+        self.finished.wake.signal();
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.tell(Err(Errno::IO));
+    }
+}
+
+struct Finished {
+    /// Bounded by what the disk lets be in flight.
+    list: Mutex<Vec<Done>>,
+    wake: Arc<Wake>,
+}
+
+impl std::fmt::Debug for Finished {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Finished").finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct External {
+    disk: Box<dyn ExternalDisk>,
+    finished: Arc<Finished>,
+}
+
+impl External {
+    pub(crate) fn new(disk: Box<dyn ExternalDisk>, wake: &Arc<Wake>) -> Self {
+        let finished = Arc::new(Finished { list: Mutex::default(), wake: Arc::clone(wake) });
+        Self { disk, finished }
+    }
+
+    pub(crate) fn submit(&mut self, job: Job) {
+        let Job { op, tag, request } = job;
+        let (kind, range) = (request.kind(), request.range());
+        let finished = Arc::clone(&self.finished);
+        self.disk.submit(request, Ticket { op, tag, kind, range, finished, told: false });
+    }
+
+    pub(crate) fn collect(&self, out: &mut Vec<Done>) {
+        out.append(&mut lock(&self.finished.list));
+    }
+}
+
+/// What is locked here is whole between any two statements, so a panic elsewhere spoils nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
