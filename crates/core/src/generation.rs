@@ -79,6 +79,7 @@ impl Gens {
 /// A new generation on its way.
 #[derive(Debug)]
 pub(crate) struct Bump {
+    previous: GenerationId,
     current: GenerationId,
     opened: PeerSet,
     /// Peers that are there and do not get it.
@@ -136,7 +137,7 @@ impl Core {
         let opened = self.missing.union(left);
         self.bump_for = PeerSet::EMPTY;
         let (waiting, told) = (self.receivers.difference(left), PeerSet::EMPTY);
-        self.bump = Some(Bump { current, opened, left, waiting, told, writing: false });
+        self.bump = Some(Bump { previous, current, opened, left, waiting, told, writing: false });
         for peer in waiting.iter() {
             self.send(peer, Message::NewGeneration { previous, current, opened });
         }
@@ -180,7 +181,12 @@ impl Core {
             return;
         }
         bump.writing = true;
-        let (current, opened) = (bump.current, bump.opened);
+        let (current, opened, told) = (bump.current, bump.opened, bump.told);
+        if self.disk <= DiskState::Inconsistent && !self.good_peers().any(|p| told.contains(p)) {
+            // Nobody that has it is left: there is no such generation.
+            self.request_superblock(After::Bump);
+            return;
+        }
         self.served = current;
         // A node that is being filled takes the generations of its source over in the end.
         if self.may_adopt() {
@@ -201,6 +207,7 @@ impl Core {
         let here = self.disk > DiskState::Inconsistent;
         if !here && !self.good_peers().any(|p| bump.told.contains(p)) {
             // Nobody that has it is left.
+            self.served = bump.previous;
             self.bump_for = self.bump_for.union(bump.opened);
             self.refresh_sets();
         }
