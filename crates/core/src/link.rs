@@ -71,8 +71,11 @@ pub(crate) struct Peer {
     /// What was set in `bitmap` since this node started, if it was filling this peer when it died:
     /// what the peer knows to lack and this are then all that is left to fill.
     pub(crate) noted_since_start: Option<SparseBitmap>,
-    /// It missed something since its fill began: what it says to lack is not all that it lacks.
+    /// What it says to lack may not be all that it lacks: it has not taken the bitmap of this fill over,
+    /// or missed something since.
     pub(crate) missed_in_fill: bool,
+    /// Source: the bitmap was sent to it in this round, and it missed nothing since.
+    pub(crate) told_all: bool,
     /// Target: blocks that were stored since the last flush began, and since those before it, with the
     /// number of the flush that makes them durable. On disk their bits are still set.
     pub(crate) stored_now: Option<SparseBitmap>,
@@ -169,6 +172,7 @@ impl Peer {
             left_to_fill: None,
             noted_since_start: None,
             missed_in_fill: false,
+            told_all: false,
             requests_here: 0,
             failed: false,
             unsettled_given_up: None,
@@ -237,14 +241,15 @@ impl Peer {
             part.set_range(blocks.clone());
             self.missed_in_fill = true;
         }
+        self.told_all = false;
         self.bitmap.set_range(blocks);
     }
 
     /// Target or source of a resync: it says itself that it lacks these blocks of it.
     pub(crate) fn set_own_bits(&mut self, blocks: std::ops::Range<u64>) {
-        let missed = self.missed_in_fill;
+        let (missed, told) = (self.missed_in_fill, self.told_all);
         self.set_bits(blocks);
-        self.missed_in_fill = missed;
+        (self.missed_in_fill, self.told_all) = (missed, told);
     }
 
     /// It may miss these blocks too.
@@ -256,6 +261,7 @@ impl Peer {
             part.or_assign(blocks);
             self.missed_in_fill = true;
         }
+        self.told_all = false;
         self.bitmap.or_assign(blocks);
     }
 
@@ -292,6 +298,7 @@ impl Peer {
         let given_up = self.unsettled_given_up.get_or_insert_with(|| SparseBitmap::new(size));
         given_up.set_range(blocks);
         self.missed_in_fill |= self.left_to_fill.is_some() || self.noted_since_start.is_some();
+        self.told_all = false;
     }
 
     /// Blocks that count as lacking on disk: they are stored here and not durable yet, or not settled.

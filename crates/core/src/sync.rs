@@ -92,6 +92,7 @@ impl Peer {
         {
             left.or_assign(&missed);
         }
+        self.told_all = false;
         self.left_to_primary = false;
         self.overtaken = false;
         self.bitmap_seen = false;
@@ -206,7 +207,7 @@ impl Core {
         }
         if peer.left_to_fill.is_none() {
             peer.left_to_fill = Some(peer.bitmap.clone());
-            peer.missed_in_fill = false;
+            peer.missed_in_fill = true;
         }
         peer.disk = DiskState::Inconsistent;
         peer.replication = ReplicationState::WFBitMapS;
@@ -314,6 +315,9 @@ impl Core {
             if last {
                 break;
             }
+        }
+        if !whole && let Some(peer) = self.peers.get_mut(&to) {
+            peer.told_all = true;
         }
     }
 
@@ -551,6 +555,11 @@ impl Core {
         if peer.replication != ReplicationState::SyncSource {
             return;
         }
+        if std::mem::take(&mut peer.told_all) && std::mem::take(&mut peer.missed_in_fill) {
+            // Its own account durably has all that it lacks, or it would not ask.
+            self.request_superblock(After::Nothing);
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
         if peer.wanted.len() >= MOST_WANTED {
             self.protocol_error(node, "it asked for more blocks at once than the protocol allows");
             return;
