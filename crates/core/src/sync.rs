@@ -969,13 +969,15 @@ impl Core {
         peer.replication = ReplicationState::Established;
         peer.failed = false;
         peer.clear_bits();
+        let missed = missed_again.is_some();
         if let Some(missed) = missed_again {
             peer.add_bits(&missed);
         }
         peer.current = current;
         peer.disk = self.disk;
-        // A generation that began since does not have what it missed from then on.
-        let all = current == self.gens.current;
+        // A generation that began since does not have what it missed from then on. Nor may a Primary
+        // count it among those that get its writes yet: that one says when it does.
+        let all = current == self.gens.current && !missed && !self.follows_primary();
         self.gens.slots[node.index()] = if all { GenerationId::NONE } else { current };
         self.gens.known[node.index()] = current;
         self.refresh_sets();
