@@ -383,9 +383,13 @@ fn a_source_that_was_killed_sends_also_what_it_noted_after_the_fill_began() {
     w.write(0, 20 * BLOCKS, 9);
     w.kill(0);
     w.hold = None;
-    // What it doubts after the crash node 1 does not know to lack.
+    // What it doubts after the crash node 1 knows to lack only when it has the new bitmap.
+    w.nodes[1].hold_op = Some(|op| matches!(op, Action::DiskFlush { .. }));
     w.start(0);
     assert!(!w.on_disk(0).superblock.peers[1].flags.contains(PeerFlags::FILLING));
+    w.nodes[1].hold_op = None;
+    w.run();
+    assert!(w.on_disk(0).superblock.peers[1].flags.contains(PeerFlags::FILLING));
     w.promote(0);
     (0..72).filter(|extent| *extent != 20).for_each(|extent| {
         w.write(0, extent * BLOCKS + 700, 1);
