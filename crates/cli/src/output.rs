@@ -106,7 +106,7 @@ impl Ui {
             let quiet_end = why.kind() == io::ErrorKind::BrokenPipe;
             if !quiet_end {
                 let why = without_numbers(&why.to_string());
-                eprintln!("error: the answer was not printed on standard output: {why}");
+                say(&format!("error: the answer was not printed on standard output: {why}\n"));
             }
             std::process::exit(i32::from(!quiet_end));
         }
@@ -125,15 +125,20 @@ impl Ui {
     /// Says what goes on, with `-v`.
     pub(crate) fn trace(&self, text: &str) {
         if self.verbose {
-            eprintln!("{}", Style::Dim.paint(text, self.color_errors));
+            say(&format!("{}\n", Style::Dim.paint(text, self.color_errors)));
         }
     }
 
     /// Prints why the command did not do what it should.
     pub(crate) fn error(&self, error: &ApiError) {
         let error = error.clone().plain();
-        eprint!("{}", error_text(&error, self.json, self.color_errors));
+        say(&error_text(&error, self.json, self.color_errors));
     }
+}
+
+/// Prints on standard error. That nobody can read it there changes no exit code.
+pub(crate) fn say(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// An error as it is printed: a sentence and a hint, or JSON.

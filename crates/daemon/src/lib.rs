@@ -20,6 +20,7 @@ mod events;
 mod http;
 mod keeper;
 mod local;
+mod log;
 mod metrics;
 mod node;
 mod options;

@@ -1,8 +1,8 @@
 //! `holdfast daemon`: process, signals, logs.
 
 use crate::daemon::Daemon;
+use crate::log::Log;
 use crate::options::{DaemonOptions, Settings};
-use holdfast_api::error::without_numbers;
 use holdfast_api::{ApiError, ErrorCode};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
@@ -15,6 +15,8 @@ use tracing_subscriber::EnvFilter;
 const LOG_VARIABLE: &str = "HOLDFAST_LOG";
 /// When stopping takes longer, the process ends without having stopped everything.
 const STOP_LIMIT: Duration = Duration::from_secs(25);
+/// The last lines of the log are waited for no longer.
+const LOG_LIMIT: Duration = Duration::from_secs(1);
 
 /// Runs the daemon of a node in the foreground until SIGTERM or SIGINT. Prints
 /// `ready: node NAME, listening on ADDR` on standard output, and tells systemd, once everything is
@@ -23,8 +25,11 @@ const STOP_LIMIT: Duration = Duration::from_secs(25);
 /// # Errors
 /// Why it could not be started. Nothing is left running then.
 pub fn run(options: &DaemonOptions) -> Result<(), ApiError> {
-    log_to_stderr();
-    try_run(options).map_err(ApiError::plain)
+    let log = Log::start();
+    log_to_stderr(&log);
+    let result = try_run(options).map_err(ApiError::plain);
+    log.flush(LOG_LIMIT);
+    result
 }
 
 fn try_run(options: &DaemonOptions) -> Result<(), ApiError> {
@@ -108,32 +113,19 @@ fn say_ready(line: &str) {
     let _ = sd_notify::notify(false, &[NotifyState::Ready, NotifyState::Status(line)]);
 }
 
-fn log_to_stderr() {
+fn log_to_stderr(log: &Log) {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
     // journald adds the time itself.
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let ansi = !journal && io::IsTerminal::is_terminal(&io::stderr());
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Log).with_ansi(ansi);
+    let log = log.clone();
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(move || log.clone())
+        .with_ansi(ansi)
+        .log_internal_errors(false);
     // A program that has the daemon in it may have set up its own log.
     let _ = if journal { builder.without_time().try_init() } else { builder.try_init() };
-}
-
-/// Standard error, for lines in words alone.
-struct Log;
-
-impl Write for Log {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match std::str::from_utf8(line) {
-            Ok(text) => io::stderr().write_all(without_numbers(text).as_bytes())?,
-            Err(_) => io::stderr().write_all(line)?,
-        }
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
-    }
 }
 
 /// Every connection and disk takes file descriptors: as many as the system lets this process have.

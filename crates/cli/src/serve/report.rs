@@ -1,13 +1,13 @@
 //! What `serve` tells people, or scripts.
 
 use super::volume::{Counters, Notice};
-use crate::output::Ui;
+use crate::output::{Ui, say};
 use holdfast_api::error::without_numbers;
 use holdfast_nbd::{ClientInfo, NbdUri};
 use holdfast_units::format_size;
 use serde_json::{Value, json};
 use std::cell::Cell;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// After so many failures of disks more are only counted.
@@ -87,7 +87,7 @@ impl Reporter {
     /// A line on stderr that people should see.
     pub(super) fn warn(&self, text: &str) {
         self.clear_line();
-        eprintln!("{text}");
+        say(&format!("{text}\n"));
     }
 
     /// A client came, went, or was turned away; with `-v`.
@@ -100,7 +100,7 @@ impl Reporter {
 
     fn clear_line(&self) {
         if self.line_shown.replace(false) {
-            eprint!("\r\x1b[K");
+            say("\r\x1b[K");
         }
     }
 
@@ -114,9 +114,7 @@ impl Reporter {
         // Terminals that do not know their size say 0.
         let columns = if columns == 0 { 80 } else { columns.max(20) };
         let shown: String = line.chars().take(columns - 1).collect();
-        eprint!("\r\x1b[K{shown}");
-        // Nobody may be looking.
-        let _ = std::io::stderr().flush();
+        say(&format!("\r\x1b[K{shown}"));
         self.line_shown.set(true);
     }
 

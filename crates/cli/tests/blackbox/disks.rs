@@ -126,7 +126,10 @@ fn a_disk_with_somebody_elses_data_is_overwritten_only_when_told_to() {
     run_ok(Command::new("nbdcopy").args([&image, &uri]));
     cluster[1].wait_synced("r0", SOON);
     cluster[1].ok(&["leave", "r0"]);
-    cluster[1].ok(&join.each_ref().map(String::as_str));
+    // Nobody knows that it is the same disk.
+    let join = join.each_ref().map(String::as_str);
+    cluster[1].refused(&join, 1, "holds an ext filesystem");
+    cluster[1].ok(&[&join[..], &["--force"]].concat());
     cluster[1].wait_synced("r0", SOON);
     cluster[1].restart();
     cluster[1].wait_synced("r0", SOON);
