@@ -54,7 +54,7 @@ fn what_cannot_be_is_refused_and_nothing_has_changed() {
     let other = file(dir, "other", 64 * MIB);
     let foreign = Wanted { resource: ResourceId([8; 16]), ..wanted(dir, &other) };
     let foreign = Wanted { meta: Some("internal".into()), ..foreign };
-    foreign.check().unwrap().prepare(node(), current()).unwrap();
+    foreign.check().unwrap().prepare(node(), &[], current()).unwrap();
     std::os::unix::fs::symlink(&good, dir.join("link")).unwrap();
     let before = listing(dir);
     let base = || wanted(dir, &good);
@@ -113,7 +113,7 @@ fn a_foreign_file_is_not_taken_for_metadata() {
     fs::write(&letter, "Dear Sir").unwrap();
     let meta = Some(letter.display().to_string());
     let checked = Wanted { meta, ..wanted(dir.path(), &good) }.check().unwrap();
-    let error = checked.prepare(node(), current()).unwrap_err();
+    let error = checked.prepare(node(), &[], current()).unwrap_err();
     assert_eq!(error.code, ErrorCode::MetadataExists, "{}", error.message);
     assert_eq!(fs::read(&letter).unwrap(), b"Dear Sir");
 }
@@ -124,7 +124,7 @@ fn the_size_is_that_of_the_disk_and_undoing_leaves_nothing() {
     let dir = dir.path();
     let disk = file(dir, "disk", 8 * MIB + 100);
     let before = listing(dir);
-    let prepared = wanted(dir, &disk).check().unwrap().prepare(node(), current()).unwrap();
+    let prepared = wanted(dir, &disk).check().unwrap().prepare(node(), &[], current()).unwrap();
     assert_eq!((prepared.size, prepared.ends.left_over), (8 * MIB, 100));
     prepared.undo();
     fs::remove_dir_all(dir.join("state")).unwrap();
@@ -133,7 +133,7 @@ fn the_size_is_that_of_the_disk_and_undoing_leaves_nothing() {
     for meta in [None, Some("internal".to_owned())] {
         let new = dir.join("new");
         let wanted = Wanted { size: Some(2 * MIB), meta, ..wanted(dir, &new) };
-        let prepared = wanted.clone().check().unwrap().prepare(node(), current()).unwrap();
+        let prepared = wanted.clone().check().unwrap().prepare(node(), &[], current()).unwrap();
         assert_eq!(prepared.size, 2 * MIB);
         assert!(fs::metadata(&new).unwrap().len() >= 2 * MIB);
         prepared.undo();
@@ -146,7 +146,7 @@ fn wiped_internal_metadata_are_gone_and_those_of_others_stay() {
     let dir = tempfile::tempdir().unwrap();
     let disk = file(dir.path(), "disk", 64 * MIB);
     let make = || Wanted { meta: Some("internal".into()), ..wanted(dir.path(), &disk) };
-    let prepared = make().check().unwrap().prepare(node(), current()).unwrap();
+    let prepared = make().check().unwrap().prepare(node(), &[], current()).unwrap();
     assert!(prepared.size < 64 * MIB);
     wipe(&prepared.disk, ResourceId([1; 16]));
     assert_eq!(internal_owner(&disk, 64 * MIB), Some(ID));
