@@ -66,7 +66,7 @@ fn what_cannot_be_is_refused_and_nothing_has_changed() {
     let cases: Vec<(Wanted, ErrorCode, &str)> = vec![
         (Wanted { disk: "good".into(), ..base() }, ErrorCode::InvalidPath, "not absolute"),
         (Wanted { size: Some(4097), ..base() }, ErrorCode::InvalidSize, "no multiple of 4096"),
-        (Wanted { size: Some(0), ..base() }, ErrorCode::InvalidSize, "no multiple of 4096"),
+        (Wanted { size: Some(0), ..base() }, ErrorCode::InvalidSize, "must be at least 4096"),
         (Wanted { size: Some(5 * MIB), ..base() }, ErrorCode::DiskTooSmall, "4 MiB"),
         (Wanted { disk: text(&dir.join("none")), ..base() }, ErrorCode::DiskNotFound, "exist"),
         (
@@ -178,4 +178,29 @@ fn internal_metadata_do_not_go_over_the_end_of_what_is_there() {
     File::options().write(true).open(&disk).unwrap().write_all_at(b"LUKS\xBA\xBE", 0).unwrap();
     let error = of(MIB).map(drop).unwrap_err();
     assert!(error.message.contains("an encrypted volume"), "{error:?}");
+}
+
+#[test]
+fn room_for_the_bitmap_of_a_member_is_taken_and_given_back() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    for meta in [None, Some("internal".to_owned())] {
+        let path = file(dir, &format!("disk-{}", meta.is_some()), 512 * MIB);
+        let made = Wanted { meta, ..wanted(dir, &path) };
+        let disk = made.check().unwrap().prepare(node(), &[], current()).unwrap().disk;
+        let place = disk.meta.clone().unwrap_or(path);
+        let taken = || fs::metadata(&place).unwrap().blocks() * 512;
+        let member = NodeId::new(5).unwrap();
+        let before = taken();
+        room::reserve(&disk, ID, &[member]).unwrap();
+        // Of another resource, it is left alone.
+        let made = taken();
+        room::reserve(&disk, ResourceId([9; 16]), &[NodeId::new(6).unwrap()]).unwrap();
+        room::reserve(&disk, ID, &[member]).unwrap();
+        assert_eq!(taken(), made);
+        // 126 MiB a page; the filesystem may take a block for its own tables.
+        assert!((5..=6).contains(&((made - before) / BLOCK_SIZE)), "{before} {made} {disk:?}");
+        room::give_back(&disk, ID, member);
+        assert!(taken() <= before + BLOCK_SIZE, "{before} {} {disk:?}", taken());
+    }
 }
