@@ -138,14 +138,15 @@ fn a_disk_with_somebody_elses_data_is_overwritten_only_when_told_to() {
     cluster[1].wait_synced("r0", SOON);
     files::assert_equal(&cluster[0].disk("r0"), &cluster.scratch().join("ext4"), 8 * MIB);
 
-    // The filesystem of the resource itself, on a member that comes again.
+    // The filesystem of the resource itself, on a member that comes again: nobody can tell.
     let uri = cluster[0].uri("r0").to_string();
-    let (image, join) = (text("image"), join.map(str::to_owned));
+    let image = text("image");
     run_ok(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(make(&cluster, "image")));
     run_ok(Command::new("nbdcopy").args([&image, &uri]));
     cluster[1].wait_synced("r0", SOON);
     cluster[1].ok(&["leave", "r0"]);
-    cluster[1].ok(&join.each_ref().map(String::as_str));
+    cluster[1].refused(&join, 1, "holds an ext filesystem");
+    cluster[1].ok(&[&join[..], &["--force"]].concat());
     cluster[1].wait_synced("r0", SOON);
     cluster[1].restart();
     cluster[1].wait_synced("r0", SOON);
