@@ -255,7 +255,7 @@ impl Client {
         sender
             .send_request(request)
             .await
-            .map_err(|why| self.not_reachable(&format!("it did not answer: {why}")))
+            .map_err(|_| self.not_reachable("it closed the connection without an answer"))
     }
 
     async fn read(

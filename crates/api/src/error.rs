@@ -164,8 +164,12 @@ codes! {
     CertificateMismatch = "CERTIFICATE_MISMATCH", 409, EXIT_REFUSED;
     /// Another command on the same object is under way.
     Busy = "BUSY", 409, EXIT_REFUSED;
+    /// The daemon has as many callers, or readers of events, as it takes at a time.
+    TooManyCallers = "TOO_MANY_CALLERS", 503, EXIT_REFUSED;
     /// The daemon is stopping.
     ShuttingDown = "SHUTTING_DOWN", 503, EXIT_REFUSED;
+    /// A filesystem has no room for what is to be kept on it.
+    NoSpace = "NO_SPACE", 507, EXIT_REFUSED;
     /// This version cannot do it.
     NotSupportedYet = "NOT_SUPPORTED_YET", 501, EXIT_REFUSED;
     /// The time was over.
@@ -230,6 +234,7 @@ impl ApiError {
     /// What every command says about a resource that does not exist.
     #[must_use]
     pub fn no_such_resource(name: &str) -> Self {
+        let name: String = name.chars().take(80).collect();
         Self::new(
             ErrorCode::NoSuchResource,
             format!("resource {name} was not found: this node has no resource of that name"),

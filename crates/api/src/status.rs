@@ -93,7 +93,7 @@ pub struct DiskStatus {
     pub state: String,
     /// The backing file or device; `null` without a disk.
     pub path: Option<String>,
-    /// Reads, writes and flushes that failed since the daemon started.
+    /// Reads, writes and flushes of it and of its metadata that failed since it was attached.
     pub io_errors: u64,
     /// Blocks whose checksum did not match.
     pub checksum_errors: u64,
@@ -103,7 +103,8 @@ pub struct DiskStatus {
     pub remapped_sectors: u64,
     /// Sectors that the spare region still has.
     pub spare_sectors_free: u64,
-    /// Why it is not in use although it should be; `null` when it is, or there is none.
+    /// Why it is not in use although it should be (which file, which error, and the way out);
+    /// `null` when it is, or there is none.
     #[serde(default)]
     pub problem: Option<String>,
 }

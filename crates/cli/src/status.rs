@@ -153,8 +153,9 @@ fn troubles(resource: &ResourceStatus) -> Vec<String> {
         troubles.push("quorum is lost".to_owned());
     }
     let DiskStatus { io_errors, checksum_errors, .. } = resource.disk;
-    if io_errors > 0 {
-        troubles.push(format!("the disk had {io_errors} I/O errors"));
+    // A problem says which of the two it was.
+    if io_errors > 0 && resource.disk.problem.is_none() {
+        troubles.push(format!("the disk or its metadata had {io_errors} I/O errors"));
     }
     if checksum_errors > 0 {
         troubles.push(format!("{checksum_errors} blocks had a wrong checksum"));
@@ -381,7 +382,6 @@ r0  256 MiB  /dev/holdfast/r0
         for part in [
             "I/O is held: no-quorum",
             "quorum is lost",
-            "3 I/O errors",
             "the disk is not used: it is gone",
             "not trying to reach beta: it was disconnected",
             "split brain with gamma: both nodes wrote apart; run this",

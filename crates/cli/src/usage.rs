@@ -7,6 +7,12 @@ use holdfast_api::error::EXIT_USAGE;
 use holdfast_api::{ApiError, ErrorCode};
 use std::process::ExitCode;
 
+/// How long a word may be that is shown as it is, and how much of a longer one is shown.
+const MAX_WORD: usize = 200;
+const SHOWN: usize = 80;
+/// How much of one part of a message is shown.
+const MAX_BLOCK: usize = 2000;
+
 /// Prints help or version, or what is wrong.
 pub(crate) fn report(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
@@ -35,11 +41,24 @@ fn color(arguments: impl Iterator<Item = String>) -> ColorWhen {
     }
 }
 
+/// A word of a message as it is shown: of a long one its start, and the quote that closes it.
+fn shortened(word: &str) -> String {
+    if word.chars().count() <= MAX_WORD {
+        return word.to_owned();
+    }
+    let start: String = word.chars().take(SHOWN).collect();
+    let rest = word.trim_end_matches(['\'', '"', ':', ',']);
+    format!("{start}...{}", &word[rest.len()..])
+}
+
 /// clap's message as one sentence, its advice as the hint.
 fn translate(error: &clap::Error) -> ApiError {
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let block = |block: &str| block.split_whitespace().collect::<Vec<_>>().join(" ");
+    let block = |block: &str| {
+        let words = block.split_whitespace().map(shortened).collect::<Vec<_>>().join(" ");
+        words.chars().take(MAX_BLOCK).collect::<String>()
+    };
     let mut blocks = text.split("\n\n");
     let what = match error.kind() {
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -102,6 +121,24 @@ mod tests {
             let (message, _) = message(line);
             assert_eq!(message, format!("the command was not understood: {expected}"), "{line}");
         }
+    }
+
+    #[test]
+    fn a_long_word_is_shown_cut() {
+        let long = "a".repeat(100_000);
+        for line in [
+            format!("status {long}"),
+            format!("create {long} --disk /d"),
+            format!("{long} x"),
+            format!("create r0 --disk /d --size {long}"),
+            format!("set r0 --{long}"),
+        ] {
+            let (message, hint) = message(&line);
+            assert!(message.len() + hint.len() < 800, "{message} {hint}");
+            assert!(message.contains(&format!("{}...", "a".repeat(70))), "{message}");
+        }
+        let (message, _) = message(&format!("status {long}"));
+        assert!(message.contains("...' for '[NAME]': the name \"aaa"), "{message}");
     }
 
     #[test]

@@ -259,7 +259,7 @@ async fn take_up(node: &Arc<Node>) {
             });
             if let Err(error) = started {
                 tracing::error!("{}", error.message);
-                resource.state().trouble = Some(error.message);
+                resource.state().trouble = Some(resource::told(&error));
             }
             updown::wait_for_role(&node, &resource).await;
             updown::publish(&node, &resource);

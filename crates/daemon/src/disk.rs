@@ -128,7 +128,11 @@ impl Wanted {
         if let Some(size) = self.size
             && (size == 0 || !size.is_multiple_of(BLOCK_SIZE))
         {
-            let why = format!("a size of {size} bytes is no multiple of 4096");
+            let why = if size < BLOCK_SIZE {
+                format!("a size of {size} bytes is too small: it must be at least {BLOCK_SIZE}")
+            } else {
+                format!("a size of {size} bytes is no multiple of {BLOCK_SIZE}")
+            };
             let down = size / BLOCK_SIZE * BLOCK_SIZE;
             let up = down + BLOCK_SIZE;
             let hint = match down {
@@ -373,13 +377,14 @@ impl Wanted {
 }
 
 impl Checked {
-    /// Makes file and metadata.
+    /// Makes file and metadata, with room for the bitmaps of the other members.
     ///
     /// # Errors
     /// What failed; what had been made is gone again then.
     pub(crate) fn prepare(
         self,
         node: NodeId,
+        others: &[NodeId],
         content: InitialContent,
     ) -> Result<Prepared, ApiError> {
         let Self { wanted, disk, make_file, ends } = self;
@@ -405,16 +410,24 @@ impl Checked {
             slots: Some(SLOTS),
             content,
         });
-        match made {
-            Ok(size) => Ok(Prepared { disk, size, ends, resource, made_file }),
+        let fail = |error: ApiError| {
+            Err(ApiError { message: format!("{what}: {}", error.message), ..error })
+        };
+        let size = match made {
+            Ok(size) => size,
             Err(error) => {
                 if made_file {
                     remove_file(&disk.path);
                 }
-                let error = refuse::metadata(&error);
-                Err(ApiError { message: format!("{what}: {}", error.message), ..error })
+                return fail(refuse::metadata(&error));
             }
+        };
+        let prepared = Prepared { disk, size, ends, resource, made_file };
+        if let Err(full) = room::reserve(&prepared.disk, resource, others) {
+            prepared.undo();
+            return fail(full.here());
         }
+        Ok(prepared)
     }
 }
 
@@ -444,10 +457,7 @@ pub(crate) fn wipe(disk: &LocalDisk, resource: ResourceId) {
 
 fn try_wipe(disk: &LocalDisk, path: &Path, resource: ResourceId) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
-    let placement = match disk.meta {
-        Some(_) => Placement::External { base: 0 },
-        None => Placement::Internal { device_len: length_of(path)? },
-    };
+    let placement = placement(disk)?;
     let mut ours = false;
     for copy in 0..2 {
         let at = placement.superblock_offset(copy).map_err(io::Error::other)?;
@@ -464,6 +474,14 @@ fn try_wipe(disk: &LocalDisk, path: &Path, resource: ResourceId) -> io::Result<(
         fs::remove_file(path)?;
     }
     Ok(())
+}
+
+/// Where in its file the metadata of a disk are.
+fn placement(disk: &LocalDisk) -> io::Result<Placement> {
+    Ok(match disk.meta {
+        Some(_) => Placement::External { base: 0 },
+        None => Placement::Internal { device_len: length_of(&disk.path)? },
+    })
 }
 
 fn remove_file(path: &Path) {
@@ -529,6 +547,7 @@ fn loop_device_of(path: &Path) -> Option<String> {
     None
 }
 
+pub(crate) mod room;
 mod signature;
 #[cfg(test)]
 mod tests;

@@ -141,8 +141,8 @@ fn event(seq: u64, time: u64, kind: EventKind, key: &ObjectKey, fields: Fields) 
     }
 }
 
-/// The objects of a resource; `trouble` is why its disk is not in use.
-pub(crate) fn of_resource(status: &ResourceStatus, trouble: Option<&str>) -> Objects {
+/// The objects of a resource.
+pub(crate) fn of_resource(status: &ResourceStatus) -> Objects {
     let name = &status.name;
     let mut objects = Objects::new();
     let resource = [
@@ -160,7 +160,7 @@ pub(crate) fn of_resource(status: &ResourceStatus, trouble: Option<&str>) -> Obj
         ("state", status.disk.state.clone()),
         ("path", status.disk.path.clone().unwrap_or_default()),
         ("io_errors", status.disk.io_errors.to_string()),
-        ("problem", trouble.unwrap_or_default().to_owned()),
+        ("problem", status.disk.problem.clone().unwrap_or_default()),
     ];
     objects.insert(ObjectKey::new("disk", name, None), fields(disk));
     if let Some(path) = &status.device {
@@ -236,19 +236,13 @@ mod tests {
         let hub = Hub::new();
         let (dump, mut reader) = hub.subscribe();
         assert_eq!(dump.len(), 1);
-        hub.update(
-            Part::Resource("r0"),
-            of_resource(&status("Secondary", Some("Connecting")), None),
-        );
+        hub.update(Part::Resource("r0"), of_resource(&status("Secondary", Some("Connecting"))));
         let created = lines(&mut reader);
         assert_eq!(created.len(), 3, "{created:?}");
         assert!(created.iter().all(|line| line.starts_with("create ")));
-        hub.update(
-            Part::Resource("r0"),
-            of_resource(&status("Secondary", Some("Connected")), None),
-        );
+        hub.update(Part::Resource("r0"), of_resource(&status("Secondary", Some("Connected"))));
         assert_eq!(lines(&mut reader), ["change peer name:r0 peer:beta connection:Connected"]);
-        hub.update(Part::Resource("r0"), of_resource(&status("Primary", None), None));
+        hub.update(Part::Resource("r0"), of_resource(&status("Primary", None)));
         assert_eq!(
             lines(&mut reader),
             ["destroy peer name:r0 peer:beta", "change resource name:r0 role:Primary"]
@@ -264,7 +258,7 @@ mod tests {
     #[test]
     fn parts_do_not_touch_each_other() {
         let hub = Hub::new();
-        hub.update(Part::Resource("r0"), of_resource(&status("Primary", None), None));
+        hub.update(Part::Resource("r0"), of_resource(&status("Primary", None)));
         let cluster = ClusterStatus { name: "r0".into(), ..ClusterStatus::default() };
         hub.update(Part::Cluster, of_cluster(Some(&cluster)));
         let (_, mut reader) = hub.subscribe();

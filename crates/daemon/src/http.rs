@@ -5,7 +5,7 @@ use crate::node::Node;
 use crate::{metrics, refuse, status};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Extension, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Json, Response};
@@ -31,8 +31,14 @@ use tokio_stream::wrappers::BroadcastStream;
 const MAX_BODY: usize = 1 << 20;
 /// The longest reason that the framework gives, in bytes.
 const MAX_REASON: usize = 4096;
-/// Connections to the control socket at a time.
+/// Callers on the control socket at a time, readers of events not counted.
 const MAX_CONNECTIONS: usize = 256;
+/// Readers of events at a time.
+const MAX_READERS: usize = 64;
+/// Callers too many that are told so at a time; more are just turned away.
+const MAX_REFUSED: usize = 64;
+/// How long one of those may take to make its call.
+const REFUSAL_TIME: Duration = Duration::from_secs(2);
 /// How long a client may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -60,7 +66,9 @@ type App = State<Arc<Node>>;
 /// daemon are let in.
 pub(crate) async fn serve(node: Arc<Node>, listener: UnixListener) {
     let router = router(Arc::clone(&node));
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // A reader of events is a connection that stays. Room for those comes on top.
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS + MAX_READERS));
+    let refusals = Arc::new(Semaphore::new(MAX_REFUSED));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -76,6 +84,14 @@ pub(crate) async fn serve(node: Arc<Node>, listener: UnixListener) {
         };
         let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
             tracing::warn!("a caller was turned away: too many are connected");
+            if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
+                tokio::spawn(async move {
+                    let telling = serve_connection(stream, crowded());
+                    // Who says nothing is not told anything.
+                    let _ = tokio::time::timeout(REFUSAL_TIME, telling).await;
+                    drop(permit);
+                });
+            }
             continue;
         };
         let router = if may_call(&stream) { router.clone() } else { forbidden() };
@@ -104,6 +120,21 @@ fn forbidden() -> Router {
     })
 }
 
+fn crowded() -> Router {
+    Router::new().fallback(async || {
+        Failure(
+            ApiError::new(
+                ErrorCode::TooManyCallers,
+                format!(
+                    "the call was refused: {} callers are connected, as many as the daemon takes",
+                    MAX_CONNECTIONS + MAX_READERS
+                ),
+            )
+            .hint("end some of them, or try again when some have ended"),
+        )
+    })
+}
+
 /// Serves HTTP/1.1 on one connection until it ends.
 pub(crate) async fn serve_connection<S>(stream: S, router: Router)
 where
@@ -119,9 +150,10 @@ where
 }
 
 fn router(node: Arc<Node>) -> Router {
+    let readers = Arc::new(Semaphore::new(MAX_READERS));
     Router::new()
         .route(routes::STATUS, get(status_of_node))
-        .route(routes::EVENTS, get(events))
+        .route(routes::EVENTS, get(events).layer(Extension(readers)))
         .route(routes::OPENAPI, get(async || Json(calls::openapi())))
         .route(routes::METRICS, get(metrics_text))
         .route(routes::VERSION, get(version))
@@ -236,7 +268,17 @@ async fn metrics_text(State(node): App) -> Response {
     (kind, metrics::text(&status::node(&node), &attachments)).into_response()
 }
 
-async fn events(State(node): App) -> Sse<impl Stream<Item = Result<sse::Event, Infallible>>> {
+async fn events(
+    State(node): App,
+    Extension(readers): Extension<Arc<Semaphore>>,
+) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, Failure> {
+    let place = readers.try_acquire_owned().map_err(|_| {
+        ApiError::new(
+            ErrorCode::TooManyCallers,
+            format!("the events were refused: {MAX_READERS} readers are served, and no more"),
+        )
+        .hint("end some of the others, such as `holdfast events --follow`")
+    })?;
     let (dump, changes) = node.hub.subscribe();
     // A reader that is too far behind is disconnected; it comes again and gets a new dump.
     let changes = BroadcastStream::new(changes)
@@ -244,8 +286,12 @@ async fn events(State(node): App) -> Sse<impl Stream<Item = Result<sse::Event, I
         .filter_map(|event| std::future::ready(event.ok()));
     let ended = async move { node.stopped().await };
     let all = stream::iter(dump).chain(changes).take_until(Box::pin(ended));
-    let all = all.map(|event| Ok(encode(&event)));
-    Sse::new(all).keep_alive(KeepAlive::default())
+    let all = all.map(move |event| {
+        // Given back with the stream.
+        let _ = &place;
+        Ok(encode(&event))
+    });
+    Ok(Sse::new(all).keep_alive(KeepAlive::default()))
 }
 
 fn encode(event: &Event) -> sse::Event {

@@ -1,10 +1,11 @@
 //! Keeps a running resource as the cluster's records and this node's wishes say: peers, options,
 //! the wish to be Primary again. Tells readers of events how it is.
 
+use crate::commands::join::make_room;
 use crate::commands::updown::publish;
 use crate::node::{Node, PeerMember};
 use crate::problems;
-use crate::resource::{Plan, Problem, Resource, core_options, plan};
+use crate::resource::{Plan, Problem, Resource, core_options, plan, told};
 use crate::shard::ResourceHandle;
 use holdfast_api::status::PeerProblem;
 use holdfast_core::{Command, Notice, Options, PeerConfig, Snapshot};
@@ -119,6 +120,9 @@ impl Keeper {
             if Instant::now() >= next_look {
                 next_look = Instant::now() + TICK;
                 self.look_at_device().await;
+                if !self.resource.state().no_room.is_empty() {
+                    self.follow_records().await;
+                }
             }
             self.grant_wish().await;
         }
@@ -175,6 +179,7 @@ impl Keeper {
             })
             .map(|(slot, _)| *slot)
             .collect();
+        self.resource.state().no_room.retain(|slot, _| plan.peers.contains_key(slot));
         for peer in gone {
             self.command(Command::RemovePeer { peer }).await;
             self.known.remove(&peer);
@@ -183,6 +188,9 @@ impl Keeper {
             let Some(wanted) = plan.peers.get(&config.node) else { continue };
             let known = self.known.get(&config.node);
             if known.is_none_or(|known| known.diskless != wanted.diskless) {
+                if !self.has_room_for(wanted).await {
+                    continue;
+                }
                 self.add_peer(config.clone()).await;
             }
             self.known.insert(config.node, wanted.clone());
@@ -193,6 +201,30 @@ impl Keeper {
             self.command(Command::Configure(options.clone())).await;
             self.options = options;
         }
+    }
+
+    /// Whether the metadata have room for the bitmap of a new peer. Without it a write of metadata
+    /// would fail, and with it the disk.
+    async fn has_room_for(&self, peer: &PeerMember) -> bool {
+        let made = match peer.diskless {
+            true => Ok(()),
+            false => make_room(&self.node, self.resource.id, peer.slot).await,
+        };
+        let Err(error) = made else {
+            self.resource.state().no_room.remove(&peer.slot);
+            return true;
+        };
+        let why = format!(
+            "resource {}: node {} is not taken as a peer: {}",
+            self.name,
+            peer.name,
+            told(&error)
+        );
+        let before = self.resource.state().no_room.insert(peer.slot, why.clone());
+        if before.is_none() {
+            tracing::warn!(resource = self.name, "{why}");
+        }
+        false
     }
 
     async fn add_peer(&self, config: PeerConfig) {

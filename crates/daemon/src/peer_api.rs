@@ -31,6 +31,8 @@ use tokio::sync::Semaphore;
 pub(crate) const SYNC: &str = "/peer/v1/sync";
 /// A node asks a member for a slot in a resource.
 pub(crate) const JOIN_RESOURCE: &str = "/peer/v1/join-resource";
+/// A node asks a member to make room in its metadata for the bitmap of a member to come.
+pub(crate) const MAKE_ROOM: &str = "/peer/v1/make-room";
 /// A node asks a member whether a resource may be deleted.
 pub(crate) const MAY_DELETE: &str = "/peer/v1/may-delete";
 /// A node that waits for data links is ready for them.
@@ -74,6 +76,15 @@ pub(crate) struct JoinResource {
     pub(crate) resource: ResourceId,
     pub(crate) diskless: bool,
     pub(crate) protocol: String,
+}
+
+/// Room is wanted in the metadata of a resource.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct MakeRoom {
+    #[serde(with = "crate::local::id_text")]
+    pub(crate) resource: ResourceId,
+    /// The number of the member to come.
+    pub(crate) slot: u8,
 }
 
 /// A resource that a call is about.
@@ -185,6 +196,7 @@ fn peer_router(node: Arc<Node>, peer: PinnedNode) -> Router {
     Router::new()
         .route(SYNC, post(sync))
         .route(JOIN_RESOURCE, post(join_resource))
+        .route(MAKE_ROOM, post(make_room))
         .route(MAY_DELETE, post(may_delete))
         .route(DIAL, post(dial))
         .layer(DefaultBodyLimit::max(MAX_SYNC_BYTES))
@@ -221,6 +233,16 @@ async fn join_resource(
     Json(call): Json<JoinResource>,
 ) -> Result<Json<Done>, Failure> {
     commands::join::let_in(&node, peer.uuid, call).await.map(Json).map_err(Failure::from)
+}
+
+async fn make_room(
+    State(node): State<Arc<Node>>,
+    Json(call): Json<MakeRoom>,
+) -> Result<Json<Done>, Failure> {
+    if let Some(slot) = NodeId::new(call.slot) {
+        commands::join::make_room(&node, call.resource, slot).await?;
+    }
+    Ok(Json(Done::new("there is room")))
 }
 
 async fn may_delete(
@@ -344,6 +366,9 @@ fn resource_of(
         || view.slot_of(resource.id, node.uuid) != Some(opening.to)
     {
         return Err("the two nodes do not agree on the members of the resource");
+    }
+    if resource.state().no_room.contains_key(&opening.from) {
+        return Err("there is no room in the metadata for the bitmap of the caller");
     }
     resource.handle().ok_or("the resource is down on this node")
 }

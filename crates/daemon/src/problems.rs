@@ -36,7 +36,11 @@ pub(crate) fn of_cluster(node: &Node) -> BTreeSet<String> {
             None => format!("a resource is left out on this node: {}", file.problem),
         }
     });
-    found.chain(refusing).chain(damaged).collect()
+    let left_out = node.resources().into_iter().flat_map(|resource| {
+        let state = resource.state();
+        state.no_room.values().cloned().collect::<Vec<_>>()
+    });
+    found.chain(refusing).chain(damaged).chain(left_out).collect()
 }
 
 /// Whether another resource has the name of this one and keeps it; the nodes that have that one.

@@ -1,6 +1,7 @@
 //! A resource that this node is a member of: what is kept of it, and its core while it is up.
 
 use crate::dial;
+use crate::disk::room;
 use crate::keeper;
 use crate::local::{Local, LocalDisk};
 use crate::node::{Node, PeerMember};
@@ -8,6 +9,7 @@ use crate::rate::RateMeter;
 use crate::shard::{Limits, OpenError, ResourceHandle, ResourceSpec, ResourceView};
 use crate::task::Task;
 use crate::{refuse, remote};
+use holdfast_api::error::without_numbers;
 use holdfast_api::options::{OptionMap, Settings as OptionSettings};
 use holdfast_api::status::PeerProblem;
 use holdfast_api::{ApiError, ErrorCode};
@@ -48,6 +50,8 @@ pub(crate) struct State {
     pub(crate) rates: BTreeMap<NodeId, RateMeter>,
     /// Why peers are not connected, as far as the core has told.
     pub(crate) problems: BTreeMap<NodeId, Problem>,
+    /// Members that the core was not told of, for want of room in the metadata, and that in words.
+    pub(crate) no_room: BTreeMap<NodeId, String>,
 }
 
 /// Why a peer is not connected.
@@ -93,6 +97,7 @@ impl Resource {
             device: None,
             rates: BTreeMap::new(),
             problems: BTreeMap::new(),
+            no_room: BTreeMap::new(),
         };
         let id = state.local.id;
         let (changes, _) = watch::channel(0);
@@ -287,6 +292,9 @@ pub(crate) async fn start(
         limits: plan.limits,
     };
     let shard = node.shard()?;
+    if let Some(disk) = local.disk.clone().filter(|_| local.attached) {
+        reserve_room(&plan, disk).await;
+    }
     let (handle, trouble) = match shard.open(spec.clone()).await {
         Ok(handle) => (handle, None),
         Err(error) => {
@@ -297,7 +305,7 @@ pub(crate) async fn start(
             tracing::error!("resource {} has no disk: {}", plan.name, error.message);
             let without = ResourceSpec { disk: None, ..spec };
             let handle = shard.open(without).await.map_err(|e| open_error(&e))?;
-            (handle, Some(error.message))
+            (handle, Some(told(&error)))
         }
     };
     let wish = local.primary;
@@ -311,12 +319,34 @@ pub(crate) async fn start(
         state.trouble.clone_from(&trouble);
         state.rates.clear();
         state.problems.clear();
+        state.no_room.clear();
     }
     if let Some(trouble) = trouble {
         node.hub.notice(&plan.name, None, &format!("the disk is not used: {trouble}"));
     }
     resource.changed();
     Ok(())
+}
+
+/// Makes room in the metadata for the bitmaps of members that joined while it was down. The bits
+/// of those that it knows are there already, so it starts also without the room.
+async fn reserve_room(plan: &Plan, disk: LocalDisk) {
+    let peers = plan.peers.values().filter(|peer| !peer.diskless);
+    let members: Vec<NodeId> = peers.map(|peer| peer.slot).collect();
+    let resource = plan.config.resource;
+    let made = tokio::task::spawn_blocking(move || room::reserve(&disk, resource, &members));
+    if let Ok(Err(full)) = made.await {
+        tracing::warn!(resource = plan.name, "{}", told(&full.here()));
+    }
+}
+
+/// A refusal and the way out, in one sentence.
+pub(crate) fn told(error: &ApiError) -> String {
+    let message = without_numbers(&error.message);
+    match &error.hint {
+        Some(hint) => format!("{message}; {hint}"),
+        None => message,
+    }
 }
 
 fn open_error(error: &OpenError) -> ApiError {

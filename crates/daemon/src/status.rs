@@ -5,6 +5,7 @@ use crate::peers::version;
 use crate::problems;
 use crate::resource::{Resource, State};
 use crate::shard::ResourceView;
+use holdfast_api::error::without_numbers;
 use holdfast_api::options::Settings;
 use holdfast_api::status::{
     ClusterNode, ClusterStatus, DiskStatus, NodeStatus, PeerStatus, ResourceStatus, ResyncStatus,
@@ -117,7 +118,7 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
             state: snapshot.map_or(DiskState::Diskless, |s| s.disk).as_str().to_owned(),
             path: state.local.disk.as_ref().map(|disk| disk.path.display().to_string()),
             io_errors: snapshot.map_or(0, |s| s.io_errors),
-            problem: state.trouble.clone(),
+            problem: disk_problem(&state, view.as_deref()),
             ..DiskStatus::default()
         },
         generation: snapshot.map_or(GenerationId::NONE, |s| s.generation).to_string(),
@@ -127,6 +128,22 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         peers,
         name,
     }
+}
+
+/// Why the disk is not in use although it should be, and the way out.
+fn disk_problem(state: &State, view: Option<&ResourceView>) -> Option<String> {
+    if state.trouble.is_some() {
+        return state.trouble.clone();
+    }
+    let view = view.filter(|view| view.snapshot.disk <= DiskState::Failed)?;
+    let failure = view.failure.as_ref()?;
+    let name = &state.local.name;
+    let what = without_numbers(&failure.what);
+    Some(if failure.full {
+        format!("{what}; make room there, then `holdfast attach-disk {name}`")
+    } else {
+        format!("{what}; replace it, or `holdfast attach-disk {name}` when it is well again")
+    })
 }
 
 /// How many clients have a resource open: NBD clients other than the local device, and users of

@@ -75,6 +75,25 @@ fn a_tail_that_is_no_block_is_told() {
     cluster.create("even", 4 * MIB, &[]);
     let output = node.cli(&["create", "r1", "--disk", "/nowhere", "--size", "1"]);
     assert!(output.stderr.ends_with("hint: for example 4096\n"), "{output}");
+    let empty = ["create", "r1", "--disk", &disk, "--size", "0"];
+    node.refused(&empty, 1, "a size of 0 bytes is too small: it must be at least 4096\n");
+}
+
+#[test]
+fn what_became_of_a_relative_path_is_said() {
+    let cluster = cluster(2);
+    let inside = cluster.scratch().display().to_string();
+    let said = |index: usize, arguments: &[&str]| {
+        run_ok(cluster[index].command(arguments).current_dir(cluster.scratch()))
+    };
+    let create = said(0, &["create", "r0", "--disk", "one", "--size", "4M"]);
+    assert!(create.contains(&format!("was created on {inside}/one; this node")), "{create}");
+    let join = said(1, &["join", "r0", "--disk", "./two"]);
+    assert!(join.contains(&format!("with the disk {inside}/two; sync")), "{join}");
+    cluster[0].wait_synced("r0", SOON);
+    cluster[1].ok(&["detach-disk", "r0"]);
+    let attach = said(1, &["attach-disk", "r0"]);
+    assert!(attach.contains(&format!("uses its disk {inside}/two on this node")), "{attach}");
 }
 
 #[test]
@@ -119,15 +138,14 @@ fn a_disk_with_somebody_elses_data_is_overwritten_only_when_told_to() {
     cluster[1].wait_synced("r0", SOON);
     files::assert_equal(&cluster[0].disk("r0"), &cluster.scratch().join("ext4"), 8 * MIB);
 
-    // The filesystem of the resource itself, on a member that comes again.
+    // The filesystem of the resource itself, on a member that comes again: nobody can tell.
     let uri = cluster[0].uri("r0").to_string();
-    let (image, join) = (text("image"), join.map(str::to_owned));
+    let image = text("image");
     run_ok(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(make(&cluster, "image")));
     run_ok(Command::new("nbdcopy").args([&image, &uri]));
     cluster[1].wait_synced("r0", SOON);
     cluster[1].ok(&["leave", "r0"]);
     // Nobody knows that it is the same disk.
-    let join = join.each_ref().map(String::as_str);
     cluster[1].refused(&join, 1, "holds an ext filesystem");
     cluster[1].ok(&[&join[..], &["--force"]].concat());
     cluster[1].wait_synced("r0", SOON);
@@ -191,6 +209,15 @@ fn a_full_filesystem_in_memory_fails_the_disk_and_not_the_daemon() {
     let failed = node.wait_resource("r0", SOON, "it is given up", |r| r.disk.state == "Failed");
     assert_eq!(failed.role, "Primary");
     assert!(failed.disk.io_errors > 0, "{failed:?}");
+    let problem = failed.disk.problem.expect("it is said what failed");
+    let full = format!("the disk {}: write of ", disk.display());
+    assert!(problem.starts_with(&full), "{problem}");
+    assert!(problem.contains("no space is left on the filesystem"), "{problem}");
+    assert!(problem.ends_with("make room there, then `holdfast attach-disk r0`"), "{problem}");
+    let shown = node.ok(&["status", "r0"]);
+    assert!(shown.contains(&format!("the disk is not used: {problem}")), "{shown}");
+    assert!(!shown.contains("I/O errors") && !shown.contains("os error"), "{shown}");
+    assert!(node.ok(&["events"]).contains(&format!("problem:{problem}")));
     assert!(!client.write(1, 4), "there is no disk");
     for mib in (0..kept).filter(|mib| *mib != 3) {
         let found = files::read(&disk, mib * MIB, 1 << 20);
@@ -201,6 +228,8 @@ fn a_full_filesystem_in_memory_fails_the_disk_and_not_the_daemon() {
     std::fs::remove_file(&filler).expect("it was just made");
     node.ok(&["secondary", "r0"]);
     node.ok(&["attach-disk", "r0"]);
+    let disk_now = node.resource("r0").disk;
+    assert_eq!((disk_now.problem, disk_now.io_errors), (None, 0));
     node.ok(&["primary", "r0"]);
     assert_eq!(node.pid(), pid, "it is the same daemon");
     let mut client = Pieces(node.open("r0"));

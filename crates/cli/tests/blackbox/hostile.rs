@@ -170,3 +170,43 @@ fn idle_strangers_on_the_port_keep_no_node_out() {
     let grown = logged() - before;
     assert!(grown < 100_000, "the logs grew by {grown} bytes");
 }
+
+/// A caller that asks for the events and keeps the connection; the first line of the answer.
+fn reader(node: &Node) -> (UnixStream, String) {
+    let mut stream = UnixStream::connect(node.socket()).expect("the daemon listens");
+    stream.set_read_timeout(Some(SOON)).expect("a socket takes a limit");
+    let call = b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    stream.write_all(call).expect("the daemon reads");
+    let mut line = vec![0; 12];
+    stream.read_exact(&mut line).expect("the daemon answers");
+    (stream, String::from_utf8_lossy(&line).into_owned())
+}
+
+#[test]
+fn readers_of_events_are_not_in_the_way_of_commands() {
+    let cluster = cluster(1);
+    let node = &cluster[0];
+    let readers: Vec<_> = (0..256).map(|_| reader(node)).collect();
+    let served = readers.iter().filter(|(_, line)| line == "HTTP/1.1 200").count();
+    let refused = readers.iter().filter(|(_, line)| line == "HTTP/1.1 503").count();
+    assert_eq!((served, refused), (64, 192));
+    node.ok(&["status"]);
+    let words = "error: the events were refused: 64 readers are served, and no more\nhint: ";
+    node.refused(&["events"], 1, words);
+    node.refused(&["--json", "events"], 1, r#"{"error":{"code":"TOO_MANY_CALLERS","#);
+    drop(readers);
+    wait_until(SOON, "there is room again", || node.cli(&["events"]).status == 0);
+}
+
+#[test]
+fn a_caller_too_many_is_told_so() {
+    let cluster = cluster(1);
+    let node = &cluster[0];
+    let idle: Vec<_> =
+        (0..320).map(|_| UnixStream::connect(node.socket()).expect("the daemon listens")).collect();
+    let words =
+        "error: the call was refused: 320 callers are connected, as many as the daemon takes";
+    node.refused(&["status"], 1, words);
+    drop(idle);
+    wait_until(SOON, "there is room again", || node.cli(&["status"]).status == 0);
+}

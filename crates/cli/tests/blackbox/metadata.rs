@@ -1,9 +1,11 @@
 //! Metadata after crashes and with damage.
 
 use crate::{MIB, SOON, cluster, write_blocks};
-use holdfast_testkit::{Cluster, Ledger, Rng, Writer, WriterOptions, files, run};
+use holdfast_testkit::{Cluster, Ledger, Mount, Rng, Writer, WriterOptions, files, run, run_ok};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
 
 const SIZE: u64 = 64 * MIB;
 
@@ -163,4 +165,163 @@ fn a_resource_whose_state_file_is_damaged_is_named_and_can_be_left() {
     cluster[1].ok(&["join", "r0", "--disk", &disk]);
     cluster[1].wait_synced("r0", SOON);
     cluster.assert_equal_disks("r0", 4 * MIB, &[0, 1]);
+}
+
+/// The bitmaps of all members, of a resource of at most 128 MiB: the last 32 blocks.
+fn punch_bitmaps(meta: &Path) {
+    let len = std::fs::metadata(meta).expect("it is there").len();
+    let offset = (len - 32 * 4096).to_string();
+    let hole = ["--punch-hole", "--offset", &offset, "--length", "131072"];
+    run_ok(Command::new("fallocate").args(hole).arg(meta));
+}
+
+/// Takes all the room that is left.
+fn fill(small: &Mount) {
+    let of = format!("of={}", small.path().join("filler").display());
+    let filled = run(Command::new("dd").args(["if=/dev/zero", "bs=4k", &of]));
+    assert_ne!(filled.status, 0, "the filesystem is full");
+}
+
+#[test]
+fn metadata_that_cannot_be_written_are_what_the_problem_names() {
+    if let Some(why) = holdfast_testkit::devices_unavailable() {
+        eprintln!("skipped: no file system can be mounted: {why}");
+        return;
+    }
+    let cluster = cluster(2);
+    let small = Mount::memory(&cluster[0].dir().join("small"), MIB);
+    let path = small.path().join("m");
+    let text = path.display().to_string();
+    cluster.create("r0", SIZE, &["--meta", &text]);
+    write_blocks(&cluster[0], "r0", 1, 0..50);
+    cluster.join_resource(&cluster[1], "r0", SIZE, &[]);
+    cluster[0].wait_synced("r0", SOON);
+    cluster[0].ok(&["secondary", "r0"]);
+    punch_bitmaps(&path);
+    fill(&small);
+    let _ = cluster[1].cli(&["invalidate", "r0"]);
+    let failed = cluster[0].wait_resource("r0", SOON, "it fails", |r| r.disk.state == "Failed");
+    let problem = failed.disk.problem.expect("it is said what failed");
+    let words = format!("the metadata in {text} could not be written: No space left on device; ");
+    assert!(problem.starts_with(&words), "{problem}");
+    std::fs::remove_file(small.path().join("filler")).expect("it was just made");
+    cluster[0].ok(&["attach-disk", "r0"]);
+    assert_eq!(cluster[0].resource("r0").disk.problem, None);
+}
+
+#[test]
+fn metadata_that_are_gone_are_named() {
+    let mut cluster = with_metadata_beside();
+    cluster[1].stop();
+    let path = meta(&cluster, 1);
+    std::fs::rename(&path, format!("{path}.away")).expect("it can be renamed");
+    cluster[1].start();
+    let words = format!("the metadata in {path} cannot be opened: No such file or directory; ");
+    let problem = || cluster[1].resource("r0").disk.problem;
+    let found = problem().expect("it is said why");
+    assert!(found.starts_with(&words), "{found}");
+    cluster[1].refused(&["attach-disk", "r0"], 1, &path);
+    assert!(problem().expect("it is said why").starts_with(&words));
+    // Without a disk on purpose there is no problem.
+    cluster[1].ok(&["detach-disk", "r0"]);
+    assert_eq!(problem(), None);
+    std::fs::rename(format!("{path}.away"), &path).expect("it can be renamed");
+    cluster[1].ok(&["attach-disk", "r0"]);
+    assert_eq!(problem(), None);
+    cluster[1].wait_synced("r0", SOON);
+}
+
+/// What is left on the filesystem, in bytes.
+fn room_left(small: &Mount) -> u64 {
+    let output = run_ok(Command::new("stat").args(["-f", "-c", "%a %S"]).arg(small.path()));
+    let numbers = output.split_whitespace().map(|text| text.parse::<u64>().expect("a number"));
+    numbers.product()
+}
+
+fn make_room(small: &Mount) {
+    std::fs::remove_file(small.path().join("filler")).expect("it was just made");
+}
+
+#[test]
+fn a_member_for_whose_bitmap_there_is_no_room_is_refused() {
+    if let Some(why) = holdfast_testkit::devices_unavailable() {
+        eprintln!("skipped: no file system can be mounted: {why}");
+        return;
+    }
+    // 33 blocks of bitmap a member.
+    let size = 4096 * MIB;
+    let cluster = cluster(3);
+    let small = Mount::memory(&cluster[0].dir().join("small"), MIB);
+    let text = small.path().join("m").display().to_string();
+    cluster.create("r0", size, &["--meta", &text]);
+    write_blocks(&cluster[0], "r0", 1, 0..50);
+    let filler = small.path().join("filler");
+    let fill_all_but = |bytes: u64| {
+        let len = (room_left(&small) - bytes).to_string();
+        run_ok(Command::new("fallocate").args(["--length", &len]).arg(&filler));
+        assert_eq!(room_left(&small), bytes);
+    };
+    fill_all_but(20 * 4096);
+    let disk = |index: usize| {
+        let disk = cluster[index].disk("r0");
+        files::make_sparse(&disk, size);
+        disk.display().to_string()
+    };
+    let words = format!(
+        "node beta did not join resource r0: node alpha has no room for its bitmap: the metadata \
+         in {text} take 132 KiB more, and no space is left on their filesystem\nhint: make room on \
+         the filesystem of {text} on node alpha, then try again"
+    );
+    cluster[1].refused(&["join", "r0", "--disk", &disk(1)], 1, &words);
+    assert_eq!(room_left(&small), 20 * 4096, "it was given back");
+    assert!(cluster[1].status().resources.is_empty());
+    let status = cluster[0].resource("r0");
+    assert_eq!((&*status.disk.state, status.peers.len()), ("UpToDate", 0));
+    // A member without a disk needs no room; when it gets one, it does.
+    cluster[1].ok(&["join", "r0", "--diskless"]);
+    let attach = ["attach-disk", "r0", "--disk", &disk(1)];
+    cluster[1].refused(&attach, 1, "attach-disk was refused for r0: node alpha has no room");
+    assert_eq!(cluster[1].resource("r0").disk.state, "Diskless");
+    make_room(&small);
+    cluster[1].ok(&attach);
+    cluster[0].wait_synced("r0", SOON);
+    // Nor is one taken that another member has no room for.
+    fill_all_but(0);
+    cluster[2].refused(&["join", "r0", "--disk", &disk(2)], 1, "node alpha has no room");
+    // The room for the member that there is stays its own.
+    cluster[0].ok(&["invalidate", "r0", "--peer", "beta"]);
+    cluster[0].wait_synced("r0", SOON);
+    write_blocks(&cluster[0], "r0", 2, 0..50);
+    assert_eq!(cluster[0].resource("r0").disk.state, "UpToDate");
+    make_room(&small);
+    cluster[2].ok(&["join", "r0", "--disk", &disk(2)]);
+    cluster[0].wait_synced("r0", SOON);
+}
+
+#[test]
+fn who_hears_late_of_a_member_takes_it_when_there_is_room() {
+    if let Some(why) = holdfast_testkit::devices_unavailable() {
+        eprintln!("skipped: no file system can be mounted: {why}");
+        return;
+    }
+    let cluster = cluster(3);
+    let small = Mount::memory(&cluster[1].dir().join("small"), MIB);
+    let text = small.path().join("m").display().to_string();
+    cluster.create("r0", SIZE, &[]);
+    cluster.join_resource(&cluster[1], "r0", SIZE, &["--meta", &text]);
+    cluster[0].wait_synced("r0", SOON);
+    fill(&small);
+    cluster[1].freeze();
+    cluster.join_resource(&cluster[2], "r0", SIZE, &[]);
+    cluster[1].thaw();
+    cluster[1].wait_log("node gamma is not taken as a peer: node beta has no room for its bitmap");
+    let status = cluster[1].ok(&["cluster", "status"]);
+    assert!(status.contains("node gamma is not taken as a peer"), "{status}");
+    cluster[1].wait_peer("r0", "alpha", SOON, "it is back", |peer| peer.disk == "UpToDate");
+    assert_eq!(cluster[1].resource("r0").disk.state, "UpToDate");
+    make_room(&small);
+    cluster[1].wait_peer("r0", "gamma", SOON, "it is taken", |peer| peer.disk == "UpToDate");
+    let status = cluster[1].ok(&["cluster", "status"]);
+    assert!(!status.contains("is not taken as a peer"), "{status}");
+    cluster[0].wait_synced("r0", SOON);
 }

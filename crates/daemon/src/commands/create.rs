@@ -52,7 +52,7 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
     let slot = NodeId::new(0).expect("0 is below the number of nodes");
     let generation = GenerationId(random()?.max(GenerationId::JUST_CREATED.0 + 1));
     let content = InitialContent::Current(generation);
-    let prepared = Arc::new(blocking(move || checked.prepare(slot, content)).await?);
+    let prepared = Arc::new(blocking(move || checked.prepare(slot, &[], content)).await?);
     let name = request.name.clone();
     let made = establish(node, id, request, options, slot, &prepared).await;
     if let Err(error) = made {
@@ -60,8 +60,9 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
         return Err(error);
     }
     let mut message = format!(
-        "resource {name} of {} was created; this node is Primary",
-        format_size(prepared.size)
+        "resource {name} of {} was created on {}; this node is Primary",
+        format_size(prepared.size),
+        prepared.disk.path.display()
     );
     let disk = prepared.disk.path.display();
     let Ends { left_over, metadata } = prepared.ends;

@@ -1,8 +1,9 @@
 //! `attach-disk` and `detach-disk`.
 
 use super::create::al_extents;
+use super::join::{others_with_disk, room_elsewhere};
 use super::roles::release;
-use super::updown::refuse_primary;
+use super::updown::{publish, refuse_primary};
 use super::{blocking, core_command, used_disks};
 use crate::disk::{self, Existing, Owner, Wanted};
 use crate::local::LocalDisk;
@@ -93,10 +94,13 @@ pub(crate) async fn attach(
         if let Err(error) = started {
             resource.change_local(node, |local| local.attached = false).await?;
             resource::start(node, &resource, true).await?;
+            resource.state().trouble = Some(resource::told(&error));
+            publish(node, &resource);
             return Err(error);
         }
     }
-    Ok(Done::new(format!("resource {name} uses its disk on this node")))
+    let disk = resource.local().disk.map(|disk| path_text(&disk)).unwrap_or_default();
+    Ok(Done::new(format!("resource {name} uses its disk {disk} on this node")))
 }
 
 fn path_text(disk: &LocalDisk) -> String {
@@ -132,7 +136,14 @@ async fn make(
         used,
         existing,
     };
-    let prepare = move || wanted.check()?.prepare(slot, InitialContent::Nothing);
+    let others = others_with_disk(&view, resource.id, node.uuid);
+    if view.records.member(resource.id, node.uuid).is_some_and(|member| member.diskless) {
+        // The others keep no bitmap of a member without a disk.
+        room_elsewhere(node, resource.id, slot, node.uuid)
+            .await
+            .map_err(|e| ApiError { message: format!("{what} for {name}: {}", e.message), ..e })?;
+    }
+    let prepare = move || wanted.check()?.prepare(slot, &others, InitialContent::Nothing);
     Ok(blocking(prepare).await?.disk)
 }
 
@@ -175,5 +186,8 @@ pub(crate) async fn detach(
         core_command(node, &resource, what, Command::Detach).await?;
     }
     resource.change_local(node, |local| local.attached = false).await?;
+    // That it is not used is as wanted now.
+    resource.state().trouble = None;
+    publish(node, &resource);
     Ok(done())
 }

@@ -2,12 +2,13 @@
 
 use super::create::al_extents;
 use super::{blocking, used_disks};
-use crate::disk::{Existing, Prepared, Wanted};
+use crate::disk::{Existing, Prepared, Wanted, room};
 use crate::events::unix_ms;
 use crate::local::Local;
-use crate::node::Node;
-use crate::peer_api::{self, JOIN_RESOURCE, JoinResource};
+use crate::node::{ClusterView, Node};
+use crate::peer_api::{self, JOIN_RESOURCE, JoinResource, MAKE_ROOM, MakeRoom};
 use crate::peers::{CALL_TIMEOUT, REMOVED, call_node, sync_with, sync_with_all};
+use crate::refuse;
 use crate::resource::{self, Resource};
 use crate::shard::InitialContent;
 use holdfast_api::options::check;
@@ -16,7 +17,7 @@ use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{
     Change, Key, MemberRecord, NodeRecord, ResourceRecord, Trouble, UnixMillis, Uuid,
 };
-use holdfast_units::NodeId;
+use holdfast_units::{DiskState, NodeId, ResourceId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,7 +75,9 @@ pub(crate) async fn join(
     let slot = become_member(node, &record, &call, &what).await?;
     let prepared = match checked {
         Some(checked) => {
-            let made = blocking(move || checked.prepare(slot, InitialContent::Nothing)).await;
+            let others = others_with_disk(&node.view(), record.id, node.uuid);
+            let prepare = move || checked.prepare(slot, &others, InitialContent::Nothing);
+            let made = blocking(prepare).await;
             match made {
                 Ok(prepared) => Some(Arc::new(prepared)),
                 Err(error) => {
@@ -85,12 +88,16 @@ pub(crate) async fn join(
         }
         None => None,
     };
+    let place = match &prepared {
+        Some(prepared) => format!("with the disk {}", prepared.disk.path.display()),
+        None => "without a disk".to_owned(),
+    };
     if let Err(error) = establish(node, &record, prepared.as_deref()).await {
         forget(node, &record, prepared).await;
         return Err(ApiError { message: format!("{what}: {}", error.message), ..error });
     }
     Ok(Done::new(format!(
-        "node {} is a member of resource {name}; sync starts by itself",
+        "node {} is a member of resource {name} {place}; sync starts by itself",
         node.name
     )))
 }
@@ -233,6 +240,66 @@ async fn forget(node: &Arc<Node>, record: &ResourceRecord, prepared: Option<Arc<
     peer_api::announce(node).await;
 }
 
+/// The other members that a member keeps bitmaps of.
+pub(super) fn others_with_disk(view: &ClusterView, id: ResourceId, own: Uuid) -> Vec<NodeId> {
+    let others = view.peers_of(id, own).into_values();
+    others.filter(|peer| !peer.diskless).map(|peer| peer.slot).collect()
+}
+
+/// Has every member in reach make room for the bitmap of a member to come. Who is not reached does
+/// it when it hears of the member, and takes it as a peer when it has the room.
+///
+/// # Errors
+/// `NO_SPACE`, with the name of a node that has none.
+pub(super) async fn room_elsewhere(
+    node: &Arc<Node>,
+    id: ResourceId,
+    slot: NodeId,
+    newcomer: Uuid,
+) -> Result<(), ApiError> {
+    let view = node.view();
+    let mut tasks = tokio::task::JoinSet::new();
+    for peer in view.peers_of(id, node.uuid).into_values() {
+        let Some(record) = view.records.node(peer.uuid).filter(|_| peer.uuid != newcomer) else {
+            continue;
+        };
+        let (node, call) = (Arc::clone(node), MakeRoom { resource: id, slot: slot.number() });
+        tasks.spawn(async move {
+            call_node::<_, Done>(&node, &record, MAKE_ROOM, &call, SYNC_TIMEOUT).await
+        });
+    }
+    let asked = tasks.join_all().await.into_iter();
+    let refused = |error: &ApiError| error.code == ErrorCode::NoSpace;
+    asked.filter_map(Result::err).find(refused).map_or(Ok(()), Err)
+}
+
+/// Makes room in this node's metadata for the bitmap of a member to come. A disk that is not in
+/// use needs none now.
+///
+/// # Errors
+/// `NO_SPACE`; nothing has changed then.
+pub(crate) async fn make_room(
+    node: &Arc<Node>,
+    id: ResourceId,
+    slot: NodeId,
+) -> Result<(), ApiError> {
+    let Some(resource) = node.resource(id) else { return Ok(()) };
+    let failed = resource.view().is_some_and(|view| view.snapshot.disk <= DiskState::Failed);
+    let local = resource.local();
+    let Some(disk) = local.disk.filter(|_| local.attached && !failed) else { return Ok(()) };
+    let known = node.view().peers_of(id, node.uuid).contains_key(&slot);
+    let name = node.name.clone();
+    blocking(move || {
+        room::reserve(&disk, id, &[slot]).map_err(|full| {
+            if !known {
+                room::give_back(&disk, id, slot);
+            }
+            full.refusal(&name)
+        })
+    })
+    .await
+}
+
 /// Another node asks this member to write it into the records.
 ///
 /// # Errors
@@ -255,6 +322,14 @@ pub(crate) async fn let_in(
         return Ok(Done::new("it is a member"));
     }
     let protocol = check("protocol", &call.protocol)?;
+    if !call.diskless {
+        let now = UnixMillis(unix_ms());
+        let slot = view.records.free_slot(id, newcomer, now).map_err(refuse::cluster)?;
+        if let Some(slot) = NodeId::new(slot) {
+            make_room(node, id, slot).await?;
+            room_elsewhere(node, id, slot, newcomer).await?;
+        }
+    }
     node.cluster(move |state, now| {
         let slot = state.records().free_slot(id, newcomer, now)?;
         let member = MemberRecord {

@@ -119,9 +119,7 @@ async fn stop(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError
 /// Tells readers of events, and those who wait, how a resource is.
 pub(crate) fn publish(node: &Node, resource: &Resource) {
     let status = status::resource(node, resource);
-    let trouble = resource.state().trouble.clone();
-    let objects = of_resource(&status, trouble.as_deref());
-    node.hub.update(Part::Resource(&status.name), objects);
+    node.hub.update(Part::Resource(&status.name), of_resource(&status));
     resource.changed();
 }
 

@@ -54,7 +54,7 @@ fn what_cannot_be_is_refused_and_nothing_has_changed() {
     let other = file(dir, "other", 64 * MIB);
     let foreign = Wanted { resource: ResourceId([8; 16]), ..wanted(dir, &other) };
     let foreign = Wanted { meta: Some("internal".into()), ..foreign };
-    foreign.check().unwrap().prepare(node(), current()).unwrap();
+    foreign.check().unwrap().prepare(node(), &[], current()).unwrap();
     std::os::unix::fs::symlink(&good, dir.join("link")).unwrap();
     let before = listing(dir);
     let base = || wanted(dir, &good);
@@ -66,7 +66,7 @@ fn what_cannot_be_is_refused_and_nothing_has_changed() {
     let cases: Vec<(Wanted, ErrorCode, &str)> = vec![
         (Wanted { disk: "good".into(), ..base() }, ErrorCode::InvalidPath, "not absolute"),
         (Wanted { size: Some(4097), ..base() }, ErrorCode::InvalidSize, "no multiple of 4096"),
-        (Wanted { size: Some(0), ..base() }, ErrorCode::InvalidSize, "no multiple of 4096"),
+        (Wanted { size: Some(0), ..base() }, ErrorCode::InvalidSize, "must be at least 4096"),
         (Wanted { size: Some(5 * MIB), ..base() }, ErrorCode::DiskTooSmall, "4 MiB"),
         (Wanted { disk: text(&dir.join("none")), ..base() }, ErrorCode::DiskNotFound, "exist"),
         (
@@ -113,7 +113,7 @@ fn a_foreign_file_is_not_taken_for_metadata() {
     fs::write(&letter, "Dear Sir").unwrap();
     let meta = Some(letter.display().to_string());
     let checked = Wanted { meta, ..wanted(dir.path(), &good) }.check().unwrap();
-    let error = checked.prepare(node(), current()).unwrap_err();
+    let error = checked.prepare(node(), &[], current()).unwrap_err();
     assert_eq!(error.code, ErrorCode::MetadataExists, "{}", error.message);
     assert_eq!(fs::read(&letter).unwrap(), b"Dear Sir");
 }
@@ -124,7 +124,7 @@ fn the_size_is_that_of_the_disk_and_undoing_leaves_nothing() {
     let dir = dir.path();
     let disk = file(dir, "disk", 8 * MIB + 100);
     let before = listing(dir);
-    let prepared = wanted(dir, &disk).check().unwrap().prepare(node(), current()).unwrap();
+    let prepared = wanted(dir, &disk).check().unwrap().prepare(node(), &[], current()).unwrap();
     assert_eq!((prepared.size, prepared.ends.left_over), (8 * MIB, 100));
     prepared.undo();
     fs::remove_dir_all(dir.join("state")).unwrap();
@@ -133,7 +133,7 @@ fn the_size_is_that_of_the_disk_and_undoing_leaves_nothing() {
     for meta in [None, Some("internal".to_owned())] {
         let new = dir.join("new");
         let wanted = Wanted { size: Some(2 * MIB), meta, ..wanted(dir, &new) };
-        let prepared = wanted.clone().check().unwrap().prepare(node(), current()).unwrap();
+        let prepared = wanted.clone().check().unwrap().prepare(node(), &[], current()).unwrap();
         assert_eq!(prepared.size, 2 * MIB);
         assert!(fs::metadata(&new).unwrap().len() >= 2 * MIB);
         prepared.undo();
@@ -146,7 +146,7 @@ fn wiped_internal_metadata_are_gone_and_those_of_others_stay() {
     let dir = tempfile::tempdir().unwrap();
     let disk = file(dir.path(), "disk", 64 * MIB);
     let make = || Wanted { meta: Some("internal".into()), ..wanted(dir.path(), &disk) };
-    let prepared = make().check().unwrap().prepare(node(), current()).unwrap();
+    let prepared = make().check().unwrap().prepare(node(), &[], current()).unwrap();
     assert!(prepared.size < 64 * MIB);
     wipe(&prepared.disk, ResourceId([1; 16]));
     assert_eq!(internal_owner(&disk, 64 * MIB), Some(ID));
@@ -178,4 +178,29 @@ fn internal_metadata_do_not_go_over_the_end_of_what_is_there() {
     File::options().write(true).open(&disk).unwrap().write_all_at(b"LUKS\xBA\xBE", 0).unwrap();
     let error = of(MIB).map(drop).unwrap_err();
     assert!(error.message.contains("an encrypted volume"), "{error:?}");
+}
+
+#[test]
+fn room_for_the_bitmap_of_a_member_is_taken_and_given_back() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path();
+    for meta in [None, Some("internal".to_owned())] {
+        let path = file(dir, &format!("disk-{}", meta.is_some()), 512 * MIB);
+        let made = Wanted { meta, ..wanted(dir, &path) };
+        let disk = made.check().unwrap().prepare(node(), &[], current()).unwrap().disk;
+        let place = disk.meta.clone().unwrap_or(path);
+        let taken = || fs::metadata(&place).unwrap().blocks() * 512;
+        let member = NodeId::new(5).unwrap();
+        let before = taken();
+        room::reserve(&disk, ID, &[member]).unwrap();
+        // Of another resource, it is left alone.
+        let made = taken();
+        room::reserve(&disk, ResourceId([9; 16]), &[NodeId::new(6).unwrap()]).unwrap();
+        room::reserve(&disk, ID, &[member]).unwrap();
+        assert_eq!(taken(), made);
+        // 126 MiB a page; the filesystem may take a block for its own tables.
+        assert!((5..=6).contains(&((made - before) / BLOCK_SIZE)), "{before} {made} {disk:?}");
+        room::give_back(&disk, ID, member);
+        assert!(taken() <= before + BLOCK_SIZE, "{before} {} {disk:?}", taken());
+    }
 }

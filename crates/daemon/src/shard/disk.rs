@@ -1,18 +1,26 @@
 //! The core's disk operations on a store's disk.
 
-use super::meta_io::{Blocks, MetaIo};
+use super::meta_io::{Blocks, MetaDone, MetaIo};
+use super::view::{DiskFailure, DiskView};
 use bytes::Bytes;
 use holdfast_core::{DiskOpId, DiskOutcome, Event, IoFailure, MetaOpId};
-use holdfast_store::{Completion, Disk, DiskOp, OpId, Outcome};
+use holdfast_store::{Completion, Disk, DiskErrorKind, DiskOp, OpId, Outcome};
 use holdfast_units::{ByteRange, MAX_REQUEST};
 use rustix::fs::{SeekFrom, seek};
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io;
+use std::path::PathBuf;
 
 /// A disk and its metadata, in use by one resource.
 pub(super) struct DiskDriver {
     disk: Disk,
     meta: MetaIo,
+    /// Where both are.
+    path: PathBuf,
+    meta_path: PathBuf,
+    /// What failed first.
+    failure: Option<DiskFailure>,
     /// The same file, for looking for holes; `None` for block devices.
     probe: Option<File>,
     /// Operations that wait: for [`DiskDriver::submit_waiting`], or for room.
@@ -28,10 +36,13 @@ impl DiskDriver {
     /// How many operations are given to the disk at a time.
     pub(super) const MAX_IN_FLIGHT: usize = 4096;
 
-    pub(super) fn new(disk: Disk, meta: MetaIo, probe: Option<File>) -> Self {
+    pub(super) fn new(disk: Disk, meta: MetaIo, probe: Option<File>, view: &DiskView) -> Self {
         Self {
             disk,
             meta,
+            path: view.path.clone(),
+            meta_path: view.metadata.clone(),
+            failure: None,
             probe,
             waiting: VecDeque::new(),
             unkicked: false,
@@ -76,7 +87,7 @@ impl DiskDriver {
             && let Some((op, request)) = self.waiting.pop_front()
         {
             match self.disk.submit(OpId(op.0), request) {
-                Some(completion) => events.push_back(event_of(completion)),
+                Some(completion) => events.push_back(self.event_of(completion)),
                 None => self.unkicked = true,
             }
         }
@@ -89,15 +100,15 @@ impl DiskDriver {
         blocks: Blocks,
         events: &mut VecDeque<Event>,
     ) {
-        if let Some((op, ok)) = self.meta.write(op, blocks) {
-            events.push_back(meta_event(op, ok));
+        if let Some(done) = self.meta.write(op, blocks) {
+            events.push_back(self.meta_event(done));
         }
     }
 
     /// A metadata write ended on its thread.
-    pub(super) fn meta_ended(&mut self, op: MetaOpId, ok: bool, events: &mut VecDeque<Event>) {
+    pub(super) fn meta_ended(&mut self, done: MetaDone, events: &mut VecDeque<Event>) {
         self.meta.ended();
-        events.push_back(meta_event(op, ok));
+        events.push_back(self.meta_event(done));
     }
 
     /// Hands to the kernel what was submitted.
@@ -110,8 +121,49 @@ impl DiskDriver {
 
     /// Takes what has completed.
     pub(super) fn collect(&mut self, events: &mut VecDeque<Event>) {
-        self.disk.completions(&mut self.completed);
-        events.extend(self.completed.drain(..).map(event_of));
+        let mut completed = std::mem::take(&mut self.completed);
+        self.disk.completions(&mut completed);
+        events.extend(completed.drain(..).map(|completion| self.event_of(completion)));
+        self.completed = completed;
+    }
+
+    /// What failed first, if anything has. The core does not use the disk any more then.
+    pub(super) fn failure(&self) -> Option<&DiskFailure> {
+        self.failure.as_ref()
+    }
+
+    fn event_of(&mut self, completion: Completion) -> Event {
+        let op = DiskOpId(completion.op.0);
+        let result = match completion.result {
+            Ok(Outcome::Done) => Ok(DiskOutcome::Done),
+            Ok(Outcome::Data(data)) => Ok(DiskOutcome::Data(data)),
+            Ok(Outcome::Zeroes) => Ok(DiskOutcome::Zeroes),
+            Err(error) => {
+                let what = format!("the disk {}: {error}", self.path.display());
+                self.failed(DiskFailure { what, full: error.kind == DiskErrorKind::NoSpace });
+                Err(IoFailure::Disk)
+            }
+        };
+        Event::DiskDone(op, result)
+    }
+
+    fn meta_event(&mut self, (op, result): MetaDone) -> Event {
+        let result = result.map_err(|error| {
+            let place = self.meta_path.display();
+            let what = format!("the metadata in {place} could not be written: {error}");
+            let full =
+                matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+            self.failed(DiskFailure { what, full });
+            IoFailure::Disk
+        });
+        Event::MetaDone(op, result)
+    }
+
+    fn failed(&mut self, failure: DiskFailure) {
+        if self.failure.is_none() {
+            tracing::error!("a disk is not used any more: {}", failure.what);
+            self.failure = Some(failure);
+        }
     }
 
     /// The core gives it up.
@@ -169,22 +221,4 @@ impl DiskDriver {
             Err(_) => None,
         }
     }
-}
-
-fn event_of(completion: Completion) -> Event {
-    let op = DiskOpId(completion.op.0);
-    let result = match completion.result {
-        Ok(Outcome::Done) => Ok(DiskOutcome::Done),
-        Ok(Outcome::Data(data)) => Ok(DiskOutcome::Data(data)),
-        Ok(Outcome::Zeroes) => Ok(DiskOutcome::Zeroes),
-        Err(error) => {
-            tracing::error!(%error, "a disk failed");
-            Err(IoFailure::Disk)
-        }
-    };
-    Event::DiskDone(op, result)
-}
-
-fn meta_event(op: MetaOpId, ok: bool) -> Event {
-    Event::MetaDone(op, if ok { Ok(()) } else { Err(IoFailure::Disk) })
 }

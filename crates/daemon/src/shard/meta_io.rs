@@ -38,7 +38,7 @@ impl MetaFile {
 }
 
 /// The end of a write.
-pub(super) type MetaDone = (MetaOpId, bool);
+pub(super) type MetaDone = (MetaOpId, io::Result<()>);
 
 /// Writes metadata in order. After a failure every further write fails: what is on disk is not
 /// known any more.
@@ -77,23 +77,20 @@ impl MetaIo {
     /// one transaction, one superblock, and the pages of the bitmaps.
     pub(super) fn write(&mut self, op: MetaOpId, blocks: Blocks) -> Option<MetaDone> {
         if self.failed {
-            return Some((op, false));
+            return Some((op, Err(failed_before())));
         }
         match &self.way {
             Way::Inline(file) => {
                 let result = file.write(&blocks);
-                if let Err(error) = &result {
-                    report(error);
-                    self.failed = true;
-                }
-                Some((op, result.is_ok()))
+                self.failed = result.is_err();
+                Some((op, result))
             }
             Way::Thread { jobs, .. } => match jobs.send((op, blocks)) {
                 Ok(()) => {
                     self.in_flight += 1;
                     None
                 }
-                Err(_) => Some((op, false)),
+                Err(_) => Some((op, Err(failed_before()))),
             },
         }
     }
@@ -120,16 +117,15 @@ impl MetaIo {
 fn work(file: &MetaFile, queue: &Receiver<(MetaOpId, Blocks)>, done: &UnboundedSender<MetaDone>) {
     let mut failed = false;
     while let Ok((op, blocks)) = queue.recv() {
-        if !failed && let Err(error) = file.write(&blocks) {
-            report(&error);
-            failed = true;
-        }
-        if done.send((op, !failed)).is_err() {
+        let result = if failed { Err(failed_before()) } else { file.write(&blocks) };
+        failed = result.is_err();
+        if done.send((op, result)).is_err() {
             return;
         }
     }
 }
 
-fn report(error: &io::Error) {
-    tracing::error!(%error, "writing metadata failed; the disk is not used any more");
+/// What the writes behind one that failed say.
+fn failed_before() -> io::Error {
+    io::Error::other("an earlier write failed")
 }

@@ -46,7 +46,7 @@ pub use metadata::{
 pub use open::OpenError;
 pub use socket::LinkSocket;
 pub use thread::{Shard, ShardOptions, TcpAccess};
-pub use view::{DiskView, ResourceView};
+pub use view::{DiskFailure, DiskView, ResourceView};
 
 use holdfast_core as core;
 

@@ -9,7 +9,7 @@ use super::open::OpenDisk;
 use super::registry::Registry;
 use super::spin::Spinner;
 use super::thread::Context;
-use super::view::{DiskView, ResourceView};
+use super::view::{DiskFailure, DiskView, ResourceView};
 use super::{ResourceHandle, ResourceSpec};
 use holdfast_core::{
     Action, Attachment, Command, CommandId, Core, Event, LinkId, Notice, Refusal, Snapshot,
@@ -76,6 +76,8 @@ struct Inner {
     spinner: Rc<Spinner>,
     disk: Option<DiskDriver>,
     disk_view: Option<DiskView>,
+    /// Why the disk is not used any more.
+    failure: Option<DiskFailure>,
     /// The task that waits for the disk's completions.
     disk_task: Option<AbortHandle>,
     links: BTreeMap<NodeId, Link>,
@@ -129,6 +131,7 @@ pub(super) fn start(
         open_count: 0,
         openers: Vec::new(),
         disk: disk_view.clone(),
+        failure: None,
         reads: 0,
         read_bytes: 0,
         writes: 0,
@@ -152,6 +155,7 @@ pub(super) fn start(
             spinner: Rc::clone(&context.spinner),
             disk: driver,
             disk_view,
+            failure: None,
             disk_task: None,
             links: BTreeMap::new(),
             link_tasks: 0,
@@ -205,7 +209,7 @@ impl DiskParts {
     fn of(disk: OpenDisk) -> io::Result<Self> {
         let ready = readable(disk.disk.event_fd().try_clone_to_owned()?)?;
         let (meta, meta_ends) = MetaIo::start(disk.meta)?;
-        let driver = DiskDriver::new(disk.disk, meta, disk.probe);
+        let driver = DiskDriver::new(disk.disk, meta, disk.probe, &disk.view);
         Ok(Self { driver, ready, meta_ends, attachment: Some(disk.attachment), view: disk.view })
     }
 }
@@ -229,8 +233,8 @@ async fn drive_disk(resource: Rc<Resource>, ready: AsyncFd<OwnedFd>) {
 
 /// Takes the ends of metadata writes until the metadata are closed.
 async fn drive_metadata(resource: Rc<Resource>, mut ends: UnboundedReceiver<MetaDone>) {
-    while let Some((op, ok)) = ends.recv().await {
-        resource.metadata_ended(op, ok);
+    while let Some(done) = ends.recv().await {
+        resource.metadata_ended(done);
         resource.finish();
     }
 }
@@ -299,11 +303,11 @@ impl Resource {
         inner.run();
     }
 
-    fn metadata_ended(&self, op: holdfast_core::MetaOpId, ok: bool) {
+    fn metadata_ended(&self, done: MetaDone) {
         let mut inner = self.inner.borrow_mut();
         let inner = &mut *inner;
         if let Some(disk) = &mut inner.disk {
-            disk.meta_ended(op, ok, &mut inner.events);
+            disk.meta_ended(done, &mut inner.events);
         }
         inner.run();
     }
@@ -553,6 +557,12 @@ impl Inner {
         self.spinner.note(std::mem::take(&mut self.handled));
         if let Some(disk) = &mut self.disk {
             disk.kick();
+            if self.failure.is_none()
+                && let Some(failure) = disk.failure()
+            {
+                self.failure = Some(failure.clone());
+                self.changed = true;
+            }
             if disk.is_done()
                 && let Some(disk) = self.disk.take()
             {
@@ -582,6 +592,7 @@ impl Inner {
             open_count: self.connections.len(),
             openers: self.openers(),
             disk: self.disk_view.clone(),
+            failure: self.failure.clone(),
             reads: stats.reads,
             read_bytes: stats.read_bytes,
             writes: stats.writes,

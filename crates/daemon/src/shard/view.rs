@@ -19,6 +19,8 @@ pub struct ResourceView {
     pub openers: Vec<PeerAddress>,
     /// The local disk while it is open.
     pub disk: Option<DiskView>,
+    /// Why the disk is not used any more, when it was open and failed.
+    pub failure: Option<DiskFailure>,
     /// Requests of clients and their bytes since the start: reads.
     pub reads: u64,
     /// See `reads`.
@@ -32,6 +34,15 @@ pub struct ResourceView {
 impl ResourceView {
     /// How many openers are listed.
     pub const OPENERS: usize = 64;
+}
+
+/// What of a disk failed first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskFailure {
+    /// A sentence that names the file and the error.
+    pub what: String,
+    /// No space is left on a filesystem: the disk itself may be fine.
+    pub full: bool,
 }
 
 /// The local disk of a resource.
