@@ -2,6 +2,7 @@
 
 use crate::output::{Style, Ui};
 use holdfast_api::error::without_numbers;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 /// The longest word of a command that is printed whole, unless it is a path.
@@ -82,7 +83,8 @@ impl Report {
 
     fn text(&self, text: &str) {
         if !self.ui.quiet && !self.ui.json {
-            self.ui.text(text);
+            // Daemons are running: who reads this no more ends the demo as it would end itself.
+            let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
         }
     }
 
