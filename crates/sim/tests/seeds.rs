@@ -94,9 +94,11 @@ fn broken_by(bug: PlantedBug) -> &'static [&'static str] {
         PlantedBug::EarlyAck => {
             &["what a member missed is durably known before completion", "protocol"]
         }
-        PlantedBug::NoGenerationBump => {
-            &["what a member missed is durably known before completion"]
-        }
+        PlantedBug::NoGenerationBump => &[
+            "what a member missed is durably known before completion",
+            "nobody's data are overwritten unasked",
+            "a promoted node has every completed write",
+        ],
         PlantedBug::FlushNotForwarded => {
             &["a completed flush is durable", "a completed FUA write is durable"]
         }
