@@ -5,8 +5,9 @@ use crate::node::Node;
 use crate::{metrics, refuse, status};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Extension, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
@@ -29,6 +30,8 @@ use tokio_stream::wrappers::BroadcastStream;
 
 /// The longest body of a call, in bytes.
 const MAX_BODY: usize = 1 << 20;
+/// So much of a body that is longer is read, and thrown away, before the call is refused.
+const MOST_TAKEN: usize = 16 << 20;
 /// The longest reason that the framework gives, in bytes.
 const MAX_REASON: usize = 4096;
 /// Callers on the control socket at a time, readers of events not counted.
@@ -191,8 +194,28 @@ fn router(node: Arc<Node>) -> Router {
         .fallback(no_such_call)
         .method_not_allowed_fallback(no_such_call)
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(axum::middleware::from_fn(take_long_bodies))
         .layer(axum::middleware::map_response(as_refusal))
         .with_state(node)
+}
+
+/// A caller that is still sending does not hear an answer: a body that is somewhat too long is taken
+/// to its end before it is refused.
+async fn take_long_bodies(request: Request, next: Next) -> Response {
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if length.is_none_or(|length| length <= MAX_BODY) {
+        return next.run(request).await;
+    }
+    let mut left = MOST_TAKEN;
+    let mut body = request.into_body().into_data_stream();
+    while let Some(Ok(part)) = body.next().await
+        && part.len() <= left
+    {
+        left -= part.len();
+    }
+    let message = format!("the call was refused: its body is longer than {MAX_BODY} bytes");
+    Failure(ApiError::new(ErrorCode::InvalidRequest, message)).into_response()
 }
 
 /// What the framework refuses by itself (a query, a body that is too long) becomes a refusal like
