@@ -141,8 +141,9 @@ fn i_am_better(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateRepor
         let has_all = (!r.lost_cache, lost_earlier);
         (
             r.role == Role::Primary,
-            !by.saw_failure,
             has_all,
+            // It may have been made whole since, and who saw it not have heard of that.
+            !by.saw_failure,
             current,
             r.crashed_primary && r.doubtful,
         )
