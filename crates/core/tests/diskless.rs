@@ -220,3 +220,39 @@ fn a_target_takes_back_what_only_it_got_when_the_primary_calls_its_source_whole(
     assert_eq!(w.nodes[1].data.get(&2000), None, "as at its source");
     assert_eq!(w.peer(1, 0).out_of_sync, 0);
 }
+
+#[test]
+fn a_member_without_a_disk_misses_nothing_whatever_is_in_doubt() {
+    let mut w = World::with_diskless(3);
+    w.promote(0);
+    w.write(0, 1, 1);
+    w.kill(0);
+    w.start(0);
+    w.promote(0);
+    w.kill(1);
+    w.write(0, 2, 1);
+    w.start(1);
+    all_is_equal(&w);
+    for i in [0, 1] {
+        assert_eq!(w.peer(i, 2).out_of_sync, 0);
+    }
+}
+
+#[test]
+fn a_consistent_node_beside_one_whose_disk_cannot_be_used_is_promoted_by_force_only() {
+    let mut w = World::new(2);
+    w.promote(0);
+    w.write(0, 1, 1);
+    w.kill(1);
+    w.write(0, 2, 1);
+    w.kill(0);
+    // It comes back, and its metadata cannot be read.
+    w.nodes[0].diskless = true;
+    w.start(0);
+    w.nodes[0].diskless = false;
+    w.start(1);
+    assert_eq!(w.snapshot(1).disk, DiskState::Consistent);
+    let promote = |force| Command::Promote { force };
+    assert!(w.command(1, promote(false)).is_some_and(|result| result.is_err()));
+    assert_eq!(w.command(1, promote(true)), Some(Ok(())));
+}

@@ -207,6 +207,10 @@ mod tests {
         let synced = Wait { what: WaitFor::Synced, peer: None, timeout_seconds: None };
         assert_eq!(holds(&alone, &synced), Ok(true));
         assert_eq!(holds(&down, &synced), Ok(false));
+        // A third node fills it.
+        let filled = PeerStatus { disk: "Inconsistent".into(), ..peer("beta", "Established", 0) };
+        let third = ResourceStatus { peers: vec![filled], ..alone };
+        assert_eq!(holds(&third, &synced), Ok(false));
     }
 
     #[test]
