@@ -377,6 +377,17 @@ fn restart_source(w: &mut World) {
 }
 
 #[test]
+fn a_clean_stop_of_the_source_keeps_how_far_a_resync_is() {
+    let mut w = filling(None);
+    assert_eq!(w.command(0, Command::Stop), Some(Ok(())));
+    let stopped = w.on_disk(0).superblock;
+    assert!(stopped.flags.contains(DiskFlags::CLEAN));
+    assert!(stopped.peers[1].flags.contains(PeerFlags::FILLING));
+    w.kill(0);
+    restart_source(&mut w);
+}
+
+#[test]
 fn a_source_that_was_killed_sends_also_what_it_noted_after_the_fill_began() {
     let mut w = filling(None);
     w.hold = Some(Box::new(|from, _, m| from == 0 && matches!(m, Message::Write { .. })));
