@@ -127,7 +127,7 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
     let nbd_access = nbd_access(&settings.nbd_access)?;
     let nbd_tcp = settings.nbd_listen.map(|address| bind(address, "--nbd-listen")).transpose()?;
     let devices = commands::device::options(&settings.run_dir());
-    match holdfast_device::clean_up_stale(&devices) {
+    match holdfast_device::clean_up_stale(&devices, |_| false) {
         Ok(cleaned) if cleaned.names.is_empty() && cleaned.in_use.is_empty() => {}
         Ok(cleaned) => tracing::info!(?cleaned, "devices of an earlier run were removed"),
         Err(error) => tracing::warn!("{error}"),

@@ -11,7 +11,9 @@
 #![deny(clippy::cast_possible_truncation)]
 
 mod backend;
+mod blockdev;
 mod device;
+mod driver;
 mod error;
 mod fuse;
 mod fuse_loop;
@@ -19,6 +21,7 @@ mod loopdev;
 mod nbd;
 mod openers;
 mod pool;
+mod record;
 mod stale;
 mod sysinfo;
 mod via;
