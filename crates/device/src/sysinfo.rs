@@ -90,10 +90,28 @@ pub(crate) fn device_number(name: &str) -> io::Result<DeviceNumber> {
     DeviceNumber::parse(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
+/// The size in bytes of the block device with this kernel name.
+pub(crate) fn size_bytes(name: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/sys/block/{name}/size"))?;
+    let sectors: Option<u64> = text.trim().parse().ok();
+    let bytes = sectors.and_then(|sectors| sectors.checked_mul(512));
+    bytes.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
 /// The block devices that are built on the one with this kernel name (device mapper, md).
 pub(crate) fn holders(name: &str) -> Vec<String> {
     let entries = fs::read_dir(format!("/sys/block/{name}/holders")).into_iter().flatten();
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// The numbers `N` of all block devices `nbdN`, in order.
+pub(crate) fn nbd_numbers() -> io::Result<Vec<u32>> {
+    let names = fs::read_dir("/sys/block")?.flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut numbers: Vec<u32> =
+        names.filter_map(|name| name.strip_prefix("nbd")?.parse().ok()).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 /// The kernel names of all loop devices.
