@@ -5,6 +5,7 @@ use crate::blockdev::BlockDevice;
 use crate::device::DeviceOptions;
 use crate::error::DeviceError;
 use crate::fuse_loop::FuseLoop;
+use crate::nbd_kernel::{self, NbdDevice};
 use crate::record::Record;
 use crate::via::{Kind, Refusal};
 use std::fs::File;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 pub(crate) enum Driver {
     /// Boxed: it comes back in the error of a refused detach.
     Fuse(Box<FuseLoop>),
+    Nbd(Box<NbdDevice>),
 }
 
 impl Driver {
@@ -28,7 +30,10 @@ impl Driver {
         match kind {
             Kind::Fuse => FuseLoop::attach(name, backend, &options.run_dir, options.threads)
                 .map(|made| Self::Fuse(Box::new(made))),
-            Kind::Ublk | Kind::Nbd => Err(no_driver(kind)),
+            Kind::Nbd => {
+                NbdDevice::attach(name, backend, options).map(|made| Self::Nbd(Box::new(made)))
+            }
+            Kind::Ublk => Err(no_driver(kind)),
         }
     }
 
@@ -36,13 +41,15 @@ impl Driver {
     /// any more. What the record says of size and blocks is what the backend has.
     pub(crate) fn recover(
         record: &Record,
-        _name: &str,
-        _backend: Arc<dyn Backend>,
-        _options: &DeviceOptions,
+        name: &str,
+        backend: Arc<dyn Backend>,
+        options: &DeviceOptions,
     ) -> Result<Option<Self>, DeviceError> {
         match record.kind {
             Kind::Fuse => Ok(None),
-            Kind::Ublk | Kind::Nbd => Err(no_driver(record.kind)),
+            Kind::Nbd => NbdDevice::recover(record, name, backend, options)
+                .map(|made| made.map(|made| Self::Nbd(Box::new(made)))),
+            Kind::Ublk => Err(no_driver(record.kind)),
         }
     }
 
@@ -50,6 +57,7 @@ impl Driver {
     pub(crate) fn device(&self) -> &BlockDevice {
         match self {
             Self::Fuse(driver) => driver.device(),
+            Self::Nbd(driver) => driver.device(),
         }
     }
 
@@ -59,6 +67,7 @@ impl Driver {
     pub(crate) fn close(&mut self, claimed: File) -> io::Result<bool> {
         match self {
             Self::Fuse(driver) => driver.close(claimed),
+            Self::Nbd(driver) => driver.close(claimed).map(|()| true),
         }
     }
 
@@ -67,6 +76,7 @@ impl Driver {
     pub(crate) fn abort(&mut self) {
         match self {
             Self::Fuse(driver) => driver.abort(),
+            Self::Nbd(driver) => driver.abort(),
         }
     }
 
@@ -74,6 +84,7 @@ impl Driver {
     pub(crate) fn can_be_left(&self) -> bool {
         match self {
             Self::Fuse(_) => false,
+            Self::Nbd(_) => true,
         }
     }
 
@@ -82,6 +93,7 @@ impl Driver {
     pub(crate) fn leave(&mut self) {
         match self {
             Self::Fuse(driver) => driver.abort(),
+            Self::Nbd(driver) => driver.leave(),
         }
     }
 }
@@ -89,7 +101,8 @@ impl Driver {
 /// Whether the kernel still has the device of this record.
 pub(crate) fn exists(record: &Record) -> bool {
     match record.kind {
-        Kind::Fuse | Kind::Ublk | Kind::Nbd => false,
+        Kind::Nbd => nbd_kernel::exists(record),
+        Kind::Fuse | Kind::Ublk => false,
     }
 }
 
@@ -97,7 +110,8 @@ pub(crate) fn exists(record: &Record) -> bool {
 /// not have it any more.
 pub(crate) fn remove_left(record: &Record) -> io::Result<bool> {
     match record.kind {
-        Kind::Fuse | Kind::Ublk | Kind::Nbd => Ok(false),
+        Kind::Nbd => nbd_kernel::remove_left(record),
+        Kind::Fuse | Kind::Ublk => Ok(false),
     }
 }
 

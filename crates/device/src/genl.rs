@@ -158,8 +158,7 @@ impl Family {
 
     /// The next datagram; empty when it is not the kernel's.
     fn datagram<'a>(&self, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
-        let (len, _, from) =
-            rustix::net::recvfrom(&self.socket, &mut *buffer, RecvFlags::empty())?;
+        let (len, _, from) = rustix::net::recvfrom(&self.socket, &mut *buffer, RecvFlags::empty())?;
         // Another process can send to us, too; the kernel has the number 0.
         let from = from.and_then(|from| SocketAddrNetlink::try_from(from).ok());
         let is_kernel = from.is_some_and(|from| from.pid() == 0);
@@ -307,7 +306,9 @@ mod tests {
 
     #[test]
     fn broken_attributes_and_messages_end_the_search() {
-        for bytes in [&b""[..], b"\x01", b"\x00\x00\x01\x00", b"\x03\x00\x01\x00", b"\xff\xff\x01\x00"] {
+        for bytes in
+            [&b""[..], b"\x01", b"\x00\x00\x01\x00", b"\x03\x00\x01\x00", b"\xff\xff\x01\x00"]
+        {
             assert_eq!(find(bytes, 1), None, "{bytes:?}");
         }
         let good = request(20, 3, 1, &Attributes::default());

@@ -5,17 +5,20 @@
 //! process was killed for instance, I/O waits, and the device is given a new one.
 
 use crate::backend::{Backend, KernelLine};
+use crate::blockdev::BlockDevice;
+use crate::device::DeviceOptions;
 use crate::error::DeviceError;
 use crate::nbd_netlink::{DeadLinks, NbdNetlink, Setup};
 use crate::nbd_serve;
-use crate::sysinfo::{self, DeviceNumber};
+use crate::record::Record;
+use crate::sysinfo;
+use crate::via::Kind;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,15 +37,18 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// Sockets that the kernel may have; more are not kept track of.
 const MAX_LINES: usize = 4;
 
-/// A device over a backend. Dropping it does nothing to the kernel's device but to cut its
-/// connection.
+/// How often a free number is looked for that somebody else then takes first.
+const TRIES: usize = 16;
+
+/// A device over a backend. Dropping it takes the device away by force, unless it was left.
 pub(crate) struct NbdDevice {
     shared: Arc<Shared>,
-    node: PathBuf,
-    number: DeviceNumber,
+    device: BlockDevice,
     /// Closing it ends the keeper.
     stop: Option<UnixStream>,
     keeper: Option<std::thread::JoinHandle<()>>,
+    /// Whether the kernel's device is ours.
+    attached: bool,
 }
 
 /// What the keeper works with.
@@ -59,127 +65,102 @@ struct Shared {
 }
 
 impl NbdDevice {
-    /// Makes a device. The identifier is what [`NbdDevice::recover`] knows it by.
+    /// Makes a device; first its [`Record`] is written.
     pub(crate) fn attach(
+        name: &str,
         backend: Arc<dyn Backend>,
-        identifier: &str,
-        threads: usize,
+        options: &DeviceOptions,
     ) -> Result<Self, DeviceError> {
-        let path = Path::new("nbd");
-        let failed = |what| DeviceError::system::<io::Error>(what, path);
-        let mut netlink = NbdNetlink::open().map_err(failed("reaching the kernel's NBD client"))?;
-        let dead_links = DeadLinks::listen().map_err(failed("listening to the NBD client"))?;
-        let line = line_to(&backend, threads).map_err(failed("connecting the NBD client"))?;
-        let setup = Setup {
+        let mut record = Record {
+            kind: Kind::Nbd,
+            id: 0,
+            token: token().map_err(failed("taking a random number", name))?,
             size: backend.size(),
             block_size: backend.block_size(),
+            read_only: backend.is_read_only(),
+        };
+        let mut netlink = NbdNetlink::open().map_err(failed("reaching the NBD client", name))?;
+        let dead_links =
+            DeadLinks::listen().map_err(failed("listening to the NBD client", name))?;
+        let line = line_to(&backend, options.threads)
+            .map_err(failed("making a connection for the NBD client", name))?;
+        let identifier = identifier(record.token);
+        let setup = Setup {
+            size: record.size,
+            block_size: record.block_size,
             flags: line.flags.0,
             dead_seconds: DEAD_LIMIT.as_secs(),
-            identifier,
+            identifier: &identifier,
         };
-        let index = netlink
-            .connect(&setup, line.socket.as_fd())
-            .map_err(failed("making a device of the NBD client"))?;
-        let made = Self::keep(index, identifier, backend, threads, vec![line.socket], dead_links);
-        if made.is_err() {
-            // Nobody uses it yet.
-            let _ = netlink.disconnect(index);
+        for _ in 0..TRIES {
+            record.id = free_number().map_err(failed("finding a free NBD device", name))?;
+            record.save(&options.run_dir, name)?;
+            match netlink.connect(record.id, &setup, line.socket.as_fd()) {
+                Ok(()) => {
+                    let shared = Shared::new(&record, backend, options.threads, line.socket);
+                    return Self::keep(shared, dead_links).map_err(|error| {
+                        // Nobody uses it yet.
+                        let _ = netlink.disconnect(record.id);
+                        failed("setting up an NBD device", name)(error)
+                    });
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                Err(error) => return Err(failed("making an NBD device", name)(error)),
+            }
         }
-        made
+        let busy = io::Error::from_raw_os_error(libc::EBUSY);
+        Err(failed("finding a free NBD device", name)(busy))
     }
 
-    /// Takes over a device that another process made with this identifier, and gives it a new
-    /// socket: its I/O, which waits, goes on.
-    ///
-    /// # Errors
-    /// When there is no such device any more, the backend has another size, or a call fails.
+    /// Takes over the device of the record, and gives it a new socket: its I/O, which waits, goes
+    /// on. `None` when there is no such device any more.
     pub(crate) fn recover(
-        index: u32,
+        record: &Record,
+        name: &str,
         backend: Arc<dyn Backend>,
-        identifier: &str,
-        threads: usize,
-    ) -> Result<Self, DeviceError> {
-        let name = format!("nbd{index}");
-        let node = PathBuf::from(format!("/dev/{name}"));
-        let failed = |what| DeviceError::system::<io::Error>(what, &node);
-        if !is_ours(&name, identifier) {
-            let gone = io::Error::from_raw_os_error(libc::ENODEV);
-            return Err(failed("taking over a device of the NBD client")(gone));
+        options: &DeviceOptions,
+    ) -> Result<Option<Self>, DeviceError> {
+        if !exists(record) {
+            return Ok(None);
         }
-        let size = sysinfo::size_bytes(&name).map_err(failed("reading the size"))?;
-        if size != backend.size() {
-            let now = backend.size();
-            let why = format!("the device has {size} bytes, and what is behind it has {now}");
-            return Err(failed("taking it over")(io::Error::other(why)));
-        }
-        let mut netlink = NbdNetlink::open().map_err(failed("reaching the kernel's NBD client"))?;
+        let mut netlink = NbdNetlink::open().map_err(failed("reaching the NBD client", name))?;
         // First this, then the new socket: should the old one die only afterwards, we hear of it.
-        let dead_links = DeadLinks::listen().map_err(failed("listening to the NBD client"))?;
-        let line = line_to(&backend, threads).map_err(failed("connecting the NBD client"))?;
+        let dead_links =
+            DeadLinks::listen().map_err(failed("listening to the NBD client", name))?;
+        let line = line_to(&backend, options.threads)
+            .map_err(failed("making a connection for the NBD client", name))?;
         netlink
-            .reconnect(index, identifier, line.socket.as_fd())
-            .map_err(failed("giving the NBD client a new socket"))?;
-        Self::keep(index, identifier, backend, threads, vec![line.socket], dead_links)
+            .reconnect(record.id, &identifier(record.token), line.socket.as_fd())
+            .map_err(failed("giving the NBD client a new socket", name))?;
+        let shared = Shared::new(record, backend, options.threads, line.socket);
+        Self::keep(shared, dead_links).map(Some).map_err(failed("taking over an NBD device", name))
     }
 
-    fn keep(
-        index: u32,
-        identifier: &str,
-        backend: Arc<dyn Backend>,
-        threads: usize,
-        lines: Vec<UnixStream>,
-        mut dead_links: DeadLinks,
-    ) -> Result<Self, DeviceError> {
-        let name = format!("nbd{index}");
-        let node = PathBuf::from(format!("/dev/{name}"));
-        let failed = |what| DeviceError::system::<io::Error>(what, &node);
-        let number = sysinfo::device_number(&name).map_err(failed("reading the number"))?;
-        sysinfo::make_node(&node, number).map_err(failed("making the node"))?;
-        set_look_again(&name, LOOK_AGAIN);
-        let (stop, stopped) = UnixStream::pair().map_err(failed("making a socket"))?;
-        let identifier = identifier.to_owned();
-        let lines = Mutex::new(lines);
-        let shared = Arc::new(Shared { index, name, identifier, backend, threads, lines });
+    /// The device that the kernel has; from now on it gets a new socket when the old one dies.
+    fn keep(shared: Shared, mut dead_links: DeadLinks) -> io::Result<Self> {
+        let device = BlockDevice::named(shared.name.clone())?;
+        device.make_node()?;
+        set_look_again(&shared.name, LOOK_AGAIN);
+        let shared = Arc::new(shared);
         let owned = Arc::clone(&shared);
-        let keeper = std::thread::Builder::new()
-            .name("nbd-keeper".to_owned())
-            .spawn(move || {
-                while dead_links.wait(index, stopped.as_fd()) && owned.renew(&stopped) {}
-            })
-            .map_err(failed("starting a thread"))?;
-        Ok(Self { shared, node, number, stop: Some(stop), keeper: Some(keeper) })
+        let (stop, stopped) = UnixStream::pair()?;
+        let keep = move || {
+            while dead_links.wait(owned.index, stopped.as_fd()) && owned.renew(&stopped) {}
+        };
+        let keeper = std::thread::Builder::new().name("nbd-keeper".to_owned()).spawn(keep)?;
+        Ok(Self { shared, device, stop: Some(stop), keeper: Some(keeper), attached: true })
     }
 
-    /// The kernel's number of the device.
-    pub(crate) fn index(&self) -> u32 {
-        self.shared.index
+    pub(crate) fn device(&self) -> &BlockDevice {
+        &self.device
     }
 
-    /// The kernel's name.
-    pub(crate) fn name(&self) -> &str {
-        &self.shared.name
-    }
-
-    pub(crate) fn node(&self) -> &Path {
-        &self.node
-    }
-
-    pub(crate) fn number(&self) -> DeviceNumber {
-        self.number
-    }
-
-    /// Opens the device; nobody can mount it or take it exclusively until the file is closed.
-    ///
-    /// # Errors
-    /// `EBUSY` when somebody has it exclusively, which is what a mount does.
-    pub(crate) fn claim(&self) -> io::Result<File> {
-        File::options().read(true).custom_flags(libc::O_EXCL).open(&self.node)
-    }
-
-    /// Takes the device away. `claimed` is the device, opened by [`NbdDevice::claim`] and flushed.
+    /// Takes the device away. `claimed` is the device, opened by [`BlockDevice::claim`] and flushed.
+    /// Somebody who has opened it meanwhile without claiming it gets errors.
     pub(crate) fn close(&mut self, claimed: File) -> io::Result<()> {
         self.stop_keeper();
         self.disconnect()?;
+        self.attached = false;
         drop(claimed);
         let deadline = Instant::now() + CLOSE_LIMIT;
         // One that somebody has opened meanwhile is freed when it is closed.
@@ -192,15 +173,18 @@ impl NbdDevice {
     /// Fails what is pending and all I/O from now on. The kernel's device goes with its last user.
     pub(crate) fn abort(&mut self) {
         self.stop_keeper();
-        if let Err(error) = self.disconnect() {
-            tracing::warn!(device = %self.node.display(), %error, "disconnecting failed");
+        if std::mem::take(&mut self.attached)
+            && let Err(error) = self.disconnect()
+        {
+            tracing::warn!(device = self.shared.name, %error, "disconnecting failed");
         }
     }
 
     /// Leaves the device to the next process: its I/O waits until [`NbdDevice::recover`].
-    pub(crate) fn leave(mut self) {
+    pub(crate) fn leave(&mut self) {
         self.stop_keeper();
-        self.cut();
+        self.attached = false;
+        self.shared.cut();
     }
 
     /// Tells the kernel that the backend has another size.
@@ -215,15 +199,8 @@ impl NbdDevice {
     fn disconnect(&self) -> io::Result<()> {
         set_look_again(&self.shared.name, LOOK_AGAIN_DEFAULT);
         // The kernel sends a farewell, which a server that takes nothing would hold up.
-        self.cut();
+        self.shared.cut();
         NbdNetlink::open()?.disconnect(self.shared.index)
-    }
-
-    fn cut(&self) {
-        for line in self.shared.lines().drain(..) {
-            // One that is dead is cut already.
-            let _ = line.shutdown(std::net::Shutdown::Both);
-        }
     }
 
     fn stop_keeper(&mut self) {
@@ -237,12 +214,44 @@ impl NbdDevice {
 
 impl Drop for NbdDevice {
     fn drop(&mut self) {
-        self.stop_keeper();
-        self.cut();
+        self.abort();
     }
 }
 
+/// Whether the kernel has the device of the record.
+pub(crate) fn exists(record: &Record) -> bool {
+    is_ours(&name_of(record.id), &identifier(record.token))
+}
+
+/// Takes away the device of the record, which nobody serves: its I/O fails. `false` when the kernel
+/// does not have it.
+pub(crate) fn remove_left(record: &Record) -> io::Result<bool> {
+    if !exists(record) {
+        return Ok(false);
+    }
+    set_look_again(&name_of(record.id), LOOK_AGAIN_DEFAULT);
+    NbdNetlink::open()?.disconnect(record.id).map(|()| true)
+}
+
 impl Shared {
+    fn new(record: &Record, backend: Arc<dyn Backend>, threads: usize, line: UnixStream) -> Self {
+        Self {
+            index: record.id,
+            name: name_of(record.id),
+            identifier: identifier(record.token),
+            backend,
+            threads,
+            lines: Mutex::new(vec![line]),
+        }
+    }
+
+    fn cut(&self) {
+        for line in self.lines().drain(..) {
+            // One that is dead is cut already.
+            let _ = line.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
     fn lines(&self) -> MutexGuard<'_, Vec<UnixStream>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -293,19 +302,40 @@ fn line_to(backend: &Arc<dyn Backend>, threads: usize) -> io::Result<KernelLine>
     Ok(KernelLine { socket, flags: nbd_serve::flags_of(&**backend) })
 }
 
+fn name_of(index: u32) -> String {
+    format!("nbd{index}")
+}
+
+fn token() -> io::Result<u64> {
+    getrandom::u64().map_err(|error| io::Error::other(error.to_string()))
+}
+
+fn identifier(token: u64) -> String {
+    format!("holdfast-{token:016x}")
+}
+
+fn failed(what: &'static str, name: &str) -> impl FnOnce(io::Error) -> DeviceError {
+    DeviceError::system(what, Path::new(name))
+}
+
+/// The first number that nobody uses; when all that the kernel has are used, one more.
+fn free_number() -> io::Result<u32> {
+    let numbers = sysinfo::nbd_numbers()?;
+    let unused = numbers.iter().find(|number| !is_connected(&name_of(**number)));
+    let next = numbers.last().map_or(0, |last| last.saturating_add(1));
+    Ok(unused.copied().unwrap_or(next))
+}
+
 /// Whether the device with this kernel name has a connection, dead or not.
 fn is_connected(name: &str) -> bool {
     Path::new(&format!("/sys/block/{name}/pid")).exists()
 }
 
-/// Whether the device is the one that was made with the identifier. Kernels before 5.14 do not
-/// tell: then it is enough that it is connected.
+/// Whether the device is the one that was made with the identifier.
 fn is_ours(name: &str, identifier: &str) -> bool {
     is_connected(name)
-        && match fs::read_to_string(format!("/sys/block/{name}/backend")) {
-            Ok(told) => told.trim_end_matches('\n') == identifier,
-            Err(error) => error.kind() == io::ErrorKind::NotFound,
-        }
+        && fs::read_to_string(format!("/sys/block/{name}/backend"))
+            .is_ok_and(|told| told.trim_end_matches('\n') == identifier)
 }
 
 fn set_look_again(name: &str, interval: Duration) {

@@ -117,7 +117,9 @@ impl NbdNetlink {
     /// # Errors
     /// What the kernel said.
     pub(crate) fn disconnect(&mut self, index: u32) -> io::Result<()> {
-        self.0.ask(command::DISCONNECT, Attributes::default().u32(attribute::INDEX, index)).map(drop)
+        self.0
+            .ask(command::DISCONNECT, Attributes::default().u32(attribute::INDEX, index))
+            .map(drop)
     }
 }
 

@@ -1,7 +1,11 @@
+use crate::nbd_netlink::NbdNetlink;
+use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io;
+use std::process::{Command, Stdio};
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 /// By which way of the kernel a device shall be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -114,12 +118,76 @@ fn choose_among(
 /// What stands against this way; `None` when it can be used.
 fn obstacle(kind: Kind) -> Option<String> {
     match kind {
-        Kind::Ublk | Kind::Nbd => {
-            Some(format!("Holdfast {} has no driver for it", env!("CARGO_PKG_VERSION")))
-        }
+        Kind::Ublk => Some(format!("Holdfast {} has no driver for it", env!("CARGO_PKG_VERSION"))),
+        Kind::Nbd => nbd_obstacle(),
         Kind::Fuse => {
             cannot_open("/dev/fuse", "fuse").or_else(|| cannot_open("/dev/loop-control", "loop"))
         }
+    }
+}
+
+/// The first kernel whose NBD devices carry a word by which they are known again.
+const NBD_SINCE: (u32, u32) = (5, 14);
+
+fn nbd_obstacle() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("only root can use it".to_owned());
+    }
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    if version_of(&release).is_none_or(|version| version < NBD_SINCE) {
+        return Some(format!("it needs Linux 5.14, and this is {release}"));
+    }
+    if let Err(error) = NbdNetlink::open() {
+        if error.kind() != io::ErrorKind::NotFound {
+            return Some(format!("its netlink cannot be used: {error}"));
+        }
+        if let Err(why) = load_module("nbd") {
+            return Some(why);
+        }
+        if let Err(error) = NbdNetlink::open() {
+            return Some(format!("its module is loaded, but its netlink cannot be used: {error}"));
+        }
+    }
+    match fs::metadata("/sys/block") {
+        Ok(_) => None,
+        Err(error) => Some(format!("/sys is not there to tell of its devices: {error}")),
+    }
+}
+
+/// The first two numbers of a kernel's release.
+fn version_of(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Has the kernel's module loaded; tried once for each process.
+///
+/// # Errors
+/// Why it is not there, as the end of a sentence.
+fn load_module(name: &'static str) -> Result<(), String> {
+    static TRIED: Mutex<BTreeMap<&str, Result<(), String>>> = Mutex::new(BTreeMap::new());
+    let mut tried = TRIED.lock().unwrap_or_else(PoisonError::into_inner);
+    tried.entry(name).or_insert_with(|| modprobe(name)).clone()
+}
+
+fn modprobe(name: &str) -> Result<(), String> {
+    // The program by which the kernel itself loads modules.
+    let program = fs::read_to_string("/proc/sys/kernel/modprobe").unwrap_or_default();
+    let program = match program.trim() {
+        "" => "modprobe",
+        program => program,
+    };
+    let failed = |why: &str| Err(format!("the module {name} is not loaded, and {why}"));
+    match Command::new(program).args(["-q", "--", name]).stdin(Stdio::null()).output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            match said.lines().next().map(str::trim).filter(|line| !line.is_empty()) {
+                Some(line) => failed(&format!("`modprobe {name}` failed: {line}")),
+                None => failed(&format!("`modprobe {name}` found none for this kernel")),
+            }
+        }
+        Err(error) => failed(&format!("`{program}` cannot be run: {error}")),
     }
 }
 
@@ -138,7 +206,7 @@ fn cannot_open(node: &str, module: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Kind, Refusal, Via, choose, choose_among};
+    use super::{Kind, NBD_SINCE, Refusal, Via, choose, choose_among, load_module, version_of};
 
     #[test]
     fn the_best_way_that_is_there_wins() {
@@ -158,6 +226,20 @@ mod tests {
              fuse: fuse broke"
         );
         assert!(choose(Via::Ublk).unwrap_err().to_string().contains("no driver"));
+    }
+
+    #[test]
+    fn the_release_of_a_kernel_is_read() {
+        assert_eq!(version_of("6.1.0-50-amd64"), Some((6, 1)));
+        assert_eq!(version_of("5.14-rc1"), Some((5, 14)));
+        assert_eq!(version_of("linux"), None);
+        assert!(version_of("5.9.1").unwrap() < NBD_SINCE);
+    }
+
+    #[test]
+    fn a_module_that_is_not_there_is_named() {
+        let why = load_module("no_such_module_of_holdfast").unwrap_err();
+        assert!(why.starts_with("the module no_such_module_of_holdfast is not loaded, and "));
     }
 
     #[test]
