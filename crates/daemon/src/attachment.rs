@@ -265,6 +265,7 @@ impl Attachment {
         let backend = Arc::new(RemoteBackend::new(disk.clone()));
         let device = LocalDevice::attach(&self.name, backend, &options)
             .map_err(|error| refuse::device(&error))?;
+        let reason = Some(device.reason().to_owned());
         let identity = disk.status().map(|status| status.identity).unwrap_or_default();
         let running = Running {
             path: device.path().display().to_string(),
@@ -280,7 +281,7 @@ impl Attachment {
         state.record.identity = None;
         state.problem = None;
         state.running = Some(running);
-        Ok(Attached { name, path, kind, identity })
+        Ok(Attached { name, path, kind, reason, identity })
     }
 
     /// What `attachments` shows. Blocks for a moment.

@@ -21,6 +21,7 @@ mod http;
 mod keeper;
 mod local;
 mod log;
+mod memory;
 mod metrics;
 mod node;
 mod options;
@@ -37,5 +38,6 @@ mod statefile;
 mod status;
 mod task;
 
+pub use memory::guard_memory;
 pub use options::{DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, NbdAccess};
 pub use run::run;

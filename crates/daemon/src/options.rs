@@ -47,6 +47,8 @@ pub struct DaemonOptions {
     pub http: Option<String>,
     /// The control socket.
     pub socket: Option<PathBuf>,
+    /// Whether the daemon locks its memory; it does when nobody says.
+    pub lock_memory: Option<bool>,
     /// The revision that the program was built from, for `GET /v1/version`; may be empty.
     pub git: String,
 }
@@ -83,6 +85,7 @@ struct ConfigFile {
     nbd_allow: Vec<String>,
     http: Option<String>,
     socket: Option<PathBuf>,
+    lock_memory: Option<bool>,
 }
 
 /// What holds after the command line, the configuration file and the defaults were put together.
@@ -97,6 +100,7 @@ pub(crate) struct Settings {
     pub(crate) nbd_listen: Option<SocketAddr>,
     pub(crate) nbd_access: NbdAccess,
     pub(crate) socket: PathBuf,
+    pub(crate) lock_memory: bool,
     pub(crate) git: String,
 }
 
@@ -154,6 +158,7 @@ impl Settings {
             advertise: advertise.map_err(refuse::cluster)?,
             nbd_listen: nbd_listen.map(|text| listen_address(&text, NBD_PORT)).transpose()?,
             nbd_access,
+            lock_memory: options.lock_memory.or(file.lock_memory).unwrap_or(true),
             socket: path(&options.socket, file.socket, DEFAULT_SOCKET)?,
             git,
         })
@@ -195,7 +200,7 @@ fn read_config(path: &Path, may_be_missing: bool) -> Result<ConfigFile, ApiError
         let what = error.message().lines().collect::<Vec<_>>().join(", ");
         refuse(format!("line {line}, column {column}: {what}")).hint(
             "the keys are name, state-dir, listen, advertise, nbd-listen, nbd-tls-certificates, \
-             nbd-tls, nbd-tls-verify-peer, nbd-allow, http and socket",
+             nbd-tls, nbd-tls-verify-peer, nbd-allow, http, socket and lock-memory",
         )
     })
 }
@@ -271,6 +276,9 @@ mod tests {
         assert_eq!(settings.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(settings.nbd_socket(), Path::new("/run/holdfast/nbd.sock"));
         assert_eq!(settings.git, "unknown");
+        assert!(settings.lock_memory);
+        let unlocked = with_file("lock-memory = false", DaemonOptions::default()).unwrap();
+        assert!(!unlocked.lock_memory);
         assert_eq!(settings.advertise, [Address::parse("h:1", None).unwrap()]);
     }
 

@@ -13,7 +13,8 @@ use std::os::unix::net::UnixStream;
 /// makes a process that nobody can kill. The block device reports `ENOSPC` as such and every
 /// other error as an I/O error.
 pub trait Backend: Send + Sync + 'static {
-    /// The size in bytes. Does not change while the device is attached.
+    /// The size in bytes. It may grow while a device is attached, which hears of it by
+    /// [`LocalDevice::resize`](crate::LocalDevice::resize), and does not change otherwise.
     fn size(&self) -> u64;
 
     /// What the bounds of every request are a multiple of, and the logical block size of the

@@ -54,6 +54,7 @@ pub struct LocalDevice {
     run_dir: PathBuf,
     link: PathBuf,
     kind: Kind,
+    reason: String,
     driver: Driver,
     attached: bool,
 }
@@ -76,15 +77,16 @@ impl LocalDevice {
     ) -> Result<Self, DeviceError> {
         check_name(name)?;
         check_geometry(name, backend.size(), backend.block_size())?;
-        let kind = choose(options.via)?;
+        let choice = choose(options.via)?;
         let link = options.links_dir.join(name);
         if Self::is_left(name, options)? {
             let why = "waits for its data since an earlier run".to_owned();
             return Err(DeviceError::Exists { name: name.to_owned(), path: link, why });
         }
         make_room(name, &link)?;
-        let driver = Driver::attach(kind, name, backend, options)?;
-        let device = Self::new(name, kind, driver, options);
+        let driver = Driver::attach(choice.kind, name, backend, options)?;
+        tracing::info!("the device {name} is made by {choice}");
+        let device = Self::new(name, (choice.kind, choice.to_string()), driver, options);
         make_link(&device.link, device.node())?;
         Ok(device)
     }
@@ -113,7 +115,8 @@ impl LocalDevice {
             forget(name, options);
             return Ok(None);
         };
-        let device = Self::new(name, kind, driver, options);
+        let reason = format!("{kind}, by which it was made");
+        let device = Self::new(name, (kind, reason), driver, options);
         if fs::read_link(&device.link).is_ok_and(|to| to == device.node()) {
             return Ok(Some(device));
         }
@@ -149,10 +152,15 @@ impl LocalDevice {
         Ok(removed)
     }
 
-    fn new(name: &str, kind: Kind, driver: Driver, options: &DeviceOptions) -> Self {
+    fn new(
+        name: &str,
+        (kind, reason): (Kind, String),
+        driver: Driver,
+        options: &DeviceOptions,
+    ) -> Self {
         let link = options.links_dir.join(name);
         let (name, run_dir) = (name.to_owned(), options.run_dir.clone());
-        Self { name, run_dir, link, kind, driver, attached: true }
+        Self { name, run_dir, link, kind, reason, driver, attached: true }
     }
 
     /// The link by which the device is used.
@@ -171,6 +179,12 @@ impl LocalDevice {
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Why it was made by that way, as a phrase: `nbd, because ublk cannot be used: ...`.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.reason
     }
 
     /// How many have the device open: processes other than this one, mounts, and devices built
@@ -214,6 +228,26 @@ impl LocalDevice {
         match self.close() {
             Ok(()) => Ok(()),
             Err(error) => Err((self, error)),
+        }
+    }
+
+    /// Makes the device as large as its backend has become, under those who use it.
+    ///
+    /// # Errors
+    /// When the new size is no size of a block device, or smaller than before (a filesystem would
+    /// lose its end), and when a call to the kernel fails: it has the size before then.
+    pub fn resize(&self, size: u64) -> Result<(), DeviceError> {
+        let now = sysinfo::size_bytes(&self.driver.device().name)
+            .map_err(DeviceError::system("reading the size", &self.link))?;
+        let resized = if size < now || !size.is_multiple_of(512) {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {now} bytes large")))
+        } else {
+            self.driver.resize(size)
+        };
+        resized.map_err(DeviceError::system("changing the size", &self.link))?;
+        match Record::load(&self.run_dir, &self.name)? {
+            Some(record) => Record { size, ..record }.save(&self.run_dir, &self.name),
+            None => Ok(()),
         }
     }
 

@@ -71,6 +71,14 @@ impl Driver {
         }
     }
 
+    /// Tells the kernel that the backend is as large as this now.
+    pub(crate) fn resize(&self, size: u64) -> io::Result<()> {
+        match self {
+            Self::Fuse(driver) => driver.resize(size),
+            Self::Nbd(driver) => driver.resize(size),
+        }
+    }
+
     /// Fails what is pending and all I/O from now on, and takes the device away as far as those
     /// allow who have it open.
     pub(crate) fn abort(&mut self) {

@@ -36,4 +36,4 @@ pub use error::DeviceError;
 pub use nbd::{NbdBackend, NbdError, NbdOptions};
 pub use openers::Opener;
 pub use stale::{Cleaned, clean_up_stale};
-pub use via::{Kind, Refusal, Via, choose};
+pub use via::{Choice, Kind, Refusal, Via, choose};

@@ -161,6 +161,7 @@ impl NbdDevice {
         self.stop_keeper();
         self.disconnect()?;
         self.attached = false;
+        self.shared.cut();
         drop(claimed);
         let deadline = Instant::now() + CLOSE_LIMIT;
         // One that somebody has opened meanwhile is freed when it is closed.
@@ -174,7 +175,11 @@ impl NbdDevice {
     pub(crate) fn abort(&mut self) {
         self.stop_keeper();
         if std::mem::take(&mut self.attached)
-            && let Err(error) = self.disconnect()
+            && let Err(error) = {
+                // The kernel sends a farewell, which a server that takes nothing would hold up.
+                self.shared.cut();
+                self.disconnect()
+            }
         {
             tracing::warn!(device = self.shared.name, %error, "disconnecting failed");
         }
@@ -198,8 +203,6 @@ impl NbdDevice {
 
     fn disconnect(&self) -> io::Result<()> {
         set_look_again(&self.shared.name, LOOK_AGAIN_DEFAULT);
-        // The kernel sends a farewell, which a server that takes nothing would hold up.
-        self.shared.cut();
         NbdNetlink::open()?.disconnect(self.shared.index)
     }
 

@@ -90,6 +90,14 @@ pub(crate) fn device_number(name: &str) -> io::Result<DeviceNumber> {
     DeviceNumber::parse(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
+/// The size in bytes of the block device with this kernel name.
+pub(crate) fn size_bytes(name: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/sys/block/{name}/size"))?;
+    let sectors: Option<u64> = text.trim().parse().ok();
+    let bytes = sectors.and_then(|sectors| sectors.checked_mul(512));
+    bytes.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
 /// The block devices that are built on the one with this kernel name (device mapper, md).
 pub(crate) fn holders(name: &str) -> Vec<String> {
     let entries = fs::read_dir(format!("/sys/block/{name}/holders")).into_iter().flatten();

@@ -68,6 +68,35 @@ impl fmt::Display for Kind {
     }
 }
 
+/// The way that was picked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Choice {
+    /// The way.
+    pub kind: Kind,
+    /// Each way that is better, and why it cannot be used.
+    pub passed_over: Vec<(Kind, String)>,
+    /// Whether it was the only one that was wanted.
+    pub wanted: bool,
+}
+
+impl fmt::Display for Choice {
+    /// Why it was picked, as a phrase: `nbd, because ublk cannot be used: ...`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)?;
+        match &self.passed_over[..] {
+            [] if self.wanted => f.write_str(", as asked for"),
+            [] => f.write_str(", the best way that there is"),
+            passed_over => {
+                for (at, (kind, reason)) in passed_over.iter().enumerate() {
+                    let before = if at == 0 { ", because" } else { ", and" };
+                    write!(f, "{before} {kind} cannot be used: {reason}")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
 /// Why none of the wanted ways is there: one reason for each.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refusal {
@@ -91,24 +120,26 @@ impl std::error::Error for Refusal {}
 ///
 /// # Errors
 /// [`Refusal`] with the reason for each way that was looked at.
-pub fn choose(via: Via) -> Result<Kind, Refusal> {
+pub fn choose(via: Via) -> Result<Choice, Refusal> {
     let wanted: &[Kind] = match via {
         Via::Auto => &Kind::ORDER,
         Via::Ublk => &[Kind::Ublk],
         Via::Nbd => &[Kind::Nbd],
         Via::Fuse => &[Kind::Fuse],
     };
-    choose_among(wanted, obstacle)
+    let mut choice = choose_among(wanted, obstacle)?;
+    choice.wanted = via != Via::Auto;
+    Ok(choice)
 }
 
 fn choose_among(
     wanted: &[Kind],
     obstacle: impl Fn(Kind) -> Option<String>,
-) -> Result<Kind, Refusal> {
+) -> Result<Choice, Refusal> {
     let mut reasons = Vec::new();
     for &kind in wanted {
         match obstacle(kind) {
-            None => return Ok(kind),
+            None => return Ok(Choice { kind, passed_over: reasons, wanted: false }),
             Some(reason) => reasons.push((kind, reason)),
         }
     }
@@ -206,13 +237,23 @@ fn cannot_open(node: &str, module: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Kind, NBD_SINCE, Refusal, Via, choose, choose_among, load_module, version_of};
+    use super::{
+        Choice, Kind, NBD_SINCE, Refusal, Via, choose, choose_among, load_module, version_of,
+    };
 
     #[test]
     fn the_best_way_that_is_there_wins() {
         let only = |there: Kind| move |kind: Kind| (kind != there).then(|| format!("no {kind}"));
-        assert_eq!(choose_among(&Kind::ORDER, |_| None), Ok(Kind::Ublk));
-        assert_eq!(choose_among(&Kind::ORDER, only(Kind::Fuse)), Ok(Kind::Fuse));
+        let best = choose_among(&Kind::ORDER, |_| None).unwrap();
+        assert_eq!(best.to_string(), "ublk, the best way that there is");
+        let wanted = Choice { wanted: true, ..best };
+        assert_eq!(wanted.to_string(), "ublk, as asked for");
+        let last = choose_among(&Kind::ORDER, only(Kind::Fuse)).unwrap();
+        assert_eq!(last.kind, Kind::Fuse);
+        assert_eq!(
+            last.to_string(),
+            "fuse, because ublk cannot be used: no ublk, and nbd cannot be used: no nbd"
+        );
         let refusal = choose_among(&[Kind::Nbd], only(Kind::Fuse)).unwrap_err();
         assert_eq!(refusal, Refusal { reasons: vec![(Kind::Nbd, "no nbd".to_owned())] });
     }

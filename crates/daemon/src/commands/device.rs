@@ -37,7 +37,8 @@ pub(crate) async fn make(
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
     if let Some(device) = &resource.state().device {
-        return Ok(DeviceMade { path: device.path.clone(), kind: device.kind.to_owned() });
+        let (path, kind) = (device.path.clone(), device.kind.to_owned());
+        return Ok(DeviceMade { path, kind, reason: None });
     }
     let handle = resource.need_handle()?;
     if !handle.snapshot().exported {
@@ -59,12 +60,12 @@ pub(crate) async fn make(
     })
     .await?;
     let path = made.path().display().to_string();
-    let kind = made.kind().as_str();
+    let (kind, reason) = (made.kind().as_str(), Some(made.reason().to_owned()));
     let device = Arc::new(Mutex::new(Some(made)));
     resource.state().device =
         Some(Device { path: path.clone(), kind, device, openers: Vec::new() });
     super::updown::publish(node, &resource);
-    Ok(DeviceMade { path, kind: kind.to_owned() })
+    Ok(DeviceMade { path, kind: kind.to_owned(), reason })
 }
 
 /// Takes the local device of a resource away.

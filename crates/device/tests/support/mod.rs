@@ -56,6 +56,10 @@ impl Memory {
         self.data.lock().unwrap()[offset..offset + length].to_vec()
     }
 
+    pub(crate) fn grow(&self, size: u64) {
+        self.data.lock().unwrap().resize(usize::try_from(size).unwrap(), 0);
+    }
+
     pub(crate) fn stall(&self, stalled: bool) {
         *self.stalled.lock().unwrap() = stalled;
         self.stall_changed.notify_all();
