@@ -146,6 +146,10 @@ impl LocalDevice {
     pub fn remove_left(name: &str, options: &DeviceOptions) -> Result<bool, DeviceError> {
         let Some(record) = Record::load(&options.run_dir, name)? else { return Ok(false) };
         let link = options.links_dir.join(name);
+        // Before the number can be another's.
+        if fs::read_link(&link).is_ok_and(|to| to == driver::node(&record)) {
+            fs::remove_file(&link).map_err(DeviceError::system("removing the link", &link))?;
+        }
         let removed = driver::remove_left(&record)
             .map_err(DeviceError::system("removing the device of an earlier run", &link))?;
         forget(name, options);
@@ -401,11 +405,15 @@ fn make_room(name: &str, link: &Path) -> Result<(), DeviceError> {
     }
 }
 
-/// Whether a link to this node leads to a loop device without a file, or to nothing.
+/// Whether a link to this node leads to a loop device without a file, an NBD device without a
+/// connection, or to nothing.
 pub(crate) fn leads_nowhere(to: &Path) -> bool {
-    match sysinfo::loop_name_of(to) {
-        Some(name) => sysinfo::loop_backing(name).is_none(),
-        None => !to.exists(),
+    if let Some(name) = sysinfo::loop_name_of(to) {
+        sysinfo::loop_backing(name).is_none()
+    } else if let Some(name) = sysinfo::nbd_name_of(to) {
+        !sysinfo::nbd_is_connected(name)
+    } else {
+        !to.exists()
     }
 }
 

@@ -10,6 +10,7 @@ use crate::record::Record;
 use crate::via::{Kind, Refusal};
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The driver of one device. Dropping it takes the device away by force, unless it was left.
@@ -112,6 +113,15 @@ pub(crate) fn exists(record: &Record) -> bool {
         Kind::Nbd => nbd_kernel::exists(record),
         Kind::Fuse | Kind::Ublk => false,
     }
+}
+
+/// The node of the device of this record.
+pub(crate) fn node(record: &Record) -> PathBuf {
+    PathBuf::from(match record.kind {
+        Kind::Fuse => format!("/dev/loop{}", record.id),
+        Kind::Nbd => format!("/dev/nbd{}", record.id),
+        Kind::Ublk => format!("/dev/ublkb{}", record.id),
+    })
 }
 
 /// Takes a device away that nobody serves, by force: its I/O fails. `false` when the kernel does

@@ -165,7 +165,7 @@ impl NbdDevice {
         drop(claimed);
         let deadline = Instant::now() + CLOSE_LIMIT;
         // One that somebody has opened meanwhile is freed when it is closed.
-        while is_connected(&self.shared.name) && Instant::now() < deadline {
+        while sysinfo::nbd_is_connected(&self.shared.name) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(())
@@ -324,19 +324,14 @@ fn failed(what: &'static str, name: &str) -> impl FnOnce(io::Error) -> DeviceErr
 /// The first number that nobody uses; when all that the kernel has are used, one more.
 fn free_number() -> io::Result<u32> {
     let numbers = sysinfo::nbd_numbers()?;
-    let unused = numbers.iter().find(|number| !is_connected(&name_of(**number)));
+    let unused = numbers.iter().find(|number| !sysinfo::nbd_is_connected(&name_of(**number)));
     let next = numbers.last().map_or(0, |last| last.saturating_add(1));
     Ok(unused.copied().unwrap_or(next))
 }
 
-/// Whether the device with this kernel name has a connection, dead or not.
-fn is_connected(name: &str) -> bool {
-    Path::new(&format!("/sys/block/{name}/pid")).exists()
-}
-
 /// Whether the device is the one that was made with the identifier.
 fn is_ours(name: &str, identifier: &str) -> bool {
-    is_connected(name)
+    sysinfo::nbd_is_connected(name)
         && fs::read_to_string(format!("/sys/block/{name}/backend"))
             .is_ok_and(|told| told.trim_end_matches('\n') == identifier)
 }

@@ -104,12 +104,26 @@ pub(crate) fn holders(name: &str) -> Vec<String> {
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
+fn nbd_number(name: &str) -> Option<u32> {
+    name.strip_prefix("nbd")?.parse().ok()
+}
+
+/// The kernel name of an NBD device from the path of its node.
+pub(crate) fn nbd_name_of(node: &Path) -> Option<&str> {
+    let name = node.strip_prefix("/dev").ok()?.to_str()?;
+    nbd_number(name).map(|_| name)
+}
+
+/// Whether the NBD device with this kernel name has a connection, dead or not.
+pub(crate) fn nbd_is_connected(name: &str) -> bool {
+    Path::new(&format!("/sys/block/{name}/pid")).exists()
+}
+
 /// The numbers `N` of all block devices `nbdN`, in order.
 pub(crate) fn nbd_numbers() -> io::Result<Vec<u32>> {
     let names = fs::read_dir("/sys/block")?.flatten();
     let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut numbers: Vec<u32> =
-        names.filter_map(|name| name.strip_prefix("nbd")?.parse().ok()).collect();
+    let mut numbers: Vec<u32> = names.filter_map(|name| nbd_number(&name)).collect();
     numbers.sort_unstable();
     Ok(numbers)
 }
@@ -155,6 +169,14 @@ mod tests {
             assert_eq!(parse_mount(line), None);
         }
         assert_eq!(unescape(br"a\04"), Path::new(r"a\04"));
+    }
+
+    #[test]
+    fn only_whole_nbd_devices_are_nbds() {
+        assert_eq!(nbd_name_of(Path::new("/dev/nbd12")), Some("nbd12"));
+        for other in ["/dev/nbd", "/dev/nbd1p1", "/dev/loop1", "/tmp/nbd1"] {
+            assert_eq!(nbd_name_of(Path::new(other)), None, "{other}");
+        }
     }
 
     #[test]

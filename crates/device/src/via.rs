@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
@@ -202,23 +203,24 @@ fn load_module(name: &'static str) -> Result<(), String> {
 }
 
 fn modprobe(name: &str) -> Result<(), String> {
-    // The program by which the kernel itself loads modules.
-    let program = fs::read_to_string("/proc/sys/kernel/modprobe").unwrap_or_default();
-    let program = match program.trim() {
-        "" => "modprobe",
-        program => program,
-    };
+    // The program by which the kernel itself loads modules, where there is one.
+    let kernels = fs::read_to_string("/proc/sys/kernel/modprobe").unwrap_or_default();
+    let program = Some(kernels.trim()).filter(|path| Path::new(path).exists());
+    let ran = Command::new(program.unwrap_or("modprobe"))
+        .args(["-q", "--", name])
+        .stdin(Stdio::null())
+        .output();
     let failed = |why: &str| Err(format!("the module {name} is not loaded, and {why}"));
-    match Command::new(program).args(["-q", "--", name]).stdin(Stdio::null()).output() {
+    match ran {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr);
-            match said.lines().next().map(str::trim).filter(|line| !line.is_empty()) {
+            match said.lines().map(str::trim).find(|line| !line.is_empty()) {
                 Some(line) => failed(&format!("`modprobe {name}` failed: {line}")),
                 None => failed(&format!("`modprobe {name}` found none for this kernel")),
             }
         }
-        Err(error) => failed(&format!("`{program}` cannot be run: {error}")),
+        Err(error) => failed(&format!("`modprobe {name}` cannot be run: {error}")),
     }
 }
 
