@@ -97,6 +97,7 @@ impl NbdDevice {
             record.save(&options.run_dir, name)?;
             match netlink.connect(record.id, &setup, line.socket.as_fd()) {
                 Ok(()) => {
+                    set_look_again(&name_of(record.id), LOOK_AGAIN);
                     let shared = Shared::new(&record, backend, options.threads, line.socket);
                     return Self::keep(shared, dead_links).map_err(|error| {
                         // Nobody uses it yet.
@@ -140,7 +141,6 @@ impl NbdDevice {
     fn keep(shared: Shared, mut dead_links: DeadLinks) -> io::Result<Self> {
         let device = BlockDevice::named(shared.name.clone())?;
         device.make_node()?;
-        set_look_again(&shared.name, LOOK_AGAIN);
         let shared = Arc::new(shared);
         let owned = Arc::clone(&shared);
         let (stop, stopped) = UnixStream::pair()?;
@@ -162,6 +162,7 @@ impl NbdDevice {
         self.disconnect()?;
         self.attached = false;
         self.shared.cut();
+        set_look_again(&self.shared.name, LOOK_AGAIN_DEFAULT);
         drop(claimed);
         let deadline = Instant::now() + CLOSE_LIMIT;
         // One that somebody has opened meanwhile is freed when it is closed.
@@ -202,7 +203,6 @@ impl NbdDevice {
     }
 
     fn disconnect(&self) -> io::Result<()> {
-        set_look_again(&self.shared.name, LOOK_AGAIN_DEFAULT);
         NbdNetlink::open()?.disconnect(self.shared.index)
     }
 
@@ -232,7 +232,6 @@ pub(crate) fn remove_left(record: &Record) -> io::Result<bool> {
     if !exists(record) {
         return Ok(false);
     }
-    set_look_again(&name_of(record.id), LOOK_AGAIN_DEFAULT);
     NbdNetlink::open()?.disconnect(record.id).map(|()| true)
 }
 
@@ -336,6 +335,8 @@ fn is_ours(name: &str, identifier: &str) -> bool {
             .is_ok_and(|told| told.trim_end_matches('\n') == identifier)
 }
 
+/// Only for a device whose requests, if there are any, end: from Linux 6.12 on the kernel first
+/// waits for them.
 fn set_look_again(name: &str, interval: Duration) {
     let path = format!("/sys/block/{name}/queue/io_timeout");
     if let Err(error) = fs::write(&path, interval.as_millis().to_string()) {
