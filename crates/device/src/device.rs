@@ -109,7 +109,7 @@ impl LocalDevice {
         };
         check_unchanged(name, &record, &*backend)?;
         let kind = record.kind;
-        let Some(driver) = Driver::recover(&record, name, backend, options)? else {
+        let Some(driver) = Driver::recover(&record, backend, options)? else {
             forget(name, options);
             return Ok(None);
         };
@@ -215,6 +215,27 @@ impl LocalDevice {
             Ok(()) => Ok(()),
             Err(error) => Err((self, error)),
         }
+    }
+
+    /// Tells the kernel that the device has another size from now on, a multiple of the backend's
+    /// blocks. What a device grows by must be with the backend before. `false` when the kernel
+    /// cannot change it: the device keeps its size until it is made again.
+    ///
+    /// # Errors
+    /// When the size cannot be the size of a block device, or a call to the kernel fails.
+    pub fn resize(&mut self, size: u64) -> Result<bool, DeviceError> {
+        let record = Record::load(&self.run_dir, &self.name)?;
+        let block = record.as_ref().map_or(512, |record| record.block_size);
+        check_geometry(&self.name, size, block)?;
+        let failed = DeviceError::system("changing the size", &self.link);
+        if !self.driver.resize(size).map_err(failed)? {
+            return Ok(false);
+        }
+        // Should the process end before: the size is looked at again when it is taken over.
+        if let Some(record) = record {
+            Record { size, ..record }.save(&self.run_dir, &self.name)?;
+        }
+        Ok(true)
     }
 
     /// Whether the device, with its I/O, waits for another process when this one ends.

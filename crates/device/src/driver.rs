@@ -6,6 +6,7 @@ use crate::device::DeviceOptions;
 use crate::error::DeviceError;
 use crate::fuse_loop::FuseLoop;
 use crate::record::Record;
+use crate::ublk::Ublk;
 use crate::via::{Kind, Refusal};
 use std::fs::File;
 use std::io;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 pub(crate) enum Driver {
     /// Boxed: it comes back in the error of a refused detach.
     Fuse(Box<FuseLoop>),
+    Ublk(Box<Ublk>),
 }
 
 impl Driver {
@@ -28,7 +30,10 @@ impl Driver {
         match kind {
             Kind::Fuse => FuseLoop::attach(name, backend, &options.run_dir, options.threads)
                 .map(|made| Self::Fuse(Box::new(made))),
-            Kind::Ublk | Kind::Nbd => Err(no_driver(kind)),
+            Kind::Ublk => {
+                Ublk::attach(name, backend, options).map(|made| Self::Ublk(Box::new(made)))
+            }
+            Kind::Nbd => Err(no_driver(kind)),
         }
     }
 
@@ -36,13 +41,16 @@ impl Driver {
     /// any more. What the record says of size and blocks is what the backend has.
     pub(crate) fn recover(
         record: &Record,
-        _name: &str,
-        _backend: Arc<dyn Backend>,
-        _options: &DeviceOptions,
+        backend: Arc<dyn Backend>,
+        options: &DeviceOptions,
     ) -> Result<Option<Self>, DeviceError> {
         match record.kind {
             Kind::Fuse => Ok(None),
-            Kind::Ublk | Kind::Nbd => Err(no_driver(record.kind)),
+            Kind::Ublk => {
+                let taken = Ublk::recover(record, backend, options)?;
+                Ok(taken.map(|taken| Self::Ublk(Box::new(taken))))
+            }
+            Kind::Nbd => Err(no_driver(record.kind)),
         }
     }
 
@@ -50,6 +58,7 @@ impl Driver {
     pub(crate) fn device(&self) -> &BlockDevice {
         match self {
             Self::Fuse(driver) => driver.device(),
+            Self::Ublk(driver) => driver.device(),
         }
     }
 
@@ -59,6 +68,7 @@ impl Driver {
     pub(crate) fn close(&mut self, claimed: File) -> io::Result<bool> {
         match self {
             Self::Fuse(driver) => driver.close(claimed),
+            Self::Ublk(driver) => driver.close(claimed),
         }
     }
 
@@ -67,6 +77,7 @@ impl Driver {
     pub(crate) fn abort(&mut self) {
         match self {
             Self::Fuse(driver) => driver.abort(),
+            Self::Ublk(driver) => driver.abort(),
         }
     }
 
@@ -74,6 +85,7 @@ impl Driver {
     pub(crate) fn can_be_left(&self) -> bool {
         match self {
             Self::Fuse(_) => false,
+            Self::Ublk(driver) => driver.survives(),
         }
     }
 
@@ -82,6 +94,15 @@ impl Driver {
     pub(crate) fn leave(&mut self) {
         match self {
             Self::Fuse(driver) => driver.abort(),
+            Self::Ublk(driver) => driver.leave(),
+        }
+    }
+
+    /// Tells the kernel's device another size; `false` when it keeps the old one.
+    pub(crate) fn resize(&mut self, bytes: u64) -> io::Result<bool> {
+        match self {
+            Self::Fuse(_) => Ok(false),
+            Self::Ublk(driver) => driver.resize(bytes),
         }
     }
 }
@@ -89,7 +110,8 @@ impl Driver {
 /// Whether the kernel still has the device of this record.
 pub(crate) fn exists(record: &Record) -> bool {
     match record.kind {
-        Kind::Fuse | Kind::Ublk | Kind::Nbd => false,
+        Kind::Ublk => holdfast_ublk::exists(record.id, record.token),
+        Kind::Fuse | Kind::Nbd => false,
     }
 }
 
@@ -97,7 +119,8 @@ pub(crate) fn exists(record: &Record) -> bool {
 /// not have it any more.
 pub(crate) fn remove_left(record: &Record) -> io::Result<bool> {
     match record.kind {
-        Kind::Fuse | Kind::Ublk | Kind::Nbd => Ok(false),
+        Kind::Ublk => Ok(holdfast_ublk::remove(record.id, record.token)?),
+        Kind::Fuse | Kind::Nbd => Ok(false),
     }
 }
 

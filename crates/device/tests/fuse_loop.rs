@@ -3,6 +3,7 @@
 // The lint looks away in test functions only, and the helpers are outside of them.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 
 use holdfast_device::{
