@@ -111,7 +111,7 @@ impl LocalDevice {
         };
         check_unchanged(name, &record, &*backend)?;
         let kind = record.kind;
-        let Some(driver) = Driver::recover(&record, name, backend, options)? else {
+        let Some(driver) = Driver::recover(&record, backend, options)? else {
             forget(name, options);
             return Ok(None);
         };
@@ -235,24 +235,32 @@ impl LocalDevice {
         }
     }
 
-    /// Makes the device as large as its backend has become, under those who use it.
+    /// Tells the kernel that the device has another size from now on, a multiple of the backend's
+    /// blocks. What a device grows by must be with the backend before. `false` when the kernel
+    /// cannot change it: the device keeps its size until it is made again.
     ///
     /// # Errors
-    /// When the new size is no size of a block device, or smaller than before (a filesystem would
-    /// lose its end), and when a call to the kernel fails: it has the size before then.
-    pub fn resize(&self, size: u64) -> Result<(), DeviceError> {
+    /// When the size cannot be the size of a block device, or a call to the kernel fails.
+    pub fn resize(&mut self, size: u64) -> Result<bool, DeviceError> {
         let now = sysinfo::size_bytes(&self.driver.device().name)
             .map_err(DeviceError::system("reading the size", &self.link))?;
-        let resized = if size < now || !size.is_multiple_of(512) {
-            Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {now} bytes large")))
-        } else {
-            self.driver.resize(size)
-        };
-        resized.map_err(DeviceError::system("changing the size", &self.link))?;
-        match Record::load(&self.run_dir, &self.name)? {
-            Some(record) => Record { size, ..record }.save(&self.run_dir, &self.name),
-            None => Ok(()),
+        if size < now {
+            let why = format!("it would lose its end, and is {now} bytes large");
+            let smaller = io::Error::new(io::ErrorKind::InvalidInput, why);
+            return Err(DeviceError::system("changing the size", &self.link)(smaller));
         }
+        let record = Record::load(&self.run_dir, &self.name)?;
+        let block = record.as_ref().map_or(512, |record| record.block_size);
+        check_geometry(&self.name, size, block)?;
+        let failed = DeviceError::system("changing the size", &self.link);
+        if !self.driver.resize(size).map_err(failed)? {
+            return Ok(false);
+        }
+        // Should the process end before: the size is looked at again when it is taken over.
+        if let Some(record) = record {
+            Record { size, ..record }.save(&self.run_dir, &self.name)?;
+        }
+        Ok(true)
     }
 
     /// Whether the device, with its I/O, waits for another process when this one ends.

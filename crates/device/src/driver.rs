@@ -7,7 +7,8 @@ use crate::error::DeviceError;
 use crate::fuse_loop::FuseLoop;
 use crate::nbd_kernel::{self, NbdDevice};
 use crate::record::Record;
-use crate::via::{Kind, Refusal};
+use crate::ublk::Ublk;
+use crate::via::Kind;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ pub(crate) enum Driver {
     /// Boxed: it comes back in the error of a refused detach.
     Fuse(Box<FuseLoop>),
     Nbd(Box<NbdDevice>),
+    Ublk(Box<Ublk>),
 }
 
 impl Driver {
@@ -31,10 +33,12 @@ impl Driver {
         match kind {
             Kind::Fuse => FuseLoop::attach(name, backend, &options.run_dir, options.threads)
                 .map(|made| Self::Fuse(Box::new(made))),
+            Kind::Ublk => {
+                Ublk::attach(name, backend, options).map(|made| Self::Ublk(Box::new(made)))
+            }
             Kind::Nbd => {
                 NbdDevice::attach(name, backend, options).map(|made| Self::Nbd(Box::new(made)))
             }
-            Kind::Ublk => Err(no_driver(kind)),
         }
     }
 
@@ -42,15 +46,19 @@ impl Driver {
     /// any more. What the record says of size and blocks is what the backend has.
     pub(crate) fn recover(
         record: &Record,
-        name: &str,
         backend: Arc<dyn Backend>,
         options: &DeviceOptions,
     ) -> Result<Option<Self>, DeviceError> {
         match record.kind {
             Kind::Fuse => Ok(None),
-            Kind::Nbd => NbdDevice::recover(record, name, backend, options)
-                .map(|made| made.map(|made| Self::Nbd(Box::new(made)))),
-            Kind::Ublk => Err(no_driver(record.kind)),
+            Kind::Ublk => {
+                let taken = Ublk::recover(record, backend, options)?;
+                Ok(taken.map(|taken| Self::Ublk(Box::new(taken))))
+            }
+            Kind::Nbd => {
+                let taken = NbdDevice::recover(record, backend, options)?;
+                Ok(taken.map(|taken| Self::Nbd(Box::new(taken))))
+            }
         }
     }
 
@@ -59,6 +67,7 @@ impl Driver {
         match self {
             Self::Fuse(driver) => driver.device(),
             Self::Nbd(driver) => driver.device(),
+            Self::Ublk(driver) => driver.device(),
         }
     }
 
@@ -68,15 +77,8 @@ impl Driver {
     pub(crate) fn close(&mut self, claimed: File) -> io::Result<bool> {
         match self {
             Self::Fuse(driver) => driver.close(claimed),
+            Self::Ublk(driver) => driver.close(claimed),
             Self::Nbd(driver) => driver.close(claimed).map(|()| true),
-        }
-    }
-
-    /// Tells the kernel that the backend is as large as this now.
-    pub(crate) fn resize(&self, size: u64) -> io::Result<()> {
-        match self {
-            Self::Fuse(driver) => driver.resize(size),
-            Self::Nbd(driver) => driver.resize(size),
         }
     }
 
@@ -86,6 +88,7 @@ impl Driver {
         match self {
             Self::Fuse(driver) => driver.abort(),
             Self::Nbd(driver) => driver.abort(),
+            Self::Ublk(driver) => driver.abort(),
         }
     }
 
@@ -94,6 +97,7 @@ impl Driver {
         match self {
             Self::Fuse(_) => false,
             Self::Nbd(_) => true,
+            Self::Ublk(driver) => driver.survives(),
         }
     }
 
@@ -103,6 +107,16 @@ impl Driver {
         match self {
             Self::Fuse(driver) => driver.abort(),
             Self::Nbd(driver) => driver.leave(),
+            Self::Ublk(driver) => driver.leave(),
+        }
+    }
+
+    /// Tells the kernel's device another size; `false` when it keeps the old one.
+    pub(crate) fn resize(&mut self, bytes: u64) -> io::Result<bool> {
+        match self {
+            Self::Fuse(driver) => driver.resize(bytes).map(|()| true),
+            Self::Nbd(driver) => driver.resize(bytes).map(|()| true),
+            Self::Ublk(driver) => driver.resize(bytes),
         }
     }
 }
@@ -111,7 +125,8 @@ impl Driver {
 pub(crate) fn exists(record: &Record) -> bool {
     match record.kind {
         Kind::Nbd => nbd_kernel::exists(record),
-        Kind::Fuse | Kind::Ublk => false,
+        Kind::Ublk => holdfast_ublk::exists(record.id, record.token),
+        Kind::Fuse => false,
     }
 }
 
@@ -129,10 +144,7 @@ pub(crate) fn node(record: &Record) -> PathBuf {
 pub(crate) fn remove_left(record: &Record) -> io::Result<bool> {
     match record.kind {
         Kind::Nbd => nbd_kernel::remove_left(record),
-        Kind::Fuse | Kind::Ublk => Ok(false),
+        Kind::Ublk => Ok(holdfast_ublk::remove(record.id, record.token)?),
+        Kind::Fuse => Ok(false),
     }
-}
-
-fn no_driver(kind: Kind) -> DeviceError {
-    Refusal { reasons: vec![(kind, "it has no driver".to_owned())] }.into()
 }

@@ -117,10 +117,10 @@ impl NbdDevice {
     /// on. `None` when there is no such device any more.
     pub(crate) fn recover(
         record: &Record,
-        name: &str,
         backend: Arc<dyn Backend>,
         options: &DeviceOptions,
     ) -> Result<Option<Self>, DeviceError> {
+        let name = &name_of(record.id);
         if !exists(record) {
             return Ok(None);
         }

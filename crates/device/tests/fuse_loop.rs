@@ -3,6 +3,7 @@
 // The lint looks away in test functions only, and the helpers are outside of them.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 
 use holdfast_device::{
@@ -359,7 +360,7 @@ fn partitions_are_looked_for_and_a_device_grows_under_its_users() {
     }
     let place = Place::new();
     let memory = Memory::new(SIZE);
-    let device = place.attach("grows", &memory);
+    let mut device = place.attach("grows", &memory);
     let kernel = device.node().file_name().unwrap().to_str().unwrap().to_owned();
     // What kinds of tables it knows is the kernel's matter.
     let partitions = fs::read_to_string(format!("/sys/block/{kernel}/loop/partscan")).unwrap();
@@ -370,7 +371,7 @@ fn partitions_are_looked_for_and_a_device_grows_under_its_users() {
     assert!(device.resize(2 * SIZE).is_err(), "the backend is not that large");
     assert_eq!(sectors(), format!("{}\n", SIZE / 512));
     memory.grow(2 * SIZE);
-    device.resize(2 * SIZE).unwrap();
+    assert!(device.resize(2 * SIZE).unwrap());
     assert_eq!(sectors(), format!("{}\n", 2 * SIZE / 512));
     let data = pattern(4096, 9);
     user.write(&data, 2 * SIZE - 4096).unwrap();

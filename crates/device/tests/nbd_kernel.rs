@@ -91,10 +91,10 @@ fn the_kernel_is_told_what_the_backend_can() {
 fn it_grows_under_its_users() {
     let Some(place) = place() else { return };
     let memory = Memory::new(SIZE);
-    let device = place.attach("grows", &memory);
+    let mut device = place.attach("grows", &memory);
     let mut user = Direct::open(device.path());
     memory.grow(2 * SIZE);
-    device.resize(2 * SIZE).unwrap();
+    assert!(device.resize(2 * SIZE).unwrap());
     assert_eq!(sysfs(device.node(), "size"), (2 * SIZE / 512).to_string());
     let data = pattern(4096, 9);
     user.write(&data, 2 * SIZE - 4096).unwrap();
