@@ -329,7 +329,7 @@ pub struct DeviceMade {
     pub path: String,
     /// How it is made: `ublk`, `nbd` or `fuse`.
     pub kind: String,
-    /// Why in this way, as a phrase; only when it was made now.
+    /// Why in this way, as a phrase.
     #[serde(default)]
     pub reason: Option<String>,
 }
