@@ -18,6 +18,7 @@ mod error;
 mod fuse;
 mod fuse_loop;
 mod genl;
+mod links;
 mod loopdev;
 mod nbd;
 mod nbd_kernel;
@@ -29,6 +30,7 @@ mod record;
 mod stale;
 mod sysinfo;
 mod ublk;
+mod udev;
 mod via;
 
 pub use backend::{Backend, KernelLine};

@@ -111,6 +111,11 @@ fn partitions(name: &str) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(is_partition).collect()
 }
 
+/// Has the kernel tell udev of the block device with this kernel name once more.
+pub(crate) fn send_change(name: &str) -> io::Result<()> {
+    fs::write(format!("/sys/block/{name}/uevent"), "change")
+}
+
 /// The block devices that are built on the one with this kernel name, or on its partitions
 /// (device mapper, md).
 pub(crate) fn holders(name: &str) -> Vec<String> {
