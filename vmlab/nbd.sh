@@ -32,6 +32,7 @@ files() {
             || { touch /run/broken; return; }
     done
 }
+echo 0 > /run/passes
 load & LOAD=$!
 files & FILES=$!
 until_true 60 test -e /mnt/load; pause 2
