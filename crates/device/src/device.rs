@@ -141,10 +141,12 @@ impl LocalDevice {
     /// # Errors
     /// When a call to the kernel fails.
     pub fn remove_left(name: &str, options: &DeviceOptions) -> Result<bool, DeviceError> {
-        let Some(record) = Record::load(&options.run_dir, name)? else { return Ok(false) };
         let link = options.links_dir.join(name);
-        let removed = driver::remove_left(&record)
-            .map_err(DeviceError::system("removing the device of an earlier run", &link))?;
+        let removed = match Record::load(&options.run_dir, name)? {
+            Some(record) => driver::remove_left(&record)
+                .map_err(DeviceError::system("removing the device of an earlier run", &link))?,
+            None => false,
+        };
         forget(name, options);
         Ok(removed)
     }
