@@ -148,14 +148,19 @@ impl LocalDevice {
     /// # Errors
     /// When a call to the kernel fails.
     pub fn remove_left(name: &str, options: &DeviceOptions) -> Result<bool, DeviceError> {
-        let Some(record) = Record::load(&options.run_dir, name)? else { return Ok(false) };
         let link = options.links_dir.join(name);
-        // Before the number can be another's.
-        let node = driver::node(&record);
-        udev::forget(&options.run_dir, kernel_name(&node));
-        links::remove(&link, &node).map_err(DeviceError::system("removing the link", &link))?;
-        let removed = driver::remove_left(&record)
-            .map_err(DeviceError::system("removing the device of an earlier run", &link))?;
+        let removed = match Record::load(&options.run_dir, name)? {
+            Some(record) => {
+                // Before the number can be another's.
+                let node = driver::node(&record);
+                udev::forget(&options.run_dir, kernel_name(&node));
+                links::remove(&link, &node)
+                    .map_err(DeviceError::system("removing the link", &link))?;
+                driver::remove_left(&record)
+                    .map_err(DeviceError::system("removing the device of an earlier run", &link))?
+            }
+            None => false,
+        };
         forget(name, options);
         Ok(removed)
     }

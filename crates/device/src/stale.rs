@@ -115,7 +115,7 @@ fn remove_left(
     for name in found {
         match LocalDevice::is_left(&name, options) {
             Ok(true) if keep(&name) => {}
-            Ok(true) => {
+            Ok(_) => {
                 // One that does not go must not hold up the others, nor the start.
                 match LocalDevice::remove_left(&name, options) {
                     Ok(true) => drop(removed.insert(name)),
@@ -123,7 +123,6 @@ fn remove_left(
                     Err(error) => tracing::error!("{error}"),
                 }
             }
-            Ok(false) => forget(&name, options),
             Err(error) => {
                 tracing::error!("{error}; it is not used");
                 forget(&name, options);

@@ -186,7 +186,7 @@ impl UblkDevice {
     }
 
     /// Takes over the device that a process before left, and issues its I/O again; `None` when
-    /// there is none with this number and token that can be taken over.
+    /// there is none with this number and token. One that cannot be taken over is removed.
     ///
     /// # Errors
     /// When the driver refuses. The device waits as before then.
@@ -198,6 +198,8 @@ impl UblkDevice {
         let control = Control::open().map_err(UblkError::new(format!("opening {CONTROL}")))?;
         let Some(info) = info_of(&control, id, token).map_err(asking)? else { return Ok(None) };
         if info.flags & feature::USER_RECOVERY == 0 || info.state == state::DEAD {
+            // It never had a disk, or has none any more: nobody can have it open.
+            delete(&control, id).map_err(UblkError::command(Command::DeleteDevice))?;
             return Ok(None);
         }
         let mut device =
