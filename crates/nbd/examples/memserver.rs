@@ -3,7 +3,8 @@
 //! `server-cert.pem` and `server-key.pem`. For trying clients and for measuring the server alone.
 
 use holdfast_nbd::{
-    ClientInfo, Export, MemoryExport, NbdUri, ServerOptions, ServerTls, SingleExport, serve,
+    ClientInfo, Export, MemoryExport, NbdUri, ServerOptions, ServerTls, SingleExport, Spinner,
+    serve,
 };
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -65,11 +66,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut info = MemoryExport::new(&arguments.name, arguments.mib << 20).info();
     info.read_only = arguments.read_only;
     let exports = Rc::new(SingleExport(MemoryExport::with_info(info)));
-    let spin = Duration::from_micros(arguments.spin);
+    let spinner = Spinner::new(Duration::from_micros(arguments.spin));
     let tls = arguments.tls.as_deref().map(|dir| tls(dir, arguments.tls_required)).transpose()?;
-    let options = Rc::new(ServerOptions { spin, tls, ..ServerOptions::default() });
+    let options = Rc::new(ServerOptions {
+        spinner: Some(Rc::clone(&spinner)),
+        tls,
+        ..ServerOptions::default()
+    });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, run(arguments, exports, options))
+    let tasks = LocalSet::new();
+    tasks.spawn_local(spinner.run());
+    tasks.block_on(&runtime, run(arguments, exports, options))
 }
 
 fn tls(directory: &Path, required: bool) -> Result<ServerTls, Box<dyn std::error::Error>> {

@@ -21,6 +21,7 @@ mod error;
 mod export;
 mod memory;
 mod server;
+mod spin;
 mod uri;
 
 pub use buffers::{HeapBuffers, PayloadBuf, PayloadBuffers};
@@ -41,4 +42,5 @@ pub use server::{
     AllowError, AllowList, AllowedNet, Reply, ServeError, ServerOptions, ServerTls, SharedMemory,
     Shutdown, ShutdownHandle, TlsFileError, serve,
 };
+pub use spin::Spinner;
 pub use uri::{NbdUri, UriError, UriTransport};

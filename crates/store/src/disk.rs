@@ -37,6 +37,8 @@ pub enum BackingKind {
 pub enum EngineKind {
     /// System calls on the calling thread.
     Inline,
+    /// The page cache, and io_uring for what it does not have.
+    Cached,
     /// io_uring.
     Uring,
     /// Threads that block.
@@ -48,11 +50,12 @@ pub enum EngineKind {
 }
 
 impl EngineKind {
-    /// One word for it: `inline`, `uring`, `blocking`, `memory`, `external`.
+    /// One word for it: `inline`, `cached`, `uring`, `blocking`, `memory`, `external`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Inline => "inline",
+            Self::Cached => "cached",
             Self::Uring => "uring",
             Self::Blocking => "blocking",
             Self::Memory => "memory",
@@ -115,7 +118,8 @@ pub struct Disk {
     collected: Vec<Done>,
 }
 
-/// At most one flush is with the engine; those that come meanwhile share the next one.
+/// At most one flush is with the engine. It begins with the next kick, for all that wait for one
+/// by then; those that come later share the next one.
 ///
 /// Besides being cheaper, this is what makes a failed flush safe: the kernel reports a failed
 /// write-back once per open file, so of two flushes at the same time one could get the error and
@@ -253,16 +257,15 @@ impl Disk {
             return Some(Completion { op, result });
         }
         self.in_flight += 1;
-        let done = match request {
-            DiskOp::Flush => self.flush(Waiter { op, kind, range }),
-            request => {
-                let tag = self.tag(&request);
-                let request = self.aligned(request);
-                self.engine.submit(Job { op, tag, request })
-            }
-        }?;
         let before = self.ready.len();
-        self.settle(done);
+        if kind == OpKind::Flush {
+            self.flush(Waiter { op, kind, range });
+        } else {
+            let tag = self.tag(&request);
+            let request = self.aligned(request);
+            let done = self.engine.submit(Job { op, tag, request })?;
+            self.settle(done);
+        }
         if self.ready.len() == before + 1 && self.ready.last().is_some_and(|c| c.op == op) {
             self.in_flight -= 1;
             return self.ready.pop();
@@ -276,7 +279,11 @@ impl Disk {
     /// Hands everything that was submitted to the kernel. To be called when the caller has no more
     /// to submit for the moment: one call for many operations costs less than one for each.
     pub fn kick(&mut self) {
+        self.start_flush();
         self.engine.kick();
+        if !self.ready.is_empty() {
+            self.wake.signal();
+        }
     }
 
     /// Appends what has completed since the last call to `out`, without waiting. Kicks, too.
@@ -290,6 +297,7 @@ impl Disk {
         self.engine.collect(&mut collected);
         self.settle_all(&mut collected);
         self.collected = collected;
+        self.start_flush();
         self.engine.kick();
         self.in_flight -= self.ready.len();
         out.append(&mut self.ready);
@@ -395,15 +403,27 @@ impl Disk {
         }
     }
 
-    /// Starts a flush, or puts it behind the one that is running.
-    fn flush(&mut self, waiter: Waiter) -> Option<Done> {
-        if self.flusher.active {
-            self.flusher.waiting.push(waiter);
-            return None;
+    /// Puts a flush behind the one that is running. Where nothing is ever under way it is done
+    /// at once.
+    fn flush(&mut self, waiter: Waiter) {
+        self.flusher.waiting.push(waiter);
+        if self.engine.is_inline() {
+            self.start_flush();
         }
-        self.flusher.active = true;
-        self.flusher.running.push(waiter);
-        self.engine.submit(Job { op: waiter.op, tag: Tag::Flush, request: DiskOp::Flush })
+    }
+
+    /// Starts the flush that is waited for, until none is waited for or one is under way.
+    fn start_flush(&mut self) {
+        while !self.flusher.active
+            && let Some(first) = self.flusher.waiting.first()
+        {
+            let job = Job { op: first.op, tag: Tag::Flush, request: DiskOp::Flush };
+            std::mem::swap(&mut self.flusher.running, &mut self.flusher.waiting);
+            self.flusher.active = true;
+            if let Some(done) = self.engine.submit(job) {
+                self.settle(done);
+            }
+        }
     }
 
     fn settle_all(&mut self, batch: &mut Vec<Done>) {
@@ -435,12 +455,7 @@ impl Disk {
             (Tag::Flush, result) => return self.flushed(&result),
             (Tag::Torn, Ok(_)) => Err(DiskError::from_errno(Errno::IO, kind, range)),
             (Tag::Durable | Tag::FlushAfter, Ok(_)) if self.poisoned => poisoned,
-            (Tag::FlushAfter, Ok(_)) => {
-                if let Some(done) = self.flush(Waiter { op, kind, range }) {
-                    self.settle(done);
-                }
-                return;
-            }
+            (Tag::FlushAfter, Ok(_)) => return self.flush(Waiter { op, kind, range }),
             (_, result) => result,
         };
         self.ready.push(Completion { op, result });
@@ -464,13 +479,6 @@ impl Disk {
                 let result = Err(DiskError::refused(DiskErrorKind::Poisoned, kind, range));
                 self.ready.push(Completion { op, result });
             }
-        }
-        let Some(first) = self.flusher.waiting.first().copied() else { return };
-        std::mem::swap(&mut self.flusher.running, &mut self.flusher.waiting);
-        self.flusher.active = true;
-        let next = Job { op: first.op, tag: Tag::Flush, request: DiskOp::Flush };
-        if let Some(done) = self.engine.submit(next) {
-            self.settle(done);
         }
     }
 

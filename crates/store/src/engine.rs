@@ -2,6 +2,7 @@
 //! flush merging, poison) is in [`crate::Disk`].
 
 pub(crate) mod blocking;
+pub(crate) mod cached;
 pub(crate) mod external;
 pub(crate) mod fault;
 pub(crate) mod memory;
@@ -60,6 +61,7 @@ pub(crate) struct Done {
 pub(crate) enum Engine {
     /// System calls at once, on the calling thread: for files that live in memory anyway.
     Inline(Arc<BackingFile>, BufferPool),
+    Cached(Box<cached::Cached>),
     Uring(Box<uring::Uring>),
     Blocking(blocking::Blocking),
     Memory(memory::MemoryStore, BufferPool),
@@ -72,6 +74,7 @@ impl Engine {
     pub(crate) fn submit(&mut self, job: Job) -> Option<Done> {
         match self {
             Self::Inline(file, pool) => Some(job.done(file.run(&job.request, pool))),
+            Self::Cached(cached) => cached.submit(job),
             Self::Uring(uring) => uring.submit(job),
             Self::Blocking(blocking) => blocking.submit(job),
             Self::Memory(store, pool) => Some(job.done(store.run(&job.request, pool))),
@@ -86,6 +89,7 @@ impl Engine {
     /// Hands to the kernel what is still held back.
     pub(crate) fn kick(&mut self) {
         match self {
+            Self::Cached(cached) => cached.kick(),
             Self::Uring(uring) => uring.kick(),
             Self::Fault(fault) => fault.kick(),
             Self::Inline(..) | Self::Memory(..) | Self::Blocking(_) | Self::External(_) => {}
@@ -95,6 +99,7 @@ impl Engine {
     /// Appends what is done, without waiting.
     pub(crate) fn collect(&mut self, out: &mut Vec<Done>) {
         match self {
+            Self::Cached(cached) => cached.collect(out),
             Self::Uring(uring) => uring.collect(out),
             Self::Blocking(blocking) => blocking.collect(out),
             Self::External(external) => external.collect(out),

@@ -3,12 +3,13 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
 use holdfast_units::ByteRange;
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, seek};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::mapped::Mapping;
 use crate::{BackingKind, BufferPool, DiskOp, Outcome};
@@ -29,7 +30,7 @@ pub(crate) struct BackingFile {
     kind: BackingKind,
     /// Whether an flock is held, to be given up on drop even if the kernel still uses the file.
     locked: bool,
-    /// The way of long writes, for files that live in memory.
+    /// The way of reads and long writes, for files that live in memory.
     mapping: Option<Mapping>,
 }
 
@@ -52,7 +53,7 @@ impl BackingFile {
                 }
                 let len = usize::try_from(range.len).map_err(|_| Errno::INVAL)?;
                 let mut buffer = pool.get(len);
-                self.file.read_exact_at(&mut buffer, range.offset).map_err(errno)?;
+                self.read(range.offset, &mut buffer)?;
                 Ok(Outcome::Data(buffer.freeze()))
             }
             DiskOp::Write { range, data, .. } => self.write(*range, data).map(|()| Outcome::Done),
@@ -62,6 +63,21 @@ impl BackingFile {
                 self.zero(*range, *unmap).map(|()| Outcome::Done)
             }
         }
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+        if self.mapping.as_ref().is_some_and(|mapping| mapping.read(offset, buffer)) {
+            return Ok(());
+        }
+        self.file.read_exact_at(buffer, offset).map_err(errno)
+    }
+
+    /// Fills the buffer if that takes no waiting for the device; whether it is filled.
+    pub(crate) fn read_cached(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        let len = buffer.len();
+        let slices = &mut [IoSliceMut::new(buffer)];
+        // Not everywhere can it be asked for; then it is never done.
+        preadv2(&self.file, slices, offset, ReadWriteFlags::NOWAIT).is_ok_and(|read| read == len)
     }
 
     fn write(&self, range: ByteRange, data: &[u8]) -> Result<(), Errno> {

@@ -1,15 +1,17 @@
-//! Long writes into files that live in memory, through a mapping of the file.
+//! Reads and long writes of files that live in memory, through a mapping of the file.
 //!
 //! The kernel copies a write into tmpfs page by page, and for every page it waits until the stores
-//! have reached memory: 245 µs for 1 MiB, where streaming stores into a mapping take 85. Nothing
-//! else changes: a store into the mapping is in the file at once, whatever becomes of the process.
+//! have reached memory: 245 µs for 1 MiB, where streaming stores into a mapping take 85. A read
+//! looks for every page in the tree of the file's pages, which for a large file is in no cache.
+//! Nothing else changes: a store into the mapping is in the file at once, whatever becomes of the
+//! process.
 //!
-//! A store can fail where `pwrite` would return an error: when somebody else has cut the file, or
-//! memory is broken. The kernel then sends SIGBUS. The handler puts an anonymous page in the way,
-//! so that the copy runs to its end, and the mapping is never used again: the write is repeated by
-//! `pwrite`, which says what is wrong. Pages that the file does not have yet are left to `pwrite`
-//! from the start, because a full filesystem would be told the same way, and because the kernel
-//! would fill every one with zeroes first.
+//! A copy can fail where `pread` or `pwrite` would return an error: when somebody else has cut the
+//! file, or memory is broken. The kernel then sends SIGBUS. The handler puts an anonymous page in
+//! the way, so that the copy runs to its end, and the mapping is never used again: the request is
+//! repeated by a system call, which says what is wrong. Pages that the file does not have yet are
+//! left to system calls from the start, because a full filesystem would be told the same way, and
+//! because the kernel would fill every one with zeroes first.
 
 #![allow(unsafe_code)]
 
@@ -48,8 +50,8 @@ pub(crate) struct Mapping {
 
 // SAFETY: the mapping is memory of the process and not of a thread, and belongs to this value.
 unsafe impl Send for Mapping {}
-// SAFETY: through a shared reference bytes are only written, never read or lent. Two writes of the
-// same bytes at the same time leave a mixture in the file, as two `pwrite` would.
+// SAFETY: through a shared reference bytes are only copied in or out, never lent. Copies of the
+// same bytes at the same time leave a mixture, as `pread` and `pwrite` would.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -106,8 +108,37 @@ impl Mapping {
         // SAFETY: start + data.len() <= self.len, so the result is inside the mapping.
         let target = unsafe { self.start.add(start) };
         // SAFETY: the mapping is writable memory of that length, nobody has a reference to it, and
-        // it stays until `self` is dropped.
-        let done = unsafe { guarded_copy(target, data) };
+        // it stays until `self` is dropped; a payload is never a part of it.
+        let store = || unsafe {
+            touch(target, data.len());
+            stream(target.as_ptr(), data);
+        };
+        self.checked(guarded((target, data.len()), store))
+    }
+
+    /// Fills `buffer`. Whether that is done; if not, it has to be done otherwise, and what the
+    /// buffer holds is not to be used.
+    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        let Ok(start) = usize::try_from(offset) else { return false };
+        let len = buffer.len();
+        if start.checked_add(len).is_none_or(|end| end > self.len)
+            || self.broken.load(Ordering::Relaxed)
+            || !self.is_present(ByteRange::new(offset, len as u64))
+        {
+            return false;
+        }
+        // SAFETY: start + len <= self.len, so the result is inside the mapping.
+        let source = unsafe { self.start.add(start) };
+        // SAFETY: the mapping is readable memory of that length and stays until `self` is dropped;
+        // the buffer is exclusively borrowed, so it is no part of it.
+        let load = || unsafe {
+            std::ptr::copy_nonoverlapping(source.as_ptr(), buffer.as_mut_ptr(), buffer.len());
+        };
+        self.checked(guarded((source, len), load))
+    }
+
+    /// After a copy that failed nothing goes through the mapping any more.
+    fn checked(&self, done: bool) -> bool {
         if !done {
             tracing::warn!("a file in memory was cut short, or its memory is broken");
             self.broken.store(true, Ordering::Relaxed);
@@ -157,28 +188,20 @@ impl Drop for Mapping {
 }
 
 thread_local! {
-    /// Where the thread is copying to, and how far. Nothing here has a destructor or is made
+    /// Which part of a mapping the thread is copying, and how long it is. Nothing here has a destructor or is made
     /// lazily, so a signal handler may use it.
     static TARGET: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
     /// The handler had to put a page in the way of the copy.
     static FAILED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Copies into a mapping; whether all of it arrived in the file.
-///
-/// # Safety
-/// `target` is aligned to [`PAGE`], and `data.len()` bytes can be written there as far as the
-/// process is concerned: the file behind them may be gone.
-unsafe fn guarded_copy(target: NonNull<u8>, data: &[u8]) -> bool {
+/// Runs a copy from or to a part of a mapping; whether the file has all of that part.
+fn guarded((start, len): (NonNull<u8>, usize), copy: impl FnOnce()) -> bool {
     FAILED.set(false);
-    TARGET.set((target.addr().get(), data.len()));
+    TARGET.set((start.addr().get(), len));
     // The handler runs on this thread, so it is the compiler only that must keep the order.
     compiler_fence(Ordering::SeqCst);
-    // SAFETY: as the caller promises; a payload is never a part of the mapping.
-    unsafe {
-        touch(target, data.len());
-        stream(target.as_ptr(), data);
-    }
+    copy();
     compiler_fence(Ordering::SeqCst);
     TARGET.set((0, 0));
     !FAILED.get()
@@ -289,7 +312,7 @@ extern "C" fn on_sigbus(
     }
 }
 
-/// Puts an anonymous page over the one that cannot be written. Only system calls.
+/// Puts an anonymous page over the one that the file has not. Only system calls.
 fn put_page(address: usize) -> bool {
     // SAFETY: sysconf only reads.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
@@ -297,7 +320,7 @@ fn put_page(address: usize) -> bool {
     let page = address & !(size - 1);
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-    // SAFETY: the address is inside a mapping that `guarded_copy` was given for writing, whose
+    // SAFETY: the address is inside a part of a mapping that `guarded` was given, whose
     // pages nobody else relies on: the mapping is not used any more after this.
     let put = unsafe {
         let at = std::ptr::with_exposed_provenance_mut(page);
@@ -374,6 +397,35 @@ mod tests {
         mapping.dropped(ByteRange::new(2 * MIB, 1));
         assert!(!mapping.write(MIB + UNIT, &data));
         assert!(mapping.write(2 * MIB + UNIT, &data[..1 << 19]));
+    }
+
+    #[test]
+    fn reads_are_what_the_file_has_whoever_wrote_it() {
+        let file = filled(MIB);
+        let mapping = Mapping::of(&file, MIB).unwrap();
+        let mut buffer = [0; 5000];
+        assert!(mapping.read(12_345, &mut buffer));
+        assert!(buffer.iter().all(|byte| *byte == 7));
+        file.write_all_at(&[9; 100], 12_345).unwrap();
+        assert!(mapping.read(12_345, &mut buffer));
+        assert_eq!((buffer[99], buffer[100]), (9, 7));
+        assert!(mapping.read(MIB - 5000, &mut buffer));
+        assert!(!mapping.read(MIB - 4999, &mut buffer), "it ends behind the mapping");
+        assert!(!mapping.read(u64::MAX - 10, &mut buffer));
+        mapping.dropped(ByteRange::new(0, 1));
+        assert!(!mapping.read(12_345, &mut buffer), "a read must not fill a hole");
+    }
+
+    #[test]
+    fn a_file_cut_short_by_others_fails_the_read_and_nothing_more() {
+        let file = filled(4 * MIB);
+        let mapping = Mapping::of(&file, 4 * MIB).unwrap();
+        file.set_len(2 * MIB + 8192).unwrap();
+        let mut buffer = vec![0; 1 << 20];
+        assert!(mapping.read(MIB, &mut buffer));
+        assert!(!mapping.read(2 * MIB, &mut buffer));
+        assert!(!mapping.read(0, &mut buffer), "nothing comes from there any more");
+        assert_eq!(file.metadata().unwrap().len(), 2 * MIB + 8192);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use crate::engine::Engine;
 use crate::engine::blocking::Blocking;
+use crate::engine::cached::Cached;
 use crate::engine::uring::Uring;
 use crate::file::BackingFile;
 use crate::mapped::Mapping;
@@ -130,8 +131,15 @@ impl Disk {
         let mapping = mappable.then(|| Mapping::of(&file, bytes)).flatten();
         let file = Arc::new(BackingFile::new(file, kind, locked, mapping));
         let wake = Arc::new(Wake::new().map_err(fail)?);
-        let (engine, engine_kind) =
-            choose_engine(path, &file, in_memory, options, pool, &wake, &mut notes)?;
+        let (engine, engine_kind) = choose_engine(
+            path,
+            &file,
+            (in_memory, direct.is_some()),
+            options,
+            pool,
+            &wake,
+            &mut notes,
+        )?;
         let info = DiskInfo {
             path: Some(path.to_owned()),
             kind,
@@ -320,7 +328,7 @@ fn try_direct(file: &File, kind: BackingKind, pool: &BufferPool) -> Result<u32, 
 fn choose_engine(
     path: &Path,
     file: &Arc<BackingFile>,
-    in_memory: bool,
+    (in_memory, direct): (bool, bool),
     options: &OpenOptions,
     pool: &BufferPool,
     wake: &Arc<Wake>,
@@ -332,7 +340,11 @@ fn choose_engine(
         EngineChoice::Inline => return Ok(inline()),
         EngineChoice::Auto if in_memory => return Ok(inline()),
         EngineChoice::Auto => match uring() {
-            Ok(uring) => return Ok((Engine::Uring(Box::new(uring)), EngineKind::Uring)),
+            Ok(ring) if !direct => {
+                let cached = Cached::new(file, pool, ring);
+                return Ok((Engine::Cached(Box::new(cached)), EngineKind::Cached));
+            }
+            Ok(ring) => return Ok((Engine::Uring(Box::new(ring)), EngineKind::Uring)),
             Err(error) => notes.push(format!("threads instead of io_uring: {error}")),
         },
         EngineChoice::Uring => {

@@ -88,6 +88,7 @@ fn errors_are_told_and_a_ticket_that_is_lost_is_one() {
     assert!(!disk.is_poisoned());
     // A flush that fails is the end, as with every disk.
     assert!(disk.submit(OpId(3), DiskOp::Flush).is_none());
+    disk.kick();
     asked.recv().unwrap().1.complete(Err(io::ErrorKind::TimedOut.into()));
     assert_eq!(next(&mut disk), [(3, Err(DiskErrorKind::FlushFailed))]);
     assert!(disk.is_poisoned());

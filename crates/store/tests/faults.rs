@@ -166,6 +166,7 @@ fn flushes_that_wait_share_the_next_one() {
     let mut done = Vec::new();
     for number in 0..5 {
         done.extend(disk.submit(OpId(number), DiskOp::Flush));
+        disk.kick();
     }
     done.extend(disk.submit(OpId(5), write_op(0, 1, true)));
     disk.completions(&mut done);
@@ -177,11 +178,25 @@ fn flushes_that_wait_share_the_next_one() {
 }
 
 #[test]
+fn flushes_before_one_kick_are_one() {
+    let (mut disk, handle, _) = faulty(&["flush:delay=1"]);
+    let mut done = Vec::new();
+    for number in 0..5 {
+        done.extend(disk.submit(OpId(number), DiskOp::Flush));
+    }
+    drain(&mut disk, &mut done);
+    assert_eq!((done.len(), handle.hits(0).selected), (5, 1));
+}
+
+#[test]
 fn nobody_behind_a_failed_flush_is_told_that_all_is_well() {
     let rules = ["flush:count=1:hold", "write:range=4096+4096:hold"];
     let (mut disk, handle, _) = faulty(&rules);
     let mut done = Vec::new();
-    let mut submit = |number, request| done.extend(disk.submit(OpId(number), request));
+    let mut submit = |number, request| {
+        done.extend(disk.submit(OpId(number), request));
+        disk.kick();
+    };
     submit(0, DiskOp::Flush);
     submit(1, DiskOp::Flush);
     submit(2, write_op(0, 1, true));
@@ -208,8 +223,10 @@ fn a_durable_write_that_ends_after_a_failed_flush_fails() {
         done.extend(disk.submit(OpId(0), write_op(0, 1, true)));
         done.extend(disk.submit(OpId(1), write_op(1, 1, false)));
         assert_eq!(done, []);
-        let flush = disk.submit(OpId(2), DiskOp::Flush).unwrap();
-        assert_eq!(kind(flush.result), DiskErrorKind::FlushFailed);
+        done.extend(disk.submit(OpId(2), DiskOp::Flush));
+        disk.completions(&mut done);
+        let flush = done.pop().unwrap();
+        assert_eq!((flush.op, kind(flush.result)), (OpId(2), DiskErrorKind::FlushFailed));
         handle.clear();
         handle.release();
         drain(&mut disk, &mut done);

@@ -134,7 +134,8 @@ fn files_on_disk_are_driven_asynchronously() {
     create_file(&path, 1 << 20).unwrap();
     let disk = open(&path).unwrap();
     let info = disk.info();
-    assert!(matches!(info.engine, EngineKind::Uring | EngineKind::Blocking));
+    let asynchronous = [EngineKind::Uring, EngineKind::Cached, EngineKind::Blocking];
+    assert!(asynchronous.contains(&info.engine));
     assert_eq!(info.direct, info.block_size > 1);
     assert!(info.discard && info.discard_zeroes);
     if !common::has_uring() || !info.direct {

@@ -5,7 +5,7 @@ use super::report::Reporter;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_nbd::{
     AllowList, ClientInfo, NbdUri, PeerAddress, ServeError, ServerOptions, ServerTls, Shutdown,
-    serve,
+    Spinner, serve,
 };
 use holdfast_store::BufferPool;
 use socket2::{SockRef, TcpKeepalive};
@@ -238,7 +238,10 @@ impl Server {
         pool: &BufferPool,
         shutdown: Shutdown,
     ) -> Rc<Self> {
+        let spinner = Spinner::new(Spinner::usual_time());
+        spawn_local(Rc::clone(&spinner).run());
         let options = ServerOptions {
+            spinner: Some(spinner),
             own_bytes: OWN_BYTES,
             buffers: Rc::new(AlignedBuffers(pool.clone())),
             tls,

@@ -31,7 +31,6 @@ mod outbox;
 mod registry;
 mod resource;
 mod socket;
-mod spin;
 mod thread;
 mod view;
 

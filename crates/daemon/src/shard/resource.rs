@@ -7,14 +7,13 @@ use super::link::{self, Link, LinkOrigin, LinkStream};
 use super::meta_io::{MetaDone, MetaIo};
 use super::open::OpenDisk;
 use super::registry::Registry;
-use super::spin::Spinner;
 use super::thread::Context;
 use super::view::{DiskFailure, DiskView, ResourceView};
 use super::{ResourceHandle, ResourceSpec};
 use holdfast_core::{
     Action, Attachment, Command, CommandId, Core, Event, LinkId, Notice, Refusal, Snapshot,
 };
-use holdfast_nbd::{PeerAddress, Reply, Request, ShutdownHandle};
+use holdfast_nbd::{PeerAddress, Reply, Request, ShutdownHandle, Spinner};
 use holdfast_store::BufferPool;
 use holdfast_units::{DiskState, Millis, NodeId, PeerSet, Role};
 use std::cell::RefCell;

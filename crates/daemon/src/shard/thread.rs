@@ -5,9 +5,10 @@ use super::heap::keep_memory;
 use super::open::{OpenError, open_disk};
 use super::registry::{ConnectionExports, Registry};
 use super::resource;
-use super::spin::Spinner;
 use super::{ResourceHandle, ResourceSpec};
-use holdfast_nbd::{AllowList, ClientInfo, PeerAddress, ServerOptions, ServerTls, Shutdown, serve};
+use holdfast_nbd::{
+    AllowList, ClientInfo, PeerAddress, ServerOptions, ServerTls, Shutdown, Spinner, serve,
+};
 use holdfast_store::BufferPool;
 use socket2::{SockRef, TcpKeepalive};
 use std::cell::Cell;
@@ -34,10 +35,6 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
 
-/// For how long a thread polls: about what it takes until a peer on the same network or a client on
-/// the same machine has answered.
-const SPIN: Duration = Duration::from_micros(50);
-
 /// How a shard works.
 #[derive(Clone, Copy, Debug)]
 pub struct ShardOptions {
@@ -57,14 +54,12 @@ pub struct ShardOptions {
 
 impl Default for ShardOptions {
     fn default() -> Self {
-        // Who polls on the only CPU keeps everybody else from answering.
-        let alone = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1);
         Self {
             kept_buffers: 64 << 20,
             max_connections: 256,
             connection_bytes: 32 << 20,
             connection_requests: 256,
-            spin: if alone { Duration::ZERO } else { SPIN },
+            spin: Spinner::usual_time(),
         }
     }
 }

@@ -13,7 +13,6 @@ use std::io::ErrorKind;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Payloads from this length on are read from the socket into their buffer.
@@ -40,8 +39,6 @@ pub(super) struct Connection<'a, S> {
     stopping: bool,
     /// Whether the last write was a big one.
     big: bool,
-    /// When something was last read or written; only kept for spinning.
-    active: Option<Instant>,
     /// What has moved so far.
     moved: Moved,
 }
@@ -90,7 +87,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             reading: true,
             stopping: false,
             big: false,
-            active: None,
             moved: Moved::default(),
         }
     }
@@ -154,23 +150,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         }
         self.input.release_if_empty();
         self.shared.sleep(cx.waker());
-        if !self.options.spin.is_zero()
-            && self.active.is_some_and(|at| at.elapsed() < self.options.spin)
-        {
-            // The task stays runnable: the runtime looks at its sockets before it comes back.
-            cx.waker().wake_by_ref();
-        }
-    }
-
-    fn note_activity(&mut self) {
-        if !self.options.spin.is_zero() {
-            self.active = Some(Instant::now());
-        }
     }
 
     /// Sends replies; ready when none is left.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, ServeError> {
-        let mut sent_any = false;
         loop {
             let mut outbox = self.shared.outbox().borrow_mut();
             if outbox.is_empty() {
@@ -187,10 +170,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             self.moved.bytes += count as u64;
             self.moved.messages += written.replies as u64;
             self.shared.release(written);
-            sent_any = true;
-        }
-        if sent_any {
-            self.note_activity();
         }
         // What wraps the socket may hold something back even when nothing new was written.
         match Pin::new(&mut self.stream).poll_flush(cx)? {
@@ -224,7 +203,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             Poll::Ready(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => self.at_end(),
             Poll::Ready(count) => {
                 count?;
-                self.note_activity();
                 Ok(Poll::Ready(()))
             }
         }
@@ -242,7 +220,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
 
     /// Takes all the requests that have arrived and for which there is room.
     fn take_requests(&mut self) -> Result<Took, ServeError> {
-        let mut submitted = false;
+        let mut submitted = 0;
         let took = loop {
             if !self.reading || !self.finish_payload(&mut submitted) {
                 break Took::Everything;
@@ -281,8 +259,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                 }
             }
         };
-        if submitted {
+        if submitted > 0 {
             self.session.export.batch_submitted();
+            if let Some(spinner) = &self.options.spinner {
+                spinner.note(submitted);
+            }
         }
         Ok(took)
     }
@@ -335,7 +316,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
     }
 
     /// Goes on with a payload that has begun; whether it is complete, or there is none.
-    fn finish_payload(&mut self, submitted: &mut bool) -> bool {
+    fn finish_payload(&mut self, submitted: &mut usize) -> bool {
         match std::mem::replace(&mut self.arriving, Arriving::Nothing) {
             Arriving::Nothing => true,
             Arriving::Refuse(left) => {
@@ -355,7 +336,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                 }
                 self.moved.messages += 1;
                 self.submit(kind, &head, buf.freeze());
-                *submitted = true;
+                *submitted += 1;
                 true
             }
         }
@@ -367,11 +348,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         kind: RequestKind,
         head: RequestHeader,
         payload: usize,
-        submitted: &mut bool,
+        submitted: &mut usize,
     ) {
         if payload == 0 {
             self.submit(kind, &head, Bytes::new());
-            *submitted = true;
+            *submitted += 1;
             return;
         }
         self.big = payload >= BIG;

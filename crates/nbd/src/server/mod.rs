@@ -22,7 +22,7 @@ pub use tls::TlsFileError;
 
 use crate::codec::OptionHeader;
 use crate::codec::consts::PORTABLE_PAYLOAD;
-use crate::{ClientInfo, Exports, HeapBuffers, PayloadBuffers};
+use crate::{ClientInfo, Exports, HeapBuffers, PayloadBuffers, Spinner};
 use connection::Connection;
 use negotiate::{MAX_OPTION, Negotiation, Session, Step, Tls, greeting};
 use stall::StallWatch;
@@ -61,10 +61,9 @@ pub struct ServerOptions {
     pub shutdown: Shutdown,
     /// How long requests under way may take when the connection is to end.
     pub shutdown_grace: Duration,
-    /// How long a connection that was active stays runnable before its task sleeps. Saves the
-    /// wakeup of a sleeping thread where requests come one by one, and costs CPU time. Zero: it
-    /// sleeps at once.
-    pub spin: Duration,
+    /// Keeps the thread from sleeping where requests come one by one. It is told of requests when
+    /// they are taken.
+    pub spinner: Option<Rc<Spinner>>,
     /// Where payloads of writes are put.
     pub buffers: Rc<dyn PayloadBuffers>,
     /// TLS, where it is offered.
@@ -94,7 +93,7 @@ impl Default for ServerOptions {
             handshake_timeout: Duration::from_secs(10),
             shutdown: Shutdown::never(),
             shutdown_grace: Duration::from_secs(5),
-            spin: Duration::ZERO,
+            spinner: None,
             buffers: Rc::new(HeapBuffers::default()),
             tls: None,
         }

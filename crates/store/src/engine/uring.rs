@@ -128,6 +128,11 @@ impl Uring {
         None
     }
 
+    /// Whether the ring has nothing to do.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.slots.is_empty() && self.ended.is_empty()
+    }
+
     fn submit_helped(&mut self, job: Job) -> Option<Done> {
         if self.helper.is_none() {
             match Blocking::start(&self.file, &self.pool, &self.wake, 1) {

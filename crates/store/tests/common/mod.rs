@@ -19,7 +19,7 @@ pub struct Bed {
     pub pool: BufferPool,
     pub knows_holes: bool,
     pub is_inline: bool,
-    engine: EngineKind,
+    pub engine: EngineKind,
     direct: DirectMode,
     memory: Option<MemoryStore>,
     faults: bool,
@@ -40,6 +40,7 @@ impl Bed {
         let engine = match self.engine {
             EngineKind::Inline => EngineChoice::Inline,
             EngineKind::Uring => EngineChoice::Uring,
+            EngineKind::Cached => EngineChoice::Auto,
             _ => EngineChoice::Blocking,
         };
         // A small ring, so that the backlog is used.
@@ -89,6 +90,7 @@ pub fn beds(size: u64) -> Vec<Bed> {
     }
     if has_uring() {
         beds.push(on_disk("io_uring, page cache", EngineKind::Uring, DirectMode::Never));
+        beds.push(on_disk("page cache, io_uring beside", EngineKind::Cached, DirectMode::Never));
         if direct {
             beds.push(on_disk("io_uring, direct", EngineKind::Uring, DirectMode::Always));
             let mut faulty =

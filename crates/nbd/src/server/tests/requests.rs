@@ -526,8 +526,9 @@ async fn payloads_arrive_in_the_buffers_of_the_caller() {
 #[tokio::test]
 async fn spinning_changes_nothing_but_the_time() {
     let export = Scripted::new(full_info());
-    let options = ServerOptions { spin: Duration::from_millis(2), ..ServerOptions::default() };
-    with_server(&export, options, WIDE, async |stream| {
+    let spinner = Spinner::new(Duration::from_millis(2));
+    let options = ServerOptions { spinner: Some(Rc::clone(&spinner)), ..ServerOptions::default() };
+    let served = with_server(&export, options, WIDE, async |stream| {
         let mut peer = Peer::enter(stream, SIMPLE).await;
         for cookie in 0..20 {
             peer.send(&request(SIMPLE, FLUSH, cookie, 0, 0)).await;
@@ -535,7 +536,9 @@ async fn spinning_changes_nothing_but_the_time() {
             export.take().1.complete(Ok(ReplyData::Done));
             assert_eq!(peer.outcome().await, (cookie, 0));
         }
-    })
-    .await
-    .unwrap();
+    });
+    tokio::select! {
+        () = spinner.run() => {}
+        served = served => served.unwrap(),
+    }
 }

@@ -24,8 +24,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// because the kernel likes to wake it on the CPU of whoever woke it.
 const CROWDED: u32 = 35;
 
-/// Keeps its thread from sleeping while there was activity not longer than `time` ago.
-pub(super) struct Spinner {
+/// For how long a thread polls: about what it takes until a peer on the same network or a client on
+/// the same machine has answered.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// Keeps its thread from sleeping while there was activity a moment ago.
+///
+/// One for each thread. [`Spinner::run`] has to be a task of the thread's runtime.
+pub struct Spinner {
     time: Duration,
     until: Cell<Option<Instant>>,
     /// The task, when it sleeps.
@@ -34,8 +40,17 @@ pub(super) struct Spinner {
 }
 
 impl Spinner {
+    /// How long is worth it on this machine: nothing where there is only one CPU, because who
+    /// polls on it keeps everybody else from answering.
+    #[must_use]
+    pub fn usual_time() -> Duration {
+        let alone = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1);
+        if alone { Duration::ZERO } else { SPIN }
+    }
+
     /// For the calling thread. With a time of zero it does nothing.
-    pub(super) fn new(time: Duration) -> Rc<Self> {
+    #[must_use]
+    pub fn new(time: Duration) -> Rc<Self> {
         Rc::new(Self {
             time,
             until: Cell::new(None),
@@ -45,7 +60,7 @@ impl Spinner {
     }
 
     /// So many events were handled together just now.
-    pub(super) fn note(&self, events: usize) {
+    pub fn note(&self, events: usize) {
         if self.time.is_zero() || events == 0 || events > FEW {
             return;
         }
@@ -60,7 +75,7 @@ impl Spinner {
     }
 
     /// Runs for ever. Each round lets all other tasks run and looks at all sockets.
-    pub(super) async fn run(self: Rc<Self>) {
+    pub async fn run(self: Rc<Self>) {
         loop {
             poll_fn(|cx| {
                 if self.until.get().is_some_and(|until| Instant::now() < until) {
