@@ -5,6 +5,7 @@ VIA=${VIA:-nbd}; MIB=${MIB:-1024}
 mkdir -p /var/lib /run/holdfast
 memory() { grep -E '^(VmHWM|VmRSS|VmLck)' /proc/$DAEMON/status | tr -s '\t\n' ' '; grep MemAvailable /proc/meminfo; }
 say "kernel $(uname -r), $(grep MemTotal /proc/meminfo), $MIB MiB via $VIA"
+for module in nbd fuse loop ublk_drv; do modprobe -q $module; done
 start_daemon
 holdfast create r0 --disk /dev/vdb || fail create
 holdfast device r0 --via $VIA || { fail device; finish; }

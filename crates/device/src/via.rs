@@ -248,17 +248,17 @@ fn run_modprobe(name: &str) -> io::Result<bool> {
     }
 }
 
-fn cannot_open(node: &str, module: &str) -> Option<String> {
+fn cannot_open(node: &str, module: &'static str) -> Option<String> {
     if let Some(reason) = not_root() {
         return Some(reason);
     }
+    if !Path::new(node).exists()
+        && let Err(why) = load_module(module)
+    {
+        return Some(format!("{node} does not exist, {why}"));
+    }
     let error = OpenOptions::new().read(true).write(true).open(node).err()?;
-    Some(match error.kind() {
-        io::ErrorKind::NotFound => {
-            format!("{node} does not exist; `modprobe {module}` may bring it")
-        }
-        _ => format!("{node} cannot be opened: {error}"),
-    })
+    Some(format!("{node} cannot be opened: {error}"))
 }
 
 #[cfg(test)]
