@@ -25,8 +25,9 @@ use tokio::net::{TcpListener, UnixListener};
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long the resources may take to stop, all together.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
-/// How long the local devices may take to go.
-const DEVICE_LIMIT: Duration = Duration::from_secs(5);
+/// How long the local devices may take to go, or to be left for the next start: finding out who has
+/// them open takes a while on a large machine, and those who have must not see an error.
+const DEVICE_LIMIT: Duration = Duration::from_secs(15);
 
 /// A running daemon.
 pub(crate) struct Daemon {

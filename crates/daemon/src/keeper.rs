@@ -73,6 +73,26 @@ enum Verdict {
     WaitFor(Vec<NodeId>),
 }
 
+impl Verdict {
+    /// The same while a device of an earlier run has `waited` that long: for those who have it open
+    /// this node never ceased to be Primary, so peers that cannot be reached are not waited for
+    /// much longer.
+    fn with_device(
+        self,
+        waited: Option<Duration>,
+        is_out_of_reach: impl Fn(NodeId) -> bool,
+    ) -> Self {
+        match (self, waited) {
+            (Self::WaitFor(missing), Some(waited))
+                if waited > PATIENCE || missing.iter().all(|peer| is_out_of_reach(*peer)) =>
+            {
+                Self::Promote
+            }
+            (verdict, _) => verdict,
+        }
+    }
+}
+
 impl Keeper {
     pub(crate) fn new(
         node: &Arc<Node>,
@@ -262,17 +282,8 @@ impl Keeper {
         let Some(wish) = &self.wish else { return };
         let now = Instant::now();
         let view = self.handle.snapshot();
-        let verdict = match judge(&view.snapshot) {
-            // For those who have the device open this node never ceased to be Primary.
-            Verdict::WaitFor(missing)
-                if self.resource.state().device_waits
-                    && (now.duration_since(wish.since) > PATIENCE
-                        || missing.iter().all(|peer| self.is_out_of_reach(*peer))) =>
-            {
-                Verdict::Promote
-            }
-            verdict => verdict,
-        };
+        let waited = self.resource.state().device_waits.then(|| now.duration_since(wish.since));
+        let verdict = judge(&view.snapshot).with_device(waited, |peer| self.is_out_of_reach(peer));
         let Some(wish) = &mut self.wish else { return };
         match verdict {
             Verdict::Fulfilled => self.wish = None,
@@ -559,5 +570,16 @@ mod tests {
         assert_eq!(of(vec![diskless]), Verdict::Promote);
         let primary = Snapshot { role: first, ..snapshot(vec![peer(1, down, Role::Unknown)]) };
         assert_eq!(judge(&primary), Verdict::Fulfilled);
+    }
+    #[test]
+    fn peers_that_are_away_do_not_hold_up_a_device_that_waits() {
+        let missing = || Verdict::WaitFor(vec![node(1), node(2)]);
+        let (soon, late) = (Duration::ZERO, PATIENCE + Duration::from_millis(1));
+        assert_eq!(missing().with_device(None, |_| true), missing());
+        assert_eq!(missing().with_device(Some(soon), |peer| peer == node(1)), missing());
+        assert_eq!(missing().with_device(Some(soon), |_| true), Verdict::Promote);
+        assert_eq!(missing().with_device(Some(late), |_| false), Verdict::Promote);
+        let other = Verdict::Dropped(node(2));
+        assert_eq!(other.clone().with_device(Some(late), |_| true), other);
     }
 }
