@@ -1,6 +1,6 @@
 //! Sockets, and the clients that come by them.
 
-use super::export::{AlignedBuffers, Catalogue};
+use super::export::Catalogue;
 use super::report::Reporter;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_nbd::{
@@ -238,9 +238,10 @@ impl Server {
         pool: &BufferPool,
         shutdown: Shutdown,
     ) -> Rc<Self> {
+        let pool = pool.clone();
         let options = ServerOptions {
             own_bytes: OWN_BYTES,
-            buffers: Rc::new(AlignedBuffers(pool.clone())),
+            buffers: Rc::new(move |len| pool.get(len)),
             tls,
             shutdown,
             ..ServerOptions::default()
