@@ -18,6 +18,7 @@ mod joining;
 mod metadata;
 mod names;
 mod nbd_clients;
+mod nbd_contexts;
 mod refusals;
 mod remote_disk;
 mod restart;

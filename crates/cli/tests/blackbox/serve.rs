@@ -162,7 +162,7 @@ pub(crate) fn have(tools: &[&str]) -> bool {
 }
 
 /// Whether python has libnbd; says so when not.
-fn have_libnbd() -> bool {
+pub(crate) fn have_libnbd() -> bool {
     let found = Command::new(PYTHON).args(["-c", "import nbd"]).stderr(Stdio::null()).status();
     let found = found.is_ok_and(|status| status.success());
     if !found {
@@ -172,7 +172,7 @@ fn have_libnbd() -> bool {
 }
 
 /// Runs a script for libnbd, with `sys.argv[1:]`.
-fn nbdsh(script: &str, arguments: &[&str]) -> String {
+pub(crate) fn nbdsh(script: &str, arguments: &[&str]) -> String {
     let script = format!("import nbd, os, sys\n{script}");
     holdfast_testkit::run_ok(Command::new(PYTHON).args(["-c", &script]).args(arguments))
 }

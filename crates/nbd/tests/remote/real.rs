@@ -257,7 +257,7 @@ fn nbdkit_that_pauses_is_waited_for() {
 }
 
 /// Certificates as nbdkit and QEMU want them.
-fn certificates(dir: &Path, who: &[&str]) {
+pub(crate) fn certificates(dir: &Path, who: &[&str]) {
     let mut authority = rcgen::CertificateParams::new(vec![]).unwrap();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     authority.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
