@@ -6,6 +6,7 @@
 mod certificates;
 mod filters;
 mod hostile;
+mod interop;
 mod load;
 mod mirror;
 mod real;
