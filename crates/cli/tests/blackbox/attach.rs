@@ -40,7 +40,7 @@ fn attach(cluster: &Cluster, options: &[&str]) -> String {
     made["path"].as_str().expect("it has a path").to_owned()
 }
 
-fn status(node: &Node, name: &str) -> AttachmentStatus {
+pub(crate) fn status(node: &Node, name: &str) -> AttachmentStatus {
     let all: Vec<AttachmentStatus> =
         serde_json::from_value(node.json(&["attachments", name])).expect("it is a list");
     all.into_iter().next().expect("it is there")
@@ -51,14 +51,14 @@ fn wait_state(node: &Node, name: &str, state: &str) {
 }
 
 /// Writes one block so that it is durable.
-fn write_direct(path: &str, block: u64, byte: u8) -> io::Result<()> {
+pub(crate) fn write_direct(path: &str, block: u64, byte: u8) -> io::Result<()> {
     let mut file = File::options().write(true).open(path)?;
     file.seek(SeekFrom::Start(block * 4096))?;
     file.write_all(&[byte; 4096])?;
     file.sync_all()
 }
 
-fn read_block(path: &str, block: u64) -> u8 {
+pub(crate) fn read_block(path: &str, block: u64) -> u8 {
     let mut data = [0; 4096];
     // What the kernel remembers is not what is asked for.
     run_ok(Command::new("blockdev").args(["--flushbufs", path]));

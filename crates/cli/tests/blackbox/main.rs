@@ -19,6 +19,7 @@ mod metadata;
 mod names;
 mod nbd_clients;
 mod nbd_contexts;
+mod nbd_tls;
 mod refusals;
 mod remote_disk;
 mod restart;

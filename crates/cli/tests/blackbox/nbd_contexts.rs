@@ -97,9 +97,8 @@ fn what_each_peer_lacks() {
         return;
     }
     let mut cluster = start(3);
-    let context = |node: usize, cluster: &Cluster| {
-        format!("x-holdfast:out-of-sync:{}", cluster[node].name())
-    };
+    let context =
+        |node: usize, cluster: &Cluster| format!("x-holdfast:out-of-sync:{}", cluster[node].name());
     let (one, two) = (context(1, &cluster), context(2, &cluster));
     let told = contexts(&cluster[0]);
     let names: Vec<_> = told.keys().filter(|name| name.contains("out-of-sync")).collect();

@@ -220,10 +220,14 @@ impl Mirror {
         self.changes.send_replace(());
     }
 
-    /// Gives up what is written down about it, after [`Mirror::close`].
+    /// Gives up what is written down about it, after [`Mirror::close`], and waits until all
+    /// connections have taken their leave.
     pub(super) async fn release(&self) {
         if let Some(book) = &self.book {
             book.release().await;
+        }
+        for leg in &self.legs {
+            leg.over.notified().await;
         }
     }
 

@@ -499,3 +499,22 @@ fn nothing_is_said_in_the_clear_where_tls_was_demanded() {
         assert_eq!(*heard.lock().unwrap(), [option::STARTTLS], "{answer:#x}");
     }
 }
+
+#[test]
+fn a_disk_that_is_closed_takes_its_leave() {
+    let left = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&left);
+    let server = Hostile::start(move |mut stream, _| {
+        haggle(&mut stream, |_, _| false)?;
+        transmit(&mut stream, |request, _| {
+            if request.command == Command::Disconnect.number() {
+                seen.fetch_add(1, Ordering::Relaxed);
+            }
+            false
+        })
+    });
+    let disk = RemoteDisk::open(server.options()).unwrap();
+    disk.write_at(&[], 0, false).unwrap();
+    disk.close().unwrap();
+    holdfast_testkit::wait_until(LIMIT, "it has left", || left.load(Ordering::Relaxed) == 1);
+}
