@@ -11,6 +11,7 @@
 //! `docs/design/daemon.md`.
 
 mod attachment;
+mod comeback;
 mod commands;
 mod daemon;
 mod dial;
