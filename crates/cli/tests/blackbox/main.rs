@@ -17,6 +17,7 @@ mod hostile;
 mod joining;
 mod metadata;
 mod names;
+mod nbd_abuse;
 mod nbd_clients;
 mod nbd_contexts;
 mod nbd_tls;

@@ -40,7 +40,7 @@ impl Server {
     }
 
     /// Starts a command that ends up as `holdfast serve --json`.
-    fn of(command: &mut Command) -> Self {
+    pub(crate) fn of(command: &mut Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the server starts");
         let (sender, events) = channel();
