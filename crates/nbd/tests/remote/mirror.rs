@@ -238,6 +238,26 @@ fn a_leg_that_fails_writes_is_left_behind_and_filled_later() {
 }
 
 #[test]
+fn what_cannot_be_read_is_not_copied_as_something_else() {
+    let setup = Legs::new(2);
+    let mut options = setup.options();
+    options.mirror.as_mut().unwrap().start = MirrorStart::CopyFirst;
+    setup.platters[0].overwrite(6 << 20, 8);
+    setup.platters[1].overwrite(6 << 20, 7);
+    setup.platters[0].fail_reads(Some(6 << 20));
+    let disk = RemoteDisk::open(options).unwrap();
+    wait_until(LIMIT, "all that can be read is copied", || {
+        disk.status().unwrap().legs[1].missing_bytes <= 2 << 20
+    });
+    assert_ne!(legs(&disk)[1], LegState::InSync);
+    assert_eq!(setup.platters[1].content()[6 << 20], 7, "nothing was put in its place");
+    assert!(disk.read_at(&mut [0; 512], 6 << 20).is_err());
+    setup.platters[0].fail_reads(None);
+    wait_leg(&disk, 1, LegState::InSync);
+    assert!(setup.platters[1].durable() == setup.platters[0].content());
+}
+
+#[test]
 fn servers_that_differ_are_not_taken_for_equal() {
     let setup = Legs::new(2);
     setup.platters[0].overwrite(4096 * 16, 9);
