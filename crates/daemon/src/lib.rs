@@ -11,6 +11,7 @@
 //! `docs/design/daemon.md`.
 
 mod attachment;
+mod comeback;
 mod commands;
 mod daemon;
 mod dial;
@@ -37,5 +38,7 @@ mod statefile;
 mod status;
 mod task;
 
-pub use options::{DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, NbdAccess};
+pub use options::{
+    CONFIG_KEYS, DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, NbdAccess,
+};
 pub use run::run;
