@@ -3,6 +3,7 @@
 //! State words are those of DRBD 9 as strings, sizes are bytes, times are seconds, rates are bytes
 //! per second. Fields may be added; none is renamed or removed.
 
+use crate::attachment::AttachmentStatus;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -17,6 +18,9 @@ pub struct NodeStatus {
     pub cluster: Option<ClusterStatus>,
     /// The resources that this node is a member of, by name.
     pub resources: Vec<ResourceStatus>,
+    /// The exports of other machines that are attached to this node, by name.
+    #[serde(default)]
+    pub attachments: Vec<AttachmentStatus>,
 }
 
 /// A cluster, as one node sees it.
@@ -228,6 +232,7 @@ mod tests {
                 }],
                 ..ResourceStatus::default()
             }],
+            attachments: vec![AttachmentStatus::default()],
         }
     }
 
@@ -258,6 +263,13 @@ mod tests {
                     "resync_sent_bytes": 0, "resync_received_bytes": 0,
                     "problem": {"code": "", "message": "", "hint": ""}}],
             }],
+            "attachments": [{
+                "name": "", "device": null, "device_kind": null, "state": "", "size_bytes": 0,
+                "uris": [], "mirror": false, "persist": false, "read_only": false,
+                "io_timeout_seconds": null, "identity": "", "pending_requests": 0,
+                "read_bytes_per_second": 0, "write_bytes_per_second": 0, "problem": null,
+                "legs": [],
+            }],
         })
     }
 
@@ -271,7 +283,9 @@ mod tests {
         let text = serde_json::to_string(&full()).unwrap();
         assert_eq!(serde_json::from_str::<NodeStatus>(&text).unwrap(), full());
         let empty = serde_json::to_value(NodeStatus::default()).unwrap();
-        assert_eq!(empty, json!({"version": "", "node": "", "cluster": null, "resources": []}));
+        let due = json!({"version": "", "node": "", "cluster": null, "resources": [],
+            "attachments": []});
+        assert_eq!(empty, due);
         let resource = serde_json::to_value(ResourceStatus::default()).unwrap();
         assert!(resource["journal"].is_null() && resource["replay"].is_null());
         assert!(serde_json::to_value(PeerStatus::default()).unwrap()["resync"].is_null());
@@ -285,9 +299,11 @@ mod tests {
         peer.remove("problem");
         old["resources"][0]["disk"].as_object_mut().unwrap().remove("problem");
         old["cluster"].as_object_mut().unwrap().remove("problems");
+        old.as_object_mut().unwrap().remove("attachments");
         old["cluster"]["nodes"][0].as_object_mut().unwrap().remove("clock_offset_seconds");
         let mut expected = full();
         expected.resources[0].peers[0].problem = None;
+        expected.attachments.clear();
         assert_eq!(serde_json::from_value::<NodeStatus>(old).unwrap(), expected);
     }
 }

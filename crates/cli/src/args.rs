@@ -96,7 +96,7 @@ pub(crate) enum Command {
     /// Print the manual page of a command
     #[command(hide = true)]
     Man {
-        /// The command; none for the whole
+        /// The command, or holdfast.toml; none for the whole
         command: Vec<String>,
         /// Write the pages of all commands into this directory instead
         #[arg(long, value_name = "DIR")]

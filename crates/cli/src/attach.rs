@@ -100,17 +100,7 @@ fn render(all: &[AttachmentStatus], width: Option<usize>, color: bool) -> String
 }
 
 fn render_one(one: &AttachmentStatus, width: Option<usize>, color: bool, lines: &mut Vec<String>) {
-    let mut head =
-        format!("{}  {}", Style::Bold.paint(&one.name, color), format_size(one.size_bytes));
-    if let Some(device) = &one.device {
-        head.push_str(&format!("  {device}"));
-    }
-    head.push_str(&format!("  {}", style(&one.state).paint(&one.state, color)));
-    let notes = [(one.mirror, "mirror"), (one.read_only, "read-only"), (one.persist, "persistent")];
-    for (_, note) in notes.iter().filter(|(is, _)| *is) {
-        head.push_str(&format!("  {}", Style::Dim.paint(note, color)));
-    }
-    lines.push(head);
+    lines.push(headline(one, color));
     if let Some(problem) = &one.problem {
         lines.push(format!("  {}", Style::Bad.paint(problem, color)));
     }
@@ -136,7 +126,23 @@ fn render_one(one: &AttachmentStatus, width: Option<usize>, color: bool, lines: 
     lines.extend(table.render(width, color));
 }
 
-fn mirrored(leg: &AttachmentLeg, color: bool) -> String {
+/// What it is, in one line.
+pub(crate) fn headline(one: &AttachmentStatus, color: bool) -> String {
+    let mut head =
+        format!("{}  {}", Style::Bold.paint(&one.name, color), format_size(one.size_bytes));
+    if let Some(device) = &one.device {
+        head.push_str(&format!("  {device}"));
+    }
+    head.push_str(&format!("  {}", style(&one.state).paint(&one.state, color)));
+    let notes = [(one.mirror, "mirror"), (one.read_only, "read-only"), (one.persist, "persistent")];
+    for (_, note) in notes.iter().filter(|(is, _)| *is) {
+        head.push_str(&format!("  {}", Style::Dim.paint(note, color)));
+    }
+    head
+}
+
+/// A server of a mirror, in one line.
+pub(crate) fn mirrored(leg: &AttachmentLeg, color: bool) -> String {
     let mut text = format!("{}  {}", leg.uri, style(&leg.leg).paint(&leg.leg, color));
     if leg.missing_bytes > 0 {
         text.push_str(&format!(", lacks {}", format_size(leg.missing_bytes)));

@@ -27,8 +27,7 @@ pub(crate) fn man(ui: &Ui, command: &[String], dir: Option<&Path>) -> Result<(),
         ui.text(&String::from_utf8_lossy(&page_of(command)?));
         return Ok(());
     };
-    write_pages(&built_grammar(), dir)
-        .map_err(|why| failed(&format!("were not written to {}", dir.display()), &why))
+    write_all(dir).map_err(|why| failed(&format!("were not written to {}", dir.display()), &why))
 }
 
 /// The grammar with what commands inherit.
@@ -39,6 +38,9 @@ fn built_grammar() -> Command {
 }
 
 fn page_of(command: &[String]) -> Result<Vec<u8>, ApiError> {
+    if command == [CONFIG_FILE] {
+        return Ok(config_page().into_bytes());
+    }
     let top = built_grammar();
     let mut found = &top;
     for word in command {
@@ -51,12 +53,26 @@ fn page_of(command: &[String]) -> Result<Vec<u8>, ApiError> {
     page(found).map_err(|why| failed("were not made", &why))
 }
 
+fn write_all(dir: &Path) -> io::Result<()> {
+    write_pages(&built_grammar(), dir)?;
+    std::fs::write(dir.join(format!("{CONFIG_FILE}.5")), config_page())
+}
+
 fn write_pages(command: &Command, dir: &Path) -> io::Result<()> {
     for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
         write_pages(command, dir)?;
     }
     let name = Man::new(command.clone()).get_filename();
     std::fs::write(dir.join(name), page(command)?)
+}
+
+/// What the page about the configuration file is called.
+const CONFIG_FILE: &str = "holdfast.toml";
+
+/// The page about the configuration file, in section 5.
+fn config_page() -> String {
+    let text = include_str!("manual/holdfast.toml.roff");
+    format!(".TH {CONFIG_FILE} 5 \"\" \"{SOURCE}\" Holdfast\n{text}")
 }
 
 /// Where the pages come from.
@@ -87,6 +103,8 @@ fn page(command: &Command) -> io::Result<Vec<u8>> {
 /// Sections that say more than the options do.
 fn more_about(name: &str) -> &'static str {
     match name {
+        "holdfast" => include_str!("manual/holdfast.roff"),
+        "holdfast-attach" => include_str!("manual/attach.roff"),
         "holdfast-serve" => include_str!("manual/serve.roff"),
         _ => "",
     }
@@ -119,15 +137,69 @@ mod tests {
             assert!(script.contains(command), "{command}");
         }
         let dir = tempfile::tempdir().unwrap();
-        write_pages(&built_grammar(), dir.path()).unwrap();
+        write_all(dir.path()).unwrap();
         for page in ["holdfast.1", "holdfast-create.1", "holdfast-cluster-join.1"] {
             assert!(dir.path().join(page).exists(), "{page}");
         }
+        every_command_has_a_page(&built_grammar(), dir.path());
         let serve = std::fs::read_to_string(dir.path().join("holdfast-serve.1")).unwrap();
         for part in [".TH holdfast-serve 1", "layout", ".SH PROMISES", ".SH EXIT STATUS"] {
             assert!(serve.contains(part), "{part}");
         }
         assert_eq!(page_of(&["serve".to_owned()]).unwrap(), serve.as_bytes());
+    }
+
+    /// With all of its options; so have those below it.
+    fn every_command_has_a_page(command: &Command, dir: &Path) {
+        let path = dir.join(Man::new(command.clone()).get_filename());
+        let page = std::fs::read_to_string(&path)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for part in [".SH NAME", ".SH SYNOPSIS", ".SH DESCRIPTION", ".SH EXIT STATUS"] {
+            assert!(page.contains(part), "{} lacks {part}", path.display());
+        }
+        let plain = page.replace('\\', "");
+        for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+            let long = argument.get_long().map(|long| format!("--{long}"));
+            let shown = long.is_none_or(|long| plain.contains(&long));
+            assert!(shown, "{} lacks {}", path.display(), argument.get_id());
+        }
+        for below in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+            every_command_has_a_page(below, dir);
+        }
+    }
+
+    #[test]
+    fn the_page_about_the_configuration_file_has_every_key() {
+        let page = page_of(&[CONFIG_FILE.to_owned()]).unwrap();
+        let page = String::from_utf8(page).unwrap().replace('\\', "");
+        assert!(page.starts_with(".TH holdfast.toml 5 "), "{page}");
+        for key in holdfast_daemon::CONFIG_KEYS {
+            assert!(page.contains(&format!("fB{key}fR = ")), "{key}");
+        }
+        let keys = page.lines().filter(|line| line.starts_with("fB") && line.contains("fR = "));
+        assert_eq!(keys.count(), holdfast_daemon::CONFIG_KEYS.len());
+    }
+
+    #[test]
+    fn the_pages_are_well_formed() {
+        let lint = |page: &[u8]| {
+            use std::io::Write;
+            let mut groff = std::process::Command::new("groff")
+                .args(["-man", "-Tutf8", "-ww", "-z"])
+                .stdin(std::process::Stdio::piped())
+                .stderr(std::process::Stdio::piped())
+                .spawn()?;
+            groff.stdin.take().unwrap().write_all(page)?;
+            groff.wait_with_output()
+        };
+        for words in [&[][..], &["attach"], &["serve"], &["daemon"], &[CONFIG_FILE]] {
+            let words: Vec<String> = words.iter().map(ToString::to_string).collect();
+            let Ok(said) = lint(&page_of(&words).unwrap()) else {
+                return println!("skipped: groff is not installed");
+            };
+            let said = String::from_utf8_lossy(&said.stderr).into_owned();
+            assert!(said.is_empty(), "{words:?}: {said}");
+        }
     }
 
     #[test]

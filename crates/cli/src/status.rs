@@ -1,10 +1,12 @@
 //! `status`.
 
 use crate::args::Status;
+use crate::attach::{headline as headline_of, mirrored};
 use crate::cluster::span;
 use crate::output::{Style, Ui, width};
 use crate::session::Session;
 use crate::table::{Cell, Table, cell, shorten};
+use holdfast_api::attachment::AttachmentStatus;
 use holdfast_api::status::{
     DiskStatus, NodeStatus, PeerProblem, PeerStatus, ResourceStatus, ResyncStatus,
 };
@@ -35,7 +37,8 @@ async fn fetch(session: &Session, name: Option<&str>) -> Result<NodeStatus, ApiE
     let mut status: NodeStatus = session.get(routes::STATUS).await?;
     if let Some(name) = name {
         status.resources.retain(|resource| resource.name == name);
-        if status.resources.is_empty() {
+        status.attachments.retain(|attachment| attachment.name == name);
+        if status.resources.is_empty() && status.attachments.is_empty() {
             return Err(ApiError::no_such_resource(name));
         }
     }
@@ -78,7 +81,11 @@ fn render(status: &NodeStatus, width: Option<usize>, color: bool) -> String {
         lines.push(String::new());
         render_resource(&status.node, resource, width, color, &mut lines);
     }
-    if status.resources.is_empty() {
+    for attachment in &status.attachments {
+        lines.push(String::new());
+        render_attachment(attachment, color, &mut lines);
+    }
+    if status.resources.is_empty() && status.attachments.is_empty() {
         lines.push(String::new());
         lines.push("no resources; `holdfast create NAME --disk PATH` makes one".to_owned());
     }
@@ -140,6 +147,20 @@ fn render_resource(
         if let Some(resync) = &peer.resync {
             lines.push(format!("  {}", resync_line(peer, resync, color)));
         }
+    }
+}
+
+/// `holdfast attachments` shows more.
+fn render_attachment(one: &AttachmentStatus, color: bool, lines: &mut Vec<String>) {
+    lines.push(headline_of(one, color));
+    if let Some(problem) = &one.problem {
+        lines.push(format!("  {}", Style::Bad.paint(problem, color)));
+    }
+    if one.mirror && !one.legs.is_empty() {
+        lines.extend(one.legs.iter().map(|leg| format!("  {}", mirrored(leg, color))));
+    } else {
+        let uri = one.legs.first().map(|leg| &leg.uri).or(one.uris.first());
+        lines.extend(uri.map(|uri| format!("  attached from {uri}")));
     }
 }
 
@@ -311,6 +332,7 @@ mod tests {
                 ],
                 ..ResourceStatus::default()
             }],
+            attachments: Vec::new(),
         }
     }
 
@@ -388,6 +410,26 @@ r0  256 MiB  /dev/holdfast/r0
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        let attached = AttachmentStatus {
+            name: "far".into(),
+            size_bytes: 1 << 30,
+            device: Some("/dev/holdfast/far".into()),
+            state: "Reconnecting".into(),
+            uris: vec!["nbd://box2/far".into()],
+            problem: Some("it closed the connection".into()),
+            ..AttachmentStatus::default()
+        };
+        let alone = NodeStatus { attachments: vec![attached], ..NodeStatus::default() };
+        let text = render(&alone, None, false);
+        let lines: Vec<&str> = text.lines().skip(2).collect();
+        assert_eq!(
+            lines,
+            [
+                "far  1 GiB  /dev/holdfast/far  Reconnecting",
+                "  it closed the connection",
+                "  attached from nbd://box2/far",
+            ]
+        );
         let empty = NodeStatus { node: "alpha".into(), ..NodeStatus::default() };
         let text = render(&empty, None, false);
         assert!(text.contains("in no cluster") && text.contains("no resources"), "{text}");

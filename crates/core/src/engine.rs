@@ -15,6 +15,7 @@ use crate::requests::{FlushRequest, ReadRequest, WriteRequest};
 use crate::roles::{Promise, Promotion, Stopping};
 use crate::sync::{ResyncRead, ResyncWrite};
 use bytes::Bytes;
+use holdfast_format::SparseBitmap;
 use holdfast_units::{
     BLOCK_SIZE, ByteRange, DiskState, GenerationId, MAX_NODES, Millis, NodeId, PeerSet, Role,
 };
@@ -305,6 +306,13 @@ impl Core {
             missing: self.missing,
             io_errors: self.io_errors,
         }
+    }
+
+    /// The blocks that a peer lacks, as far as is known here. `None` for nodes that are no peers,
+    /// and for those without a disk.
+    #[must_use]
+    pub fn out_of_sync(&self, peer: NodeId) -> Option<&SparseBitmap> {
+        self.peers.get(&peer).filter(|peer| !peer.diskless).map(Peer::left)
     }
 
     fn peer_snapshot(&self, p: &Peer) -> PeerSnapshot {

@@ -30,7 +30,12 @@ const MAX_THREADS: usize = 32;
 #[derive(Default)]
 pub(crate) struct Attachments {
     all: Mutex<BTreeMap<String, Arc<Attachment>>>,
+    /// Told when there is one more, or less.
+    changed: tokio::sync::Notify,
 }
+
+/// How often it is looked whether an attachment has changed its state.
+const LOOK: Duration = Duration::from_millis(500);
 
 impl Attachments {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Attachment>>> {
@@ -39,6 +44,17 @@ impl Attachments {
 
     pub(crate) fn all(&self) -> Vec<Arc<Attachment>> {
         self.lock().values().cloned().collect()
+    }
+
+    /// Waits until it is time to look at their states: something came or went, or there are some and
+    /// half a second has passed.
+    pub(crate) async fn next_look(&self) {
+        if self.lock().is_empty() {
+            self.changed.notified().await;
+        } else {
+            // Both ends are good.
+            let _ = tokio::time::timeout(LOOK, self.changed.notified()).await;
+        }
     }
 
     /// The one with this name.
@@ -105,6 +121,7 @@ impl Attachments {
             ended: watch::channel(false).0,
         });
         all.insert(name, Arc::clone(&attachment));
+        self.changed.notify_one();
         Ok(attachment)
     }
 
@@ -113,6 +130,7 @@ impl Attachments {
         let mut all = self.lock();
         if all.get(&attachment.name).is_some_and(|one| Arc::ptr_eq(one, attachment)) {
             all.remove(&attachment.name);
+            self.changed.notify_one();
         }
     }
 }

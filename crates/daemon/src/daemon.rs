@@ -60,6 +60,7 @@ impl Daemon {
         take_up(&node).await;
         tokio::spawn(commands::leave::follow_records(Arc::clone(&node)));
         commands::attach::take_up(&node).await;
+        tokio::spawn(commands::attach::tell(Arc::clone(&node)));
         tokio::spawn(http::serve(Arc::clone(&node), control));
         Ok(started)
     }

@@ -1,5 +1,6 @@
 //! What `/v1/events` tells: the objects that there are, and how they change.
 
+use holdfast_api::attachment::AttachmentStatus;
 use holdfast_api::status::{ClusterNode, ClusterStatus, ResourceStatus};
 use holdfast_api::{Event, EventKind};
 use std::collections::BTreeMap;
@@ -48,14 +49,18 @@ pub(crate) enum Part<'a> {
     Cluster,
     /// One resource with all that belongs to it.
     Resource(&'a str),
+    /// All attachments and their servers.
+    Attachments,
 }
 
 impl Part<'_> {
     fn has(self, key: &ObjectKey) -> bool {
         let of_cluster = matches!(key.object, "cluster" | "node");
+        let of_attachments = matches!(key.object, "attachment" | "leg");
         match self {
             Self::Cluster => of_cluster,
-            Self::Resource(name) => !of_cluster && key.name == name,
+            Self::Resource(name) => !of_cluster && !of_attachments && key.name == name,
+            Self::Attachments => of_attachments,
         }
     }
 }
@@ -198,6 +203,26 @@ pub(crate) fn of_cluster(status: Option<&ClusterStatus>) -> Objects {
     objects
 }
 
+/// The objects of all attachments.
+pub(crate) fn of_attachments(all: &[AttachmentStatus]) -> Objects {
+    let mut objects = Objects::new();
+    for one in all {
+        let attachment = [
+            ("state", one.state.clone()),
+            ("device", one.device.clone().unwrap_or_default()),
+            ("size_bytes", one.size_bytes.to_string()),
+            ("problem", one.problem.clone().unwrap_or_default()),
+        ];
+        objects.insert(ObjectKey::new("attachment", &one.name, None), fields(attachment));
+        // A single server is told of by the attachment itself.
+        for leg in one.legs.iter().filter(|_| one.mirror) {
+            let of_leg = [("leg", leg.leg.clone()), ("state", leg.state.clone())];
+            objects.insert(ObjectKey::new("leg", &one.name, Some(&leg.uri)), fields(of_leg));
+        }
+    }
+    objects
+}
+
 fn fields<const N: usize>(list: [(&str, String); N]) -> Fields {
     list.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
@@ -211,6 +236,7 @@ pub(crate) fn unix_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_api::attachment::AttachmentLeg;
     use holdfast_api::status::PeerStatus;
 
     fn status(role: &str, connection: Option<&str>) -> ResourceStatus {
@@ -266,7 +292,33 @@ mod tests {
         assert!(lines(&mut reader).is_empty());
         hub.update(Part::Cluster, of_cluster(None));
         assert_eq!(lines(&mut reader), ["destroy cluster name:r0"]);
+        // An attachment may have the name of a resource that is there later.
+        let leg = |uri: &str, state: &str| AttachmentLeg {
+            uri: uri.into(),
+            leg: "InSync".into(),
+            state: state.into(),
+            ..AttachmentLeg::default()
+        };
+        let attachment = |state: &str| AttachmentStatus {
+            name: "r0".into(),
+            state: state.into(),
+            mirror: true,
+            legs: vec![leg("nbd://a/", "Connected"), leg("nbd://b/", state)],
+            ..AttachmentStatus::default()
+        };
+        hub.update(Part::Attachments, of_attachments(&[attachment("Connected")]));
+        assert_eq!(lines(&mut reader).len(), 3);
+        hub.update(Part::Attachments, of_attachments(&[attachment("Reconnecting")]));
+        assert_eq!(
+            lines(&mut reader),
+            [
+                "change attachment name:r0 state:Reconnecting",
+                "change leg name:r0 peer:nbd://b/ state:Reconnecting",
+            ]
+        );
         hub.update(Part::Resource("r0"), Objects::new());
         assert_eq!(lines(&mut reader).len(), 2);
+        hub.update(Part::Attachments, Objects::new());
+        assert_eq!(lines(&mut reader).len(), 3);
     }
 }

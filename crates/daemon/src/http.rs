@@ -272,7 +272,8 @@ where
 
 async fn status_of_node(State(node): App) -> Json<holdfast_api::status::NodeStatus> {
     status::refresh(&node).await;
-    Json(status::node(&node))
+    let attachments = commands::attach::list(&node).await.unwrap_or_default();
+    Json(status::node(&node, attachments))
 }
 
 async fn version(State(node): App) -> Json<VersionInfo> {
@@ -288,7 +289,7 @@ async fn metrics_text(State(node): App) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     status::refresh(&node).await;
     let attachments = commands::attach::list(&node).await.unwrap_or_default();
-    (kind, metrics::text(&status::node(&node), &attachments)).into_response()
+    (kind, metrics::text(&status::node(&node, attachments))).into_response()
 }
 
 async fn events(

@@ -38,6 +38,8 @@ pub(crate) struct Keeper {
     name: String,
     /// The peers that the core was told of.
     known: BTreeMap<NodeId, PeerMember>,
+    /// The names of peers that the shard was told.
+    peer_names: BTreeMap<NodeId, String>,
     /// The options that it was told.
     options: Options,
     wish: Option<Wish>,
@@ -108,6 +110,7 @@ impl Keeper {
             handle,
             name: plan.name.clone(),
             known: plan.peers.clone(),
+            peer_names: BTreeMap::new(),
             options: plan.config.options.clone(),
             connected: PeerSet::EMPTY,
             wish: wish.then_some(Wish { since: now, told: false, retry_at: now }),
@@ -233,6 +236,12 @@ impl Keeper {
                 self.add_peer(config.clone()).await;
             }
             self.known.insert(config.node, wanted.clone());
+        }
+        let name_of = |(slot, peer): (&NodeId, &PeerMember)| (*slot, peer.name.clone());
+        let names: BTreeMap<_, _> = plan.peers.iter().map(name_of).collect();
+        if names != self.peer_names {
+            self.handle.name_peers(names.clone()).await;
+            self.peer_names = names;
         }
         let record = self.node.view().records.resource(self.resource.id);
         let options = record.map(|record| core_options(&record.options).0);

@@ -11,6 +11,7 @@
 //! `docs/design/daemon.md`.
 
 mod attachment;
+mod comeback;
 mod commands;
 mod daemon;
 mod dial;
@@ -39,5 +40,7 @@ mod status;
 mod task;
 
 pub use memory::guard_memory;
-pub use options::{DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, NbdAccess};
+pub use options::{
+    CONFIG_KEYS, DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, NbdAccess,
+};
 pub use run::run;

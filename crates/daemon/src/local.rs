@@ -9,7 +9,7 @@ use holdfast_store::DirectMode;
 use holdfast_units::ResourceId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -99,21 +99,10 @@ impl LocalStore {
     /// # Errors
     /// When the directory cannot be read.
     pub(crate) fn load(&self) -> Result<(Vec<Local>, Vec<Damaged>), ApiError> {
-        let fail = |error: io::Error| failed("read", &self.dir, &error);
-        let (mut found, mut damaged) = (Vec::new(), Vec::new());
-        for entry in fs::read_dir(&self.dir).map_err(fail)? {
-            let path = entry.map_err(fail)?.path();
-            if path.extension().is_none_or(|extension| extension != "state") {
-                continue;
-            }
-            match statefile::read::<Local>(&path, HEAD) {
-                Ok(local) if self.path(local.id) == path => found.push(local),
-                Ok(_) => damaged.push(Damaged::new(&path, "it has another name than it says")),
-                Err(why) => damaged.push(Damaged::new(&path, &why)),
-            }
-        }
+        let read = statefile::read_all(&self.dir, HEAD, |local: &Local| self.path(local.id));
+        let (mut found, damaged) = read.map_err(|error| failed("read", &self.dir, &error))?;
         found.sort_by_key(|local| local.id);
-        Ok((found, damaged))
+        Ok((found, damaged.iter().map(|(path, why)| Damaged::new(path, why)).collect()))
     }
 
     /// Writes it durably. After a crash there is the version before or this one.
@@ -162,6 +151,7 @@ pub(crate) mod id_text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn local(id: u8) -> Local {
         Local {

@@ -13,7 +13,7 @@ struct Metric {
 }
 
 /// The text.
-pub(crate) fn text(status: &NodeStatus, attachments: &[AttachmentStatus]) -> String {
+pub(crate) fn text(status: &NodeStatus) -> String {
     let mut out = String::new();
     let mut put =
         |name, kind, help, lines| write_metric(&mut out, &Metric { name, kind, help, lines });
@@ -51,8 +51,8 @@ pub(crate) fn text(status: &NodeStatus, attachments: &[AttachmentStatus]) -> Str
         put(name, "gauge", help, lines);
     }
     for (name, kind, help, value) in OF_ATTACHMENT {
-        let lines =
-            attachments.iter().map(|a| (labels(&[("attachment", &a.name)]), value(a))).collect();
+        let line = |a: &AttachmentStatus| (labels(&[("attachment", &a.name)]), value(a));
+        let lines = status.attachments.iter().map(line).collect();
         put(name, kind, help, lines);
     }
     out
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn every_line_is_a_comment_or_a_number_with_labels() {
-        let status = NodeStatus {
+        let mut status = NodeStatus {
             node: "al\"pha".into(),
             resources: vec![ResourceStatus {
                 name: "r0".into(),
@@ -214,7 +214,8 @@ mod tests {
             legs: vec![leg],
             ..AttachmentStatus::default()
         };
-        let text = text(&status, &[attachment]);
+        status.attachments.push(attachment);
+        let text = text(&status);
         for line in text.lines().filter(|line| !line.starts_with("# ")) {
             let (name, value) = line.rsplit_once(' ').unwrap();
             assert!(name.starts_with("holdfast_") && name.ends_with('}'), "{line}");

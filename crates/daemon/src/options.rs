@@ -67,6 +67,22 @@ pub struct NbdAccess {
     pub allow: Vec<AllowedNet>,
 }
 
+/// The keys of the configuration file.
+pub const CONFIG_KEYS: [&str; 12] = [
+    "name",
+    "state-dir",
+    "listen",
+    "advertise",
+    "nbd-listen",
+    "nbd-tls-certificates",
+    "nbd-tls",
+    "nbd-tls-verify-peer",
+    "nbd-allow",
+    "http",
+    "socket",
+    "lock-memory",
+];
+
 /// The configuration file: the options' names as keys.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -198,10 +214,8 @@ fn read_config(path: &Path, may_be_missing: bool) -> Result<ConfigFile, ApiError
     toml::from_str(&text).map_err(|error| {
         let (line, column) = place(&text, error.span().map_or(0, |span| span.start));
         let what = error.message().lines().collect::<Vec<_>>().join(", ");
-        refuse(format!("line {line}, column {column}: {what}")).hint(
-            "the keys are name, state-dir, listen, advertise, nbd-listen, nbd-tls-certificates, \
-             nbd-tls, nbd-tls-verify-peer, nbd-allow, http, socket and lock-memory",
-        )
+        refuse(format!("line {line}, column {column}: {what}"))
+            .hint(format!("the keys are {}", CONFIG_KEYS.join(", ")))
     })
 }
 
@@ -327,6 +341,17 @@ mod tests {
             let error = with_file(text, DaemonOptions::default()).unwrap_err();
             assert!(error.message.contains(why), "{}", error.message);
         }
+    }
+
+    #[test]
+    fn the_list_of_keys_is_that_of_the_file() {
+        for key in CONFIG_KEYS {
+            let known = toml::from_str::<ConfigFile>(&format!("{key} = {{}}")).unwrap_err();
+            assert!(!known.message().contains("unknown field"), "{key}: {known}");
+        }
+        let unknown = toml::from_str::<ConfigFile>("other = 1").unwrap_err();
+        let expected = unknown.message().matches('`').count() / 2 - 1;
+        assert_eq!(expected, CONFIG_KEYS.len(), "{unknown}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A resource that this node is a member of: what is kept of it, and its core while it is up.
 
+use crate::comeback;
 use crate::commands::device;
 use crate::dial;
 use crate::disk::room;
@@ -43,6 +44,8 @@ pub(crate) struct State {
     pub(crate) local: Local,
     /// While it is up.
     pub(crate) running: Option<Running>,
+    /// How often it was started.
+    pub(crate) starts: u64,
     /// Why the disk is not in use although it should be.
     pub(crate) trouble: Option<String>,
     /// The local block device.
@@ -99,6 +102,7 @@ impl Resource {
         let state = State {
             local,
             running: None,
+            starts: 0,
             trouble: None,
             device: None,
             device_waits: false,
@@ -302,17 +306,26 @@ pub(crate) async fn start(
     if let Some(disk) = local.disk.clone().filter(|_| local.attached) {
         reserve_room(&plan, disk).await;
     }
+    // The server of a remote disk may only be late.
+    let mut late = None;
     let (handle, trouble) = match shard.open(spec.clone()).await {
         Ok(handle) => (handle, None),
         Err(error) => {
+            let is_disk = matches!(error, OpenError::Disk(_));
             let error = open_error(&error);
             if !or_diskless || spec.disk.is_none() {
                 return Err(error);
             }
             tracing::error!("resource {} has no disk: {}", plan.name, error.message);
+            let mut trouble = told(&error);
+            let place = spec.disk.as_ref().filter(|_| is_disk);
+            late = place.and_then(|disk| remote::uri_of(&disk.path));
+            if late.is_some() {
+                trouble.push_str("; it is used as soon as its server answers");
+            }
             let without = ResourceSpec { disk: None, ..spec };
             let handle = shard.open(without).await.map_err(|e| open_error(&e))?;
-            (handle, Some(told(&error)))
+            (handle, Some(trouble))
         }
     };
     let wish = local.primary;
@@ -327,10 +340,14 @@ pub(crate) async fn start(
         let mut state = resource.state();
         state.local.name.clone_from(&plan.name);
         state.running = Some(Running { handle, _tasks: tasks });
+        state.starts += 1;
         state.trouble.clone_from(&trouble);
         state.rates.clear();
         state.problems.clear();
         state.no_room.clear();
+    }
+    if let Some(uri) = late {
+        comeback::wait_for_disk(node, resource, uri);
     }
     if let Some(trouble) = trouble {
         node.hub.notice(&plan.name, None, &format!("the disk is not used: {trouble}"));

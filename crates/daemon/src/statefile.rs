@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A file is never longer, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -37,6 +37,34 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path, head: &str) -> Result<T, St
         return Err("its checksum does not fit".into());
     }
     serde_json::from_str(rest).map_err(|e| e.to_string())
+}
+
+/// What could be read, and which files could not and why, as the end of a sentence.
+pub(crate) type Loaded<T> = (Vec<T>, Vec<(PathBuf, String)>);
+
+/// Reads all files of a directory whose names end with `.state`: what [`write`] wrote. `path_of` says
+/// where a value belongs.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub(crate) fn read_all<T: DeserializeOwned>(
+    dir: &Path,
+    head: &str,
+    path_of: impl Fn(&T) -> PathBuf,
+) -> io::Result<Loaded<T>> {
+    let (mut found, mut damaged) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "state") {
+            continue;
+        }
+        match read::<T>(&path, head) {
+            Ok(value) if path_of(&value) == path => found.push(value),
+            Ok(_) => damaged.push((path, "it has another name than it says".to_owned())),
+            Err(why) => damaged.push((path, why)),
+        }
+    }
+    Ok((found, damaged))
 }
 
 /// Removes it durably. That it is not there is no error.

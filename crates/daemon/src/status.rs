@@ -5,6 +5,7 @@ use crate::peers::version;
 use crate::problems;
 use crate::resource::{Resource, State};
 use crate::shard::ResourceView;
+use holdfast_api::attachment::AttachmentStatus;
 use holdfast_api::error::without_numbers;
 use holdfast_api::options::Settings;
 use holdfast_api::status::{
@@ -17,12 +18,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Everything that this node knows.
-pub(crate) fn node(node: &Arc<Node>) -> NodeStatus {
+/// Everything that this node knows, with what is known of its attachments.
+pub(crate) fn node(node: &Arc<Node>, attachments: Vec<AttachmentStatus>) -> NodeStatus {
     let mut resources: Vec<ResourceStatus> =
         node.resources().iter().map(|one| resource(node, one)).collect();
     resources.sort_by(|a, b| a.name.cmp(&b.name));
-    NodeStatus { version: version(), node: node.name.clone(), cluster: cluster(node), resources }
+    let cluster = cluster(node);
+    NodeStatus { version: version(), node: node.name.clone(), cluster, resources, attachments }
 }
 
 /// Asks the shards for the newest figures of all resources.

@@ -1,4 +1,5 @@
 use bytes::Bytes;
+use std::ops::DerefMut;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A buffer that the payload of a write is read into.
@@ -17,6 +18,24 @@ pub trait PayloadBuffers {
     /// A buffer of exactly `len` bytes. Never fails: how much a connection can ask for at a time
     /// is bounded by [`crate::ServerOptions::max_bytes`].
     fn get(&self, len: usize) -> Box<dyn PayloadBuf>;
+}
+
+/// Any memory that becomes bytes when it is full, such as the aligned buffers of a disk.
+impl<B: DerefMut<Target = [u8]> + Into<Bytes>> PayloadBuf for B {
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self
+    }
+
+    fn freeze(self: Box<Self>) -> Bytes {
+        (*self).into()
+    }
+}
+
+/// Whatever gives a buffer of a length.
+impl<B: PayloadBuf + 'static, F: Fn(usize) -> B> PayloadBuffers for F {
+    fn get(&self, len: usize) -> Box<dyn PayloadBuf> {
+        Box::new(self(len))
+    }
 }
 
 /// Buffers on the heap that are used again; without any alignment. Clones share them.

@@ -15,6 +15,7 @@
 #![deny(clippy::cast_possible_truncation)]
 
 mod buffers;
+mod changes;
 mod client;
 pub mod codec;
 mod error;
@@ -25,6 +26,7 @@ mod spin;
 mod uri;
 
 pub use buffers::{HeapBuffers, PayloadBuf, PayloadBuffers};
+pub use changes::Changes;
 pub use client::{
     Client, ClientError, ConnectOptions, ConnectionState, ConnectionStatus, LegState, LegStatus,
     MAX_CONNECTIONS, MAX_URIS, MirrorOptions, MirrorStart, RemoteDisk, RemoteFailure, RemoteInfo,

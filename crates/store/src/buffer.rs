@@ -166,6 +166,12 @@ impl DerefMut for AlignedBuf {
     }
 }
 
+impl From<AlignedBuf> for Bytes {
+    fn from(buffer: AlignedBuf) -> Self {
+        buffer.freeze()
+    }
+}
+
 impl AsRef<[u8]> for AlignedBuf {
     fn as_ref(&self) -> &[u8] {
         self

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// A Debian package and the file that shows that it (or something as good) is there.
-const NEEDED: [(&str, &str); 12] = [
+const NEEDED: [(&str, &str); 13] = [
     ("e2fsprogs", "mkfs.ext4"),
     ("fio", "fio"),
     ("fuse3", "fusermount3"),
@@ -13,6 +13,7 @@ const NEEDED: [(&str, &str); 12] = [
     ("jq", "jq"),
     ("libnbd-bin", "nbdcopy"),
     ("nbd-client", "nbd-client"),
+    ("nbd-server", "nbd-server"),
     ("nbdkit", "nbdkit"),
     ("openssl", "openssl"),
     ("python3-libnbd", "nbdsh"),

@@ -2,10 +2,8 @@
 
 use super::volume::Volume;
 use holdfast_nbd::{
-    ClientInfo, Export, ExportInfo, ExportSummary, Exports, OpenRefusal, PayloadBuf,
-    PayloadBuffers, Refusal, Reply, Request,
+    ClientInfo, Export, ExportInfo, ExportSummary, Exports, OpenRefusal, Refusal, Reply, Request,
 };
-use holdfast_store::{AlignedBuf, BufferPool};
 use std::rc::Rc;
 
 /// The context that tells what was changed since the server started.
@@ -104,26 +102,5 @@ impl Export for Opened {
 
     fn batch_submitted(&self) {
         self.0.volume.kick();
-    }
-}
-
-/// Payloads of writes go into buffers that the disks take as they are.
-pub(super) struct AlignedBuffers(pub(super) BufferPool);
-
-impl PayloadBuffers for AlignedBuffers {
-    fn get(&self, len: usize) -> Box<dyn PayloadBuf> {
-        Box::new(Payload(self.0.get(len)))
-    }
-}
-
-struct Payload(AlignedBuf);
-
-impl PayloadBuf for Payload {
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.0
-    }
-
-    fn freeze(self: Box<Self>) -> bytes::Bytes {
-        self.0.freeze()
     }
 }

@@ -1,6 +1,6 @@
 //! Sockets, and the clients that come by them.
 
-use super::export::{AlignedBuffers, Catalogue};
+use super::export::Catalogue;
 use super::report::Reporter;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_nbd::{
@@ -240,10 +240,11 @@ impl Server {
     ) -> Rc<Self> {
         let spinner = Spinner::new(Spinner::usual_time());
         spawn_local(Rc::clone(&spinner).run());
+        let pool = pool.clone();
         let options = ServerOptions {
             spinner: Some(spinner),
             own_bytes: OWN_BYTES,
-            buffers: Rc::new(AlignedBuffers(pool.clone())),
+            buffers: Rc::new(move |len| pool.get(len)),
             tls,
             shutdown,
             ..ServerOptions::default()

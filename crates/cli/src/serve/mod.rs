@@ -1,7 +1,6 @@
 //! `serve`: an NBD server for files and devices, without a daemon.
 
 mod arguments;
-mod changes;
 mod export;
 mod inherited;
 mod layout;

@@ -8,11 +8,10 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use super::changes::Changes;
 use super::layout::{Layout, Piece};
 use super::order::Order;
 use super::part::{Part, State};
-use holdfast_nbd::{NbdError, ReadChunk, Reply, ReplyData, Request, RequestKind};
+use holdfast_nbd::{Changes, NbdError, ReadChunk, Reply, ReplyData, Request, RequestKind};
 use holdfast_store::{Completion, DiskError, DiskErrorKind, DiskOp, OpId, Outcome};
 use holdfast_units::ByteRange;
 pub(super) use mirror::Marks;

@@ -5,6 +5,7 @@ use crate::device::{FileWriter, content, file, kept, skipped};
 use crate::{MIB, SOON, SYNC, cluster, rounds, seed};
 use holdfast_api::attachment::AttachmentStatus;
 use holdfast_testkit::{Cluster, Mount, Node, Rng, run_ok, wait_until};
+use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -40,7 +41,7 @@ fn attach(cluster: &Cluster, options: &[&str]) -> String {
     made["path"].as_str().expect("it has a path").to_owned()
 }
 
-fn status(node: &Node, name: &str) -> AttachmentStatus {
+pub(crate) fn status(node: &Node, name: &str) -> AttachmentStatus {
     let all: Vec<AttachmentStatus> =
         serde_json::from_value(node.json(&["attachments", name])).expect("it is a list");
     all.into_iter().next().expect("it is there")
@@ -51,14 +52,14 @@ fn wait_state(node: &Node, name: &str, state: &str) {
 }
 
 /// Writes one block so that it is durable.
-fn write_direct(path: &str, block: u64, byte: u8) -> io::Result<()> {
+pub(crate) fn write_direct(path: &str, block: u64, byte: u8) -> io::Result<()> {
     let mut file = File::options().write(true).open(path)?;
     file.seek(SeekFrom::Start(block * 4096))?;
     file.write_all(&[byte; 4096])?;
     file.sync_all()
 }
 
-fn read_block(path: &str, block: u64) -> u8 {
+pub(crate) fn read_block(path: &str, block: u64) -> u8 {
     let mut data = [0; 4096];
     // What the kernel remembers is not what is asked for.
     run_ok(Command::new("blockdev").args(["--flushbufs", path]));
@@ -109,6 +110,57 @@ fn a_file_system_goes_on_while_its_server_is_killed_again_and_again() {
     cluster[CLIENT].ok(&["detach", "d1"]);
     assert!(!Path::new(&path).exists());
     cluster[CLIENT].refused(&["attachments", "d1"], 4, "d1");
+}
+
+#[test]
+fn status_and_events_tell_of_it() {
+    if skipped() {
+        return;
+    }
+    let mut cluster = servers(2);
+    assert!(cluster[CLIENT].status().attachments.is_empty());
+    let log = cluster.scratch().join("events");
+    let mut follower = cluster[CLIENT]
+        .command(&["events", "--json", "--follow"])
+        .stdout(File::create(&log).expect("there is room"))
+        .spawn()
+        .expect("it starts");
+    // How often an object was told to be so.
+    let told = |object: &str, field: &str, value: &str| {
+        let text = fs::read_to_string(&log).expect("it is there");
+        let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.filter(|e| e["object"] == object && e["fields"][field] == value).count()
+    };
+    wait_until(SOON, "it follows", || fs::metadata(&log).is_ok_and(|file| file.len() > 0));
+    let uris = [uri(&cluster, 1), uri(&cluster, 2)];
+    let path = attach(&cluster, &[]);
+    wait_until(SOON, "that it is there", || told("attachment", "state", "Connected") == 1);
+    let all = cluster[CLIENT].status().attachments;
+    let [one] = &all[..] else { panic!("{all:?}") };
+    assert_eq!((&*one.name, one.device.as_deref()), ("d1", Some(&*path)));
+    assert!(cluster[CLIENT].ok(&["status"]).contains(&format!("  {path}  Connected")));
+    let shown = cluster[CLIENT].ok(&["status", "d1"]);
+    assert!(shown.contains(&uris[0]), "{shown}");
+    cluster[CLIENT].refused(&["status", "d2"], 4, "d2");
+    assert!(cluster[CLIENT].ok(&["events"]).contains("exists attachment name:d1"));
+    cluster[SERVER].kill9();
+    wait_until(SOON, "that it is away", || told("attachment", "state", "Reconnecting") == 1);
+    cluster[SERVER].start();
+    wait_until(SOON, "that it is back", || told("attachment", "state", "Connected") == 2);
+    cluster[CLIENT].ok(&["detach", "d1"]);
+    let gone = || fs::read_to_string(&log).is_ok_and(|text| text.contains("\"destroy\""));
+    wait_until(SOON, "that it is gone", gone);
+
+    // Of a mirror each server.
+    let mirror = ["attach", &uris[0], &uris[1], "--mirror", "--name", "m"];
+    cluster[CLIENT].ok(&mirror);
+    wait_until(SOON, "both servers", || told("leg", "leg", "InSync") == 2);
+    cluster[2].kill9();
+    wait_until(SOON, "that one is lost", || told("leg", "leg", "Behind") == 1);
+    assert!(cluster[CLIENT].ok(&["status"]).contains("Behind"));
+    cluster[CLIENT].ok(&["detach", "m", "--force"]);
+    follower.kill().expect("it is our child");
+    follower.wait().expect("it is our child");
 }
 
 #[test]

@@ -83,6 +83,22 @@ fn a_node_alone_has_its_data_on_a_remote_disk() {
         status.role == "Primary" && status.disk.state == "UpToDate"
     });
     check_blocks(&cluster[0], "r0", 1, 0..100);
+
+    // Its server comes later than itself.
+    cluster[0].kill9();
+    cluster[1].kill9();
+    cluster[0].start();
+    let late = cluster[0].wait_resource("r0", SOON, "it runs without its disk", |status| {
+        status.disk.state == "Diskless" && status.role == "Secondary"
+    });
+    let problem = late.disk.problem.expect("it is said why");
+    assert!(problem.contains("as soon as its server answers"), "{problem}");
+    cluster[1].start();
+    let now = cluster[0].wait_resource("r0", SOON, "it has its disk again", |status| {
+        status.role == "Primary" && status.disk.state == "UpToDate"
+    });
+    assert_eq!(now.disk.problem, None);
+    check_blocks(&cluster[0], "r0", 1, 0..100);
     cluster[0].ok(&["secondary", "r0"]);
     cluster[0].ok(&["delete", "r0"]);
     // The data stay where they are.

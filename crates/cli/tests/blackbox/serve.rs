@@ -24,7 +24,7 @@ use std::thread::JoinHandle;
 const PYTHON: &str = "/usr/bin/python3";
 
 /// A running server. Killed when it is dropped.
-struct Server {
+pub(crate) struct Server {
     child: Child,
     events: Receiver<Value>,
     errors: Option<JoinHandle<String>>,
@@ -33,14 +33,14 @@ struct Server {
 
 impl Server {
     /// Starts `holdfast serve` in a directory and waits until it is ready.
-    fn start(directory: &Path, arguments: &[&str]) -> Self {
+    pub(crate) fn start(directory: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new(binary());
         command.args(["serve", "--json"]).args(arguments).current_dir(directory);
         Self::of(&mut command)
     }
 
     /// Starts a command that ends up as `holdfast serve --json`.
-    fn of(command: &mut Command) -> Self {
+    pub(crate) fn of(command: &mut Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the server starts");
         let (sender, events) = channel();
@@ -83,13 +83,13 @@ impl Server {
     }
 
     /// The address of its first TCP socket.
-    fn address(&self) -> std::net::SocketAddr {
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
         let uri = self.uri();
         let (_, rest) = uri.split_once("://").expect("it is a URI");
         rest.split('/').next().and_then(|place| place.parse().ok()).expect("it is a TCP address")
     }
 
-    fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
@@ -127,7 +127,7 @@ impl Server {
     }
 
     /// Ends it in good order; what it said of itself at the end.
-    fn stop(mut self) -> Value {
+    pub(crate) fn stop(mut self) -> Value {
         self.signal(Signal::TERM);
         let output = self.wait();
         assert_eq!(output.status, 0, "{output}");
@@ -162,7 +162,7 @@ pub(crate) fn have(tools: &[&str]) -> bool {
 }
 
 /// Whether python has libnbd; says so when not.
-fn have_libnbd() -> bool {
+pub(crate) fn have_libnbd() -> bool {
     let found = Command::new(PYTHON).args(["-c", "import nbd"]).stderr(Stdio::null()).status();
     let found = found.is_ok_and(|status| status.success());
     if !found {
@@ -172,7 +172,7 @@ fn have_libnbd() -> bool {
 }
 
 /// Runs a script for libnbd, with `sys.argv[1:]`.
-fn nbdsh(script: &str, arguments: &[&str]) -> String {
+pub(crate) fn nbdsh(script: &str, arguments: &[&str]) -> String {
     let script = format!("import nbd, os, sys\n{script}");
     holdfast_testkit::run_ok(Command::new(PYTHON).args(["-c", &script]).args(arguments))
 }

@@ -6,8 +6,7 @@ use holdfast_api::ApiError;
 use holdfast_nbd::{MirrorOptions, MirrorStart, NbdUri, RemoteOptions};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fs::{self, DirBuilder};
-use std::io;
+use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -102,24 +101,12 @@ impl RecordStore {
     /// # Errors
     /// When the directory cannot be read.
     pub(crate) fn load(&self) -> Result<(Vec<Record>, Vec<String>), ApiError> {
-        let fail = |error: io::Error| failed("read", &self.dir, &error);
-        let (mut found, mut damaged) = (Vec::new(), Vec::new());
-        for entry in fs::read_dir(&self.dir).map_err(fail)? {
-            let path = entry.map_err(fail)?.path();
-            if path.extension().is_none_or(|extension| extension != "state") {
-                continue;
-            }
-            let why = match statefile::read::<Record>(&path, HEAD) {
-                Ok(record) if self.path(&record.name) == path => {
-                    found.push(record);
-                    continue;
-                }
-                Ok(_) => "it has another name than it says".to_owned(),
-                Err(why) => why,
-            };
-            damaged.push(format!("the state file {} cannot be used: {why}", path.display()));
-        }
-        Ok((found, damaged))
+        let read = statefile::read_all(&self.dir, HEAD, |one: &Record| self.path(&one.name));
+        let (found, damaged) = read.map_err(|error| failed("read", &self.dir, &error))?;
+        let sentence = |(path, why): &(PathBuf, String)| {
+            format!("the state file {} cannot be used: {why}", path.display())
+        };
+        Ok((found, damaged.iter().map(sentence).collect()))
     }
 
     /// Writes it durably.
@@ -148,6 +135,7 @@ impl RecordStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn record(uris: &[&str]) -> Record {
         Record {

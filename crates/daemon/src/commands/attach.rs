@@ -3,6 +3,7 @@
 use super::{blocking, device, used_disks};
 use crate::attachment::{Attachment, Record, RecordStore, Running};
 use crate::disk::Used;
+use crate::events::{Part, of_attachments};
 use crate::node::Node;
 use crate::options::Settings;
 use holdfast_api::attachment::{
@@ -126,6 +127,19 @@ fn record_of(call: &Attach) -> Result<Record, ApiError> {
         size: None,
         identity: call.identity.clone(),
     })
+}
+
+/// Tells readers of events how all attachments are, until the daemon stops.
+pub(crate) async fn tell(node: Arc<Node>) {
+    loop {
+        if let Ok(all) = list(&node).await {
+            node.hub.update(Part::Attachments, of_attachments(&all));
+        }
+        tokio::select! {
+            () = node.attachments.next_look() => {}
+            () = node.stopped() => return,
+        }
+    }
 }
 
 /// All attachments, by name.

@@ -4,97 +4,14 @@
 //! become a [`Job`].
 
 use super::Limits;
-use super::disk::DiskDriver;
 use super::jobs::{Job, JobKind, LONGEST_ZEROES, PieceResult};
-use super::resource::Resource;
 use bytes::Bytes;
 use holdfast_core::{Event, IoFailure, RequestId};
-use holdfast_nbd::{
-    Export, ExportInfo, Extent, NbdError, PayloadBuf, PayloadBuffers, PeerAddress, Reply,
-    ReplyData, Request, RequestKind, ShutdownHandle,
-};
-use holdfast_store::{AlignedBuf, BufferPool};
+use holdfast_nbd::{Changes, NbdError, Reply, ReplyData, Request, RequestKind};
+use holdfast_store::BufferPool;
 use holdfast_units::{ByteRange, MAX_REQUEST};
 use slab::Slab;
 use std::collections::VecDeque;
-use std::rc::Rc;
-
-/// The most extents in one answer about allocation.
-const MAX_EXTENTS: usize = 1024;
-/// All that is looked at for one answer about allocation.
-const MAX_STATUS: u64 = 1 << 30;
-
-/// A resource as export of one connection.
-pub(super) struct NbdExport {
-    info: ExportInfo,
-    resource: Rc<Resource>,
-    number: u64,
-}
-
-impl NbdExport {
-    pub(super) fn describe(name: &str, resource: &Resource) -> ExportInfo {
-        let mut info = ExportInfo::new(name, resource.size());
-        info.can_trim = true;
-        info.can_zero = true;
-        info.can_fast_zero = true;
-        info.can_cache = true;
-        info.can_multi_conn = true;
-        info.can_block_status = true;
-        info
-    }
-
-    pub(super) fn open(
-        name: &str,
-        resource: Rc<Resource>,
-        client: PeerAddress,
-        end: ShutdownHandle,
-    ) -> Self {
-        let info = Self::describe(name, &resource);
-        let number = resource.connection_opened(client, end);
-        Self { info, resource, number }
-    }
-}
-
-impl Export for NbdExport {
-    fn info(&self) -> ExportInfo {
-        self.info.clone()
-    }
-
-    fn submit(&self, request: Request, reply: Reply) {
-        self.resource.request(request, reply);
-    }
-
-    fn batch_submitted(&self) {
-        self.resource.finish();
-    }
-}
-
-impl Drop for NbdExport {
-    fn drop(&mut self) {
-        self.resource.connection_closed(self.number);
-    }
-}
-
-/// Payloads of writes go into aligned buffers.
-pub(super) struct AlignedBuffers(pub(super) BufferPool);
-
-impl PayloadBuffers for AlignedBuffers {
-    fn get(&self, len: usize) -> Box<dyn PayloadBuf> {
-        Box::new(Payload(self.0.get(len)))
-    }
-}
-
-struct Payload(AlignedBuf);
-
-impl PayloadBuf for Payload {
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.0
-    }
-
-    fn freeze(self: Box<Self>) -> Bytes {
-        self.0.freeze()
-    }
-}
 
 /// Requests since the start.
 #[derive(Clone, Copy, Default, Debug)]
@@ -128,6 +45,8 @@ pub(super) struct Frontend {
     /// Requests that wait for permits. Bounded by what connections may have under way.
     waiting: VecDeque<(Request, Reply)>,
     stats: Stats,
+    /// What clients have changed since the node became Primary.
+    changes: Option<Changes>,
 }
 
 impl Frontend {
@@ -143,6 +62,7 @@ impl Frontend {
             in_flight_bytes: 0,
             waiting: VecDeque::new(),
             stats: Stats::default(),
+            changes: None,
         }
     }
 
@@ -150,18 +70,23 @@ impl Frontend {
         self.stats
     }
 
-    /// Takes a request of a client. `disk` is the local disk when its data are good.
-    pub(super) fn submit(
-        &mut self,
-        request: Request,
-        reply: Reply,
-        disk: Option<&DiskDriver>,
-        events: &mut VecDeque<Event>,
-    ) {
+    /// From now on it is remembered what clients change; what was remembered is forgotten.
+    pub(super) fn track_changes(&mut self, size: u64) {
+        self.changes = Some(Changes::new(size));
+    }
+
+    /// What clients have changed since [`Self::track_changes`].
+    pub(super) const fn changes(&self) -> Option<&Changes> {
+        self.changes.as_ref()
+    }
+
+    /// Takes a request of a client that reads, writes or flushes.
+    pub(super) fn submit(&mut self, request: Request, reply: Reply, events: &mut VecDeque<Event>) {
         match request.kind {
             RequestKind::Cache => reply.complete(Ok(ReplyData::Done)),
-            RequestKind::Resize => reply.complete(Err(NbdError::NotSupported)),
-            RequestKind::BlockStatus => reply.complete(Ok(extents(request.range, disk))),
+            RequestKind::Resize | RequestKind::BlockStatus => {
+                reply.complete(Err(NbdError::NotSupported));
+            }
             RequestKind::WriteZeroes if request.fast_zero && !is_fast(&request) => {
                 reply.complete(Err(NbdError::NotSupported));
             }
@@ -185,6 +110,9 @@ impl Frontend {
         self.count(&request);
         let range = request.range;
         let writes = !matches!(request.kind, RequestKind::Read | RequestKind::Flush);
+        if writes && let Some(changes) = &mut self.changes {
+            changes.note(range);
+        }
         if writes && self.is_contended(range) {
             self.begin_job(request, reply, events);
             return;
@@ -388,18 +316,4 @@ pub(super) fn error_of(failure: IoFailure) -> NbdError {
         IoFailure::NoData | IoFailure::Disk => NbdError::Io,
         IoFailure::Range => NbdError::Invalid,
     }
-}
-
-/// Which parts of a range hold data, as far as the local disk knows.
-fn extents(range: ByteRange, disk: Option<&DiskDriver>) -> ReplyData {
-    let looked = ByteRange::new(range.offset, range.len.min(MAX_STATUS));
-    let parts = disk.and_then(|disk| disk.allocation(looked, MAX_EXTENTS));
-    let extents = match parts {
-        Some(parts) if !parts.is_empty() => parts
-            .into_iter()
-            .map(|(len, data)| if data { Extent::data(len) } else { Extent::hole(len) })
-            .collect(),
-        _ => vec![Extent::data(range.len)],
-    };
-    ReplyData::allocation(extents)
 }

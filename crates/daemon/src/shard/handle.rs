@@ -5,6 +5,7 @@ use super::resource::ToResource;
 use super::view::ResourceView;
 use holdfast_core::{Command, Notice, Refusal};
 use holdfast_units::{NodeId, PeerSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -103,6 +104,13 @@ impl ResourceHandle {
     #[must_use]
     pub fn wanted_links(&self) -> watch::Receiver<PeerSet> {
         self.wanted.clone()
+    }
+
+    /// Says what the peers are called: the export has a metadata context for each that has a disk.
+    /// Waits for a place in the queue.
+    pub async fn name_peers(&self, names: BTreeMap<NodeId, String>) {
+        // A closed resource has no exports.
+        let _ = self.commands.send(ToResource::PeerNames(names)).await;
     }
 
     /// Hands in a link: an authenticated stream to `peer` that is about this resource, with nothing

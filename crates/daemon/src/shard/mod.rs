@@ -19,6 +19,7 @@
 //! come together. `docs/design/shard.md` has the why.
 
 mod disk;
+mod export;
 mod frontend;
 mod handle;
 mod heap;

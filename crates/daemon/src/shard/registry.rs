@@ -1,6 +1,6 @@
 //! The resources of a shard, and the NBD exports that they are.
 
-use super::frontend::NbdExport;
+use super::export::NbdExport;
 use super::resource::Resource;
 use holdfast_nbd::{
     ClientInfo, Export, ExportInfo, ExportSummary, Exports, OpenRefusal, Refusal, ShutdownHandle,

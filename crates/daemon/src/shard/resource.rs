@@ -1,6 +1,7 @@
 //! One resource on its shard: the core, and what carries out its actions.
 
 use super::disk::DiskDriver;
+use super::export::{Topic, allocation, set_bits};
 use super::frontend::Frontend;
 use super::handle::CloseError;
 use super::link::{self, Link, LinkOrigin, LinkStream};
@@ -10,12 +11,13 @@ use super::registry::Registry;
 use super::thread::Context;
 use super::view::{DiskFailure, DiskView, ResourceView};
 use super::{ResourceHandle, ResourceSpec};
+use crate::events::unix_ms;
 use holdfast_core::{
     Action, Attachment, Command, CommandId, Core, Event, LinkId, Notice, Refusal, Snapshot,
 };
-use holdfast_nbd::{PeerAddress, Reply, Request, ShutdownHandle, Spinner};
+use holdfast_nbd::{Extent, PeerAddress, Reply, Request, ShutdownHandle, Spinner};
 use holdfast_store::BufferPool;
-use holdfast_units::{DiskState, Millis, NodeId, PeerSet, Role};
+use holdfast_units::{ByteRange, DiskState, Millis, NodeId, PeerSet, Role};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -44,6 +46,7 @@ pub(super) enum ToResource {
     Command(Command, oneshot::Sender<Result<(), Refusal>>),
     Link(NodeId, LinkOrigin, Box<dyn LinkStream>),
     EndConnections,
+    PeerNames(BTreeMap<NodeId, String>),
     Refresh(oneshot::Sender<()>),
     Close(oneshot::Sender<Result<(), CloseError>>),
 }
@@ -85,6 +88,8 @@ struct Inner {
     last_link: u64,
     /// Peers that the core wants links to.
     wanted: PeerSet,
+    /// Their names, as far as they have been told.
+    peer_names: BTreeMap<NodeId, String>,
     frontend: Frontend,
     connections: BTreeMap<u64, (PeerAddress, ShutdownHandle)>,
     last_connection: u64,
@@ -92,6 +97,8 @@ struct Inner {
     last_command: u64,
     /// The last promotion is done, durably.
     promoted: bool,
+    /// When that was, in milliseconds since 1970.
+    changes_since: u64,
     role: Role,
     disk_state: DiskState,
     stopped: bool,
@@ -160,12 +167,14 @@ pub(super) fn start(
             link_tasks: 0,
             last_link: 0,
             wanted: PeerSet::EMPTY,
+            peer_names: BTreeMap::new(),
             frontend: Frontend::new(spec.limits, context.pool.clone()),
             connections: BTreeMap::new(),
             last_connection: 0,
             pending: BTreeMap::new(),
             last_command: 0,
             promoted: false,
+            changes_since: 0,
             role: Role::Secondary,
             disk_state: DiskState::Diskless,
             stopped: false,
@@ -315,9 +324,37 @@ impl Resource {
     pub(super) fn request(&self, request: Request, reply: Reply) {
         let mut inner = self.inner.borrow_mut();
         let inner = &mut *inner;
-        let disk = inner.disk.as_ref().filter(|_| inner.disk_state == DiskState::UpToDate);
-        inner.frontend.submit(request, reply, disk, &mut inner.events);
+        inner.frontend.submit(request, reply, &mut inner.events);
         inner.run();
+    }
+
+    /// What is to be told of a range: at least one extent from its start on.
+    pub(super) fn extents(&self, topic: Topic, range: ByteRange) -> Vec<Extent> {
+        let inner = self.inner.borrow();
+        let good_disk = || inner.disk.as_ref().filter(|_| inner.disk_state == DiskState::UpToDate);
+        let told = match topic {
+            Topic::Allocation => Some(allocation(range, good_disk())),
+            Topic::Changed => inner.frontend.changes().map(|changes| changes.extents(range)),
+            Topic::OutOfSync(peer) => {
+                inner.core.out_of_sync(peer).map(|bits| set_bits(range, bits))
+            }
+        };
+        // A peer that has just left: who asks must not take its copy for a good one.
+        told.unwrap_or_else(|| vec![Extent::dirty(range.len, true)])
+    }
+
+    /// Since when it is remembered what clients change, in milliseconds since 1970.
+    pub(super) fn changes_since(&self) -> Option<u64> {
+        let inner = self.inner.borrow();
+        inner.frontend.changes().map(|_| inner.changes_since)
+    }
+
+    /// The peers with a disk whose names are known.
+    pub(super) fn peer_names(&self) -> Vec<(NodeId, String)> {
+        let inner = self.inner.borrow();
+        let with_disk =
+            inner.peer_names.iter().filter(|(peer, _)| inner.core.out_of_sync(**peer).is_some());
+        with_disk.map(|(peer, name)| (*peer, name.clone())).collect()
     }
 
     /// The task of a link has ended.
@@ -508,6 +545,10 @@ impl Inner {
     fn command_done(&mut self, id: CommandId, result: Result<(), Refusal>) {
         let Some(pending) = self.pending.remove(&id) else { return };
         if pending.promotes && result.is_ok() {
+            if !self.promoted {
+                self.frontend.track_changes(self.core.snapshot().size);
+                self.changes_since = unix_ms();
+            }
             self.promoted = true;
         }
         self.state_changed();
@@ -659,6 +700,9 @@ impl Runner {
                     self.resource.inner.borrow_mut().publish();
                     // Nobody waits any more: no harm.
                     let _ = done.send(());
+                }
+                Some(ToResource::PeerNames(names)) => {
+                    self.resource.inner.borrow_mut().peer_names = names;
                 }
                 Some(ToResource::EndConnections) => {
                     self.resource.inner.borrow().end_connections();

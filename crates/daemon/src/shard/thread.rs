@@ -1,6 +1,5 @@
 //! The shard thread: its runtime, its listeners, the opening of resources.
 
-use super::frontend::AlignedBuffers;
 use super::heap::keep_memory;
 use super::open::{OpenError, open_disk};
 use super::registry::{ConnectionExports, Registry};
@@ -306,11 +305,12 @@ async fn serve_client<S>(
     let _counted = Counted(Rc::clone(&context));
     let (end, shutdown) = Shutdown::new();
     let exports = ConnectionExports::new(&context.registry, end);
+    let pool = context.pool.clone();
     let options = ServerOptions {
         max_requests: context.options.connection_requests,
         max_bytes: context.options.connection_bytes,
         shutdown,
-        buffers: Rc::new(AlignedBuffers(context.pool.clone())),
+        buffers: Rc::new(move |len| pool.get(len)),
         tls,
         ..ServerOptions::default()
     };

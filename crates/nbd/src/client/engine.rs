@@ -28,6 +28,8 @@ pub(super) struct Engine {
     pub(super) progress: RefCell<Progress>,
     /// Wakes the keeper: an abort, the end.
     pub(super) news: Notify,
+    /// The keeper has ended, and with it all connections.
+    pub(super) over: Notify,
     watcher: RefCell<Option<Watcher>>,
 }
 
@@ -89,6 +91,7 @@ impl Engine {
             settling: Cell::new(false),
             progress: RefCell::new(progress),
             news: Notify::new(),
+            over: Notify::new(),
             watcher: RefCell::new(None),
             options,
         })
@@ -175,7 +178,8 @@ impl Engine {
         self.news.notify_one();
     }
 
-    /// Fails all requests and ends all connections, for good.
+    /// Fails all requests and ends all connections, for good. [`Self::over`] is notified when they
+    /// have taken their leave.
     pub(super) fn close(&self) {
         self.progress.borrow_mut().closed = true;
         self.with(|session, _| session.close());

@@ -135,6 +135,11 @@ impl Identity {
         }
     }
 
+    /// Where exports of this shape are always looked at.
+    pub(super) fn places(&self) -> Vec<ByteRange> {
+        self.samples[..self.fixed].iter().map(|sample| sample.range).collect()
+    }
+
     /// Samples that are not known and could be read now.
     pub(super) fn unknown(&self) -> Vec<Look> {
         self.looks(|sample| sample.print.is_none())

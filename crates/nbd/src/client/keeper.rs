@@ -85,6 +85,7 @@ impl Keeper {
         for lane in &self.engine.lanes {
             lane.cut_off();
         }
+        self.engine.over.notify_one();
     }
 
     async fn farewells(&self) {

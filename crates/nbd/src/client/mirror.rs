@@ -54,6 +54,8 @@ struct State {
 struct Leg {
     is: LegState,
     missing: Bitmap,
+    /// What it holds was not compared with the others since the mirror was opened.
+    unproved: bool,
     copied: u64,
     away_since: Option<Instant>,
     /// Whether a task copies to it.
@@ -69,8 +71,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 impl Leg {
     fn new(is: LegState, missing: Bitmap) -> Self {
-        let (away_since, retry_at) = (None, None);
-        Self { is, missing, copied: 0, away_since, copying: false, retry_at, pause: FIRST_PAUSE }
+        Self {
+            is,
+            missing,
+            unproved: false,
+            copied: 0,
+            away_since: None,
+            copying: false,
+            retry_at: None,
+            pause: FIRST_PAUSE,
+        }
     }
 
     /// It gets writes.
@@ -220,10 +230,14 @@ impl Mirror {
         self.changes.send_replace(());
     }
 
-    /// Gives up what is written down about it, after [`Mirror::close`].
+    /// Gives up what is written down about it, after [`Mirror::close`], and waits until all
+    /// connections have taken their leave.
     pub(super) async fn release(&self) {
         if let Some(book) = &self.book {
             book.release().await;
+        }
+        for leg in &self.legs {
+            leg.over.notified().await;
         }
     }
 

@@ -146,9 +146,15 @@ impl RemoteVolume {
             let _ = tokio::time::timeout(LAST_FLUSH, learn_all(engine)).await;
         }
         let identity = engine.session.borrow().identity.fingerprint();
-        if let Inside::Mirror(mirror) = &self.inside {
-            mirror.close();
-            mirror.release().await;
+        match &self.inside {
+            Inside::Single(engine) => {
+                engine.close();
+                engine.over.notified().await;
+            }
+            Inside::Mirror(mirror) => {
+                mirror.close();
+                mirror.release().await;
+            }
         }
         flushed.map(|_| identity)
     }

@@ -70,8 +70,8 @@ pub(super) struct Negotiation<'a> {
     fixed: bool,
     no_zeroes: bool,
     style: ReplyStyle,
-    /// The contexts that were selected, and for which export.
-    selected: Option<(String, ContextSet)>,
+    /// The contexts that were selected.
+    selected: Option<Selection>,
 }
 
 /// The greeting: what the server sends first.
@@ -228,6 +228,12 @@ impl<'a> Negotiation<'a> {
     }
 
     fn open(&self, name: &str) -> Result<Session, Fault> {
+        if let Some(selection) = self.selected.as_ref().filter(|one| one.export == name)
+            && !selection.stands(&self.exports.info(name, &self.client)?)
+        {
+            let text = "the metadata contexts of the export have changed: select them again";
+            return Err(Fault(reply::ERR_INVALID, text.into()));
+        }
         let export = self.exports.open(name, &self.client)?;
         let mut info = export.info();
         info.max_block = info.max_block.min(self.max_payload);
@@ -237,7 +243,7 @@ impl<'a> Negotiation<'a> {
     /// The contexts that were selected for this export.
     fn contexts_of(&self, name: &str) -> ContextSet {
         match &self.selected {
-            Some((selected, contexts)) if selected == name => *contexts,
+            Some(selection) if selection.export == name => selection.contexts,
             _ => ContextSet::default(),
         }
     }
@@ -294,13 +300,15 @@ impl<'a> Negotiation<'a> {
         self.selected = None;
         let (request, info) = self.context_request(data)?;
         let mut selected = ContextSet::default();
+        let mut names = Vec::new();
         for (index, name) in contexts(&info) {
             if request.queries.iter().any(|query| query == name.as_bytes()) {
                 selected.insert(index);
+                names.push((index, name.to_owned()));
                 context(option::SET_META_CONTEXT, context_id(index), name, out);
             }
         }
-        self.selected = Some((request.name, selected));
+        self.selected = Some(Selection { export: request.name, contexts: selected, names });
         Ok(())
     }
 
@@ -312,6 +320,25 @@ impl<'a> Negotiation<'a> {
         let request = MetaRequest::parse(data)?;
         let info = self.exports.info(&request.name, &self.client)?;
         Ok((request, info))
+    }
+}
+
+/// The contexts that a client has selected.
+#[derive(Debug)]
+struct Selection {
+    export: String,
+    contexts: ContextSet,
+    /// What they were called then.
+    names: Vec<(usize, String)>,
+}
+
+impl Selection {
+    /// Whether they are still what they were. An export may have gained or lost some meanwhile.
+    fn stands(&self, info: &ExportInfo) -> bool {
+        let is_there = |(index, name): &(usize, String)| {
+            contexts(info).any(|(at, now)| at == *index && now == name)
+        };
+        self.names.iter().all(is_there)
     }
 }
 

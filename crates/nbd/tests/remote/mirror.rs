@@ -238,6 +238,26 @@ fn a_leg_that_fails_writes_is_left_behind_and_filled_later() {
 }
 
 #[test]
+fn what_cannot_be_read_is_not_copied_as_something_else() {
+    let setup = Legs::new(2);
+    let mut options = setup.options();
+    options.mirror.as_mut().unwrap().start = MirrorStart::CopyFirst;
+    setup.platters[0].overwrite(6 << 20, 8);
+    setup.platters[1].overwrite(6 << 20, 7);
+    setup.platters[0].fail_reads(Some(6 << 20));
+    let disk = RemoteDisk::open(options).unwrap();
+    wait_until(LIMIT, "all that can be read is copied", || {
+        disk.status().unwrap().legs[1].missing_bytes <= 2 << 20
+    });
+    assert_ne!(legs(&disk)[1], LegState::InSync);
+    assert_eq!(setup.platters[1].content()[6 << 20], 7, "nothing was put in its place");
+    assert!(disk.read_at(&mut [0; 512], 6 << 20).is_err());
+    setup.platters[0].fail_reads(None);
+    wait_leg(&disk, 1, LegState::InSync);
+    assert!(setup.platters[1].durable() == setup.platters[0].content());
+}
+
+#[test]
 fn servers_that_differ_are_not_taken_for_equal() {
     let setup = Legs::new(2);
     setup.platters[0].overwrite(4096 * 16, 9);
@@ -277,6 +297,50 @@ fn what_a_leg_missed_is_known_to_the_next_process() {
     setup.crash(0);
     let disk = RemoteDisk::open(setup.noted()).unwrap();
     check(&disk, &vec![0, 2]);
+}
+
+#[test]
+fn a_server_that_was_away_at_the_start_is_compared_when_it_is_back() {
+    for changed in [false, true] {
+        let mut setup = Legs::new(2);
+        let disk = RemoteDisk::open(setup.noted()).unwrap();
+        disk.write_at(&block(1, 1), BLOCK as u64, false).unwrap();
+        disk.close().unwrap();
+        setup.crash(1);
+        let disk = RemoteDisk::open(setup.noted()).unwrap();
+        assert_eq!(legs(&disk), [LegState::InSync, LegState::Behind], "nobody knows what it has");
+        disk.write_at(&block(7, 1), 7 * BLOCK as u64, false).unwrap();
+        if changed {
+            // Meanwhile somebody uses it alone.
+            setup.platters[1].overwrite(SIZE - BLOCK, 9);
+        }
+        setup.start(1);
+        wait_leg(&disk, 1, LegState::InSync);
+        let copied = if changed { SIZE } else { BLOCK };
+        assert_eq!(disk.status().unwrap().legs[1].copied_bytes, copied as u64);
+        disk.close().unwrap();
+        assert!(setup.platters[0].durable() == setup.platters[1].durable());
+    }
+}
+
+#[test]
+fn a_disk_that_was_exchanged_while_it_was_behind_gets_everything() {
+    let mut setup = Legs::new(2);
+    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    for number in 0..20 {
+        disk.write_at(&block(number, 1), number * BLOCK as u64, false).unwrap();
+    }
+    disk.flush().unwrap();
+    setup.crash(1);
+    wait_leg(&disk, 1, LegState::Behind);
+    disk.write_at(&block(3, 2), 3 * BLOCK as u64, false).unwrap();
+    disk.close().unwrap();
+    setup.platters[1] = Platter::new(SIZE);
+    setup.start(1);
+    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    wait_leg(&disk, 1, LegState::InSync);
+    disk.close().unwrap();
+    assert!(setup.platters[0].durable() == setup.platters[1].durable());
 }
 
 #[test]

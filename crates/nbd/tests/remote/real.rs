@@ -8,7 +8,7 @@ use holdfast_testkit::wait_until;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-const SIZE: u64 = 4 << 20;
+pub(crate) const SIZE: u64 = 4 << 20;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Program {
@@ -42,7 +42,7 @@ impl Program {
 pub(crate) struct Real {
     program: Program,
     dir: PathBuf,
-    /// More words for its command line.
+    /// More words for its command line, or lines for its configuration.
     more: Vec<String>,
     running: Option<Child>,
 }
@@ -60,7 +60,7 @@ impl Real {
         self.dir.join("socket")
     }
 
-    fn uri(&self) -> NbdUri {
+    pub(crate) fn uri(&self) -> NbdUri {
         NbdUri::unix(self.socket(), "disk")
     }
 
@@ -85,10 +85,11 @@ impl Real {
                 // It insists on listening at a port, too.
                 let config = format!(
                     "[generic]\nunixsock = {}\nallowlist = true\nlistenaddr = 127.0.0.1\n\
-                     port = {}\n[disk]\nexportname = {}\nflush = true\nfua = true\ntrim = true\n",
+                     port = {}\n[disk]\nexportname = {}\nflush = true\nfua = true\ntrim = true\n{}\n",
                     socket.display(),
                     free_port(),
-                    image.display()
+                    image.display(),
+                    self.more.join("\n")
                 );
                 std::fs::write(self.dir.join("config"), config).unwrap();
                 let _ = std::fs::remove_file(self.dir.join("pid"));
@@ -257,7 +258,7 @@ fn nbdkit_that_pauses_is_waited_for() {
 }
 
 /// Certificates as nbdkit and QEMU want them.
-fn certificates(dir: &Path, who: &[&str]) {
+pub(crate) fn certificates(dir: &Path, who: &[&str]) {
     let mut authority = rcgen::CertificateParams::new(vec![]).unwrap();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     authority.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];

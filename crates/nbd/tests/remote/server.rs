@@ -27,6 +27,8 @@ struct Content {
     durable: Vec<u8>,
     dirty: BTreeSet<usize>,
     fail_writes: bool,
+    /// Reads from here on fail.
+    fail_reads: Option<u64>,
     /// Requests of these kinds are never answered.
     swallow: Vec<RequestKind>,
     /// What was asked for so far.
@@ -40,6 +42,7 @@ impl Platter {
             durable: vec![0; size],
             dirty: BTreeSet::new(),
             fail_writes: false,
+            fail_reads: None,
             swallow: Vec::new(),
             log: Vec::new(),
         })))
@@ -84,6 +87,10 @@ impl Platter {
         self.0.lock().unwrap().fail_writes = fail;
     }
 
+    pub(crate) fn fail_reads(&self, from: Option<u64>) {
+        self.0.lock().unwrap().fail_reads = from;
+    }
+
     pub(crate) fn swallow(&self, kinds: &[RequestKind]) {
         self.0.lock().unwrap().swallow = kinds.to_vec();
     }
@@ -102,6 +109,9 @@ impl Platter {
             return None;
         }
         match request.kind {
+            RequestKind::Read if content.fail_reads.is_some_and(|at| request.range.end() > at) => {
+                return Some(Err(NbdError::Io));
+            }
             RequestKind::Read => {
                 let data = Bytes::copy_from_slice(&content.seen[part]);
                 return Some(Ok(ReplyData::Read(data)));

@@ -130,6 +130,7 @@ fn idle_and_hostile_clients_cost_little_and_stop_nobody() {
     let before = resident(&server);
     let idle: Vec<_> = (0..500).map(|_| enter()).collect();
     let with_idle = resident(&server);
+    println!("500 idle clients take {} KiB", (with_idle - before) >> 10);
     assert!(with_idle - before < 32 << 20, "500 idle clients take {}", with_idle - before);
     let request = |command: u8, len: u32| {
         let mut bytes = vec![0x25, 0x60, 0x95, 0x13, 0, 0, 0, command];
@@ -158,6 +159,7 @@ fn idle_and_hostile_clients_cost_little_and_stop_nobody() {
         stream.read_exact(&mut vec![0; 16 + 65536]).expect("others are served");
     }
     let grown = resident(&server) - with_idle;
+    println!("50 hostile clients take {} MiB", grown >> 20);
     assert!(grown < 512 << 20, "50 hostile clients take {grown}");
     drop((idle, hostile));
     server.stop();

@@ -62,6 +62,12 @@ impl Bitmap {
         self.count == 0
     }
 
+    /// Whether a block of this range is set.
+    pub(super) fn touches(&self, range: ByteRange) -> bool {
+        let blocks = range.blocks();
+        self.next_run(blocks.start, 1).is_some_and(|run| run.start < blocks.end)
+    }
+
     /// The first blocks at or behind block `from`, at most `most` that follow each other.
     pub(super) fn next_run(&self, from: u64, most: u64) -> Option<Range<u64>> {
         for (piece, words) in self.pieces.range(from / PIECE..) {

@@ -20,7 +20,7 @@ impl Mirror {
     /// Copies until the leg is in sync, or given up.
     pub(super) async fn copy_to(self: &Rc<Self>, leg: usize) {
         while self.is_syncing(leg) {
-            if !self.copy_all(leg).await {
+            if !self.prove(leg).await || !self.copy_all(leg).await {
                 tokio::time::sleep(PAUSE).await;
             } else if self.is_syncing(leg) {
                 match self.legs[leg].ask(RemoteRequest::Flush).await {
@@ -33,6 +33,50 @@ impl Mirror {
                 }
             }
         }
+    }
+
+    /// Compares samples of a leg that was not there when the mirror was opened with those of a leg in
+    /// sync, where it lacks nothing. If they differ it is another disk, or somebody has written to it,
+    /// and it lacks everything. False when something could not be read.
+    async fn prove(self: &Rc<Self>, leg: usize) -> bool {
+        if !self.state.borrow().legs[leg].unproved {
+            return true;
+        }
+        let places = self.legs[leg].session.borrow().identity.places();
+        for place in places {
+            let range = self.chunk(place.blocks());
+            if self.state.borrow().legs[leg].missing.touches(range) {
+                continue;
+            }
+            let mut turn = self.enter(self.number(), range, Access::Read);
+            turn.comes().await;
+            let Ok(due) = self.read(range).await else { return false };
+            match self.legs[leg].ask(RemoteRequest::Read { range }).await {
+                Ok(found) if found == due => {}
+                Ok(_) => {
+                    let mut state = self.state.borrow_mut();
+                    let it = &mut state.legs[leg];
+                    it.missing.set(ByteRange::new(0, self.shape.size));
+                    if let Some(book) = &self.book {
+                        book.add_missing(leg, &it.missing);
+                    }
+                    break;
+                }
+                Err(_) => {
+                    self.demote(leg);
+                    return false;
+                }
+            }
+        }
+        self.state.borrow_mut().legs[leg].unproved = false;
+        true
+    }
+
+    /// The next number in the order of requests.
+    fn number(&self) -> u64 {
+        let mut state = self.state.borrow_mut();
+        state.next += 1;
+        state.next - 1
     }
 
     /// Goes once through all that is missing; false when something could not be read.
@@ -72,12 +116,7 @@ impl Mirror {
     /// Copies one range from a leg in sync; false when it could not be read. Changes of the range
     /// wait meanwhile.
     async fn copy_chunk(self: &Rc<Self>, leg: usize, range: ByteRange) -> bool {
-        let number = {
-            let mut state = self.state.borrow_mut();
-            state.next += 1;
-            state.next - 1
-        };
-        let mut turn = self.enter(number, range, Access::Write);
+        let mut turn = self.enter(self.number(), range, Access::Write);
         turn.comes().await;
         if !self.is_syncing(leg) {
             return true;

@@ -156,7 +156,8 @@ fn common_shape(reached: &[Reached]) -> Result<Option<Shape>, String> {
 }
 
 /// What is written down holds. After a crash the hot extents are copied from a leg in sync, one that
-/// can be reached if there is one: what was completed they all have.
+/// can be reached if there is one: what was completed they all have. Legs that cannot be compared now
+/// are when they are back, and not believed before.
 ///
 /// # Errors
 /// When legs that were equal at the end look different now.
@@ -177,11 +178,13 @@ fn believe(noted: Noted, reached: &[Reached]) -> Result<Vec<Leg>, String> {
     }
     let legs = noted.legs.into_iter().zip(noted.missing).enumerate();
     let legs = legs.map(|(number, (mut is, mut missing))| {
-        if Some(number) != source && !noted.hot.is_empty() {
+        let was_compared = noted.hot.is_empty() && reached[number].1.is_none();
+        if Some(number) != source && !(was_compared && is == LegState::InSync) {
             noted.hot.iter().for_each(|range| missing.set(*range));
             is = LegState::Behind;
         }
-        Leg::new(is, missing)
+        let unproved = is == LegState::Behind;
+        Leg { unproved, ..Leg::new(is, missing) }
     });
     Ok(legs.collect())
 }

@@ -8,7 +8,7 @@ struct Haggler<'a>(Negotiation<'a>);
 type Replies = Vec<(u32, Vec<u8>)>;
 
 impl<'a> Haggler<'a> {
-    fn new(exports: &'a Catalogue, tls: Tls) -> Self {
+    fn new(exports: &'a dyn Exports, tls: Tls) -> Self {
         Self(Negotiation::new(exports, CLIENT, tls, 32 << 20, 3).unwrap())
     }
 
@@ -110,6 +110,40 @@ fn contexts_hold_for_the_export_that_they_were_asked_for() {
     for queries in [&[][..], &["base:"], &[BASE_ALLOCATION]] {
         let (replies, _) = peer.ask(option::LIST_META_CONTEXT, &meta("x", queries));
         assert_eq!(replies[0].1[4..], *BASE_ALLOCATION.as_bytes());
+    }
+}
+
+/// An export whose contexts change.
+struct Changing(RefCell<Vec<String>>);
+
+impl Exports for Changing {
+    fn list(&self, _client: &ClientInfo) -> Vec<ExportSummary> {
+        Vec::new()
+    }
+
+    fn info(&self, _name: &str, _client: &ClientInfo) -> Result<ExportInfo, OpenRefusal> {
+        Ok(ExportInfo { contexts: self.0.borrow().clone(), ..full_info() })
+    }
+
+    fn open(&self, name: &str, client: &ClientInfo) -> Result<Rc<dyn Export>, OpenRefusal> {
+        Ok(Rc::new(Handle(Scripted::new(self.info(name, client)?))))
+    }
+}
+
+#[test]
+fn a_context_is_never_taken_for_another_one() {
+    let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let exports = Changing(RefCell::new(names(&["x-holdfast:a", "x-holdfast:b"])));
+    let mut peer = Haggler::new(&exports, Tls::Off);
+    peer.ask(option::STRUCTURED_REPLY, &[]);
+    let select = meta("x", &["x-holdfast:b"]);
+    assert_eq!(peer.outcome(option::SET_META_CONTEXT, &select), kind::ACK);
+    *exports.0.borrow_mut() = names(&["x-holdfast:b"]);
+    assert_eq!(peer.outcome(option::GO, &info("x")), kind::ERR_INVALID);
+    assert_eq!(peer.outcome(option::SET_META_CONTEXT, &select), kind::ACK);
+    match peer.ask(option::GO, &info("x")).1 {
+        Step::Enter(session) => assert!(session.contexts.has(1)),
+        _ => panic!("refused"),
     }
 }
 

@@ -1,6 +1,6 @@
-//! What clients have changed since the server started.
+//! What clients have changed since some point in time.
 
-use holdfast_nbd::Extent;
+use crate::Extent;
 use holdfast_units::ByteRange;
 
 /// Changes are remembered in pieces of this size, 2 MiB of memory for 1 TiB, or larger ones.
@@ -10,9 +10,10 @@ const MAX_PIECES: u64 = 1 << 27;
 /// The most extents in one answer.
 const MAX_EXTENTS: usize = 4096;
 
-/// A bit for each piece.
-#[derive(Debug)]
-pub(super) struct Changes {
+/// Which pieces of 64 KiB were changed: a dirty bitmap, as the context of an export tells it. Takes
+/// 2 MiB of memory for 1 TiB, and 16 MiB at most: larger exports have larger pieces.
+#[derive(Clone, Debug)]
+pub struct Changes {
     bits: Vec<u64>,
     piece: u64,
     size: u64,
@@ -20,14 +21,15 @@ pub(super) struct Changes {
 
 impl Changes {
     /// Of an export of `size` bytes, none so far.
-    pub(super) fn new(size: u64) -> Self {
+    #[must_use]
+    pub fn new(size: u64) -> Self {
         let mut changes = Self { bits: Vec::new(), piece: PIECE, size: 0 };
         changes.grow(size);
         changes
     }
 
     /// The export has grown; what is new counts as unchanged.
-    pub(super) fn grow(&mut self, size: u64) {
+    pub fn grow(&mut self, size: u64) {
         self.size = self.size.max(size);
         while self.size.div_ceil(self.piece) > MAX_PIECES {
             self.coarsen();
@@ -47,7 +49,7 @@ impl Changes {
     }
 
     /// This range is being changed.
-    pub(super) fn note(&mut self, range: ByteRange) {
+    pub fn note(&mut self, range: ByteRange) {
         if range.is_empty() {
             return;
         }
@@ -74,8 +76,10 @@ impl Changes {
         word == Some(if changed { &u64::MAX } else { &0 })
     }
 
-    /// What is changed from the start of a range on, to its end or a little further.
-    pub(super) fn extents(&self, range: ByteRange) -> Vec<Extent> {
+    /// What is changed from the start of a range on, to its end, or not so far when there would be
+    /// more than 4096 extents.
+    #[must_use]
+    pub fn extents(&self, range: ByteRange) -> Vec<Extent> {
         let mut extents = Vec::new();
         let mut at = range.offset;
         let stop = range.end().min(self.size);
@@ -102,7 +106,7 @@ fn pairs(bits: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::{Changes, MAX_EXTENTS, MAX_PIECES, PIECE};
-    use holdfast_nbd::Extent;
+    use crate::Extent;
     use holdfast_units::ByteRange;
 
     fn flat(extents: &[Extent]) -> Vec<(u64, bool)> {
