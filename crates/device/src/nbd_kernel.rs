@@ -37,7 +37,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// Sockets that the kernel may have; more are not kept track of.
 const MAX_LINES: usize = 4;
 
-/// How often a free number is looked for that somebody else then takes first.
+/// How many free numbers are tried that turn out to be somebody else's.
 const TRIES: usize = 16;
 
 /// A device over a backend. Dropping it takes the device away by force, unless it was left.
@@ -92,8 +92,9 @@ impl NbdDevice {
             dead_seconds: DEAD_LIMIT.as_secs(),
             identifier: &identifier,
         };
-        for _ in 0..TRIES {
-            record.id = free_number().map_err(failed("finding a free NBD device", name))?;
+        let mut busy = Vec::new();
+        while busy.len() < TRIES {
+            record.id = free_number(&busy).map_err(failed("finding a free NBD device", name))?;
             record.save(&options.run_dir, name)?;
             match netlink.connect(record.id, &setup, line.socket.as_fd()) {
                 Ok(()) => {
@@ -105,7 +106,7 @@ impl NbdDevice {
                         failed("setting up an NBD device", name)(error)
                     });
                 }
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => busy.push(record.id),
                 Err(error) => return Err(failed("making an NBD device", name)(error)),
             }
         }
@@ -320,12 +321,14 @@ fn failed(what: &'static str, name: &str) -> impl FnOnce(io::Error) -> DeviceErr
     DeviceError::system(what, Path::new(name))
 }
 
-/// The first number that nobody uses; when all that the kernel has are used, one more.
-fn free_number() -> io::Result<u32> {
+/// The first number that nobody uses; when all that the kernel has are used, one more. One that is
+/// not connected can be `busy` all the same: somebody, such as udev, has it open.
+fn free_number(busy: &[u32]) -> io::Result<u32> {
     let numbers = sysinfo::nbd_numbers()?;
-    let unused = numbers.iter().find(|number| !sysinfo::nbd_is_connected(&name_of(**number)));
-    let next = numbers.last().map_or(0, |last| last.saturating_add(1));
-    Ok(unused.copied().unwrap_or(next))
+    let is_free =
+        |number: &&u32| !busy.contains(number) && !sysinfo::nbd_is_connected(&name_of(**number));
+    let next = numbers.iter().chain(busy).max().map_or(0, |last| last.saturating_add(1));
+    Ok(numbers.iter().find(is_free).copied().unwrap_or(next))
 }
 
 /// Whether the device is the one that was made with the identifier.
