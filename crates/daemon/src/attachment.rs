@@ -11,7 +11,7 @@ use crate::refuse;
 use backend::RemoteBackend;
 use holdfast_api::attachment::{Attached, AttachmentStatus};
 use holdfast_api::{ApiError, ErrorCode};
-use holdfast_device::{DeviceOptions, LocalDevice};
+use holdfast_device::{DeviceError, DeviceOptions, LocalDevice};
 use holdfast_nbd::{LegState, RemoteDisk, RemoteState};
 pub(crate) use record::{Record, RecordStore};
 use std::collections::BTreeMap;
@@ -111,7 +111,13 @@ impl Attachments {
             name: name.clone(),
             command: tokio::sync::Mutex::default(),
             file: Mutex::default(),
-            state: Mutex::new(State { record, stored, running: None, problem: None }),
+            state: Mutex::new(State {
+                record,
+                stored,
+                device_waits: false,
+                running: None,
+                problem: None,
+            }),
             ended: watch::channel(false).0,
         });
         all.insert(name, Arc::clone(&attachment));
@@ -145,6 +151,8 @@ struct State {
     record: Record,
     /// Whether the record is kept in the state directory.
     stored: bool,
+    /// There is a device that an earlier run of the daemon left: its I/O waits for the server.
+    device_waits: bool,
     running: Option<Running>,
     /// Why it is not attached although it should be.
     problem: Option<String>,
@@ -183,6 +191,22 @@ impl Running {
         })
     }
 
+    /// Leaves the device for the next start of the daemon, when it can wait for it. `false` when it
+    /// cannot: it works as before then.
+    pub(crate) fn leave_device(&self) -> bool {
+        let mut cell = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        let can_wait = cell.as_ref().is_none_or(LocalDevice::survives);
+        if can_wait && let Some(device) = cell.take() {
+            device.leave();
+        }
+        can_wait
+    }
+
+    fn survives(&self) -> bool {
+        let cell = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        cell.as_ref().is_some_and(LocalDevice::survives)
+    }
+
     /// Ends the connections, flushing first where a server answers; what the export looked like
     /// last, and of a mirror which legs lack how many bytes.
     pub(crate) fn close(&self) -> (Option<String>, Vec<(String, u64)>) {
@@ -219,6 +243,15 @@ impl Attachment {
 
     pub(crate) fn running(&self) -> Option<Running> {
         self.state().running.clone()
+    }
+
+    /// Whether its device waits since an earlier run of the daemon.
+    pub(crate) fn device_waits(&self) -> bool {
+        self.state().device_waits
+    }
+
+    pub(crate) fn set_device_waits(&self, waits: bool) {
+        self.state().device_waits = waits;
     }
 
     pub(crate) fn set_problem(&self, problem: String) {
@@ -281,8 +314,7 @@ impl Attachment {
         let via = record.via.parse().map_err(refuse)?;
         let options = DeviceOptions { via, threads, ..device::options(&node.settings.run_dir()) };
         let backend = Arc::new(RemoteBackend::new(disk.clone()));
-        let device = LocalDevice::attach(&self.name, backend, &options)
-            .map_err(|error| refuse::device(&error))?;
+        let device = self.make_device(backend, &options).map_err(|e| refuse::device(&e))?;
         let identity = disk.status().map(|status| status.identity).unwrap_or_default();
         let running = Running {
             path: device.path().display().to_string(),
@@ -292,13 +324,55 @@ impl Attachment {
         };
         let (name, path) = (self.name.clone(), running.path.clone());
         let kind = running.kind.to_owned();
-        let mut state = self.state();
-        state.record.size = Some(size);
-        // From now on writes change what the export looks like.
-        state.record.identity = None;
-        state.problem = None;
-        state.running = Some(running);
+        let survives = running.survives();
+        {
+            let mut state = self.state();
+            state.record.size = Some(size);
+            // From now on writes change what the export looks like.
+            state.record.identity = None;
+            state.problem = None;
+            state.device_waits = false;
+            state.running = Some(running);
+        }
+        // A device that outlives the daemon is to be found by the next one.
+        if survives
+            && let Err(error) = RecordStore::open(&node.settings.run_dir())
+                .and_then(|store| store.save(&self.record()))
+        {
+            tracing::warn!("{}", error.message);
+        }
         Ok(Attached { name, path, kind, identity })
+    }
+
+    /// Takes over the device that an earlier run left, or makes one.
+    fn make_device(
+        &self,
+        backend: Arc<RemoteBackend>,
+        options: &DeviceOptions,
+    ) -> Result<LocalDevice, DeviceError> {
+        if self.device_waits() {
+            let same = Arc::clone(&backend);
+            if let Some(device) = LocalDevice::recover(&self.name, same, options)? {
+                return Ok(device);
+            }
+        }
+        LocalDevice::attach(&self.name, backend, options)
+    }
+
+    /// The device that an earlier run left is not waited for any more: its I/O fails. Blocks.
+    pub(crate) fn give_up_device(&self, node: &Node, why: &str) {
+        if !self.device_waits() {
+            return;
+        }
+        match LocalDevice::remove_left(&self.name, &device::options(&node.settings.run_dir())) {
+            Ok(_) => tracing::error!(
+                "the device of {}, which an earlier run left, was taken away by force and its I/O \
+                 fails: {why}",
+                self.name
+            ),
+            Err(error) => tracing::error!("{error}"),
+        }
+        self.set_device_waits(false);
     }
 
     /// What `attachments` shows. Blocks for a moment.
@@ -315,10 +389,11 @@ impl Attachment {
     ///
     /// # Errors
     /// When the system refuses to remove it.
-    pub(crate) fn end(&self, dir: &Path) -> Result<(), ApiError> {
+    pub(crate) fn end(&self, node: &Node) -> Result<(), ApiError> {
         let _file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         self.ended.send_replace(true);
-        RecordStore::open(dir)?.remove(&self.name)
+        RecordStore::open(&node.settings.run_dir())?.remove(&self.name)?;
+        RecordStore::open(&node.settings.state_dir)?.remove(&self.name)
     }
 
     /// Writes into the state directory what the export looks like, for the next start.

@@ -10,6 +10,7 @@ use crate::{http, peer_api, peers, refuse};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Address, ClusterState};
 use holdfast_nbd::{AllowList, ServerTls};
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
@@ -24,8 +25,9 @@ use tokio::net::{TcpListener, UnixListener};
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long the resources may take to stop, all together.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
-/// How long the local devices may take to go.
-const DEVICE_LIMIT: Duration = Duration::from_secs(5);
+/// How long the local devices may take to go, or to be left for the next start: finding out who has
+/// them open takes a while on a large machine, and those who have must not see an error.
+const DEVICE_LIMIT: Duration = Duration::from_secs(15);
 
 /// A running daemon.
 pub(crate) struct Daemon {
@@ -128,7 +130,8 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
     let nbd_access = nbd_access(&settings.nbd_access)?;
     let nbd_tcp = settings.nbd_listen.map(|address| bind(address, "--nbd-listen")).transpose()?;
     let devices = commands::device::options(&settings.run_dir());
-    match holdfast_device::clean_up_stale(&devices) {
+    let wanted = wanted_devices(&settings, &store);
+    match holdfast_device::clean_up_stale(&devices, move |name| wanted.contains(name)) {
         Ok(cleaned) if cleaned.names.is_empty() && cleaned.in_use.is_empty() => {}
         Ok(cleaned) => tracing::info!(?cleaned, "devices of an earlier run were removed"),
         Err(error) => tracing::warn!("{error}"),
@@ -150,6 +153,15 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
         boot,
     };
     Ok(Prepared { parts, listener, control, store })
+}
+
+/// The devices that may have been left by an earlier run and that this one wants to go on with:
+/// those of resources that are to be Primary here, and of attachments.
+fn wanted_devices(settings: &Settings, store: &LocalStore) -> BTreeSet<String> {
+    let (locals, _) = store.load().unwrap_or_default();
+    let primaries = locals.into_iter().filter(|local| local.up && local.primary);
+    let attached = commands::attach::known(settings);
+    primaries.map(|local| local.name).chain(attached).collect()
 }
 
 /// Reads what NBD clients by TCP are to meet.
@@ -260,6 +272,7 @@ async fn take_up(node: &Arc<Node>) {
             });
             if let Err(error) = started {
                 tracing::error!("{}", error.message);
+                commands::device::give_up_left(&node, &resource.name(), &error.message).await;
                 resource.state().trouble = Some(resource::told(&error));
             }
             updown::wait_for_role(&node, &resource).await;
@@ -269,13 +282,25 @@ async fn take_up(node: &Arc<Node>) {
     futures_util::future::join_all(starting).await;
 }
 
-/// Takes the local device away; by force when somebody has it open, as the daemon ends anyway.
+/// Takes the local device away. One that somebody has open is left for the next start where it can
+/// wait for that, and otherwise taken away by force, as the daemon ends anyway.
 async fn give_device_up(node: &Arc<Node>, resource: &Arc<Resource>) {
-    if let Err(error) = commands::device::take_away(node, resource, false).await {
-        tracing::warn!("{}; it is taken away by force", error.message);
-        if let Err(error) = commands::device::take_away(node, resource, true).await {
-            tracing::warn!("{}", error.message);
+    if resource.state().device_waits {
+        return;
+    }
+    let Err(error) = commands::device::take_away(node, resource, false).await else { return };
+    match commands::device::leave(resource).await {
+        Ok(true) => {
+            let name = resource.name();
+            tracing::warn!("the device of {name} waits for the next start: it is in use");
         }
+        Ok(false) => {
+            tracing::warn!("{}; it is taken away by force", error.message);
+            if let Err(error) = commands::device::take_away(node, resource, true).await {
+                tracing::warn!("{}", error.message);
+            }
+        }
+        Err(error) => tracing::warn!("{}", error.message),
     }
 }
 

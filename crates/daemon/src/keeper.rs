@@ -1,6 +1,7 @@
 //! Keeps a running resource as the cluster's records and this node's wishes say: peers, options,
 //! the wish to be Primary again. Tells readers of events how it is.
 
+use crate::commands::device;
 use crate::commands::join::make_room;
 use crate::commands::updown::publish;
 use crate::node::{Node, PeerMember};
@@ -22,6 +23,10 @@ const TICK: Duration = Duration::from_secs(1);
 const WISH_TICK: Duration = Duration::from_millis(50);
 /// How long the peers are waited for before it is said that the node stays Secondary.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a device of an earlier run may wait for this node to be Primary again, and how long
+/// after a failed attempt it is next tried to be taken over.
+const LEFT_LIMIT: Duration = Duration::from_secs(120);
+const LEFT_RETRY: Duration = Duration::from_secs(1);
 /// How long a refused promotion is not tried again.
 const RETRY: Duration = Duration::from_secs(3);
 
@@ -38,8 +43,15 @@ pub(crate) struct Keeper {
     /// The options that it was told.
     options: Options,
     wish: Option<Wish>,
+    left: LeftDevice,
     /// The peers that were connected.
     connected: PeerSet,
+}
+
+/// When a device that an earlier run left is next tried to be taken over, and since when it is.
+struct LeftDevice {
+    since: Instant,
+    retry_at: Instant,
 }
 
 /// The node was Primary when it was stopped, and is to be so again when that is safe.
@@ -63,6 +75,26 @@ enum Verdict {
     WaitFor(Vec<NodeId>),
 }
 
+impl Verdict {
+    /// The same while a device of an earlier run has `waited` that long: for those who have it open
+    /// this node never ceased to be Primary, so peers that cannot be reached are not waited for
+    /// much longer.
+    fn with_device(
+        self,
+        waited: Option<Duration>,
+        is_out_of_reach: impl Fn(NodeId) -> bool,
+    ) -> Self {
+        match (self, waited) {
+            (Self::WaitFor(missing), Some(waited))
+                if waited > PATIENCE || missing.iter().all(|peer| is_out_of_reach(*peer)) =>
+            {
+                Self::Promote
+            }
+            (verdict, _) => verdict,
+        }
+    }
+}
+
 impl Keeper {
     pub(crate) fn new(
         node: &Arc<Node>,
@@ -82,6 +114,7 @@ impl Keeper {
             options: plan.config.options.clone(),
             connected: PeerSet::EMPTY,
             wish: wish.then_some(Wish { since: now, told: false, retry_at: now }),
+            left: LeftDevice { since: now, retry_at: now },
         }
     }
 
@@ -118,7 +151,7 @@ impl Keeper {
                     }
                     Err(RecvError::Closed) => break,
                 },
-                () = tokio::time::sleep(if self.wish.is_some() { WISH_TICK } else { TICK }) => {}
+                () = tokio::time::sleep(self.tick()) => {}
             }
             if Instant::now() >= next_look {
                 next_look = Instant::now() + TICK;
@@ -128,8 +161,14 @@ impl Keeper {
                 }
             }
             self.grant_wish().await;
+            self.look_after_left().await;
         }
         self.publish();
+    }
+
+    fn tick(&self) -> Duration {
+        let waits = self.wish.is_some() || self.resource.state().device_waits;
+        if waits { WISH_TICK } else { TICK }
     }
 
     /// Tells readers of events and those who wait how the resource is.
@@ -249,10 +288,13 @@ impl Keeper {
 
     /// Becomes Primary again when that is safe.
     async fn grant_wish(&mut self) {
-        let Some(wish) = &mut self.wish else { return };
+        let Some(wish) = &self.wish else { return };
         let now = Instant::now();
         let view = self.handle.snapshot();
-        match judge(&view.snapshot) {
+        let waited = self.resource.state().device_waits.then(|| now.duration_since(wish.since));
+        let verdict = judge(&view.snapshot).with_device(waited, |peer| self.is_out_of_reach(peer));
+        let Some(wish) = &mut self.wish else { return };
+        match verdict {
             Verdict::Fulfilled => self.wish = None,
             Verdict::Dropped(primary) => {
                 self.wish = None;
@@ -302,6 +344,49 @@ impl Keeper {
         if !self.resource.state().local.primary {
             self.wish = None;
         }
+    }
+
+    fn is_out_of_reach(&self, peer: NodeId) -> bool {
+        self.known.get(&peer).is_none_or(|peer| self.node.peers.health(peer.uuid).failed)
+    }
+
+    /// Takes over the device that an earlier run left, as soon as this node is Primary again. Its
+    /// I/O must not wait for ever: when the node does not become so, it fails.
+    async fn look_after_left(&mut self) {
+        if !self.resource.state().device_waits {
+            return;
+        }
+        // A command may be taking care of it.
+        let resource = Arc::clone(&self.resource);
+        let Some(_begun) = resource.try_begin() else { return };
+        let now = Instant::now();
+        let mut why = None;
+        if self.handle.snapshot().exported && now >= self.left.retry_at {
+            self.left.retry_at = now + LEFT_RETRY;
+            match device::take_over(&self.node, &self.resource).await {
+                Ok(Some(device)) => {
+                    let text = format!("{} goes on, with what waited for it", device.path);
+                    return self.announce(None, &text);
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(resource = self.name, "{}", error.message);
+                    why = Some(error.message);
+                }
+            }
+        }
+        if !self.resource.state().local.primary {
+            why = Some("this node is not to be Primary any more".to_owned());
+        } else if now.duration_since(self.left.since) < LEFT_LIMIT {
+            return;
+        }
+        let why = why.unwrap_or_else(|| {
+            format!("this node did not become Primary within {} seconds", LEFT_LIMIT.as_secs())
+        });
+        device::give_up_left(&self.node, &self.name, &why).await;
+        self.resource.state().device_waits = false;
+        let text = format!("the device of the run before is gone, and its I/O failed: {why}");
+        self.node.hub.notice(&self.name, None, &text);
     }
 
     async fn drop_wish(&self) {
@@ -494,5 +579,16 @@ mod tests {
         assert_eq!(of(vec![diskless]), Verdict::Promote);
         let primary = Snapshot { role: first, ..snapshot(vec![peer(1, down, Role::Unknown)]) };
         assert_eq!(judge(&primary), Verdict::Fulfilled);
+    }
+    #[test]
+    fn peers_that_are_away_do_not_hold_up_a_device_that_waits() {
+        let missing = || Verdict::WaitFor(vec![node(1), node(2)]);
+        let (soon, late) = (Duration::ZERO, PATIENCE + Duration::from_millis(1));
+        assert_eq!(missing().with_device(None, |_| true), missing());
+        assert_eq!(missing().with_device(Some(soon), |peer| peer == node(1)), missing());
+        assert_eq!(missing().with_device(Some(soon), |_| true), Verdict::Promote);
+        assert_eq!(missing().with_device(Some(late), |_| false), Verdict::Promote);
+        let other = Verdict::Dropped(node(2));
+        assert_eq!(other.clone().with_device(Some(late), |_| true), other);
     }
 }

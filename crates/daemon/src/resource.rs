@@ -1,6 +1,7 @@
 //! A resource that this node is a member of: what is kept of it, and its core while it is up.
 
 use crate::comeback;
+use crate::commands::device;
 use crate::dial;
 use crate::disk::room;
 use crate::keeper;
@@ -49,6 +50,9 @@ pub(crate) struct State {
     pub(crate) trouble: Option<String>,
     /// The local block device.
     pub(crate) device: Option<Device>,
+    /// There is a device that an earlier run of the daemon left: its I/O waits until this node is
+    /// Primary again.
+    pub(crate) device_waits: bool,
     /// How fast resyncs go.
     pub(crate) rates: BTreeMap<NodeId, RateMeter>,
     /// Why peers are not connected, as far as the core has told.
@@ -99,6 +103,7 @@ impl Resource {
             starts: 0,
             trouble: None,
             device: None,
+            device_waits: false,
             rates: BTreeMap::new(),
             problems: BTreeMap::new(),
             no_room: BTreeMap::new(),
@@ -322,6 +327,10 @@ pub(crate) async fn start(
         }
     };
     let wish = local.primary;
+    let (of, name) = (Arc::clone(node), plan.name.clone());
+    let asked = tokio::task::spawn_blocking(move || device::is_left(&of, &name));
+    let device_waits = resource.state().device.is_none() && asked.await.unwrap_or(false);
+    resource.state().device_waits = device_waits;
     let keeper = keeper::Keeper::new(node, resource, handle.clone(), &plan, wish);
     let dial = dial::run(Arc::clone(node), Arc::clone(resource), handle.clone());
     let tasks = [Task::spawn(keeper.run()), Task::spawn(dial)];

@@ -1,9 +1,10 @@
 use crate::backend::Backend;
+use crate::driver::{self, Driver};
 use crate::error::DeviceError;
-use crate::fuse_loop::FuseLoop;
 use crate::openers::{self, Opener, Target};
+use crate::record::{self, Record};
 use crate::sysinfo;
-use crate::via::{Kind, Refusal, Via, choose};
+use crate::via::{Kind, Via, choose};
 use holdfast_units::check_name;
 use std::fs;
 use std::io;
@@ -22,8 +23,9 @@ const UDEV_LIMIT: Duration = Duration::from_secs(3);
 pub struct DeviceOptions {
     /// Where the links `NAME` to the devices are made; made if it is not there.
     pub links_dir: PathBuf,
-    /// A private directory below which filesystems are mounted, one per device; made if it is
-    /// not there. Only one process at a time may use it.
+    /// A private directory below which filesystems are mounted, one per device, and where it is
+    /// written down which devices can be taken over; made if it is not there. Only one process at
+    /// a time may use it.
     pub run_dir: PathBuf,
     /// By which way of the kernel.
     pub via: Via,
@@ -44,12 +46,15 @@ impl Default for DeviceOptions {
 
 /// A block device of the kernel whose data a [`Backend`] has.
 ///
-/// Dropping it takes the device away by force; [`LocalDevice::detach`] is the gentle way.
+/// Dropping it takes the device away by force; [`LocalDevice::detach`] is the gentle way. When the
+/// process dies, a device that [survives](LocalDevice::survives) it waits with its I/O for
+/// [`LocalDevice::recover`].
 pub struct LocalDevice {
+    name: String,
+    run_dir: PathBuf,
     link: PathBuf,
     kind: Kind,
-    /// Boxed: it comes back in the error of a refused detach.
-    driver: Box<FuseLoop>,
+    driver: Driver,
     attached: bool,
 }
 
@@ -62,7 +67,8 @@ impl LocalDevice {
     ///
     /// # Errors
     /// When the name or size cannot be used, the kernel offers no way, something else is in the
-    /// place of the link, or a call to the kernel fails; nothing is left behind then.
+    /// place of the link, a device of this name waits to be taken over, or a call to the kernel
+    /// fails; nothing is left behind then.
     pub fn attach(
         name: &str,
         backend: Arc<dyn Backend>,
@@ -71,14 +77,84 @@ impl LocalDevice {
         check_name(name)?;
         check_geometry(name, backend.size(), backend.block_size())?;
         let kind = choose(options.via)?;
-        if kind != Kind::Fuse {
-            return Err(Refusal { reasons: vec![(kind, "it has no driver".to_owned())] }.into());
-        }
         let link = options.links_dir.join(name);
+        if Self::is_left(name, options)? {
+            let why = "waits for its data since an earlier run".to_owned();
+            return Err(DeviceError::Exists { name: name.to_owned(), path: link, why });
+        }
         make_room(name, &link)?;
-        let driver = FuseLoop::attach(name, backend, &options.run_dir, options.threads)?;
-        make_link(&link, &driver.device().node)?;
-        Ok(Self { link, kind, driver: Box::new(driver), attached: true })
+        let driver = Driver::attach(kind, name, backend, options)?;
+        let device = Self::new(name, kind, driver, options);
+        make_link(&device.link, device.node())?;
+        Ok(device)
+    }
+
+    /// Takes over the device that an earlier process of this boot left, when there is one. Its I/O
+    /// has waited meanwhile and goes on; nobody who has it open notices.
+    ///
+    /// # Errors
+    /// [`DeviceError::Changed`] when the backend is not what the device was made for, and when a
+    /// call to the kernel fails. The device waits as before then; [`LocalDevice::remove_left`]
+    /// takes it away.
+    pub fn recover(
+        name: &str,
+        backend: Arc<dyn Backend>,
+        options: &DeviceOptions,
+    ) -> Result<Option<Self>, DeviceError> {
+        check_name(name)?;
+        check_geometry(name, backend.size(), backend.block_size())?;
+        let Some(record) = Record::load(&options.run_dir, name)? else {
+            record::remove(&options.run_dir, name);
+            return Ok(None);
+        };
+        check_unchanged(name, &record, &*backend)?;
+        let kind = record.kind;
+        let Some(driver) = Driver::recover(&record, backend, options)? else {
+            forget(name, options);
+            return Ok(None);
+        };
+        let device = Self::new(name, kind, driver, options);
+        if fs::read_link(&device.link).is_ok_and(|to| to == device.node()) {
+            return Ok(Some(device));
+        }
+        match make_room(name, &device.link).and_then(|()| make_link(&device.link, device.node())) {
+            Ok(()) => Ok(Some(device)),
+            Err(error) => {
+                device.leave();
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether the kernel has a device of this name that an earlier process left.
+    ///
+    /// # Errors
+    /// When what is written down of it cannot be read.
+    pub fn is_left(name: &str, options: &DeviceOptions) -> Result<bool, DeviceError> {
+        let record = Record::load(&options.run_dir, name)?;
+        Ok(record.is_some_and(|record| driver::exists(&record)))
+    }
+
+    /// Takes a device away that an earlier process left, by force: its I/O fails. `false` when
+    /// there is none.
+    ///
+    /// # Errors
+    /// When a call to the kernel fails.
+    pub fn remove_left(name: &str, options: &DeviceOptions) -> Result<bool, DeviceError> {
+        let link = options.links_dir.join(name);
+        let removed = match Record::load(&options.run_dir, name)? {
+            Some(record) => driver::remove_left(&record)
+                .map_err(DeviceError::system("removing the device of an earlier run", &link))?,
+            None => false,
+        };
+        forget(name, options);
+        Ok(removed)
+    }
+
+    fn new(name: &str, kind: Kind, driver: Driver, options: &DeviceOptions) -> Self {
+        let link = options.links_dir.join(name);
+        let (name, run_dir) = (name.to_owned(), options.run_dir.clone());
+        Self { name, run_dir, link, kind, driver, attached: true }
     }
 
     /// The link by which the device is used.
@@ -143,6 +219,43 @@ impl LocalDevice {
         }
     }
 
+    /// Tells the kernel that the device has another size from now on, a multiple of the backend's
+    /// blocks. What a device grows by must be with the backend before. `false` when the kernel
+    /// cannot change it: the device keeps its size until it is made again.
+    ///
+    /// # Errors
+    /// When the size cannot be the size of a block device, or a call to the kernel fails.
+    pub fn resize(&mut self, size: u64) -> Result<bool, DeviceError> {
+        let record = Record::load(&self.run_dir, &self.name)?;
+        let block = record.as_ref().map_or(512, |record| record.block_size);
+        check_geometry(&self.name, size, block)?;
+        let failed = DeviceError::system("changing the size", &self.link);
+        if !self.driver.resize(size).map_err(failed)? {
+            return Ok(false);
+        }
+        // Should the process end before: the size is looked at again when it is taken over.
+        if let Some(record) = record {
+            Record { size, ..record }.save(&self.run_dir, &self.name)?;
+        }
+        Ok(true)
+    }
+
+    /// Whether the device, with its I/O, waits for another process when this one ends.
+    #[must_use]
+    pub fn survives(&self) -> bool {
+        self.driver.can_be_left()
+    }
+
+    /// Gives the device up without taking it away, for [`LocalDevice::recover`] of the next
+    /// process: until then its I/O waits. One that does not [survive](LocalDevice::survives) is
+    /// taken away by force.
+    pub fn leave(mut self) {
+        if self.survives() {
+            self.attached = false;
+            self.driver.leave();
+        }
+    }
+
     fn close(&mut self) -> Result<(), DeviceError> {
         let claimed = self.claim()?;
         claimed
@@ -153,11 +266,12 @@ impl LocalDevice {
         match self.driver.close(claimed) {
             Ok(true) => {
                 self.attached = false;
+                record::remove(&self.run_dir, &self.name);
                 Ok(())
             }
             closed => {
                 make_link(&self.link, self.node())?;
-                closed.map_err(DeviceError::system("unbinding the loop device", &self.link))?;
+                closed.map_err(DeviceError::system("closing the device", &self.link))?;
                 Err(self.busy())
             }
         }
@@ -198,6 +312,7 @@ impl LocalDevice {
         if std::mem::take(&mut self.attached) {
             self.remove_link();
             self.driver.abort();
+            record::remove(&self.run_dir, &self.name);
         }
     }
 
@@ -232,6 +347,32 @@ fn check_geometry(name: &str, size: u64, block: u32) -> Result<(), DeviceError> 
         return Err(DeviceError::Size { name: name(), size, block });
     }
     Ok(())
+}
+
+/// A filesystem that was mounted before goes on with what it knows of the device.
+fn check_unchanged(name: &str, record: &Record, now: &dyn Backend) -> Result<(), DeviceError> {
+    let (size, block_size) = (now.size(), now.block_size());
+    let why = if size != record.size {
+        format!("it has {size} bytes now, and had {}", record.size)
+    } else if block_size != record.block_size {
+        format!("its blocks have {block_size} bytes now, and had {}", record.block_size)
+    } else if now.is_read_only() && !record.read_only {
+        "it is read-only now".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(DeviceError::Changed { name: name.to_owned(), why })
+}
+
+/// Removes what leads to a device that is gone.
+pub(crate) fn forget(name: &str, options: &DeviceOptions) {
+    let link = options.links_dir.join(name);
+    if fs::read_link(&link).is_ok_and(|to| leads_nowhere(&to))
+        && let Err(error) = fs::remove_file(&link)
+    {
+        tracing::warn!(link = %link.display(), %error, "removing a link failed");
+    }
+    record::remove(&options.run_dir, name);
 }
 
 /// Removes a link of an earlier run that leads to no device; refuses when anything else is there.

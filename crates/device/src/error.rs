@@ -41,6 +41,14 @@ pub enum DeviceError {
         /// What it is.
         why: String,
     },
+    /// The data are not those that the device was made for.
+    #[error("the device {name} was not taken over: {why}")]
+    Changed {
+        /// The device.
+        name: String,
+        /// What is different.
+        why: String,
+    },
     /// Somebody has the device open.
     #[error("the device {} was not taken away: it is {}", path.display(), list(openers))]
     Busy {

@@ -1,6 +1,7 @@
 //! A loop device over a FUSE file.
 
 use crate::backend::Backend;
+use crate::blockdev::BlockDevice;
 use crate::error::DeviceError;
 use crate::fuse::FuseMount;
 use crate::loopdev::LoopDevice;
@@ -46,12 +47,12 @@ impl FuseLoop {
         }
     }
 
-    pub(crate) fn device(&self) -> &LoopDevice {
-        &self.device
+    pub(crate) fn device(&self) -> &BlockDevice {
+        &self.device.device
     }
 
     /// Takes the loop device and the mount away when nobody has the device open. `claimed` is
-    /// the device, opened by [`LoopDevice::claim`]; `false` when somebody else still has it open:
+    /// the device, opened by [`BlockDevice::claim`]; `false` when somebody else still has it open:
     /// then everything is as it was.
     pub(crate) fn close(&mut self, claimed: File) -> io::Result<bool> {
         self.device.unbind(&claimed)?;
@@ -80,9 +81,9 @@ impl FuseLoop {
         let bound = std::mem::take(&mut self.bound) && self.device.is_bound();
         self.mount.abort();
         if bound
-            && let Err(error) = self.device.open().and_then(|device| self.device.unbind(&device))
+            && let Err(error) = self.device().open().and_then(|device| self.device.unbind(&device))
         {
-            tracing::warn!(device = %self.device.node.display(), %error, "unbinding failed");
+            tracing::warn!(device = %self.device().node.display(), %error, "unbinding failed");
         }
         remove_directory(&self.directory);
     }

@@ -1,7 +1,7 @@
 //! A resource as a local block device.
 //!
 //! [`LocalDevice::attach`] gives a [`Backend`] a block device of the kernel and a stable name,
-//! `/dev/holdfast/NAME`. The kernel side is whatever [`choose`] finds: today a FUSE filesystem
+//! `/dev/holdfast/NAME`. The kernel side is whatever [`choose`] finds: ublk, or a FUSE filesystem
 //! with one file under a loop device. A write that the block device has completed has been
 //! completed by the backend: no cache of the kernel stands between them.
 //!
@@ -11,7 +11,9 @@
 #![deny(clippy::cast_possible_truncation)]
 
 mod backend;
+mod blockdev;
 mod device;
+mod driver;
 mod error;
 mod fuse;
 mod fuse_loop;
@@ -19,8 +21,10 @@ mod loopdev;
 mod nbd;
 mod openers;
 mod pool;
+mod record;
 mod stale;
 mod sysinfo;
+mod ublk;
 mod via;
 
 pub use backend::Backend;

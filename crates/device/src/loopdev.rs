@@ -1,14 +1,13 @@
 //! Loop devices, by the ioctls of `/dev/loop-control` and `/dev/loopN`.
 #![allow(unsafe_code)]
 
+use crate::blockdev::BlockDevice;
 use crate::error::DeviceError;
-use crate::sysinfo::{self, DeviceNumber};
-use rustix::fs::{CWD, FileType, Mode};
+use crate::sysinfo;
 use std::ffi::c_int;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
@@ -74,11 +73,7 @@ impl LoopInfo {
 
 /// A loop device with a file under it. Dropping it does not touch the device.
 pub(crate) struct LoopDevice {
-    /// The kernel's name, `loopN`.
-    pub(crate) name: String,
-    /// `/dev/loopN`.
-    pub(crate) node: PathBuf,
-    pub(crate) number: DeviceNumber,
+    pub(crate) device: BlockDevice,
     /// The file under it.
     backing: PathBuf,
 }
@@ -104,13 +99,13 @@ impl LoopDevice {
         for _ in 0..TRIES {
             let free = get_free(&control)
                 .map_err(DeviceError::system("asking for a free loop device", control_path))?;
-            let name = format!("loop{free}");
-            let node = PathBuf::from(format!("/dev/{name}"));
+            let node = PathBuf::from(format!("/dev/loop{free}"));
             let failed = |what| DeviceError::system::<io::Error>(what, &node);
-            let number = sysinfo::device_number(&name).map_err(failed("reading the number"))?;
-            let device = open_node(&node, number).map_err(failed("opening a loop device"))?;
-            match configure(&device, &file, backing, block_size, read_only) {
-                Ok(()) => return Ok(Self { name, node, number, backing: backing.to_owned() }),
+            let device =
+                BlockDevice::named(format!("loop{free}")).map_err(failed("reading the number"))?;
+            let opened = device.open_node().map_err(failed("opening a loop device"))?;
+            match configure(&opened, &file, backing, block_size, read_only) {
+                Ok(()) => return Ok(Self { device, backing: backing.to_owned() }),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(failed("configuring a loop device")(error)),
             }
@@ -127,8 +122,8 @@ impl LoopDevice {
                 continue;
             };
             // It can vanish while we look.
-            let Ok(number) = sysinfo::device_number(&name) else { continue };
-            found.push(Self { node: PathBuf::from(format!("/dev/{name}")), name, number, backing });
+            let Ok(device) = BlockDevice::named(name) else { continue };
+            found.push(Self { device, backing });
         }
         Ok(found)
     }
@@ -136,21 +131,7 @@ impl LoopDevice {
     /// Whether the device still has our file under it. Only to be asked while the filesystem of
     /// the file is mounted.
     pub(crate) fn is_bound(&self) -> bool {
-        sysinfo::loop_backing(&self.name).is_some_and(|path| path == self.backing)
-    }
-
-    /// Opens the device; nobody can mount it or take it exclusively until the file is closed.
-    ///
-    /// # Errors
-    /// `EBUSY` when somebody has it exclusively, which is what a mount does.
-    pub(crate) fn claim(&self) -> io::Result<File> {
-        // For reading will do, and a read-only device allows no more.
-        File::options().read(true).custom_flags(libc::O_EXCL).open(&self.node)
-    }
-
-    /// Opens the device for [`LoopDevice::unbind`] beside those who use it.
-    pub(crate) fn open(&self) -> io::Result<File> {
-        File::options().read(true).open(&self.node)
+        sysinfo::loop_backing(&self.device.name).is_some_and(|path| path == self.backing)
     }
 
     /// Takes the file from the device when `device` is closed, or when the last other user
@@ -166,7 +147,7 @@ impl LoopDevice {
 
     /// Undoes [`LoopDevice::unbind`] as long as another user has kept the file there.
     pub(crate) fn keep(&self) -> io::Result<()> {
-        let device = self.open()?;
+        let device = self.device.open()?;
         let mut info = LoopInfo::ZERO;
         // SAFETY: `info` has the size and layout of `struct loop_info64` (asserted above) and
         // lives for the length of the call.
@@ -207,22 +188,4 @@ fn configure(
 
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// Opens the node of a loop device; makes it first where no devtmpfs has made it.
-fn open_node(node: &Path, number: DeviceNumber) -> io::Result<File> {
-    let device = rustix::fs::makedev(number.major, number.minor);
-    if fs::symlink_metadata(node).is_err() {
-        let mode = Mode::from_raw_mode(0o600);
-        match rustix::fs::mknodat(CWD, node, FileType::BlockDevice, mode, device) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let file = File::options().read(true).write(true).open(node)?;
-    let found = file.metadata()?;
-    if !found.file_type().is_block_device() || found.rdev() != device {
-        return Err(io::Error::other("the node belongs to another device"));
-    }
-    Ok(file)
 }

@@ -67,9 +67,24 @@ pub(crate) struct Target<'a> {
 }
 
 impl Target<'_> {
-    fn is_source_of(&self, mount: &Mount) -> bool {
+    fn is_source_of(&self, mount: &Mount, numbers: &Numbers) -> bool {
         // A filesystem over several devices has a number of its own, and only names one of them.
-        mount.device == self.number || self.paths.contains(&mount.source.as_path())
+        numbers.has(mount.device) || self.paths.contains(&mount.source.as_path())
+    }
+}
+
+/// The numbers of a device and of its partitions.
+struct Numbers(Vec<DeviceNumber>);
+
+impl Numbers {
+    fn of(target: &Target<'_>) -> Self {
+        let mut numbers = sysinfo::partition_numbers(target.name);
+        numbers.push(target.number);
+        Self(numbers)
+    }
+
+    fn has(&self, number: DeviceNumber) -> bool {
+        self.0.contains(&number)
     }
 }
 
@@ -81,6 +96,7 @@ impl Target<'_> {
 pub(crate) fn find(target: &Target<'_>, deadline: Instant) -> io::Result<Vec<Opener>> {
     let mut found: Vec<Opener> =
         sysinfo::holders(target.name).into_iter().map(|name| Opener::Device { name }).collect();
+    let numbers = Numbers::of(target);
     if is_swap(target) {
         found.push(Opener::Swap);
     }
@@ -99,8 +115,8 @@ pub(crate) fn find(target: &Target<'_>, deadline: Instant) -> io::Result<Vec<Ope
             }
             break;
         }
-        find_mounts(target, pid, &mut namespaces, &mut found);
-        if pid != own && has_open(target, pid) {
+        find_mounts(target, &numbers, pid, &mut namespaces, &mut found);
+        if pid != own && has_open(&numbers, pid) {
             found.push(Opener::Process { pid, command: command(pid) });
         }
     }
@@ -111,6 +127,7 @@ pub(crate) fn find(target: &Target<'_>, deadline: Instant) -> io::Result<Vec<Ope
 /// Adds the mounts of the process's mount namespace, once for each namespace.
 fn find_mounts(
     target: &Target<'_>,
+    numbers: &Numbers,
     pid: u32,
     namespaces: &mut HashSet<PathBuf>,
     found: &mut Vec<Opener>,
@@ -123,7 +140,7 @@ fn find_mounts(
     for mount in mounts.unwrap_or_default() {
         let opener = Opener::Mount { at: mount.point.clone() };
         // A namespace is a copy of another with the same mounts in it, most of the time.
-        if target.is_source_of(&mount) && !found.contains(&opener) {
+        if target.is_source_of(&mount, numbers) && !found.contains(&opener) {
             found.push(opener);
         }
     }
@@ -131,19 +148,18 @@ fn find_mounts(
 
 /// Whether the process has the device among its file descriptors. A process that has ended or
 /// that may not be looked at has not.
-fn has_open(target: &Target<'_>, pid: u32) -> bool {
+fn has_open(numbers: &Numbers, pid: u32) -> bool {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).any(|fd| is_device(&fd, target.number))
+    entries.map(|entry| entry.path()).any(|fd| is_device(&fd, numbers))
 }
 
 /// Asks without `STATX_DONT_SYNC` would wait for the server of a network or FUSE file.
-fn is_device(path: &Path, number: DeviceNumber) -> bool {
+fn is_device(path: &Path, numbers: &Numbers) -> bool {
     let Ok(stat) = rustix::fs::statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE) else {
         return false;
     };
     FileType::from_raw_mode(u32::from(stat.stx_mode)) == FileType::BlockDevice
-        && stat.stx_rdev_major == number.major
-        && stat.stx_rdev_minor == number.minor
+        && numbers.has(DeviceNumber { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor })
 }
 
 fn is_swap(target: &Target<'_>) -> bool {
@@ -187,8 +203,11 @@ mod tests {
             kind: "btrfs".to_owned(),
             source: PathBuf::from(source),
         };
-        assert!(target.is_source_of(&mount(number, "/dev/root")));
-        assert!(target.is_source_of(&mount(other, "/dev/holdfast/r0")));
-        assert!(!target.is_source_of(&mount(other, "/dev/loop8")));
+        let partition = DeviceNumber { major: 259, minor: 3 };
+        let numbers = Numbers(vec![partition, number]);
+        assert!(target.is_source_of(&mount(number, "/dev/root"), &numbers));
+        assert!(target.is_source_of(&mount(partition, "/dev/root"), &numbers));
+        assert!(target.is_source_of(&mount(other, "/dev/holdfast/r0"), &numbers));
+        assert!(!target.is_source_of(&mount(other, "/dev/loop8"), &numbers));
     }
 }

@@ -90,10 +90,27 @@ pub(crate) fn device_number(name: &str) -> io::Result<DeviceNumber> {
     DeviceNumber::parse(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
-/// The block devices that are built on the one with this kernel name (device mapper, md).
+/// The numbers of the partitions of the block device with this kernel name.
+pub(crate) fn partition_numbers(name: &str) -> Vec<DeviceNumber> {
+    let text = |partition: PathBuf| fs::read_to_string(partition.join("dev")).ok();
+    let numbers = partitions(name).into_iter().filter_map(text);
+    numbers.filter_map(|text| DeviceNumber::parse(&text)).collect()
+}
+
+fn partitions(name: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(format!("/sys/block/{name}")).into_iter().flatten().flatten();
+    let is_partition = |path: &PathBuf| path.join("partition").exists();
+    entries.map(|entry| entry.path()).filter(is_partition).collect()
+}
+
+/// The block devices that are built on the one with this kernel name, or on its partitions
+/// (device mapper, md).
 pub(crate) fn holders(name: &str) -> Vec<String> {
-    let entries = fs::read_dir(format!("/sys/block/{name}/holders")).into_iter().flatten();
-    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    let mut places = partitions(name);
+    places.push(PathBuf::from(format!("/sys/block/{name}")));
+    let entries = places.into_iter().filter_map(|place| fs::read_dir(place.join("holders")).ok());
+    let entries = entries.flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// The kernel names of all loop devices.

@@ -1,7 +1,13 @@
 use std::fmt;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io;
+use std::process::{Command, Stdio};
 use std::str::FromStr;
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+/// How long loading a kernel module is waited for.
+const MODPROBE_LIMIT: Duration = Duration::from_secs(5);
 
 /// By which way of the kernel a device shall be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -114,18 +120,56 @@ fn choose_among(
 /// What stands against this way; `None` when it can be used.
 fn obstacle(kind: Kind) -> Option<String> {
     match kind {
-        Kind::Ublk | Kind::Nbd => {
-            Some(format!("Holdfast {} has no driver for it", env!("CARGO_PKG_VERSION")))
-        }
+        Kind::Ublk => not_root().or_else(|| {
+            load_once("/dev/ublk-control", "ublk_drv", &UBLK_TRIED);
+            holdfast_ublk::obstacle()
+        }),
+        Kind::Nbd => Some(format!("Holdfast {} has no driver for it", env!("CARGO_PKG_VERSION"))),
         Kind::Fuse => {
             cannot_open("/dev/fuse", "fuse").or_else(|| cannot_open("/dev/loop-control", "loop"))
         }
     }
 }
 
+fn not_root() -> Option<String> {
+    (!rustix::process::geteuid().is_root()).then(|| "only root can use it".to_owned())
+}
+
+/// Whether loading the driver was tried.
+static UBLK_TRIED: Once = Once::new();
+
+/// Asks for a kernel module, once in the life of the process, when its node is not there.
+fn load_once(node: &str, module: &str, tried: &Once) {
+    if fs::symlink_metadata(node).is_ok() {
+        return;
+    }
+    tried.call_once(|| {
+        if let Err(error) = load(module) {
+            tracing::debug!(module, %error, "a kernel module was not loaded");
+        }
+    });
+}
+
+/// Runs modprobe, and waits for it a few seconds.
+fn load(module: &str) -> io::Result<()> {
+    let mut modprobe = Command::new("modprobe");
+    modprobe.arg(module).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = modprobe.spawn()?;
+    let deadline = Instant::now() + MODPROBE_LIMIT;
+    while child.try_wait()?.is_none() {
+        if Instant::now() >= deadline {
+            child.kill()?;
+            child.wait()?;
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
 fn cannot_open(node: &str, module: &str) -> Option<String> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("only root can use it".to_owned());
+    if let Some(reason) = not_root() {
+        return Some(reason);
     }
     let error = OpenOptions::new().read(true).write(true).open(node).err()?;
     Some(match error.kind() {
@@ -157,7 +201,7 @@ mod tests {
             "this machine cannot make a local block device: ublk: ublk broke; nbd: nbd broke; \
              fuse: fuse broke"
         );
-        assert!(choose(Via::Ublk).unwrap_err().to_string().contains("no driver"));
+        assert!(choose(Via::Nbd).unwrap_err().to_string().contains("no driver"));
     }
 
     #[test]

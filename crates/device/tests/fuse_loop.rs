@@ -3,6 +3,7 @@
 // The lint looks away in test functions only, and the helpers are outside of them.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 
 use holdfast_device::{
@@ -358,7 +359,7 @@ fn what_a_crash_leaves_is_cleaned_up() {
         return;
     }
     let place = Place::new();
-    assert_eq!(clean_up_stale(&place.options).unwrap().names, [""; 0]);
+    assert_eq!(clean_up_stale(&place.options, |_| false).unwrap().names, [""; 0]);
     let daemon = start_again("attach_and_wait_to_be_killed", CRASH, place.directory.path());
     let link = place.options.links_dir.join("used");
     let node = fs::read_link(&link).unwrap();
@@ -375,7 +376,7 @@ fn what_a_crash_leaves_is_cleaned_up() {
         .and_then(|()| fs::File::open(point.join("a"))?.sync_all());
     assert!(written.is_err(), "a device without its daemon took a write");
 
-    let cleaned = clean_up_stale(&place.options).unwrap();
+    let cleaned = clean_up_stale(&place.options, |_| false).unwrap();
     assert_eq!(cleaned.names, ["idle", "used"]);
     assert_eq!(cleaned.in_use, std::slice::from_ref(&node));
     assert!(!sysfs_has_file(&idle));
@@ -389,6 +390,6 @@ fn what_a_crash_leaves_is_cleaned_up() {
     device.detach(false).unwrap();
     mounted.unmount();
     eventually("the end of the device", || !sysfs_has_file(&node));
-    assert_eq!(clean_up_stale(&place.options).unwrap().names, [""; 0]);
+    assert_eq!(clean_up_stale(&place.options, |_| false).unwrap().names, [""; 0]);
     place.assert_clean();
 }

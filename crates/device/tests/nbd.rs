@@ -7,6 +7,7 @@
 
 #[path = "support/server.rs"]
 mod server;
+#[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 
 use holdfast_device::{Backend, LocalDevice, NbdBackend, NbdOptions};

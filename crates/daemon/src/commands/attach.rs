@@ -1,10 +1,11 @@
 //! `attach`, `attachments`, `detach` and `abort`: remote exports as local block devices.
 
-use super::{blocking, used_disks};
+use super::{blocking, device, used_disks};
 use crate::attachment::{Attachment, Record, RecordStore, Running};
 use crate::disk::Used;
 use crate::events::{Part, of_attachments};
 use crate::node::Node;
+use crate::options::Settings;
 use holdfast_api::attachment::{
     Abort, Attach, Attached, AttachmentStatus, DEFAULT_HOLD_SECONDS, DEFAULT_IO_TIMEOUT_SECONDS,
     Detach,
@@ -16,7 +17,7 @@ use holdfast_nbd::{MAX_CONNECTIONS, MAX_URIS, NbdUri};
 use holdfast_units::format_size;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The longest time that can be asked for, in seconds: a year.
 const LONGEST: f64 = 31_622_400.0;
@@ -176,7 +177,8 @@ pub(crate) async fn detach(node: &Arc<Node>, name: &str, call: &Detach) -> Resul
         .await?;
     }
     // One that waits for its server is not waited for.
-    let waits = attachment.is_stored() && attachment.running().is_none();
+    let returns = attachment.is_stored() || attachment.device_waits();
+    let waits = returns && attachment.running().is_none();
     let _begun = if waits { None } else { Some(attachment.begin().await?) };
     let (was_there, behind) = match attachment.running() {
         Some(running) => (true, take_away(&attachment, running, force).await?.1),
@@ -186,14 +188,15 @@ pub(crate) async fn detach(node: &Arc<Node>, name: &str, call: &Detach) -> Resul
     let dir = node.settings.state_dir.clone();
     let notes = record.mirror_dir(&dir);
     let equal = record.mirror && was_there && behind.is_empty() && !force;
-    let owned = Arc::clone(&attachment);
+    let (owned, of) = (Arc::clone(&attachment), Arc::clone(node));
     blocking(move || {
-        owned.end(&dir)?;
+        owned.end(&of)?;
         if let Some(running) = owned.stopped() {
             // Its server has come meanwhile.
             running.take_device(true)?;
             running.close();
         }
+        owned.give_up_device(&of, "it was detached");
         // With nothing missing anywhere there is nothing to remember. A directory that stays is no
         // harm.
         if equal && let Err(error) = std::fs::remove_dir_all(&notes) {
@@ -264,24 +267,37 @@ async fn take_away(
     .await
 }
 
-/// Attaches what is to come back after a restart, as soon as its servers answer.
+/// The names of all that was attached when the daemon ended.
+pub(crate) fn known(settings: &Settings) -> Vec<String> {
+    let dirs = [settings.state_dir.clone(), settings.run_dir()];
+    let records = dirs.iter().filter_map(|dir| RecordStore::open(dir).ok()?.load().ok());
+    records.flat_map(|(records, _)| records).map(|record| record.name).collect()
+}
+
+/// What comes back: an attachment, whether it is to do so after every start, and whether its device
+/// is still there.
+struct Returning {
+    record: Record,
+    stored: bool,
+    device_waits: bool,
+}
+
+/// Attaches what is to come back after a restart, and that whose device outlived the daemon, as
+/// soon as the servers answer.
 pub(crate) async fn take_up(node: &Arc<Node>) {
-    let dir = node.settings.state_dir.clone();
-    let (records, damaged) =
-        match blocking(move || RecordStore::open(&dir).and_then(|store| store.load())).await {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                tracing::error!("{}", error.message);
-                return;
-            }
-        };
-    for problem in damaged {
-        tracing::error!("an attachment is left out: {problem}");
-    }
-    for record in records {
+    let of = Arc::clone(node);
+    let returning = match blocking(move || returning(&of)).await {
+        Ok(returning) => returning,
+        Err(error) => {
+            tracing::error!("{}", error.message);
+            return;
+        }
+    };
+    for Returning { record, stored, device_waits } in returning {
         let name = record.name.clone();
-        match node.attachments.reserve(Some(&name), |_| true, record, true) {
+        match node.attachments.reserve(Some(&name), |_| true, record, stored) {
             Ok(attachment) => {
+                attachment.set_device_waits(device_waits);
                 tokio::spawn(come_back(Arc::clone(node), attachment));
             }
             Err(error) => tracing::error!("{}", error.message),
@@ -289,9 +305,37 @@ pub(crate) async fn take_up(node: &Arc<Node>) {
     }
 }
 
+fn returning(node: &Node) -> Result<Vec<Returning>, ApiError> {
+    let stores = [
+        RecordStore::open(&node.settings.state_dir)?,
+        RecordStore::open(&node.settings.run_dir())?,
+    ];
+    let mut found: Vec<Returning> = Vec::new();
+    for (store, stored) in stores.iter().zip([true, false]) {
+        let (records, damaged) = store.load()?;
+        for problem in damaged {
+            tracing::error!("an attachment is left out: {problem}");
+        }
+        for record in records {
+            if found.iter().any(|other| other.record.name == record.name) {
+                continue;
+            }
+            let device_waits = device::is_left(node, &record.name);
+            if stored || device_waits {
+                found.push(Returning { record, stored, device_waits });
+            } else {
+                store.remove(&record.name)?;
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Tries until it is attached, or not wanted any more.
 async fn come_back(node: Arc<Node>, attachment: Arc<Attachment>) {
     let mut pause = FIRST_PAUSE;
+    let began = Instant::now();
+    let patience = attachment.record().io_timeout_seconds.map(Duration::from_secs_f64);
     loop {
         {
             let Ok(_begun) = attachment.begin().await else { continue };
@@ -301,7 +345,9 @@ async fn come_back(node: Arc<Node>, attachment: Arc<Attachment>) {
             let (owned, of) = (Arc::clone(&attachment), Arc::clone(&node));
             let opened = blocking(move || {
                 let made = owned.open(&of)?;
-                owned.store(&of.settings.state_dir, None)?;
+                if owned.is_stored() {
+                    owned.store(&of.settings.state_dir, None)?;
+                }
                 if owned.is_over()
                     && let Some(running) = owned.stopped()
                 {
@@ -318,6 +364,20 @@ async fn come_back(node: Arc<Node>, attachment: Arc<Attachment>) {
                 }
                 Err(error) => {
                     tracing::warn!("{}; it is tried again", error.message);
+                    // The I/O of a device waits as long as for any server that went away.
+                    if patience.is_some_and(|patience| began.elapsed() >= patience) {
+                        let (owned, of) = (Arc::clone(&attachment), Arc::clone(&node));
+                        let why = error.message.clone();
+                        let _ = blocking(move || {
+                            owned.give_up_device(&of, &why);
+                            Ok(())
+                        })
+                        .await;
+                        if !attachment.is_stored() {
+                            node.attachments.remove(&attachment);
+                            return;
+                        }
+                    }
                     attachment.set_problem(error.message);
                 }
             }
@@ -337,11 +397,23 @@ pub(crate) async fn give_all_up(node: &Arc<Node>) {
         let Some(running) = attachment.running() else { return };
         let gone = match take_away(&attachment, running.clone(), false).await {
             Ok(gone) => Ok(gone),
-            Err(error) => {
-                tracing::warn!("{}; it is taken away by force", error.message);
-                take_away(&attachment, running, true).await
-            }
+            Err(error) => match leave(&attachment, running.clone()).await {
+                Ok(true) => {
+                    tracing::warn!("{} waits for the next start: it is in use", attachment.name);
+                    return;
+                }
+                _ => {
+                    tracing::warn!("{}; it is taken away by force", error.message);
+                    take_away(&attachment, running, true).await
+                }
+            },
         };
+        let (owned, of) = (Arc::clone(&attachment), Arc::clone(node));
+        let forgotten =
+            blocking(move || RecordStore::open(&of.settings.run_dir())?.remove(&owned.name));
+        if let Err(error) = forgotten.await {
+            tracing::warn!("{}", error.message);
+        }
         let dir = node.settings.state_dir.clone();
         let stored = match gone {
             Ok((identity, _)) if attachment.is_stored() => {
@@ -355,4 +427,18 @@ pub(crate) async fn give_all_up(node: &Arc<Node>) {
         }
     });
     futures_util::future::join_all(all).await;
+}
+
+/// Leaves the device for the next start, when it can wait for it, and ends the connections.
+async fn leave(attachment: &Arc<Attachment>, running: Running) -> Result<bool, ApiError> {
+    let owned = Arc::clone(attachment);
+    blocking(move || {
+        let left = running.leave_device();
+        if left {
+            owned.stopped();
+            running.close();
+        }
+        Ok(left)
+    })
+    .await
 }

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Names the directory of the devices, when it is not `/dev/holdfast`.
 const DIR_VARIABLE: &str = "HOLDFAST_DEV_DIR";
+/// How many requests of a device are with the resource at a time, each on a connection of its own.
+const THREADS: usize = 16;
 
 /// Where and how local devices of this node are made.
 pub(crate) fn options(run_dir: &Path) -> DeviceOptions {
@@ -45,26 +47,101 @@ pub(crate) async fn make(
         return Err(ApiError::new(ErrorCode::NotPrimary, message)
             .hint(format!("run `holdfast primary {name}` first")));
     }
-    let nbd = NbdOptions::new(node.settings.nbd_socket(), name);
-    let options = DeviceOptions { via, ..options(&node.settings.run_dir()) };
-    let owned = name.to_owned();
-    let made = blocking(move || {
-        let backend = NbdBackend::connect(nbd).map_err(|error| {
-            ApiError::new(
-                ErrorCode::DeviceUnavailable,
-                format!("device {owned} was not made: {error}"),
-            )
-        })?;
-        LocalDevice::attach(&owned, Arc::new(backend), &options).map_err(|e| refuse::device(&e))
+    let device = match take_over(node, &resource).await? {
+        Some(device) => device,
+        None => {
+            let (owned, nbd, options) = parts(node, name, via);
+            let made = blocking(move || {
+                let backend = Arc::new(connect(&owned, nbd)?);
+                LocalDevice::attach(&owned, backend, &options).map_err(|e| refuse::device(&e))
+            });
+            keep(node, &resource, made.await?)
+        }
+    };
+    Ok(DeviceMade { path: device.path, kind: device.kind.to_owned() })
+}
+
+/// What a device of a resource is made with.
+fn parts(node: &Node, name: &str, via: Via) -> (String, NbdOptions, DeviceOptions) {
+    let mut nbd = NbdOptions::new(node.settings.nbd_socket(), name);
+    nbd.connections = THREADS;
+    let options = DeviceOptions { via, threads: THREADS, ..options(&node.settings.run_dir()) };
+    (name.to_owned(), nbd, options)
+}
+
+fn connect(name: &str, nbd: NbdOptions) -> Result<NbdBackend, ApiError> {
+    NbdBackend::connect(nbd).map_err(|error| {
+        ApiError::new(ErrorCode::DeviceUnavailable, format!("device {name} was not made: {error}"))
     })
-    .await?;
-    let path = made.path().display().to_string();
-    let kind = made.kind().as_str();
-    let device = Arc::new(Mutex::new(Some(made)));
-    resource.state().device =
-        Some(Device { path: path.clone(), kind, device, openers: Vec::new() });
-    super::updown::publish(node, &resource);
-    Ok(DeviceMade { path, kind: kind.to_owned() })
+}
+
+fn keep(node: &Node, resource: &Resource, made: LocalDevice) -> Device {
+    let device = Device {
+        path: made.path().display().to_string(),
+        kind: made.kind().as_str(),
+        device: Arc::new(Mutex::new(Some(made))),
+        openers: Vec::new(),
+    };
+    {
+        let mut state = resource.state();
+        state.device = Some(device.clone());
+        state.device_waits = false;
+    }
+    super::updown::publish(node, resource);
+    device
+}
+
+/// Takes over the device that an earlier run of the daemon left; `None` when there is none. To be
+/// called while the resource is exported, and no other command changes it.
+///
+/// # Errors
+/// Why not: it waits as before then.
+pub(crate) async fn take_over(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+) -> Result<Option<Device>, ApiError> {
+    if !resource.state().device_waits {
+        return Ok(None);
+    }
+    let (name, nbd, options) = parts(node, &resource.name(), Via::Auto);
+    let taken = blocking(move || {
+        let backend = Arc::new(connect(&name, nbd)?);
+        LocalDevice::recover(&name, backend, &options).map_err(|error| refuse::device(&error))
+    });
+    match taken.await? {
+        Some(device) => Ok(Some(keep(node, resource, device))),
+        None => {
+            resource.state().device_waits = false;
+            Ok(None)
+        }
+    }
+}
+
+/// Whether an earlier run of the daemon left a device of this name. Blocks for a moment.
+pub(crate) fn is_left(node: &Node, name: &str) -> bool {
+    LocalDevice::is_left(name, &options(&node.settings.run_dir())).unwrap_or_else(|error| {
+        tracing::error!("{error}");
+        false
+    })
+}
+
+/// Takes the device away that an earlier run left, by force: nobody will answer its I/O.
+pub(crate) async fn give_up_left(node: &Node, name: &str, why: &str) {
+    let options = options(&node.settings.run_dir());
+    let (owned, why) = (name.to_owned(), why.to_owned());
+    let removed = blocking(move || {
+        match LocalDevice::remove_left(&owned, &options) {
+            Ok(true) => tracing::error!(
+                "the device of {owned}, which an earlier run left, was taken away by force and \
+                 its I/O fails: {why}"
+            ),
+            Ok(false) => {}
+            Err(error) => tracing::error!("{error}"),
+        }
+        Ok(())
+    });
+    // It was said in the log.
+    let _ = removed.await;
 }
 
 /// Takes the local device of a resource away.
@@ -74,7 +151,11 @@ pub(crate) async fn make(
 pub(crate) async fn remove(node: &Arc<Node>, name: &str) -> Result<Done, ApiError> {
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
-    if resource.state().device.is_none() {
+    let has_none = {
+        let state = resource.state();
+        state.device.is_none() && !state.device_waits
+    };
+    if has_none {
         let message = format!("the device of resource {name} was not found: it has none");
         return Err(ApiError::new(ErrorCode::NoSuchDevice, message));
     }
@@ -91,7 +172,8 @@ pub(crate) async fn take_away(
     resource: &Arc<Resource>,
     force: bool,
 ) -> Result<(), ApiError> {
-    let Some(device) = resource.state().device.clone() else { return Ok(()) };
+    let device = resource.state().device.clone();
+    let Some(device) = device else { return take_left_away(node, resource, force).await };
     let cell = Arc::clone(&device.device);
     blocking(move || {
         let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,4 +187,46 @@ pub(crate) async fn take_away(
     resource.state().device = None;
     super::updown::publish(node, resource);
     Ok(())
+}
+
+/// The same for a device that waits for this node to be Primary again. Who has it open cannot be
+/// asked to let go: all of its I/O waits.
+async fn take_left_away(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    force: bool,
+) -> Result<(), ApiError> {
+    if !resource.state().device_waits {
+        return Ok(());
+    }
+    let name = resource.name();
+    if !force {
+        let message = "its device is in use since before the daemon was started, and waits until \
+                       this node is Primary again";
+        return Err(ApiError::new(ErrorCode::InUse, message)
+            .hint(format!("`holdfast secondary {name} --force` fails what waits")));
+    }
+    give_up_left(node, &name, "a command took it away").await;
+    resource.state().device_waits = false;
+    Ok(())
+}
+
+/// Leaves the device for the next start of the daemon, when it can wait for it; its I/O waits
+/// meanwhile. `false` when it cannot: it works as before then.
+pub(crate) async fn leave(resource: &Arc<Resource>) -> Result<bool, ApiError> {
+    let Some(device) = resource.state().device.clone() else { return Ok(true) };
+    let cell = Arc::clone(&device.device);
+    let left = blocking(move || {
+        let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
+        let can_wait = cell.as_ref().is_none_or(LocalDevice::survives);
+        if can_wait && let Some(device) = cell.take() {
+            device.leave();
+        }
+        Ok(can_wait)
+    })
+    .await?;
+    if left {
+        resource.state().device = None;
+    }
+    Ok(left)
 }

@@ -494,3 +494,25 @@ async fn a_primary_that_returns_alone_stays_secondary() {
         node.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attachment_of_the_run_before_is_forgotten_without_its_device() {
+    let base = tempfile::tempdir().unwrap();
+    let mut node = TestNode::new(base.path(), "alpha").await;
+    node.stop().await;
+    let record = serde_json::json!({
+        "name": "d0", "uris": ["nbd://127.0.0.1:1/d0"], "connections": 1, "via": "ublk",
+        "mirror": false, "copy_first": false, "tls_certificates": null, "read_only": false,
+        "shared": false, "io_timeout_seconds": 60.0, "size": 4096, "identity": null,
+    });
+    let record: crate::attachment::Record = serde_json::from_value(record).unwrap();
+    let settings = node.settings();
+    crate::attachment::RecordStore::open(&settings.run_dir()).unwrap().save(&record).unwrap();
+    assert_eq!(commands::attach::known(&settings), ["d0"]);
+    node.start().await;
+    let found: Vec<holdfast_api::attachment::AttachmentStatus> =
+        node.client().get(routes::ATTACHMENTS).await.unwrap();
+    assert!(found.is_empty(), "{found:?}");
+    assert_eq!(commands::attach::known(&settings), [""; 0]);
+    node.stop().await;
+}

@@ -17,7 +17,12 @@ pub(crate) const SIZE: u64 = 64 * MIB;
 
 /// Whether block devices can be made here; prints why not.
 pub(crate) fn possible() -> bool {
-    match choose(Via::Fuse) {
+    possible_by(Via::Fuse)
+}
+
+/// The same by this way.
+pub(crate) fn possible_by(via: Via) -> bool {
+    match choose(via) {
         Ok(_) => true,
         Err(refusal) => {
             println!("skipped: {refusal}");
@@ -33,6 +38,9 @@ pub(crate) struct Memory {
     /// Every request fails.
     pub(crate) broken: AtomicBool,
     pub(crate) flushes: AtomicU64,
+    pub(crate) reads: AtomicU64,
+    pub(crate) durable_writes: AtomicU64,
+    pub(crate) trimmed: AtomicU64,
     /// Every range that was made zero, and whether its space could be given back.
     pub(crate) zeroed: Mutex<Vec<(ByteRange, bool)>>,
     /// While true, reads and writes wait.
@@ -54,6 +62,10 @@ impl Memory {
     pub(crate) fn bytes(&self, offset: u64, length: usize) -> Vec<u8> {
         let offset = usize::try_from(offset).unwrap();
         self.data.lock().unwrap()[offset..offset + length].to_vec()
+    }
+
+    pub(crate) fn grow(&self, size: u64) {
+        self.data.lock().unwrap().resize(usize::try_from(size).unwrap(), 0);
     }
 
     pub(crate) fn stall(&self, stalled: bool) {
@@ -94,11 +106,13 @@ impl Backend for Memory {
     fn read_at(&self, data: &mut [u8], offset: u64) -> io::Result<()> {
         self.check()?;
         data.copy_from_slice(&self.data.lock().unwrap()[Self::span(offset, data.len())]);
+        self.reads.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
-    fn write_at(&self, data: &[u8], offset: u64, _fua: bool) -> io::Result<()> {
+    fn write_at(&self, data: &[u8], offset: u64, fua: bool) -> io::Result<()> {
         self.check()?;
+        self.durable_writes.fetch_add(u64::from(fua), Ordering::SeqCst);
         self.data.lock().unwrap()[Self::span(offset, data.len())].copy_from_slice(data);
         Ok(())
     }
@@ -109,7 +123,8 @@ impl Backend for Memory {
         Ok(())
     }
 
-    fn trim(&self, _range: ByteRange) -> io::Result<()> {
+    fn trim(&self, range: ByteRange) -> io::Result<()> {
+        self.trimmed.fetch_add(range.len, Ordering::SeqCst);
         self.check()
     }
 
@@ -130,8 +145,12 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Self {
+        Self::by(Via::Auto)
+    }
+
+    pub(crate) fn by(via: Via) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let options = options_in(directory.path());
+        let options = DeviceOptions { via, ..options_in(directory.path()) };
         Self { directory, options }
     }
 
@@ -153,7 +172,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         // What a failed test has left; the result would hide the failure.
-        let _ = holdfast_device::clean_up_stale(&self.options);
+        let _ = holdfast_device::clean_up_stale(&self.options, |_| false);
     }
 }
 
@@ -240,9 +259,18 @@ pub(crate) struct Direct {
 
 impl Direct {
     pub(crate) fn open(path: &Path) -> Self {
+        Self::with_buffer(path, 5 << 20)
+    }
+
+    /// For requests of up to 4 KiB.
+    pub(crate) fn small(path: &Path) -> Self {
+        Self::with_buffer(path, 8192)
+    }
+
+    fn with_buffer(path: &Path, bytes: usize) -> Self {
         let file =
             File::options().read(true).write(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
-        Self { file, buffer: vec![0; 5 << 20] }
+        Self { file, buffer: vec![0; bytes] }
     }
 
     fn aligned(&mut self, length: usize) -> &mut [u8] {
