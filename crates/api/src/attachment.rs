@@ -63,6 +63,9 @@ pub struct Attached {
     pub path: String,
     /// How it is made: `ublk`, `nbd` or `fuse`.
     pub kind: String,
+    /// Why in this way, as a phrase.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// What the export looks like; changes with its content.
     pub identity: String,
 }

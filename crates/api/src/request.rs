@@ -329,6 +329,9 @@ pub struct DeviceMade {
     pub path: String,
     /// How it is made: `ublk`, `nbd` or `fuse`.
     pub kind: String,
+    /// Why in this way, as a phrase.
+    #[serde(default)]
+    pub reason: Option<String>,
 }
 
 /// `set`: all of them, or none when one is refused.

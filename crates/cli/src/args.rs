@@ -187,6 +187,9 @@ pub(crate) struct Daemon {
     /// Where the HTTP API is reached by TCP [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) http: Option<String>,
+    /// Whether to keep all its memory from being swapped out or dropped [default: true]
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) lock_memory: Option<bool>,
 }
 
 #[derive(Debug, Subcommand)]

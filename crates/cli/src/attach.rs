@@ -28,7 +28,7 @@ pub(crate) async fn attach(session: &Session, args: Attach) -> Result<(), ApiErr
         io_timeout_seconds: args.io_timeout.map(|time| time.as_secs_f64()),
     };
     let made: Attached = session.post(routes::ATTACHMENTS, &body).await?;
-    session.result(&made, &made.path);
+    session.device(&made, &made.path, made.reason.as_deref());
     Ok(())
 }
 

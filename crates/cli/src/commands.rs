@@ -150,6 +150,6 @@ async fn device(session: &Session, args: Device) -> Result<(), ApiError> {
     }
     let path = routes::of(routes::RESOURCE_DEVICE, &args.name);
     let made: DeviceMade = session.post(&path, &request::Device { via: args.via }).await?;
-    session.result(&made, &made.path);
+    session.device(&made, &made.path, made.reason.as_deref());
     Ok(())
 }

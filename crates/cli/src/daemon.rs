@@ -38,7 +38,7 @@ impl From<NbdAccess> for holdfast_daemon::NbdAccess {
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(args: Daemon, socket: Option<PathBuf>) -> Result<(), ApiError> {
     let Daemon { config, name, state_dir, listen, advertise, .. } = args;
-    let Daemon { nbd_listen, nbd_access, http, .. } = args;
+    let Daemon { nbd_listen, nbd_access, http, lock_memory, .. } = args;
     holdfast_daemon::run(&DaemonOptions {
         config,
         name,
@@ -49,6 +49,7 @@ pub(crate) fn run(args: Daemon, socket: Option<PathBuf>) -> Result<(), ApiError>
         nbd_access: nbd_access.into(),
         http,
         socket,
+        lock_memory,
         git: crate::version::GIT.to_owned(),
     })
 }

@@ -1,7 +1,7 @@
 //! Calls of one command to the daemon.
 
 use crate::args::{DEFAULT_SOCKET, Global};
-use crate::output::Ui;
+use crate::output::{Ui, say};
 use holdfast_api::request::Done;
 use holdfast_api::{ApiError, Client};
 use serde::Serialize;
@@ -66,6 +66,14 @@ impl Session {
         } else if !self.ui.quiet && !done.message.is_empty() {
             self.ui.line(&done.message);
         }
+    }
+
+    /// Prints the path of a block device that was made, and on standard error by which way.
+    pub(crate) fn device<T: Serialize>(&self, answer: &T, path: &str, reason: Option<&str>) {
+        if let Some(reason) = reason.filter(|_| !self.ui.json && !self.ui.quiet) {
+            say(&format!("{path} is made by {reason}\n"));
+        }
+        self.result(answer, path);
     }
 
     /// Prints the one thing that was asked for, also with `-q`.

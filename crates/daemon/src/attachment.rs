@@ -315,6 +315,7 @@ impl Attachment {
         let options = DeviceOptions { via, threads, ..device::options(&node.settings.run_dir()) };
         let backend = Arc::new(RemoteBackend::new(disk.clone()));
         let device = self.make_device(backend, &options).map_err(|e| refuse::device(&e))?;
+        let reason = Some(device.reason().to_owned());
         let identity = disk.status().map(|status| status.identity).unwrap_or_default();
         let running = Running {
             path: device.path().display().to_string(),
@@ -341,7 +342,7 @@ impl Attachment {
         {
             tracing::warn!("{}", error.message);
         }
-        Ok(Attached { name, path, kind, identity })
+        Ok(Attached { name, path, kind, reason, identity })
     }
 
     /// Takes over the device that an earlier run left, or makes one.

@@ -22,6 +22,7 @@ mod http;
 mod keeper;
 mod local;
 mod log;
+mod memory;
 mod metrics;
 mod node;
 mod options;
@@ -38,6 +39,7 @@ mod statefile;
 mod status;
 mod task;
 
+pub use memory::guard_memory;
 pub use options::{
     CONFIG_KEYS, DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, NbdAccess,
 };

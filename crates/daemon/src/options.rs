@@ -47,6 +47,8 @@ pub struct DaemonOptions {
     pub http: Option<String>,
     /// The control socket.
     pub socket: Option<PathBuf>,
+    /// Whether the daemon locks its memory; it does when nobody says.
+    pub lock_memory: Option<bool>,
     /// The revision that the program was built from, for `GET /v1/version`; may be empty.
     pub git: String,
 }
@@ -66,7 +68,7 @@ pub struct NbdAccess {
 }
 
 /// The keys of the configuration file.
-pub const CONFIG_KEYS: [&str; 11] = [
+pub const CONFIG_KEYS: [&str; 12] = [
     "name",
     "state-dir",
     "listen",
@@ -78,6 +80,7 @@ pub const CONFIG_KEYS: [&str; 11] = [
     "nbd-allow",
     "http",
     "socket",
+    "lock-memory",
 ];
 
 /// The configuration file: the options' names as keys.
@@ -98,6 +101,7 @@ struct ConfigFile {
     nbd_allow: Vec<String>,
     http: Option<String>,
     socket: Option<PathBuf>,
+    lock_memory: Option<bool>,
 }
 
 /// What holds after the command line, the configuration file and the defaults were put together.
@@ -112,6 +116,7 @@ pub(crate) struct Settings {
     pub(crate) nbd_listen: Option<SocketAddr>,
     pub(crate) nbd_access: NbdAccess,
     pub(crate) socket: PathBuf,
+    pub(crate) lock_memory: bool,
     pub(crate) git: String,
 }
 
@@ -169,6 +174,7 @@ impl Settings {
             advertise: advertise.map_err(refuse::cluster)?,
             nbd_listen: nbd_listen.map(|text| listen_address(&text, NBD_PORT)).transpose()?,
             nbd_access,
+            lock_memory: options.lock_memory.or(file.lock_memory).unwrap_or(true),
             socket: path(&options.socket, file.socket, DEFAULT_SOCKET)?,
             git,
         })
@@ -284,6 +290,9 @@ mod tests {
         assert_eq!(settings.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(settings.nbd_socket(), Path::new("/run/holdfast/nbd.sock"));
         assert_eq!(settings.git, "unknown");
+        assert!(settings.lock_memory);
+        let unlocked = with_file("lock-memory = false", DaemonOptions::default()).unwrap();
+        assert!(!unlocked.lock_memory);
         assert_eq!(settings.advertise, [Address::parse("h:1", None).unwrap()]);
     }
 

@@ -74,6 +74,8 @@ pub(crate) struct Problem {
 pub(crate) struct Device {
     pub(crate) path: String,
     pub(crate) kind: &'static str,
+    /// Why in this way.
+    pub(crate) reason: String,
     /// `None` while it is being taken away.
     pub(crate) device: Arc<Mutex<Option<LocalDevice>>>,
     /// Who had it open a moment ago.

@@ -2,6 +2,7 @@
 
 use crate::daemon::Daemon;
 use crate::log::Log;
+use crate::memory::guard_memory;
 use crate::options::{DaemonOptions, Settings};
 use holdfast_api::{ApiError, ErrorCode};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -34,7 +35,12 @@ pub fn run(options: &DaemonOptions) -> Result<(), ApiError> {
 
 fn try_run(options: &DaemonOptions) -> Result<(), ApiError> {
     let settings = Settings::resolve(options)?;
-    become_flusher();
+    if let Some(missing) = guard_memory(settings.lock_memory) {
+        tracing::warn!(
+            "{missing}; run it as root, or say lock-memory = false when no filesystem of this \
+             machine is on its resources"
+        );
+    }
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -134,16 +140,5 @@ fn raise_file_limit() {
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::debug!(%error, "the limit of open files stays");
-    }
-}
-
-/// Memory that this process needs is then never waited for from a write that it would have to
-/// serve itself (a local device of a resource of this machine).
-fn become_flusher() {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
-    if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
-        tracing::debug!(%error, "the process is no I/O flusher");
     }
 }

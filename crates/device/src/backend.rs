@@ -1,5 +1,7 @@
+use holdfast_nbd::TransmissionFlags;
 use holdfast_units::ByteRange;
 use std::io;
+use std::os::unix::net::UnixStream;
 
 /// What stands behind a block device: the data of one resource or export.
 ///
@@ -11,7 +13,8 @@ use std::io;
 /// makes a process that nobody can kill. The block device reports `ENOSPC` as such and every
 /// other error as an I/O error.
 pub trait Backend: Send + Sync + 'static {
-    /// The size in bytes. Does not change while the device is attached.
+    /// The size in bytes. It may grow while a device is attached, which hears of it by
+    /// [`LocalDevice::resize`](crate::LocalDevice::resize), and does not change otherwise.
     fn size(&self) -> u64;
 
     /// What the bounds of every request are a multiple of, and the logical block size of the
@@ -26,6 +29,16 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether the device refuses writes; then none comes here. Does not change.
     fn is_read_only(&self) -> bool {
         false
+    }
+
+    /// A new connection to an NBD server that has the same data, for the kernel's NBD client to use
+    /// directly; `None` when there is no such server. The connections do not depend on each other,
+    /// and requests on them obey the same rules as those on the backend.
+    ///
+    /// # Errors
+    /// When the server cannot be reached now, or has something else by now.
+    fn kernel_line(&self) -> Option<io::Result<KernelLine>> {
+        None
     }
 
     /// Fills `data` from `offset`.
@@ -58,4 +71,13 @@ pub trait Backend: Send + Sync + 'static {
     /// As [`Backend::write_at`]. [`io::ErrorKind::Unsupported`] makes the kernel write zeroes
     /// itself.
     fn write_zeroes(&self, range: ByteRange, may_unmap: bool) -> io::Result<()>;
+}
+
+/// A connection to an NBD server, past its handshake, with simple replies.
+#[derive(Debug)]
+pub struct KernelLine {
+    /// The client's end.
+    pub socket: UnixStream,
+    /// What the server can.
+    pub flags: TransmissionFlags,
 }

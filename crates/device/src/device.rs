@@ -1,14 +1,15 @@
 use crate::backend::Backend;
 use crate::driver::{self, Driver};
 use crate::error::DeviceError;
+use crate::links;
 use crate::openers::{self, Opener, Target};
 use crate::record::{self, Record};
 use crate::sysinfo;
+use crate::udev;
 use crate::via::{Kind, Via, choose};
 use holdfast_units::check_name;
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,6 +55,7 @@ pub struct LocalDevice {
     run_dir: PathBuf,
     link: PathBuf,
     kind: Kind,
+    reason: String,
     driver: Driver,
     attached: bool,
 }
@@ -76,16 +78,18 @@ impl LocalDevice {
     ) -> Result<Self, DeviceError> {
         check_name(name)?;
         check_geometry(name, backend.size(), backend.block_size())?;
-        let kind = choose(options.via)?;
+        let choice = choose(options.via)?;
         let link = options.links_dir.join(name);
         if Self::is_left(name, options)? {
             let why = "waits for its data since an earlier run".to_owned();
             return Err(DeviceError::Exists { name: name.to_owned(), path: link, why });
         }
-        make_room(name, &link)?;
-        let driver = Driver::attach(kind, name, backend, options)?;
-        let device = Self::new(name, kind, driver, options);
-        make_link(&device.link, device.node())?;
+        links::make_room(name, &link)?;
+        let driver = Driver::attach(choice.kind, name, backend, options)?;
+        tracing::info!("the device {name} is made by {choice}");
+        let device = Self::new(name, (choice.kind, choice.to_string()), driver, options);
+        links::make(&device.link, device.node())?;
+        device.announce();
         Ok(device)
     }
 
@@ -113,17 +117,20 @@ impl LocalDevice {
             forget(name, options);
             return Ok(None);
         };
-        let device = Self::new(name, kind, driver, options);
-        if fs::read_link(&device.link).is_ok_and(|to| to == device.node()) {
-            return Ok(Some(device));
+        let reason = format!("{kind}, by which it was made");
+        let device = Self::new(name, (kind, reason), driver, options);
+        let is_there = links::target(&device.link).is_ok_and(|to| to == device.node());
+        let linked = match is_there {
+            true => Ok(()),
+            false => links::make_room(name, &device.link)
+                .and_then(|()| links::make(&device.link, device.node())),
+        };
+        if let Err(error) = linked {
+            device.leave();
+            return Err(error);
         }
-        match make_room(name, &device.link).and_then(|()| make_link(&device.link, device.node())) {
-            Ok(()) => Ok(Some(device)),
-            Err(error) => {
-                device.leave();
-                Err(error)
-            }
-        }
+        device.announce();
+        Ok(Some(device))
     }
 
     /// Whether the kernel has a device of this name that an earlier process left.
@@ -143,18 +150,30 @@ impl LocalDevice {
     pub fn remove_left(name: &str, options: &DeviceOptions) -> Result<bool, DeviceError> {
         let link = options.links_dir.join(name);
         let removed = match Record::load(&options.run_dir, name)? {
-            Some(record) => driver::remove_left(&record)
-                .map_err(DeviceError::system("removing the device of an earlier run", &link))?,
+            Some(record) => {
+                // Before the number can be another's.
+                let node = driver::node(&record);
+                udev::forget(&options.run_dir, kernel_name(&node));
+                links::remove(&link, &node)
+                    .map_err(DeviceError::system("removing the link", &link))?;
+                driver::remove_left(&record)
+                    .map_err(DeviceError::system("removing the device of an earlier run", &link))?
+            }
             None => false,
         };
         forget(name, options);
         Ok(removed)
     }
 
-    fn new(name: &str, kind: Kind, driver: Driver, options: &DeviceOptions) -> Self {
+    fn new(
+        name: &str,
+        (kind, reason): (Kind, String),
+        driver: Driver,
+        options: &DeviceOptions,
+    ) -> Self {
         let link = options.links_dir.join(name);
         let (name, run_dir) = (name.to_owned(), options.run_dir.clone());
-        Self { name, run_dir, link, kind, driver, attached: true }
+        Self { name, run_dir, link, kind, reason, driver, attached: true }
     }
 
     /// The link by which the device is used.
@@ -173,6 +192,12 @@ impl LocalDevice {
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Why it was made by that way, as a phrase: `nbd, because ublk cannot be used: ...`.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.reason
     }
 
     /// How many have the device open: processes other than this one, mounts, and devices built
@@ -226,6 +251,13 @@ impl LocalDevice {
     /// # Errors
     /// When the size cannot be the size of a block device, or a call to the kernel fails.
     pub fn resize(&mut self, size: u64) -> Result<bool, DeviceError> {
+        let now = sysinfo::size_bytes(&self.driver.device().name)
+            .map_err(DeviceError::system("reading the size", &self.link))?;
+        if size < now {
+            let why = format!("it would lose its end, and is {now} bytes large");
+            let smaller = io::Error::new(io::ErrorKind::InvalidInput, why);
+            return Err(DeviceError::system("changing the size", &self.link)(smaller));
+        }
         let record = Record::load(&self.run_dir, &self.name)?;
         let block = record.as_ref().map_or(512, |record| record.block_size);
         check_geometry(&self.name, size, block)?;
@@ -270,7 +302,8 @@ impl LocalDevice {
                 Ok(())
             }
             closed => {
-                make_link(&self.link, self.node())?;
+                links::make(&self.link, self.node())?;
+                self.announce();
                 closed.map_err(DeviceError::system("closing the device", &self.link))?;
                 Err(self.busy())
             }
@@ -316,10 +349,13 @@ impl LocalDevice {
         }
     }
 
+    fn announce(&self) {
+        udev::announce(&self.run_dir, &self.name, &self.driver.device().name);
+    }
+
     fn remove_link(&self) {
-        if fs::read_link(&self.link).is_ok_and(|to| to == self.node())
-            && let Err(error) = fs::remove_file(&self.link)
-        {
+        udev::forget(&self.run_dir, &self.driver.device().name);
+        if let Err(error) = links::remove(&self.link, self.node()) {
             tracing::warn!(link = %self.link.display(), %error, "removing a link failed");
         }
     }
@@ -364,45 +400,27 @@ fn check_unchanged(name: &str, record: &Record, now: &dyn Backend) -> Result<(),
     Err(DeviceError::Changed { name: name.to_owned(), why })
 }
 
+/// The kernel's name of the device with this node.
+fn kernel_name(node: &Path) -> &str {
+    node.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+/// Whether something is written down of a device with this kernel name.
+pub(crate) fn is_written_down(options: &DeviceOptions, name: &str) -> bool {
+    let names = record::names(&options.run_dir).unwrap_or_default();
+    let records = names.iter().filter_map(|of| Record::load(&options.run_dir, of).ok().flatten());
+    records.map(|record| driver::node(&record)).any(|node| kernel_name(&node) == name)
+}
+
 /// Removes what leads to a device that is gone.
 pub(crate) fn forget(name: &str, options: &DeviceOptions) {
     let link = options.links_dir.join(name);
-    if fs::read_link(&link).is_ok_and(|to| leads_nowhere(&to))
+    if links::target(&link).is_ok_and(|to| links::leads_nowhere(&to))
         && let Err(error) = fs::remove_file(&link)
     {
         tracing::warn!(link = %link.display(), %error, "removing a link failed");
     }
     record::remove(&options.run_dir, name);
-}
-
-/// Removes a link of an earlier run that leads to no device; refuses when anything else is there.
-fn make_room(name: &str, link: &Path) -> Result<(), DeviceError> {
-    let exists = |why: String| {
-        Err(DeviceError::Exists { name: name.to_owned(), path: link.to_owned(), why })
-    };
-    match fs::read_link(link) {
-        Ok(to) if leads_nowhere(&to) => {
-            fs::remove_file(link).map_err(DeviceError::system("removing the old link", link))
-        }
-        Ok(to) => exists(format!("is a link to {}, which is in use", to.display())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(_) => exists("is in its place".to_owned()),
-    }
-}
-
-/// Whether a link to this node leads to a loop device without a file, or to nothing.
-pub(crate) fn leads_nowhere(to: &Path) -> bool {
-    match sysinfo::loop_name_of(to) {
-        Some(name) => sysinfo::loop_backing(name).is_none(),
-        None => !to.exists(),
-    }
-}
-
-fn make_link(link: &Path, node: &Path) -> Result<(), DeviceError> {
-    let directory = link.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(directory)
-        .and_then(|()| symlink(node, link))
-        .map_err(DeviceError::system("making the link", link))
 }
 
 #[cfg(test)]

@@ -5,17 +5,20 @@ use crate::blockdev::BlockDevice;
 use crate::device::DeviceOptions;
 use crate::error::DeviceError;
 use crate::fuse_loop::FuseLoop;
+use crate::nbd_kernel::{self, NbdDevice};
 use crate::record::Record;
 use crate::ublk::Ublk;
-use crate::via::{Kind, Refusal};
+use crate::via::Kind;
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The driver of one device. Dropping it takes the device away by force, unless it was left.
 pub(crate) enum Driver {
     /// Boxed: it comes back in the error of a refused detach.
     Fuse(Box<FuseLoop>),
+    Nbd(Box<NbdDevice>),
     Ublk(Box<Ublk>),
 }
 
@@ -33,7 +36,9 @@ impl Driver {
             Kind::Ublk => {
                 Ublk::attach(name, backend, options).map(|made| Self::Ublk(Box::new(made)))
             }
-            Kind::Nbd => Err(no_driver(kind)),
+            Kind::Nbd => {
+                NbdDevice::attach(name, backend, options).map(|made| Self::Nbd(Box::new(made)))
+            }
         }
     }
 
@@ -50,7 +55,10 @@ impl Driver {
                 let taken = Ublk::recover(record, backend, options)?;
                 Ok(taken.map(|taken| Self::Ublk(Box::new(taken))))
             }
-            Kind::Nbd => Err(no_driver(record.kind)),
+            Kind::Nbd => {
+                let taken = NbdDevice::recover(record, backend, options)?;
+                Ok(taken.map(|taken| Self::Nbd(Box::new(taken))))
+            }
         }
     }
 
@@ -58,6 +66,7 @@ impl Driver {
     pub(crate) fn device(&self) -> &BlockDevice {
         match self {
             Self::Fuse(driver) => driver.device(),
+            Self::Nbd(driver) => driver.device(),
             Self::Ublk(driver) => driver.device(),
         }
     }
@@ -69,6 +78,7 @@ impl Driver {
         match self {
             Self::Fuse(driver) => driver.close(claimed),
             Self::Ublk(driver) => driver.close(claimed),
+            Self::Nbd(driver) => driver.close(claimed).map(|()| true),
         }
     }
 
@@ -77,6 +87,7 @@ impl Driver {
     pub(crate) fn abort(&mut self) {
         match self {
             Self::Fuse(driver) => driver.abort(),
+            Self::Nbd(driver) => driver.abort(),
             Self::Ublk(driver) => driver.abort(),
         }
     }
@@ -85,6 +96,7 @@ impl Driver {
     pub(crate) fn can_be_left(&self) -> bool {
         match self {
             Self::Fuse(_) => false,
+            Self::Nbd(_) => true,
             Self::Ublk(driver) => driver.survives(),
         }
     }
@@ -94,6 +106,7 @@ impl Driver {
     pub(crate) fn leave(&mut self) {
         match self {
             Self::Fuse(driver) => driver.abort(),
+            Self::Nbd(driver) => driver.leave(),
             Self::Ublk(driver) => driver.leave(),
         }
     }
@@ -101,7 +114,8 @@ impl Driver {
     /// Tells the kernel's device another size; `false` when it keeps the old one.
     pub(crate) fn resize(&mut self, bytes: u64) -> io::Result<bool> {
         match self {
-            Self::Fuse(_) => Ok(false),
+            Self::Fuse(driver) => driver.resize(bytes).map(|()| true),
+            Self::Nbd(driver) => driver.resize(bytes).map(|()| true),
             Self::Ublk(driver) => driver.resize(bytes),
         }
     }
@@ -110,20 +124,27 @@ impl Driver {
 /// Whether the kernel still has the device of this record.
 pub(crate) fn exists(record: &Record) -> bool {
     match record.kind {
+        Kind::Nbd => nbd_kernel::exists(record),
         Kind::Ublk => holdfast_ublk::exists(record.id, record.token),
-        Kind::Fuse | Kind::Nbd => false,
+        Kind::Fuse => false,
     }
+}
+
+/// The node of the device of this record.
+pub(crate) fn node(record: &Record) -> PathBuf {
+    PathBuf::from(match record.kind {
+        Kind::Fuse => format!("/dev/loop{}", record.id),
+        Kind::Nbd => format!("/dev/nbd{}", record.id),
+        Kind::Ublk => format!("/dev/ublkb{}", record.id),
+    })
 }
 
 /// Takes a device away that nobody serves, by force: its I/O fails. `false` when the kernel does
 /// not have it any more.
 pub(crate) fn remove_left(record: &Record) -> io::Result<bool> {
     match record.kind {
+        Kind::Nbd => nbd_kernel::remove_left(record),
         Kind::Ublk => Ok(holdfast_ublk::remove(record.id, record.token)?),
-        Kind::Fuse | Kind::Nbd => Ok(false),
+        Kind::Fuse => Ok(false),
     }
-}
-
-fn no_driver(kind: Kind) -> DeviceError {
-    Refusal { reasons: vec![(kind, "it has no driver".to_owned())] }.into()
 }

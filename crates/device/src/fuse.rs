@@ -3,10 +3,10 @@
 use crate::backend::Backend;
 use crate::error::DeviceError;
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, Session, SessionACL,
-    WriteFlags,
+    BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, Session,
+    SessionACL, TimeOrNow, WriteFlags,
 };
 use holdfast_units::{BLOCK_SIZE, ByteRange, MAX_REQUEST};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -16,6 +16,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -42,15 +43,19 @@ thread_local! {
 
 struct DiskFs {
     backend: Arc<dyn Backend>,
-    size: u64,
+    size: AtomicU64,
     mounted: SystemTime,
 }
 
 impl DiskFs {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
     fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
         let (kind, perm, size, nlink) = match inode {
             INodeNo::ROOT => (FileType::Directory, 0o500, 0, 2),
-            FILE => (FileType::RegularFile, 0o600, self.size, 1),
+            FILE => (FileType::RegularFile, 0o600, self.size(), 1),
             _ => return None,
         };
         let now = self.mounted;
@@ -74,7 +79,7 @@ impl DiskFs {
     }
 
     fn zero(&self, range: ByteRange, mode: i32) -> Result<(), Errno> {
-        if range.offset.checked_add(range.len).is_none_or(|end| end > self.size) {
+        if range.offset.checked_add(range.len).is_none_or(|end| end > self.size()) {
             return Err(Errno::ENOSPC);
         }
         // The loop device punches a hole for a discard and also for "write zeroes, unmap if you
@@ -135,6 +140,37 @@ impl Filesystem for DiskFs {
         }
     }
 
+    fn setattr(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        // The kernel believes the size of an answer for ever; this is how it hears of another one.
+        match (inode, size) {
+            (FILE, Some(size)) if size == self.backend.size() => {
+                self.size.store(size, Ordering::Relaxed);
+            }
+            _ => return reply.error(Errno::EPERM),
+        }
+        match self.attributes(FILE) {
+            Some(attributes) => reply.attr(&FOREVER, &attributes),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
     fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         if inode != FILE {
             return reply.error(Errno::EISDIR);
@@ -163,7 +199,7 @@ impl Filesystem for DiskFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let length = self.size.saturating_sub(offset).min(u64::from(size.min(MAX_IO)));
+        let length = self.size().saturating_sub(offset).min(u64::from(size.min(MAX_IO)));
         let length = usize::try_from(length).expect("at most MAX_IO");
         BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < length {
@@ -191,7 +227,7 @@ impl Filesystem for DiskFs {
         // Durable writes come as a write and an fsync.
         let end = offset.checked_add(data.len() as u64);
         match (end, u32::try_from(data.len())) {
-            (Some(end), Ok(length)) if end <= self.size => {
+            (Some(end), Ok(length)) if end <= self.size() => {
                 match self.backend.write_at(data, offset, false) {
                     Ok(()) => reply.written(length),
                     Err(error) => reply.error(io_errno_of(&error)),
@@ -248,7 +284,7 @@ impl Filesystem for DiskFs {
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         // The loop device takes this block size as the granularity of its discards.
         let block = u32::try_from(BLOCK_SIZE).expect("a constant of 4096");
-        reply.statfs(self.size / BLOCK_SIZE, 0, 0, 1, 0, block, 255, block);
+        reply.statfs(self.size() / BLOCK_SIZE, 0, 0, 1, 0, block, 255, block);
     }
 }
 
@@ -275,7 +311,7 @@ impl FuseMount {
         let (ended, serving) = channel();
         let mount = Self { point: point.to_owned(), serving: Mutex::new(serving), mounted: true };
 
-        let size = backend.size();
+        let size = AtomicU64::new(backend.size());
         let filesystem = DiskFs { backend, size, mounted: SystemTime::now() };
         let mut config = Config::default();
         config.n_threads = Some(threads.max(1));
@@ -290,6 +326,11 @@ impl FuseMount {
             })
             .map_err(failed("starting a thread"))?;
         Ok(mount)
+    }
+
+    /// Gives the file the size that the backend has now.
+    pub(crate) fn resize(&self, size: u64) -> io::Result<()> {
+        OpenOptions::new().write(true).open(self.file())?.set_len(size)
     }
 
     /// The one file.

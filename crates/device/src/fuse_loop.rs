@@ -51,6 +51,12 @@ impl FuseLoop {
         &self.device.device
     }
 
+    /// Tells the kernel that the backend is as large as this now.
+    pub(crate) fn resize(&self, size: u64) -> io::Result<()> {
+        self.mount.resize(size)?;
+        self.device.read_capacity()
+    }
+
     /// Takes the loop device and the mount away when nobody has the device open. `claimed` is
     /// the device, opened by [`BlockDevice::claim`]; `false` when somebody else still has it open:
     /// then everything is as it was.

@@ -13,10 +13,12 @@ use std::path::{Path, PathBuf};
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
 const LOOP_SET_STATUS64: libc::Ioctl = 0x4C04;
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+const LOOP_SET_CAPACITY: libc::Ioctl = 0x4C07;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_PARTSCAN: u32 = 8;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 const LO_NAME_SIZE: usize = 64;
 
@@ -134,6 +136,14 @@ impl LoopDevice {
         sysinfo::loop_backing(&self.device.name).is_some_and(|path| path == self.backing)
     }
 
+    /// Has the kernel look at the size of the file again, under those who use the device.
+    pub(crate) fn read_capacity(&self) -> io::Result<()> {
+        let device = self.device.open()?;
+        // SAFETY: LOOP_SET_CAPACITY takes no argument and touches no memory of ours; the descriptor
+        // is open for the length of the call.
+        check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_CAPACITY, 0) }).map(drop)
+    }
+
     /// Takes the file from the device when `device` is closed, or when the last other user
     /// closes it. A device that has no file any more is as good.
     pub(crate) fn unbind(&self, device: &File) -> io::Result<()> {
@@ -173,7 +183,8 @@ fn configure(
     block_size: u32,
     read_only: bool,
 ) -> io::Result<()> {
-    let flags = LO_FLAGS_DIRECT_IO | if read_only { LO_FLAGS_READ_ONLY } else { 0 };
+    let read_only = if read_only { LO_FLAGS_READ_ONLY } else { 0 };
+    let flags = LO_FLAGS_DIRECT_IO | LO_FLAGS_PARTSCAN | read_only;
     let mut info = LoopInfo { flags, ..LoopInfo::ZERO };
     // Only shown to people; its last byte must stay zero.
     let shown = path.as_os_str().as_encoded_bytes();

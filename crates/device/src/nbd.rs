@@ -1,9 +1,9 @@
 //! An NBD export behind a Unix socket as a backend.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, KernelLine};
 use crate::pool::{Fault, Pool};
 use holdfast_nbd::codec::consts::flag;
-use holdfast_nbd::{Client, ClientError, ConnectOptions, NbdError as Answer};
+use holdfast_nbd::{Client, ClientError, ConnectOptions, NbdError as Answer, ReplyStyle};
 use holdfast_units::ByteRange;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// Ranges are trimmed and zeroed in pieces of this many bytes, each with a time limit of its own.
 const PIECE: u64 = 32 << 20;
+/// How the server's replies to our own requests are framed.
+const STYLE: ReplyStyle = ReplyStyle::Structured;
 
 /// Where an export is, and how it is used.
 #[derive(Clone, Debug)]
@@ -39,9 +41,10 @@ impl NbdOptions {
         }
     }
 
-    fn connect(&self) -> Result<Client, ClientError> {
+    fn connect(&self, style: ReplyStyle) -> Result<Client, ClientError> {
         let stream = connect_unix(&self.socket, self.timeout)?;
         let options = ConnectOptions {
+            style,
             block_status: false,
             timeout: Some(self.timeout),
             ..ConnectOptions::default()
@@ -70,6 +73,7 @@ pub struct NbdError {
 /// repeated, because the server may still carry it out.
 pub struct NbdBackend {
     pool: Pool<Client>,
+    options: NbdOptions,
     size: u64,
     block_size: u32,
 }
@@ -86,7 +90,7 @@ impl NbdBackend {
             export: options.export.clone(),
             reason,
         };
-        let client = options.connect().map_err(|error| refuse(error.to_string()))?;
+        let client = options.connect(STYLE).map_err(|error| refuse(error.to_string()))?;
         if client.is_read_only() {
             return Err(refuse("it is read-only".to_owned()));
         }
@@ -100,8 +104,9 @@ impl NbdBackend {
             return Err(refuse(format!("its smallest block has {block_size} bytes")));
         }
         let (keep, limit) = (options.connections, options.timeout);
-        let connect = move || again(&options, size, block_size);
-        Ok(Self { pool: Pool::new(client, keep, limit, connect), size, block_size })
+        let owned = options.clone();
+        let connect = move || again(&owned, STYLE, size, block_size);
+        Ok(Self { pool: Pool::new(client, keep, limit, connect), options, size, block_size })
     }
 
     /// Runs a request for each piece of the range.
@@ -121,8 +126,13 @@ impl NbdBackend {
 }
 
 /// Connects once more; a server that now has something else under the name will not do.
-fn again(options: &NbdOptions, size: u64, block_size: u32) -> io::Result<Client> {
-    let client = options.connect()?;
+fn again(
+    options: &NbdOptions,
+    style: ReplyStyle,
+    size: u64,
+    block_size: u32,
+) -> io::Result<Client> {
+    let client = options.connect(style)?;
     if client.size() != size || client.min_block() > block_size || client.is_read_only() {
         return Err(io::Error::other("the export is not the one that it was"));
     }
@@ -159,6 +169,15 @@ impl Backend for NbdBackend {
 
     fn block_size(&self) -> u32 {
         self.block_size
+    }
+
+    fn kernel_line(&self) -> Option<io::Result<KernelLine>> {
+        // The kernel's client knows no others.
+        let client = again(&self.options, ReplyStyle::Simple, self.size, self.block_size);
+        Some(client.and_then(|client| {
+            let flags = client.flags();
+            Ok(KernelLine { socket: client.into_unix()?, flags })
+        }))
     }
 
     fn read_at(&self, data: &mut [u8], offset: u64) -> io::Result<()> {

@@ -1,11 +1,13 @@
 //! What an earlier run of the daemon left behind.
 
-use crate::device::{DeviceOptions, LocalDevice, forget, leads_nowhere};
+use crate::device::{DeviceOptions, LocalDevice, forget, is_written_down};
 use crate::error::DeviceError;
 use crate::fuse::{self, FILE_NAME, FILESYSTEM};
+use crate::links;
 use crate::loopdev::LoopDevice;
 use crate::record;
 use crate::sysinfo;
+use crate::udev;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -66,6 +68,7 @@ pub fn clean_up_stale(
 fn clean_up(options: &DeviceOptions, keep: &dyn Fn(&str) -> bool) -> Result<Cleaned, DeviceError> {
     let (run_dir, links_dir) = (options.run_dir.as_path(), options.links_dir.as_path());
     let mut names = remove_left(options, keep)?;
+    udev::forget_others(run_dir, |name| is_written_down(options, name));
     // Loop devices first: unmounted, their files have no path any more by which to know them.
     let loops = LoopDevice::all(|file| {
         file.file_name().is_some_and(|name| name == FILE_NAME)
@@ -135,8 +138,8 @@ fn remove_links(run_dir: &Path, links_dir: &Path, loops: &[LoopDevice]) -> Resul
     for directory in directories(run_dir)? {
         let Some(name) = directory.file_name() else { continue };
         let link = links_dir.join(name);
-        let Ok(to) = fs::read_link(&link) else { continue };
-        if loops.iter().any(|device| device.device.node == to) || leads_nowhere(&to) {
+        let Ok(to) = links::target(&link) else { continue };
+        if loops.iter().any(|device| device.device.node == to) || links::leads_nowhere(&to) {
             fs::remove_file(&link).map_err(DeviceError::system("removing the link", &link))?;
         }
     }

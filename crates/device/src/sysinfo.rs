@@ -90,6 +90,14 @@ pub(crate) fn device_number(name: &str) -> io::Result<DeviceNumber> {
     DeviceNumber::parse(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
+/// The size in bytes of the block device with this kernel name.
+pub(crate) fn size_bytes(name: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/sys/block/{name}/size"))?;
+    let sectors: Option<u64> = text.trim().parse().ok();
+    let bytes = sectors.and_then(|sectors| sectors.checked_mul(512));
+    bytes.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
 /// The numbers of the partitions of the block device with this kernel name.
 pub(crate) fn partition_numbers(name: &str) -> Vec<DeviceNumber> {
     let text = |partition: PathBuf| fs::read_to_string(partition.join("dev")).ok();
@@ -103,6 +111,11 @@ fn partitions(name: &str) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(is_partition).collect()
 }
 
+/// Has the kernel tell udev of the block device with this kernel name once more.
+pub(crate) fn send_change(name: &str) -> io::Result<()> {
+    fs::write(format!("/sys/block/{name}/uevent"), "change")
+}
+
 /// The block devices that are built on the one with this kernel name, or on its partitions
 /// (device mapper, md).
 pub(crate) fn holders(name: &str) -> Vec<String> {
@@ -111,6 +124,30 @@ pub(crate) fn holders(name: &str) -> Vec<String> {
     let entries = places.into_iter().filter_map(|place| fs::read_dir(place.join("holders")).ok());
     let entries = entries.flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn nbd_number(name: &str) -> Option<u32> {
+    name.strip_prefix("nbd")?.parse().ok()
+}
+
+/// The kernel name of an NBD device from the path of its node.
+pub(crate) fn nbd_name_of(node: &Path) -> Option<&str> {
+    let name = node.strip_prefix("/dev").ok()?.to_str()?;
+    nbd_number(name).map(|_| name)
+}
+
+/// Whether the NBD device with this kernel name has a connection, dead or not.
+pub(crate) fn nbd_is_connected(name: &str) -> bool {
+    Path::new(&format!("/sys/block/{name}/pid")).exists()
+}
+
+/// The numbers `N` of all block devices `nbdN`, in order.
+pub(crate) fn nbd_numbers() -> io::Result<Vec<u32>> {
+    let names = fs::read_dir("/sys/block")?.flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut numbers: Vec<u32> = names.filter_map(|name| nbd_number(&name)).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 /// The kernel names of all loop devices.
@@ -154,6 +191,14 @@ mod tests {
             assert_eq!(parse_mount(line), None);
         }
         assert_eq!(unescape(br"a\04"), Path::new(r"a\04"));
+    }
+
+    #[test]
+    fn only_whole_nbd_devices_are_nbds() {
+        assert_eq!(nbd_name_of(Path::new("/dev/nbd12")), Some("nbd12"));
+        for other in ["/dev/nbd", "/dev/nbd1p1", "/dev/loop1", "/tmp/nbd1"] {
+            assert_eq!(nbd_name_of(Path::new(other)), None, "{other}");
+        }
     }
 
     #[test]

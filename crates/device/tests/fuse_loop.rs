@@ -31,7 +31,7 @@ fn a_completed_write_is_with_the_backend() {
     let memory = Memory::new(SIZE);
     let device = place.attach("r0", &memory);
     assert_eq!(device.kind(), Kind::Fuse);
-    assert_eq!(choose(Via::Auto), Ok(Kind::Fuse));
+    assert_eq!(choose(Via::Fuse).unwrap().kind, Kind::Fuse);
     assert_eq!(device.path(), place.options.links_dir.join("r0"));
     assert_eq!(fs::read_link(device.path()).unwrap(), device.node());
 
@@ -351,6 +351,35 @@ fn attach_and_wait_to_be_killed() {
     let devices = (attach("used").unwrap(), attach("idle").unwrap());
     wait_to_be_killed();
     drop(devices);
+}
+
+#[test]
+fn partitions_are_looked_for_and_a_device_grows_under_its_users() {
+    if !possible() {
+        return;
+    }
+    let place = Place::new();
+    let memory = Memory::new(SIZE);
+    let mut device = place.attach("grows", &memory);
+    let kernel = device.node().file_name().unwrap().to_str().unwrap().to_owned();
+    // What kinds of tables it knows is the kernel's matter.
+    let partitions = fs::read_to_string(format!("/sys/block/{kernel}/loop/partscan")).unwrap();
+    assert_eq!(partitions, "1\n");
+
+    let mut user = Direct::open(device.path());
+    let sectors = || fs::read_to_string(format!("/sys/block/{kernel}/size")).unwrap();
+    assert!(device.resize(2 * SIZE).is_err(), "the backend is not that large");
+    assert_eq!(sectors(), format!("{}\n", SIZE / 512));
+    memory.grow(2 * SIZE);
+    assert!(device.resize(2 * SIZE).unwrap());
+    assert_eq!(sectors(), format!("{}\n", 2 * SIZE / 512));
+    let data = pattern(4096, 9);
+    user.write(&data, 2 * SIZE - 4096).unwrap();
+    assert!(memory.bytes(2 * SIZE - 4096, 4096) == data);
+    assert!(device.resize(SIZE).is_err(), "it does not shrink");
+    drop(user);
+    device.detach(false).unwrap();
+    place.assert_clean();
 }
 
 #[test]

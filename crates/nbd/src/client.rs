@@ -162,6 +162,26 @@ impl Client {
         Self::begin(Socket::Unix(stream), export, None, options)
     }
 
+    /// Gives the socket away, for somebody else to send requests on. Its replies are framed as
+    /// [`Client::style`] says, and reads and writes on it wait for ever.
+    ///
+    /// # Errors
+    /// When the connection is no Unix socket, is broken, or the system fails.
+    pub fn into_unix(mut self) -> io::Result<UnixStream> {
+        let Stream::Plain(Socket::Unix(stream)) = &self.stream else {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "it is no Unix socket"));
+        };
+        if self.broken {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let stream = stream.try_clone()?;
+        stream.set_read_timeout(None)?;
+        stream.set_write_timeout(None)?;
+        // It takes no leave: the connection goes on.
+        self.broken = true;
+        Ok(stream)
+    }
+
     fn begin(
         mut socket: Socket,
         export: &str,

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 
 use holdfast_units::ByteRange;
 use rustix::fs::{SeekFrom, seek};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munlock, munmap};
 
 /// What is known to be allocated is kept in units of this many bytes. Shorter writes gain nothing.
 const UNIT: u64 = 64 << 10;
@@ -70,6 +70,9 @@ impl Mapping {
         // SAFETY: this is the mapping just made; the advice changes nothing for its content.
         // When it is not taken, a core dump may be larger.
         let _ = unsafe { madvise(start, len, Advice::LinuxDontDump) };
+        // SAFETY: as above. A process that locks its memory must not lock the file's: it may be
+        // much larger than memory, and what is in swap need not come back for it.
+        let _ = unsafe { munlock(start, len) };
         let start = NonNull::new(start.cast())?;
         let words = (size / UNIT).div_ceil(64);
         let present = (0..words).map(|_| AtomicU64::new(0)).collect();

@@ -54,6 +54,9 @@ pub(crate) struct Serve {
     /// How many clients there may be at a time
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = connections)]
     pub(crate) max_connections: usize,
+    /// Whether to keep all its memory from being swapped out or dropped [default: where it may]
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) lock_memory: Option<bool>,
     /// Whether to go past the page cache; auto does so for block devices
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub(crate) direct: Direct,

@@ -14,7 +14,7 @@ mod volume;
 
 pub(crate) use arguments::Serve;
 
-use crate::output::Ui;
+use crate::output::{Ui, say};
 use arguments::{Direct, LayoutArg, TlsWhen};
 use export::Catalogue;
 use holdfast_api::{ApiError, ErrorCode};
@@ -46,7 +46,11 @@ const LEAVE: Duration = Duration::from_secs(8);
 pub(crate) fn run(ui: &Ui, args: &Serve) -> Result<(), ApiError> {
     let sockets = inherited::take()?;
     raise_file_limit();
-    become_flusher();
+    let missing = holdfast_daemon::guard_memory(args.lock_memory.unwrap_or(true));
+    // Whoever did not ask for it is most likely on another machine than the clients.
+    if let Some(missing) = missing.filter(|_| args.lock_memory.is_some()) {
+        say(&format!("warning: {missing}\n"));
+    }
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let runtime = runtime.map_err(|why| {
         ApiError::new(ErrorCode::Internal, format!("the server was not started: {why}"))
@@ -302,13 +306,4 @@ fn raise_file_limit() {
     limit.current = limit.maximum;
     // With fewer, fewer clients are let in.
     let _ = setrlimit(Resource::Nofile, limit);
-}
-
-/// Memory that this process needs is then never waited for from a write that it would have to
-/// serve itself, to a client on the same machine.
-fn become_flusher() {
-    if rustix::process::geteuid().is_root() {
-        // Only a machine that is short of memory would notice.
-        let _ = rustix::process::configure_io_flusher_behavior(true);
-    }
 }

@@ -39,7 +39,7 @@ pub(crate) async fn make(
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
     if let Some(device) = &resource.state().device {
-        return Ok(DeviceMade { path: device.path.clone(), kind: device.kind.to_owned() });
+        return Ok(told(device));
     }
     let handle = resource.need_handle()?;
     if !handle.snapshot().exported {
@@ -58,7 +58,12 @@ pub(crate) async fn make(
             keep(node, &resource, made.await?)
         }
     };
-    Ok(DeviceMade { path: device.path, kind: device.kind.to_owned() })
+    Ok(told(&device))
+}
+
+fn told(device: &Device) -> DeviceMade {
+    let Device { path, kind, reason, .. } = device.clone();
+    DeviceMade { path, kind: kind.to_owned(), reason: Some(reason) }
 }
 
 /// What a device of a resource is made with.
@@ -79,6 +84,7 @@ fn keep(node: &Node, resource: &Resource, made: LocalDevice) -> Device {
     let device = Device {
         path: made.path().display().to_string(),
         kind: made.kind().as_str(),
+        reason: made.reason().to_owned(),
         device: Arc::new(Mutex::new(Some(made))),
         openers: Vec::new(),
     };

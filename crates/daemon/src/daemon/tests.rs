@@ -28,6 +28,7 @@ impl TestNode {
             advertise: Vec::new(),
             nbd_listen: None,
             nbd_access: NbdAccess::default(),
+            lock_memory: false,
             socket: self.dir.join("run/control.sock"),
             git: "test".into(),
         }
