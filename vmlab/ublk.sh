@@ -30,6 +30,11 @@ for round in $(seq $ROUNDS); do
     pause 0.$((RANDOM % 900 + 100))
     kill_daemon; died=$(now_ms)
     [ $((round % 3)) = 0 ] && pause 0.$((RANDOM % 900 + 100))
+    if [ $((round % 4)) = 1 ]; then
+        # The next one dies somewhere in its start, or while it takes the device over.
+        holdfast daemon >> /run/daemon.log 2>&1 & DAEMON=$!
+        pause 0.$((RANDOM % 900 + 100)); kill_daemon
+    fi
     start_daemon
     until_true 30 readable $DEV || { fail "round $round: the device does not answer"; break; }
     took=$(($(now_ms) - died)); [ $took -gt $longest ] && longest=$took
