@@ -58,5 +58,28 @@ check "fsck" e2fsck -fn $DEV
 check "no I/O error in the kernel's log" eval '! dmesg | grep -E "I/O error|EXT4-fs (error|warning)"'
 check "the device goes" holdfast device r0 --remove
 check "nothing is left of it" test ! -e $SYS/pid
+
+say "an attached export"
+nbdkit -f -U /run/far.sock memory 64M & far=$!
+until_true 10 test -S /run/far.sock
+holdfast attach --via nbd --name far "nbd+unix:///?socket=/run/far.sock" || fail attach
+DEV=/dev/holdfast/far; NODE=$(readlink $DEV)
+mkfs.ext4 -q $DEV && mount $DEV /mnt || fail "mkfs or mount"
+rm -f /run/stop; files & FILES=$!
+for round in 1 2 3; do
+    pause 0.$((RANDOM % 900 + 100))
+    kill_daemon; start_daemon
+    until_true 60 readable $DEV || fail "round $round: the device does not answer"
+done
+kill -TERM $DAEMON; wait $DAEMON
+check "a stop in good order leaves it" test -e /sys/block/${NODE#/dev/}/pid
+start_daemon
+check "it goes on" until_true 60 readable $DEV
+touch /run/stop; wait $FILES
+check "files saw no error" test ! -e /run/broken
+umount /mnt; check "fsck" e2fsck -fn $DEV
+check "detach" holdfast detach far
+kill $far
+check "no I/O error in the kernel's log" eval '! dmesg | grep -E "I/O error|EXT4-fs (error|warning)"'
 kill -TERM $DAEMON; wait $DAEMON
 finish

@@ -64,7 +64,7 @@ pub struct Attached {
     /// How it is made: `ublk`, `nbd` or `fuse`.
     pub kind: String,
     /// Why in this way, as a phrase.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// What the export looks like; changes with its content.
     pub identity: String,

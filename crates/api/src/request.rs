@@ -330,7 +330,7 @@ pub struct DeviceMade {
     /// How it is made: `ublk`, `nbd` or `fuse`.
     pub kind: String,
     /// Why in this way, as a phrase.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
