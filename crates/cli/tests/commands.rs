@@ -332,7 +332,8 @@ fn status_is_the_document_or_a_table() {
          "disk":{"state":"UpToDate","path":"/d","io_errors":0,"checksum_errors":0,
                  "healed_blocks":0,"remapped_sectors":0,"spare_sectors_free":0,
                  "problem":null},
-         "generation":"0A","promotable":true,"journal":null,"replay":null,"peers":[]}]}"#;
+         "generation":"0A","promotable":true,"journal":null,"replay":null,"peers":[]}],
+        "attachments":[]}"#;
     let daemon = StandIn::new(200, document);
     let output = daemon.run("status --json");
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
