@@ -85,7 +85,8 @@ impl LocalDevice {
             return Err(DeviceError::Exists { name: name.to_owned(), path: link, why });
         }
         links::make_room(name, &link)?;
-        let driver = Driver::attach(choice.kind, name, backend, options)?;
+        let driver = Driver::attach(choice.kind, name, backend, options)
+            .inspect_err(|_| record::remove(&options.run_dir, name))?;
         tracing::info!("the device {name} is made by {choice}");
         let device = Self::new(name, (choice.kind, choice.to_string()), driver, options);
         links::make(&device.link, device.node())?;

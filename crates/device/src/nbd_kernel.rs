@@ -34,6 +34,8 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long closing waits for the kernel to free the device.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+/// How long the keeper is waited for when it is not wanted any more.
+const KEEPER_LIMIT: Duration = Duration::from_secs(1);
 /// Sockets that the kernel may have; more are not kept track of.
 const MAX_LINES: usize = 4;
 
@@ -209,9 +211,12 @@ impl NbdDevice {
 
     fn stop_keeper(&mut self) {
         self.stop = None;
-        if let Some(keeper) = self.keeper.take() {
-            // It does not panic, and there would be nothing to do about it.
-            let _ = keeper.join();
+        let Some(keeper) = self.keeper.take() else { return };
+        // One that waits for a server which does not answer ends later. What it does then concerns
+        // this device alone, which the kernel knows by its identifier.
+        let deadline = Instant::now() + KEEPER_LIMIT;
+        while !keeper.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
