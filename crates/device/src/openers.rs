@@ -39,9 +39,13 @@ pub enum Opener {
 }
 
 impl Opener {
-    /// Whether this is udev, which looks at a device after each change and then lets go.
+    /// Whether this most likely lets go in a moment: udev, which looks at a device after each
+    /// change, or another process that looks for a free loop device and was told of one that has
+    /// just been taken, as another daemon does.
     pub(crate) fn is_passing(&self) -> bool {
-        matches!(self, Self::Process { command, .. } if command.contains("udev"))
+        let Self::Process { command, .. } = self else { return false };
+        let own = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
+        command.contains("udev") || command == "losetup" || command == own.trim_end()
     }
 }
 

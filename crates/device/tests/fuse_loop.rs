@@ -407,8 +407,9 @@ fn what_a_crash_leaves_is_cleaned_up() {
 
     let cleaned = clean_up_stale(&place.options, |_| false).unwrap();
     assert_eq!(cleaned.names, ["idle", "used"]);
-    assert_eq!(cleaned.in_use, std::slice::from_ref(&node));
-    assert!(!sysfs_has_file(&idle));
+    assert!(cleaned.in_use.contains(&node), "{:?}", cleaned.in_use);
+    // Another process that looks for a free device may have it open for a moment.
+    eventually("the end of the idle device", || !sysfs_has_file(&idle));
     assert!(sysfs_has_file(&node));
     fs::remove_file(foreign).unwrap();
     assert!(!link.exists());
