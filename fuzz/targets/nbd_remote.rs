@@ -64,9 +64,7 @@ async fn serve(listener: UnixListener, bytes: Rc<Vec<u8>>, served: Rc<Cell<u32>>
             let _ = stream.write_all(&bytes).await;
             let _ = stream.shutdown().await;
             let mut rest = [0; 4096];
-            while stream.readable().await.is_ok()
-                && !matches!(stream.try_read(&mut rest), Ok(0))
-            {}
+            while stream.readable().await.is_ok() && !matches!(stream.try_read(&mut rest), Ok(0)) {}
         });
     }
 }
