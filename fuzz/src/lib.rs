@@ -1,5 +1,7 @@
 //! What the fuzz targets share.
 
+pub mod nbd_replies;
+
 use holdfast_format::{
     BLOCK_LEN, Block, DEFAULT_AL_EXTENTS, MetaLayout, Placement, Superblock, al_blocks_for,
     format_blocks,

@@ -32,18 +32,21 @@ async fn wait(node: &Arc<Node>, resource: &Arc<Resource>, start: u64, uri: NbdUr
         if !is_wanted(resource, start) {
             return;
         }
+        // The core takes a disk only at its start.
+        if is_primary(resource) {
+            continue;
+        }
         // The resource is only disturbed when there is something to be had.
         let place = uri.clone();
         let look = tokio::task::spawn_blocking(move || remote::look(place, 0));
-        if is_primary(resource) || !matches!(look.await, Ok(Ok(_))) {
+        if !matches!(look.await, Ok(Ok(_))) {
             continue;
         }
         let Some(_begun) = resource.try_begin() else { continue };
-        if !is_wanted(resource, start) {
+        if !is_wanted(resource, start) || node.is_stopping() {
             return;
         }
-        // The core takes a disk only at its start.
-        if is_primary(resource) || node.is_stopping() {
+        if is_primary(resource) {
             continue;
         }
         if let Err(error) = resource::stop(resource).await {
