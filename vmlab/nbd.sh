@@ -18,7 +18,7 @@ load() {
     passes=0
     while [ ! -e /run/stop ]; do
         fio --name=load --directory=/mnt --filename=load --rw=randwrite --bsrange=4k-64k --size=6M --ioengine=libaio --iodepth=16 \
-            --direct=1 --end_fsync=1 --verify=crc32c --do_verify=1 --verify_fatal=1 --allrandrepeat=0 --randseed=$passes --thread \
+            --direct=1 --end_fsync=1 --verify=crc32c --verify_backlog=64 --verify_fatal=1 --allrandrepeat=0 --randseed=$passes --thread \
             > /run/fio.log 2>&1 || { touch /run/broken; return; }
         passes=$((passes + 1)); echo $passes > /run/passes
     done
