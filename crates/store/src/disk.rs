@@ -223,6 +223,12 @@ impl Disk {
         self.info.size = self.info.size.max(size);
     }
 
+    /// Whether a flush may hold up the calling thread where that is the fastest way, for as long as
+    /// the device takes. Not at first. For those who have nothing else to do meanwhile.
+    pub fn wait_for_flushes(&mut self, wait: bool) {
+        self.engine.flush_here(wait);
+    }
+
     /// What is known of the disk.
     #[must_use]
     pub const fn info(&self) -> &DiskInfo {

@@ -96,6 +96,13 @@ impl Engine {
         }
     }
 
+    /// Whether a flush may hold up the calling thread, where that is a choice.
+    pub(crate) fn flush_here(&mut self, here: bool) {
+        if let Self::Cached(cached) = self {
+            cached.flush_here(here);
+        }
+    }
+
     /// Appends what is done, without waiting.
     pub(crate) fn collect(&mut self, out: &mut Vec<Done>) {
         match self {

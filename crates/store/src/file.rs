@@ -30,7 +30,7 @@ pub(crate) struct BackingFile {
     kind: BackingKind,
     /// Whether an flock is held, to be given up on drop even if the kernel still uses the file.
     locked: bool,
-    /// The way of reads and long writes, for files that live in memory.
+    /// The way of reads and writes, for files that live in memory.
     mapping: Option<Mapping>,
 }
 
@@ -57,12 +57,23 @@ impl BackingFile {
                 Ok(Outcome::Data(buffer.freeze()))
             }
             DiskOp::Write { range, data, .. } => self.write(*range, data).map(|()| Outcome::Done),
-            DiskOp::Flush => self.file.sync_data().map(|()| Outcome::Done).map_err(errno),
+            DiskOp::Flush => self.flush().map(|()| Outcome::Done),
             DiskOp::Discard { range } => self.discard(*range).map(|()| Outcome::Done),
             DiskOp::WriteZeroes { range, unmap, .. } => {
                 self.zero(*range, *unmap).map(|()| Outcome::Done)
             }
         }
+    }
+
+    fn flush(&self) -> Result<(), Errno> {
+        if let Some(mapping) = &self.mapping {
+            let len = self.file.metadata().map_err(errno)?.len();
+            if !mapping.is_whole(len) {
+                tracing::error!("a file in memory was cut short; writes behind its end are lost");
+                return Err(Errno::IO);
+            }
+        }
+        self.file.sync_data().map_err(errno)
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {

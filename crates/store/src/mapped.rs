@@ -1,4 +1,4 @@
-//! Reads and long writes of files that live in memory, through a mapping of the file.
+//! Reads and writes of files that live in memory, through a mapping of the file.
 //!
 //! The kernel copies a write into tmpfs page by page, and for every page it waits until the stores
 //! have reached memory: 245 µs for 1 MiB, where streaming stores into a mapping take 85. A read
@@ -27,7 +27,7 @@ use holdfast_units::ByteRange;
 use rustix::fs::{SeekFrom, seek};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munlock, munmap};
 
-/// What is known to be allocated is kept in units of this many bytes. Shorter writes gain nothing.
+/// What is known to be allocated is kept in units of this many bytes.
 const UNIT: u64 = 64 << 10;
 /// Longer files are mapped up to here.
 const MAX_MAPPED: u64 = 1 << 40;
@@ -96,8 +96,7 @@ impl Mapping {
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> bool {
         let Ok(start) = usize::try_from(offset) else { return false };
         let range = ByteRange::new(offset, data.len() as u64);
-        if range.len < UNIT
-            || !start.is_multiple_of(PAGE)
+        if !start.is_multiple_of(PAGE)
             || !data.len().is_multiple_of(PAGE)
             || start.checked_add(data.len()).is_none_or(|end| end > self.len)
             || self.broken.load(Ordering::Relaxed)
@@ -114,6 +113,12 @@ impl Mapping {
             stream(target.as_ptr(), data);
         };
         self.checked(guarded((target, data.len()), store))
+    }
+
+    /// Whether the file, which is `len` bytes long now, still has all that is mapped. A copy into the
+    /// rest of its last page fails nobody, but is not in the file.
+    pub(crate) fn is_whole(&self, len: u64) -> bool {
+        len >= self.len as u64 || self.broken.load(Ordering::Relaxed)
     }
 
     /// Fills `buffer`. Whether that is done; if not, it has to be done otherwise, and what the
@@ -376,7 +381,7 @@ mod tests {
         assert!(!mapping.write(4096, &data), "it ends behind the last unit");
         assert!(!mapping.write(512, &data[..1 << 17]), "it is not aligned");
         assert!(!mapping.write(0, &data[..(1 << 17) + 1]), "its end is not aligned");
-        assert!(!mapping.write(0, &data[..4096]), "it is short");
+        assert!(mapping.write(8192, &data[..4096]));
         assert!(!mapping.write(u64::MAX - 4095, &data));
         assert!(mapping.write(0, &data));
         assert!(Mapping::of(&file, UNIT - 1).is_none());

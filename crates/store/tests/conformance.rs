@@ -213,7 +213,12 @@ fn the_event_fd_is_readable_until_completions_are_taken() {
     on_every_engine(|disk, bed| {
         let range = ByteRange::new(0, 4096);
         let mut done = Vec::new();
-        for operation in [DiskOp::Read { range, holes: false }, DiskOp::Flush] {
+        for (operation, wait) in [
+            (DiskOp::Read { range, holes: false }, false),
+            (DiskOp::Flush, false),
+            (DiskOp::Flush, true),
+        ] {
+            disk.wait_for_flushes(wait);
             let read = operation.kind() == OpKind::Read;
             if disk.submit(OpId(1), operation).is_some() {
                 assert!(bed.is_inline || read && bed.engine == EngineKind::Cached, "{}", bed.name);

@@ -1,5 +1,5 @@
-//! A filesystem in memory that is full: a write fails with an error, also one that goes through a
-//! mapping, where the kernel says it with a signal. What was written before stays.
+//! Files in memory when there is no room, or when somebody cuts them: what cannot be kept fails with an
+//! error, also through a mapping, where the kernel says it with a signal or not at all.
 
 #![allow(clippy::unwrap_used)]
 
@@ -146,4 +146,18 @@ fn a_page_that_others_took_away_fails_the_write_when_there_is_none_left() {
     std::fs::remove_file(filler).unwrap();
     write(&mut disk, piece(1), 5).unwrap();
     assert_holds(&mut disk, piece(1), 5);
+}
+
+#[test]
+fn what_is_written_behind_the_end_of_a_file_that_was_cut_is_not_called_durable() {
+    let Ok(scratch) = tempfile::tempdir_in("/dev/shm") else { return };
+    let path = scratch.path().join("disk");
+    std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+    let pool = BufferPool::new(4 << 20);
+    let mut disk = Disk::open(&path, &OpenOptions::default(), &pool).unwrap();
+    disk.execute(DiskOp::Flush).unwrap();
+    // In the middle of a page: no store into that page fails.
+    File::options().write(true).open(&path).unwrap().set_len(MIB - 1000).unwrap();
+    write(&mut disk, ByteRange::new(MIB - 4096, 4096), 9).unwrap();
+    assert_eq!(disk.execute(DiskOp::Flush).unwrap_err().kind, DiskErrorKind::FlushFailed);
 }

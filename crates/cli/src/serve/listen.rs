@@ -207,6 +207,7 @@ impl Present {
         let clients = &server.clients;
         clients.now.set(clients.now.get() + 1);
         clients.total.set(clients.total.get() + 1);
+        server.clients_changed();
         Self(Rc::clone(server))
     }
 }
@@ -216,6 +217,7 @@ impl Drop for Present {
         let clients = &self.0.clients;
         clients.now.set(clients.now.get() - 1);
         clients.changed.notify_one();
+        self.0.clients_changed();
     }
 }
 
@@ -251,6 +253,13 @@ impl Server {
         };
         let clients = Clients::default();
         Rc::new(Self { catalogue, clients, reporter, allow, max_clients, options })
+    }
+
+    /// Where one client uses the only export, nobody else is kept waiting by a flush.
+    fn clients_changed(&self) {
+        if let [served] = &self.catalogue.all[..] {
+            served.volume.wait_for_flushes(self.clients.now() == 1);
+        }
     }
 
     /// Takes clients until the task is ended.

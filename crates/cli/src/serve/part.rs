@@ -112,6 +112,11 @@ impl Part {
         self.disk.event_fd().try_clone_to_owned()
     }
 
+    /// Whether a flush may hold up the thread.
+    pub(super) fn wait_for_flushes(&mut self, wait: bool) {
+        self.disk.wait_for_flushes(wait);
+    }
+
     /// Starts an operation, or keeps it until there is room; its end when that was at once.
     pub(super) fn submit(&mut self, id: OpId, operation: DiskOp) -> Option<Completion> {
         if !self.waiting.is_empty() || self.disk.in_flight() >= MAX_IN_FLIGHT {

@@ -173,6 +173,13 @@ impl Volume {
         self.0.borrow().changes.is_some()
     }
 
+    /// Whether a flush may hold up the thread: with several parts it never may.
+    pub(super) fn wait_for_flushes(&self, wait: bool) {
+        if let [part] = &mut self.0.borrow_mut().parts[..] {
+            part.wait_for_flushes(wait);
+        }
+    }
+
     /// Shows the parts.
     pub(super) fn with_parts<R>(&self, show: impl FnOnce(&[Part]) -> R) -> R {
         show(&self.0.borrow().parts)

@@ -2,9 +2,10 @@
 //!
 //! What the cache has is read on the calling thread, and writes go there, too: 1 µs each, where the
 //! ring would hand a write to a worker thread and wait to be woken (30 µs). What the cache does not
-//! have is read through the ring, and so is everything that waits for the device, except for a
-//! flush that nothing else is under way with: to wake a worker and to be woken by it would take as
-//! long as a fast disk does. Where flushes turn out slow, they leave the thread alone for a while.
+//! have is read through the ring, and so is everything that waits for the device. The owner can
+//! allow one exception: a flush that nothing else is under way with. To wake a worker and to be
+//! woken by it would take as long as a fast disk does. Where flushes turn out slow, they leave the
+//! thread alone for a while.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,12 +24,28 @@ pub(crate) struct Cached {
     file: Arc<BackingFile>,
     pool: BufferPool,
     ring: Uring,
+    /// Whether a flush may hold up the calling thread.
+    flushes_here: bool,
     pace: Pace,
 }
 
 impl Cached {
     pub(crate) fn new(file: &Arc<BackingFile>, pool: &BufferPool, ring: Uring) -> Self {
-        Self { file: Arc::clone(file), pool: pool.clone(), ring, pace: Pace::default() }
+        Self {
+            file: Arc::clone(file),
+            pool: pool.clone(),
+            ring,
+            flushes_here: false,
+            pace: Pace::default(),
+        }
+    }
+
+    pub(crate) fn flush_here(&mut self, here: bool) {
+        self.flushes_here = here;
+    }
+
+    fn may_flush_here(&self) -> bool {
+        self.flushes_here && self.ring.is_idle() && self.pace.allows(Instant::now())
     }
 
     pub(crate) fn submit(&mut self, job: Job) -> Option<Done> {
@@ -45,7 +62,7 @@ impl Cached {
                 self.ring.submit(job)
             }
             DiskOp::Write { .. } => Some(job.done(self.file.run(&job.request, &self.pool))),
-            DiskOp::Flush if self.ring.is_idle() && self.pace.allows(Instant::now()) => {
+            DiskOp::Flush if self.may_flush_here() => {
                 let start = Instant::now();
                 let result = self.file.run(&job.request, &self.pool);
                 self.pace.took(start, start.elapsed());
