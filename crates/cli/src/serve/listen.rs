@@ -54,6 +54,9 @@ impl Drop for UnixSocket {
     }
 }
 
+/// Bytes of `sockaddr_un::sun_path`, the terminating zero among them (unix(7)).
+const LONGEST_SOCKET: usize = 108;
+
 fn refuse(place: &str, why: &str) -> ApiError {
     ApiError::new(ErrorCode::InvalidAddress, format!("{place} cannot be listened at: {why}"))
 }
@@ -81,6 +84,12 @@ impl Listener {
     pub(super) fn unix(path: &Path) -> Result<Self, ApiError> {
         let place = path.display().to_string();
         let path = std::path::absolute(path).map_err(|why| refuse(&place, &reason(&why)))?;
+        if path.as_os_str().len() >= LONGEST_SOCKET {
+            return Err(refuse(&place, "the path is too long for a socket").hint(format!(
+                "with all its directories it has at most {} bytes",
+                LONGEST_SOCKET - 1
+            )));
+        }
         let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
         if is_socket && StdUnixStream::connect(&path).is_err_and(|why| is_dead(&why)) {
             // When that fails, binding says why.

@@ -174,6 +174,9 @@ fn what_is_persistent_comes_back_with_daemon_and_server() {
     write_direct(&path, 3, 1).expect("it can be written");
     let uri = uri(&cluster, SERVER);
     cluster[CLIENT].refused(&["attach", &uri], 1, "the attachment kept");
+    let disk = cluster[CLIENT].disk("kept").display().to_string();
+    let create = ["create", "kept", "--disk", &disk, "--size", "16M"];
+    cluster[CLIENT].refused(&create, 1, "an attachment of this node has the name");
     // The daemon dies, and comes back while the server is away.
     cluster[CLIENT].kill9();
     cluster[SERVER].kill9();

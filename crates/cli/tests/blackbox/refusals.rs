@@ -111,6 +111,7 @@ const CASES: &[Case] = &[
     (ALPHA, "attach nbd://h/x --connections 0", 2, "USAGE"),
     (ALPHA, "attach nbd://h/x --connections 17", 2, "USAGE"),
     (ALPHA, "attach nbd://h/x --name r0", 1, "ALREADY_EXISTS"),
+    (ALPHA, "attach nbd://h/x --tls-certificates {dir}", 1, "INVALID_REQUEST"),
     (ALPHA, "attach nbd://h/x nbd://h/x", 1, "INVALID_REQUEST"),
     (ALPHA, "attach nbd://h/x --mirror", 1, "INVALID_REQUEST"),
     (ALPHA, "attach nbd://h/x --copy-first", 2, "USAGE"),

@@ -109,6 +109,13 @@ fn record_of(call: &Attach) -> Result<Record, ApiError> {
     if !(0.0..=LONGEST).contains(&seconds) {
         return invalid("the I/O timeout is not between 0 seconds and a year");
     }
+    if call.tls_certificates.is_some()
+        && let Some(clear) = uris.iter().find(|uri| !uri.starts_with("nbds"))
+    {
+        let what = format!("{clear} was not attached: certificates were given, and it is not TLS");
+        return Err(ApiError::new(ErrorCode::InvalidRequest, what)
+            .hint("write nbds:// or nbds+unix:// for an export inside TLS"));
+    }
     if call.tls_certificates.as_deref().is_some_and(|dir| !Path::new(dir).is_absolute()) {
         let why = "the path of the certificates is not absolute".to_owned();
         return refuse(ErrorCode::InvalidPath, why);

@@ -80,12 +80,24 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
 }
 
 fn refuse_taken(node: &Node, name: &str) -> Result<(), ApiError> {
+    let what = format!("resource {name} was not created");
+    refuse_attached(node, name, &what)?;
     let here = node.resources().iter().any(|resource| resource.name() == name);
     if !here && node.record_named(name).is_none() {
         return Ok(());
     }
     let error = taken(name, "the cluster has a resource of this name");
     Err(if here { error.hint("choose another name") } else { error })
+}
+
+/// A resource and an attachment would both be the device of the name.
+pub(crate) fn refuse_attached(node: &Node, name: &str, what: &str) -> Result<(), ApiError> {
+    if node.attachments.named(name).is_err() {
+        return Ok(());
+    }
+    let message = format!("{what}: an attachment of this node has the name");
+    Err(ApiError::new(ErrorCode::AlreadyExists, message)
+        .hint(format!("take it away with `holdfast detach {name}`")))
 }
 
 fn taken(name: &str, why: &str) -> ApiError {

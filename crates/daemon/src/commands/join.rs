@@ -1,6 +1,6 @@
 //! `join`: this node becomes a member of a resource.
 
-use super::create::al_extents;
+use super::create::{al_extents, refuse_attached};
 use super::{blocking, used_disks};
 use crate::disk::{Existing, Prepared, Wanted, room};
 use crate::events::unix_ms;
@@ -43,6 +43,7 @@ pub(crate) async fn join(
             .hint("give --disk PATH, or --diskless"));
     }
     let _making = node.making.lock().await;
+    refuse_attached(node, name, &what)?;
     let record = find(node, name, &what).await?;
     if node.resource(record.id).is_some() {
         let message = format!("{what}: it is a member already");
