@@ -165,7 +165,12 @@ pub(crate) async fn remove(node: &Arc<Node>, name: &str) -> Result<Done, ApiErro
         let message = format!("the device of resource {name} was not found: it has none");
         return Err(ApiError::new(ErrorCode::NoSuchDevice, message));
     }
-    take_away(node, &resource, false).await?;
+    let waits = resource.state().device_waits;
+    take_away(node, &resource, false).await.map_err(|error| {
+        let message =
+            format!("the device of resource {name} was not taken away: {}", error.message);
+        if waits { ApiError { message, ..error } } else { error }
+    })?;
     Ok(Done::new(format!("the device of resource {name} is gone")))
 }
 

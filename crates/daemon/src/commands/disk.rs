@@ -64,7 +64,10 @@ pub(crate) async fn attach(
     };
     let was_up = resource.handle().is_some();
     if was_up {
-        release(node, &resource, what, false).await?;
+        // A device that an earlier run left goes on to wait: for the disk that is its own.
+        if !(same && resource.state().device_waits) {
+            release(node, &resource, what, false).await?;
+        }
         resource::stop(&resource).await?;
     }
     // Metadata in the same place were overwritten by the new ones.

@@ -110,10 +110,12 @@ pub(crate) async fn release(
     if !force {
         refuse_clients(resource, what).await?;
     }
+    let waits = resource.state().device_waits;
     device::take_away(node, resource, force).await.map_err(|error| {
         let name = resource.name();
         let hint = match error.code {
-            ErrorCode::InUse => Some(way_out("unmount or close it first", &name)),
+            // Who has it open cannot let go while its I/O waits.
+            ErrorCode::InUse if !waits => Some(way_out("unmount or close it first", &name)),
             _ => error.hint,
         };
         ApiError { message: format!("{what} for {name}: {}", error.message), hint, ..error }
