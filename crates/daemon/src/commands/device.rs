@@ -87,6 +87,8 @@ fn keep(node: &Node, resource: &Resource, made: LocalDevice) -> Device {
         reason: made.reason().to_owned(),
         device: Arc::new(Mutex::new(Some(made))),
         openers: Vec::new(),
+        size: 0,
+        kept_size: None,
     };
     {
         let mut state = resource.state();

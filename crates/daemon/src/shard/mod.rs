@@ -43,6 +43,7 @@ pub use link::{LinkOrigin, LinkStream};
 pub use metadata::{
     CreateMetadata, DiskSpec, InitialContent, MetaPlace, MetadataError, boot_id, create_metadata,
 };
+pub(crate) use metadata::zero;
 pub use open::OpenError;
 pub use socket::LinkSocket;
 pub use thread::{Shard, ShardOptions, TcpAccess};

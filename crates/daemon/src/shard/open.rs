@@ -57,7 +57,6 @@ pub(super) fn open_disk(
     let expected = Expected {
         resource: spec.config.resource,
         node: spec.config.node,
-        size: spec.config.size,
         members,
     };
     let (attachment, meta) = load_metadata(wanted, disk.size(), &expected)?;
