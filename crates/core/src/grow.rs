@@ -70,17 +70,18 @@ impl Core {
         let ours = self.config.size;
         let Some(peer) = self.peers.get_mut(&node) else { return false };
         let news = peer.size.replace(theirs) != Some(theirs);
+        let welcome = peer.hello || theirs == ours;
+        let told = std::mem::replace(&mut peer.size_told, !welcome);
         if news {
             self.changed();
         }
-        if theirs == ours || self.peers.get(&node).is_some_and(|peer| peer.hello) {
-            return true;
+        if !welcome {
+            if !told {
+                self.notice(Notice::SizesDiffer { peer: node, theirs, ours });
+            }
+            self.reset(node);
         }
-        if news {
-            self.notice(Notice::SizesDiffer { peer: node, theirs, ours });
-        }
-        self.reset(node);
-        false
+        welcome
     }
 
     /// Clients get what every connected member has room for.

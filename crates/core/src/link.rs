@@ -43,6 +43,8 @@ pub(crate) struct Peer {
     pub(crate) hello: bool,
     /// Its size, as it said last.
     pub(crate) size: Option<u64>,
+    /// It was told that this is another size than the one here.
+    pub(crate) size_told: bool,
     /// The first verdict of this connection was applied.
     pub(crate) up: bool,
     /// The serial of our report that waits for a verdict.
@@ -156,6 +158,7 @@ impl Peer {
             asked_to_connect: false,
             hello: false,
             size: None,
+            size_told: false,
             up: false,
             awaiting: None,
             serial: 0,

@@ -103,7 +103,9 @@ impl Core {
                 let fits = range.len <= MAX_REQUEST && range.len == data.len() as u64;
                 fits && self.is_for_clients(*range)
             }
-            RequestKind::Zeroes { range, .. } => self.is_for_clients(*range) && range.len <= EXTENT_SIZE,
+            RequestKind::Zeroes { range, .. } => {
+                self.is_for_clients(*range) && range.len <= EXTENT_SIZE
+            }
             RequestKind::Flush => true,
         };
         if !fits {

@@ -3,8 +3,8 @@
 use crate::comeback;
 use crate::commands::device;
 use crate::dial;
-use crate::growth;
 use crate::disk::room;
+use crate::growth;
 use crate::keeper;
 use crate::local::{Local, LocalDisk};
 use crate::node::{Node, PeerMember};

@@ -74,8 +74,7 @@ pub(crate) async fn resize(
              node says what is in the way"
         )));
     }
-    let mut message =
-        format!("resource {name} has {} ({size} bytes) now", format_size(size));
+    let mut message = format!("resource {name} has {} ({size} bytes) now", format_size(size));
     if let Some(why) = device_keeps(&resource, size).await {
         message.push_str("; ");
         message.push_str(&why);
@@ -100,8 +99,9 @@ async fn rooms(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<Vec<(String
     for (peer, record) in peers(node, resource) {
         let Some(record) = record else { continue };
         let about = AboutResource { resource: resource.id };
-        let found: RoomToGrow =
-            call_node(node, &record, ROOM_TO_GROW, &about, CALL_TIMEOUT).await.map_err(|error| {
+        let found: RoomToGrow = call_node(node, &record, ROOM_TO_GROW, &about, CALL_TIMEOUT)
+            .await
+            .map_err(|error| {
                 if error.code == ErrorCode::PeerNotReachable {
                     let why = format!("node {} is not reached", peer.name);
                     return refused(&resource.name(), ErrorCode::PeerNotReachable, &why)
@@ -135,10 +135,7 @@ fn member(node: &Node, id: ResourceId) -> Result<Arc<Resource>, ApiError> {
 ///
 /// # Errors
 /// When the resource is not as it has to be on this node.
-async fn room(
-    node: &Arc<Node>,
-    resource: &Arc<Resource>,
-) -> Result<Option<u64>, ApiError> {
+async fn room(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<Option<u64>, ApiError> {
     let name = resource.name();
     let handle = resource.handle().ok_or_else(|| {
         let why = format!("it is down on node {}", node.name);
@@ -194,8 +191,7 @@ fn check_peer(
         return Ok(());
     }
     let why = format!("the disks of {between} are not known to be equal");
-    Err(refused(&name, ErrorCode::NoUpToDateData, &why)
-        .hint("all disks must be UpToDate first"))
+    Err(refused(&name, ErrorCode::NoUpToDateData, &why).hint("all disks must be UpToDate first"))
 }
 
 /// The new size.
@@ -240,11 +236,7 @@ fn choose(
 }
 
 /// Has every member make its disk and metadata ready.
-async fn make_ready(
-    node: &Arc<Node>,
-    resource: &Arc<Resource>,
-    size: u64,
-) -> Result<(), ApiError> {
+async fn make_ready(node: &Arc<Node>, resource: &Arc<Resource>, size: u64) -> Result<(), ApiError> {
     let mut tasks = tokio::task::JoinSet::new();
     for (_, record) in peers(node, resource) {
         let Some(record) = record else { continue };

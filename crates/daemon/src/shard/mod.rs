@@ -40,10 +40,10 @@ mod tests;
 
 pub use handle::{CloseError, ResourceHandle};
 pub use link::{LinkOrigin, LinkStream};
+pub(crate) use metadata::zero;
 pub use metadata::{
     CreateMetadata, DiskSpec, InitialContent, MetaPlace, MetadataError, boot_id, create_metadata,
 };
-pub(crate) use metadata::zero;
 pub use open::OpenError;
 pub use socket::LinkSocket;
 pub use thread::{Shard, ShardOptions, TcpAccess};
