@@ -153,10 +153,13 @@ async fn resize_device(node: &Arc<Node>, resource: &Arc<Resource>, handle: &Reso
     let size = handle.snapshot().snapshot.size;
     let device = resource.state().device.clone();
     let Some(device) = device.filter(|device| device.size < size) else { return };
-    let cell = Arc::clone(&device.device);
+    let (cell, backend) = (Arc::clone(&device.device), Arc::clone(&device.backend));
     let resized = tokio::task::spawn_blocking(move || {
         let mut device = cell.lock().unwrap_or_else(PoisonError::into_inner);
-        device.as_mut().map(|device: &mut LocalDevice| device.resize(size))
+        device.as_mut().map(|device: &mut LocalDevice| {
+            backend.look_again().map_err(|error| error.to_string())?;
+            device.resize(size).map_err(|error| error.to_string())
+        })
     });
     let why = match resized.await {
         // It is being taken away.
@@ -165,7 +168,7 @@ async fn resize_device(node: &Arc<Node>, resource: &Arc<Resource>, handle: &Reso
         Ok(Some(Ok(false))) => {
             Some("the kernel cannot change the size of a device of this kind".to_owned())
         }
-        Ok(Some(Err(error))) => Some(error.to_string()),
+        Ok(Some(Err(why))) => Some(why),
     };
     let name = resource.name();
     if let Some(why) = &why {

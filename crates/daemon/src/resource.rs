@@ -17,7 +17,7 @@ use holdfast_api::options::{OptionMap, Settings as OptionSettings};
 use holdfast_api::status::PeerProblem;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_core::{Config, Options, PeerConfig};
-use holdfast_device::LocalDevice;
+use holdfast_device::{LocalDevice, NbdBackend};
 use holdfast_units::{NodeId, ResourceId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -83,6 +83,8 @@ pub(crate) struct Device {
     pub(crate) reason: String,
     /// `None` while it is being taken away.
     pub(crate) device: Arc<Mutex<Option<LocalDevice>>>,
+    /// What it is made over.
+    pub(crate) backend: Arc<NbdBackend>,
     /// Who had it open a moment ago.
     pub(crate) openers: Vec<String>,
     /// The size that it was given last since it was made, in bytes.

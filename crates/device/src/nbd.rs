@@ -112,6 +112,14 @@ impl NbdBackend {
         Ok(Self { pool: Pool::new(client, keep, limit, connect), options, size, block_size })
     }
 
+    /// Asks the server how large the export is now: [`Backend::size`] is at least that from then on.
+    ///
+    /// # Errors
+    /// When it is not reached, or has something else under the name, or something smaller.
+    pub fn look_again(&self) -> io::Result<u64> {
+        again(&self.options, STYLE, &self.size, self.block_size).map(|client| client.size())
+    }
+
     /// Runs a request for each piece of the range.
     fn in_pieces(
         &self,
