@@ -84,6 +84,11 @@ impl Core {
         welcome
     }
 
+    /// Whether a connected peer has grown and this node has not, or the other way round.
+    pub(crate) fn sizes_differ(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.size != Some(self.config.size))
+    }
+
     /// Clients get what every connected member has room for.
     pub(crate) fn follow_sizes(&mut self) {
         if self.client_size == self.config.size {
