@@ -188,6 +188,7 @@ fn a_node_may_die_while_it_grows() {
             resize.wait().expect("it ends with its daemon");
         }
         cluster[victim].start();
+        let found = size(&cluster[victim]);
         resize.wait().expect("it ends");
         for index in [0, 1] {
             cluster[index].wait_synced("r0", SYNC);
@@ -195,6 +196,7 @@ fn a_node_may_die_while_it_grows() {
         cluster[0].ok(&["primary", "r0"]);
         let reached = size(&cluster[0]);
         assert!([present, next].contains(&reached), "{reached} bytes");
+        eprintln!("round {round}: node {victim} came back with {found}, then {reached} bytes");
         written.verify_export(&cluster[0].uri("r0"));
         cluster[0].ok(&["resize", "r0", "--size", &next.to_string()]);
         assert_eq!((size(&cluster[0]), size(&cluster[1])), (next, next));
@@ -252,6 +254,37 @@ fn a_member_that_has_not_grown_does_so_before_it_is_connected() {
     cluster[0].kill9();
     cluster[1].ok(&["primary", "r0", "--force"]);
     check_blocks(&cluster[1], "r0", 4, [1, 2, 3, last_of(LARGE) - 1, last_of(LARGE)]);
+}
+
+/// The same of the Primary: it grows at its start, then it is Primary again.
+#[test]
+fn a_primary_that_died_before_it_grew_does_so_at_its_start() {
+    let mut cluster = cluster(2);
+    cluster.resource("r0", SMALL, 2);
+    write_blocks(&cluster[0], "r0", 4, [1]);
+    cluster[0].kill9();
+    let meta = meta_of(&cluster[0]);
+    let before = std::fs::read(&meta).expect("it can be read");
+    cluster[0].start();
+    for index in [0, 1] {
+        cluster[index].wait_synced("r0", SYNC);
+        make_larger(&cluster[index], LARGE);
+    }
+    cluster[0].wait_resource("r0", SOON, "it is Primary again", |s| s.role == "Primary");
+    cluster[0].ok(&["resize", "r0"]);
+    cluster[0].kill9();
+    std::fs::write(&meta, before).expect("it can be written");
+    cluster[0].start();
+    cluster[0].wait_resource("r0", SOON, "it is Primary again", |s| s.role == "Primary");
+    for index in [0, 1] {
+        cluster[index].wait_synced("r0", SYNC);
+        assert_eq!(size(&cluster[index]), LARGE);
+    }
+    cluster[0].ok(&["primary", "r0"]);
+    assert_eq!(cluster[0].open("r0").size(), LARGE);
+    write_blocks(&cluster[0], "r0", 4, [last_of(LARGE)]);
+    check_blocks(&cluster[0], "r0", 4, [1, last_of(LARGE)]);
+    cluster.assert_equal_disks("r0", LARGE, &[0, 1]);
 }
 
 fn meta_of(node: &Node) -> PathBuf {
