@@ -181,7 +181,7 @@ fn a_node_may_die_while_it_grows() {
         let mut resize = command.spawn().expect("it starts");
         let victim = usize::try_from(round % 2).expect("it is small");
         // Between the first step and a moment after the last one.
-        std::thread::sleep(Duration::from_micros(rng.below(60_000)));
+        std::thread::sleep(Duration::from_micros(rng.below(25_000)));
         cluster[victim].kill9();
         let (mut written, _) = writer.stop();
         if victim == 0 {
