@@ -10,7 +10,6 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 /// A page of a bitmap is for 126 MiB.
 const SMALL: u64 = 8 * MIB;
@@ -181,7 +180,7 @@ fn a_node_may_die_while_it_grows() {
         let mut resize = command.spawn().expect("it starts");
         let victim = usize::try_from(round % 2).expect("it is small");
         // Between the first step and a moment after the last one.
-        std::thread::sleep(Duration::from_micros(rng.below(25_000)));
+        writer.wait_acknowledged(writer.acknowledged() + rng.below(600));
         cluster[victim].kill9();
         let (mut written, _) = writer.stop();
         if victim == 0 {
