@@ -1,6 +1,7 @@
 //! A resource becomes larger while it is in use.
 
 use crate::device::skipped;
+use crate::disks::{let_go, loop_device};
 use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, write_blocks};
 use holdfast_testkit::{
     Cluster, Ledger, Mount, Node, Rng, Writer, WriterOptions, block_content, run, run_ok,
@@ -128,6 +129,34 @@ fn what_is_in_the_way_of_growing_is_named_and_changes_nothing() {
 fn refused_while(node: &Node, words: &str) {
     node.refused(&["resize", "r0"], 1, words);
     assert_eq!(size(node), SMALL);
+}
+
+#[test]
+fn a_block_device_grows() {
+    let mut cluster = cluster(1);
+    let Some(device) = loop_device(&cluster, "file", &[]) else { return };
+    cluster[0].ok(&["create", "r0", "--disk", &device]);
+    assert_eq!(size(&cluster[0]), SMALL);
+    let file = File::options().write(true).open(cluster.scratch().join("file"));
+    file.expect("it is there").set_len(LARGE).expect("it can grow");
+    run_ok(Command::new("losetup").args(["--set-capacity", &device]));
+    let raw = File::options().write(true).open(&device).expect("it is there");
+    raw.write_all_at(&[0xAA; 8192], SMALL - BLOCK).expect("it has room");
+    raw.sync_all().expect("it works");
+    drop(raw);
+    cluster[0].ok(&["resize", "r0"]);
+    assert_eq!(size(&cluster[0]), LARGE);
+    let mut found = [0; 8192];
+    cluster[0].open("r0").read_at(&mut found, SMALL - BLOCK).expect("it can be read");
+    assert!(found[..4096] == [0xAA; 4096] && found[4096..] == [0; 4096], "only what is new");
+    write_blocks(&cluster[0], "r0", 2, [last_of(LARGE)]);
+    cluster[0].restart();
+    cluster[0].wait_resource("r0", SOON, "it is Primary again", |s| s.role == "Primary");
+    cluster[0].ok(&["primary", "r0"]);
+    check_blocks(&cluster[0], "r0", 2, [last_of(LARGE)]);
+    assert_eq!(size(&cluster[0]), LARGE);
+    cluster[0].stop();
+    let_go(&device);
 }
 
 #[test]
