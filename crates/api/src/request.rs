@@ -192,6 +192,16 @@ pub struct Invalidate {
     pub peer: Option<String>,
 }
 
+/// `resize`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// The new size in bytes, a multiple of 4096; as much as the smallest disk of the members has
+    /// room for when left out.
+    #[serde(default)]
+    pub size: Option<u64>,
+}
+
 /// `attach-disk`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -46,6 +46,8 @@ pub const RESOURCE_CONNECT: &str = "/v1/resources/{name}/connect";
 pub const RESOURCE_DISCONNECT: &str = "/v1/resources/{name}/disconnect";
 /// `POST`.
 pub const RESOURCE_INVALIDATE: &str = "/v1/resources/{name}/invalidate";
+/// `POST`: make it larger.
+pub const RESOURCE_RESIZE: &str = "/v1/resources/{name}/resize";
 /// `POST`: make the local block device.
 pub const RESOURCE_DEVICE: &str = "/v1/resources/{name}/device";
 /// `POST`: take it away.

@@ -140,6 +140,8 @@ pub(crate) enum Call {
     Resume(Pause),
     /// Give this node's data up and fetch it again from a peer
     Invalidate(OfPeer),
+    /// Make a resource larger on all its members, while it is in use
+    Resize(Resize),
     /// Set options
     Set(Set),
     /// Show options with value, default and range
@@ -318,6 +320,16 @@ pub(crate) struct Resource {
     /// The name of the resource
     #[arg(value_parser = name)]
     pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resize {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// The new size [default: as much as the smallest disk has room for]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) size: Option<u64>,
 }
 
 #[derive(Debug, Args)]

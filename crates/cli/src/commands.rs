@@ -6,7 +6,7 @@ use crate::{attach, cluster, events, options, status, wait};
 use holdfast_api::request::{
     AttachDisk, ClusterCreate, ClusterCreated, ClusterJoin, ClusterLeave, ClusterRemove,
     ClusterToken, Connect, DetachDisk, DeviceMade, Disconnect, Empty, Invalidate, Pause, Primary,
-    ResourceCreate, ResourceJoin, Secondary, TokenCreated,
+    Resize, ResourceCreate, ResourceJoin, Secondary, TokenCreated,
 };
 use holdfast_api::{ApiError, request, routes, status::ClusterStatus};
 use std::time::Duration;
@@ -61,6 +61,10 @@ pub(crate) async fn run(
         Call::Invalidate(a) => {
             let body = Invalidate { peer: a.peer };
             session.act(&of(routes::RESOURCE_INVALIDATE, &a.name), &body).await
+        }
+        Call::Resize(a) => {
+            let body = Resize { size: a.size };
+            session.act(&of(routes::RESOURCE_RESIZE, &a.name), &body).await
         }
         Call::Set(args) => options::set(session, args).await,
         Call::Get(args) => options::get(session, &args).await,

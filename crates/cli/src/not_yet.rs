@@ -39,8 +39,6 @@ fn commands() -> Vec<Command> {
             flag("repair"),
         ]),
         of_resource("scrub", "Read everything and repair what is bad"),
-        of_resource("resize", "Change the size of a resource")
-            .arg(option("size", "SIZE").value_parser(size)),
         of_resource("rename", "Give a resource another name")
             .arg(Arg::new("new").value_name("NEW").required(true).value_parser(name)),
         of_resource("rewind", "Go back to an earlier state")

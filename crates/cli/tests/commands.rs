@@ -143,6 +143,8 @@ fn every_command_is_one_call() {
         ("pause r0 sync", r#"POST /v1/resources/r0/pause {"what":"sync"}"#),
         ("resume r0 io", r#"POST /v1/resources/r0/resume {"what":"io"}"#),
         ("invalidate r0", r#"POST /v1/resources/r0/invalidate {"peer":null}"#),
+        ("resize r0", r#"POST /v1/resources/r0/resize {"size":null}"#),
+        ("resize r0 --size 2G", r#"POST /v1/resources/r0/resize {"size":2147483648}"#),
         (
             "set r0 timeout=6s --peer beta",
             r#"PUT /v1/resources/r0/options {"set":{"timeout":"6s"},"peer":"beta"}"#,
@@ -303,8 +305,6 @@ fn a_wrong_command_line_is_exit_2_and_calls_nobody() {
 fn what_is_not_there_yet_is_refused_and_calls_nobody() {
     let daemon = StandIn::new(200, DONE);
     for (line, what) in [
-        ("resize r0 --size 2G", "resize of resource r0"),
-        ("resize r0", "resize of resource r0"),
         ("rename r0 r1", "rename of resource r0"),
         ("verify r0 --repair", "verify of resource r0"),
         ("scrub r0", "scrub of resource r0"),

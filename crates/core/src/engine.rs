@@ -132,6 +132,8 @@ pub struct Core {
     pub(crate) demotion: Option<CommandId>,
     pub(crate) stopping: Option<Stopping>,
     pub(crate) io_errors: u64,
+    /// See [`Snapshot::size`].
+    pub(crate) client_size: u64,
     #[cfg(feature = "planted-bugs")]
     pub(crate) planted: Option<crate::PlantedBug>,
 }
@@ -194,6 +196,7 @@ impl Core {
             demotion: None,
             stopping: None,
             io_errors: 0,
+            client_size: config.size,
             #[cfg(feature = "planted-bugs")]
             planted: None,
             config,
@@ -247,6 +250,7 @@ impl Core {
             self.run_granted();
             self.start_bump_if_needed();
             self.follow_stand();
+            self.follow_sizes();
             self.send_reports();
             self.answer_states();
             self.deliver_held();
@@ -296,7 +300,8 @@ impl Core {
         Snapshot {
             role: self.role,
             disk: self.disk,
-            size: self.config.size,
+            size: self.client_size,
+            own_size: self.config.size,
             generation: self.gens.current,
             promotable: self.promote_refusal(false).is_none(),
             peers: self.peers.values().map(|p| self.peer_snapshot(p)).collect(),
@@ -330,6 +335,7 @@ impl Core {
             resync_received: p.resync_received,
             resync: self.resync_progress(p),
             diskless: p.diskless,
+            size: p.size,
         }
     }
 
@@ -343,6 +349,11 @@ impl Core {
 
     pub(crate) fn in_device(&self, range: ByteRange) -> bool {
         range.is_aligned() && !range.is_empty() && range.end() <= self.config.size
+    }
+
+    /// Whether clients may use the range.
+    pub(crate) fn is_for_clients(&self, range: ByteRange) -> bool {
+        self.in_device(range) && range.end() <= self.client_size
     }
 
     /// A number that is unique in the world, never 0 and never a reserved generation.
@@ -524,6 +535,7 @@ impl Core {
                 self.options = options;
                 self.act(Action::CommandDone(id, Ok(())));
             }
+            Command::Grow { size } => self.grow(id, size),
             Command::Stop => self.stop(id),
         }
     }

@@ -118,6 +118,13 @@ pub enum Command {
     },
     /// New values of options.
     Configure(Options),
+    /// The device is larger. The driver has made sure that the disk has as many bytes, that all of
+    /// it past the old end reads as zeroes, durably, and that the metadata have room for larger
+    /// bitmaps. Ends when the size is durable; clients get it when every connected member has it.
+    Grow {
+        /// The new size in bytes: a multiple of 4096. One that is not larger changes nothing.
+        size: u64,
+    },
     /// Stop in good order: demote, flush, write the bitmaps, mark the metadata clean, say goodbye.
     Stop,
 }
@@ -342,6 +349,17 @@ pub enum Notice {
     MetaDamaged(String),
     /// Two Primaries met.
     TwoPrimaries(NodeId),
+    /// A peer has another size: the smaller one of the two must grow before they can be connected.
+    SizesDiffer {
+        /// Which peer.
+        peer: NodeId,
+        /// Its size in bytes.
+        theirs: u64,
+        /// The size here, in bytes.
+        ours: u64,
+    },
+    /// The size that clients get is larger now.
+    Grown(u64),
 }
 
 /// Why a command was not carried out. The daemon makes sentences of these.
@@ -377,6 +395,8 @@ pub enum Refusal {
     MetaFailed,
     /// Requests of clients are in flight.
     InUse,
+    /// The metadata cannot become larger where they are.
+    CannotGrow,
 }
 
 /// How a resync goes.
@@ -421,6 +441,8 @@ pub struct PeerSnapshot {
     pub resync: Option<ResyncProgress>,
     /// It has no disk, by wish.
     pub diskless: bool,
+    /// Its size in bytes, as it said last; `None` when it said nothing since the start.
+    pub size: Option<u64>,
 }
 
 /// All there is to see.
@@ -430,8 +452,11 @@ pub struct Snapshot {
     pub role: Role,
     /// The local disk.
     pub disk: DiskState,
-    /// Size in bytes.
+    /// Size in bytes that clients get: no connected member has less room.
     pub size: u64,
+    /// Size in bytes that this node has room for, durably; larger than `size` while a peer that
+    /// has yet to grow is connected.
+    pub own_size: u64,
     /// The generation of the data.
     pub generation: holdfast_units::GenerationId,
     /// Whether a `primary` without force would be granted as far as this node knows.

@@ -253,9 +253,10 @@ impl Core {
             | Verdict::SourceFull
             | Verdict::TargetBitmap
             | Verdict::TargetFull
-                if !self.has_disk() =>
+                if !self.has_disk() || self.sizes_differ(node) =>
             {
-                // The disk failed since it was reported.
+                // The disk failed since it was reported; or one of the two has yet to grow, and what is
+                // said of the other's blocks is not for it.
                 self.reset(node);
                 return;
             }

@@ -107,6 +107,11 @@ impl Unsettled {
         }
     }
 
+    /// The device has so many blocks now.
+    pub(crate) fn grow(&mut self, blocks: u64) {
+        self.before.iter_mut().for_each(|(_, marks)| marks.resize(blocks, false));
+    }
+
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }

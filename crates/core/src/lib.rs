@@ -12,6 +12,7 @@ mod decide;
 mod engine;
 mod event;
 mod generation;
+mod grow;
 mod handshake;
 mod kept;
 mod link;

@@ -40,7 +40,11 @@ pub(crate) struct Peer {
     pub(crate) link: Option<LinkId>,
     /// The driver was asked to connect.
     asked_to_connect: bool,
-    hello: bool,
+    pub(crate) hello: bool,
+    /// Its size, as it said last.
+    pub(crate) size: Option<u64>,
+    /// It was told that this is another size than the one here.
+    pub(crate) size_told: bool,
     /// The first verdict of this connection was applied.
     pub(crate) up: bool,
     /// The serial of our report that waits for a verdict.
@@ -153,6 +157,8 @@ impl Peer {
             link: None,
             asked_to_connect: false,
             hello: false,
+            size: None,
+            size_told: false,
             up: false,
             awaiting: None,
             serial: 0,
@@ -414,15 +420,7 @@ impl Core {
         if peer.link.is_some() {
             self.lose_link(node);
         }
-        let hello = Message::Hello(Hello {
-            version_min: PROTOCOL_VERSION_MIN,
-            version_max: PROTOCOL_VERSION,
-            features: 0,
-            resource: self.config.resource,
-            from: self.node,
-            to: node,
-            size: self.config.size,
-        });
+        let hello = self.greeting(node);
         let standalone =
             self.stopping.is_some() || self.peers[&node].connection == ConnectionState::StandAlone;
         let now = self.now;
@@ -440,6 +438,19 @@ impl Core {
             return;
         }
         self.send(node, hello);
+    }
+
+    /// The first message of a connection, and each time that this node has grown.
+    pub(crate) fn greeting(&self, to: NodeId) -> Message {
+        Message::Hello(Hello {
+            version_min: PROTOCOL_VERSION_MIN,
+            version_max: PROTOCOL_VERSION,
+            features: 0,
+            resource: self.config.resource,
+            from: self.node,
+            to,
+            size: self.config.size,
+        })
     }
 
     pub(crate) fn peer_down(&mut self, node: NodeId, link: LinkId) {
@@ -571,7 +582,8 @@ impl Core {
     fn dispatch(&mut self, node: NodeId, link: LinkId, message: Message) {
         let Some(peer) = self.peers.get(&node) else { return };
         let allowed = match &message {
-            Message::Hello(_) => !peer.hello,
+            // A further one says that it has grown.
+            Message::Hello(hello) => !peer.hello || peer.size.is_some_and(|had| had < hello.size),
             Message::Ping | Message::Pong | Message::Refuse { .. } | Message::Goodbye => true,
             Message::State(_) | Message::Verdict { .. } => peer.hello,
             _ => peer.up,
@@ -665,11 +677,7 @@ impl Core {
             self.refuse(node, RefusalCode::UnknownResource, "it means another resource");
         } else if hello.from != node || hello.to != self.node {
             self.refuse(node, RefusalCode::Membership, "the node numbers do not fit");
-        } else if hello.size != self.config.size {
-            let text =
-                format!("its size is {} bytes, here it is {} bytes", hello.size, self.config.size);
-            self.refuse(node, RefusalCode::Size, &text);
-        } else {
+        } else if self.is_welcome(node, hello.size) {
             if let Some(peer) = self.peers.get_mut(&node) {
                 peer.hello = true;
             }

@@ -49,6 +49,8 @@ pub(crate) enum After {
     Detaching(CommandId),
     /// Nobody is said any more to lack only what it knows itself; the activity log goes on.
     FillsUnsaid,
+    /// The device has this size.
+    Grown { command: CommandId, size: u64 },
     /// The last thing.
     Stopped,
 }
@@ -82,6 +84,16 @@ impl Meta {
     /// Up to which of these it is durable.
     pub(crate) fn durable(&self) -> u64 {
         self.durable
+    }
+
+    /// Where everything lies.
+    pub(crate) fn layout(&self) -> &MetaLayout {
+        &self.superblock.layout
+    }
+
+    /// From the next superblock on everything lies so.
+    pub(crate) fn set_layout(&mut self, layout: MetaLayout) {
+        self.superblock.layout = layout;
     }
 
     fn new(superblock: Superblock) -> Self {
@@ -305,6 +317,7 @@ impl Core {
             After::Outdated(id, peer) => self.disconnect_now(id, peer),
             After::Detaching(id) => self.detach_now(id),
             After::FillsUnsaid => self.write_activity_log(),
+            After::Grown { command, size } => self.grown(command, size),
             After::Stopped => self.stopped(),
         }
     }

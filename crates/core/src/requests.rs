@@ -98,11 +98,14 @@ impl Core {
             return Some(IoFailure::NotPrimary);
         }
         let fits = match kind {
-            RequestKind::Read(range) => self.in_device(*range) && range.len <= MAX_REQUEST,
+            RequestKind::Read(range) => self.is_for_clients(*range) && range.len <= MAX_REQUEST,
             RequestKind::Write { range, data, .. } => {
-                self.in_device(*range) && range.len <= MAX_REQUEST && range.len == data.len() as u64
+                let fits = range.len <= MAX_REQUEST && range.len == data.len() as u64;
+                fits && self.is_for_clients(*range)
             }
-            RequestKind::Zeroes { range, .. } => self.in_device(*range) && range.len <= EXTENT_SIZE,
+            RequestKind::Zeroes { range, .. } => {
+                self.is_for_clients(*range) && range.len <= EXTENT_SIZE
+            }
             RequestKind::Flush => true,
         };
         if !fits {

@@ -1033,6 +1033,9 @@ impl Core {
         if self.disk != DiskState::UpToDate {
             return Err(Refusal::NoUpToDateData);
         }
+        if self.sizes_differ(node) {
+            return Err(Refusal::Busy);
+        }
         self.send(node, Message::Invalidate { receiver: true });
         self.give_all_to(node);
         Ok(())
@@ -1057,6 +1060,9 @@ impl Core {
             None => self.good_peers().find(established),
         };
         let source = from.filter(established).ok_or(Refusal::NoUpToDateData)?;
+        if self.sizes_differ(source) {
+            return Err(Refusal::Busy);
+        }
         self.send(source, Message::Invalidate { receiver: false });
         self.get_all_from(source);
         Ok(())
@@ -1067,7 +1073,7 @@ impl Core {
             self.peers.get(&node).is_some_and(|p| p.replication == ReplicationState::Established);
         let good = self.has_disk()
             && if receiver { self.role != Role::Primary } else { self.disk == DiskState::UpToDate };
-        if !established || !good {
+        if !established || !good || self.sizes_differ(node) {
             // It crossed something else: what both hold now decides.
             self.reset(node);
         } else if receiver {

@@ -547,6 +547,7 @@ fn loop_device_of(path: &Path) -> Option<String> {
     None
 }
 
+pub(crate) mod growth;
 pub(crate) mod room;
 mod signature;
 #[cfg(test)]

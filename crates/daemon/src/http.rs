@@ -178,6 +178,7 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::RESOURCE_CONNECT, post(connect))
         .route(routes::RESOURCE_DISCONNECT, post(disconnect))
         .route(routes::RESOURCE_INVALIDATE, post(invalidate))
+        .route(routes::RESOURCE_RESIZE, post(resize))
         .route(routes::RESOURCE_DEVICE, post(device))
         .route(routes::RESOURCE_DEVICE_REMOVE, post(device_remove))
         .route(routes::RESOURCE_ATTACH_DISK, post(attach_disk))
@@ -389,6 +390,7 @@ on_resource! {
     connect, request::Done, commands::links::connect;
     disconnect, request::Done, commands::links::disconnect;
     invalidate, request::Done, commands::links::invalidate;
+    resize, request::Done, commands::resize::resize;
     device, request::DeviceMade, commands::device::make;
     attach_disk, request::Done, commands::disk::attach;
     detach_disk, request::Done, commands::disk::detach;

@@ -4,10 +4,11 @@
 use crate::commands::device;
 use crate::commands::join::make_room;
 use crate::commands::updown::publish;
+use crate::growth;
 use crate::node::{Node, PeerMember};
 use crate::problems;
 use crate::resource::{Plan, Problem, Resource, core_options, plan, told};
-use crate::shard::ResourceHandle;
+use crate::shard::{ResourceHandle, ResourceView};
 use holdfast_api::status::PeerProblem;
 use holdfast_core::{Command, Notice, Options, PeerConfig, Snapshot};
 use holdfast_device::LocalDevice;
@@ -293,6 +294,7 @@ impl Keeper {
         let view = self.handle.snapshot();
         let waited = self.resource.state().device_waits.then(|| now.duration_since(wish.since));
         let verdict = judge(&view.snapshot).with_device(waited, |peer| self.is_out_of_reach(peer));
+        let is_behind = self.is_behind(&view);
         let Some(wish) = &mut self.wish else { return };
         match verdict {
             Verdict::Fulfilled => self.wish = None,
@@ -303,6 +305,8 @@ impl Keeper {
                 self.announce(None, &text);
                 self.drop_wish().await;
             }
+            // Clients that knew it larger must not see its end come nearer.
+            Verdict::Promote if is_behind => {}
             Verdict::Promote if now >= wish.retry_at => {
                 let result = {
                     // A command that is under way may change what is wished for.
@@ -344,6 +348,10 @@ impl Keeper {
         if !self.resource.state().local.primary {
             self.wish = None;
         }
+    }
+
+    fn is_behind(&self, view: &ResourceView) -> bool {
+        view.snapshot.own_size < growth::goal(&self.node, &self.resource, view)
     }
 
     fn is_out_of_reach(&self, peer: NodeId) -> bool {
@@ -480,11 +488,13 @@ fn is_trouble(notice: &Notice) -> bool {
         | Notice::TwoPrimaries(_)
         | Notice::PeerRefused(..)
         | Notice::ProtocolError(..)
+        | Notice::SizesDiffer { .. }
         | Notice::DiskFailed
         | Notice::MetaDamaged(_) => true,
         Notice::PeerDiskFailed(_)
         | Notice::PeerTimeout(_)
         | Notice::ResyncStarted(..)
+        | Notice::Grown(_)
         | Notice::ResyncFinished(..) => false,
     }
 }
@@ -501,6 +511,10 @@ fn sentence(notice: &Notice, resource: &str) -> (Option<NodeId>, String) {
             (Some(*peer), format!("a resync {direction} the peer began: {bytes} to do"))
         }
         Notice::ResyncFinished(peer, _) => (Some(*peer), "the resync has ended".into()),
+        Notice::Grown(size) => {
+            let shown = holdfast_units::format_size(*size);
+            (None, format!("the resource has grown: it has {shown} ({size} bytes) now"))
+        }
         Notice::MetaDamaged(what) => {
             (None, format!("metadata are damaged: {what}; what they covered is copied again"))
         }
@@ -508,6 +522,7 @@ fn sentence(notice: &Notice, resource: &str) -> (Option<NodeId>, String) {
         | Notice::UnrelatedData(peer)
         | Notice::TwoPrimaries(peer)
         | Notice::PeerRefused(peer, _)
+        | Notice::SizesDiffer { peer, .. }
         | Notice::ProtocolError(peer, _) => {
             let problem = problems::of_notice(notice, resource).map(|(_, problem)| problem);
             let PeerProblem { message, hint, .. } = problem.unwrap_or_default();
@@ -541,6 +556,7 @@ mod tests {
             resync_received: 0,
             resync: None,
             diskless: false,
+            size: None,
         }
     }
 
@@ -549,6 +565,7 @@ mod tests {
             role: Role::Secondary,
             disk: DiskState::Consistent,
             size: 4096,
+            own_size: 4096,
             generation: GenerationId(7),
             promotable: true,
             peers,

@@ -18,6 +18,7 @@ mod dial;
 mod disk;
 mod doorstep;
 mod events;
+mod growth;
 mod http;
 mod keeper;
 mod local;

@@ -35,6 +35,10 @@ pub(crate) const JOIN_RESOURCE: &str = "/peer/v1/join-resource";
 pub(crate) const MAKE_ROOM: &str = "/peer/v1/make-room";
 /// A node asks a member whether a resource may be deleted.
 pub(crate) const MAY_DELETE: &str = "/peer/v1/may-delete";
+/// A node asks a member how large the resource could be there.
+pub(crate) const ROOM_TO_GROW: &str = "/peer/v1/room-to-grow";
+/// A node asks a member to make its disk ready for a larger size.
+pub(crate) const GROW: &str = "/peer/v1/make-ready-to-grow";
 /// A node that waits for data links is ready for them.
 pub(crate) const DIAL: &str = "/peer/v1/dial";
 /// A newcomer joins the cluster.
@@ -92,6 +96,22 @@ pub(crate) struct MakeRoom {
 pub(crate) struct AboutResource {
     #[serde(with = "crate::local::id_text")]
     pub(crate) resource: ResourceId,
+}
+
+/// How large a resource could be on a member.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct RoomToGrow {
+    /// In bytes; `None` when it has no disk.
+    pub(crate) bytes: Option<u64>,
+}
+
+/// A disk is to be made ready for a larger resource.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct MakeReady {
+    #[serde(with = "crate::local::id_text")]
+    pub(crate) resource: ResourceId,
+    /// The size to come, in bytes.
+    pub(crate) size: u64,
 }
 
 /// Takes the connections of other nodes until the daemon stops.
@@ -198,6 +218,8 @@ fn peer_router(node: Arc<Node>, peer: PinnedNode) -> Router {
         .route(JOIN_RESOURCE, post(join_resource))
         .route(MAKE_ROOM, post(make_room))
         .route(MAY_DELETE, post(may_delete))
+        .route(ROOM_TO_GROW, post(room_to_grow))
+        .route(GROW, post(make_ready))
         .route(DIAL, post(dial))
         .layer(DefaultBodyLimit::max(MAX_SYNC_BYTES))
         .layer(Extension(peer))
@@ -252,6 +274,21 @@ async fn may_delete(
 ) -> Result<Json<Done>, Failure> {
     commands::leave::may_delete(&node, call.resource)?;
     Ok(Json(Done::new(format!("node {} agrees to node {}", node.name, peer.name))))
+}
+
+async fn room_to_grow(
+    State(node): State<Arc<Node>>,
+    Json(call): Json<AboutResource>,
+) -> Result<Json<RoomToGrow>, Failure> {
+    Ok(Json(RoomToGrow { bytes: commands::resize::room_of(&node, call.resource).await? }))
+}
+
+async fn make_ready(
+    State(node): State<Arc<Node>>,
+    Json(call): Json<MakeReady>,
+) -> Result<Json<Done>, Failure> {
+    commands::resize::ready(&node, call.resource, call.size).await?;
+    Ok(Json(Done::new("it is ready")))
 }
 
 async fn dial(State(node): State<Arc<Node>>, Json(call): Json<AboutResource>) -> Json<Done> {

@@ -38,7 +38,7 @@ pub(crate) fn of_cluster(node: &Node) -> BTreeSet<String> {
     });
     let left_out = node.resources().into_iter().flat_map(|resource| {
         let state = resource.state();
-        state.no_room.values().cloned().collect::<Vec<_>>()
+        state.no_room.values().chain(&state.growth_trouble).cloned().collect::<Vec<_>>()
     });
     found.chain(refusing).chain(damaged).chain(left_out).collect()
 }
@@ -121,7 +121,18 @@ pub(crate) fn of_notice(notice: &Notice, resource: &str) -> Option<(NodeId, Peer
                         work together";
             (peer, "PROTOCOL_ERROR", format!("protocol error: {why}"), hint.to_owned())
         }
+        Notice::SizesDiffer { peer, theirs, ours } => {
+            let message = format!(
+                "not connected: the resource has {theirs} bytes there and {ours} bytes here"
+            );
+            let hint = format!(
+                "the smaller of the two grows by itself as soon as its disk is large enough; \
+                 `holdfast status {resource}` on that node says what is in the way"
+            );
+            (peer, "SIZES_DIFFER", message, hint)
+        }
         Notice::DiskFailed
+        | Notice::Grown(_)
         | Notice::PeerDiskFailed(_)
         | Notice::PeerTimeout(_)
         | Notice::ResyncStarted(..)

@@ -108,6 +108,10 @@ pub(crate) fn core(
             .hint(format!("`holdfast status {resource}` shows how things are")),
         Refusal::MetaFailed => of(ErrorCode::DiskFailed, "its metadata could not be written")
             .hint("check the disk that the metadata are on"),
+        Refusal::CannotGrow => of(
+            ErrorCode::NotSupportedYet,
+            "its metadata, at the end of the disk, would have to move",
+        ),
         Refusal::InUse => of(ErrorCode::InUse, "requests of clients are under way")
             .hint("stop the clients first, or add --force to fail their requests"),
     }

@@ -4,6 +4,7 @@ use crate::comeback;
 use crate::commands::device;
 use crate::dial;
 use crate::disk::room;
+use crate::growth;
 use crate::keeper;
 use crate::local::{Local, LocalDisk};
 use crate::node::{Node, PeerMember};
@@ -16,7 +17,7 @@ use holdfast_api::options::{OptionMap, Settings as OptionSettings};
 use holdfast_api::status::PeerProblem;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_core::{Config, Options, PeerConfig};
-use holdfast_device::LocalDevice;
+use holdfast_device::{LocalDevice, NbdBackend};
 use holdfast_units::{NodeId, ResourceId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,6 +32,8 @@ pub(crate) struct Resource {
     pub(crate) id: ResourceId,
     /// Held by the one command that changes the resource at a time.
     command: tokio::sync::Mutex<()>,
+    /// Held while disk and metadata are made ready for a larger size, until the core has taken it.
+    pub(crate) growth: Arc<tokio::sync::Mutex<()>>,
     state: Mutex<State>,
     /// Asks for the next attempt to make a link to be made at once.
     pub(crate) dial_now: Notify,
@@ -59,6 +62,8 @@ pub(crate) struct State {
     pub(crate) problems: BTreeMap<NodeId, Problem>,
     /// Members that the core was not told of, for want of room in the metadata, and that in words.
     pub(crate) no_room: BTreeMap<NodeId, String>,
+    /// Why it has not the size that its members agreed on.
+    pub(crate) growth_trouble: Option<String>,
 }
 
 /// Why a peer is not connected.
@@ -78,15 +83,21 @@ pub(crate) struct Device {
     pub(crate) reason: String,
     /// `None` while it is being taken away.
     pub(crate) device: Arc<Mutex<Option<LocalDevice>>>,
+    /// What it is made over.
+    pub(crate) backend: Arc<NbdBackend>,
     /// Who had it open a moment ago.
     pub(crate) openers: Vec<String>,
+    /// The size that it was given last since it was made, in bytes.
+    pub(crate) size: u64,
+    /// Why it did not take that size.
+    pub(crate) kept_size: Option<String>,
 }
 
 /// The core of a resource and what serves it.
 pub(crate) struct Running {
     pub(crate) handle: ResourceHandle,
     /// They end when this is dropped.
-    _tasks: [Task; 2],
+    _tasks: [Task; 3],
 }
 
 /// What a resource is started with, from records and local state.
@@ -109,12 +120,14 @@ impl Resource {
             rates: BTreeMap::new(),
             problems: BTreeMap::new(),
             no_room: BTreeMap::new(),
+            growth_trouble: None,
         };
         let id = state.local.id;
         let (changes, _) = watch::channel(0);
         let command = tokio::sync::Mutex::default();
         let dial_now = Notify::new();
-        Arc::new(Self { id, command, state: Mutex::new(state), dial_now, changes })
+        let growth = Arc::default();
+        Arc::new(Self { id, command, growth, state: Mutex::new(state), dial_now, changes })
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -335,7 +348,8 @@ pub(crate) async fn start(
     resource.state().device_waits = device_waits;
     let keeper = keeper::Keeper::new(node, resource, handle.clone(), &plan, wish);
     let dial = dial::run(Arc::clone(node), Arc::clone(resource), handle.clone());
-    let tasks = [Task::spawn(keeper.run()), Task::spawn(dial)];
+    let growth = growth::run(Arc::clone(node), Arc::clone(resource), handle.clone());
+    let tasks = [Task::spawn(keeper.run()), Task::spawn(dial), Task::spawn(growth)];
     {
         let mut state = resource.state();
         state.local.name.clone_from(&plan.name);
@@ -345,6 +359,7 @@ pub(crate) async fn start(
         state.rates.clear();
         state.problems.clear();
         state.no_room.clear();
+        state.growth_trouble = None;
     }
     if let Some(uri) = late {
         comeback::wait_for_disk(node, resource, uri);

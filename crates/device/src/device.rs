@@ -254,6 +254,9 @@ impl LocalDevice {
     pub fn resize(&mut self, size: u64) -> Result<bool, DeviceError> {
         let now = sysinfo::size_bytes(&self.driver.device().name)
             .map_err(DeviceError::system("reading the size", &self.link))?;
+        if size == now {
+            return Ok(true);
+        }
         if size < now {
             let why = format!("it would lose its end, and is {now} bytes large");
             let smaller = io::Error::new(io::ErrorKind::InvalidInput, why);

@@ -10,6 +10,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Ranges are trimmed and zeroed in pieces of this many bytes, each with a time limit of its own.
@@ -74,7 +76,8 @@ pub struct NbdError {
 pub struct NbdBackend {
     pool: Pool<Client>,
     options: NbdOptions,
-    size: u64,
+    /// The largest size that the server had: one with less is another one.
+    size: Arc<AtomicU64>,
     block_size: u32,
 }
 
@@ -98,15 +101,23 @@ impl NbdBackend {
             let reason = "a flush on one connection does not cover writes on others";
             return Err(refuse(reason.to_owned()));
         }
-        let size = client.size();
+        let size = Arc::new(AtomicU64::new(client.size()));
         let block_size = client.min_block().max(512);
         if block_size > 4096 {
             return Err(refuse(format!("its smallest block has {block_size} bytes")));
         }
         let (keep, limit) = (options.connections, options.timeout);
-        let owned = options.clone();
-        let connect = move || again(&owned, STYLE, size, block_size);
+        let (owned, known) = (options.clone(), Arc::clone(&size));
+        let connect = move || again(&owned, STYLE, &known, block_size);
         Ok(Self { pool: Pool::new(client, keep, limit, connect), options, size, block_size })
+    }
+
+    /// Asks the server how large the export is now: [`Backend::size`] is at least that from then on.
+    ///
+    /// # Errors
+    /// When it is not reached, or has something else under the name, or something smaller.
+    pub fn look_again(&self) -> io::Result<u64> {
+        again(&self.options, STYLE, &self.size, self.block_size).map(|client| client.size())
     }
 
     /// Runs a request for each piece of the range.
@@ -125,15 +136,17 @@ impl NbdBackend {
     }
 }
 
-/// Connects once more; a server that now has something else under the name will not do.
+/// Connects once more; a server that now has something else under the name will not do. What is there
+/// may have grown.
 fn again(
     options: &NbdOptions,
     style: ReplyStyle,
-    size: u64,
+    size: &AtomicU64,
     block_size: u32,
 ) -> io::Result<Client> {
     let client = options.connect(style)?;
-    if client.size() != size || client.min_block() > block_size || client.is_read_only() {
+    let smaller = size.fetch_max(client.size(), Ordering::Relaxed) > client.size();
+    if smaller || client.min_block() > block_size || client.is_read_only() {
         return Err(io::Error::other("the export is not the one that it was"));
     }
     Ok(client)
@@ -164,7 +177,7 @@ fn connect_unix(path: &Path, limit: Duration) -> io::Result<UnixStream> {
 
 impl Backend for NbdBackend {
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Relaxed)
     }
 
     fn block_size(&self) -> u32 {
@@ -173,7 +186,7 @@ impl Backend for NbdBackend {
 
     fn kernel_line(&self) -> Option<io::Result<KernelLine>> {
         // The kernel's client knows no others.
-        let client = again(&self.options, ReplyStyle::Simple, self.size, self.block_size);
+        let client = again(&self.options, ReplyStyle::Simple, &self.size, self.block_size);
         Some(client.and_then(|client| {
             let flags = client.flags();
             Ok(KernelLine { socket: client.into_unix()?, flags })

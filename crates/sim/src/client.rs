@@ -47,6 +47,11 @@ impl World {
         self.queue_client();
     }
 
+    /// Whether clients of a node may use a range: it may have yet to grow.
+    fn has_range(&self, n: usize, range: ByteRange) -> bool {
+        self.nodes[n].snap.as_ref().is_some_and(|snap| range.end() <= snap.size)
+    }
+
     fn submit(&mut self, n: usize) {
         let fua = self.rng.chance(100);
         match self.rng.below(100) {
@@ -60,8 +65,7 @@ impl World {
             }
             68..90 => {
                 let range = self.some_range();
-                let since = self.oracle.begin();
-                self.request(n, RequestKind::Read(range), Asked::Read { range }, since);
+                self.submit_read(n, range);
             }
             _ => {
                 let since = self.oracle.begin();
@@ -72,6 +76,9 @@ impl World {
 
     /// A client writes.
     pub(crate) fn submit_write(&mut self, n: usize, range: ByteRange, zeroes: bool, fua: bool) {
+        if !self.has_range(n, range) {
+            return;
+        }
         self.next_write += 1;
         let write = self.next_write;
         let stamp = if zeroes { 0 } else { write };
@@ -89,7 +96,12 @@ impl World {
     /// A client reads all that clients ever wrote to.
     pub(crate) fn submit_reads(&mut self, n: usize) {
         for spot in self.plan.spots.clone() {
-            let range = ByteRange::of_blocks(spot);
+            self.submit_read(n, ByteRange::of_blocks(spot));
+        }
+    }
+
+    fn submit_read(&mut self, n: usize, range: ByteRange) {
+        if self.has_range(n, range) {
             let since = self.oracle.begin();
             self.request(n, RequestKind::Read(range), Asked::Read { range }, since);
         }

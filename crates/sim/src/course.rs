@@ -21,7 +21,13 @@ impl World {
         for _ in 0..self.plan.rounds {
             self.start_clients();
             self.start_trouble();
-            self.run_until(self.now + self.plan.round_us);
+            let (agreed, end) =
+                (self.rng.below(2 * self.plan.round_us), self.now + self.plan.round_us);
+            self.run_until(end.min(self.now + agreed));
+            if agreed < self.plan.round_us && self.plan.size_at_start < self.plan.size {
+                self.agree_to_grow();
+            }
+            self.run_until(end);
             self.trouble_on = false;
             self.clients_on = false;
             self.quiet_moment();
@@ -103,6 +109,7 @@ impl World {
             let disk = if node.diskless { DiskState::Diskless } else { DiskState::UpToDate };
             node.is_up()
                 && node.disk() == disk
+                && (!self.growing || node.snap.as_ref().is_some_and(|s| s.size == self.plan.size))
                 && (0..self.nodes.len()).filter(|m| *m != n).all(|m| {
                     node.peer(m).is_some_and(|p| {
                         p.connection == ConnectionState::Connected
@@ -123,6 +130,7 @@ impl World {
                 self.unblock(a, b);
             }
         }
+        self.agree_to_grow();
         let end = self.now + HEAL_US;
         let mut looks = 0;
         while self.violation.is_none() && self.now < end {

@@ -46,7 +46,10 @@ impl World {
         let seed = self.rng.next();
         let plan = &self.plan;
         let node = &mut self.nodes[n];
-        let config = node.config(&plan.diskless, plan.size, &plan.options, seed);
+        let agreed = if self.growing { plan.size } else { plan.size_at_start };
+        let on_disk = node.meta.decode().filter(|_| !node.diskless);
+        let size = on_disk.map_or(agreed, |found| found.superblock.layout.device_size());
+        let config = node.config(&plan.diskless, size, &plan.options, seed);
         node.life += 1;
         let mut core = Core::new(config);
         self.settings.plant(&mut core);
@@ -58,6 +61,31 @@ impl World {
         let event = if diskless { Event::Tick } else { self.attach(n) };
         self.nodes[n].snap = self.nodes[n].core.as_ref().map(Core::snapshot);
         self.feed(n, event);
+        self.grow_later(n);
+    }
+
+    /// All agree on the size in the end; each node grows when it comes to it.
+    pub(crate) fn agree_to_grow(&mut self) {
+        if !std::mem::replace(&mut self.growing, true) {
+            (0..self.nodes.len()).for_each(|n| self.grow_later(n));
+        }
+    }
+
+    fn grow_later(&mut self, n: usize) {
+        let node = &self.nodes[n];
+        let behind = node.snap.as_ref().is_some_and(|snap| snap.own_size < self.plan.size);
+        if self.growing && node.is_up() && behind {
+            let life = node.life;
+            let typical = self.rng.pick(&[100, 5_000, 100_000]);
+            let at = self.now + self.rng.delay(typical);
+            self.queue.add(at, Happening::Grow { node: n, life });
+        }
+    }
+
+    pub(crate) fn grow(&mut self, n: usize) {
+        let size = self.plan.size;
+        self.nodes[n].meta.make_room(size);
+        self.command(n, Command::Grow { size });
     }
 
     fn attach(&mut self, n: usize) -> Event {
@@ -383,6 +411,10 @@ impl World {
                 let all = 0..self.nodes.len();
                 let left = all.filter(|m| *m != n && peer.is_none_or(|p| p.index() == *m));
                 self.nodes[n].standalone.extend(left);
+            }
+            Command::Grow { .. } => {
+                self.nodes[n].snap = self.nodes[n].core.as_ref().map(Core::snapshot);
+                self.grow_later(n);
             }
             Command::Invalidate { peer } if !ok => {
                 let given_up = peer.map_or(n, NodeId::index);

@@ -70,6 +70,15 @@ impl MetaDisk {
         image.bitmaps(PeerSet::from_iter([peer])).pop().map(|(_, bitmap, _)| bitmap)
     }
 
+    /// Has room for the bitmaps of a device of so many bytes from now on.
+    pub(crate) fn make_room(&mut self, size: u64) {
+        let Some(decoded) = self.decode() else { return };
+        let layout = decoded.superblock.layout.with_device_size(size);
+        let end = layout.expect("the plan gives possible sizes").area().end();
+        let end = usize::try_from(end).expect("virtual metadata are small");
+        self.bytes.resize(end.max(self.bytes.len()), 0);
+    }
+
     /// All bytes, for the driver to load.
     pub(crate) fn bytes(&self) -> &Vec<u8> {
         &self.bytes

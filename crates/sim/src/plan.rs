@@ -64,7 +64,9 @@ pub(crate) struct Weights {
 pub(crate) struct Plan {
     pub(crate) class: Class,
     pub(crate) diskless: Vec<bool>,
+    /// In the end; at the start it may be smaller.
     pub(crate) size: u64,
+    pub(crate) size_at_start: u64,
     pub(crate) al_extents: u16,
     /// Stretches of blocks that clients use.
     pub(crate) spots: Vec<std::ops::Range<u64>>,
@@ -129,11 +131,15 @@ impl Plan {
         let al_extents = u16::try_from(rng.between(2, 6)).expect("small");
         options.al_extents = al_extents.into();
         let spots = spots(size, rng);
+        let blocks = size / BLOCK_SIZE;
+        let size_at_start =
+            if rng.chance(300) { rng.between(blocks / 4, blocks - 1) * BLOCK_SIZE } else { size };
         let apart = class == Class::SplitBrain || class == Class::Everything && rng.coin();
         Self {
             class,
             diskless,
             size,
+            size_at_start,
             al_extents,
             spots,
             queue_depth: rng.index(12) + 1,

@@ -26,6 +26,7 @@ pub(crate) enum Happening {
     Dial(usize, usize),
     Start(usize),
     Unblock { from: usize, to: usize },
+    Grow { node: usize, life: u64 },
     Client,
     Trouble,
 }
@@ -54,6 +55,8 @@ pub(crate) struct World {
     pub(crate) commands: BTreeMap<CommandId, (usize, Command)>,
     pub(crate) next_name: u64,
     pub(crate) next_write: u64,
+    /// All members have agreed on the size in the end.
+    pub(crate) growing: bool,
     /// Blocks that clients write data to.
     pub(crate) tracked: BTreeSet<u64>,
     pub(crate) actions: Vec<Action>,
@@ -76,7 +79,7 @@ impl World {
     pub(crate) fn new(mut rng: Rng, plan: Plan, settings: Settings) -> Self {
         let slots = u8::try_from(plan.nodes()).expect("clusters are small");
         let nodes = (0..plan.nodes())
-            .map(|i| Node::new(i, plan.diskless[i], plan.size, plan.al_extents, slots))
+            .map(|i| Node::new(i, plan.diskless[i], plan.size_at_start, plan.al_extents, slots))
             .collect();
         let tracked = plan.spots.iter().cloned().flatten().collect();
         let trace = Trace::new(settings.trace);
@@ -101,6 +104,7 @@ impl World {
             commands: BTreeMap::new(),
             next_name: 0,
             next_write: 0,
+            growing: false,
             tracked,
             actions: Vec::new(),
             last_change: 0,
@@ -188,6 +192,7 @@ impl World {
                 }
             }
             Happening::Unblock { from, to } => self.unblock(from, to),
+            Happening::Grow { node, life } if self.lives(node, life) => self.grow(node),
             Happening::Client => {
                 self.client_queued = false;
                 self.client();

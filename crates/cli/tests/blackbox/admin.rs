@@ -225,17 +225,6 @@ fn row_077_primary_by_force_takes_the_data_as_it_is() {
 }
 
 #[test]
-fn row_115_resize_is_refused_cleanly() {
-    let cluster = cluster(1);
-    cluster.create("r0", 4 * MIB, &[]);
-    let before = cluster[0].resource("r0");
-    for arguments in [&["resize", "r0"][..], &["resize", "r0", "--size", "8M"]] {
-        cluster[0].refused(arguments, 1, "resize of resource r0");
-    }
-    assert_eq!(cluster[0].resource("r0"), before);
-}
-
-#[test]
 fn row_134_waiting_ends_when_it_is_so_and_when_the_time_is_over() {
     let mut cluster = cluster(2);
     cluster.resource("r0", 4 * MIB, 2);

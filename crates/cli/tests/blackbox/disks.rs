@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A loop device over a file of the cluster's directory; it goes with that.
-fn loop_device(cluster: &Cluster, file: &str, arguments: &[&str]) -> Option<String> {
+pub(crate) fn loop_device(cluster: &Cluster, file: &str, arguments: &[&str]) -> Option<String> {
     let path = cluster.scratch().join(file);
     files::make_sparse(&path, 8 * MIB);
     let output = run(Command::new("losetup").args(["--find", "--show"]).args(arguments).arg(path));
@@ -18,7 +18,7 @@ fn loop_device(cluster: &Cluster, file: &str, arguments: &[&str]) -> Option<Stri
     Some(output.stdout.trim().to_owned())
 }
 
-fn let_go(device: &str) {
+pub(crate) fn let_go(device: &str) {
     assert_eq!(run(Command::new("losetup").args(["-d", device])).status, 0);
 }
 

@@ -23,6 +23,7 @@ mod nbd_contexts;
 mod nbd_tls;
 mod refusals;
 mod remote_disk;
+mod resize;
 mod restart;
 mod resync;
 mod serve;

@@ -16,7 +16,7 @@ use holdfast_wire::Message;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub const SIZE: u64 = 16 << 20;
-const RESOURCE: ResourceId = ResourceId([7; 16]);
+pub const RESOURCE: ResourceId = ResourceId([7; 16]);
 
 pub fn n(number: u8) -> NodeId {
     NodeId::new(number).unwrap()
@@ -213,24 +213,39 @@ impl World {
         node.closed = false;
         node.crashed = false;
         node.held.clear();
+        let (boot, starts, diskless) = (node.boot, node.starts, node.diskless);
+        let found = (!diskless).then(|| self.on_disk(i));
         let config = Config {
             node: n(i),
             resource: RESOURCE,
-            size: self.size,
-            boot: node.boot,
+            size: found.as_ref().map_or(self.size, |f| f.superblock.layout.device_size()),
+            boot,
             peers,
             options: Options::default(),
-            seed: u64::from(i) * 1_000_003 + node.starts * 7919,
+            seed: u64::from(i) * 1_000_003 + starts * 7919,
         };
-        node.core = Some(Core::new(config));
+        self.nodes[usize::from(i)].core = Some(Core::new(config));
+        self.event(i, found.map_or(Event::Tick, |found| Event::Attach(Box::new(found))));
+        self.run();
+    }
+
+    /// Makes the metadata ready for a larger device, and tells the core.
+    pub fn grow(&mut self, i: u8, size: u64) -> Option<Result<(), Refusal>> {
+        self.make_ready(i, size);
+        self.command(i, Command::Grow { size })
+    }
+
+    /// Makes the metadata ready for a larger device.
+    pub fn make_ready(&mut self, i: u8, size: u64) {
+        let node = &mut self.nodes[usize::from(i)];
         if node.diskless {
-            self.event(i, Event::Tick);
-            self.run();
             return;
         }
-        let attachment = self.on_disk(i);
-        self.event(i, Event::Attach(Box::new(attachment)));
-        self.run();
+        let placement = Placement::External { base: 0 };
+        let (extents, blocks) = (self.al_extents, al_blocks_for(self.al_extents));
+        let layout = MetaLayout::new(size, extents, blocks, 4, placement).unwrap();
+        let end = usize::try_from(layout.area().end()).unwrap();
+        node.meta.resize(end.max(node.meta.len()), 0);
     }
 
     /// What a node's metadata say.

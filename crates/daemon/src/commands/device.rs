@@ -53,9 +53,11 @@ pub(crate) async fn make(
             let (owned, nbd, options) = parts(node, name, via);
             let made = blocking(move || {
                 let backend = Arc::new(connect(&owned, nbd)?);
-                LocalDevice::attach(&owned, backend, &options).map_err(|e| refuse::device(&e))
+                let made = LocalDevice::attach(&owned, Arc::clone(&backend) as _, &options);
+                made.map(|made| (made, backend)).map_err(|error| refuse::device(&error))
             });
-            keep(node, &resource, made.await?)
+            let (made, backend) = made.await?;
+            keep(node, &resource, made, backend)
         }
     };
     Ok(told(&device))
@@ -80,13 +82,16 @@ fn connect(name: &str, nbd: NbdOptions) -> Result<NbdBackend, ApiError> {
     })
 }
 
-fn keep(node: &Node, resource: &Resource, made: LocalDevice) -> Device {
+fn keep(node: &Node, resource: &Resource, made: LocalDevice, backend: Arc<NbdBackend>) -> Device {
     let device = Device {
         path: made.path().display().to_string(),
         kind: made.kind().as_str(),
         reason: made.reason().to_owned(),
         device: Arc::new(Mutex::new(Some(made))),
+        backend,
         openers: Vec::new(),
+        size: 0,
+        kept_size: None,
     };
     {
         let mut state = resource.state();
@@ -112,10 +117,12 @@ pub(crate) async fn take_over(
     let (name, nbd, options) = parts(node, &resource.name(), Via::Auto);
     let taken = blocking(move || {
         let backend = Arc::new(connect(&name, nbd)?);
-        LocalDevice::recover(&name, backend, &options).map_err(|error| refuse::device(&error))
+        let taken = LocalDevice::recover(&name, Arc::clone(&backend) as _, &options);
+        let taken = taken.map_err(|error| refuse::device(&error))?;
+        Ok(taken.map(|device| (device, backend)))
     });
     match taken.await? {
-        Some(device) => Ok(Some(keep(node, resource, device))),
+        Some((device, backend)) => Ok(Some(keep(node, resource, device, backend))),
         None => {
             resource.state().device_waits = false;
             Ok(None)

@@ -10,6 +10,7 @@ pub(crate) mod join;
 pub(crate) mod leave;
 pub(crate) mod links;
 pub(crate) mod options;
+pub(crate) mod resize;
 pub(crate) mod roles;
 pub(crate) mod updown;
 pub(crate) mod wait;

@@ -1,6 +1,7 @@
 //! `primary` and `secondary`.
 
 use super::{core_command, device};
+use crate::growth;
 use crate::node::Node;
 use crate::resource::Resource;
 use crate::status::nbd_clients;
@@ -35,6 +36,7 @@ pub(crate) async fn primary(
     let _begun = resource.begin().await?;
     if !request.force {
         meet_peers(node, &resource).await;
+        growth::need_grown(node, &resource).await?;
     }
     let command = Command::Promote { force: request.force };
     core_command(node, &resource, "primary was refused", command).await?;

@@ -3,7 +3,7 @@
 
 use crate::local::LocalDisk;
 use holdfast_api::{ApiError, ErrorCode};
-use holdfast_format::{BLOCK_LEN, Block, MetaLayout, Superblock};
+use holdfast_format::{BLOCK_LEN, Block, BlockError, MetaLayout, Superblock};
 use holdfast_units::{BLOCK_SIZE, NodeId, ResourceId, format_size};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
@@ -101,11 +101,14 @@ fn open(disk: &LocalDisk, resource: ResourceId) -> Option<(PathBuf, File, MetaLa
         return None;
     }
     let placement = super::placement(disk).ok()?;
-    let found = (0..2).find_map(|copy| {
+    // The older copy may be from before the resource has grown.
+    let read = |copy| {
         let mut block: Block = [0; BLOCK_LEN];
-        file.read_exact_at(&mut block, placement.superblock_offset(copy).ok()?).ok()?;
-        let superblock = Superblock::decode(&block, copy).ok()?;
-        (superblock.resource == resource).then_some(superblock.layout)
-    });
-    Some((path.clone(), file, found?))
+        let at = placement.superblock_offset(copy).map_err(|_| BlockError::Unreadable)?;
+        file.read_exact_at(&mut block, at).map_err(|_| BlockError::Unreadable)?;
+        Superblock::decode(&block, copy)
+    };
+    let found = Superblock::choose(read(0), read(1)).ok()?;
+    let layout = (found.resource == resource).then_some(found.layout)?;
+    Some((path.clone(), file, layout))
 }

@@ -51,6 +51,11 @@ impl DiskDriver {
         }
     }
 
+    /// The backing has grown, and is used up to this size from now on.
+    pub(super) fn grown_to(&mut self, size: u64) {
+        self.disk.grown_to(size);
+    }
+
     /// A read; with `holes`, a long range is answered by its first part unless all is hole.
     pub(super) fn read(
         &mut self,

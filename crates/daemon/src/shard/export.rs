@@ -98,6 +98,11 @@ impl Export for NbdExport {
         self.offer.info.clone()
     }
 
+    fn size(&self) -> u64 {
+        // It may have grown since the connection was made.
+        self.resource.size()
+    }
+
     fn submit(&self, request: Request, reply: Reply) {
         match request.kind {
             RequestKind::BlockStatus => {

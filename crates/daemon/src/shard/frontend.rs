@@ -75,6 +75,13 @@ impl Frontend {
         self.changes = Some(Changes::new(size));
     }
 
+    /// Clients may use so many bytes from now on.
+    pub(super) fn grown_to(&mut self, size: u64) {
+        if let Some(changes) = &mut self.changes {
+            changes.grow(size);
+        }
+    }
+
     /// What clients have changed since [`Self::track_changes`].
     pub(super) const fn changes(&self) -> Option<&Changes> {
         self.changes.as_ref()

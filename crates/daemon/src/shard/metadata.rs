@@ -269,7 +269,7 @@ fn check_vacant(
 }
 
 /// Makes a range read as zeroes.
-fn zero(file: &File, range: ByteRange) -> io::Result<()> {
+pub(crate) fn zero(file: &File, range: ByteRange) -> io::Result<()> {
     if range.is_empty() {
         return Ok(());
     }
@@ -301,7 +301,6 @@ fn sync_parent(path: &Path) -> io::Result<()> {
 pub(super) struct Expected {
     pub(super) resource: ResourceId,
     pub(super) node: NodeId,
-    pub(super) size: u64,
     pub(super) members: PeerSet,
 }
 
@@ -329,9 +328,6 @@ pub(super) fn load_metadata(
         return foreign(format!("they belong to node {}", found.node));
     }
     let size = found.layout.device_size();
-    if size != expected.size {
-        return foreign(format!("the resource has {} bytes, they say {size}", expected.size));
-    }
     if matches!(disk.meta, MetaPlace::File(_)) && size > disk_size {
         let path = disk.path.clone();
         return Err(MetadataError::TooSmall { path, has: disk_size, needs: size });

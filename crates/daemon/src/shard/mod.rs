@@ -40,6 +40,7 @@ mod tests;
 
 pub use handle::{CloseError, ResourceHandle};
 pub use link::{LinkOrigin, LinkStream};
+pub(crate) use metadata::zero;
 pub use metadata::{
     CreateMetadata, DiskSpec, InitialContent, MetaPlace, MetadataError, boot_id, create_metadata,
 };

@@ -54,12 +54,7 @@ pub(super) fn open_disk(
     };
     let disk = open_backing(&wanted.path, &options, pool)?;
     let members = spec.config.peers.iter().map(|peer| peer.node).collect();
-    let expected = Expected {
-        resource: spec.config.resource,
-        node: spec.config.node,
-        size: spec.config.size,
-        members,
-    };
+    let expected = Expected { resource: spec.config.resource, node: spec.config.node, members };
     let (attachment, meta) = load_metadata(wanted, disk.size(), &expected)?;
     let probe = match disk.info().kind {
         BackingKind::File => Some(File::open(&wanted.path)?),

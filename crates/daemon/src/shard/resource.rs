@@ -409,6 +409,9 @@ impl Resource {
             inner.last_command += 1;
             let id = CommandId(inner.last_command);
             let promotes = matches!(command, Command::Promote { .. });
+            if let Command::Grow { size } = command {
+                inner.disk_has_grown(size);
+            }
             inner.pending.insert(id, Pending { done, promotes });
             inner.feed(Event::Command(id, command));
         }
@@ -558,11 +561,22 @@ impl Inner {
         let _ = pending.done.send(result);
     }
 
+    /// Who gives the core a larger size has made sure that the disk has it.
+    fn disk_has_grown(&mut self, size: u64) {
+        if let Some(disk) = &mut self.disk {
+            disk.grown_to(size);
+        }
+        if let Some(view) = &mut self.disk_view {
+            view.size = view.size.max(size);
+        }
+    }
+
     /// Looks at what changed, for what depends on it here.
     fn state_changed(&mut self) {
         self.changed = true;
-        let Snapshot { role, disk, .. } = self.core.snapshot();
+        let Snapshot { role, disk, size, .. } = self.core.snapshot();
         self.disk_state = disk;
+        self.frontend.grown_to(size);
         if self.role == Role::Primary && role != Role::Primary {
             self.promoted = false;
             self.end_connections();

@@ -227,8 +227,13 @@ async fn open_reserved(context: &Context, spec: ResourceSpec) -> Result<Resource
         let disk = open_disk(&spec, &pool);
         (spec, disk)
     });
-    let (spec, disk) = opening.await.map_err(io::Error::other)?;
-    Ok(resource::start(spec, disk?, context)?)
+    let (mut spec, disk) = opening.await.map_err(io::Error::other)?;
+    let disk = disk?;
+    if let Some(disk) = &disk {
+        // Until it has grown to what was agreed on, it is as large as its metadata say.
+        spec.config.size = disk.attachment.superblock.layout.device_size();
+    }
+    Ok(resource::start(spec, disk, context)?)
 }
 
 async fn accept_unix(context: Rc<Context>, listener: StdUnixListener) {

@@ -1,0 +1,225 @@
+//! The size of a resource: how a node comes to what the members agreed on.
+//!
+//! The record of the resource says how large it is to be. It only says a larger size when every
+//! member's disk was found, or made, to have room for it and to read as zeroes there. So each node may
+//! grow at any time from then on, by itself, and does so as soon as it hears of it. See
+//! `docs/design/daemon.md`.
+
+use crate::commands::blocking;
+use crate::disk::growth;
+use crate::node::Node;
+use crate::resource::{Resource, told};
+use crate::shard::{ResourceHandle, ResourceView};
+use crate::{peer_api, refuse};
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::Change;
+use holdfast_core::{Command, Refusal};
+use holdfast_device::LocalDevice;
+use holdfast_units::{DiskState, NodeId, format_size};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::OwnedMutexGuard;
+
+/// How long growing that failed is not tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// How long a promotion waits for it, and how often it looks.
+const PATIENCE: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How large a resource is to be, as far as this node knows.
+pub(crate) fn goal(node: &Node, resource: &Resource, view: &ResourceView) -> u64 {
+    let record = node.view().records.resource(resource.id);
+    let heard = view.snapshot.peers.iter().filter_map(|peer| peer.size);
+    let agreed = record.map_or(0, |record| record.size_bytes);
+    heard.fold(agreed.max(view.snapshot.own_size), u64::max)
+}
+
+/// Keeps a running resource as large as its members agreed on, and its local device as large as the
+/// resource, until the resource is closed.
+pub(crate) async fn run(node: Arc<Node>, resource: Arc<Resource>, handle: ResourceHandle) {
+    let mut views = handle.watch();
+    let mut cluster = node.watch_view();
+    // The size that could not be reached, and when it is tried again.
+    let mut failed: Option<(u64, Instant)> = None;
+    loop {
+        let goal = goal(&node, &resource, &handle.snapshot());
+        let waits = failed.is_some_and(|(size, until)| size == goal && Instant::now() < until);
+        if !waits {
+            let grown = grow(&node, &resource, &handle, goal).await;
+            failed = grown.is_err().then(|| (goal, Instant::now() + RETRY));
+            note(&node, &resource, grown.err());
+            raise_record(&node, &resource, &handle).await;
+        }
+        resize_device(&node, &resource, &handle).await;
+        tokio::select! {
+            changed = views.changed() => if changed.is_err() { break },
+            changed = cluster.changed() => if changed.is_err() { break },
+            () = tokio::time::sleep(RETRY), if failed.is_some() => {}
+        }
+    }
+}
+
+/// Keeps, for status, why it has not the size that was agreed on.
+fn note(node: &Node, resource: &Resource, error: Option<ApiError>) {
+    let name = resource.name();
+    let why = error.map(|error| {
+        format!("resource {name} has not grown on node {}: {}", node.name, told(&error))
+    });
+    let before = std::mem::replace(&mut resource.state().growth_trouble, why.clone());
+    if before == why {
+        return;
+    }
+    if let Some(why) = why {
+        tracing::warn!(resource = name, "{why}");
+        node.hub.notice(&name, None, &why);
+    }
+    resource.changed();
+}
+
+/// Grows this node's part to `size`.
+async fn grow(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    handle: &ResourceHandle,
+    size: u64,
+) -> Result<(), ApiError> {
+    if handle.snapshot().snapshot.own_size >= size {
+        return Ok(());
+    }
+    // Nobody else prepares a larger size while the core takes this one.
+    let guard = prepare(node, resource, size).await?;
+    let result = handle.command(Command::Grow { size }).await;
+    if result == Err(Refusal::TimedOut) {
+        // It may still happen.
+        let mut views = handle.watch();
+        // The core was closed: it does not happen any more.
+        let _ = views.wait_for(|view| view.snapshot.own_size >= size).await;
+    }
+    drop(guard);
+    result.map_err(|refusal| {
+        refuse::core("growing was refused", &resource.name(), refusal, |slot| {
+            node.view().slot_name(resource.id, slot)
+        })
+    })
+}
+
+/// Makes this node's disk and metadata ready for `size`, durably: nothing of it is used before the
+/// core takes the size. Who has what this gives keeps others from doing the same.
+///
+/// # Errors
+/// What is in the way; nothing that is in use has changed then.
+pub(crate) async fn prepare(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    size: u64,
+) -> Result<OwnedMutexGuard<()>, ApiError> {
+    let guard = Arc::clone(&resource.growth).lock_owned().await;
+    let in_use = resource.view().is_some_and(|view| view.snapshot.disk > DiskState::Failed);
+    let local = resource.local();
+    let Some(disk) = local.disk.filter(|_| local.attached && in_use) else { return Ok(guard) };
+    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
+    let members: Vec<NodeId> = peers.filter(|peer| !peer.diskless).map(|peer| peer.slot).collect();
+    let id = resource.id;
+    // The guard goes along: what has begun ends, even when nobody waits for it any more.
+    blocking(move || growth::prepare(&disk, id, &members, size).map(|()| guard)).await
+}
+
+/// The record may have lost a size: one that changed something else knew only the size before.
+async fn raise_record(node: &Arc<Node>, resource: &Arc<Resource>, handle: &ResourceHandle) {
+    let size = handle.snapshot().snapshot.own_size;
+    let behind = |record: &holdfast_cluster::ResourceRecord| record.size_bytes < size;
+    if !node.view().records.resource(resource.id).is_some_and(|record| behind(&record)) {
+        return;
+    }
+    let id = resource.id;
+    let raised = node
+        .cluster(move |state, now| {
+            let record = state.records().resource(id).filter(|record| record.size_bytes < size);
+            let change = record.map(|mut record| {
+                record.size_bytes = size;
+                Change::resource(&record)
+            });
+            state.change(change.into_iter().collect(), now)
+        })
+        .await;
+    match raised {
+        Ok(_) => drop(peer_api::announce(node).await),
+        Err(error) => tracing::warn!(resource = resource.name(), "{}", error.message),
+    }
+}
+
+/// Gives the local device the size of the resource, as far as the kernel can do that.
+async fn resize_device(node: &Arc<Node>, resource: &Arc<Resource>, handle: &ResourceHandle) {
+    let size = handle.snapshot().snapshot.size;
+    let device = resource.state().device.clone();
+    let Some(device) = device.filter(|device| device.size < size) else { return };
+    let (cell, backend) = (Arc::clone(&device.device), Arc::clone(&device.backend));
+    let resized = tokio::task::spawn_blocking(move || {
+        let mut device = cell.lock().unwrap_or_else(PoisonError::into_inner);
+        device.as_mut().map(|device: &mut LocalDevice| {
+            backend.look_again().map_err(|error| error.to_string())?;
+            device.resize(size).map_err(|error| error.to_string())
+        })
+    });
+    let why = match resized.await {
+        // It is being taken away.
+        Ok(None) | Err(_) => return,
+        Ok(Some(Ok(true))) => None,
+        Ok(Some(Ok(false))) => {
+            Some("the kernel cannot change the size of a device of this kind".to_owned())
+        }
+        Ok(Some(Err(why))) => Some(why),
+    };
+    let name = resource.name();
+    if let Some(why) = &why {
+        let text = format!(
+            "{} keeps its size: {why}; it has the new one when it is made again",
+            device.path
+        );
+        tracing::warn!(resource = name, "{text}");
+        node.hub.notice(&name, None, &text);
+    }
+    if let Some(device) = &mut resource.state().device {
+        (device.size, device.kept_size) = (size, why);
+    }
+    resource.changed();
+}
+
+/// That this node's part has the size that was agreed on; it is waited for, for a moment.
+///
+/// # Errors
+/// When it has not: clients must not be given the end that the device had before.
+pub(crate) async fn need_grown(node: &Node, resource: &Resource) -> Result<(), ApiError> {
+    let Some(handle) = resource.handle() else { return Ok(()) };
+    let deadline = Instant::now() + PATIENCE;
+    let (size, goal, trouble) = loop {
+        let view = handle.snapshot();
+        let (size, goal) = (view.snapshot.own_size, goal(node, resource, &view));
+        if size >= goal {
+            return Ok(());
+        }
+        let trouble = resource.state().growth_trouble.clone();
+        if trouble.is_some() || Instant::now() >= deadline {
+            break (size, goal, trouble);
+        }
+        tokio::time::sleep(LOOK).await;
+    };
+    let (name, shown) = (resource.name(), format_size(size));
+    let message = format!(
+        "primary was refused for {name}: it has {shown} ({size} bytes) on this node, and its \
+         members agreed on {goal} bytes"
+    );
+    let hint = trouble.unwrap_or_else(|| "try again in a few seconds".to_owned());
+    Err(ApiError::new(ErrorCode::DiskTooSmall, message).hint(hint))
+}
+
+/// Waits until a view is as wanted. Whether it came to that.
+pub(crate) async fn wait(
+    handle: &ResourceHandle,
+    limit: Duration,
+    mut wanted: impl FnMut(&ResourceView) -> bool,
+) -> bool {
+    let mut views = handle.watch();
+    let waiting = tokio::time::timeout(limit, views.wait_for(|view| wanted(view)));
+    waiting.await.is_ok_and(|met| met.is_ok())
+}
