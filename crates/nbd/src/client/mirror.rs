@@ -6,6 +6,7 @@ mod book;
 mod copy;
 mod legs;
 mod open;
+mod proof;
 mod requests;
 
 use super::engine::Engine;
@@ -32,6 +33,8 @@ pub(super) struct Mirror {
     patience: Duration,
     timeout: Option<Duration>,
     book: Option<Rc<Book>>,
+    /// Where the legs were written to lately in an earlier time.
+    noted_places: Vec<ByteRange>,
     state: RefCell<State>,
     /// Marked as changed when a leg goes online or offline, and when there is an end.
     changes: watch::Sender<()>,
@@ -54,8 +57,12 @@ struct State {
 struct Leg {
     is: LegState,
     missing: Bitmap,
-    /// What it holds was not compared with the others since the mirror was opened.
+    /// What it holds was not compared with the others since it was away.
     unproved: bool,
+    /// It has been in sync since the mirror was opened: its session knows what it was.
+    was_in_sync: bool,
+    /// What it is said to lack is more than it will: it is compared before it is written.
+    doubtful: bool,
     copied: u64,
     away_since: Option<Instant>,
     /// Whether a task copies to it.
@@ -75,12 +82,21 @@ impl Leg {
             is,
             missing,
             unproved: false,
+            was_in_sync: is == LegState::InSync,
+            doubtful: false,
             copied: 0,
             away_since: None,
             copying: false,
             retry_at: None,
             pause: FIRST_PAUSE,
         }
+    }
+
+    /// One of which nothing is known.
+    fn unknown(size: u64) -> Self {
+        let mut all = Bitmap::default();
+        all.set(ByteRange::new(0, size));
+        Self { doubtful: true, ..Self::new(LegState::Behind, all) }
     }
 
     /// It gets writes.
@@ -245,6 +261,7 @@ impl Mirror {
     pub(super) async fn farewell(self: &Rc<Self>) -> RemoteOutcome {
         self.flush().await?;
         self.cool_down().await;
+        self.remember_legs().await;
         let Some(book) = &self.book else { return Ok(Bytes::new()) };
         // Somebody may still have written: then extents are hot, and it was no good end.
         let noted = if book.is_hot() { book.commit().await } else { book.close().await };

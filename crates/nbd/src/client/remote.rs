@@ -77,10 +77,9 @@ impl RemoteDisk {
         let (sender, opened) = mpsc::sync_channel(1);
         let run = move || run(options, messages, &sender);
         let thread = thread::Builder::new().name("nbd-client".to_owned()).spawn(run);
-        thread.map_err(|error| RemoteOpenError(format!("there is no thread for it: {error}")))?;
-        let info = opened
-            .recv()
-            .unwrap_or_else(|_| Err(RemoteOpenError("its thread has ended".to_owned())))?;
+        thread.map_err(|error| format!("there is no thread for it: {error}"))?;
+        let info =
+            opened.recv().unwrap_or_else(|_| Err("its thread has ended".to_owned().into()))?;
         Ok(Self { queue, info, under_way: Arc::default() })
     }
 
@@ -216,7 +215,7 @@ fn run(
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            let error = RemoteOpenError(format!("there is no runtime for it: {error}"));
+            let error = format!("there is no runtime for it: {error}").into();
             // Who opens it waits for this.
             let _ = opened.send(Err(error));
             return;
