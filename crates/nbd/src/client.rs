@@ -25,6 +25,7 @@ use crate::codec::consts::flag;
 use crate::codec::{Extent, ReplyStyle, TransmissionFlags, WireError};
 use crate::{NbdError, NbdUri, UriTransport};
 use blocking::{Ready, Socket, Stream, finish};
+pub use mirror::note_use;
 use negotiate::{Agreed, enter, greet, start_tls};
 pub use options::{MAX_CONNECTIONS, MAX_URIS, MirrorOptions, MirrorStart, RemoteOptions};
 pub use remembered::Remembered;

@@ -31,7 +31,7 @@ pub use client::{
     Client, ClientError, ConnectOptions, ConnectionState, ConnectionStatus, LegState, LegStatus,
     MAX_CONNECTIONS, MAX_URIS, MirrorOptions, MirrorStart, OpenFault, Remembered, RemoteDisk,
     RemoteFailure, RemoteInfo, RemoteOpenError, RemoteOptions, RemoteOutcome, RemoteRequest,
-    RemoteState, RemoteStatus, RemoteVolume, SessionStatus,
+    RemoteState, RemoteStatus, RemoteVolume, SessionStatus, note_use,
 };
 pub use codec::{Command, Extent, ReplyStyle, TransmissionFlags};
 pub use error::NbdError;

@@ -14,15 +14,28 @@ use super::order::{Access, Order};
 use super::request::{RemoteFailure, RemoteOutcome, RemoteRequest};
 use super::session::{Done, Shape};
 use super::status::{LegState, LegStatus, RemoteState, RemoteStatus};
+use crate::NbdUri;
 use bitmap::Bitmap;
 use book::Book;
 use bytes::Bytes;
 use holdfast_units::{BLOCK_SIZE, ByteRange};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
+
+/// Notes for all mirrors whose state directories are in `dir` that these exports are used without the
+/// others of their mirror: the next time that is attached, the others are not equal to them any more.
+/// To be called before the first write.
+///
+/// # Errors
+/// When such a mirror is attached, or the note cannot be written; as a sentence.
+pub fn note_use(dir: &Path, uris: &[NbdUri]) -> Result<(), String> {
+    let uris: Vec<_> = uris.iter().map(ToString::to_string).collect();
+    book::note_use(dir, None, &uris)
+}
 
 /// Requests that are under way, also those whose callers have given up.
 const MAX_REQUESTS: usize = 4096;

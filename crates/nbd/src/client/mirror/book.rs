@@ -482,13 +482,14 @@ fn write(file: &File, pieces: &[(u64, Page)], pages: &[(u64, Page)]) -> io::Resu
 /// The book of another mirror to which one of these disks belongs, and in which a leg lacks something:
 /// known by a URI, or by what the disks hold.
 pub(super) fn find_lacking(
-    dir: &Path,
+    own: &Path,
     size: u64,
     uris: &[String],
     disks: &[Remembered],
 ) -> Option<PathBuf> {
     let names: Vec<_> = uris.iter().map(|uri| name_of(uri)).collect();
-    others(dir).find(|path| {
+    let beside = own.parent().unwrap_or(own);
+    books(beside).filter(|path| !path.starts_with(own)).find(|path| {
         let header = File::open(path).ok().and_then(|file| newest_header(&file));
         header.is_some_and(|header| {
             let named = names.iter().any(|name| header.uris.contains(name));
@@ -501,13 +502,14 @@ pub(super) fn find_lacking(
     })
 }
 
-/// Notes in the books beside that of `dir` that these exports are used without the other legs.
+/// Notes in the books in `dir`, but for the one in `own`, that these exports are used without the
+/// other legs.
 ///
 /// # Errors
 /// When one of these books is in use, or cannot be written.
-pub(super) fn note_use(dir: &Path, uris: &[String]) -> Result<(), String> {
+pub(super) fn note_use(dir: &Path, own: Option<&Path>, uris: &[String]) -> Result<(), String> {
     let names: Vec<_> = uris.iter().map(|uri| name_of(uri)).collect();
-    for path in others(dir) {
+    for path in books(dir).filter(|path| !own.is_some_and(|own| path.starts_with(own))) {
         let fail = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
         let file = File::options().read(true).write(true).open(&path);
         let file = file.map_err(|error| fail(&error))?;
@@ -526,12 +528,10 @@ pub(super) fn note_use(dir: &Path, uris: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// The books of all mirrors but that of `dir`, beside which they are.
-fn others(dir: &Path) -> impl Iterator<Item = PathBuf> {
-    let beside = dir.parent().and_then(|parent| std::fs::read_dir(parent).ok());
-    let own = dir.to_owned();
-    let dirs = beside.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-    dirs.filter(move |dir| *dir != own).map(|dir| dir.join(FILE)).filter(|path| path.is_file())
+/// The books in the directories in `dir`.
+fn books(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path().join(FILE)).filter(|path| path.is_file())
 }
 
 fn name_of(uri: &str) -> [u8; 32] {

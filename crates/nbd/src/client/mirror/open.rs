@@ -128,7 +128,7 @@ async fn begin(
         }
     }
     if let (Some(dir), false) = (&mirror.state_dir, shape.read_only) {
-        note_use(dir, &uris)?;
+        note_use(dir.parent().unwrap_or(dir), Some(dir), &uris)?;
     }
     if let Some(book) = &book {
         for (number, leg) in legs.iter().enumerate() {
