@@ -42,7 +42,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tls::ClientTls;
 use tokio_rustls::rustls::{ClientConnection, StreamOwned};
-pub use volume::{OpenFault, RemoteInfo, RemoteOpenError, RemoteVolume};
+pub use volume::{LastSeen, OpenFault, RemoteInfo, RemoteOpenError, RemoteVolume};
 
 /// How a client connects.
 #[derive(Clone, Debug)]

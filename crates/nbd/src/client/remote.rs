@@ -1,7 +1,7 @@
 use super::options::RemoteOptions;
 use super::request::{RemoteFailure, RemoteOutcome, RemoteRequest};
 use super::status::RemoteStatus;
-use super::volume::{RemoteInfo, RemoteOpenError, RemoteVolume};
+use super::volume::{LastSeen, RemoteInfo, RemoteOpenError, RemoteVolume};
 use bytes::Bytes;
 use holdfast_units::ByteRange;
 use std::io;
@@ -38,7 +38,7 @@ enum Message {
     Request(RemoteRequest, Ticket),
     Status(mpsc::SyncSender<RemoteStatus>),
     Abort(Duration, mpsc::SyncSender<()>),
-    Close(mpsc::SyncSender<Result<String, RemoteFailure>>),
+    Close(mpsc::SyncSender<Result<LastSeen, RemoteFailure>>),
 }
 
 /// Who waits for a request. Told in every case.
@@ -190,12 +190,12 @@ impl RemoteDisk {
     }
 
     /// Flushes, ends the connections and fails all further requests of all clones. What the export
-    /// looked like last: [`RemoteStatus::identity`].
+    /// was like last.
     ///
     /// # Errors
     /// When the flush failed or took more than 10 seconds, or the disk was closed already. It is
     /// closed in every case.
-    pub fn close(&self) -> Result<String, RemoteFailure> {
+    pub fn close(&self) -> Result<LastSeen, RemoteFailure> {
         let (sender, closed) = mpsc::sync_channel(1);
         if self.queue.send(Message::Close(sender)).is_err() {
             return Err(RemoteFailure::Closed);

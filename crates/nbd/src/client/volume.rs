@@ -2,6 +2,7 @@ use super::engine::Engine;
 use super::keeper::Keeper;
 use super::mirror::Mirror;
 use super::options::RemoteOptions;
+use super::remembered::Remembered;
 use super::request::{RemoteFailure, RemoteOutcome, RemoteRequest};
 use super::session::Shape;
 use super::status::{LegState, LegStatus, RemoteStatus};
@@ -66,6 +67,15 @@ pub struct RemoteInfo {
     pub can_trim: bool,
     /// Whether the server seeks.
     pub rotational: bool,
+}
+
+/// What an export was like when it was closed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LastSeen {
+    /// As [`super::RemoteStatus::identity`].
+    pub identity: String,
+    /// As [`super::SessionStatus::remembered`]; of a mirror, one of its legs.
+    pub remembered: Remembered,
 }
 
 /// A remote disk on this thread: everything about it happens in tasks of the current
@@ -159,11 +169,11 @@ impl RemoteVolume {
         }
     }
 
-    /// Flushes and takes its leave; what the export looked like last.
+    /// Flushes and takes its leave; what the export was like last.
     ///
     /// # Errors
     /// When the flush failed, or took more than 10 seconds. It is closed all the same.
-    pub async fn close(self) -> Result<String, RemoteFailure> {
+    pub async fn close(self) -> Result<LastSeen, RemoteFailure> {
         let flush = async {
             match &self.inside {
                 Inside::Single(engine) => engine.ask(RemoteRequest::Flush).await,
@@ -180,7 +190,13 @@ impl RemoteVolume {
             // What cannot be looked at now is missing in the identity.
             let _ = tokio::time::timeout(LAST_FLUSH, engine.learn_all()).await;
         }
-        let identity = engine.session.borrow().identity.fingerprint();
+        let seen = {
+            let session = engine.session.borrow();
+            LastSeen {
+                identity: session.identity.fingerprint(),
+                remembered: session.identity.remembered(),
+            }
+        };
         match &self.inside {
             Inside::Single(engine) => {
                 engine.close();
@@ -191,7 +207,7 @@ impl RemoteVolume {
                 mirror.release().await;
             }
         }
-        flushed.map(|_| identity)
+        flushed.map(|_| seen)
     }
 }
 

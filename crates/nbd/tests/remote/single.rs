@@ -278,7 +278,7 @@ fn the_identity_that_was_asked_for_is_the_one() {
     let setup = Setup::new();
     let disk = setup.disk(1);
     disk.write_at(&block(0, 1), 0, false).unwrap();
-    let identity = disk.close().unwrap();
+    let identity = disk.close().unwrap().identity;
     let open = |identity: &str| {
         let mut options = options(&[&setup.uri()], 1);
         options.identity = Some(identity.to_owned());

@@ -209,11 +209,9 @@ impl Start<'_> {
         let lacks = |noted: &Noted| noted.legs[0] == LegState::Behind && !noted.used[0];
         if noted.is_some_and(|noted| lacks(&noted)) {
             let first = &self.uris[0];
-            return Err(format!(
-                "{first} lacks data that another server has, so it is not copied to the others; \
-                 attached without that, it is filled"
-            )
-            .into());
+            return Err(unequal(format!(
+                "{first} lacks data that another server has, so it is not copied to the others"
+            )));
         }
         let leg = |leg: usize| match leg {
             0 => Leg::new(LegState::InSync, Bitmap::default()),
