@@ -13,7 +13,7 @@ const SAMPLE: u64 = 4096;
 /// How many places are always looked at.
 const FIXED: usize = 16;
 /// How many more places that were written lately.
-const RECENT: usize = PLACES - FIXED as usize;
+const RECENT: usize = PLACES - FIXED;
 
 /// What is remembered of an export.
 #[derive(Debug, Default)]
