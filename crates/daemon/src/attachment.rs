@@ -12,8 +12,10 @@ use backend::RemoteBackend;
 use holdfast_api::attachment::{Attached, AttachmentStatus};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_device::{DeviceError, DeviceOptions, LocalDevice};
-use holdfast_nbd::{LegState, RemoteDisk, RemoteState};
-pub(crate) use record::{Record, RecordStore};
+use holdfast_nbd::{
+    LegState, NbdUri, OpenFault, RemoteDisk, RemoteOpenError, RemoteState, note_use,
+};
+pub(crate) use record::{Record, RecordStore, mirrors_dir};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -168,6 +170,15 @@ pub(crate) struct Running {
     device: Arc<Mutex<Option<LocalDevice>>>,
 }
 
+/// What is left of a device.
+#[derive(Default)]
+pub(crate) struct Closed {
+    /// For [`Record::remembered`].
+    pub(crate) remembered: Option<String>,
+    /// URIs of the legs of a mirror that are not in sync, and how many bytes each lacks.
+    pub(crate) behind: Vec<(String, u64)>,
+}
+
 impl Running {
     /// Whether all of its servers answer, so that a flush can be waited for.
     pub(crate) fn is_connected(&self) -> bool {
@@ -207,23 +218,25 @@ impl Running {
         cell.as_ref().is_some_and(LocalDevice::survives)
     }
 
-    /// Ends the connections, flushing first where a server answers; what the export looked like
-    /// last, and of a mirror which legs lack how many bytes.
-    pub(crate) fn close(&self) -> (Option<String>, Vec<(String, u64)>) {
+    /// Ends the connections, flushing first where a server answers; what is known of what the export
+    /// holds, whatever state it is in, and of a mirror which legs lack how many bytes.
+    pub(crate) fn close(&self) -> Closed {
         let status = self.disk.status();
+        let known = status.as_ref().and_then(|status| status.legs.first());
+        let mut remembered = known.map(|leg| leg.session.remembered.clone());
         let behind = status.iter().flat_map(|status| &status.legs);
         let behind = behind.filter(|leg| leg.state != LegState::InSync);
         let behind = behind.map(|leg| (leg.session.uri.clone(), leg.missing_bytes)).collect();
-        if !status.is_some_and(|status| status.state == RemoteState::Connected) {
-            return (None, behind);
-        }
-        match self.disk.close() {
-            Ok(identity) => (Some(identity), behind),
-            Err(error) => {
-                tracing::warn!(device = self.path, %error, "the last flush of an export failed");
-                (None, behind)
+        if status.is_some_and(|status| status.state == RemoteState::Connected) {
+            match self.disk.close() {
+                Ok(seen) => remembered = Some(seen.remembered),
+                Err(error) => {
+                    tracing::warn!(device = self.path, %error, "the last flush of an export failed");
+                }
             }
         }
+        let remembered = remembered.filter(|known| !known.is_empty());
+        Closed { remembered: remembered.map(|known| known.to_string()), behind }
     }
 }
 
@@ -302,19 +315,32 @@ impl Attachment {
         };
         let options = record.options(&node.settings.state_dir).map_err(refuse)?;
         let disk = RemoteDisk::open(options).map_err(|error| {
-            refuse(error.to_string())
-                .hint("check that the server runs, and that address and export are right")
+            let hint = self.hint(&error, &record);
+            refuse(error.to_string()).hint(hint)
         })?;
         let size = disk.info().size;
         if record.size.is_some_and(|known| known != size) {
             let known = record.size.unwrap_or_default();
             return Err(refuse(format!("the export has {size} bytes now, and had {known}")));
         }
+        if !record.mirror && !disk.info().read_only {
+            let uris: Vec<NbdUri> = record.uris.iter().flat_map(|uri| uri.parse()).collect();
+            note_use(&mirrors_dir(&node.settings.state_dir), &uris).map_err(refuse)?;
+        }
+        // From the first write on, the export does not have to hold that after a crash.
+        self.rewrite(node, &record, None)?;
         let threads = (record.connections * THREADS_EACH).min(MAX_THREADS);
         let via = record.via.parse().map_err(refuse)?;
         let options = DeviceOptions { via, threads, ..device::options(&node.settings.run_dir()) };
         let backend = Arc::new(RemoteBackend::new(disk.clone()));
-        let device = self.make_device(backend, &options).map_err(|e| refuse::device(&e))?;
+        let device = match self.make_device(backend, &options) {
+            Ok(device) => device,
+            Err(error) => {
+                // Nothing has been written.
+                self.rewrite(node, &record, record.remembered.as_ref())?;
+                return Err(refuse::device(&error));
+            }
+        };
         let reason = Some(device.reason().to_owned());
         let identity = disk.status().map(|status| status.identity).unwrap_or_default();
         let running = Running {
@@ -329,8 +355,11 @@ impl Attachment {
         {
             let mut state = self.state();
             state.record.size = Some(size);
-            // From now on writes change what the export looks like.
+            // From now on writes change what the export looks like, and the notes of a mirror say which
+            // server has what.
             state.record.identity = None;
+            state.record.remembered = None;
+            state.record.copy_first = false;
             state.problem = None;
             state.device_waits = false;
             state.running = Some(running);
@@ -343,6 +372,45 @@ impl Attachment {
             tracing::warn!("{}", error.message);
         }
         Ok(Attached { name, path, kind, reason, identity })
+    }
+
+    /// What the user can do about it.
+    fn hint(&self, error: &RemoteOpenError, record: &Record) -> String {
+        let name = &self.name;
+        match error.fault() {
+            OpenFault::Unequal => "name the server first that has what is to be kept, and say \
+                                   `--copy-first`; the others are filled from it"
+                .to_owned(),
+            OpenFault::Different if record.identity.is_some() => {
+                "leave out --identity if this is the right export nevertheless".to_owned()
+            }
+            OpenFault::Different => format!(
+                "if it was exchanged on purpose, `holdfast detach {name} --force`, then attach it"
+            ),
+            OpenFault::Unreachable => {
+                "check that the server runs, and that address and export are right".to_owned()
+            }
+        }
+    }
+
+    /// Changes what the export held wherever that is written down.
+    fn rewrite(
+        &self,
+        node: &Node,
+        record: &Record,
+        remembered: Option<&String>,
+    ) -> Result<(), ApiError> {
+        if record.remembered.is_none() {
+            return Ok(());
+        }
+        let record = Record { remembered: remembered.cloned(), ..record.clone() };
+        if self.is_stored() {
+            RecordStore::open(&node.settings.state_dir)?.save(&record)?;
+        }
+        if self.device_waits() {
+            RecordStore::open(&node.settings.run_dir())?.save(&record)?;
+        }
+        Ok(())
     }
 
     /// Takes over the device that an earlier run left, or makes one.
@@ -397,21 +465,43 @@ impl Attachment {
         RecordStore::open(&node.settings.state_dir)?.remove(&self.name)
     }
 
-    /// Writes into the state directory what the export looks like, for the next start.
+    /// Writes it into the state directory, for the next start.
     ///
     /// # Errors
     /// When the system refuses.
-    pub(crate) fn store(&self, dir: &Path, identity: Option<String>) -> Result<(), ApiError> {
+    pub(crate) fn store(&self, dir: &Path) -> Result<(), ApiError> {
         let _file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_over() {
             return Ok(());
         }
         let record = {
             let mut state = self.state();
-            state.record.identity = identity;
             state.stored = true;
             state.record.clone()
         };
         RecordStore::open(dir)?.save(&record)
+    }
+
+    /// The daemon ends: what the next start has to know is kept, also of a device that waits for it.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(crate) fn keep(
+        &self,
+        node: &Node,
+        remembered: Option<String>,
+        device_waits: bool,
+    ) -> Result<(), ApiError> {
+        {
+            let mut state = self.state();
+            let one = !state.record.mirror && !state.record.shared;
+            state.record.remembered = remembered.filter(|_| one);
+        }
+        let run = RecordStore::open(&node.settings.run_dir())?;
+        let kept = if device_waits { run.save(&self.record()) } else { run.remove(&self.name) };
+        if self.is_stored() {
+            self.store(&node.settings.state_dir)?;
+        }
+        kept
     }
 }

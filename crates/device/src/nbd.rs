@@ -154,7 +154,7 @@ fn again(
 
 fn fault_of(error: ClientError) -> Fault {
     match error {
-        ClientError::Io(error) => match error.kind() {
+        ClientError::Io(error) | ClientError::Unreachable(error) => match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Fault::GivenUp(error),
             _ => Fault::Lost(error),
         },

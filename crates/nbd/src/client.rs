@@ -11,6 +11,7 @@ mod mirror;
 mod negotiate;
 mod options;
 mod order;
+mod remembered;
 mod remote;
 mod request;
 mod session;
@@ -24,8 +25,10 @@ use crate::codec::consts::flag;
 use crate::codec::{Extent, ReplyStyle, TransmissionFlags, WireError};
 use crate::{NbdError, NbdUri, UriTransport};
 use blocking::{Ready, Socket, Stream, finish};
+pub use mirror::note_use;
 use negotiate::{Agreed, enter, greet, start_tls};
 pub use options::{MAX_CONNECTIONS, MAX_URIS, MirrorOptions, MirrorStart, RemoteOptions};
+pub use remembered::Remembered;
 pub use remote::RemoteDisk;
 pub use request::{RemoteFailure, RemoteOutcome, RemoteRequest};
 pub use status::{
@@ -39,7 +42,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tls::ClientTls;
 use tokio_rustls::rustls::{ClientConnection, StreamOwned};
-pub use volume::{RemoteInfo, RemoteOpenError, RemoteVolume};
+pub use volume::{LastSeen, OpenFault, RemoteInfo, RemoteOpenError, RemoteVolume};
 
 /// How a client connects.
 #[derive(Clone, Debug)]
@@ -72,6 +75,9 @@ impl Default for ConnectOptions {
 /// Why a client could not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
+    /// No server was reached.
+    #[error("the connection to the NBD server could not be made: {0}")]
+    Unreachable(io::Error),
     /// The socket failed. The connection cannot be used any more.
     #[error("the connection to the NBD server broke: {0}")]
     Io(#[from] io::Error),
@@ -106,7 +112,7 @@ impl From<WireError> for ClientError {
 impl From<ClientError> for io::Error {
     fn from(error: ClientError) -> Self {
         match error {
-            ClientError::Io(error) => error,
+            ClientError::Io(error) | ClientError::Unreachable(error) => error,
             ClientError::Request(error) => error.into(),
             other => Self::other(other),
         }

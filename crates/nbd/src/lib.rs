@@ -28,10 +28,10 @@ mod uri;
 pub use buffers::{HeapBuffers, PayloadBuf, PayloadBuffers};
 pub use changes::Changes;
 pub use client::{
-    Client, ClientError, ConnectOptions, ConnectionState, ConnectionStatus, LegState, LegStatus,
-    MAX_CONNECTIONS, MAX_URIS, MirrorOptions, MirrorStart, RemoteDisk, RemoteFailure, RemoteInfo,
-    RemoteOpenError, RemoteOptions, RemoteOutcome, RemoteRequest, RemoteState, RemoteStatus,
-    RemoteVolume, SessionStatus,
+    Client, ClientError, ConnectOptions, ConnectionState, ConnectionStatus, LastSeen, LegState,
+    LegStatus, MAX_CONNECTIONS, MAX_URIS, MirrorOptions, MirrorStart, OpenFault, Remembered,
+    RemoteDisk, RemoteFailure, RemoteInfo, RemoteOpenError, RemoteOptions, RemoteOutcome,
+    RemoteRequest, RemoteState, RemoteStatus, RemoteVolume, SessionStatus, note_use,
 };
 pub use codec::{Command, Extent, ReplyStyle, TransmissionFlags};
 pub use error::NbdError;

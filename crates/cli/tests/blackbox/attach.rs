@@ -195,7 +195,9 @@ fn what_is_persistent_comes_back_with_daemon_and_server() {
     other.flush().expect("it can be flushed");
     cluster[CLIENT].start();
     let other_content = || status(&cluster[CLIENT], "kept").problem.unwrap_or_default();
-    wait_until(SOON, "other content is refused", || other_content().contains("identity"));
+    wait_until(SOON, "other content is refused", || {
+        other_content().contains("not the one that it was")
+    });
     other.write_at(&[0; 4096], 0).expect("it can be written");
     other.flush().expect("it can be flushed");
     wait_until(SOON, "its content is taken", || status(&cluster[CLIENT], "kept").device.is_some());
@@ -203,6 +205,89 @@ fn what_is_persistent_comes_back_with_daemon_and_server() {
     cluster[CLIENT].ok(&["detach", "kept"]);
     cluster[CLIENT].restart();
     assert_eq!(cluster[CLIENT].json(&["attachments"]), serde_json::json!([]));
+}
+
+#[test]
+fn another_disk_is_refused_after_a_stop_without_the_server() {
+    if skipped() {
+        return;
+    }
+    let mut cluster = servers(1);
+    let path = attach(&cluster, &["--persist"]);
+    write_direct(&path, 7777, 1).expect("it can be written");
+    cluster[SERVER].kill9();
+    wait_state(&cluster[CLIENT], "d1", "Reconnecting");
+    cluster[CLIENT].stop();
+    // An older state: the write that came last is not in it.
+    cluster[SERVER].start();
+    let mut other = cluster[SERVER].open("d1");
+    let mut older = |byte: u8| {
+        other.write_at(&[byte; 4096], 7777 * 4096).expect("it can be written");
+        other.flush().expect("it can be flushed");
+    };
+    older(0);
+    let problem = |cluster: &Cluster| status(&cluster[CLIENT], "d1").problem.unwrap_or_default();
+    // It is refused at every start.
+    for _ in 0..2 {
+        cluster[CLIENT].start();
+        wait_until(SOON, "it is refused", || problem(&cluster).contains("not the one that it was"));
+        assert_eq!(status(&cluster[CLIENT], "d1").device, None);
+        cluster[CLIENT].stop();
+    }
+    older(1);
+    cluster[CLIENT].start();
+    wait_state(&cluster[CLIENT], "d1", "Connected");
+    // What it holds after more writes is what counts from then on, also after a crash.
+    write_direct(&path, 7777, 2).expect("it can be written");
+    cluster[CLIENT].kill9();
+    cluster[CLIENT].start();
+    wait_state(&cluster[CLIENT], "d1", "Connected");
+    assert_eq!(read_block(&path, 7777), 2);
+    cluster[CLIENT].ok(&["detach", "d1"]);
+}
+
+#[test]
+fn a_server_of_a_mirror_that_was_used_alone_is_not_taken_for_equal() {
+    if skipped() {
+        return;
+    }
+    let mut cluster = servers(2);
+    let uris = [uri(&cluster, 1), uri(&cluster, 2)];
+    let mirror = ["attach", &uris[0], &uris[1], "--mirror", "--name", "m"];
+    let swapped = ["attach", &uris[1], &uris[0], "--mirror", "--name", "m"];
+    let path = cluster[CLIENT].json(&mirror)["path"].as_str().expect("a path").to_owned();
+    write_direct(&path, 5000, 1).expect("it can be written");
+    cluster[CLIENT].ok(&["detach", "m"]);
+    let in_sync = |cluster: &Cluster| {
+        wait_until(SYNC, "both are in sync", || {
+            status(&cluster[CLIENT], "m").legs.iter().all(|leg| leg.leg == "InSync")
+        });
+    };
+    // The second one alone: then it has the newest data.
+    let alone = |cluster: &Cluster, server: usize, byte: u8| {
+        cluster[CLIENT].ok(&["attach", &uris[server - 1], "--name", "m"]);
+        write_direct(&path, 6000, byte).expect("it can be written");
+        cluster[CLIENT].ok(&["detach", "m"]);
+    };
+    alone(&cluster, 2, 2);
+    cluster[CLIENT].ok(&mirror);
+    in_sync(&cluster);
+    assert_eq!(read_block(&path, 6000), 2);
+    // One that lacks something is used alone: nobody has all.
+    cluster[1].kill9();
+    wait_until(SOON, "it is behind", || status(&cluster[CLIENT], "m").legs[0].leg == "Behind");
+    write_direct(&path, 5000, 3).expect("the other one has it");
+    cluster[CLIENT].ok(&["detach", "m"]);
+    cluster[1].start();
+    cluster[CLIENT].refused(&[&mirror[..], &["--copy-first"]].concat(), 1, "lacks data");
+    alone(&cluster, 1, 4);
+    cluster[CLIENT].refused(&mirror, 1, "--copy-first");
+    cluster[CLIENT].ok(&[&swapped[..], &["--copy-first"]].concat());
+    in_sync(&cluster);
+    assert_eq!((read_block(&path, 5000), read_block(&path, 6000)), (3, 2));
+    cluster[CLIENT].ok(&["detach", "m"]);
+    let images = [cluster[1].disk("d1"), cluster[2].disk("d2")];
+    holdfast_testkit::files::assert_equal(&images[0], &images[1], SIZE);
 }
 
 #[test]
@@ -370,7 +455,9 @@ fn another_server_takes_over_and_a_read_only_device_takes_no_writes() {
     assert_eq!(status(&cluster[CLIENT], "d").legs[0].uri, uris[1]);
     cluster[CLIENT].ok(&["detach", "d"]);
     let wrong = ["attach", &uris[1], "--identity", "0123456789abcdef0123456789abcdef"];
-    cluster[CLIENT].refused(&wrong, 1, "identity");
+    cluster[CLIENT].refused(&wrong, 1, "leave out --identity");
+    let nobody = format!("nbd+unix:///x?socket={}", cluster.scratch().join("none").display());
+    cluster[CLIENT].refused(&["attach", &nobody], 1, "could not be made");
     cluster[CLIENT].ok(&["attach", &uris[1], "--read-only", "--name", "r"]);
     let path = status(&cluster[CLIENT], "r").device.expect("it has a device");
     assert_eq!(run_ok(Command::new("blockdev").args(["--getro", &path])).trim(), "1");

@@ -3,7 +3,7 @@
 use crate::local::failed;
 use crate::statefile;
 use holdfast_api::ApiError;
-use holdfast_nbd::{MirrorOptions, MirrorStart, NbdUri, RemoteOptions};
+use holdfast_nbd::{MirrorOptions, MirrorStart, NbdUri, Remembered, RemoteOptions};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::DirBuilder;
@@ -32,8 +32,12 @@ pub(crate) struct Record {
     pub(crate) io_timeout_seconds: Option<f64>,
     /// The size, once it is known.
     pub(crate) size: Option<u64>,
-    /// What the export must look like when it is attached; not known while it is in use.
+    /// What the user says that the export must look like, when it is attached for the first time.
     pub(crate) identity: Option<String>,
+    /// What it held when the daemon ended: a [`Remembered`]. Not known while it is in use, and not of
+    /// mirrors.
+    #[serde(default)]
+    pub(crate) remembered: Option<String>,
 }
 
 impl Record {
@@ -52,6 +56,7 @@ impl Record {
             read_only: self.read_only,
             content_check: !self.shared,
             identity: self.identity.clone(),
+            remembered: self.remembered.as_deref().map(str::parse::<Remembered>).transpose()?,
             mirror: self.mirror.then(|| MirrorOptions {
                 state_dir: Some(self.mirror_dir(state_dir)),
                 start: if self.copy_first { MirrorStart::CopyFirst } else { MirrorStart::Equal },
@@ -68,7 +73,7 @@ impl Record {
         uris.sort();
         let digest = Sha256::digest(uris.join("\n").as_bytes());
         let name: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        state_dir.join("mirrors").join(name)
+        mirrors_dir(state_dir).join(name)
     }
 
     /// The name of the export, when it is one that a device can have.
@@ -77,6 +82,11 @@ impl Record {
         let name = uri.export.rsplit('/').next().unwrap_or_default().to_owned();
         holdfast_units::check_name(&name).is_ok().then_some(name)
     }
+}
+
+/// Where it is written down what is to be known of mirrors.
+pub(crate) fn mirrors_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("mirrors")
 }
 
 /// The files, in a directory of their own.
@@ -151,6 +161,7 @@ mod tests {
             io_timeout_seconds: Some(2.5),
             size: Some(4096),
             identity: None,
+            remembered: None,
         }
     }
 

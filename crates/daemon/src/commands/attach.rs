@@ -1,7 +1,7 @@
 //! `attach`, `attachments`, `detach` and `abort`: remote exports as local block devices.
 
 use super::{blocking, device, used_disks};
-use crate::attachment::{Attachment, Record, RecordStore, Running};
+use crate::attachment::{Attachment, Closed, Record, RecordStore, Running};
 use crate::disk::Used;
 use crate::events::{Part, of_attachments};
 use crate::node::Node;
@@ -48,7 +48,7 @@ pub(crate) async fn attach(node: &Arc<Node>, call: Attach) -> Result<Attached, A
     let persist = call.persist;
     let made = blocking(move || {
         let made = owned.open(&of)?;
-        if persist && let Err(error) = owned.store(&of.settings.state_dir, None) {
+        if persist && let Err(error) = owned.store(&of.settings.state_dir) {
             if let Some(running) = owned.stopped() {
                 // It is not in use yet.
                 let _ = running.take_device(true);
@@ -133,6 +133,7 @@ fn record_of(call: &Attach) -> Result<Record, ApiError> {
         io_timeout_seconds: (seconds > 0.0).then_some(seconds),
         size: None,
         identity: call.identity.clone(),
+        remembered: None,
     })
 }
 
@@ -187,14 +188,10 @@ pub(crate) async fn detach(node: &Arc<Node>, name: &str, call: &Detach) -> Resul
     let returns = attachment.is_stored() || attachment.device_waits();
     let waits = returns && attachment.running().is_none();
     let _begun = if waits { None } else { Some(attachment.begin().await?) };
-    let (was_there, behind) = match attachment.running() {
-        Some(running) => (true, take_away(&attachment, running, force).await?.1),
-        None => (false, Vec::new()),
+    let behind = match attachment.running() {
+        Some(running) => take_away(&attachment, running, force).await?.behind,
+        None => Vec::new(),
     };
-    let record = attachment.record();
-    let dir = node.settings.state_dir.clone();
-    let notes = record.mirror_dir(&dir);
-    let equal = record.mirror && was_there && behind.is_empty() && !force;
     let (owned, of) = (Arc::clone(&attachment), Arc::clone(node));
     blocking(move || {
         owned.end(&of)?;
@@ -204,11 +201,6 @@ pub(crate) async fn detach(node: &Arc<Node>, name: &str, call: &Detach) -> Resul
             running.close();
         }
         owned.give_up_device(&of, "it was detached");
-        // With nothing missing anywhere there is nothing to remember. A directory that stays is no
-        // harm.
-        if equal && let Err(error) = std::fs::remove_dir_all(&notes) {
-            tracing::debug!(%error, "the notes of a mirror stay");
-        }
         Ok(())
     })
     .await?;
@@ -251,12 +243,12 @@ pub(crate) async fn abort(node: &Arc<Node>, name: &str, call: &Abort) -> Result<
     )))
 }
 
-/// Takes the device away and ends the connections; what the export looks like, and what legs lack.
+/// Takes the device away and ends the connections.
 async fn take_away(
     attachment: &Arc<Attachment>,
     running: Running,
     force: bool,
-) -> Result<(Option<String>, Vec<(String, u64)>), ApiError> {
+) -> Result<Closed, ApiError> {
     let name = attachment.name.clone();
     let owned = Arc::clone(attachment);
     blocking(move || {
@@ -323,7 +315,9 @@ fn returning(node: &Node) -> Result<Vec<Returning>, ApiError> {
         for problem in damaged {
             tracing::error!("an attachment is left out: {problem}");
         }
-        for record in records {
+        for mut record in records {
+            // It has been attached: its notes say who lacks what.
+            record.copy_first = false;
             if found.iter().any(|other| other.record.name == record.name) {
                 continue;
             }
@@ -353,7 +347,7 @@ async fn come_back(node: Arc<Node>, attachment: Arc<Attachment>) {
             let opened = blocking(move || {
                 let made = owned.open(&of)?;
                 if owned.is_stored() {
-                    owned.store(&of.settings.state_dir, None)?;
+                    owned.store(&of.settings.state_dir)?;
                 }
                 if owned.is_over()
                     && let Some(running) = owned.stopped()
@@ -402,34 +396,24 @@ async fn come_back(node: Arc<Node>, attachment: Arc<Attachment>) {
 pub(crate) async fn give_all_up(node: &Arc<Node>) {
     let all = node.attachments.all().into_iter().map(|attachment| async move {
         let Some(running) = attachment.running() else { return };
-        let gone = match take_away(&attachment, running.clone(), false).await {
-            Ok(gone) => Ok(gone),
+        let (closed, waits) = match take_away(&attachment, running.clone(), false).await {
+            Ok(closed) => (closed, false),
             Err(error) => match leave(&attachment, running.clone()).await {
-                Ok(true) => {
+                Ok(Some(closed)) => {
                     tracing::warn!("{} waits for the next start: it is in use", attachment.name);
-                    return;
+                    (closed, true)
                 }
                 _ => {
                     tracing::warn!("{}; it is taken away by force", error.message);
-                    take_away(&attachment, running, true).await
+                    let taken = take_away(&attachment, running, true).await;
+                    let taken = taken.inspect_err(|error| tracing::warn!("{}", error.message));
+                    (taken.unwrap_or_default(), false)
                 }
             },
         };
-        let (owned, of) = (Arc::clone(&attachment), Arc::clone(node));
-        let forgotten =
-            blocking(move || RecordStore::open(&of.settings.run_dir())?.remove(&owned.name));
-        if let Err(error) = forgotten.await {
-            tracing::warn!("{}", error.message);
-        }
-        let dir = node.settings.state_dir.clone();
-        let stored = match gone {
-            Ok((identity, _)) if attachment.is_stored() => {
-                blocking(move || attachment.store(&dir, identity)).await
-            }
-            Ok(_) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = stored {
+        let of = Arc::clone(node);
+        let kept = blocking(move || attachment.keep(&of, closed.remembered, waits)).await;
+        if let Err(error) = kept {
             tracing::warn!("{}", error.message);
         }
     });
@@ -437,15 +421,14 @@ pub(crate) async fn give_all_up(node: &Arc<Node>) {
 }
 
 /// Leaves the device for the next start, when it can wait for it, and ends the connections.
-async fn leave(attachment: &Arc<Attachment>, running: Running) -> Result<bool, ApiError> {
+async fn leave(attachment: &Arc<Attachment>, running: Running) -> Result<Option<Closed>, ApiError> {
     let owned = Arc::clone(attachment);
     blocking(move || {
-        let left = running.leave_device();
-        if left {
-            owned.stopped();
-            running.close();
+        if !running.leave_device() {
+            return Ok(None);
         }
-        Ok(left)
+        owned.stopped();
+        Ok(Some(running.close()))
     })
     .await
 }

@@ -43,7 +43,7 @@ pub(super) enum Transport {
 /// Connects, haggles, enters the export.
 ///
 /// # Errors
-/// [`ClientError`]; `TimedOut` when it takes too long.
+/// [`ClientError`]; [`ClientError::Unreachable`] when it takes too long.
 pub(super) async fn dial(
     uri: &NbdUri,
     options: &DialOptions,
@@ -51,7 +51,7 @@ pub(super) async fn dial(
     let dialled = tokio::time::timeout(options.patience, dial_patiently(uri, options));
     dialled.await.unwrap_or_else(|_| {
         let why = format!("it did not let us in within {:?}", options.patience);
-        Err(io::Error::new(io::ErrorKind::TimedOut, why).into())
+        Err(ClientError::Unreachable(io::Error::new(io::ErrorKind::TimedOut, why)))
     })
 }
 
@@ -62,9 +62,13 @@ async fn dial_patiently(
     let place = options.certificates.as_deref();
     let tls = uri.tls.then(|| ClientTls::of(uri, place)).transpose()?;
     let mut socket = match &uri.transport {
-        UriTransport::Unix { path } => Socket::Unix(UnixStream::connect(path).await?),
+        UriTransport::Unix { path } => {
+            let connected = UnixStream::connect(path).await;
+            Socket::Unix(connected.map_err(ClientError::Unreachable)?)
+        }
         UriTransport::Tcp { host, port } => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            let connected = TcpStream::connect((host.as_str(), *port)).await;
+            let stream = connected.map_err(ClientError::Unreachable)?;
             prepare(&stream, options.silence)?;
             Socket::Tcp(stream)
         }

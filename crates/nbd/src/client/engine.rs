@@ -156,6 +156,16 @@ impl Engine {
         self.begin(request).await.unwrap_or(Err(RemoteFailure::Closed))
     }
 
+    /// Reads all samples that are not known and can be read now.
+    pub(super) async fn learn_all(&self) {
+        let looks = self.session.borrow().looks_to_learn();
+        for look in looks {
+            if let Ok(data) = self.ask(RemoteRequest::Read { range: look.range }).await {
+                self.session.borrow_mut().identity.learn(look, &data);
+            }
+        }
+    }
+
     pub(super) fn shape(&self) -> Option<Shape> {
         self.session.borrow().shape()
     }
@@ -294,6 +304,7 @@ impl Engine {
             outages: progress.outages,
             last_error: progress.last_error.clone(),
             identity: session.identity.fingerprint(),
+            remembered: session.identity.remembered(),
             connections: connections.collect(),
         }
     }

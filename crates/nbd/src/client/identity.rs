@@ -1,6 +1,7 @@
 //! What the export looked like: whether another server has the same.
 
 use super::negotiate::Agreed;
+use super::remembered::{PLACES, Print, Remembered, print};
 use super::session::Shape;
 use crate::codec::consts::flag;
 use holdfast_units::ByteRange;
@@ -10,12 +11,9 @@ use std::fmt::Write as _;
 /// How long a sample is, in bytes; more where the blocks of the export are larger.
 const SAMPLE: u64 = 4096;
 /// How many places are always looked at.
-const FIXED: u64 = 16;
+const FIXED: usize = 16;
 /// How many more places that were written lately.
-const RECENT: usize = 16;
-
-/// The start of a SHA-256.
-type Print = [u8; 16];
+const RECENT: usize = PLACES - FIXED;
 
 /// What is remembered of an export.
 #[derive(Debug, Default)]
@@ -95,7 +93,7 @@ impl Identity {
         let count = shape.size.div_ceil(self.unit);
         // Partition tables, superblocks, their copies at the end; then evenly between.
         let mut places = vec![0, 1, 2, 16, count.saturating_sub(1)];
-        let rest = FIXED - places.len() as u64;
+        let rest = (FIXED - places.len()) as u64;
         places.extend((1..=rest).map(|part| count / (rest + 1) * part));
         places.retain(|place| *place < count);
         places.sort_unstable();
@@ -138,6 +136,31 @@ impl Identity {
     /// Where exports of this shape are always looked at.
     pub(super) fn places(&self) -> Vec<ByteRange> {
         self.samples[..self.fixed].iter().map(|sample| sample.range).collect()
+    }
+
+    /// Where it was written to lately.
+    pub(super) fn recent(&self) -> Vec<ByteRange> {
+        self.samples[self.fixed..].iter().map(|sample| sample.range).collect()
+    }
+
+    /// All that is known of its content.
+    pub(super) fn remembered(&self) -> Remembered {
+        let known = self.samples.iter().filter_map(|s| Some((s.range, s.print?)));
+        Remembered::new(known)
+    }
+
+    /// Takes over what was known of the content, after the shape.
+    pub(super) fn recall(&mut self, remembered: &Remembered) {
+        let end = self.known.as_ref().map_or(0, |known| known.shape.size);
+        for (range, print) in remembered.places() {
+            let known = self.samples.iter_mut().find(|sample| sample.range == *range);
+            let fits = range.len == self.unit && range.end() <= end;
+            if let Some(sample) = known {
+                sample.print = Some(*print);
+            } else if fits && self.samples.len() < self.fixed + RECENT {
+                self.samples.push(Sample { range: *range, print: Some(*print), version: 0 });
+            }
+        }
     }
 
     /// Samples that are not known and could be read now.
@@ -185,12 +208,6 @@ impl Identity {
         }
         text
     }
-}
-
-fn print(data: &[u8]) -> Print {
-    let mut print = [0; 16];
-    print.copy_from_slice(&Sha256::digest(data)[..16]);
-    print
 }
 
 #[cfg(test)]
@@ -272,6 +289,22 @@ mod tests {
         }
         assert_eq!(identity.unknown().len(), fixed + RECENT);
         assert!(identity.unknown().iter().any(|look| look.range.offset == 1099 * 4096));
+    }
+
+    #[test]
+    fn what_is_remembered_is_known_to_another() {
+        let mut one = identity(64 << 20);
+        one.remember(&[ByteRange::new(777 * 4096, 4096)]);
+        for look in one.unknown() {
+            one.learn(look, &[7; 4096]);
+        }
+        let mut other = identity(64 << 20);
+        other.recall(&one.remembered());
+        assert_eq!(other.known(), one.known());
+        assert_eq!(other.recent(), [ByteRange::new(777 * 4096, 4096)]);
+        let mut small = identity(1 << 20);
+        small.recall(&one.remembered());
+        assert!(small.known().iter().all(|look| look.range.end() <= 1 << 20));
     }
 
     #[test]

@@ -51,6 +51,11 @@ pub(super) async fn join(engine: Rc<Engine>, lane: usize, uri: NbdUri) -> Result
     };
     let checked = engine.session.borrow_mut().identity.check_shape(&agreed, shape);
     checked.map_err(NotMade::Different)?;
+    if let Some(remembered) = engine.options.remembered.as_ref().filter(|_| first)
+        && engine.options.content_check
+    {
+        engine.session.borrow_mut().identity.recall(remembered);
+    }
     attach(&engine, lane, transport, &agreed);
     let patience = engine.options.connect_timeout;
     let looked = tokio::time::timeout(patience, look(&engine, lane, first));
@@ -123,7 +128,10 @@ async fn look(engine: &Rc<Engine>, lane: usize, first: bool) -> Result<(), NotMa
         return Ok(());
     }
     let reads: Vec<(Look, oneshot::Receiver<RemoteOutcome>)> = engine.with(|session, now| {
-        let looks = if first { session.identity.unknown() } else { session.identity.known() };
+        let mut looks = session.identity.known();
+        if first {
+            looks.extend(session.identity.unknown());
+        }
         let read = |look: Look| (look, session.read_privately(lane, look.range, now));
         looks.into_iter().map(read).collect()
     });
@@ -135,11 +143,12 @@ async fn look(engine: &Rc<Engine>, lane: usize, first: bool) -> Result<(), NotMa
             _ => return Err(broken("it broke while it was looked at")),
         };
         let identity = &mut engine.session.borrow_mut().identity;
-        if first {
-            identity.learn(look, &data);
-        } else if !identity.is_same(look, &data) {
+        if !identity.is_same(look, &data) {
             let at = look.range.offset;
             return Err(NotMade::Different(format!("what is at byte {at} has changed")));
+        }
+        if first {
+            identity.learn(look, &data);
         }
     }
     match &engine.options.identity {

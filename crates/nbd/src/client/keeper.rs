@@ -1,6 +1,5 @@
 //! Keeps the connections of a session: which server is dialled, when, and for which place.
 
-use super::ClientError;
 use super::engine::Engine;
 use super::join::{NotMade, join};
 use super::link::Ending;
@@ -281,7 +280,6 @@ fn learn(engine: &Rc<Engine>, learning: &Rc<()>) {
 impl std::fmt::Display for NotMade {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Client(error @ ClientError::Io(_)) => error.fmt(f),
             Self::Client(error) => error.fmt(f),
             Self::Different(why) => write!(f, "the export is not the one that it was: {why}"),
         }

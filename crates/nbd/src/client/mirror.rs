@@ -6,6 +6,7 @@ mod book;
 mod copy;
 mod legs;
 mod open;
+mod proof;
 mod requests;
 
 use super::engine::Engine;
@@ -13,15 +14,28 @@ use super::order::{Access, Order};
 use super::request::{RemoteFailure, RemoteOutcome, RemoteRequest};
 use super::session::{Done, Shape};
 use super::status::{LegState, LegStatus, RemoteState, RemoteStatus};
+use crate::NbdUri;
 use bitmap::Bitmap;
 use book::Book;
 use bytes::Bytes;
 use holdfast_units::{BLOCK_SIZE, ByteRange};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
+
+/// Notes for all mirrors whose state directories are in `dir` that these exports are used without the
+/// others of their mirror: the next time that is attached, the others are not equal to them any more.
+/// To be called before the first write.
+///
+/// # Errors
+/// When such a mirror is attached, or the note cannot be written; as a sentence.
+pub fn note_use(dir: &Path, uris: &[NbdUri]) -> Result<(), String> {
+    let uris: Vec<_> = uris.iter().map(ToString::to_string).collect();
+    book::note_use(dir, None, &uris)
+}
 
 /// Requests that are under way, also those whose callers have given up.
 const MAX_REQUESTS: usize = 4096;
@@ -32,6 +46,8 @@ pub(super) struct Mirror {
     patience: Duration,
     timeout: Option<Duration>,
     book: Option<Rc<Book>>,
+    /// Where the legs were written to lately in an earlier time.
+    noted_places: Vec<ByteRange>,
     state: RefCell<State>,
     /// Marked as changed when a leg goes online or offline, and when there is an end.
     changes: watch::Sender<()>,
@@ -54,8 +70,12 @@ struct State {
 struct Leg {
     is: LegState,
     missing: Bitmap,
-    /// What it holds was not compared with the others since the mirror was opened.
+    /// What it holds was not compared with the others since it was away.
     unproved: bool,
+    /// It has been in sync since the mirror was opened: its session knows what it was.
+    was_in_sync: bool,
+    /// What it is said to lack is more than it will: it is compared before it is written.
+    doubtful: bool,
     copied: u64,
     away_since: Option<Instant>,
     /// Whether a task copies to it.
@@ -75,12 +95,21 @@ impl Leg {
             is,
             missing,
             unproved: false,
+            was_in_sync: is == LegState::InSync,
+            doubtful: false,
             copied: 0,
             away_since: None,
             copying: false,
             retry_at: None,
             pause: FIRST_PAUSE,
         }
+    }
+
+    /// One of which nothing is known.
+    fn unknown(size: u64) -> Self {
+        let mut all = Bitmap::default();
+        all.set(ByteRange::new(0, size));
+        Self { doubtful: true, ..Self::new(LegState::Behind, all) }
     }
 
     /// It gets writes.
@@ -245,6 +274,7 @@ impl Mirror {
     pub(super) async fn farewell(self: &Rc<Self>) -> RemoteOutcome {
         self.flush().await?;
         self.cool_down().await;
+        self.remember_legs().await;
         let Some(book) = &self.book else { return Ok(Bytes::new()) };
         // Somebody may still have written: then extents are hot, and it was no good end.
         let noted = if book.is_hot() { book.commit().await } else { book.close().await };

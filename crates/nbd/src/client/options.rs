@@ -1,4 +1,5 @@
 use super::dial::DialOptions;
+use super::remembered::Remembered;
 use super::session::Limits;
 use crate::NbdUri;
 use std::path::PathBuf;
@@ -37,6 +38,9 @@ pub struct RemoteOptions {
     pub content_check: bool,
     /// What [`super::RemoteStatus::identity`] must be when the disk is opened.
     pub identity: Option<String>,
+    /// What the export held when it was seen last; one that holds something else is refused. Not for
+    /// mirrors, which know it from their state directory.
+    pub remembered: Option<Remembered>,
     /// How many bytes of writes are kept until a flush has covered them.
     pub unflushed_limit: u64,
     /// Every URI is a copy, and all are kept equal.
@@ -48,19 +52,20 @@ pub struct RemoteOptions {
 pub struct MirrorOptions {
     /// How long a server may be away before the others go on without it.
     pub patience: Duration,
-    /// Where it is written down which server lacks what. Without it that is forgotten with the
-    /// process.
+    /// Where it is written down which server lacks what, one directory for each mirror; those of
+    /// other mirrors are beside it. Without it that is forgotten with the process.
     pub state_dir: Option<PathBuf>,
-    /// What to believe when nothing is written down.
+    /// What to believe of the servers.
     pub start: MirrorStart,
 }
 
-/// What to believe of servers about which nothing is known.
+/// What to believe of the servers of a mirror.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MirrorStart {
-    /// They hold the same. Samples of them are compared.
+    /// What is written down; where nothing is, that they hold the same. Samples of them are compared.
     Equal,
-    /// The first one is right; all others are filled from it.
+    /// The first one is right, unless it is written down that it lacks something: all others are
+    /// compared with it and filled where they differ.
     CopyFirst,
 }
 
@@ -86,6 +91,7 @@ impl RemoteOptions {
             read_only: false,
             content_check: true,
             identity: None,
+            remembered: None,
             unflushed_limit: 64 << 20,
             mirror: None,
         }

@@ -1,7 +1,7 @@
 use super::options::RemoteOptions;
 use super::request::{RemoteFailure, RemoteOutcome, RemoteRequest};
 use super::status::RemoteStatus;
-use super::volume::{RemoteInfo, RemoteOpenError, RemoteVolume};
+use super::volume::{LastSeen, RemoteInfo, RemoteOpenError, RemoteVolume};
 use bytes::Bytes;
 use holdfast_units::ByteRange;
 use std::io;
@@ -38,7 +38,7 @@ enum Message {
     Request(RemoteRequest, Ticket),
     Status(mpsc::SyncSender<RemoteStatus>),
     Abort(Duration, mpsc::SyncSender<()>),
-    Close(mpsc::SyncSender<Result<String, RemoteFailure>>),
+    Close(mpsc::SyncSender<Result<LastSeen, RemoteFailure>>),
 }
 
 /// Who waits for a request. Told in every case.
@@ -77,10 +77,9 @@ impl RemoteDisk {
         let (sender, opened) = mpsc::sync_channel(1);
         let run = move || run(options, messages, &sender);
         let thread = thread::Builder::new().name("nbd-client".to_owned()).spawn(run);
-        thread.map_err(|error| RemoteOpenError(format!("there is no thread for it: {error}")))?;
-        let info = opened
-            .recv()
-            .unwrap_or_else(|_| Err(RemoteOpenError("its thread has ended".to_owned())))?;
+        thread.map_err(|error| format!("there is no thread for it: {error}"))?;
+        let info =
+            opened.recv().unwrap_or_else(|_| Err("its thread has ended".to_owned().into()))?;
         Ok(Self { queue, info, under_way: Arc::default() })
     }
 
@@ -191,12 +190,12 @@ impl RemoteDisk {
     }
 
     /// Flushes, ends the connections and fails all further requests of all clones. What the export
-    /// looked like last: [`RemoteStatus::identity`].
+    /// was like last.
     ///
     /// # Errors
     /// When the flush failed or took more than 10 seconds, or the disk was closed already. It is
     /// closed in every case.
-    pub fn close(&self) -> Result<String, RemoteFailure> {
+    pub fn close(&self) -> Result<LastSeen, RemoteFailure> {
         let (sender, closed) = mpsc::sync_channel(1);
         if self.queue.send(Message::Close(sender)).is_err() {
             return Err(RemoteFailure::Closed);
@@ -216,7 +215,7 @@ fn run(
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            let error = RemoteOpenError(format!("there is no runtime for it: {error}"));
+            let error = format!("there is no runtime for it: {error}").into();
             // Who opens it waits for this.
             let _ = opened.send(Err(error));
             return;

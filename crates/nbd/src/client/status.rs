@@ -1,3 +1,4 @@
+use super::remembered::Remembered;
 use std::fmt;
 use std::time::Duration;
 
@@ -123,6 +124,8 @@ pub struct SessionStatus {
     pub last_error: Option<String>,
     /// What the export looks like, in one short text; changes with its content.
     pub identity: String,
+    /// What the export holds in some places, as far as that is known and durable.
+    pub remembered: Remembered,
     /// One for each connection that there may be.
     pub connections: Vec<ConnectionStatus>,
 }

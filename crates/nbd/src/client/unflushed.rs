@@ -139,6 +139,16 @@ impl Unflushed {
         all[..count].iter().map(|(start, piece)| ByteRange::new(**start, piece.len)).collect()
     }
 
+    /// The newest data that were written before `mark`.
+    pub(super) fn newest_data_before(&self, mark: Mark) -> Option<(ByteRange, Bytes)> {
+        let before = self.pieces.iter().filter(|(_, piece)| piece.number < mark.0);
+        let (start, piece) = before.max_by_key(|(_, piece)| piece.number)?;
+        match &piece.kept {
+            Kept::Data(data) => Some((ByteRange::new(*start, piece.len), data.clone())),
+            Kept::Zeroes { .. } | Kept::Trim => None,
+        }
+    }
+
     /// Forgets all.
     pub(super) fn clear(&mut self) {
         self.pieces.clear();

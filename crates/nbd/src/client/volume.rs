@@ -2,6 +2,7 @@ use super::engine::Engine;
 use super::keeper::Keeper;
 use super::mirror::Mirror;
 use super::options::RemoteOptions;
+use super::remembered::Remembered;
 use super::request::{RemoteFailure, RemoteOutcome, RemoteRequest};
 use super::session::Shape;
 use super::status::{LegState, LegStatus, RemoteStatus};
@@ -15,8 +16,41 @@ const LAST_FLUSH: Duration = Duration::from_secs(10);
 
 /// Why a remote disk could not be opened.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the remote disk cannot be opened: {0}")]
-pub struct RemoteOpenError(pub(super) String);
+#[error("the remote disk cannot be opened: {why}")]
+pub struct RemoteOpenError {
+    fault: OpenFault,
+    why: String,
+}
+
+/// What to do about a remote disk that could not be opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenFault {
+    /// The server has to be reached first, or the options have to be others.
+    Unreachable,
+    /// What answers is not the export that is meant.
+    Different,
+    /// The servers of a mirror do not hold the same, or it is not known: somebody has to say which
+    /// one is right, with [`super::MirrorStart::CopyFirst`].
+    Unequal,
+}
+
+impl RemoteOpenError {
+    pub(super) fn new(fault: OpenFault, why: impl Into<String>) -> Self {
+        Self { fault, why: why.into() }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub const fn fault(&self) -> OpenFault {
+        self.fault
+    }
+}
+
+impl From<String> for RemoteOpenError {
+    fn from(why: String) -> Self {
+        Self::new(OpenFault::Unreachable, why)
+    }
+}
 
 /// What does not change while a remote disk is open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +67,15 @@ pub struct RemoteInfo {
     pub can_trim: bool,
     /// Whether the server seeks.
     pub rotational: bool,
+}
+
+/// What an export was like when it was closed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LastSeen {
+    /// As [`super::RemoteStatus::identity`].
+    pub identity: String,
+    /// As [`super::SessionStatus::remembered`]; of a mirror, one of its legs.
+    pub remembered: Remembered,
 }
 
 /// A remote disk on this thread: everything about it happens in tasks of the current
@@ -55,10 +98,10 @@ impl RemoteVolume {
     /// [`RemoteOpenError`] when none can be reached now, or none has the export that is asked for.
     pub async fn open(options: RemoteOptions) -> Result<Self, RemoteOpenError> {
         if let Some(fault) = options.fault() {
-            return Err(RemoteOpenError(fault));
+            return Err(fault.into());
         }
         if let Some(mirror) = &options.mirror {
-            let mirror = Mirror::open(&options, mirror).await.map_err(RemoteOpenError)?;
+            let mirror = Mirror::open(&options, mirror).await?;
             let info = info_of(mirror.first(), mirror.shape());
             return Ok(Self { inside: Inside::Mirror(mirror), info });
         }
@@ -73,8 +116,10 @@ impl RemoteVolume {
                 Ok(Self { inside: Inside::Single(engine), info })
             }
             (result, _) => {
+                let refused = engine.progress.borrow().refused;
                 engine.close();
-                Err(RemoteOpenError(result.err().unwrap_or_default().join("; ")))
+                let fault = if refused { OpenFault::Different } else { OpenFault::Unreachable };
+                Err(RemoteOpenError::new(fault, result.err().unwrap_or_default().join("; ")))
             }
         }
     }
@@ -124,11 +169,11 @@ impl RemoteVolume {
         }
     }
 
-    /// Flushes and takes its leave; what the export looked like last.
+    /// Flushes and takes its leave; what the export was like last.
     ///
     /// # Errors
     /// When the flush failed, or took more than 10 seconds. It is closed all the same.
-    pub async fn close(self) -> Result<String, RemoteFailure> {
+    pub async fn close(self) -> Result<LastSeen, RemoteFailure> {
         let flush = async {
             match &self.inside {
                 Inside::Single(engine) => engine.ask(RemoteRequest::Flush).await,
@@ -143,9 +188,15 @@ impl RemoteVolume {
         };
         if flushed.is_ok() {
             // What cannot be looked at now is missing in the identity.
-            let _ = tokio::time::timeout(LAST_FLUSH, learn_all(engine)).await;
+            let _ = tokio::time::timeout(LAST_FLUSH, engine.learn_all()).await;
         }
-        let identity = engine.session.borrow().identity.fingerprint();
+        let seen = {
+            let session = engine.session.borrow();
+            LastSeen {
+                identity: session.identity.fingerprint(),
+                remembered: session.identity.remembered(),
+            }
+        };
         match &self.inside {
             Inside::Single(engine) => {
                 engine.close();
@@ -156,7 +207,7 @@ impl RemoteVolume {
                 mirror.release().await;
             }
         }
-        flushed.map(|_| identity)
+        flushed.map(|_| seen)
     }
 }
 
@@ -165,15 +216,6 @@ impl Drop for RemoteVolume {
         match &self.inside {
             Inside::Single(engine) => engine.close(),
             Inside::Mirror(mirror) => mirror.close(),
-        }
-    }
-}
-
-async fn learn_all(engine: &Engine) {
-    let looks = engine.session.borrow().looks_to_learn();
-    for look in looks {
-        if let Ok(data) = engine.ask(RemoteRequest::Read { range: look.range }).await {
-            engine.session.borrow_mut().identity.learn(look, &data);
         }
     }
 }

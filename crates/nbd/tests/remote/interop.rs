@@ -72,7 +72,7 @@ fn every_request_does_what_it_should_with_every_server() {
         disk.read_at(&mut left, range.offset).unwrap();
         trio.due[range.offset as usize..][..left.len()].copy_from_slice(&left);
         trio.check("trim");
-        let identity = disk.close().unwrap();
+        let identity = disk.close().unwrap().identity;
         // Who comes again finds what was left.
         let mut again = options(&[&real.uri()], 1);
         again.identity = Some(identity);

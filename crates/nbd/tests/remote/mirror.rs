@@ -5,8 +5,8 @@ use crate::load::{BLOCK, Load, block, check, check_image};
 use crate::server::{Place, Platter, Server, options};
 use crate::single::{LIMIT, wait_for};
 use holdfast_nbd::{
-    LegState, MirrorOptions, MirrorStart, NbdUri, RemoteDisk, RemoteFailure, RemoteOpenError,
-    RemoteOptions, RemoteRequest, RemoteState, RequestKind,
+    LegState, MirrorOptions, MirrorStart, NbdUri, OpenFault, RemoteDisk, RemoteFailure,
+    RemoteOpenError, RemoteOptions, RemoteRequest, RemoteState, RequestKind, note_use,
 };
 use holdfast_testkit::{Rng, wait_until};
 use holdfast_units::ByteRange;
@@ -316,7 +316,8 @@ fn a_server_that_was_away_at_the_start_is_compared_when_it_is_back() {
         }
         setup.start(1);
         wait_leg(&disk, 1, LegState::InSync);
-        let copied = if changed { SIZE } else { BLOCK };
+        // All is compared then, and what differs is written.
+        let copied = if changed { 2 * BLOCK } else { BLOCK };
         assert_eq!(disk.status().unwrap().legs[1].copied_bytes, copied as u64);
         disk.close().unwrap();
         assert!(setup.platters[0].durable() == setup.platters[1].durable());
@@ -341,6 +342,204 @@ fn a_disk_that_was_exchanged_while_it_was_behind_gets_everything() {
     wait_leg(&disk, 1, LegState::InSync);
     disk.close().unwrap();
     assert!(setup.platters[0].durable() == setup.platters[1].durable());
+}
+
+/// A mirror of two whose first leg has a copy of itself from before the last write, of block 333.
+fn with_an_older_copy() -> (Legs, RemoteDisk, Platter) {
+    let setup = Legs::new(2);
+    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    disk.write_at(&block(333, 1), 333 * BLOCK as u64, false).unwrap();
+    disk.flush().unwrap();
+    let older = setup.platters[0].copy();
+    disk.write_at(&block(333, 2), 333 * BLOCK as u64, false).unwrap();
+    disk.flush().unwrap();
+    (setup, disk, older)
+}
+
+fn assert_filled(setup: &Legs, disk: &RemoteDisk) {
+    wait_until(LIMIT, "both are in sync", || legs(disk) == [LegState::InSync; 2]);
+    for _ in 0..20 {
+        let mut found = vec![0; BLOCK];
+        disk.read_at(&mut found, 333 * BLOCK as u64).unwrap();
+        assert!(found == block(333, 2));
+    }
+    disk.close().unwrap();
+    assert!(setup.platters[0].durable() == setup.platters[1].durable());
+    assert!(setup.platters[0].durable()[333 * BLOCK..334 * BLOCK] == block(333, 2));
+}
+
+#[test]
+fn a_leg_that_was_refused_is_not_believed_by_the_next_process_either() {
+    for end in ["close", "crash"] {
+        let (mut setup, disk, older) = with_an_older_copy();
+        setup.crash(0);
+        wait_leg(&disk, 0, LegState::Behind);
+        disk.write_at(&block(7, 1), 7 * BLOCK as u64, false).unwrap();
+        setup.platters[0] = older;
+        setup.start(0);
+        wait_until(LIMIT, "it is refused and lacks everything", || {
+            let leg = &disk.status().unwrap().legs[0];
+            leg.session.state == RemoteState::Refused && leg.missing_bytes == SIZE as u64
+        });
+        if end == "close" {
+            disk.close().unwrap();
+        } else {
+            // What is completed later finds it noted.
+            disk.write_at(&block(8, 1), 8 * BLOCK as u64, true).unwrap();
+            drop(disk);
+        }
+        let mut disk = None;
+        wait_until(LIMIT, "the state is free", || {
+            disk = RemoteDisk::open(setup.noted()).ok();
+            disk.is_some()
+        });
+        let disk = disk.unwrap();
+        assert_eq!(disk.status().unwrap().legs[0].state, LegState::Behind, "{end}");
+        assert_filled(&setup, &disk);
+    }
+}
+
+#[test]
+fn a_leg_that_was_away_at_the_end_and_comes_back_older_gets_everything() {
+    let (mut setup, disk, older) = with_an_older_copy();
+    setup.crash(0);
+    wait_leg(&disk, 0, LegState::Behind);
+    disk.write_at(&block(7, 1), 7 * BLOCK as u64, false).unwrap();
+    disk.close().unwrap();
+    setup.platters[0] = older;
+    setup.start(0);
+    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    assert_filled(&setup, &disk);
+}
+
+#[test]
+fn a_leg_that_is_older_than_at_a_good_end_is_not_read() {
+    let (mut setup, disk, older) = with_an_older_copy();
+    disk.close().unwrap();
+    setup.crash(0);
+    setup.platters[0] = older;
+    setup.start(0);
+    let error = RemoteDisk::open(setup.noted()).unwrap_err();
+    assert_eq!(error.fault(), OpenFault::Unequal);
+    assert!(error.to_string().contains("leg0") && error.to_string().contains("different data"));
+    // Somebody says which one is right.
+    let mut options = setup.noted();
+    options.uris.swap(0, 1);
+    options.mirror.as_mut().unwrap().start = MirrorStart::CopyFirst;
+    let disk = RemoteDisk::open(options).unwrap();
+    wait_until(LIMIT, "both are in sync", || legs(&disk) == [LegState::InSync; 2]);
+    disk.close().unwrap();
+    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    assert_eq!(legs(&disk), [LegState::InSync; 2]);
+    assert_filled(&setup, &disk);
+}
+
+#[test]
+fn legs_that_differ_in_what_nobody_remembers_are_made_equal() {
+    let setup = Legs::new(2);
+    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    disk.write_at(&block(333, 2), 333 * BLOCK as u64, false).unwrap();
+    disk.close().unwrap();
+    // Most of it has changed, but not the places that are remembered.
+    for number in (400..1000).filter(|number| number % 10 != 0) {
+        setup.platters[1].overwrite(number * BLOCK + 512, 9);
+    }
+    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    assert_filled(&setup, &disk);
+}
+
+#[test]
+fn the_order_of_the_servers_does_not_matter() {
+    let (mut setup, disk, _) = with_an_older_copy();
+    setup.crash(0);
+    wait_leg(&disk, 0, LegState::Behind);
+    disk.write_at(&block(7, 1), 7 * BLOCK as u64, false).unwrap();
+    disk.close().unwrap();
+    setup.start(0);
+    let mut swapped = setup.noted();
+    swapped.uris.swap(0, 1);
+    let disk = RemoteDisk::open(swapped).unwrap();
+    assert_eq!(legs(&disk)[0], LegState::InSync);
+    assert_ne!(legs(&disk)[1], LegState::InSync);
+    wait_leg(&disk, 1, LegState::InSync);
+    assert_eq!(disk.status().unwrap().legs[1].copied_bytes, BLOCK as u64);
+    assert_filled(&setup, &disk);
+    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    assert_eq!(legs(&disk), [LegState::InSync; 2]);
+}
+
+#[test]
+fn the_same_disks_under_other_addresses_are_not_taken_for_equal() {
+    let (mut setup, disk, _) = with_an_older_copy();
+    disk.write_at(&block(0, 1), 0, false).unwrap();
+    disk.flush().unwrap();
+    setup.crash(0);
+    wait_leg(&disk, 0, LegState::Behind);
+    disk.write_at(&block(7, 1), 7 * BLOCK as u64, false).unwrap();
+    disk.close().unwrap();
+    let notes = |options: &mut RemoteOptions, name: &str| {
+        let dir = setup.dir.path().join(name);
+        options.mirror.as_mut().unwrap().state_dir = Some(dir);
+    };
+    let moved: Vec<_> = (0..2).map(|leg| setup.dir.path().join(format!("moved{leg}"))).collect();
+    let servers: Vec<_> = (0..2)
+        .map(|leg| Server::start(&setup.platters[leg], &Place::Unix(moved[leg].clone())))
+        .collect();
+    for uris in [
+        // One has another address, then both.
+        vec![NbdUri::unix(&moved[0], "disk"), NbdUri::unix(&setup.places[1], "disk")],
+        servers.iter().map(|server| server.uri.clone()).collect(),
+    ] {
+        let mut options = setup.noted();
+        options.uris = uris;
+        notes(&mut options, "moved");
+        let error = RemoteDisk::open(options.clone()).unwrap_err();
+        assert_eq!(error.fault(), OpenFault::Unequal, "{error}");
+        options.uris.reverse();
+        options.mirror.as_mut().unwrap().start = MirrorStart::CopyFirst;
+        notes(&mut options, "copied");
+        if options.uris.iter().all(|uri| servers.iter().any(|server| server.uri == *uri)) {
+            let disk = RemoteDisk::open(options).unwrap();
+            assert_filled(&setup, &disk);
+        }
+    }
+}
+
+#[test]
+fn a_leg_that_was_used_alone_fills_the_others_or_nobody() {
+    let (mut setup, disk, _) = with_an_older_copy();
+    disk.close().unwrap();
+    let mirror = setup.noted().mirror.unwrap().state_dir.unwrap();
+    let alone = |leg: usize| {
+        let uri = NbdUri::unix(&setup.places[leg], "disk");
+        note_use(mirror.parent().unwrap(), std::slice::from_ref(&uri)).unwrap();
+        RemoteDisk::open(options(&[&uri], 1)).unwrap()
+    };
+    let disk = alone(1);
+    disk.write_at(&block(555, 5), 555 * BLOCK as u64, true).unwrap();
+    disk.close().unwrap();
+    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    assert_eq!(legs(&disk)[1], LegState::InSync);
+    assert_filled(&setup, &disk);
+    assert!(setup.platters[0].durable()[555 * BLOCK..556 * BLOCK] == block(555, 5));
+    // While it is behind, what was written to it alone is nothing that could be kept.
+    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    assert_eq!(legs(&disk), [LegState::InSync; 2]);
+    let own = [NbdUri::unix(&setup.places[0], "disk")];
+    let in_use = note_use(mirror.parent().unwrap(), &own).unwrap_err();
+    assert!(in_use.contains("is attached"), "{in_use}");
+    setup.crash(0);
+    wait_leg(&disk, 0, LegState::Behind);
+    disk.write_at(&block(7, 1), 7 * BLOCK as u64, false).unwrap();
+    disk.close().unwrap();
+    setup.start(0);
+    let mut copy = setup.noted();
+    copy.mirror.as_mut().unwrap().start = MirrorStart::CopyFirst;
+    let error = RemoteDisk::open(copy.clone()).unwrap_err().to_string();
+    assert!(error.contains("lacks data"), "{error}");
+    note_use(mirror.parent().unwrap(), &own).unwrap();
+    assert_eq!(RemoteDisk::open(setup.noted()).unwrap_err().fault(), OpenFault::Unequal);
+    RemoteDisk::open(copy).unwrap().close().unwrap();
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use crate::load::{BLOCK, Load, block, check, check_image};
 use crate::server::{Place, Platter, Server, able, options};
 use holdfast_nbd::{
-    NbdError, NbdUri, RemoteDisk, RemoteFailure, RemoteOutcome, RemoteRequest, RemoteState,
-    RequestKind,
+    NbdError, NbdUri, OpenFault, RemoteDisk, RemoteFailure, RemoteOutcome, RemoteRequest,
+    RemoteState, RequestKind,
 };
 use holdfast_testkit::{Cut, Proxy, Rng, wait_until};
 use holdfast_units::ByteRange;
@@ -217,22 +217,60 @@ fn another_size_is_refused() {
 fn an_older_state_of_the_disk_is_refused() {
     let mut setup = Setup::new();
     let disk = setup.disk(1);
+    // Far from the places that are always looked at. By a flush and without; nothing has to be read
+    // to know them.
+    for (number, fua) in [(333, false), (444, true)] {
+        let older = setup.platter.copy();
+        disk.write_at(&block(number, 1), number * BLOCK as u64, fua).unwrap();
+        if !fua {
+            disk.flush().unwrap();
+        }
+        setup.server.take().unwrap().kill();
+        let server = Server::start(&older, &setup.place);
+        wait_for(&disk, RemoteState::Refused);
+        server.kill();
+        setup.start();
+        wait_for(&disk, RemoteState::Connected);
+    }
+}
+
+#[test]
+fn what_is_remembered_is_looked_at_when_it_is_opened_again() {
+    let mut setup = Setup::new();
+    let disk = setup.disk(1);
     let older = setup.platter.copy();
-    // Far from the places that are always looked at.
-    let number = 333;
-    disk.write_at(&block(number, 1), number * BLOCK as u64, false).unwrap();
+    disk.write_at(&block(333, 1), 333 * BLOCK as u64, false).unwrap();
     disk.flush().unwrap();
-    setup.platter.log();
-    wait_until(LIMIT, "the place is learnt", || {
-        let log = setup.platter.log();
-        log.contains(&(RequestKind::Read, number * BLOCK as u64, BLOCK as u64))
-    });
+    // Also when the server is away at the end, and after writes that no flush has covered.
     setup.server.take().unwrap().kill();
+    wait_for(&disk, RemoteState::Reconnecting);
+    let _lost =
+        submit(&disk, RemoteRequest::Write { offset: 0, data: block(0, 1).into(), fua: false });
+    let remembered = disk.status().unwrap().legs[0].session.remembered.clone();
+    assert!(disk.close().is_err());
+    let open = |uri: &NbdUri| {
+        let mut options = options(&[uri], 1);
+        options.remembered = Some(remembered.to_string().parse().unwrap());
+        RemoteDisk::open(options)
+    };
     let server = Server::start(&older, &setup.place);
-    wait_for(&disk, RemoteState::Refused);
+    let error = open(&server.uri).unwrap_err();
+    assert_eq!(error.fault(), OpenFault::Different);
+    assert!(error.to_string().contains("not the one that it was"), "{error}");
     server.kill();
     setup.start();
-    wait_for(&disk, RemoteState::Connected);
+    let disk = open(&setup.uri()).unwrap();
+    check_block(&disk, 333, 1);
+    // It is looked at after each outage, too.
+    setup.server.take().unwrap().kill();
+    let _older = Server::start(&older, &setup.place);
+    wait_for(&disk, RemoteState::Refused);
+}
+
+fn check_block(disk: &RemoteDisk, number: u64, count: u64) {
+    let mut found = vec![0; BLOCK];
+    disk.read_at(&mut found, number * BLOCK as u64).unwrap();
+    assert!(found == block(number, count));
 }
 
 #[test]
@@ -240,7 +278,7 @@ fn the_identity_that_was_asked_for_is_the_one() {
     let setup = Setup::new();
     let disk = setup.disk(1);
     disk.write_at(&block(0, 1), 0, false).unwrap();
-    let identity = disk.close().unwrap();
+    let identity = disk.close().unwrap().identity;
     let open = |identity: &str| {
         let mut options = options(&[&setup.uri()], 1);
         options.identity = Some(identity.to_owned());

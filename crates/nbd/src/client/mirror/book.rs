@@ -6,6 +6,7 @@
 //! hot extent counts as missing.
 
 use super::bitmap::{Bitmap, PIECE_BYTES, pieces_of};
+use crate::client::remembered::Remembered;
 use crate::client::status::LegState;
 use holdfast_units::ByteRange;
 use sha2::{Digest, Sha256};
@@ -14,13 +15,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
 const MAGIC: &[u8; 8] = b"HFMIRROR";
-const VERSION: u32 = 1;
+/// The one before had nothing behind the legs, which is read as nothing.
+const VERSIONS: [u32; 2] = [2, 1];
+/// The name of the file, in a directory of its own.
+const FILE: &str = "mirror.state";
 const PAGE: u64 = 4096;
 /// The two headers.
 const HEADERS: u64 = 2 * PAGE;
@@ -36,11 +40,18 @@ pub(super) struct Noted {
     pub(super) missing: Vec<Bitmap>,
     /// Extents that may differ between the legs; none after an end in good order.
     pub(super) hot: Vec<ByteRange>,
+    /// What each leg held outside of those, if it was in sync.
+    pub(super) remembered: Vec<Remembered>,
+    /// Which legs were used without the others since.
+    pub(super) used: Vec<bool>,
 }
 
 pub(super) struct Book {
     file: Arc<File>,
     size: u64,
+    /// Where each leg is in the file: the order of the URIs may be another one each time.
+    slots: Vec<usize>,
+    /// By slot, as all in the state.
     uris: Vec<[u8; 32]>,
     state: RefCell<State>,
     written: Notify,
@@ -48,6 +59,8 @@ pub(super) struct Book {
 
 struct State {
     legs: Vec<LegState>,
+    remembered: Vec<Remembered>,
+    used: Vec<bool>,
     sequence: u64,
     /// Extents, and how many changes of each are under way or not flushed yet.
     hot: BTreeMap<u64, Hot>,
@@ -92,25 +105,34 @@ impl Book {
         size: u64,
         uris: &[String],
     ) -> Result<(Rc<Self>, Option<Noted>), String> {
-        let path = dir.join("mirror.state");
+        let path = dir.join(FILE);
         let fail = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
         std::fs::create_dir_all(dir).map_err(|error| fail(&error))?;
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(|error| fail(&error))?;
         file.try_lock().map_err(|_| fail(&"another process uses it"))?;
-        let uris: Vec<[u8; 32]> = uris.iter().map(|uri| Sha256::digest(uri).into()).collect();
+        let mut uris: Vec<_> = uris.iter().map(|uri| name_of(uri)).collect();
+        let mut slots: Vec<_> = (0..uris.len()).collect();
         let len = file.metadata().map_err(|error| fail(&error))?.len();
         let mut header = None;
         if len > 0 {
-            let slots = [0, PAGE].map(|at| read_header(&file, at));
-            header = slots.into_iter().flatten().max_by_key(|header| header.sequence);
+            header = newest_header(&file);
             let header = header.as_ref().ok_or_else(|| fail(&"it is damaged"))?;
-            if header.size != size || header.uris != uris {
-                return Err(fail(&"it is about other servers, or of another size"));
+            if header.size != size {
+                let was = header.size;
+                return Err(fail(&format!("the disks have {size} bytes now, and had {was}")));
             }
+            let known = uris.iter().map(|uri| header.uris.iter().position(|known| known == uri));
+            let known: Option<Vec<_>> = known.collect();
+            slots = known
+                .filter(|slots| slots.len() == header.uris.len())
+                .ok_or_else(|| fail(&"it is about other servers"))?;
+            uris.clone_from(&header.uris);
         }
         let mut state = State {
             legs: vec![LegState::Behind; uris.len()],
+            remembered: vec![Remembered::default(); uris.len()],
+            used: vec![false; uris.len()],
             sequence: 0,
             hot: BTreeMap::new(),
             missing: vec![Bitmap::default(); uris.len()],
@@ -127,27 +149,44 @@ impl Book {
             state.sequence = header.sequence;
             let read = read_maps(&file, size, &mut state).map_err(|error| fail(&error))?;
             let hot = if header.clean { Vec::new() } else { read };
-            noted = Some(Noted { legs: header.legs, missing: state.missing.clone(), hot });
+            state.remembered = header.remembered;
+            state.used = header.used;
+            noted = Some(Noted {
+                legs: by_leg(&slots, &state.legs),
+                missing: by_leg(&slots, &state.missing),
+                hot,
+                remembered: by_leg(&slots, &state.remembered),
+                used: by_leg(&slots, &state.used),
+            });
         }
         let (file, state) = (Arc::new(file), RefCell::new(state));
-        let book = Self { file, size, uris, state, written: Notify::new() };
+        let book = Self { file, size, slots, uris, state, written: Notify::new() };
         Ok((Rc::new(book), noted))
     }
 
     /// What a leg is worth now.
     pub(super) fn set_leg(&self, leg: usize, is: LegState) {
-        let mut state = self.state.borrow_mut();
-        if state.legs[leg] != is {
-            state.legs[leg] = is;
+        let (mut state, slot) = (self.state.borrow_mut(), self.slots[leg]);
+        if state.legs[slot] != is {
+            state.legs[slot] = is;
+            state.version += 1;
+        }
+    }
+
+    /// What a leg holds: what is true, or in an extent that is hot.
+    pub(super) fn remember(&self, leg: usize, remembered: Remembered) {
+        let (mut state, slot) = (self.state.borrow_mut(), self.slots[leg]);
+        if state.remembered[slot] != remembered {
+            state.remembered[slot] = remembered;
             state.version += 1;
         }
     }
 
     /// A leg lacks these blocks, too.
     pub(super) fn add_missing(&self, leg: usize, missing: &Bitmap) {
-        let mut state = self.state.borrow_mut();
-        state.missing[leg].add(missing);
-        let pieces: Vec<_> = missing.pieces().map(|piece| (leg, piece)).collect();
+        let (mut state, slot) = (self.state.borrow_mut(), self.slots[leg]);
+        state.missing[slot].add(missing);
+        let pieces: Vec<_> = missing.pieces().map(|piece| (slot, piece)).collect();
         if !pieces.is_empty() {
             state.pieces.extend(pieces);
             state.version += 1;
@@ -156,9 +195,9 @@ impl Book {
 
     /// A leg lacks nothing, and has flushed it.
     pub(super) fn clear_missing(&self, leg: usize) {
-        let mut state = self.state.borrow_mut();
-        let old = std::mem::take(&mut state.missing[leg]);
-        state.pieces.extend(old.pieces().map(|piece| (leg, piece)));
+        let (mut state, slot) = (self.state.borrow_mut(), self.slots[leg]);
+        let old = std::mem::take(&mut state.missing[slot]);
+        state.pieces.extend(old.pieces().map(|piece| (slot, piece)));
         state.version += 1;
     }
 
@@ -218,7 +257,11 @@ impl Book {
     /// # Errors
     /// [`Broken`].
     pub(super) async fn begin(&self) -> Result<(), Broken> {
-        self.state.borrow_mut().version += 1;
+        {
+            let mut state = self.state.borrow_mut();
+            state.version += 1;
+            state.used.fill(false);
+        }
         self.commit().await
     }
 
@@ -285,37 +328,29 @@ impl Book {
         state.writing = true;
         state.sequence += 1;
         let mut pieces = Vec::new();
-        for (leg, piece) in std::mem::take(&mut state.pieces) {
-            pieces.push((self.place(leg, piece), state.missing[leg].piece(piece)));
+        for (slot, piece) in std::mem::take(&mut state.pieces) {
+            pieces.push((self.place(slot, piece), state.missing[slot].piece(piece)));
         }
         let mut pages: Vec<_> = std::mem::take(&mut state.pages)
             .into_iter()
             .map(|page| (HEADERS + page * PAGE, hot_page(page, &state.hot)))
             .collect();
-        pages.push((state.sequence % 2 * PAGE, self.header(state, clean)));
+        let header = Header {
+            sequence: state.sequence,
+            size: self.size,
+            clean,
+            legs: state.legs.clone(),
+            uris: self.uris.clone(),
+            used: state.used.clone(),
+            remembered: state.remembered.clone(),
+        };
+        pages.push((header.place(), header.page()));
         Work { upto: state.version, pieces, pages }
     }
 
-    fn place(&self, leg: usize, piece: u64) -> u64 {
+    fn place(&self, slot: usize, piece: u64) -> u64 {
         let maps = HEADERS + hot_pages(self.size) * PAGE;
-        maps + (leg as u64 * pieces_of(self.size) + piece) * PIECE_BYTES
-    }
-
-    fn header(&self, state: &State, clean: bool) -> Page {
-        let mut page = MAGIC.to_vec();
-        page.extend(VERSION.to_le_bytes());
-        page.extend(state.sequence.to_le_bytes());
-        page.extend(self.size.to_le_bytes());
-        page.push(u8::from(clean));
-        page.push(u8::try_from(self.uris.len()).unwrap_or(u8::MAX));
-        for (uri, leg) in self.uris.iter().zip(&state.legs) {
-            page.push(u8::from(*leg == LegState::InSync));
-            page.extend(uri);
-        }
-        page.resize(index(PAGE) - 32, 0);
-        let checksum = Sha256::digest(&page);
-        page.extend(checksum);
-        page
+        maps + (slot as u64 * pieces_of(self.size) + piece) * PIECE_BYTES
     }
 }
 
@@ -325,6 +360,42 @@ struct Header {
     clean: bool,
     legs: Vec<LegState>,
     uris: Vec<[u8; 32]>,
+    used: Vec<bool>,
+    remembered: Vec<Remembered>,
+}
+
+const IN_SYNC: u8 = 1;
+const USED: u8 = 2;
+
+impl Header {
+    const fn place(&self) -> u64 {
+        self.sequence % 2 * PAGE
+    }
+
+    fn page(&self) -> Page {
+        let mut page = MAGIC.to_vec();
+        page.extend(VERSIONS[0].to_le_bytes());
+        page.extend(self.sequence.to_le_bytes());
+        page.extend(self.size.to_le_bytes());
+        page.push(u8::from(self.clean));
+        page.push(u8::try_from(self.uris.len()).unwrap_or(u8::MAX));
+        for ((uri, leg), used) in self.uris.iter().zip(&self.legs).zip(&self.used) {
+            let in_sync = if *leg == LegState::InSync { IN_SYNC } else { 0 };
+            page.push(in_sync | if *used { USED } else { 0 });
+            page.extend(uri);
+        }
+        self.remembered.iter().for_each(|remembered| page.extend(remembered.to_bytes()));
+        page.resize(index(PAGE) - 32, 0);
+        let checksum = Sha256::digest(&page);
+        page.extend(checksum);
+        page
+    }
+}
+
+/// The newer one of those that are whole.
+fn newest_header(file: &File) -> Option<Header> {
+    let slots = [0, PAGE].map(|at| read_header(file, at));
+    slots.into_iter().flatten().max_by_key(|header| header.sequence)
 }
 
 /// A header that is whole.
@@ -336,15 +407,24 @@ fn read_header(file: &File, at: u64) -> Option<Header> {
         return None;
     }
     let u64_at = |at: usize| Some(u64::from_le_bytes(body.get(at..at + 8)?.try_into().ok()?));
-    if body.get(8..12)? != VERSION.to_le_bytes() {
+    if !VERSIONS.iter().any(|known| body.get(8..12) == Some(known.to_le_bytes().as_slice())) {
         return None;
     }
-    let (mut legs, mut uris) = (Vec::new(), Vec::new());
-    for leg in body.get(30..)?.chunks_exact(33).take(usize::from(body[29])) {
-        legs.push(if leg[0] == 1 { LegState::InSync } else { LegState::Behind });
+    let (mut legs, mut uris, mut used) = (Vec::new(), Vec::new(), Vec::new());
+    let (all, mut rest) = body.get(30..)?.split_at_checked(usize::from(body[29]) * 33)?;
+    for leg in all.chunks_exact(33) {
+        legs.push(if leg[0] & IN_SYNC != 0 { LegState::InSync } else { LegState::Behind });
+        used.push(leg[0] & USED != 0);
         uris.push(leg[1..].try_into().ok()?);
     }
-    Some(Header { sequence: u64_at(12)?, size: u64_at(20)?, clean: body[28] == 1, legs, uris })
+    let mut remembered = Vec::new();
+    for _ in &legs {
+        let (one, behind) = Remembered::from_bytes(rest)?;
+        remembered.push(one);
+        rest = behind;
+    }
+    let (sequence, size, clean) = (u64_at(12)?, u64_at(20)?, body[28] == 1);
+    Some(Header { sequence, size, clean, legs, uris, used, remembered })
 }
 
 /// Reads the bitmaps into the state; the ranges that are hot.
@@ -397,6 +477,69 @@ fn write(file: &File, pieces: &[(u64, Page)], pages: &[(u64, Page)]) -> io::Resu
         file.write_all_at(page, *at)?;
     }
     file.sync_data()
+}
+
+/// The book of another mirror to which one of these disks belongs, and in which a leg lacks something:
+/// known by a URI, or by what the disks hold.
+pub(super) fn find_lacking(
+    own: &Path,
+    size: u64,
+    uris: &[String],
+    disks: &[Remembered],
+) -> Option<PathBuf> {
+    let names: Vec<_> = uris.iter().map(|uri| name_of(uri)).collect();
+    let beside = own.parent().unwrap_or(own);
+    books(beside).filter(|path| !path.starts_with(own)).find(|path| {
+        let header = File::open(path).ok().and_then(|file| newest_header(&file));
+        header.is_some_and(|header| {
+            let named = names.iter().any(|name| header.uris.contains(name));
+            let same = |known: &Remembered| disks.iter().any(|disk| disk.looks_like(known));
+            let lacks = !header.clean
+                || header.used.contains(&true)
+                || header.legs.contains(&LegState::Behind);
+            header.size == size && lacks && (named || header.remembered.iter().any(same))
+        })
+    })
+}
+
+/// Notes in the books in `dir`, but for the one in `own`, that these exports are used without the
+/// other legs.
+///
+/// # Errors
+/// When one of these books is in use, or cannot be written.
+pub(super) fn note_use(dir: &Path, own: Option<&Path>, uris: &[String]) -> Result<(), String> {
+    let names: Vec<_> = uris.iter().map(|uri| name_of(uri)).collect();
+    for path in books(dir).filter(|path| !own.is_some_and(|own| path.starts_with(own))) {
+        let fail = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+        let file = File::options().read(true).write(true).open(&path);
+        let file = file.map_err(|error| fail(&error))?;
+        let is_ours = |header: &Header| names.iter().any(|name| header.uris.contains(name));
+        if !newest_header(&file).is_some_and(|header| is_ours(&header)) {
+            continue;
+        }
+        file.try_lock().map_err(|_| fail(&"the mirror that it is about is attached"))?;
+        let Some(mut header) = newest_header(&file) else { continue };
+        header.sequence += 1;
+        for (used, uri) in header.used.iter_mut().zip(&header.uris) {
+            *used |= names.contains(uri);
+        }
+        write(&file, &[], &[(header.place(), header.page())]).map_err(|error| fail(&error))?;
+    }
+    Ok(())
+}
+
+/// The books in the directories in `dir`.
+fn books(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path().join(FILE)).filter(|path| path.is_file())
+}
+
+fn name_of(uri: &str) -> [u8; 32] {
+    Sha256::digest(uri).into()
+}
+
+fn by_leg<T: Clone>(slots: &[usize], all: &[T]) -> Vec<T> {
+    slots.iter().map(|slot| all[*slot].clone()).collect()
 }
 
 fn extents(range: ByteRange) -> std::ops::Range<u64> {

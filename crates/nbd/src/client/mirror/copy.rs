@@ -2,8 +2,9 @@
 
 use super::Mirror;
 use crate::client::order::Access;
-use crate::client::request::RemoteRequest;
+use crate::client::request::{RemoteFailure, RemoteRequest};
 use crate::client::status::LegState;
+use bytes::Bytes;
 use holdfast_units::{BLOCK_SIZE, ByteRange};
 use std::ops::Range;
 use std::rc::Rc;
@@ -35,45 +36,8 @@ impl Mirror {
         }
     }
 
-    /// Compares samples of a leg that was not there when the mirror was opened with those of a leg in
-    /// sync, where it lacks nothing. If they differ it is another disk, or somebody has written to it,
-    /// and it lacks everything. False when something could not be read.
-    async fn prove(self: &Rc<Self>, leg: usize) -> bool {
-        if !self.state.borrow().legs[leg].unproved {
-            return true;
-        }
-        let places = self.legs[leg].session.borrow().identity.places();
-        for place in places {
-            let range = self.chunk(place.blocks());
-            if self.state.borrow().legs[leg].missing.touches(range) {
-                continue;
-            }
-            let mut turn = self.enter(self.number(), range, Access::Read);
-            turn.comes().await;
-            let Ok(due) = self.read(range).await else { return false };
-            match self.legs[leg].ask(RemoteRequest::Read { range }).await {
-                Ok(found) if found == due => {}
-                Ok(_) => {
-                    let mut state = self.state.borrow_mut();
-                    let it = &mut state.legs[leg];
-                    it.missing.set(ByteRange::new(0, self.shape.size));
-                    if let Some(book) = &self.book {
-                        book.add_missing(leg, &it.missing);
-                    }
-                    break;
-                }
-                Err(_) => {
-                    self.demote(leg);
-                    return false;
-                }
-            }
-        }
-        self.state.borrow_mut().legs[leg].unproved = false;
-        true
-    }
-
     /// The next number in the order of requests.
-    fn number(&self) -> u64 {
+    pub(super) fn number(&self) -> u64 {
         let mut state = self.state.borrow_mut();
         state.next += 1;
         state.next - 1
@@ -122,21 +86,87 @@ impl Mirror {
             return true;
         }
         let Ok(data) = self.read(range).await else { return false };
+        let doubtful = self.state.borrow().legs[leg].doubtful;
+        let copied = if doubtful {
+            self.write_difference(leg, range, data).await
+        } else {
+            self.write_to(leg, range, data).await
+        };
+        let Ok(copied) = copied else {
+            self.demote(leg);
+            return true;
+        };
+        let mut state = self.state.borrow_mut();
+        let it = &mut state.legs[leg];
+        if it.is == LegState::Syncing {
+            it.missing.clear(range, self.shape.size);
+            it.copied += copied;
+        }
+        true
+    }
+
+    /// Writes only what a leg does not have; how many bytes.
+    async fn write_difference(
+        &self,
+        leg: usize,
+        range: ByteRange,
+        due: Bytes,
+    ) -> Result<u64, RemoteFailure> {
+        // Where it cannot be read it may take a write.
+        let found = match self.legs[leg].ask(RemoteRequest::Read { range }).await {
+            Ok(found) => found,
+            Err(RemoteFailure::Server(_)) => return self.write_to(leg, range, due).await,
+            Err(failure) => return Err(failure),
+        };
+        let Some(within) = difference(&found, &due, self.unit()) else { return Ok(0) };
+        let range = ByteRange::new(range.offset + within.start as u64, within.len() as u64);
+        self.write_to(leg, range, due.slice(within)).await
+    }
+
+    async fn write_to(
+        &self,
+        leg: usize,
+        range: ByteRange,
+        data: Bytes,
+    ) -> Result<u64, RemoteFailure> {
         let request = if data.iter().all(|byte| *byte == 0) {
             RemoteRequest::WriteZeroes { range, may_unmap: true, fua: false }
         } else {
             RemoteRequest::Write { offset: range.offset, data, fua: false }
         };
-        if self.legs[leg].ask(request).await.is_err() {
-            self.demote(leg);
-            return true;
+        self.legs[leg].ask(request).await.map(|_| range.len)
+    }
+
+    fn unit(&self) -> usize {
+        usize::try_from(BLOCK_SIZE.max(self.shape.block.into())).unwrap_or(usize::MAX)
+    }
+}
+
+/// From the first to the last block that differs.
+fn difference(one: &[u8], other: &[u8], unit: usize) -> Option<Range<usize>> {
+    let mut blocks = one.chunks(unit).zip(other.chunks(unit));
+    let first = blocks.position(|(one, other)| one != other)?;
+    let equal = blocks.rev().take_while(|(one, other)| one == other).count();
+    let last = one.len().div_ceil(unit) - equal;
+    Some(first * unit..(last * unit).min(one.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::difference;
+
+    #[test]
+    fn only_what_differs_is_written() {
+        let same = [7; 40];
+        assert_eq!(difference(&same, &same, 8), None);
+        for (at, due) in [(0, 0..8), (17, 16..24), (39, 32..40)] {
+            let mut other = same;
+            other[at] = 1;
+            assert_eq!(difference(&same, &other, 8), Some(due));
         }
-        let mut state = self.state.borrow_mut();
-        let it = &mut state.legs[leg];
-        if it.is == LegState::Syncing {
-            it.missing.clear(range, self.shape.size);
-            it.copied += range.len;
-        }
-        true
+        let mut other = same;
+        (other[9], other[30]) = (1, 1);
+        assert_eq!(difference(&same, &other, 8), Some(8..32));
+        assert_eq!(difference(&same[..12], &other[..12], 8), Some(8..12));
     }
 }

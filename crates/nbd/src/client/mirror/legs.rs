@@ -1,12 +1,15 @@
 //! What the legs are worth, and what changes that.
 
 use super::{Bitmap, LONGEST_PAUSE, Mirror};
-use crate::client::status::LegState;
+use crate::client::status::{LegState, RemoteState};
+use holdfast_units::ByteRange;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Time between two attempts to cool the book down.
 const COOLING: Duration = Duration::from_secs(10);
+/// How long a leg may take to show what it holds.
+const LONGEST_LEARNING: Duration = Duration::from_secs(2);
 const LONGEST_LOOK: Duration = Duration::from_millis(250);
 
 impl Mirror {
@@ -47,6 +50,7 @@ impl Mirror {
                 return false;
             }
             it.is = LegState::Behind;
+            it.unproved = true;
             it.retry_at = Some(Instant::now() + it.pause);
             it.pause = (it.pause * 2).min(LONGEST_PAUSE);
             // What its server may have lost is missing as well.
@@ -96,6 +100,12 @@ impl Mirror {
                 (it.is, it.away_since.map(|since| now - since))
             };
             let others = self.in_sync().any(|other| other != leg && self.is_usable(other));
+            if self.legs[leg].state() == RemoteState::Refused && others {
+                // Whatever is there, and whatever comes back later: it is not believed any more.
+                self.demote(leg);
+                self.lacks_everything(leg);
+                continue;
+            }
             let given_up = match is {
                 LegState::InSync => away.is_some_and(|away| away >= self.patience) && others,
                 LegState::Syncing => !usable,
@@ -106,6 +116,25 @@ impl Mirror {
             } else if is == LegState::Behind && usable && others {
                 self.begin_copying(leg, now);
             }
+        }
+    }
+
+    /// What a leg holds is not what it should be: that is durable as soon as possible, and until it
+    /// was compared everything counts as missing.
+    pub(super) fn lacks_everything(self: &Rc<Self>, leg: usize) {
+        let all = ByteRange::new(0, self.shape.size);
+        let mut state = self.state.borrow_mut();
+        let it = &mut state.legs[leg];
+        if it.missing.count() == all.blocks().end {
+            return;
+        }
+        it.missing.set(all);
+        it.doubtful = true;
+        if let Some(book) = &self.book {
+            book.add_missing(leg, &it.missing);
+            let book = Rc::clone(book);
+            // If it failed, no further change will be completed.
+            tokio::task::spawn_local(async move { book.commit().await });
         }
     }
 
@@ -143,9 +172,27 @@ impl Mirror {
                 }
             }
         }
-        book.cool(round);
-        // If it failed, the next change will say so.
-        let _ = book.commit().await;
+        self.remember_legs().await;
+        // What is remembered must be durable before it is relied on.
+        if book.commit().await.is_ok() {
+            book.cool(round);
+            // If it failed, the next change will say so.
+            let _ = book.commit().await;
+        }
+    }
+
+    /// Puts into the book what the legs in sync hold.
+    pub(super) async fn remember_legs(&self) {
+        let Some(book) = &self.book else { return };
+        for leg in self.in_sync() {
+            let engine = &self.legs[leg];
+            if self.is_usable(leg) {
+                // What cannot be looked at now is left out.
+                let _ = tokio::time::timeout(LONGEST_LEARNING, engine.learn_all()).await;
+            }
+            let remembered = engine.session.borrow().identity.remembered();
+            book.remember(leg, remembered);
+        }
     }
 
     /// A leg has got everything.
@@ -160,8 +207,11 @@ impl Mirror {
             it.pause = super::FIRST_PAUSE;
             it.retry_at = None;
             it.missing = Bitmap::default();
+            (it.unproved, it.was_in_sync, it.doubtful) = (false, true, false);
         }
         if let Some(book) = &self.book {
+            let remembered = self.legs[leg].session.borrow().identity.remembered();
+            book.remember(leg, remembered);
             book.set_leg(leg, LegState::InSync);
             book.clear_missing(leg);
             // If it failed, it will be copied to once more after a crash.

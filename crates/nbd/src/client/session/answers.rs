@@ -82,6 +82,10 @@ impl Session {
                 pending.then_flush |= part.fua && !sent.durable;
                 if sent.durable {
                     self.unflushed.cut(part.range);
+                    if part.kind == Kind::Write {
+                        self.identity.remember(&[part.range]);
+                        self.learn_written(part.range, &part.data);
+                    }
                 } else if self.keeps() {
                     self.unflushed.add(part.range, kept(part));
                     self.flush_in_time(now);
@@ -102,7 +106,11 @@ impl Session {
             return;
         } else {
             self.identity.remember(&self.unflushed.newest_before(sent.mark, 4));
+            let newest = self.unflushed.newest_data_before(sent.mark);
             self.unflushed.flushed(sent.mark);
+            if let Some((range, data)) = newest {
+                self.learn_written(range, &data);
+            }
         }
         self.tell_flushers(who, error, now);
     }

@@ -134,7 +134,22 @@ impl Session {
 
     /// Samples that could be read now to know them: nothing about them is under way or may be lost.
     pub(in crate::client) fn looks_to_learn(&self) -> Vec<Look> {
+        self.that_can_be_learnt(self.identity.unknown())
+    }
+
+    /// What was written there has become durable: samples of it need not be read.
+    pub(super) fn learn_written(&mut self, range: ByteRange, data: &[u8]) {
         let mut looks = self.identity.unknown();
+        looks.retain(|look| range.contains(look.range));
+        for look in self.that_can_be_learnt(looks) {
+            let at = |offset: u64| usize::try_from(offset - range.offset).unwrap_or(usize::MAX);
+            if let Some(data) = data.get(at(look.range.offset)..at(look.range.end())) {
+                self.identity.learn(look, data);
+            }
+        }
+    }
+
+    fn that_can_be_learnt(&self, mut looks: Vec<Look>) -> Vec<Look> {
         let changing = |range: ByteRange| {
             let all = self.lanes.iter().flat_map(|lane| lane.under_way.values());
             all.into_iter().any(|sent| sent.part.changes() && sent.part.range.overlaps(range))
