@@ -109,7 +109,9 @@ impl BackingFile {
         }
         match seek(&self.file, SeekFrom::Data(range.offset)) {
             Ok(data) => data >= range.end(),
-            Err(error) => error == Errno::NXIO,
+            // Nothing from there to the end of the file, which may come before that of the range.
+            Err(Errno::NXIO) => self.file.metadata().is_ok_and(|found| found.len() >= range.end()),
+            Err(_) => false,
         }
     }
 

@@ -5,12 +5,13 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bytes::Bytes;
 use holdfast_store::{
-    BufferPool, Disk, DiskErrorKind, DiskOp, EngineKind, OpenOptions, Outcome, create_file,
+    BufferPool, DirectMode, Disk, DiskErrorKind, DiskOp, EngineKind, OpenOptions, Outcome,
+    create_file,
 };
 use holdfast_units::ByteRange;
 use rustix::fs::{FallocateFlags, fallocate};
@@ -160,4 +161,22 @@ fn what_is_written_behind_the_end_of_a_file_that_was_cut_is_not_called_durable()
     File::options().write(true).open(&path).unwrap().set_len(MIB - 1000).unwrap();
     write(&mut disk, ByteRange::new(MIB - 4096, 4096), 9).unwrap();
     assert_eq!(disk.execute(DiskOp::Flush).unwrap_err().kind, DiskErrorKind::FlushFailed);
+}
+
+#[test]
+fn what_a_file_that_was_cut_does_not_have_is_no_hole() {
+    let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for place in [Path::new("/dev/shm"), scratch.path()] {
+        let Ok(scratch) = tempfile::tempdir_in(place) else { continue };
+        let path = scratch.path().join("disk");
+        create_file(&path, 2 * MIB).unwrap();
+        let pool = BufferPool::new(4 << 20);
+        let options = OpenOptions { direct: DirectMode::Never, ..OpenOptions::default() };
+        let mut disk = Disk::open(&path, &options, &pool).unwrap();
+        let mut read = |mib| disk.execute(DiskOp::Read { range: piece(mib), holes: true });
+        assert_eq!(read(1), Ok(Outcome::Zeroes));
+        File::options().write(true).open(&path).unwrap().set_len(MIB).unwrap();
+        assert_eq!(read(0), Ok(Outcome::Zeroes), "{place:?}");
+        assert!(read(1).is_err(), "{place:?}");
+    }
 }
