@@ -381,7 +381,8 @@ fn much_is_flushed_without_being_asked_for() {
         setup.platter.log().iter().filter(|(kind, ..)| *kind == RequestKind::Flush).count() > 5
     );
     let kept = disk.status().unwrap().legs[0].session.unflushed_bytes;
-    assert!(kept > 0 && kept <= 128 << 10, "{kept}");
+    // None when the last flush was in time for all.
+    assert!(kept <= 128 << 10, "{kept}");
     setup.crash();
     setup.start();
     check(&disk, &vec![1; 1000]);
