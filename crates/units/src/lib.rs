@@ -5,12 +5,14 @@
 #![deny(clippy::cast_possible_truncation)]
 
 mod id;
+mod log;
 mod name;
 mod range;
 mod size;
 mod state;
 
 pub use id::{GenerationId, Millis, NodeId, PeerSet, ResourceId};
+pub use log::{HybridTime, LogPosition};
 pub use name::{NameError, check_name};
 pub use range::ByteRange;
 pub use size::{SizeError, format_size, parse_size};
