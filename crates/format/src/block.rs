@@ -40,6 +40,10 @@ pub enum BlockKind {
     ActivityLog = 2,
     /// A page of a peer's bitmap.
     Bitmap = 3,
+    /// The first block of a segment of the journal.
+    JournalSegment = 4,
+    /// One of the two copies of the journal's cursors.
+    JournalCursors = 5,
 }
 
 impl BlockKind {
@@ -48,6 +52,8 @@ impl BlockKind {
             1 => Some(Self::Superblock),
             2 => Some(Self::ActivityLog),
             3 => Some(Self::Bitmap),
+            4 => Some(Self::JournalSegment),
+            5 => Some(Self::JournalCursors),
             _ => None,
         }
     }
@@ -57,6 +63,8 @@ impl BlockKind {
             Self::Superblock => "superblock",
             Self::ActivityLog => "activity log",
             Self::Bitmap => "bitmap",
+            Self::JournalSegment => "journal",
+            Self::JournalCursors => "journal's cursors",
         }
     }
 }
@@ -199,6 +207,9 @@ pub fn looks_used(block: &Block) -> Option<&'static str> {
         Some(BlockKind::Superblock) => "the superblock of a Holdfast resource",
         Some(BlockKind::ActivityLog) => "the activity log of a Holdfast resource",
         Some(BlockKind::Bitmap) => "a bitmap of a Holdfast resource",
+        Some(BlockKind::JournalSegment | BlockKind::JournalCursors) => {
+            "the journal of a Holdfast resource"
+        }
         None => "metadata of Holdfast",
     })
 }

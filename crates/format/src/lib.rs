@@ -1,4 +1,5 @@
-//! The metadata of one resource on one node, as it is on disk: encode, decode, verify.
+//! The metadata and the journal of one resource on one node, as they are on disk: encode, decode,
+//! verify.
 //!
 //! Nothing here does I/O, reads a clock or draws random numbers. Whoever has the bytes gives them
 //! as [`Block`]s, or through [`ReadAt`]; whoever wants them written gets an offset and a block.
@@ -12,6 +13,7 @@
 mod al;
 mod bitmap;
 mod block;
+pub mod journal;
 mod layout;
 mod meta;
 mod superblock;

@@ -1,0 +1,19 @@
+//! The journal on disk: segments, the frames of records in them, and the cursors.
+//!
+//! `docs/design/journal.md` draws the bytes and says what a reader may believe.
+
+mod cursors;
+mod frame;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+pub use cursors::{Cursors, PeerCursor, PeerSwitches, Switches};
+pub use frame::{
+    Compression, FRAME_HEADER_LEN, FrameContext, FrameError, FrameHeader, MAX_FRAME_HEADER_LEN,
+    MAX_FRAME_LEN, MAX_FRAME_RECORDS, RECORD_LEN, Record, RecordKind, frame_len,
+};
+pub use segment::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentLink, is_alignment};
+
+/// No position is written that is so high: a segment more always fits.
+pub(crate) const MAX_POSITION: u64 = 1 << 62;
