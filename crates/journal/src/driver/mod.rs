@@ -1,0 +1,572 @@
+//! A blocking driver of a journal over a directory of files.
+//!
+//! [`Log`] does what [`Journal::next`] wants, one step after the other, on the calling thread.
+//! What it needs of the directory is [`Files`]; [`Directory`] is the real one.
+
+mod directory;
+
+pub use directory::{Directory, DirectoryOptions};
+
+use crate::index::{PartSource, RunKind, RunPiece, WriteBackLimits};
+use crate::journal::{Journal, Next, Settings};
+use crate::op::{Op, PushError, Ticket};
+use crate::recover::{Found, RecoverError, recover};
+use crate::records::RecordsError;
+use crate::retention::{CutPlan, cut_ranges};
+use crate::scan::ReadSegments;
+use crate::{RangeSet, Records};
+use bytes::{Bytes, BytesMut};
+use holdfast_format::journal::{Cursors, SegmentHeader};
+use holdfast_format::{BLOCK_LEN, Block, ReadFailed};
+use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId};
+use std::collections::BTreeMap;
+use std::io;
+
+/// The name of the file of cursors.
+pub const CURSORS: &str = "cursors";
+const CURSORS_BYTES: u64 = 2 * BLOCK_LEN as u64;
+
+/// The name of a segment's file.
+#[must_use]
+pub fn segment_name(number: u64) -> String {
+    format!("segment-{number:016x}")
+}
+
+/// The name of a file that waits to be a segment.
+#[must_use]
+pub fn spare_name(number: u64) -> String {
+    format!("spare-{number:016x}")
+}
+
+fn number_of(name: &str, prefix: &str) -> Option<u64> {
+    let digits = name.strip_prefix(prefix)?;
+    if digits.len() == 16 { u64::from_str_radix(digits, 16).ok() } else { None }
+}
+
+/// A directory of files, as a journal needs it.
+pub trait Files {
+    /// The names of all files in it.
+    ///
+    /// # Errors
+    /// When it cannot be listed.
+    fn list(&self) -> io::Result<Vec<String>>;
+
+    /// Makes sure that there is a file of this length: preallocated, and written once with zeroes
+    /// where it is new. Neither file nor name need be durable.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    fn create(&mut self, name: &str, len: u64) -> io::Result<()>;
+
+    /// Writes parts one after the other. All of it, or an error.
+    ///
+    /// # Errors
+    /// When not all could be written.
+    fn write(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<()>;
+
+    /// Reads; how many bytes there were, less than asked for only at the end of the file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// Makes the data of a file durable.
+    ///
+    /// # Errors
+    /// When that is not known to have worked.
+    fn sync(&mut self, name: &str) -> io::Result<()>;
+
+    /// Gives a file another name, which no file has.
+    ///
+    /// # Errors
+    /// When that did not work.
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Takes a file away.
+    ///
+    /// # Errors
+    /// When that did not work.
+    fn remove(&mut self, name: &str) -> io::Result<()>;
+
+    /// Makes the names durable.
+    ///
+    /// # Errors
+    /// When that is not known to have worked.
+    fn sync_dir(&mut self) -> io::Result<()>;
+
+    /// Whether a write to this file is durable when it is done.
+    fn writes_through(&self, name: &str) -> bool;
+}
+
+/// Why a log could not be opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Its files.
+    #[error("the files of the journal could not be used: {0}")]
+    Io(#[from] io::Error),
+    /// What is in them.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    /// A record.
+    #[error(transparent)]
+    Records(#[from] RecordsError),
+}
+
+/// The segments of a directory, to read.
+struct Segments<'a, F>(&'a F);
+
+impl<F: Files> ReadSegments for Segments<'_, F> {
+    fn read_segment(&self, number: u64, offset: u64, buf: &mut [u8]) -> Result<usize, ReadFailed> {
+        self.0.read(&segment_name(number), offset, buf).map_err(|e| ReadFailed(e.to_string()))
+    }
+}
+
+/// How a log is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Open {
+    /// The journal's settings.
+    pub settings: Settings,
+    /// Whether this node appends, or takes copies.
+    pub leads: bool,
+    /// The generation of the data.
+    pub generation: GenerationId,
+    /// What the clock says.
+    pub time: HybridTime,
+    /// Give up everything from this position on: what a damaged journal needs.
+    pub cut: Option<LogPosition>,
+    /// How many files wait to be segments at most; those above are taken away.
+    pub spares: usize,
+}
+
+/// A journal and its files.
+pub struct Log<F> {
+    journal: Journal,
+    files: F,
+    spares: Vec<u64>,
+    max_spares: usize,
+}
+
+impl<F: Files> Log<F> {
+    /// Opens the journal in a directory, or makes one. All that was found is durable then.
+    ///
+    /// # Errors
+    /// [`LogError`]; with [`RecoverError::Damaged`] it can be opened with a cut.
+    pub fn open(mut files: F, open: &Open) -> Result<(Self, Found), LogError> {
+        let resource = open.settings.resource;
+        let names = files.list()?;
+        let numbers: Vec<u64> = names.iter().filter_map(|n| number_of(n, "segment-")).collect();
+        let spares = names.iter().filter_map(|n| number_of(n, "spare-")).collect();
+        let has_cursors = names.iter().any(|name| name == CURSORS);
+        let cursors = if has_cursors { read_cursors(&files)? } else { [[0; BLOCK_LEN]; 2] };
+        let cursors = Cursors::newest([&cursors[0], &cursors[1]], resource)
+            .unwrap_or_else(|| Cursors::new(resource));
+        let mut frames = Vec::new();
+        let reader = Segments(&files);
+        let found =
+            recover(&reader, resource, &numbers, &cursors, open.cut, &mut |segment, frame, at| {
+                frames.push((*segment, frame.clone(), at));
+            })?;
+        let Open { settings, leads, generation, time, .. } = *open;
+        let mut journal = Journal::new(settings, &found, cursors, leads, generation, time);
+        for (segment, frame, offset) in &frames {
+            journal.restore(segment, frame, *offset);
+        }
+        if !has_cursors {
+            files.create(CURSORS, CURSORS_BYTES)?;
+            files.sync(CURSORS)?;
+            files.sync_dir()?;
+        }
+        let mut log = Self { journal, files, spares, max_spares: open.spares };
+        log.settle(&found)?;
+        Ok((log, found))
+    }
+
+    /// Makes durable what was found, and takes away what does not count.
+    fn settle(&mut self, found: &Found) -> Result<(), LogError> {
+        for (header, _) in &found.segments {
+            self.files.sync(&segment_name(header.number))?;
+        }
+        if let Some((header, _)) = found.segments.last() {
+            self.files.create(&segment_name(header.number), header.capacity)?;
+        }
+        for number in &found.remnants {
+            self.files.remove(&segment_name(*number))?;
+        }
+        self.files.sync_dir()?;
+        if let Some(target) = self.journal.sync_target() {
+            self.journal.synced(target);
+        }
+        Ok(())
+    }
+
+    /// The journal: queues, cursors, index, retention.
+    #[must_use]
+    pub const fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The journal, to change its cursors and switches.
+    pub const fn journal_mut(&mut self) -> &mut Journal {
+        &mut self.journal
+    }
+
+    /// The files.
+    #[must_use]
+    pub const fn files(&self) -> &F {
+        &self.files
+    }
+
+    /// Ends it, and gives the files back.
+    #[must_use]
+    pub fn into_files(self) -> F {
+        self.files
+    }
+
+    /// Queues an op.
+    ///
+    /// # Errors
+    /// [`PushError`].
+    pub fn push(&mut self, op: Op) -> Result<Ticket, PushError> {
+        self.journal.push(op)
+    }
+
+    /// Does everything that the journal wants: all that was pushed is written then.
+    ///
+    /// # Errors
+    /// When a write or a sync failed: the journal has failed.
+    pub fn pump(&mut self) -> io::Result<()> {
+        let result = self.try_pump();
+        if result.is_err() {
+            self.journal.fail();
+        }
+        result
+    }
+
+    fn try_pump(&mut self) -> io::Result<()> {
+        loop {
+            match self.journal.next() {
+                Next::Idle | Next::Wait => return Ok(()),
+                Next::Sync(_) => self.try_sync()?,
+                Next::Begin(header) => self.begin(&header)?,
+                Next::Write(batch) => {
+                    let name = segment_name(batch.segment);
+                    self.files.write(&name, batch.offset, &batch.parts)?;
+                    self.journal.written(batch.id);
+                    if self.files.writes_through(&name) {
+                        self.journal.synced(batch.end);
+                    }
+                }
+            }
+        }
+    }
+
+    fn try_sync(&mut self) -> io::Result<()> {
+        let Some(target) = self.journal.sync_target() else { return Ok(()) };
+        let last = self.journal.durable_segments().last().map(|(header, _)| header.number);
+        if let Some(number) = last {
+            self.files.sync(&segment_name(number))?;
+            self.journal.synced(target);
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable that was pushed: a flush.
+    ///
+    /// # Errors
+    /// When a write or a sync failed: the journal has failed.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.pump()?;
+        let result = self.try_sync();
+        if result.is_err() {
+            self.journal.fail();
+        }
+        result
+    }
+
+    /// Makes a segment of a spare, or of a new file. Header and file are durable before the name
+    /// is, so a segment always has a header.
+    fn begin(&mut self, header: &SegmentHeader) -> io::Result<()> {
+        let spare = match self.spares.pop() {
+            Some(spare) => spare,
+            None => {
+                self.make_spare(header.number, header.capacity)?;
+                header.number
+            }
+        };
+        let (from, to) = (spare_name(spare), segment_name(header.number));
+        self.files.create(&from, header.capacity)?;
+        self.files.write(&from, 0, &[Bytes::copy_from_slice(&header.encode())])?;
+        self.files.sync(&from)?;
+        self.files.rename(&from, &to)?;
+        self.files.sync_dir()?;
+        self.journal.begun(header.number);
+        Ok(())
+    }
+
+    fn make_spare(&mut self, number: u64, len: u64) -> io::Result<()> {
+        let name = spare_name(number);
+        self.files.create(&name, len)?;
+        self.files.sync(&name)
+    }
+
+    /// Makes a spare file ready if there is none, so that the next segment begins without delay.
+    ///
+    /// # Errors
+    /// When it cannot be made; the journal goes on without.
+    pub fn prepare_spare(&mut self) -> io::Result<()> {
+        if self.spares.is_empty() && self.max_spares > 0 {
+            let next = self.journal.durable_segments().last().map_or(1, |(h, _)| h.number + 1);
+            self.make_spare(next, self.journal.settings().segment_bytes)?;
+            self.spares.push(next);
+        }
+        Ok(())
+    }
+
+    /// Writes the cursors, durably.
+    ///
+    /// # Errors
+    /// When that did not work: they stay what they were.
+    pub fn store_cursors(&mut self) -> io::Result<()> {
+        let (copy, block) = self.journal.advance_cursors();
+        let offset = u64::from(copy) * BLOCK_LEN as u64;
+        self.files.write(CURSORS, offset, &[Bytes::copy_from_slice(&block)])?;
+        if self.files.writes_through(CURSORS) { Ok(()) } else { self.files.sync(CURSORS) }
+    }
+
+    /// Makes spares of segments that nobody needs, or takes them away; how many.
+    ///
+    /// # Errors
+    /// When that did not work; the segment stays.
+    pub fn recycle(&mut self) -> io::Result<usize> {
+        let mut count = 0;
+        while let Some(number) = self.journal.recyclable() {
+            if count == 0 {
+                // So that nobody looks for what is gone.
+                self.store_cursors()?;
+            }
+            let name = segment_name(number);
+            if self.spares.len() < self.max_spares {
+                self.files.rename(&name, &spare_name(number))?;
+                self.spares.push(number);
+            } else {
+                self.files.remove(&name)?;
+            }
+            self.journal.recycled(number);
+            // The name must be gone before the file has other content.
+            self.files.sync_dir()?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Cuts what is over the budget, after `note` has made the ranges durable that each peer
+    /// does not get; then recycles. `None` when nothing is to be cut.
+    ///
+    /// # Errors
+    /// When the records cannot be read, or `note` fails: nothing was cut.
+    pub fn cut(
+        &mut self,
+        note: impl FnOnce(&BTreeMap<NodeId, RangeSet>) -> io::Result<()>,
+    ) -> Result<Option<CutPlan>, LogError> {
+        let Some(plan) = self.journal.plan_cut() else { return Ok(None) };
+        let segments = self.journal.durable_segments();
+        note(&cut_ranges(&Segments(&self.files), &segments, &plan)?)?;
+        self.journal.cut(&plan);
+        self.recycle()?;
+        Ok(Some(plan))
+    }
+
+    /// Goes through the durable records from `from` on.
+    ///
+    /// # Errors
+    /// [`RecordsError::Gone`] when they are not kept any more.
+    pub fn records(&self, from: LogPosition) -> Result<Vec<(LogPosition, Op)>, LogError> {
+        let reader = Segments(&self.files);
+        let mut records = self.journal.records(&reader, from)?;
+        let mut all = Vec::new();
+        while let Some(found) = records.next()? {
+            all.push((found.position, op_of(&records, &found)?));
+        }
+        Ok(all)
+    }
+
+    /// The position to replay to (exclusively) for the state of a time, from `from` on.
+    ///
+    /// # Errors
+    /// [`LogError`] when the records cannot be read.
+    pub fn position_after(
+        &self,
+        from: LogPosition,
+        time: HybridTime,
+    ) -> Result<LogPosition, LogError> {
+        let reader = Segments(&self.files);
+        Ok(self.journal.records(&reader, from)?.position_after(time)?)
+    }
+
+    /// Bytes of a segment's frames for a peer, from a position on: durable ones only.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn fetch(&self, number: u64, from: LogPosition, max: usize) -> io::Result<Bytes> {
+        let segments = self.journal.durable_segments();
+        let segment = segments.iter().find(|(header, _)| header.number == number);
+        let Some((header, len)) = segment else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such segment"));
+        };
+        let end = header.base.after(*len);
+        let want = usize::try_from(end.since(from)).unwrap_or(usize::MAX).min(max);
+        let mut bytes = BytesMut::zeroed(want);
+        let offset = holdfast_format::journal::SEGMENT_HEADER_LEN + from.since(header.base);
+        let got = self.files.read(&segment_name(number), offset, &mut bytes)?;
+        bytes.truncate(got);
+        Ok(bytes.freeze())
+    }
+
+    /// Takes a segment of another node, and bytes of its frames; how many bytes were taken.
+    ///
+    /// # Errors
+    /// When they do not continue what is here, or cannot be written.
+    pub fn copy(
+        &mut self,
+        header: &SegmentHeader,
+        bytes: &Bytes,
+    ) -> Result<usize, Box<dyn std::error::Error>> {
+        let last = self.journal.durable_segments().last().map(|(header, _)| header.number);
+        if last != Some(header.number) {
+            self.flush()?;
+            let header = self.journal.copy_segment(*header)?;
+            self.begin(&header)?;
+        }
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        let (batch, taken) = self.journal.copy_frames(bytes)?;
+        let name = segment_name(batch.segment);
+        let written = self.files.write(&name, batch.offset, &batch.parts);
+        if written.is_err() {
+            self.journal.fail();
+        }
+        written?;
+        self.journal.written(batch.id);
+        if self.files.writes_through(&name) {
+            self.journal.synced(batch.end);
+        }
+        Ok(taken)
+    }
+
+    /// Reads a range: from the journal where that is newer, else from the disk.
+    ///
+    /// # Errors
+    /// When either cannot be read.
+    pub fn read(&self, range: ByteRange, disk: &dyn Backing) -> Result<Bytes, LogError> {
+        let mut all = BytesMut::new();
+        for part in self.journal.lookup(range) {
+            match part.source {
+                PartSource::Disk => all.extend_from_slice(&disk.read(part.range)?),
+                PartSource::Zeroes => all.resize(all.len() + len_of(part.range)?, 0),
+                PartSource::Journal { place, skip } => {
+                    let piece = RunPiece { range: part.range, place, skip };
+                    all.extend_from_slice(&self.piece(&piece)?);
+                }
+            }
+        }
+        Ok(all.freeze())
+    }
+
+    fn piece(&self, piece: &RunPiece) -> Result<Bytes, LogError> {
+        let payload = piece.place.read(&Segments(&self.files))?;
+        let skip = usize::try_from(piece.skip).map_err(io::Error::other)?;
+        Ok(payload.slice(skip..skip + len_of(piece.range)?))
+    }
+
+    /// Writes back what is durable, in one round; whether there was something. With `flush`, the
+    /// disk is flushed behind it, so that the journal does not need it any more.
+    ///
+    /// # Errors
+    /// When the disk or the journal failed; it stays to be written back.
+    pub fn write_back(
+        &mut self,
+        disk: &mut dyn Backing,
+        limits: WriteBackLimits,
+        flush: bool,
+    ) -> Result<bool, LogError> {
+        let planned = self.journal.write_back(limits);
+        if let Some(plan) = &planned {
+            let result = self.write_runs(disk, &plan.runs);
+            self.journal.written_back(plan.id, result.is_ok());
+            result?;
+        }
+        if flush {
+            let token = self.journal.disk_flush_token();
+            disk.flush()?;
+            self.journal.disk_flushed(token);
+        }
+        Ok(planned.is_some())
+    }
+
+    fn write_runs(&self, disk: &mut dyn Backing, runs: &[crate::Run]) -> Result<(), LogError> {
+        for run in runs {
+            match run.kind {
+                RunKind::Data => {
+                    let mut data = BytesMut::with_capacity(len_of(run.range)?);
+                    for piece in &run.pieces {
+                        data.extend_from_slice(&self.piece(piece)?);
+                    }
+                    disk.write(run.range.offset, &data)?;
+                }
+                RunKind::Zeroes => disk.zeroes(run.range, false)?,
+                RunKind::Discard => disk.zeroes(run.range, true)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The disk under a journal.
+pub trait Backing {
+    /// Reads a range.
+    ///
+    /// # Errors
+    /// When not all of it could be read.
+    fn read(&self, range: ByteRange) -> io::Result<Bytes>;
+
+    /// Writes.
+    ///
+    /// # Errors
+    /// When not all of it could be written.
+    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Writes zeroes, with `discard` giving the space back.
+    ///
+    /// # Errors
+    /// When not all of it could be written.
+    fn zeroes(&mut self, range: ByteRange, discard: bool) -> io::Result<()>;
+
+    /// Makes durable all that was written.
+    ///
+    /// # Errors
+    /// When that is not known to have worked.
+    fn flush(&mut self) -> io::Result<()>;
+}
+
+fn op_of<R: ReadSegments>(
+    records: &Records<'_, R>,
+    found: &crate::RecordAt,
+) -> Result<Op, RecordsError> {
+    Ok(Op { record: found.record, stored: records.payload(found)? })
+}
+
+fn len_of(range: ByteRange) -> io::Result<usize> {
+    usize::try_from(range.len).map_err(io::Error::other)
+}
+
+fn read_cursors<F: Files>(files: &F) -> io::Result<[Block; 2]> {
+    let mut copies = [[0; BLOCK_LEN]; 2];
+    for (index, copy) in (0..).zip(&mut copies) {
+        // What cannot be read is a copy that does not count.
+        if files.read(CURSORS, index * BLOCK_LEN as u64, copy).unwrap_or(0) < BLOCK_LEN {
+            copy.fill(0);
+        }
+    }
+    Ok(copies)
+}
