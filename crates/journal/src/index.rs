@@ -134,6 +134,9 @@ pub(crate) struct Index {
     entries: BTreeMap<u64, Entry>,
     /// How many entries each record still has.
     live: BTreeMap<LogPosition, u32>,
+    /// Records that are not durable yet, and the oldest record that each took a range from. Until
+    /// it is durable, a crash can bring that one back: it still has to be in the journal.
+    held: BTreeMap<LogPosition, LogPosition>,
     bytes: u64,
     plans: BTreeMap<u64, Plan>,
     /// Where writes to the disk are under way.
@@ -155,9 +158,15 @@ impl Index {
         self.bytes
     }
 
-    /// The oldest record that is not durable on the disk.
+    /// The oldest record that is not durable on the disk, or would not be after a crash.
     pub(crate) fn oldest(&self) -> Option<LogPosition> {
-        self.live.keys().next().copied()
+        let live = self.live.keys().next().copied();
+        self.held.values().copied().chain(live).min()
+    }
+
+    /// All records before this are durable in the journal.
+    pub(crate) fn synced(&mut self, durable: LogPosition) {
+        self.held = self.held.split_off(&durable);
     }
 
     /// Takes in the records of a frame whose position is at least `from`.
@@ -185,6 +194,9 @@ impl Index {
             RecordKind::Discard => RunKind::Discard,
             RecordKind::Flush => return,
         };
+        if let Some(oldest) = self.overlapping(record.range).map(|(_, entry)| entry.position).min() {
+            self.held.insert(position, oldest);
+        }
         self.carve(record.range);
         let (start, end) = (record.range.offset, record.range.end());
         self.put(start, Entry { end, position, kind, place, skip: 0, state: State::Dirty });

@@ -22,7 +22,8 @@ pub struct Settings {
     pub node: NodeId,
     /// A random number, drawn anew for every opening.
     pub epoch: u64,
-    /// The bytes of a segment's file; a multiple of 4096, at least [`Settings::MIN_SEGMENT`].
+    /// The bytes of a segment's file; a multiple of 4096. An op whose frame does not fit into a
+    /// fresh one is refused: with 4 MiB and 4 KiB or more, all do.
     pub segment_bytes: u64,
     /// What frames are aligned to: 512 or 4096.
     pub alignment: u32,
@@ -45,9 +46,6 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The shortest segment: its header and the longest frame.
-    pub const MIN_SEGMENT: u64 = SEGMENT_HEADER_LEN + MAX_FRAME_LEN as u64;
-
     /// Sensible numbers: segments of 64 MiB, batches of 256 KiB, a budget of 1 GiB.
     #[must_use]
     pub const fn new(resource: ResourceId, node: NodeId, epoch: u64) -> Self {
@@ -261,6 +259,11 @@ impl Journal {
         if !self.leads {
             return Err(PushError::Following);
         }
+        let room = self.settings.segment_bytes.saturating_sub(SEGMENT_HEADER_LEN);
+        if frame_len(&[op.record], self.settings.alignment).is_none_or(|len| u64::from(len) > room)
+        {
+            return Err(PushError::TooLong);
+        }
         let bytes = op.stored.len() as u64;
         if !self.queue.is_empty() && self.queued_bytes + bytes > self.settings.queue_bytes {
             return Err(PushError::Queue);
@@ -335,7 +338,7 @@ impl Journal {
             origin: self.settings.node,
             epoch: self.settings.epoch,
             base: before.map_or(LogPosition::START, |link| link.end()),
-            capacity: self.settings.segment_bytes.max(Settings::MIN_SEGMENT),
+            capacity: self.settings.segment_bytes,
             alignment: self.settings.alignment,
             time: self.queue.front().map_or(self.time, |op| op.record.time),
             chain: before.map_or([0; 16], |link| link.chain_after()),
@@ -431,6 +434,7 @@ impl Journal {
             return;
         }
         self.synced = self.synced.max(up_to.min(self.written));
+        self.index.synced(self.synced);
         while let Some((_, ticket)) = self.unsynced.pop_front_if(|(end, _)| *end <= self.synced) {
             self.durable_ticket = ticket;
         }

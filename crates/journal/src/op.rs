@@ -27,6 +27,9 @@ pub enum PushError {
     /// A write or a sync failed.
     #[error("the journal has failed")]
     Failed,
+    /// It does not fit into a segment.
+    #[error("the write is longer than a segment of the journal")]
+    TooLong,
     /// This node follows the journal of another one.
     #[error("this node follows the journal of another node")]
     Following,
@@ -99,10 +102,33 @@ impl Op {
         Self { record, stored: Bytes::new() }
     }
 
-    /// What it changes.
+    /// An op that was read back, with its payload as it was submitted.
+    pub(crate) const fn read_back(record: Record, payload: Bytes) -> Self {
+        Self { record, stored: payload }
+    }
+
+    /// What it changes; empty for a flush.
     #[must_use]
     pub const fn range(&self) -> ByteRange {
         self.record.range
+    }
+
+    /// What it does.
+    #[must_use]
+    pub const fn kind(&self) -> RecordKind {
+        self.record.kind
+    }
+
+    /// When it was submitted.
+    #[must_use]
+    pub const fn time(&self) -> HybridTime {
+        self.record.time
+    }
+
+    /// The payload: as it is stored, or, of an op that was read back, as it was submitted.
+    #[must_use]
+    pub const fn payload(&self) -> &Bytes {
+        &self.stored
     }
 }
 

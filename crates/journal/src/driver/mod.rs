@@ -553,7 +553,7 @@ fn op_of<R: ReadSegments>(
     records: &Records<'_, R>,
     found: &crate::RecordAt,
 ) -> Result<Op, RecordsError> {
-    Ok(Op { record: found.record, stored: records.payload(found)? })
+    Ok(Op::read_back(found.record, records.payload(found)?))
 }
 
 fn len_of(range: ByteRange) -> io::Result<usize> {

@@ -1,0 +1,339 @@
+//! A directory and a disk that remember every step, and can crash after each of them.
+
+use bytes::Bytes;
+use holdfast_journal::driver::{Backing, Files};
+use holdfast_units::ByteRange;
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::RngCore as _;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+
+pub(crate) const SECTOR: usize = 512;
+
+/// Chance, from a seed.
+pub(crate) struct Dice(pub(crate) Xoshiro256PlusPlus);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        use rand_xoshiro::rand_core::SeedableRng;
+        Self(Xoshiro256PlusPlus::seed_from_u64(seed))
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.0.next_u64() % n
+    }
+
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// What a program does to its files and its disk, and what it promised meanwhile.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    Create(usize, usize),
+    Link(String, usize),
+    Write(usize, u64, Vec<u8>),
+    Sync(usize),
+    Rename(String, String),
+    Remove(String),
+    SyncDir,
+    DiskWrite(u64, Vec<u8>),
+    DiskFlush,
+    /// So many ops were pushed.
+    Pushed(usize),
+    /// So many ops were completed.
+    Completed(usize),
+    /// So many ops were flushed.
+    Flushed(usize),
+}
+
+#[derive(Clone, Default, Debug)]
+struct Inode {
+    durable: Vec<u8>,
+    pending: Vec<(u64, Vec<u8>)>,
+}
+
+/// Files, names and disk; what is durable, and what is not yet.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct State {
+    inodes: Vec<Inode>,
+    names: BTreeMap<String, usize>,
+    pending_names: Vec<Step>,
+    disk: Inode,
+    pub(crate) pushed: usize,
+    pub(crate) completed: usize,
+    pub(crate) flushed: usize,
+}
+
+/// What a crash leaves of what was not durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Crash {
+    /// Only the program dies: everything.
+    Kill,
+    /// Nothing.
+    Nothing,
+    /// Everything but one sector.
+    AllButOne,
+    /// One sector.
+    OnlyOne,
+    /// Any sectors, some torn.
+    Any,
+}
+
+pub(crate) const CRASHES: [Crash; 5] =
+    [Crash::Kill, Crash::Nothing, Crash::AllButOne, Crash::OnlyOne, Crash::Any];
+
+fn put(to: &mut Vec<u8>, offset: u64, data: &[u8]) {
+    let at = usize::try_from(offset).unwrap();
+    if to.len() < at + data.len() {
+        to.resize(at + data.len(), 0);
+    }
+    to[at..at + data.len()].copy_from_slice(data);
+}
+
+impl Inode {
+    fn settle(&mut self) {
+        for (offset, data) in std::mem::take(&mut self.pending) {
+            put(&mut self.durable, offset, &data);
+        }
+    }
+
+    fn content(&self) -> Vec<u8> {
+        let mut whole = self.clone();
+        whole.settle();
+        whole.durable
+    }
+
+    fn crash(&mut self, crash: Crash, dice: &mut Dice) {
+        let pending = std::mem::take(&mut self.pending);
+        let sectors: u64 = pending.iter().map(|(_, d)| d.len().div_ceil(SECTOR) as u64).sum();
+        let one = if sectors == 0 { 0 } else { dice.below(sectors) };
+        let share = 1 + dice.below(8);
+        let mut index = 0;
+        for (offset, data) in pending {
+            for (at, sector) in (0..).step_by(SECTOR).zip(data.chunks(SECTOR)) {
+                let keep = match crash {
+                    Crash::Kill => true,
+                    Crash::Nothing => false,
+                    Crash::AllButOne => index != one,
+                    Crash::OnlyOne => index == one,
+                    Crash::Any => dice.below(9) < share,
+                };
+                let torn = crash == Crash::Any && dice.one_in(20);
+                let sector = if torn { &sector[..sector.len() / 2] } else { sector };
+                if keep {
+                    put(&mut self.durable, offset + at, sector);
+                }
+                index += 1;
+            }
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn with_disk(len: usize) -> Self {
+        Self { disk: Inode { durable: vec![0; len], pending: Vec::new() }, ..Self::default() }
+    }
+
+    pub(crate) fn apply(&mut self, step: &Step) {
+        match step {
+            Step::Create(inode, len) => {
+                self.inodes.resize_with(self.inodes.len().max(inode + 1), Inode::default);
+                self.inodes[*inode].durable.resize(*len, 0);
+            }
+            Step::Write(inode, offset, data) => {
+                self.inodes[*inode].pending.push((*offset, data.clone()));
+            }
+            Step::Sync(inode) => self.inodes[*inode].settle(),
+            Step::Link(..) | Step::Rename(..) | Step::Remove(..) => {
+                self.pending_names.push(step.clone());
+            }
+            Step::SyncDir => self.settle_names(usize::MAX),
+            Step::DiskWrite(offset, data) => self.disk.pending.push((*offset, data.clone())),
+            Step::DiskFlush => self.disk.settle(),
+            Step::Pushed(n) => self.pushed = *n,
+            Step::Completed(n) => self.completed = *n,
+            Step::Flushed(n) => self.flushed = *n,
+        }
+    }
+
+    fn settle_names(&mut self, count: usize) {
+        for step in std::mem::take(&mut self.pending_names).into_iter().take(count) {
+            match step {
+                Step::Link(name, inode) => {
+                    self.names.insert(name, inode);
+                }
+                Step::Rename(from, to) => {
+                    if let Some(inode) = self.names.remove(&from) {
+                        self.names.insert(to, inode);
+                    }
+                }
+                Step::Remove(name) => {
+                    self.names.remove(&name);
+                }
+                other => panic!("{other:?} changes no name"),
+            }
+        }
+    }
+
+    /// What is there after a crash.
+    pub(crate) fn crash(&self, crash: Crash, dice: &mut Dice) -> Self {
+        let mut state = self.clone();
+        let names = match crash {
+            Crash::Kill | Crash::AllButOne => usize::MAX,
+            Crash::Nothing => 0,
+            Crash::OnlyOne | Crash::Any => {
+                usize::try_from(dice.below(state.pending_names.len() as u64 + 1)).unwrap()
+            }
+        };
+        state.settle_names(names);
+        // A killed program's writes stay in the page cache: not durable yet.
+        if crash != Crash::Kill {
+            state.inodes.iter_mut().for_each(|inode| inode.crash(crash, dice));
+            state.disk.crash(crash, dice);
+        }
+        state
+    }
+
+    pub(crate) fn file(&self, name: &str) -> Option<Vec<u8>> {
+        Some(self.inodes[*self.names.get(name)?].content())
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.names.keys().cloned().collect()
+    }
+
+    /// Overwrites bytes of a file, durably: rot.
+    pub(crate) fn rot(&mut self, name: &str, offset: usize, data: &[u8]) {
+        let inode = &mut self.inodes[self.names[name]];
+        inode.settle();
+        put(&mut inode.durable, offset as u64, data);
+    }
+}
+
+/// A state that is worked on, and the steps that were done to it.
+pub(crate) struct Tracing {
+    pub(crate) start: State,
+    pub(crate) now: State,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) through: bool,
+    /// This step, and all after it, fail.
+    pub(crate) fail_at: usize,
+}
+
+#[derive(Clone)]
+pub(crate) struct Sim(pub(crate) Rc<RefCell<Tracing>>);
+
+impl Sim {
+    pub(crate) fn new(mut start: State, through: bool) -> Self {
+        // Names that no crash took are there now.
+        start.settle_names(usize::MAX);
+        let now = start.clone();
+        let tracing = Tracing { start, now, steps: Vec::new(), through, fail_at: usize::MAX };
+        Self(Rc::new(RefCell::new(tracing)))
+    }
+
+    pub(crate) fn step(&self, step: Step) -> io::Result<()> {
+        let mut tracing = self.0.borrow_mut();
+        if tracing.steps.len() >= tracing.fail_at {
+            return Err(io::Error::other("it was to fail"));
+        }
+        tracing.now.apply(&step);
+        tracing.steps.push(step);
+        Ok(())
+    }
+
+    fn inode(&self, name: &str) -> io::Result<usize> {
+        // Names that are not durable are there all the same.
+        let tracing = self.0.borrow();
+        let mut names = State { names: tracing.now.names.clone(), ..State::default() };
+        names.pending_names = tracing.now.pending_names.clone();
+        names.settle_names(usize::MAX);
+        names.names.get(name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Files for Sim {
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut now = State { names: self.0.borrow().now.names.clone(), ..State::default() };
+        now.pending_names = self.0.borrow().now.pending_names.clone();
+        now.settle_names(usize::MAX);
+        Ok(now.names())
+    }
+
+    fn create(&mut self, name: &str, len: u64) -> io::Result<()> {
+        let len = usize::try_from(len).unwrap();
+        if let Ok(inode) = self.inode(name) {
+            let short = self.0.borrow().now.inodes[inode].content().len() < len;
+            return if short { self.step(Step::Create(inode, len)) } else { Ok(()) };
+        }
+        let inode = self.0.borrow().now.inodes.len();
+        self.step(Step::Create(inode, len))?;
+        self.step(Step::Link(name.into(), inode))
+    }
+
+    fn write(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        let inode = self.inode(name)?;
+        let data = parts.concat();
+        assert!(offset.is_multiple_of(512) && data.len().is_multiple_of(512), "O_DIRECT");
+        let end = usize::try_from(offset).unwrap() + data.len();
+        assert!(end <= self.0.borrow().now.inodes[inode].content().len(), "it grows");
+        self.step(Step::Write(inode, offset, data))?;
+        if self.0.borrow().through { self.step(Step::Sync(inode)) } else { Ok(()) }
+    }
+
+    fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let inode = self.inode(name)?;
+        let content = self.0.borrow().now.inodes[inode].content();
+        let from = usize::try_from(offset).unwrap().min(content.len());
+        let len = buf.len().min(content.len() - from);
+        buf[..len].copy_from_slice(&content[from..from + len]);
+        Ok(len)
+    }
+
+    fn sync(&mut self, name: &str) -> io::Result<()> {
+        self.step(Step::Sync(self.inode(name)?))
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        assert!(self.inode(to).is_err(), "{to} is there already");
+        self.inode(from)?;
+        self.step(Step::Rename(from.into(), to.into()))
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        self.inode(name)?;
+        self.step(Step::Remove(name.into()))
+    }
+
+    fn sync_dir(&mut self) -> io::Result<()> {
+        self.step(Step::SyncDir)
+    }
+
+    fn writes_through(&self, _name: &str) -> bool {
+        self.0.borrow().through
+    }
+}
+
+impl Backing for Sim {
+    fn read(&self, range: ByteRange) -> io::Result<Bytes> {
+        let content = self.0.borrow().now.disk.content();
+        let from = usize::try_from(range.offset).unwrap();
+        Ok(Bytes::copy_from_slice(&content[from..from + usize::try_from(range.len).unwrap()]))
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.step(Step::DiskWrite(offset, data.to_vec()))
+    }
+
+    fn zeroes(&mut self, range: ByteRange, _discard: bool) -> io::Result<()> {
+        self.step(Step::DiskWrite(range.offset, vec![0; usize::try_from(range.len).unwrap()]))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.step(Step::DiskFlush)
+    }
+}
