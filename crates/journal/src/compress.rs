@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn only_what_becomes_shorter_is_packed() {
-        let noise: Vec<u8> = (0u32..4096).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let noise: Vec<u8> =
+            (0u32..4096).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         for kind in ALL {
             let packed = compress(kind, &[7; 4096]);
             assert_eq!(packed.is_some(), kind != Compression::None && supported(kind));

@@ -194,7 +194,8 @@ impl Index {
             RecordKind::Discard => RunKind::Discard,
             RecordKind::Flush => return,
         };
-        if let Some(oldest) = self.overlapping(record.range).map(|(_, entry)| entry.position).min() {
+        if let Some(oldest) = self.overlapping(record.range).map(|(_, entry)| entry.position).min()
+        {
             self.held.insert(position, oldest);
         }
         self.carve(record.range);

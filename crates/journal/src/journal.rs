@@ -394,7 +394,14 @@ impl Journal {
     ) -> BatchId {
         let id = BatchId(self.next_batch);
         self.next_batch += 1;
-        self.in_flight.push_back(InFlight { id, segment, frames, end, next_ticket, written: false });
+        self.in_flight.push_back(InFlight {
+            id,
+            segment,
+            frames,
+            end,
+            next_ticket,
+            written: false,
+        });
         id
     }
 

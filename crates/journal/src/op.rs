@@ -12,7 +12,9 @@ pub struct Ticket(pub u64);
 
 /// Why an op cannot be made: it is not whole blocks, or too long.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the range {0:?} cannot be recorded in the journal: it must be whole blocks, not empty, and not too long")]
+#[error(
+    "the range {0:?} cannot be recorded in the journal: it must be whole blocks, not empty, and not too long"
+)]
 pub struct OpError(pub ByteRange);
 
 /// Why an op was not taken.
@@ -47,7 +49,12 @@ impl Op {
     ///
     /// # Errors
     /// [`OpError`] when it is not whole blocks, or longer than a request.
-    pub fn write(offset: u64, payload: Bytes, time: HybridTime, fua: bool) -> Result<Self, OpError> {
+    pub fn write(
+        offset: u64,
+        payload: Bytes,
+        time: HybridTime,
+        fua: bool,
+    ) -> Result<Self, OpError> {
         Self::write_packed(offset, payload, time, fua, Compression::None)
     }
 

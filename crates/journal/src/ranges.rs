@@ -36,6 +36,9 @@ impl RangeSet {
 
     /// Takes a range out.
     pub fn remove(&mut self, range: ByteRange) {
+        if range.is_empty() {
+            return;
+        }
         while let Some((&s, &e)) = self.ranges.range(..range.end()).next_back() {
             if e <= range.offset {
                 break;

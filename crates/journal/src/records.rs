@@ -197,6 +197,3 @@ impl Place {
         if crc32c::crc32c(&plain) == self.crc { Ok(plain) } else { Err(damaged) }
     }
 }
-
-#[cfg(test)]
-mod tests;

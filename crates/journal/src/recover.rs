@@ -202,12 +202,14 @@ fn usable_chain(
         }
     }
     let Some(first) = chain.first() else { return Ok(chain) };
-    if !found.remnants.is_empty() {
+    // Cursors are stored before a segment is given up. Without them all is written back again.
+    let missing = cursors.sequence > 0 && first.base > cursors.written_back;
+    if missing || !found.remnants.is_empty() {
         if first.base > cursors.written_back && cut.is_none() {
             return Err(RecoverError::Damaged(Damage {
                 segment: first.number,
                 position: first.base,
-                why: "it does not continue the segment before it".into(),
+                why: "there is no segment that it continues".into(),
                 evidence: "what lies before it is not written back",
                 ranges: None,
             }));
@@ -253,7 +255,8 @@ fn scan_chain<R: ReadSegments>(
             Err(Stop::Frame(_)) if cut_here => {}
             Err(Stop::Frame(error)) => {
                 judge(&mut scanner, error, sealed.is_some())?;
-                found.tail = if error == FrameError::Blank { Tail::Clean } else { Tail::Cut(error) };
+                found.tail =
+                    if error == FrameError::Blank { Tail::Clean } else { Tail::Cut(error) };
             }
         }
         if cut_here {

@@ -195,6 +195,3 @@ pub fn cut_ranges<R: ReadSegments>(
     }
     Ok(lost)
 }
-
-#[cfg(test)]
-mod tests;

@@ -142,9 +142,7 @@ fn work(
         let count = |n: u64| base + usize::try_from(n).unwrap();
         let completed = Step::Completed(count(log.journal().written_ticket().0));
         let flushed = Step::Flushed(count(log.journal().durable_ticket().0));
-        if result.and(sim.step(completed).map_err(|_| ())).is_err()
-            || sim.step(flushed).is_err()
-        {
+        if result.and(sim.step(completed).map_err(|_| ())).is_err() || sim.step(flushed).is_err() {
             return;
         }
     }

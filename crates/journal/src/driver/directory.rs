@@ -2,7 +2,7 @@
 
 use super::Files;
 use bytes::Bytes;
-use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fdatasync, ftruncate, fsync, openat};
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fdatasync, fsync, ftruncate, openat};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -194,7 +194,6 @@ impl Files for Directory {
     }
 
     fn writes_through(&self, name: &str) -> bool {
-        self.options.direct
-            && self.with(name, |open| Ok(open.direct.is_some())).unwrap_or(false)
+        self.options.direct && self.with(name, |open| Ok(open.direct.is_some())).unwrap_or(false)
     }
 }

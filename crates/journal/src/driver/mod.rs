@@ -10,8 +10,8 @@ pub use directory::{Directory, DirectoryOptions};
 use crate::index::{PartSource, RunKind, RunPiece, WriteBackLimits};
 use crate::journal::{Journal, Next, Settings};
 use crate::op::{Op, PushError, Ticket};
-use crate::recover::{Found, RecoverError, recover};
 use crate::records::RecordsError;
+use crate::recover::{Found, RecoverError, recover};
 use crate::retention::{CutPlan, cut_ranges};
 use crate::scan::ReadSegments;
 use crate::{RangeSet, Records};
@@ -435,6 +435,10 @@ impl<F: Files> Log<F> {
         if last != Some(header.number) {
             self.flush()?;
             let header = self.journal.copy_segment(*header)?;
+            if last.is_none() {
+                // What lies before it is not missing.
+                self.store_cursors()?;
+            }
             self.begin(&header)?;
         }
         if bytes.is_empty() {

@@ -1,4 +1,5 @@
 //! A directory and a disk that remember every step, and can crash after each of them.
+#![allow(dead_code)] // a module of several programs, each of which uses a part
 
 use bytes::Bytes;
 use holdfast_journal::driver::{Backing, Files};
@@ -54,6 +55,8 @@ pub(crate) enum Step {
 struct Inode {
     durable: Vec<u8>,
     pending: Vec<(u64, Vec<u8>)>,
+    /// With what is pending.
+    seen: Vec<u8>,
 }
 
 /// Files, names and disk; what is durable, and what is not yet.
@@ -61,6 +64,8 @@ struct Inode {
 pub(crate) struct State {
     inodes: Vec<Inode>,
     names: BTreeMap<String, usize>,
+    /// With the changes that are pending.
+    seen_names: BTreeMap<String, usize>,
     pending_names: Vec<Step>,
     disk: Inode,
     pub(crate) pushed: usize,
@@ -101,10 +106,13 @@ impl Inode {
         }
     }
 
-    fn content(&self) -> Vec<u8> {
-        let mut whole = self.clone();
-        whole.settle();
-        whole.durable
+    fn of(content: Vec<u8>) -> Self {
+        Self { durable: content.clone(), pending: Vec::new(), seen: content }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        put(&mut self.seen, offset, data);
+        self.pending.push((offset, data.to_vec()));
     }
 
     fn crash(&mut self, crash: Crash, dice: &mut Dice) {
@@ -130,12 +138,30 @@ impl Inode {
                 index += 1;
             }
         }
+        self.seen = self.durable.clone();
+    }
+}
+
+fn change(names: &mut BTreeMap<String, usize>, step: &Step) {
+    match step {
+        Step::Link(name, inode) => {
+            names.insert(name.clone(), *inode);
+        }
+        Step::Rename(from, to) => {
+            if let Some(inode) = names.remove(from) {
+                names.insert(to.clone(), inode);
+            }
+        }
+        Step::Remove(name) => {
+            names.remove(name);
+        }
+        other => panic!("{other:?} changes no name"),
     }
 }
 
 impl State {
     pub(crate) fn with_disk(len: usize) -> Self {
-        Self { disk: Inode { durable: vec![0; len], pending: Vec::new() }, ..Self::default() }
+        Self { disk: Inode::of(vec![0; len]), ..Self::default() }
     }
 
     pub(crate) fn apply(&mut self, step: &Step) {
@@ -143,16 +169,18 @@ impl State {
             Step::Create(inode, len) => {
                 self.inodes.resize_with(self.inodes.len().max(inode + 1), Inode::default);
                 self.inodes[*inode].durable.resize(*len, 0);
+                self.inodes[*inode].seen.resize(*len, 0);
             }
             Step::Write(inode, offset, data) => {
-                self.inodes[*inode].pending.push((*offset, data.clone()));
+                self.inodes[*inode].write(*offset, data);
             }
             Step::Sync(inode) => self.inodes[*inode].settle(),
             Step::Link(..) | Step::Rename(..) | Step::Remove(..) => {
+                change(&mut self.seen_names, step);
                 self.pending_names.push(step.clone());
             }
             Step::SyncDir => self.settle_names(usize::MAX),
-            Step::DiskWrite(offset, data) => self.disk.pending.push((*offset, data.clone())),
+            Step::DiskWrite(offset, data) => self.disk.write(*offset, data),
             Step::DiskFlush => self.disk.settle(),
             Step::Pushed(n) => self.pushed = *n,
             Step::Completed(n) => self.completed = *n,
@@ -161,20 +189,13 @@ impl State {
     }
 
     fn settle_names(&mut self, count: usize) {
-        for step in std::mem::take(&mut self.pending_names).into_iter().take(count) {
-            match step {
-                Step::Link(name, inode) => {
-                    self.names.insert(name, inode);
-                }
-                Step::Rename(from, to) => {
-                    if let Some(inode) = self.names.remove(&from) {
-                        self.names.insert(to, inode);
-                    }
-                }
-                Step::Remove(name) => {
-                    self.names.remove(&name);
-                }
-                other => panic!("{other:?} changes no name"),
+        for step in std::mem::take(&mut self.pending_names).iter().take(count) {
+            change(&mut self.names, step);
+        }
+        self.seen_names = self.names.clone();
+        for (index, inode) in self.inodes.iter_mut().enumerate() {
+            if !self.names.values().any(|named| *named == index) {
+                *inode = Inode::default();
             }
         }
     }
@@ -198,19 +219,12 @@ impl State {
         state
     }
 
-    pub(crate) fn file(&self, name: &str) -> Option<Vec<u8>> {
-        Some(self.inodes[*self.names.get(name)?].content())
-    }
-
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.names.keys().cloned().collect()
-    }
-
     /// Overwrites bytes of a file, durably: rot.
     pub(crate) fn rot(&mut self, name: &str, offset: usize, data: &[u8]) {
         let inode = &mut self.inodes[self.names[name]];
         inode.settle();
         put(&mut inode.durable, offset as u64, data);
+        put(&mut inode.seen, offset as u64, data);
     }
 }
 
@@ -247,27 +261,20 @@ impl Sim {
     }
 
     fn inode(&self, name: &str) -> io::Result<usize> {
-        // Names that are not durable are there all the same.
         let tracing = self.0.borrow();
-        let mut names = State { names: tracing.now.names.clone(), ..State::default() };
-        names.pending_names = tracing.now.pending_names.clone();
-        names.settle_names(usize::MAX);
-        names.names.get(name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+        tracing.now.seen_names.get(name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
 impl Files for Sim {
     fn list(&self) -> io::Result<Vec<String>> {
-        let mut now = State { names: self.0.borrow().now.names.clone(), ..State::default() };
-        now.pending_names = self.0.borrow().now.pending_names.clone();
-        now.settle_names(usize::MAX);
-        Ok(now.names())
+        Ok(self.0.borrow().now.seen_names.keys().cloned().collect())
     }
 
     fn create(&mut self, name: &str, len: u64) -> io::Result<()> {
         let len = usize::try_from(len).unwrap();
         if let Ok(inode) = self.inode(name) {
-            let short = self.0.borrow().now.inodes[inode].content().len() < len;
+            let short = self.0.borrow().now.inodes[inode].seen.len() < len;
             return if short { self.step(Step::Create(inode, len)) } else { Ok(()) };
         }
         let inode = self.0.borrow().now.inodes.len();
@@ -280,14 +287,15 @@ impl Files for Sim {
         let data = parts.concat();
         assert!(offset.is_multiple_of(512) && data.len().is_multiple_of(512), "O_DIRECT");
         let end = usize::try_from(offset).unwrap() + data.len();
-        assert!(end <= self.0.borrow().now.inodes[inode].content().len(), "it grows");
+        assert!(end <= self.0.borrow().now.inodes[inode].seen.len(), "it grows");
         self.step(Step::Write(inode, offset, data))?;
         if self.0.borrow().through { self.step(Step::Sync(inode)) } else { Ok(()) }
     }
 
     fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let inode = self.inode(name)?;
-        let content = self.0.borrow().now.inodes[inode].content();
+        let tracing = self.0.borrow();
+        let content = &tracing.now.inodes[inode].seen;
         let from = usize::try_from(offset).unwrap().min(content.len());
         let len = buf.len().min(content.len() - from);
         buf[..len].copy_from_slice(&content[from..from + len]);
@@ -320,7 +328,8 @@ impl Files for Sim {
 
 impl Backing for Sim {
     fn read(&self, range: ByteRange) -> io::Result<Bytes> {
-        let content = self.0.borrow().now.disk.content();
+        let tracing = self.0.borrow();
+        let content = &tracing.now.disk.seen;
         let from = usize::try_from(range.offset).unwrap();
         Ok(Bytes::copy_from_slice(&content[from..from + usize::try_from(range.len).unwrap()]))
     }
