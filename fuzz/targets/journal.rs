@@ -75,7 +75,7 @@ fn append(journal: &mut Journal, files: &mut Files, ops: &[(u8, u8, bool)], alon
 
 fn pump(journal: &mut Journal, files: &mut Files) {
     loop {
-        match journal.next() {
+        match journal.next_step() {
             Next::Idle => break,
             Next::Wait => panic!("nothing is under way"),
             Next::Sync(position) => journal.synced(position),

@@ -284,7 +284,7 @@ impl Journal {
     }
 
     /// What is to be done next. Ask again until it is `Idle` or `Wait`, and after every change.
-    pub fn next(&mut self) -> Next {
+    pub fn next_step(&mut self) -> Next {
         if self.failed {
             return Next::Idle;
         }

@@ -6,10 +6,10 @@
 //! it over a directory of preallocated files. Bytes, orders and promises: `docs/design/journal.md`.
 //!
 //! ```text
-//! push(op)   -> Ticket                 queued
-//! next()     -> Write(batch)           many queued ops become one frame, one write
-//!               Begin(segment)         first make this file, durably
-//!               Sync(position)         first sync
+//! push(op)    -> Ticket                queued
+//! next_step() -> Write(batch)          many queued ops become one frame, one write
+//!                Begin(segment)        first make this file, durably
+//!                Sync(position)        first sync
 //! written(batch), begun(segment), synced(position)
 //! written_ticket(), durable_ticket()   what may be answered, and which flushes
 //! ```

@@ -5,6 +5,7 @@
 //! that was completed (after a kill) or flushed (after a power failure); disk and journal
 //! together are exactly the state of that prefix, never a mixture; and a crash is never taken
 //! for damage.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod support;
 

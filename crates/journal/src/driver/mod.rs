@@ -244,7 +244,7 @@ impl<F: Files> Log<F> {
 
     fn try_pump(&mut self) -> io::Result<()> {
         loop {
-            match self.journal.next() {
+            match self.journal.next_step() {
                 Next::Idle | Next::Wait => return Ok(()),
                 Next::Sync(_) => self.try_sync()?,
                 Next::Begin(header) => self.begin(&header)?,

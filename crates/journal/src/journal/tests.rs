@@ -35,7 +35,7 @@ fn push(journal: &mut Journal, blocks: std::ops::Range<u64>) {
 
 fn batch(journal: &mut Journal) -> super::Batch {
     loop {
-        match journal.next() {
+        match journal.next_step() {
             Next::Begin(header) => journal.begun(header.number),
             Next::Write(batch) => return batch,
             Next::Sync(_) => {
@@ -55,17 +55,17 @@ fn many_writers_are_one_write_of_their_own_buffers() {
     for (n, op) in ops.into_iter().enumerate() {
         assert_eq!(journal.push(op), Ok(Ticket(n as u64)));
     }
-    let Next::Begin(header) = journal.next() else { panic!("no segment was begun") };
+    let Next::Begin(header) = journal.next_step() else { panic!("no segment was begun") };
     assert_eq!((header.number, header.base, header.predecessor), (1, LogPosition(0), None));
-    assert!(matches!(journal.next(), Next::Wait));
+    assert!(matches!(journal.next_step(), Next::Wait));
     journal.begun(1);
-    let Next::Write(batch) = journal.next() else { panic!("nothing to write") };
+    let Next::Write(batch) = journal.next_step() else { panic!("nothing to write") };
     assert_eq!((batch.offset, batch.tickets.clone()), (4096, 0..5));
     let len: usize = batch.parts.iter().map(Bytes::len).sum();
     assert_eq!((len, batch.end), (6 * 4096, LogPosition(6 * 4096)));
     let parts: Vec<_> = batch.parts[1..].iter().map(|part| part.as_ptr()).collect();
     assert_eq!(parts, pointers, "payloads are not copied");
-    assert!(matches!(journal.next(), Next::Idle));
+    assert!(matches!(journal.next_step(), Next::Idle));
     assert_eq!(journal.written_ticket(), Ticket(0));
     journal.written(batch.id);
     assert_eq!((journal.written_ticket(), journal.durable_ticket()), (Ticket(5), Ticket(0)));
@@ -83,7 +83,7 @@ fn nothing_is_answered_before_what_was_appended_before_it() {
     });
     push(&mut journal, 0..4);
     let batches: Vec<BatchId> = (0..3).map(|_| batch(&mut journal).id).collect();
-    assert!(matches!(journal.next(), Next::Wait), "three are under way");
+    assert!(matches!(journal.next_step(), Next::Wait), "three are under way");
     journal.written(batches[2]);
     journal.written(batches[1]);
     assert_eq!(journal.written_ticket(), Ticket(0));
@@ -106,11 +106,11 @@ fn a_segment_is_begun_when_all_before_it_is_durable() {
     push(&mut journal, 0..3);
     let first = batch(&mut journal);
     assert_eq!(first.tickets, 0..2, "what fits");
-    assert!(matches!(journal.next(), Next::Wait));
+    assert!(matches!(journal.next_step(), Next::Wait));
     journal.written(first.id);
-    assert!(matches!(journal.next(), Next::Sync(p) if p == first.end));
+    assert!(matches!(journal.next_step(), Next::Sync(p) if p == first.end));
     journal.synced(first.end);
-    let Next::Begin(header) = journal.next() else { panic!("no segment was begun") };
+    let Next::Begin(header) = journal.next_step() else { panic!("no segment was begun") };
     let len = first.end.0;
     let node = NodeId::new(0).unwrap();
     assert_eq!((header.number, header.predecessor), (2, Some((node, 77, len))));
@@ -138,7 +138,7 @@ fn everything_is_bounded() {
     assert_eq!(journal.push(write(4)), Err(PushError::WriteBack));
     journal.fail();
     assert_eq!(journal.push(write(4)), Err(PushError::Failed));
-    assert!(matches!(journal.next(), Next::Idle));
+    assert!(matches!(journal.next_step(), Next::Idle));
     let target = journal.sync_target();
     journal.synced(LogPosition(u64::MAX));
     assert_eq!((target, journal.durable_ticket()), (None, Ticket(2)), "nothing more is durable");
@@ -152,7 +152,7 @@ fn a_sync_is_asked_for_when_much_is_not_durable() {
         let batch = batch(&mut journal);
         journal.written(batch.id);
     });
-    assert!(matches!(journal.next(), Next::Sync(LogPosition(16384))));
+    assert!(matches!(journal.next_step(), Next::Sync(LogPosition(16384))));
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn who_follows_takes_only_what_continues_it() {
     copy.replayed(taken.end);
     assert!(copy.lead(GenerationId(5)));
     copy.push(write(7)).unwrap();
-    let Next::Begin(own) = copy.next() else { panic!("no segment was begun") };
+    let Next::Begin(own) = copy.next_step() else { panic!("no segment was begun") };
     assert_eq!((own.number, own.origin.number(), own.base), (2, 1, first.end));
     copy.begun(2);
     let next = batch(&mut copy);
