@@ -8,7 +8,9 @@ use holdfast_format::journal::{Compression, PeerSwitches, RecordKind};
 use holdfast_journal::driver::{
     Backing, Directory, DirectoryOptions, Files, Log, LogError, Open, segment_name,
 };
-use holdfast_journal::{Damage, Op, RecoverError, Relation, Settings, WriteBackLimits, compare};
+use holdfast_journal::{
+    Damage, Op, PushError, RecoverError, Relation, Settings, WriteBackLimits, compare,
+};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId, ResourceId};
 use support::{Crash, Dice, Sim, State};
 
@@ -404,6 +406,22 @@ fn a_follower_is_a_copy_and_a_forced_promotion_cuts_its_tail() {
         // And the origin can follow it up to there: the same segments, byte for byte.
         assert_eq!(log.journal().durable_segments().last().unwrap().0.origin, node(1));
     }
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_called_durable() {
+    let sim = sim();
+    let mut log = open(&sim, 1);
+    append(&mut log, [write(0, 1)]);
+    log.push(write(1, 1)).unwrap();
+    log.pump().unwrap();
+    sim.0.borrow_mut().fail_sync = true;
+    log.flush().unwrap_err();
+    // The next sync would work, and prove nothing.
+    let flushed = log.flush();
+    assert_eq!(log.journal().durable_ticket().0, 1, "{flushed:?}");
+    assert_eq!(log.push(write(2, 1)), Err(PushError::Failed));
+    assert!(log.journal().status().failed);
 }
 
 #[test]

@@ -236,6 +236,8 @@ pub(crate) struct Tracing {
     pub(crate) through: bool,
     /// This step, and all after it, fail.
     pub(crate) fail_at: usize,
+    /// The next sync fails.
+    pub(crate) fail_sync: bool,
 }
 
 #[derive(Clone)]
@@ -246,7 +248,8 @@ impl Sim {
         // Names that no crash took are there now.
         start.settle_names(usize::MAX);
         let now = start.clone();
-        let tracing = Tracing { start, now, steps: Vec::new(), through, fail_at: usize::MAX };
+        let (steps, fail_at) = (Vec::new(), usize::MAX);
+        let tracing = Tracing { start, now, steps, through, fail_at, fail_sync: false };
         Self(Rc::new(RefCell::new(tracing)))
     }
 
@@ -303,6 +306,9 @@ impl Files for Sim {
     }
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
+        if std::mem::take(&mut self.0.borrow_mut().fail_sync) {
+            return Err(io::Error::other("it was to fail"));
+        }
         self.step(Step::Sync(self.inode(name)?))
     }
 

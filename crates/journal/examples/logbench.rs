@@ -1,0 +1,71 @@
+//! How fast a directory takes appends and is recovered:
+//! `cargo run --release -p holdfast-journal --example logbench -- DIR [MiB]`.
+
+use bytes::Bytes;
+use holdfast_journal::driver::{Directory, DirectoryOptions, Log, LogError, Open};
+use holdfast_journal::{Op, Settings};
+use holdfast_units::{GenerationId, HybridTime, NodeId, ResourceId};
+use std::path::Path;
+use std::time::Instant;
+
+fn open(dir: &Path, direct: bool) -> Result<Log<Directory>, LogError> {
+    let node = NodeId::new(0).expect("0 is a node");
+    let settings = Settings {
+        dirty_bytes: 1 << 40,
+        dirty_parts: 1 << 22,
+        unsynced_bytes: 1 << 40,
+        ..Settings::new(ResourceId([1; 16]), node, 1)
+    };
+    let open = Open {
+        settings,
+        leads: true,
+        generation: GenerationId(4),
+        time: HybridTime(0),
+        cut: None,
+        spares: 1,
+    };
+    let files = Directory::open(dir, DirectoryOptions { direct })?;
+    Ok(Log::open(files, &open)?.0)
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let dir = args.next().ok_or("say which directory to use")?;
+    let mib: u64 = args.next().map_or(Ok(64), |text| text.parse())?;
+    let payload = Bytes::from(vec![0x5a; 4096]);
+    for direct in [true, false] {
+        for writers in [1, 4, 16, 64] {
+            let scratch = Path::new(&dir).join("logbench");
+            std::fs::create_dir(&scratch)?;
+            let mut log = open(&scratch, direct)?;
+            log.prepare_spare()?;
+            let rounds = (mib << 8) / if writers == 1 { 8 } else { writers };
+            let begin = Instant::now();
+            let mut block = 1;
+            for _ in 0..rounds {
+                for _ in 0..writers {
+                    block = block * 1_103_515_245 % 262_139;
+                    log.push(Op::write(block * 4096, payload.clone(), HybridTime(0), true)?)?;
+                }
+                log.flush()?;
+            }
+            let took = begin.elapsed();
+            drop(log);
+            let begin = Instant::now();
+            let log = open(&scratch, direct)?;
+            let recovered = begin.elapsed();
+            let count = rounds * writers;
+            println!(
+                "{}, {writers:2} writers: {:.0} durable writes of 4 KiB a second, {:.0} µs a commit; \
+                 {} MiB of journal opened in {:.2} s",
+                if direct { "O_DIRECT" } else { "fdatasync" },
+                count as f64 / took.as_secs_f64(),
+                took.as_secs_f64() * 1e6 / rounds as f64,
+                log.journal().head().0 >> 20,
+                recovered.as_secs_f64(),
+            );
+            std::fs::remove_dir_all(&scratch)?;
+        }
+    }
+    Ok(())
+}
