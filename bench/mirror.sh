@@ -8,7 +8,8 @@
 # Needs fio (with its nbd engine), qemu-nbd, nbdkit, jq, python3. Files are in DIR (default /dev/shm).
 set -euo pipefail
 export LC_ALL=C
-ROUNDS=5 SECS=2 SIZE=1024 DIR=/dev/shm HOLDFAST=$(dirname "$0")/../target/release/holdfast WORKLOADS="rw1 rw32 sw16" PIN=()
+. "$(dirname "$0")/lib.sh"
+ROUNDS=5 SECS=2 SIZE=1024 DIR=/dev/shm HOLDFAST=$(dirname "$0")/../target/release/holdfast WORKLOADS="rw1 rw32 sw16" ON_CLIENT=()
 while [ $# -gt 0 ]; do
   case $1 in
     --rounds) ROUNDS=$2 ;; --secs) SECS=$2 ;; --size) SIZE=$2 ;; --dir) DIR=$2 ;; --holdfast) HOLDFAST=$2 ;;
@@ -27,11 +28,6 @@ cleanup() {
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
-
-fill() { # written once, so that no run pays for first touch
-  dd if=/dev/urandom of="$W/seed" bs=1M count=16 status=none
-  for ((i = 0; i < SIZE; i += 16)); do cat "$W/seed"; done | head -c "${SIZE}M" >"$1"
-}
 
 # ---------------------------------------------------------------- Holdfast: two daemons
 hf() { "$HOLDFAST" --socket "$W/$1/s" "${@:2}"; }
@@ -84,14 +80,7 @@ run() { # URI WORKLOAD: IOPS and MB/s and p50 p99 in us
     *) echo "unknown workload $2" >&2; exit 2 ;;
   esac
   # shellcheck disable=SC2086
-  fio --name=w --ioengine=nbd --uri="$1" --thread --norandommap --randrepeat=0 --time_based --runtime="$SECS" \
-    --percentile_list=50:99 --output-format=json $job 2>/dev/null | python3 -c '
-import json, sys
-t = sys.stdin.read(); j = json.loads(t[t.index("{"):])["jobs"][0]
-d = max(j["read"], j["write"], key=lambda x: x["total_ios"])
-assert not j["error"] and d["total_ios"], "fio failed"
-p = d["clat_ns"]["percentile"]
-print(d["iops"], d["bw_bytes"] / 1e6, p["50.000000"] / 1e3, p["99.000000"] / 1e3)'
+  with_fio "$1" $job
 }
 
 start_holdfast

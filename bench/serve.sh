@@ -11,6 +11,7 @@
 # Needs fio (with its nbd engine), nbdkit, nbd-server, qemu-nbd, nbdinfo, python3.
 set -euo pipefail
 export LC_ALL=C
+. "$(dirname "$0")/lib.sh"
 TARGET=$(dirname "$0")/../target/release
 ROUNDS=5 SECS=2 SIZE=1024 DIR=/dev/shm HOLDFAST=$TARGET/holdfast LOAD=$TARGET/examples/load TRANSPORT=unix
 SERVERS="nbdkit nbd-server qemu-nbd" WORKLOADS="lrr32 lrw32 lrr4x8 lrw4x8 rr32 rw32 rr4x8 rw4x8 sr16 sw16"
@@ -30,16 +31,11 @@ PORT=$((20000 + RANDOM % 20000))
 declare -A PID URI
 cleanup() {
   for p in "${PID[@]}"; do kill "$p" 2>/dev/null || true; done
+  wait
   rm -rf "$W"
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
-
-fill() { # written once, so that no run pays for first touch
-  dd if=/dev/urandom of="$W/seed" bs=1M count=16 status=none
-  for ((i = 0; i < SIZE; i += 16)); do cat "$W/seed"; done | head -c "${SIZE}M" >"$1"
-  sync "$1"
-}
 
 start() { # SERVER
   local s=$1 file=$W/$1.img sock=$W/$1.sock export= place
@@ -81,18 +77,6 @@ cpu() { # PID: user and system ticks of it and its children
     all=$((all + $(awk '{ print $14 + $15 + $16 + $17 }' "/proc/$p/stat" 2>/dev/null || echo 0)))
   done
   echo $all
-}
-
-with_fio() { # URI OPTIONS: IOPS MB/s p50 p99 operations
-  local uri=$1; shift
-  "${ON_CLIENT[@]}" fio --name=w --ioengine=nbd --uri="$uri" --thread --group_reporting --norandommap --randrepeat=0 \
-    --time_based --runtime="$SECS" --percentile_list=50:99 --output-format=json "$@" 2>/dev/null | python3 -c '
-import json, sys
-t = sys.stdin.read(); j = json.loads(t[t.index("{"):])["jobs"][0]
-d = max(j["read"], j["write"], key=lambda x: x["total_ios"])
-assert not j["error"] and d["total_ios"], "fio failed"
-p = d["clat_ns"]["percentile"]
-print(d["iops"], d["bw_bytes"] / 1e6, p["50.000000"] / 1e3, p["99.000000"] / 1e3, d["total_ios"])'
 }
 
 lean() { # URI OPTIONS: the same

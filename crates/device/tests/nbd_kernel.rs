@@ -11,7 +11,7 @@ mod server;
 mod support;
 
 use holdfast_device::{
-    Backend, DeviceError, DeviceOptions, Kind, LocalDevice, NbdBackend, NbdOptions, Via, choose,
+    Backend, DeviceError, DeviceOptions, Kind, LocalDevice, NbdBackend, NbdOptions, Via,
     clean_up_stale,
 };
 use server::Server;
@@ -23,17 +23,7 @@ use support::*;
 
 /// Directories for one test; `None`, with the reason printed, where there is no NBD client.
 fn place() -> Option<Place> {
-    match choose(Via::Nbd) {
-        Ok(_) => {
-            let mut place = Place::new();
-            place.options.via = Via::Nbd;
-            Some(place)
-        }
-        Err(refusal) => {
-            println!("skipped: {refusal}");
-            None
-        }
-    }
+    possible_by(Via::Nbd).then(|| Place::by(Via::Nbd))
 }
 
 #[test]
@@ -43,17 +33,7 @@ fn a_completed_write_is_with_the_backend() {
     let device = place.attach("r0", &memory);
     assert_eq!((device.kind(), device.reason()), (Kind::Nbd, "nbd, as asked for"));
     assert!(device.survives());
-    let mut file = Direct::open(device.path());
-    for (length, offset) in [(512, 512), (4096, 8192), (1 << 20, MIB), (4 << 20, SIZE - 4 * MIB)] {
-        let data = pattern(length, 3);
-        file.write(&data, offset).unwrap();
-        assert!(memory.bytes(offset, length) == data, "{length} bytes at {offset}");
-        assert!(file.read(length, offset).unwrap() == data, "{length} bytes at {offset}");
-    }
-    let before = memory.flushes.load(Ordering::SeqCst);
-    file.sync().unwrap();
-    assert!(memory.flushes.load(Ordering::SeqCst) > before);
-    drop(file);
+    assert_it_is_the_backend(&device, &memory);
     device.detach(false).unwrap();
     place.assert_clean();
 }

@@ -18,10 +18,6 @@ fn possible() -> bool {
     possible_by(Via::Ublk)
 }
 
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
 fn recover(place: &Place, name: &str, memory: &Arc<Memory>) -> Option<LocalDevice> {
     let backend = Arc::clone(memory) as Arc<dyn Backend>;
     LocalDevice::recover(name, backend, &place.options).unwrap()
@@ -53,18 +49,7 @@ fn a_completed_write_is_with_the_backend() {
         assert_eq!(sysfs(device.node(), name), value, "{name}");
     }
 
-    let mut file = Direct::open(device.path());
-    for (length, offset) in [(512, 512), (4096, 8192), (1 << 20, MIB), (4 << 20, SIZE - 4 * MIB)] {
-        let data = pattern(length, 3);
-        file.write(&data, offset).unwrap();
-        assert!(memory.bytes(offset, length) == data, "{length} bytes at {offset}");
-        assert!(file.read(length, offset).unwrap() == data, "{length} bytes at {offset}");
-    }
-    assert_eq!(memory.bytes(0, 512), [0; 512]);
-    let before = memory.flushes.load(Ordering::SeqCst);
-    file.sync().unwrap();
-    assert!(memory.flushes.load(Ordering::SeqCst) > before);
-    drop(file);
+    assert_it_is_the_backend(&device, &memory);
     device.detach(false).unwrap();
     place.assert_clean();
 }

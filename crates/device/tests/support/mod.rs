@@ -15,6 +15,27 @@ use tempfile::TempDir;
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const SIZE: u64 = 64 * MIB;
 
+/// What was written to the device is in the memory and nowhere else, is read again, and a flush gets
+/// there.
+pub(crate) fn assert_it_is_the_backend(device: &LocalDevice, memory: &Memory) {
+    let mut file = Direct::open(device.path());
+    for (length, offset) in [(512, 512), (4096, 8192), (1 << 20, MIB), (4 << 20, SIZE - 4 * MIB)] {
+        let data = pattern(length, 3);
+        file.write(&data, offset).unwrap();
+        assert!(memory.bytes(offset, length) == data, "{length} bytes at {offset}");
+        assert!(file.read(length, offset).unwrap() == data, "{length} bytes at {offset}");
+    }
+    assert_eq!(memory.bytes(0, 512), [0; 512]);
+    let before = memory.flushes.load(Ordering::SeqCst);
+    file.sync().unwrap();
+    assert!(memory.flushes.load(Ordering::SeqCst) > before);
+    drop(file);
+}
+
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
 /// Whether block devices can be made here; prints why not.
 pub(crate) fn possible() -> bool {
     possible_by(Via::Fuse)
