@@ -2,9 +2,9 @@
 //! any content, in any order, cut anywhere.
 #![no_main]
 
+use holdfast_fuzz::nbd_replies::Sent;
 use holdfast_nbd::codec::ReplyStyle;
 use holdfast_nbd::{Client, ConnectOptions};
-use holdfast_fuzz::nbd_replies::Sent;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use std::io::Write;

@@ -3,7 +3,7 @@
 #![no_main]
 
 use holdfast_nbd::codec::{ReplyStyle, RequestHeader, option_request};
-use holdfast_nbd::{ClientInfo, MemoryExport, ServerOptions, SingleExport, serve};
+use holdfast_nbd::{ClientInfo, ClientStream, MemoryExport, ServerOptions, SingleExport, serve};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use std::io;
@@ -79,6 +79,8 @@ impl AsyncRead for Wire<'_> {
         Poll::Ready(Ok(()))
     }
 }
+
+impl ClientStream for Wire<'_> {}
 
 impl AsyncWrite for Wire<'_> {
     fn poll_write(

@@ -74,6 +74,9 @@ pub struct ResourceStatus {
     pub device: Option<String>,
     /// How the local device is made: `ublk`, `nbd` or `fuse`; `null` when there is none.
     pub device_kind: Option<String>,
+    /// The device that an earlier run of the daemon left waits, with its I/O, until this node is
+    /// Primary again: after so many more seconds its I/O fails. `null` when there is none.
+    pub device_waits_seconds: Option<u64>,
     /// Where the NBD export is while this node is Primary.
     pub nbd_uri: String,
     /// This node's disk.
@@ -245,7 +248,8 @@ mod tests {
                 "clock_offset_seconds": null}], "problems": []},
             "resources": [{
                 "name": "", "role": "", "size_bytes": 0, "suspended": [], "quorum": false,
-                "open_count": 0, "device": null, "device_kind": null, "nbd_uri": "",
+                "open_count": 0, "device": null, "device_kind": null, "device_waits_seconds": null,
+                "nbd_uri": "",
                 "disk": {"state": "", "path": null, "io_errors": 0, "checksum_errors": 0,
                     "healed_blocks": 0, "remapped_sectors": 0, "spare_sectors_free": 0,
                     "problem": null},

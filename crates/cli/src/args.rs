@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// Where the daemon's control socket is when nobody says.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/holdfast/control.sock";
+/// The command that the daemon runs to hold a device of its own.
+pub(crate) const HOLD_DEVICE: &str = "hold-device";
 
 /// Replicated block storage in user space.
 ///
@@ -92,6 +94,12 @@ pub(crate) enum Command {
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
+    },
+    /// Hold a device open while the daemon takes it away
+    #[command(name = HOLD_DEVICE, hide = true)]
+    HoldDevice {
+        /// The node of the device
+        device: PathBuf,
     },
     /// Print the manual page of a command
     #[command(hide = true)]

@@ -50,6 +50,7 @@ pub(crate) fn run(args: Daemon, socket: Option<PathBuf>) -> Result<(), ApiError>
         http,
         socket,
         lock_memory,
+        device_holder: Some(vec!["/proc/self/exe".into(), crate::args::HOLD_DEVICE.into()]),
         git: crate::version::GIT.to_owned(),
     })
 }

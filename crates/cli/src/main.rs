@@ -58,6 +58,9 @@ fn dispatch(matches: &ArgMatches, ui: &Ui) -> Result<ExitCode, ApiError> {
     };
     match cli.command {
         Command::Daemon(arguments) => daemon::run(arguments, cli.global.socket),
+        Command::HoldDevice { device } => holdfast_daemon::hold_device(&device).map_err(|why| {
+            ApiError::new(ErrorCode::Internal, format!("{} is not held: {why}", device.display()))
+        }),
         Command::Completions { shell } => manual::completions(ui, shell),
         Command::Man { command, dir } => manual::man(ui, &command, dir.as_deref()),
         Command::Meta(command) => meta::run(ui, &command),

@@ -170,6 +170,12 @@ fn troubles(resource: &ResourceStatus) -> Vec<String> {
     if !resource.suspended.is_empty() {
         troubles.push(format!("I/O is held: {}", resource.suspended.join(", ")));
     }
+    if let Some(seconds) = resource.device_waits_seconds {
+        troubles.push(format!(
+            "the device waits with its I/O until this node is Primary again, and fails it after \
+             {seconds} more seconds"
+        ));
+    }
     if !resource.quorum {
         troubles.push("quorum is lost".to_owned());
     }

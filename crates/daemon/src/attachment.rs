@@ -331,7 +331,7 @@ impl Attachment {
         self.rewrite(node, &record, None)?;
         let threads = (record.connections * THREADS_EACH).min(MAX_THREADS);
         let via = record.via.parse().map_err(refuse)?;
-        let options = DeviceOptions { via, threads, ..device::options(&node.settings.run_dir()) };
+        let options = DeviceOptions { via, threads, ..device::options(&node.settings) };
         let backend = Arc::new(RemoteBackend::new(disk.clone()));
         let device = match self.make_device(backend, &options) {
             Ok(device) => device,
@@ -433,7 +433,7 @@ impl Attachment {
         if !self.device_waits() {
             return;
         }
-        match LocalDevice::remove_left(&self.name, &device::options(&node.settings.run_dir())) {
+        match LocalDevice::remove_left(&self.name, &device::options(&node.settings)) {
             Ok(_) => tracing::error!(
                 "the device of {}, which an earlier run left, was taken away by force and its I/O \
                  fails: {why}",

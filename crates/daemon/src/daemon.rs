@@ -129,7 +129,7 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
     let nbd = bind_socket(&settings.nbd_socket(), "the NBD socket")?;
     let nbd_access = nbd_access(&settings.nbd_access)?;
     let nbd_tcp = settings.nbd_listen.map(|address| bind(address, "--nbd-listen")).transpose()?;
-    let devices = commands::device::options(&settings.run_dir());
+    let devices = commands::device::options(&settings);
     let wanted = wanted_devices(&settings, &store);
     match holdfast_device::clean_up_stale(&devices, move |name| wanted.contains(name)) {
         Ok(cleaned) if cleaned.names.is_empty() && cleaned.in_use.is_empty() => {}
@@ -285,7 +285,7 @@ async fn take_up(node: &Arc<Node>) {
 /// Takes the local device away. One that somebody has open is left for the next start where it can
 /// wait for that, and otherwise taken away by force, as the daemon ends anyway.
 async fn give_device_up(node: &Arc<Node>, resource: &Arc<Resource>) {
-    if resource.state().device_waits {
+    if resource.state().device_waits.is_some() {
         return;
     }
     let Err(error) = commands::device::take_away(node, resource, false).await else { return };

@@ -26,7 +26,7 @@ const WISH_TICK: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a device of an earlier run may wait for this node to be Primary again, and how long
 /// after a failed attempt it is next tried to be taken over.
-const LEFT_LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LEFT_LIMIT: Duration = Duration::from_secs(120);
 const LEFT_RETRY: Duration = Duration::from_secs(1);
 /// How long a refused promotion is not tried again.
 const RETRY: Duration = Duration::from_secs(3);
@@ -44,15 +44,10 @@ pub(crate) struct Keeper {
     /// The options that it was told.
     options: Options,
     wish: Option<Wish>,
-    left: LeftDevice,
+    /// When the device that an earlier run left is next tried to be taken over.
+    left_retry_at: Instant,
     /// The peers that were connected.
     connected: PeerSet,
-}
-
-/// When a device that an earlier run left is next tried to be taken over, and since when it is.
-struct LeftDevice {
-    since: Instant,
-    retry_at: Instant,
 }
 
 /// The node was Primary when it was stopped, and is to be so again when that is safe.
@@ -115,7 +110,7 @@ impl Keeper {
             options: plan.config.options.clone(),
             connected: PeerSet::EMPTY,
             wish: wish.then_some(Wish { since: now, told: false, retry_at: now }),
-            left: LeftDevice { since: now, retry_at: now },
+            left_retry_at: now,
         }
     }
 
@@ -168,7 +163,7 @@ impl Keeper {
     }
 
     fn tick(&self) -> Duration {
-        let waits = self.wish.is_some() || self.resource.state().device_waits;
+        let waits = self.wish.is_some() || self.resource.state().device_waits.is_some();
         if waits { WISH_TICK } else { TICK }
     }
 
@@ -292,7 +287,7 @@ impl Keeper {
         let Some(wish) = &self.wish else { return };
         let now = Instant::now();
         let view = self.handle.snapshot();
-        let waited = self.resource.state().device_waits.then(|| now.duration_since(wish.since));
+        let waited = self.resource.state().device_waits.map(|_| now.duration_since(wish.since));
         let verdict = judge(&view.snapshot).with_device(waited, |peer| self.is_out_of_reach(peer));
         let is_behind = self.is_behind(&view);
         let Some(wish) = &mut self.wish else { return };
@@ -361,16 +356,14 @@ impl Keeper {
     /// Takes over the device that an earlier run left, as soon as this node is Primary again. Its
     /// I/O must not wait for ever: when the node does not become so, it fails.
     async fn look_after_left(&mut self) {
-        if !self.resource.state().device_waits {
-            return;
-        }
+        let Some(until) = self.resource.state().device_waits else { return };
         // A command may be taking care of it.
         let resource = Arc::clone(&self.resource);
         let Some(_begun) = resource.try_begin() else { return };
         let now = Instant::now();
         let mut why = None;
-        if self.handle.snapshot().exported && now >= self.left.retry_at {
-            self.left.retry_at = now + LEFT_RETRY;
+        if self.handle.snapshot().exported && now >= self.left_retry_at {
+            self.left_retry_at = now + LEFT_RETRY;
             match device::take_over(&self.node, &self.resource).await {
                 Ok(Some(device)) => {
                     let text = format!("{} goes on, with what waited for it", device.path);
@@ -385,14 +378,14 @@ impl Keeper {
         }
         if !self.resource.state().local.primary {
             why = Some("this node is not to be Primary any more".to_owned());
-        } else if now.duration_since(self.left.since) < LEFT_LIMIT {
+        } else if now < until {
             return;
         }
         let why = why.unwrap_or_else(|| {
             format!("this node did not become Primary within {} seconds", LEFT_LIMIT.as_secs())
         });
         device::give_up_left(&self.node, &self.name, &why).await;
-        self.resource.state().device_waits = false;
+        self.resource.state().device_waits = None;
         let text = format!("the device of the run before is gone, and its I/O failed: {why}");
         self.node.hub.notice(&self.name, None, &text);
     }

@@ -40,6 +40,7 @@ mod statefile;
 mod status;
 mod task;
 
+pub use holdfast_device::hold as hold_device;
 pub use memory::guard_memory;
 pub use options::{
     CONFIG_KEYS, DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, NbdAccess,

@@ -49,6 +49,9 @@ pub struct DaemonOptions {
     pub socket: Option<PathBuf>,
     /// Whether the daemon locks its memory; it does when nobody says.
     pub lock_memory: Option<bool>,
+    /// The program and its arguments that run [`hold`](holdfast_device::hold) for a device; this
+    /// process when there is none.
+    pub device_holder: Option<Vec<PathBuf>>,
     /// The revision that the program was built from, for `GET /v1/version`; may be empty.
     pub git: String,
 }
@@ -117,6 +120,7 @@ pub(crate) struct Settings {
     pub(crate) nbd_access: NbdAccess,
     pub(crate) socket: PathBuf,
     pub(crate) lock_memory: bool,
+    pub(crate) device_holder: Option<Vec<PathBuf>>,
     pub(crate) git: String,
 }
 
@@ -175,6 +179,7 @@ impl Settings {
             nbd_listen: nbd_listen.map(|text| listen_address(&text, NBD_PORT)).transpose()?,
             nbd_access,
             lock_memory: options.lock_memory.or(file.lock_memory).unwrap_or(true),
+            device_holder: options.device_holder.clone(),
             socket: path(&options.socket, file.socket, DEFAULT_SOCKET)?,
             git,
         })

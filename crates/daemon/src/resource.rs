@@ -21,7 +21,7 @@ use holdfast_device::{LocalDevice, NbdBackend};
 use holdfast_units::{NodeId, ResourceId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
 /// How long a command waits for the one before it on the same resource.
@@ -54,8 +54,8 @@ pub(crate) struct State {
     /// The local block device.
     pub(crate) device: Option<Device>,
     /// There is a device that an earlier run of the daemon left: its I/O waits until this node is
-    /// Primary again.
-    pub(crate) device_waits: bool,
+    /// Primary again, and fails when it is not by then.
+    pub(crate) device_waits: Option<Instant>,
     /// How fast resyncs go.
     pub(crate) rates: BTreeMap<NodeId, RateMeter>,
     /// Why peers are not connected, as far as the core has told.
@@ -116,7 +116,7 @@ impl Resource {
             starts: 0,
             trouble: None,
             device: None,
-            device_waits: false,
+            device_waits: None,
             rates: BTreeMap::new(),
             problems: BTreeMap::new(),
             no_room: BTreeMap::new(),
@@ -345,7 +345,8 @@ pub(crate) async fn start(
     let (of, name) = (Arc::clone(node), plan.name.clone());
     let asked = tokio::task::spawn_blocking(move || device::is_left(&of, &name));
     let device_waits = resource.state().device.is_none() && asked.await.unwrap_or(false);
-    resource.state().device_waits = device_waits;
+    let until = Instant::now() + keeper::LEFT_LIMIT;
+    resource.state().device_waits = device_waits.then_some(until);
     let keeper = keeper::Keeper::new(node, resource, handle.clone(), &plan, wish);
     let dial = dial::run(Arc::clone(node), Arc::clone(resource), handle.clone());
     let growth = growth::run(Arc::clone(node), Arc::clone(resource), handle.clone());

@@ -115,6 +115,8 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         open_count: open_count(view.as_deref(), &state),
         device: device.map(|device| device.path.clone()),
         device_kind: device.map(|device| device.kind.to_owned()),
+        device_waits_seconds: (state.device_waits)
+            .map(|until| until.saturating_duration_since(Instant::now()).as_secs()),
         nbd_uri: NbdUri::unix(node.settings.nbd_socket(), name.clone()).to_string(),
         disk: DiskStatus {
             state: snapshot.map_or(DiskState::Diskless, |s| s.disk).as_str().to_owned(),

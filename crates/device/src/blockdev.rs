@@ -4,7 +4,7 @@ use crate::sysinfo::{self, DeviceNumber};
 use rustix::fs::{CWD, FileType, Mode};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// A block device of the kernel. Dropping it does not touch the device.
@@ -25,15 +25,6 @@ impl BlockDevice {
     pub(crate) fn named(name: String) -> io::Result<Self> {
         let number = sysinfo::device_number(&name)?;
         Ok(Self { node: PathBuf::from(format!("/dev/{name}")), name, number })
-    }
-
-    /// Opens the device; nobody can mount it or take it exclusively until the file is closed.
-    ///
-    /// # Errors
-    /// `EBUSY` when somebody has it exclusively, which is what a mount does.
-    pub(crate) fn claim(&self) -> io::Result<File> {
-        // For reading will do, and a read-only device allows no more.
-        File::options().read(true).custom_flags(libc::O_EXCL).open(&self.node)
     }
 
     /// Opens the device beside those who use it.

@@ -1,4 +1,5 @@
 use crate::backend::Backend;
+use crate::claim::Claim;
 use crate::driver::{self, Driver};
 use crate::error::DeviceError;
 use crate::links;
@@ -32,6 +33,10 @@ pub struct DeviceOptions {
     pub via: Via,
     /// How many requests of one device are with the backend at a time.
     pub threads: usize,
+    /// The program and its arguments that [`hold`](crate::hold) the device named by one more
+    /// argument. Without it this process opens its own device to take it away: killed meanwhile, it
+    /// cannot end before another has taken the device over.
+    pub holder: Option<Vec<PathBuf>>,
 }
 
 impl Default for DeviceOptions {
@@ -41,6 +46,7 @@ impl Default for DeviceOptions {
             run_dir: PathBuf::from("/run/holdfast/devices"),
             via: Via::Auto,
             threads: 4,
+            holder: None,
         }
     }
 }
@@ -57,6 +63,7 @@ pub struct LocalDevice {
     kind: Kind,
     reason: String,
     driver: Driver,
+    holder: Option<Vec<PathBuf>>,
     attached: bool,
 }
 
@@ -174,7 +181,8 @@ impl LocalDevice {
     ) -> Self {
         let link = options.links_dir.join(name);
         let (name, run_dir) = (name.to_owned(), options.run_dir.clone());
-        Self { name, run_dir, link, kind, reason, driver, attached: true }
+        let holder = options.holder.clone();
+        Self { name, run_dir, link, kind, reason, driver, holder, attached: true }
     }
 
     /// The link by which the device is used.
@@ -293,13 +301,11 @@ impl LocalDevice {
     }
 
     fn close(&mut self) -> Result<(), DeviceError> {
-        let claimed = self.claim()?;
-        claimed
-            .sync_all()
-            .map_err(|source| DeviceError::Flush { path: self.link.clone(), source })?;
+        let mut claim = self.claim()?;
+        claim.flush().map_err(|source| DeviceError::Flush { path: self.link.clone(), source })?;
         // The link goes first: as soon as the device is unbound its number can be another's.
         self.remove_link();
-        match self.driver.close(claimed) {
+        match self.driver.close(claim) {
             Ok(true) => {
                 self.attached = false;
                 record::remove(&self.run_dir, &self.name);
@@ -315,13 +321,14 @@ impl LocalDevice {
     }
 
     /// Makes sure that nobody has the device open, and that nobody can mount it from now on.
-    fn claim(&self) -> Result<fs::File, DeviceError> {
+    fn claim(&self) -> Result<Claim, DeviceError> {
+        let holder = self.holder.as_deref().filter(|_| self.survives());
         let deadline = Instant::now() + UDEV_LIMIT;
         loop {
             let openers = self.openers()?;
             if openers.is_empty() {
-                match self.driver.device().claim() {
-                    Ok(claimed) => return Ok(claimed),
+                match Claim::take(self.driver.device(), holder) {
+                    Ok(claim) => return Ok(claim),
                     Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                         return Err(self.busy());
                     }

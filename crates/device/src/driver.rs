@@ -2,6 +2,7 @@
 
 use crate::backend::Backend;
 use crate::blockdev::BlockDevice;
+use crate::claim::Claim;
 use crate::device::DeviceOptions;
 use crate::error::DeviceError;
 use crate::fuse_loop::FuseLoop;
@@ -9,7 +10,6 @@ use crate::nbd_kernel::{self, NbdDevice};
 use crate::record::Record;
 use crate::ublk::Ublk;
 use crate::via::Kind;
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,14 +71,13 @@ impl Driver {
         }
     }
 
-    /// Takes the device away when nobody has it open. `claimed` is the device, opened by
-    /// [`BlockDevice::claim`]; `false` when somebody else still has it open: then everything is as
-    /// it was.
-    pub(crate) fn close(&mut self, claimed: File) -> io::Result<bool> {
+    /// Takes the device away when nobody has it open. The claim keeps
+    /// others off; `false` when somebody else still has it open: then everything is as it was.
+    pub(crate) fn close(&mut self, claim: Claim) -> io::Result<bool> {
         match self {
-            Self::Fuse(driver) => driver.close(claimed),
-            Self::Ublk(driver) => driver.close(claimed),
-            Self::Nbd(driver) => driver.close(claimed).map(|()| true),
+            Self::Fuse(driver) => driver.close(claim),
+            Self::Ublk(driver) => driver.close(claim),
+            Self::Nbd(driver) => driver.close(claim).map(|()| true),
         }
     }
 

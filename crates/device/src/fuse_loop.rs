@@ -2,11 +2,12 @@
 
 use crate::backend::Backend;
 use crate::blockdev::BlockDevice;
+use crate::claim::Claim;
 use crate::error::DeviceError;
 use crate::fuse::FuseMount;
 use crate::loopdev::LoopDevice;
 use crate::sysinfo;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -57,12 +58,11 @@ impl FuseLoop {
         self.device.read_capacity()
     }
 
-    /// Takes the loop device and the mount away when nobody has the device open. `claimed` is
-    /// the device, opened by [`BlockDevice::claim`]; `false` when somebody else still has it open:
-    /// then everything is as it was.
-    pub(crate) fn close(&mut self, claimed: File) -> io::Result<bool> {
-        self.device.unbind(&claimed)?;
-        drop(claimed);
+    /// Takes the loop device and the mount away when nobody has the device open. The claim
+    /// keeps others off; `false` when somebody else still has it open: then everything is as it was.
+    pub(crate) fn close(&mut self, claim: Claim) -> io::Result<bool> {
+        self.device.unbind(&self.device().open()?)?;
+        drop(claim);
         let deadline = Instant::now() + CLOSE_LIMIT;
         while self.device.is_bound() {
             if Instant::now() >= deadline {

@@ -1,8 +1,8 @@
 //! A resource as a local block device.
 //!
 //! [`LocalDevice::attach`] gives a [`Backend`] a block device of the kernel and a stable name,
-//! `/dev/holdfast/NAME`. The kernel side is whatever [`choose`] finds: ublk, or a FUSE filesystem
-//! with one file under a loop device. A write that the block device has completed has been
+//! `/dev/holdfast/NAME`. The kernel side is whatever [`choose`] finds: ublk, the kernel's NBD client,
+//! or a FUSE filesystem with one file under a loop device. A write that the block device has completed has been
 //! completed by the backend: no cache of the kernel stands between them.
 //!
 //! Everything here blocks, and every wait has an end as long as the backend keeps its promise to
@@ -12,6 +12,7 @@
 
 mod backend;
 mod blockdev;
+mod claim;
 mod device;
 mod driver;
 mod error;
@@ -34,6 +35,7 @@ mod udev;
 mod via;
 
 pub use backend::{Backend, KernelLine};
+pub use claim::hold;
 pub use device::{DeviceOptions, LocalDevice};
 pub use error::DeviceError;
 pub use nbd::{NbdBackend, NbdError, NbdOptions};

@@ -6,6 +6,7 @@
 
 use crate::backend::{Backend, KernelLine};
 use crate::blockdev::BlockDevice;
+use crate::claim::Claim;
 use crate::device::DeviceOptions;
 use crate::error::DeviceError;
 use crate::nbd_netlink::{DeadLinks, NbdNetlink, Setup};
@@ -14,7 +15,7 @@ use crate::record::Record;
 use crate::sysinfo;
 use crate::via::Kind;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -158,15 +159,15 @@ impl NbdDevice {
         &self.device
     }
 
-    /// Takes the device away. `claimed` is the device, opened by [`BlockDevice::claim`] and flushed.
-    /// Somebody who has opened it meanwhile without claiming it gets errors.
-    pub(crate) fn close(&mut self, claimed: File) -> io::Result<()> {
+    /// Takes the device away, which is flushed; the claim keeps others off. Somebody who has opened it
+    /// meanwhile without claiming it gets errors.
+    pub(crate) fn close(&mut self, claim: Claim) -> io::Result<()> {
         self.stop_keeper();
         self.disconnect()?;
         self.attached = false;
         self.shared.cut();
         set_look_again(&self.shared.name, LOOK_AGAIN_DEFAULT);
-        drop(claimed);
+        drop(claim);
         let deadline = Instant::now() + CLOSE_LIMIT;
         // One that somebody has opened meanwhile is freed when it is closed.
         while sysinfo::nbd_is_connected(&self.shared.name) && Instant::now() < deadline {

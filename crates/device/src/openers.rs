@@ -1,5 +1,6 @@
 //! Who has a block device open.
 
+use crate::claim::HOLDER;
 use crate::sysinfo::{self, DeviceNumber, Mount};
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 use std::collections::HashSet;
@@ -41,11 +42,12 @@ pub enum Opener {
 impl Opener {
     /// Whether this most likely lets go in a moment: udev, which looks at a device after each
     /// change, or another process that looks for a free loop device and was told of one that has
-    /// just been taken, as another daemon does.
+    /// just been taken, as another daemon does, or who held the device for a daemon that is gone.
     pub(crate) fn is_passing(&self) -> bool {
         let Self::Process { command, .. } = self else { return false };
         let own = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
-        command.contains("udev") || command == "losetup" || command == own.trim_end()
+        let holder = Some(command.as_str()) == HOLDER.to_str().ok();
+        command.contains("udev") || command == "losetup" || command == own.trim_end() || holder
     }
 }
 

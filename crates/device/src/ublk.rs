@@ -3,6 +3,7 @@
 
 use crate::backend::Backend;
 use crate::blockdev::BlockDevice;
+use crate::claim::Claim;
 use crate::device::DeviceOptions;
 use crate::error::DeviceError;
 use crate::record::{self, Record};
@@ -130,9 +131,9 @@ impl Ublk {
     }
 
     /// Takes the device away when nobody has it open; `false` when somebody has.
-    pub(crate) fn close(&mut self, claimed: File) -> io::Result<bool> {
+    pub(crate) fn close(&mut self, claim: Claim) -> io::Result<bool> {
         // It is an opener too.
-        drop(claimed);
+        drop(claim);
         let deadline = Instant::now() + CLOSE_LIMIT;
         while self.ublk.stop()? == Stopped::InUse {
             if Instant::now() >= deadline {

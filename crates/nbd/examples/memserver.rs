@@ -3,8 +3,8 @@
 //! `server-cert.pem` and `server-key.pem`. For trying clients and for measuring the server alone.
 
 use holdfast_nbd::{
-    ClientInfo, Export, MemoryExport, NbdUri, ServerOptions, ServerTls, SingleExport, Spinner,
-    serve,
+    ClientInfo, ClientStream, Export, MemoryExport, NbdUri, ServerOptions, ServerTls, SingleExport,
+    Spinner, serve,
 };
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -118,7 +118,7 @@ fn connection<S>(
     exports: &Rc<SingleExport<MemoryExport>>,
     options: &Rc<ServerOptions>,
 ) where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+    S: ClientStream + 'static,
 {
     let (exports, options) = (Rc::clone(exports), Rc::clone(options));
     tokio::task::spawn_local(async move {

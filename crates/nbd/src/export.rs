@@ -4,8 +4,10 @@ use crate::codec::{Extent, ReplyStyle, TransmissionFlags};
 use bytes::Bytes;
 use holdfast_units::ByteRange;
 use std::fmt;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Where a client comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -291,7 +293,30 @@ pub enum ReadChunk {
     Data(Bytes),
     /// So many zero bytes, which need not travel.
     Zeroes(u64),
+    /// What this part of a file holds when it leaves, which is sent without a copy. Only where
+    /// [`Reply::takes_files`](crate::Reply::takes_files) says so. Should the file end before, the
+    /// connection ends.
+    File(FileRange),
 }
+
+/// A part of a file whose pages are in memory.
+#[derive(Clone, Debug)]
+pub struct FileRange {
+    /// The file, open for reading.
+    pub file: Arc<File>,
+    /// Where the part begins, in bytes.
+    pub offset: u64,
+    /// How many bytes it has.
+    pub len: u64,
+}
+
+impl PartialEq for FileRange {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file) && (self.offset, self.len) == (other.offset, other.len)
+    }
+}
+
+impl Eq for FileRange {}
 
 impl ReadChunk {
     /// Its length in bytes.
@@ -300,6 +325,7 @@ impl ReadChunk {
         match self {
             Self::Data(data) => data.len() as u64,
             Self::Zeroes(len) => *len,
+            Self::File(range) => range.len,
         }
     }
 

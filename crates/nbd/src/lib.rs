@@ -36,13 +36,13 @@ pub use client::{
 pub use codec::{Command, Extent, ReplyStyle, TransmissionFlags};
 pub use error::NbdError;
 pub use export::{
-    ClientInfo, ContextSet, ContextStatus, Export, ExportInfo, ExportSummary, Exports, OpenRefusal,
-    PeerAddress, ReadChunk, Refusal, ReplyData, Request, RequestKind,
+    ClientInfo, ContextSet, ContextStatus, Export, ExportInfo, ExportSummary, Exports, FileRange,
+    OpenRefusal, PeerAddress, ReadChunk, Refusal, ReplyData, Request, RequestKind,
 };
 pub use memory::{MemoryExport, SingleExport};
 pub use server::{
-    AllowError, AllowList, AllowedNet, Reply, ServeError, ServerOptions, ServerTls, SharedMemory,
-    Shutdown, ShutdownHandle, TlsFileError, serve,
+    AllowError, AllowList, AllowedNet, ClientStream, Reply, ServeError, ServerOptions, ServerTls,
+    SharedMemory, Shutdown, ShutdownHandle, TlsFileError, serve,
 };
 pub use spin::Spinner;
 pub use uri::{NbdUri, UriError, UriTransport};

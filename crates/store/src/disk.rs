@@ -282,6 +282,14 @@ impl Disk {
         None
     }
 
+    /// Whether the range could be read from the file itself, with the same result and without
+    /// waiting: the file lives in memory and has all of it. Not when a read would fail.
+    #[must_use]
+    pub fn has_in_memory(&self, range: ByteRange) -> bool {
+        let read = DiskOp::Read { range, holes: false };
+        self.answer_early(&read).is_none() && self.engine.has_in_memory(range)
+    }
+
     /// Hands everything that was submitted to the kernel. To be called when the caller has no more
     /// to submit for the moment: one call for many operations costs less than one for each.
     pub fn kick(&mut self) {

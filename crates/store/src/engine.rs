@@ -5,15 +5,13 @@ pub(crate) mod blocking;
 pub(crate) mod cached;
 pub(crate) mod external;
 pub(crate) mod fault;
+pub(crate) mod inline;
 pub(crate) mod memory;
 pub(crate) mod uring;
-
-use std::sync::Arc;
 
 use holdfast_units::ByteRange;
 use rustix::io::Errno;
 
-use crate::file::BackingFile;
 use crate::{BufferPool, DiskOp, OpId, OpKind, Outcome};
 
 /// What [`crate::Disk`] has to do when a job is done.
@@ -59,8 +57,7 @@ pub(crate) struct Done {
 }
 
 pub(crate) enum Engine {
-    /// System calls at once, on the calling thread: for files that live in memory anyway.
-    Inline(Arc<BackingFile>, BufferPool),
+    Inline(inline::Inline),
     Cached(Box<cached::Cached>),
     Uring(Box<uring::Uring>),
     Blocking(blocking::Blocking),
@@ -73,7 +70,7 @@ impl Engine {
     /// Starts a job; hands it back when it is done already.
     pub(crate) fn submit(&mut self, job: Job) -> Option<Done> {
         match self {
-            Self::Inline(file, pool) => Some(job.done(file.run(&job.request, pool))),
+            Self::Inline(inline) => inline.submit(job),
             Self::Cached(cached) => cached.submit(job),
             Self::Uring(uring) => uring.submit(job),
             Self::Blocking(blocking) => blocking.submit(job),
@@ -92,7 +89,7 @@ impl Engine {
             Self::Cached(cached) => cached.kick(),
             Self::Uring(uring) => uring.kick(),
             Self::Fault(fault) => fault.kick(),
-            Self::Inline(..) | Self::Memory(..) | Self::Blocking(_) | Self::External(_) => {}
+            Self::Inline(_) | Self::Memory(..) | Self::Blocking(_) | Self::External(_) => {}
         }
     }
 
@@ -103,6 +100,11 @@ impl Engine {
         }
     }
 
+    /// Whether all of a range is in a file that lives in memory.
+    pub(crate) fn has_in_memory(&self, range: ByteRange) -> bool {
+        matches!(self, Self::Inline(inline) if inline.has_in_memory(range))
+    }
+
     /// Appends what is done, without waiting.
     pub(crate) fn collect(&mut self, out: &mut Vec<Done>) {
         match self {
@@ -111,12 +113,17 @@ impl Engine {
             Self::Blocking(blocking) => blocking.collect(out),
             Self::External(external) => external.collect(out),
             Self::Fault(fault) => fault.collect(out),
-            Self::Inline(..) | Self::Memory(..) => {}
+            Self::Inline(inline) => inline.collect(out),
+            Self::Memory(..) => {}
         }
     }
 
     /// Whether every job is done when `submit` returns.
     pub(crate) const fn is_inline(&self) -> bool {
-        matches!(self, Self::Inline(..) | Self::Memory(..))
+        match self {
+            Self::Inline(inline) => inline.is_alone(),
+            Self::Memory(..) => true,
+            _ => false,
+        }
     }
 }

@@ -65,6 +65,14 @@ impl BackingFile {
         }
     }
 
+    /// Whether the file lives in memory and has all of this range.
+    pub(crate) fn has_in_memory(&self, range: ByteRange) -> bool {
+        self.mapping.as_ref().is_some_and(|mapping| {
+            mapping.has(range)
+                && self.file.metadata().is_ok_and(|found| mapping.is_whole(found.len()))
+        })
+    }
+
     fn flush(&self) -> Result<(), Errno> {
         if let Some(mapping) = &self.mapping {
             let len = self.file.metadata().map_err(errno)?.len();

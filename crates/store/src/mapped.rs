@@ -165,6 +165,13 @@ impl Mapping {
         });
     }
 
+    /// Whether all of a range is mapped, and known to be allocated.
+    pub(crate) fn has(&self, range: ByteRange) -> bool {
+        range.end() <= self.len as u64
+            && !self.broken.load(Ordering::Relaxed)
+            && self.is_present(range)
+    }
+
     fn is_present(&self, range: ByteRange) -> bool {
         let mut present = true;
         self.for_units(range.offset / UNIT, range.end().div_ceil(UNIT), |word, bit| {

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use crate::engine::Engine;
 use crate::engine::blocking::Blocking;
 use crate::engine::cached::Cached;
+use crate::engine::inline::Inline;
 use crate::engine::uring::Uring;
 use crate::file::BackingFile;
 use crate::mapped::Mapping;
@@ -74,6 +75,9 @@ pub struct OpenOptions {
     pub exclusive: bool,
     /// Use all bytes of the backing, not only its whole blocks of 4096.
     pub exact_size: bool,
+    /// Have another thread make writes of at least so many bytes to a file that lives in memory: more
+    /// of them in the same time, each a little later.
+    pub hand_off: Option<usize>,
     /// How long to wait while somebody else has the claim. A process that was killed may hold it
     /// for a moment longer, until the kernel has ended its last requests.
     pub claim_wait: Duration,
@@ -89,6 +93,7 @@ impl Default for OpenOptions {
             max_in_flight: 4096,
             exclusive: true,
             exact_size: false,
+            hand_off: None,
             claim_wait: Duration::from_secs(2),
         }
     }
@@ -334,11 +339,18 @@ fn choose_engine(
     wake: &Arc<Wake>,
     notes: &mut Vec<String>,
 ) -> Result<(Engine, EngineKind), OpenError> {
-    let inline = || (Engine::Inline(Arc::clone(file), pool.clone()), EngineKind::Inline);
+    let fail = |error: io::Error| OpenError::from_io(path, &error);
+    let inline = || -> Result<_, OpenError> {
+        let mut inline = Inline::new(file, pool);
+        if let Some(from) = options.hand_off {
+            inline = inline.hand_off(from, wake).map_err(fail)?;
+        }
+        Ok((Engine::Inline(inline), EngineKind::Inline))
+    };
     let uring = || Uring::start(file, pool, wake, options.queue_depth);
     match options.engine {
-        EngineChoice::Inline => return Ok(inline()),
-        EngineChoice::Auto if in_memory => return Ok(inline()),
+        EngineChoice::Inline => return inline(),
+        EngineChoice::Auto if in_memory => return inline(),
         EngineChoice::Auto => match uring() {
             Ok(ring) if !direct => {
                 let cached = Cached::new(file, pool, ring);
@@ -354,8 +366,7 @@ fn choose_engine(
         }
         EngineChoice::Blocking => {}
     }
-    let blocking = Blocking::start(file, pool, wake, THREADS)
-        .map_err(|error| OpenError::from_io(path, &error))?;
+    let blocking = Blocking::start(file, pool, wake, THREADS).map_err(fail)?;
     Ok((Engine::Blocking(blocking), EngineKind::Blocking))
 }
 

@@ -4,8 +4,8 @@ use super::export::Catalogue;
 use super::report::Reporter;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_nbd::{
-    AllowList, ClientInfo, NbdUri, PeerAddress, ServeError, ServerOptions, ServerTls, Shutdown,
-    Spinner, serve,
+    AllowList, ClientInfo, ClientStream, NbdUri, PeerAddress, ServeError, ServerOptions, ServerTls,
+    Shutdown, Spinner, serve,
 };
 use holdfast_store::BufferPool;
 use socket2::{SockRef, TcpKeepalive};
@@ -17,7 +17,7 @@ use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixS
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
@@ -308,7 +308,7 @@ impl Server {
 
     fn welcome<S>(self: &Rc<Self>, stream: S, client: ClientInfo)
     where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
+        S: ClientStream + 'static,
     {
         if !self.allow.allows(&client.address) {
             return self.reporter.client(&client, "turned away: its address is not allowed");

@@ -1,6 +1,6 @@
 //! One file or block device of an export.
 
-use holdfast_nbd::Extent;
+use holdfast_nbd::{Extent, FileRange};
 use holdfast_store::{
     BackingKind, BufferPool, Completion, DirectMode, Disk, DiskInfo, DiskOp, OpId, OpenError,
     OpenOptions,
@@ -12,9 +12,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How many operations the disk gets at a time; more wait here.
 const MAX_IN_FLIGHT: usize = 1024;
+/// Writes from this length on are made by another thread, when the file lives in memory.
+const HAND_OFF: usize = 512 << 10;
 /// No more than this is read ahead for one cache request.
 const MAX_CACHED: u64 = 64 << 20;
 
@@ -43,7 +46,7 @@ pub(super) struct Part {
     pub(super) state: State,
     disk: Disk,
     /// The same file, for what the disk does not do; `None` for memory.
-    file: Option<File>,
+    file: Option<Arc<File>>,
     waiting: VecDeque<(OpId, DiskOp)>,
     /// Something was submitted that the kernel has not been told of.
     unkicked: bool,
@@ -71,6 +74,7 @@ impl Part {
             max_in_flight: MAX_IN_FLIGHT,
             exclusive: !options.read_only,
             exact_size: true,
+            hand_off: Some(HAND_OFF),
             ..OpenOptions::default()
         };
         let disk = Disk::open(path, &open, pool)?;
@@ -83,7 +87,7 @@ impl Part {
             path: path.to_owned(),
             state: State::InSync,
             disk,
-            file,
+            file: file.map(Arc::new),
             waiting: VecDeque::new(),
             unkicked: false,
             completed: Vec::new(),
@@ -103,8 +107,14 @@ impl Part {
     }
 
     /// The same file, for marks about it.
-    pub(super) const fn file(&self) -> Option<&File> {
-        self.file.as_ref()
+    pub(super) fn file(&self) -> Option<&File> {
+        self.file.as_deref()
+    }
+
+    /// The range as a part of the file, when that is as good as a read.
+    pub(super) fn lend(&self, range: ByteRange) -> Option<FileRange> {
+        let file = self.file.as_ref().filter(|_| self.disk.has_in_memory(range))?;
+        Some(FileRange { file: Arc::clone(file), offset: range.offset, len: range.len })
     }
 
     /// What becomes readable when something has completed.

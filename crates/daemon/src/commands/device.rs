@@ -2,12 +2,13 @@
 
 use super::blocking;
 use crate::node::Node;
+use crate::options::Settings;
 use crate::refuse;
 use crate::resource::{Device, Resource};
 use holdfast_api::request::{self, DeviceMade, Done};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_device::{DeviceOptions, LocalDevice, NbdBackend, NbdOptions, Via};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Names the directory of the devices, when it is not `/dev/holdfast`.
@@ -16,8 +17,12 @@ const DIR_VARIABLE: &str = "HOLDFAST_DEV_DIR";
 const THREADS: usize = 16;
 
 /// Where and how local devices of this node are made.
-pub(crate) fn options(run_dir: &Path) -> DeviceOptions {
-    let mut options = DeviceOptions { run_dir: run_dir.join("devices"), ..Default::default() };
+pub(crate) fn options(settings: &Settings) -> DeviceOptions {
+    let mut options = DeviceOptions {
+        run_dir: settings.run_dir().join("devices"),
+        holder: settings.device_holder.clone(),
+        ..Default::default()
+    };
     if let Some(dir) = std::env::var_os(DIR_VARIABLE).filter(|dir| !dir.is_empty()) {
         options.links_dir = PathBuf::from(dir);
     }
@@ -72,7 +77,7 @@ fn told(device: &Device) -> DeviceMade {
 fn parts(node: &Node, name: &str, via: Via) -> (String, NbdOptions, DeviceOptions) {
     let mut nbd = NbdOptions::new(node.settings.nbd_socket(), name);
     nbd.connections = THREADS;
-    let options = DeviceOptions { via, threads: THREADS, ..options(&node.settings.run_dir()) };
+    let options = DeviceOptions { via, threads: THREADS, ..options(&node.settings) };
     (name.to_owned(), nbd, options)
 }
 
@@ -96,7 +101,7 @@ fn keep(node: &Node, resource: &Resource, made: LocalDevice, backend: Arc<NbdBac
     {
         let mut state = resource.state();
         state.device = Some(device.clone());
-        state.device_waits = false;
+        state.device_waits = None;
     }
     super::updown::publish(node, resource);
     device
@@ -111,7 +116,7 @@ pub(crate) async fn take_over(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
 ) -> Result<Option<Device>, ApiError> {
-    if !resource.state().device_waits {
+    if resource.state().device_waits.is_none() {
         return Ok(None);
     }
     let (name, nbd, options) = parts(node, &resource.name(), Via::Auto);
@@ -124,7 +129,7 @@ pub(crate) async fn take_over(
     match taken.await? {
         Some((device, backend)) => Ok(Some(keep(node, resource, device, backend))),
         None => {
-            resource.state().device_waits = false;
+            resource.state().device_waits = None;
             Ok(None)
         }
     }
@@ -132,7 +137,7 @@ pub(crate) async fn take_over(
 
 /// Whether an earlier run of the daemon left a device of this name. Blocks for a moment.
 pub(crate) fn is_left(node: &Node, name: &str) -> bool {
-    LocalDevice::is_left(name, &options(&node.settings.run_dir())).unwrap_or_else(|error| {
+    LocalDevice::is_left(name, &options(&node.settings)).unwrap_or_else(|error| {
         tracing::error!("{error}");
         false
     })
@@ -140,7 +145,7 @@ pub(crate) fn is_left(node: &Node, name: &str) -> bool {
 
 /// Takes the device away that an earlier run left, by force: nobody will answer its I/O.
 pub(crate) async fn give_up_left(node: &Node, name: &str, why: &str) {
-    let options = options(&node.settings.run_dir());
+    let options = options(&node.settings);
     let (owned, why) = (name.to_owned(), why.to_owned());
     let removed = blocking(move || {
         match LocalDevice::remove_left(&owned, &options) {
@@ -166,13 +171,13 @@ pub(crate) async fn remove(node: &Arc<Node>, name: &str) -> Result<Done, ApiErro
     let _begun = resource.begin().await?;
     let has_none = {
         let state = resource.state();
-        state.device.is_none() && !state.device_waits
+        state.device.is_none() && state.device_waits.is_none()
     };
     if has_none {
         let message = format!("the device of resource {name} was not found: it has none");
         return Err(ApiError::new(ErrorCode::NoSuchDevice, message));
     }
-    let waits = resource.state().device_waits;
+    let waits = resource.state().device_waits.is_some();
     take_away(node, &resource, false).await.map_err(|error| {
         let message =
             format!("the device of resource {name} was not taken away: {}", error.message);
@@ -214,7 +219,7 @@ async fn take_left_away(
     resource: &Arc<Resource>,
     force: bool,
 ) -> Result<(), ApiError> {
-    if !resource.state().device_waits {
+    if resource.state().device_waits.is_none() {
         return Ok(());
     }
     let name = resource.name();
@@ -225,7 +230,7 @@ async fn take_left_away(
             .hint(format!("`holdfast secondary {name} --force` fails what waits")));
     }
     give_up_left(node, &name, "a command took it away").await;
-    resource.state().device_waits = false;
+    resource.state().device_waits = None;
     Ok(())
 }
 

@@ -65,7 +65,7 @@ pub(crate) async fn attach(
     let was_up = resource.handle().is_some();
     if was_up {
         // A device that an earlier run left goes on to wait: for the disk that is its own.
-        if !(same && resource.state().device_waits) {
+        if !(same && resource.state().device_waits.is_some()) {
             release(node, &resource, what, false).await?;
         }
         resource::stop(&resource).await?;

@@ -112,7 +112,7 @@ pub(crate) async fn release(
     if !force {
         refuse_clients(resource, what).await?;
     }
-    let waits = resource.state().device_waits;
+    let waits = resource.state().device_waits.is_some();
     device::take_away(node, resource, force).await.map_err(|error| {
         let name = resource.name();
         let hint = match error.code {

@@ -6,7 +6,8 @@ use super::registry::{ConnectionExports, Registry};
 use super::resource;
 use super::{ResourceHandle, ResourceSpec};
 use holdfast_nbd::{
-    AllowList, ClientInfo, PeerAddress, ServerOptions, ServerTls, Shutdown, Spinner, serve,
+    AllowList, ClientInfo, ClientStream, PeerAddress, ServerOptions, ServerTls, Shutdown, Spinner,
+    serve,
 };
 use holdfast_store::BufferPool;
 use socket2::{SockRef, TcpKeepalive};
@@ -16,7 +17,7 @@ use std::net::TcpListener as StdTcpListener;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
@@ -296,7 +297,7 @@ async fn serve_client<S>(
     client: ClientInfo,
     tls: Option<ServerTls>,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: ClientStream,
 {
     let most = context.options.max_connections;
     let most = match client.address {

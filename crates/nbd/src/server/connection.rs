@@ -3,6 +3,7 @@ use super::input::{INPUT, Input};
 use super::negotiate::Session;
 use super::reply::{Shared, Ticket};
 use super::stall::{Moved, Moves};
+use super::stream::ClientStream;
 use super::{Reply, ServeError, ServerOptions};
 use crate::codec::consts::command_flag as flag;
 use crate::codec::{Command, Extent, RequestHeader};
@@ -13,7 +14,7 @@ use std::io::ErrorKind;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::ReadBuf;
 
 /// Payloads from this length on are read from the socket into their buffer.
 const DIRECT: usize = 16 << 10;
@@ -75,11 +76,12 @@ impl<S> Drop for Connection<'_, S> {
     }
 }
 
-impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
+impl<'a, S: ClientStream> Connection<'a, S> {
     pub(super) fn new(stream: S, session: Session, options: &'a ServerOptions) -> Self {
+        let shared = Shared::new(session.style, stream.sends_files(), options);
         Self {
             stream,
-            shared: Shared::new(session.style, options),
+            shared,
             session,
             options,
             input: Input::default(),
@@ -159,9 +161,18 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             if outbox.is_empty() {
                 break;
             }
-            let stream = Pin::new(&mut self.stream);
-            let count = match outbox.with_slices(|slices| stream.poll_write_vectored(cx, slices)) {
+            let sent = match outbox.next_file() {
+                Some(range) => self.stream.poll_send_file(cx, range),
+                None => {
+                    let stream = Pin::new(&mut self.stream);
+                    outbox.with_slices(|slices| stream.poll_write_vectored(cx, slices))
+                }
+            };
+            let count = match sent {
                 Poll::Pending => return Ok(Poll::Pending),
+                Poll::Ready(Ok(0)) if outbox.next_file().is_some() => {
+                    return Err(ServeError::FileEnded);
+                }
                 Poll::Ready(Ok(0)) => return Err(ServeError::closed_early()),
                 Poll::Ready(count) => count?,
             };

@@ -10,6 +10,7 @@ mod outbox;
 mod reply;
 mod shutdown;
 mod stall;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -18,6 +19,7 @@ pub use allow::{AllowError, AllowList, AllowedNet};
 pub use memory::SharedMemory;
 pub use reply::Reply;
 pub use shutdown::{Shutdown, ShutdownHandle};
+pub use stream::ClientStream;
 pub use tls::TlsFileError;
 
 use crate::codec::OptionHeader;
@@ -115,6 +117,9 @@ pub enum ServeError {
     /// It held memory that others waited for and did not send or read what it was for.
     #[error("the client kept others waiting: it did not go on with a request or its reply")]
     Stalled,
+    /// A file that the export has lent was cut short by somebody else.
+    #[error("a file that is served was cut short while a part of it was being sent")]
+    FileEnded,
     /// The server was to stop, and requests did not finish in time.
     #[error("requests were still under way when the server had to stop")]
     ShutdownTimeout,
@@ -158,7 +163,7 @@ pub async fn serve<S>(
     options: &ServerOptions,
 ) -> Result<(), ServeError>
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: ClientStream,
 {
     let mut shutdown = options.shutdown.clone();
     let entered = tokio::select! {
@@ -192,7 +197,7 @@ enum Haggled {
 }
 
 /// Haggles until the client has entered an export.
-async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+async fn handshake<S: ClientStream>(
     mut stream: S,
     client: &ClientInfo,
     exports: &dyn Exports,
@@ -231,7 +236,7 @@ async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-async fn haggle<S: AsyncRead + AsyncWrite + Unpin>(
+async fn haggle<S: ClientStream>(
     stream: &mut S,
     negotiation: &mut Negotiation<'_>,
 ) -> Result<Haggled, ServeError> {
@@ -291,7 +296,7 @@ async fn read_or_end<S: AsyncRead + Unpin>(
     }
 }
 
-async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
+async fn transmit<S: ClientStream>(
     stream: S,
     session: Session,
     options: &ServerOptions,
@@ -330,7 +335,7 @@ async fn farewell<S: AsyncWrite + Unpin>(stream: &mut S) {
 
 /// Closes our direction and looks away from what the client still says until it has noticed: a
 /// socket that is closed with unread bytes would take the last reply from it.
-async fn hang_up<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
+async fn hang_up<S: ClientStream>(stream: &mut S) {
     farewell(stream).await;
     let mut rest = stream.take(MAX_HANDSHAKE);
     let mut nowhere = tokio::io::sink();

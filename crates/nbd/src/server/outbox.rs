@@ -1,3 +1,4 @@
+use crate::FileRange;
 use bytes::{Buf, Bytes};
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -31,6 +32,7 @@ enum Piece {
     /// So many bytes of `heads`.
     Heads(usize),
     Data(Bytes),
+    File(FileRange),
 }
 
 impl Outbox {
@@ -54,6 +56,20 @@ impl Outbox {
         }
     }
 
+    /// Appends a part of a file.
+    pub(super) fn file(&mut self, range: FileRange) {
+        self.queued += range.len;
+        self.pieces.push_back(Piece::File(range));
+    }
+
+    /// The part of a file that is next, when one is.
+    pub(super) fn next_file(&self) -> Option<&FileRange> {
+        match self.pieces.front() {
+            Some(Piece::File(range)) => Some(range),
+            _ => None,
+        }
+    }
+
     /// Ends a reply. `reserved` is given back when it has left.
     pub(super) fn end_reply(&mut self, reserved: u64) {
         self.ends.push_back((self.queued, reserved));
@@ -68,7 +84,7 @@ impl Outbox {
         self.pieces.is_empty()
     }
 
-    /// Shows the first pieces to `write`.
+    /// Shows the first pieces to `write`, up to the first part of a file.
     pub(super) fn with_slices<R>(&self, write: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let mut at = self.heads_at;
@@ -80,6 +96,7 @@ impl Outbox {
                     &self.heads[at - len..at]
                 }
                 Piece::Data(data) => data,
+                Piece::File(_) => break,
             });
             used += 1;
         }
@@ -108,6 +125,16 @@ impl Outbox {
                 }
                 Some(Piece::Data(data)) => {
                     left -= data.len();
+                    self.pieces.pop_front();
+                }
+                Some(Piece::File(range)) if range.len > left as u64 => {
+                    range.offset += left as u64;
+                    range.len -= left as u64;
+                    left = 0;
+                }
+                Some(Piece::File(range)) => {
+                    // It is not more than what is left.
+                    left -= usize::try_from(range.len).unwrap_or(left);
                     self.pieces.pop_front();
                 }
                 None => break,
@@ -147,8 +174,9 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use super::{Outbox, Written};
+    use super::{FileRange, Outbox, Written};
     use bytes::Bytes;
+    use std::sync::Arc;
 
     fn content(outbox: &Outbox) -> Vec<u8> {
         outbox.with_slices(|slices| slices.iter().flat_map(|slice| slice.to_vec()).collect())
@@ -172,6 +200,26 @@ mod tests {
         assert_eq!(content(&outbox), b"ead3");
         assert_eq!(outbox.advance(4), Written { replies: 1, reserved: 2 });
         assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn a_part_of_a_file_goes_alone_and_in_its_turn() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let mut outbox = Outbox::default();
+        outbox.head(|out| out.extend(b"head"));
+        outbox.file(FileRange { file, offset: 50, len: 10 });
+        outbox.data(Bytes::from_static(b"data"));
+        outbox.end_reply(7);
+        assert_eq!((content(&outbox), outbox.waiting()), (b"head".to_vec(), 18));
+        assert!(outbox.next_file().is_none());
+        assert_eq!(outbox.advance(4), Written::default());
+        assert_eq!(content(&outbox), b"");
+        assert_eq!(outbox.next_file().map(|range| (range.offset, range.len)), Some((50, 10)));
+        assert_eq!(outbox.advance(4), Written::default());
+        assert_eq!(outbox.next_file().map(|range| (range.offset, range.len)), Some((54, 6)));
+        assert_eq!(outbox.advance(6), Written::default());
+        assert_eq!(content(&outbox), b"data");
+        assert_eq!(outbox.advance(4), Written { replies: 1, reserved: 7 });
     }
 
     #[test]
