@@ -1,6 +1,6 @@
 //! The list of all calls, and the OpenAPI document that is made from it.
 
-use crate::{attachment, error, events, request, routes, status};
+use crate::{attachment, error, events, journal, request, routes, status};
 use serde_json::{Value, json};
 use utoipa::OpenApi;
 
@@ -58,6 +58,9 @@ pub const CALLS: &[Call] = &[
     post(routes::RESOURCE_DISCONNECT, "Disconnect", "Done", "disconnect from peers"),
     post(routes::RESOURCE_INVALIDATE, "Invalidate", "Done", "fetch this node's data again"),
     post(routes::RESOURCE_RESIZE, "Resize", "Done", "make it larger on all members"),
+    get(routes::RESOURCE_LOG, "JournalLog", "the segments of its journal"),
+    post(routes::RESOURCE_LOG_ROTATE, "Empty", "Done", "begin a new segment of its journal"),
+    post(routes::RESOURCE_LOG_TRIM, "Empty", "Done", "give up what nobody needs of its journal"),
     post(routes::RESOURCE_DEVICE, "Device", "DeviceMade", "make the local block device"),
     post(routes::RESOURCE_DEVICE_REMOVE, "Empty", "Done", "take the local block device away"),
     post(routes::RESOURCE_ATTACH_DISK, "AttachDisk", "Done", "start to use this node's disk"),
@@ -116,6 +119,8 @@ pub const CALLS: &[Call] = &[
     request::Primary,
     request::ResourceCreate,
     request::Resize,
+    journal::JournalLog,
+    journal::JournalSegment,
     request::ResourceJoin,
     request::Secondary,
     request::SetOptions,

@@ -126,6 +126,10 @@ codes! {
     LastGoodCopy = "LAST_GOOD_COPY", 409, EXIT_REFUSED;
     /// This node has no disk of the resource.
     NoDisk = "NO_DISK", 409, EXIT_REFUSED;
+    /// The resource has no journal on this node.
+    NoJournal = "NO_JOURNAL", 409, EXIT_REFUSED;
+    /// The journal is gone, damaged, another resource's, or its directory cannot be used.
+    JournalUnusable = "JOURNAL_UNUSABLE", 422, EXIT_REFUSED;
     /// This node has a disk of the resource already.
     AlreadyAttached = "ALREADY_ATTACHED", 409, EXIT_REFUSED;
     /// The backing file or device does not exist.

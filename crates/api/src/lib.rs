@@ -9,6 +9,7 @@ pub mod calls;
 pub mod client;
 pub mod error;
 pub mod events;
+pub mod journal;
 pub mod options;
 pub mod request;
 pub mod routes;

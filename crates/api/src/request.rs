@@ -115,6 +115,12 @@ pub struct ResourceCreate {
     /// Where the metadata is: `internal`, an absolute path, or left out for the state directory.
     #[serde(default)]
     pub meta: Option<String>,
+    /// Where the journal is, an absolute path of a directory; there is none when left out.
+    #[serde(default)]
+    pub journal: Option<String>,
+    /// How large it may grow, in bytes; 1 GiB when left out.
+    #[serde(default)]
+    pub journal_size: Option<u64>,
     /// Options, as `set` takes them.
     #[serde(default)]
     pub set: BTreeMap<String, String>,
@@ -133,6 +139,12 @@ pub struct ResourceJoin {
     /// Where the metadata is: `internal`, an absolute path, or left out for the state directory.
     #[serde(default)]
     pub meta: Option<String>,
+    /// Where the journal is, an absolute path of a directory; there is none when left out.
+    #[serde(default)]
+    pub journal: Option<String>,
+    /// How large it may grow, in bytes; 1 GiB when left out.
+    #[serde(default)]
+    pub journal_size: Option<u64>,
     /// How writes travel to this node; `C` when left out.
     #[serde(default)]
     pub protocol: Option<String>,
@@ -212,9 +224,14 @@ pub struct AttachDisk {
     /// Where the metadata is: `internal`, an absolute path, or left out for where it was.
     #[serde(default)]
     pub meta: Option<String>,
-    /// Overwrite another disk also when it holds a filesystem, a partition table or the like.
+    /// Overwrite another disk also when it holds a filesystem, a partition table or the like. With
+    /// `discard_journal`: do so also when no other node has the data.
     #[serde(default)]
     pub force: bool,
+    /// Begin with an empty journal. What was only in the old one is lost here: the disk gets all
+    /// data from a peer.
+    #[serde(default)]
+    pub discard_journal: bool,
 }
 
 /// `detach-disk`.

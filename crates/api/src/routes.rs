@@ -48,6 +48,12 @@ pub const RESOURCE_DISCONNECT: &str = "/v1/resources/{name}/disconnect";
 pub const RESOURCE_INVALIDATE: &str = "/v1/resources/{name}/invalidate";
 /// `POST`: make it larger.
 pub const RESOURCE_RESIZE: &str = "/v1/resources/{name}/resize";
+/// `GET`: the segments of the journal ([`crate::journal::JournalLog`]).
+pub const RESOURCE_LOG: &str = "/v1/resources/{name}/log";
+/// `POST`: begin a new segment.
+pub const RESOURCE_LOG_ROTATE: &str = "/v1/resources/{name}/log/rotate";
+/// `POST`: give up what nobody needs.
+pub const RESOURCE_LOG_TRIM: &str = "/v1/resources/{name}/log/trim";
 /// `POST`: make the local block device.
 pub const RESOURCE_DEVICE: &str = "/v1/resources/{name}/device";
 /// `POST`: take it away.

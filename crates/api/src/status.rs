@@ -129,6 +129,21 @@ pub struct JournalStatus {
     pub limit_bytes: u64,
     /// Whether it was full and had to be cut.
     pub emergency: bool,
+    /// The directory of its files.
+    #[serde(default)]
+    pub path: String,
+    /// Everything before this position is durable in it.
+    #[serde(default)]
+    pub durable: u64,
+    /// Everything before this position is durable on the disk, too.
+    #[serde(default)]
+    pub written_back: u64,
+    /// Bytes of the disk that are newer in the journal.
+    #[serde(default)]
+    pub dirty_bytes: u64,
+    /// Why it is not used any more; `null` while it is.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// How far a log peer has come.
@@ -255,7 +270,8 @@ mod tests {
                     "problem": null},
                 "generation": "", "promotable": false,
                 "journal": {"head": 0, "tail": 0, "bytes": 0, "limit_bytes": 0,
-                    "emergency": false},
+                    "emergency": false, "path": "", "durable": 0, "written_back": 0,
+                    "dirty_bytes": 0, "problem": null},
                 "replay": {"fetched": 0, "replayed": 0, "lag_bytes": 0, "lag_seconds": 0.0,
                     "paused": []},
                 "peers": [{"node": "", "connection": "", "role": "", "disk": "",

@@ -150,6 +150,9 @@ pub(crate) enum Call {
     Invalidate(OfPeer),
     /// Make a resource larger on all its members, while it is in use
     Resize(Resize),
+    /// Look at the journal of a resource, rotate it, or trim it
+    #[command(subcommand)]
+    Log(Log),
     /// Set options
     Set(Set),
     /// Show options with value, default and range
@@ -243,6 +246,16 @@ pub(crate) enum Cluster {
     Status,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum Log {
+    /// Show the segments
+    Ls(Resource),
+    /// Begin a new segment with the next write
+    Rotate(Resource),
+    /// Give up what nobody needs any more
+    Trim(Resource),
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// The name of the resource
@@ -257,6 +270,13 @@ pub(crate) struct Create {
     /// Where the metadata is: `internal`, or a path [default: in the state directory]
     #[arg(long, value_name = "internal|PATH", value_parser = meta_place)]
     pub(crate) meta: Option<String>,
+    /// Where the journal is: a directory, which is made when the one above it is there [default: there
+    /// is none]
+    #[arg(long, value_name = "DIR", value_parser = absolute_path)]
+    pub(crate) journal: Option<String>,
+    /// How large the journal may grow [default: 1 GiB]
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "journal")]
+    pub(crate) journal_size: Option<u64>,
     /// Set an option; can be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) set: Vec<(String, String)>,
@@ -267,12 +287,6 @@ pub(crate) struct Create {
 /// Options of `create` and `join` that this version refuses.
 #[derive(Debug, Args)]
 pub(crate) struct Later {
-    /// Where the journal is (not supported by this version yet)
-    #[arg(long, value_name = "DIR")]
-    pub(crate) journal: Option<PathBuf>,
-    /// How large the journal may grow (not supported by this version yet)
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub(crate) journal_size: Option<u64>,
     /// A spare file or device for bad sectors (not supported by this version yet)
     #[arg(long, value_name = "PATH")]
     pub(crate) spare: Option<PathBuf>,
@@ -288,8 +302,6 @@ impl Later {
     /// The option that was given; `None` when none was.
     pub(crate) fn given(&self) -> Option<&'static str> {
         [
-            (self.journal.is_some(), "--journal"),
-            (self.journal_size.is_some(), "--journal-size"),
             (self.spare.is_some(), "--spare"),
             (self.spare_size.is_some(), "--spare-size"),
             (self.checksums, "--checksums"),
@@ -316,6 +328,13 @@ pub(crate) struct Join {
     /// Where the metadata is: `internal`, or a path [default: in the state directory]
     #[arg(long, value_name = "internal|PATH", value_parser = meta_place)]
     pub(crate) meta: Option<String>,
+    /// Where the journal is: a directory, which is made when the one above it is there [default: there
+    /// is none]
+    #[arg(long, value_name = "DIR", value_parser = absolute_path, conflicts_with = "diskless")]
+    pub(crate) journal: Option<String>,
+    /// How large the journal may grow [default: 1 GiB]
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "journal")]
+    pub(crate) journal_size: Option<u64>,
     /// Overwrite the disk also when it holds a filesystem, a partition table or the like
     #[arg(long, conflicts_with = "diskless")]
     pub(crate) force: bool,
@@ -368,9 +387,13 @@ pub(crate) struct AttachDisk {
     /// Where the metadata is: `internal`, or a path [default: where it was]
     #[arg(long, value_name = "internal|PATH", value_parser = meta_place)]
     pub(crate) meta: Option<String>,
-    /// Overwrite another disk also when it holds a filesystem, a partition table or the like
+    /// Overwrite another disk also when it holds a filesystem, a partition table or the like; with
+    /// --discard-journal, do so also when no other node has the data
     #[arg(long)]
     pub(crate) force: bool,
+    /// Begin with an empty journal; what was only in the old one is fetched from a peer
+    #[arg(long)]
+    pub(crate) discard_journal: bool,
 }
 
 #[derive(Debug, Args)]

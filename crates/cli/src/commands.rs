@@ -2,7 +2,7 @@
 
 use crate::args::{Call, Cluster, Create, Device, Join};
 use crate::session::Session;
-use crate::{attach, cluster, events, options, status, wait};
+use crate::{attach, cluster, events, journal, options, status, wait};
 use holdfast_api::request::{
     AttachDisk, ClusterCreate, ClusterCreated, ClusterJoin, ClusterLeave, ClusterRemove,
     ClusterToken, Connect, DetachDisk, DeviceMade, Disconnect, Empty, Invalidate, Pause, Primary,
@@ -35,7 +35,8 @@ pub(crate) async fn run(
             session.act(&of(routes::RESOURCE_SECONDARY, &a.name), &body).await
         }
         Call::AttachDisk(a) => {
-            let body = AttachDisk { disk: a.disk, meta: a.meta, force: a.force };
+            let (force, discard_journal) = (a.force, a.discard_journal);
+            let body = AttachDisk { disk: a.disk, meta: a.meta, force, discard_journal };
             session.act(&of(routes::RESOURCE_ATTACH_DISK, &a.name), &body).await
         }
         Call::DetachDisk(a) => {
@@ -66,6 +67,7 @@ pub(crate) async fn run(
             let body = Resize { size: a.size };
             session.act(&of(routes::RESOURCE_RESIZE, &a.name), &body).await
         }
+        Call::Log(command) => journal::run(session, command).await,
         Call::Set(args) => options::set(session, args).await,
         Call::Get(args) => options::get(session, &args).await,
         Call::Wait(args) => wait::run(session, &args, timeout).await,
@@ -125,6 +127,8 @@ async fn create(session: &Session, args: Create) -> Result<(), ApiError> {
         disk: args.disk,
         size: args.size,
         meta: args.meta,
+        journal: args.journal,
+        journal_size: args.journal_size,
         set: args.set.into_iter().collect(),
     };
     session.act(routes::RESOURCES, &body).await
@@ -141,6 +145,8 @@ async fn join(session: &Session, args: Join) -> Result<(), ApiError> {
         disk: args.disk,
         diskless: args.diskless,
         meta: args.meta,
+        journal: args.journal,
+        journal_size: args.journal_size,
         protocol: args.protocol,
         force: args.force,
     };

@@ -48,7 +48,7 @@ fn print(ui: &Ui, event: &Event) {
     }
 }
 
-fn time(unix_ms: u64) -> String {
+pub(crate) fn time(unix_ms: u64) -> String {
     let stamp =
         i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     stamp.map_or_else(|| "-".to_owned(), |stamp| format!("{stamp:.3}"))

@@ -7,6 +7,7 @@ mod commands;
 mod daemon;
 mod demo;
 mod events;
+mod journal;
 mod manual;
 mod meta;
 mod not_yet;

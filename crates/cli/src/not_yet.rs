@@ -43,7 +43,6 @@ fn commands() -> Vec<Command> {
             .arg(Arg::new("new").value_name("NEW").required(true).value_parser(name)),
         of_resource("rewind", "Go back to an earlier state")
             .arg(option("to", "TIME|POSITION").required(true)),
-        group("log", "Look at the journal and cut it", &["ls", "rotate", "trim"]),
         group("badblocks", "Look at the table of remapped sectors", &["ls", "add", "import"]),
         later("top", "Watch all resources"),
     ]

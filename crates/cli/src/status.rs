@@ -8,7 +8,7 @@ use crate::session::Session;
 use crate::table::{Cell, Table, cell, shorten};
 use holdfast_api::attachment::AttachmentStatus;
 use holdfast_api::status::{
-    DiskStatus, NodeStatus, PeerProblem, PeerStatus, ResourceStatus, ResyncStatus,
+    DiskStatus, JournalStatus, NodeStatus, PeerProblem, PeerStatus, ResourceStatus, ResyncStatus,
 };
 use holdfast_api::{ApiError, routes};
 use holdfast_units::format_size;
@@ -143,11 +143,22 @@ fn render_resource(
         ]);
     }
     lines.extend(table.render(width, color));
+    lines.extend(resource.journal.as_ref().map(|journal| format!("  {}", journal_line(journal))));
     for peer in &resource.peers {
         if let Some(resync) = &peer.resync {
             lines.push(format!("  {}", resync_line(peer, resync, color)));
         }
     }
+}
+
+fn journal_line(journal: &JournalStatus) -> String {
+    let JournalStatus { bytes, limit_bytes, dirty_bytes, path, .. } = journal;
+    format!(
+        "journal {path}: {} of {}, {} not on the disk yet",
+        format_size(*bytes),
+        format_size(*limit_bytes),
+        format_size(*dirty_bytes)
+    )
 }
 
 /// `holdfast attachments` shows more.
@@ -189,6 +200,9 @@ fn troubles(resource: &ResourceStatus) -> Vec<String> {
     }
     if let Some(problem) = &resource.disk.problem {
         troubles.push(format!("the disk is not used: {problem}"));
+    }
+    if let Some(problem) = resource.journal.as_ref().and_then(|journal| journal.problem.as_ref()) {
+        troubles.push(format!("the journal is not used any more: {problem}"));
     }
     for peer in &resource.peers {
         if let Some(problem) = &peer.problem {

@@ -308,12 +308,11 @@ fn what_is_not_there_yet_is_refused_and_calls_nobody() {
         ("rename r0 r1", "rename of resource r0"),
         ("verify r0 --repair", "verify of resource r0"),
         ("scrub r0", "scrub of resource r0"),
-        ("log trim r0", "log trim of resource r0"),
         ("rewind r0 --to 12:00", "rewind of resource r0"),
         ("badblocks add r0 17", "badblocks add of resource r0"),
         ("top", "top"),
         ("create r0 --disk /d --checksums", "creating resource r0 with --checksums"),
-        ("join r0 --disk /d --journal /j", "joining resource r0 with --journal"),
+        ("join r0 --disk /d --spare /s", "joining resource r0 with --spare"),
     ] {
         let output = daemon.run(line);
         assert_eq!(output.status.code(), Some(1), "{line}");

@@ -148,6 +148,7 @@ fn node(
             seed: 1 + u64::from(own),
         },
         disk: Some(disk),
+        journal: None,
         limits: holdfast_daemon::shard::Limits::default(),
     };
     let resource = runtime.block_on(shard.open(spec))?;

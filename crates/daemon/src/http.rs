@@ -179,6 +179,9 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::RESOURCE_DISCONNECT, post(disconnect))
         .route(routes::RESOURCE_INVALIDATE, post(invalidate))
         .route(routes::RESOURCE_RESIZE, post(resize))
+        .route(routes::RESOURCE_LOG, get(log))
+        .route(routes::RESOURCE_LOG_ROTATE, post(log_rotate))
+        .route(routes::RESOURCE_LOG_TRIM, post(log_trim))
         .route(routes::RESOURCE_DEVICE, post(device))
         .route(routes::RESOURCE_DEVICE_REMOVE, post(device_remove))
         .route(routes::RESOURCE_ATTACH_DISK, post(attach_disk))
@@ -370,6 +373,13 @@ async fn resource(
     Ok(Json(status::resource(&node, &resource)))
 }
 
+async fn log(
+    State(node): App,
+    Path(name): Path<String>,
+) -> Answer<holdfast_api::journal::JournalLog> {
+    Ok(Json(commands::journal::list(&node, &name).await?))
+}
+
 /// A call on a resource or an attachment whose command takes the node, the name and the body.
 macro_rules! on_resource {
     ($($name:ident, $answer:ty, $command:path;)*) => {$(
@@ -419,6 +429,8 @@ plain_on_resource! {
     up, commands::updown::up;
     down, commands::updown::down;
     device_remove, commands::device::remove;
+    log_rotate, commands::journal::rotate;
+    log_trim, commands::journal::trim;
 }
 
 async fn join(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {

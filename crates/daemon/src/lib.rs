@@ -20,6 +20,7 @@ mod doorstep;
 mod events;
 mod growth;
 mod http;
+mod journaled;
 mod keeper;
 mod local;
 mod log;

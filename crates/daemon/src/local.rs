@@ -1,6 +1,7 @@
 //! What this node alone knows of its resources: where the disk is, and the switches that survive a
 //! restart. One file a resource, replaced as a whole.
 
+use crate::journaled::JournalSpec;
 use crate::shard::{DiskSpec, MetaPlace};
 use crate::statefile;
 use holdfast_api::{ApiError, ErrorCode};
@@ -35,6 +36,25 @@ impl LocalDisk {
     }
 }
 
+/// A journal.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LocalJournal {
+    /// The directory of its files.
+    pub(crate) dir: PathBuf,
+    /// The bytes that they may take.
+    pub(crate) size: u64,
+    /// Whether the directory was made for it.
+    pub(crate) made_dir: bool,
+}
+
+impl LocalJournal {
+    /// The same for the data plane.
+    pub(crate) fn spec(&self) -> JournalSpec {
+        JournalSpec { dir: self.dir.clone(), size: self.size }
+    }
+}
+
 /// What this node keeps of one resource.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,6 +66,9 @@ pub(crate) struct Local {
     pub(crate) name: String,
     /// The disk; `None` for a member without one.
     pub(crate) disk: Option<LocalDisk>,
+    /// The journal before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) journal: Option<LocalJournal>,
     /// Whether the disk is to be used (`detach-disk` switches it off).
     pub(crate) attached: bool,
     /// Whether the resource is to be started here.
@@ -158,6 +181,7 @@ mod tests {
             id: ResourceId([id; 16]),
             name: "r0".into(),
             disk: Some(LocalDisk { path: "/dev/x".into(), meta: None }),
+            journal: Some(LocalJournal { dir: "/j".into(), size: 5, made_dir: true }),
             attached: true,
             up: true,
             primary: true,

@@ -1,7 +1,7 @@
 //! `/metrics`: the status document as Prometheus text.
 
 use holdfast_api::attachment::{AttachmentConnection, AttachmentStatus};
-use holdfast_api::status::{NodeStatus, PeerStatus, ResourceStatus};
+use holdfast_api::status::{JournalStatus, NodeStatus, PeerStatus, ResourceStatus};
 use std::fmt::Write;
 
 /// One metric: its name, kind and help, and its lines.
@@ -41,6 +41,13 @@ pub(crate) fn text(status: &NodeStatus) -> String {
         };
         words(status, disk)
     });
+    for (name, kind, help, value) in OF_JOURNAL {
+        let journals = status.resources.iter().filter_map(|r| Some((r, r.journal.as_ref()?)));
+        let line = |(r, j): (&ResourceStatus, &JournalStatus)| {
+            (labels(&[("resource", &r.name)]), value(j))
+        };
+        put(name, kind, help, journals.map(line).collect());
+    }
     for (name, kind, help, value) in OF_PEER {
         let lines = peers(status).map(|(r, p)| (peer_labels(r, p, None), value(p))).collect();
         put(name, kind, help, lines);
@@ -105,6 +112,25 @@ const OF_RESOURCE: [OfResource; 4] = [
     }),
     ("holdfast_disk_io_errors_total", "counter", "Disk errors since the start.", |r| {
         r.disk.io_errors
+    }),
+];
+
+type OfJournal = (&'static str, &'static str, &'static str, fn(&JournalStatus) -> u64);
+
+const OF_JOURNAL: [OfJournal; 8] = [
+    ("holdfast_journal_head", "counter", "The position after the newest record.", |j| j.head),
+    ("holdfast_journal_durable", "counter", "What lies before is durable.", |j| j.durable),
+    ("holdfast_journal_written_back", "counter", "What lies before is on the disk.", |j| {
+        j.written_back
+    }),
+    ("holdfast_journal_tail", "counter", "The position of the oldest record kept.", |j| j.tail),
+    ("holdfast_journal_bytes", "gauge", "What its segments take.", |j| j.bytes),
+    ("holdfast_journal_limit_bytes", "gauge", "What its files may take.", |j| j.limit_bytes),
+    ("holdfast_journal_dirty_bytes", "gauge", "Data that are not on the disk yet.", |j| {
+        j.dirty_bytes
+    }),
+    ("holdfast_journal_emergency", "gauge", "Whether it was full and had to be cut.", |j| {
+        u64::from(j.emergency)
     }),
 ];
 

@@ -1,5 +1,6 @@
 //! Makes the sentences that people read of what the other rooms refuse.
 
+use crate::journaled::JournalError;
 use crate::shard::MetadataError;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::Code;
@@ -181,6 +182,37 @@ pub(crate) fn disk(error: &holdfast_store::OpenError) -> ApiError {
         _ => ErrorCode::DiskUnusable,
     };
     ApiError::new(code, error.to_string())
+}
+
+/// Why a journal cannot be made or used.
+pub(crate) fn journal(error: &JournalError) -> ApiError {
+    use JournalError as E;
+    let code = match error {
+        E::Missing { .. } | E::Foreign { .. } | E::Damaged { .. } => ErrorCode::JournalUnusable,
+        E::InUse(_) => ErrorCode::DiskBusy,
+        E::Occupied(_) => ErrorCode::MetadataExists,
+        E::NoRoom { .. } => ErrorCode::NoSpace,
+        E::Io { error, .. } if error.kind() == std::io::ErrorKind::StorageFull => {
+            ErrorCode::NoSpace
+        }
+        E::Io { .. } => ErrorCode::JournalUnusable,
+    };
+    let lost = "if it is lost, `holdfast attach-disk NAME --discard-journal` goes on without what \
+                was only in it";
+    let hint = match error {
+        E::Missing { .. } => format!("mount or bring back its filesystem; {lost}"),
+        E::Foreign { .. } => format!("put the right directory there; {lost}"),
+        E::Damaged { .. } => format!("restore it from a copy; {lost}"),
+        E::InUse(_) => "stop whoever uses it first, or choose another directory".to_owned(),
+        E::Occupied(_) => {
+            "choose another directory, or remove its files if nobody needs them".to_owned()
+        }
+        E::NoRoom { .. } => {
+            "make room, give a smaller --journal-size, or choose another".to_owned()
+        }
+        E::Io { .. } => "check the directory and its filesystem".to_owned(),
+    };
+    ApiError::new(code, error.to_string()).hint(hint)
 }
 
 /// Why a local device cannot be made or taken away.

@@ -6,7 +6,7 @@ use crate::dial;
 use crate::disk::room;
 use crate::growth;
 use crate::keeper;
-use crate::local::{Local, LocalDisk};
+use crate::local::{Local, LocalDisk, LocalJournal};
 use crate::node::{Node, PeerMember};
 use crate::rate::RateMeter;
 use crate::shard::{Limits, OpenError, ResourceHandle, ResourceSpec, ResourceView};
@@ -312,6 +312,7 @@ pub(crate) async fn start(
     let spec = ResourceSpec {
         name: plan.name.clone(),
         config: plan.config.clone(),
+        journal: local.journal.as_ref().filter(|_| disk.is_some()).map(LocalJournal::spec),
         disk,
         limits: plan.limits,
     };
@@ -336,7 +337,7 @@ pub(crate) async fn start(
             if late.is_some() {
                 trouble.push_str("; it is used as soon as its server answers");
             }
-            let without = ResourceSpec { disk: None, ..spec };
+            let without = ResourceSpec { disk: None, journal: None, ..spec };
             let handle = shard.open(without).await.map_err(|e| open_error(&e))?;
             (handle, Some(trouble))
         }
@@ -397,6 +398,7 @@ fn open_error(error: &OpenError) -> ApiError {
     match error {
         OpenError::Disk(error) => refuse::disk(error),
         OpenError::Metadata(error) => refuse::metadata(error),
+        OpenError::Journal(error) => refuse::journal(error),
         OpenError::NameTaken(_) => ApiError::new(ErrorCode::Busy, error.to_string())
             .hint("it may still be stopping; try again in a few seconds"),
         OpenError::Io(_) => ApiError::new(ErrorCode::DiskFailed, error.to_string()),

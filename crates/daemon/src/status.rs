@@ -1,5 +1,6 @@
 //! The status document, made of what the parts of the daemon know.
 
+use crate::journaled::{JournalHandle, JournalView};
 use crate::node::Node;
 use crate::peers::version;
 use crate::problems;
@@ -9,7 +10,8 @@ use holdfast_api::attachment::AttachmentStatus;
 use holdfast_api::error::without_numbers;
 use holdfast_api::options::Settings;
 use holdfast_api::status::{
-    ClusterNode, ClusterStatus, DiskStatus, NodeStatus, PeerStatus, ResourceStatus, ResyncStatus,
+    ClusterNode, ClusterStatus, DiskStatus, JournalStatus, NodeStatus, PeerStatus, ResourceStatus,
+    ResyncStatus,
 };
 use holdfast_core::PeerSnapshot;
 use holdfast_nbd::{NbdUri, PeerAddress};
@@ -127,11 +129,31 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         },
         generation: snapshot.map_or(GenerationId::NONE, |s| s.generation).to_string(),
         promotable: snapshot.is_some_and(|s| s.promotable),
-        journal: None,
+        journal: journal(&state),
         replay: None,
         peers,
         name,
     }
+}
+
+/// The journal, as far as it can be seen: that of a resource that is down is empty here.
+fn journal(state: &State) -> Option<JournalStatus> {
+    let local = state.local.journal.as_ref()?;
+    let running = state.running.as_ref();
+    let view = running.and_then(|running| running.handle.journal()).map(JournalHandle::view);
+    let of = |get: fn(&JournalView) -> u64| view.as_ref().map_or(0, get);
+    Some(JournalStatus {
+        head: of(|view| view.head.0),
+        tail: of(|view| view.tail.0),
+        bytes: of(|view| view.bytes),
+        limit_bytes: local.size,
+        emergency: view.as_ref().is_some_and(|view| view.emergency),
+        path: local.dir.display().to_string(),
+        durable: of(|view| view.durable.0),
+        written_back: of(|view| view.written_back.0),
+        dirty_bytes: of(|view| view.dirty_bytes),
+        problem: view.and_then(|view| view.problem.as_deref().map(without_numbers)),
+    })
 }
 
 /// Why the disk is not in use although it should be, and the way out.

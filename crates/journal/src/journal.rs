@@ -83,6 +83,9 @@ pub struct Batch {
     /// What is written, one part after the other; together a multiple of the alignment. Payloads
     /// are the very buffers that were pushed.
     pub parts: Vec<Bytes>,
+    /// Where in the file each payload begins, and the payload as it is stored. Empty when it is a
+    /// copy.
+    pub payloads: Vec<(u64, Bytes)>,
     /// The position of its first record; those behind it count up by one.
     pub position: LogPosition,
     /// The position behind it.
@@ -169,6 +172,8 @@ pub struct Journal {
     /// The segment that was asked for.
     beginning: Option<SegmentHeader>,
     must_begin: bool,
+    /// The next segment continues nothing: it begins another history.
+    anew: bool,
     leads: bool,
     /// The epoch of the newest frame.
     epoch: u64,
@@ -219,6 +224,7 @@ impl Journal {
             segments: found.segments.iter().copied().collect(),
             beginning: None,
             must_begin: found.cut,
+            anew: false,
             leads,
             epoch: found.epoch,
             time: found.time.next(time),
@@ -331,22 +337,38 @@ impl Journal {
         if self.synced < self.written {
             return Next::Sync(self.written);
         }
-        let before = self.segments.back().map(|(header, len)| header.link(*len));
+        let last = self.segments.back().map(|(header, len)| header.link(*len));
+        let base = last.map_or(LogPosition::START, |link| link.end());
+        let before = last.filter(|_| !self.anew);
+        let first_chain = if self.anew { self.new_chain(base) } else { [0; 16] };
         let header = SegmentHeader {
             resource: self.settings.resource,
-            number: before.map_or(1, |link| link.number + 1),
+            number: last.map_or(1, |link| link.number + 1),
             origin: self.settings.node,
             epoch: self.settings.epoch,
-            base: before.map_or(LogPosition::START, |link| link.end()),
+            base,
             capacity: self.settings.segment_bytes,
             alignment: self.settings.alignment,
             time: self.queue.front().map_or(self.time, |op| op.record.time),
-            chain: before.map_or([0; 16], |link| link.chain_after()),
+            chain: before.map_or(first_chain, |link| link.chain_after()),
             predecessor: before.map(|link| (link.origin, link.epoch, link.len)),
             generation: self.generation,
         };
         self.beginning = Some(header);
         Next::Begin(header)
+    }
+
+    /// A chain that no other history has: the epoch is random, and nobody begins twice at a place.
+    fn new_chain(&self, base: LogPosition) -> [u8; 16] {
+        let mut chain = [0; 16];
+        chain[..8].copy_from_slice(&self.settings.epoch.to_le_bytes());
+        chain[8..].copy_from_slice(&base.0.to_le_bytes());
+        chain
+    }
+
+    /// The segment that was asked for could not be made, for want of room; it is asked for again.
+    pub fn not_begun(&mut self) {
+        self.beginning = None;
     }
 
     /// The segment that was asked for is durable: file, header and name.
@@ -355,6 +377,7 @@ impl Journal {
             self.epoch = header.epoch;
             self.segments.push_back((header, 0));
             self.must_begin = false;
+            self.anew = false;
         }
     }
 
@@ -376,13 +399,16 @@ impl Journal {
         };
         self.epoch = header.epoch;
         let parts = parts_of(&header, &ops, alignment);
+        let places = header.payloads(alignment).map(|range| offset + u64::from(range.start));
+        let payloads = places.zip(ops.iter().map(|op| op.stored.clone()));
+        let payloads = payloads.filter(|(_, stored)| !stored.is_empty()).collect();
         self.queued_bytes -= ops.iter().map(|op| op.stored.len() as u64).sum::<u64>();
         let first = self.first_queued;
         self.first_queued += count as u64;
         let tickets = first..self.first_queued;
         let end = header.end();
         let id = self.fly(number, vec![(header, offset)], end, tickets.end);
-        Batch { id, segment: number, offset, parts, position, end, tickets }
+        Batch { id, segment: number, offset, parts, payloads, position, end, tickets }
     }
 
     fn fly(
@@ -491,8 +517,12 @@ impl Journal {
 
     /// The next writes to the disk: sorted, neighbours merged, only durable records, no range
     /// where a write is still under way. `None` when there is nothing to write back now.
+    ///
+    /// Of a journal that has failed, all that was written goes to the disk: nobody gets it from
+    /// here any more, so the disk cannot be ahead of anybody.
     pub fn write_back(&mut self, limits: WriteBackLimits) -> Option<WriteBack> {
-        self.index.plan(limits, self.synced)
+        let up_to = if self.failed { self.written } else { self.synced };
+        self.index.plan(limits, up_to)
     }
 
     /// All writes of a write-back are done; or, when it did not work, any of them.
@@ -526,6 +556,57 @@ impl Journal {
         if !self.leads {
             self.replayed = self.replayed.max(position.min(self.synced));
         }
+    }
+
+    /// Whether this node appends.
+    #[must_use]
+    pub const fn leads(&self) -> bool {
+        self.leads
+    }
+
+    /// The generation of the data, as the next segment's header will have it.
+    #[must_use]
+    pub const fn generation(&self) -> GenerationId {
+        self.generation
+    }
+
+    /// Whether the next record begins a segment of its own.
+    #[must_use]
+    pub const fn is_to_begin(&self) -> bool {
+        self.must_begin
+    }
+
+    /// The next record begins a segment of its own, unless the last one is empty.
+    pub fn rotate(&mut self) {
+        self.must_begin |= self.segments.back().is_some_and(|(_, len)| *len > 0);
+    }
+
+    /// The bytes of frames that the last segment still takes; 0 when another one is to be begun.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        self.segments.back().filter(|_| !self.must_begin).map_or(0, |(header, len)| {
+            (header.capacity - SEGMENT_HEADER_LEN - len).saturating_sub(self.queued_bytes)
+        })
+    }
+
+    /// The generation of the data, for the segments that are begun from now on.
+    pub fn set_generation(&mut self, generation: GenerationId) {
+        self.generation = generation;
+    }
+
+    /// The disk was written to past the journal, after everything had been written back and the
+    /// cursors stored: what is appended from now on begins another history, and what was kept for
+    /// peers is of no use to them. Whether it was possible.
+    pub fn begin_anew(&mut self) -> bool {
+        let idle = self.queue.is_empty() && self.in_flight.is_empty() && self.beginning.is_none();
+        let all = self.synced == self.written && self.written_back_to() == self.synced;
+        if self.failed || !self.leads || !idle || !all {
+            return false;
+        }
+        self.anew = true;
+        self.must_begin = true;
+        self.cut_everything();
+        true
     }
 
     /// From now on this node appends. Everything must be written, synced and replayed; what it
@@ -621,8 +702,16 @@ impl Journal {
         let (end, tickets) = (context.position, self.first_queued..self.first_queued);
         let id = self.fly(segment.number, frames, end, tickets.end);
         let parts = vec![bytes.slice(..taken)];
-        let batch =
-            Batch { id, segment: segment.number, offset, parts, position: first, end, tickets };
+        let batch = Batch {
+            id,
+            segment: segment.number,
+            offset,
+            parts,
+            payloads: Vec::new(),
+            position: first,
+            end,
+            tickets,
+        };
         Ok((batch, taken))
     }
 

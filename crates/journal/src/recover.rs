@@ -82,6 +82,20 @@ pub struct Found {
 }
 
 impl Found {
+    /// An empty journal.
+    #[must_use]
+    pub const fn nothing() -> Self {
+        Self {
+            segments: Vec::new(),
+            epoch: 0,
+            time: HybridTime(0),
+            tail: Tail::Empty,
+            remnants: Vec::new(),
+            cut: false,
+            lost_before: None,
+        }
+    }
+
     /// The position behind the last frame.
     #[must_use]
     pub fn end(&self) -> LogPosition {
@@ -110,15 +124,7 @@ pub fn recover<R: ReadSegments>(
     for number in &numbers {
         headers.push((*number, read_header(reader, resource, *number)?));
     }
-    let mut found = Found {
-        segments: Vec::new(),
-        epoch: 0,
-        time: HybridTime::default(),
-        tail: Tail::Empty,
-        remnants: Vec::new(),
-        cut: false,
-        lost_before: None,
-    };
+    let mut found = Found::nothing();
     let nameless = drop_nameless_tail(&mut headers);
     let chain = usable_chain(&headers, cursors, cut, &mut found)?;
     scan_chain(reader, &chain, cursors, cut, &mut found, visit)?;

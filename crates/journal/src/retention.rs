@@ -153,6 +153,19 @@ impl Journal {
         self.floor = self.floor.max(plan.up_to);
     }
 
+    /// Keeps nothing for going back: what nobody needs is given up, but for the last segment.
+    pub fn trim(&mut self) {
+        self.floor = self.floor.max(self.needed_from());
+    }
+
+    /// Nobody gets anything of what is here.
+    pub(crate) fn cut_everything(&mut self) {
+        for peer in self.cursors.peers.iter_mut().filter(|peer| peer.switches.counts) {
+            peer.switches.cut = true;
+        }
+        self.floor = self.durable();
+    }
+
     /// Goes through the durable records from `from` on.
     ///
     /// # Errors

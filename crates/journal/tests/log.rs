@@ -461,7 +461,7 @@ fn a_real_directory_with_and_without_o_direct() {
             let files = Directory::open(scratch.path(), DirectoryOptions { direct }).unwrap();
             let (mut log, _) = Log::open(files, &options_of(epoch)).unwrap();
             let range = ByteRange::new(0, DISK as u64);
-            assert!(log.read(range, &disk).unwrap() == expected, "opened again");
+            assert!(log.read(range, &mut disk).unwrap() == expected, "opened again");
             for n in 0..200_u64 {
                 let fill = u8::try_from(n).unwrap();
                 let block = (n * 7 + epoch) % 64;
@@ -478,7 +478,7 @@ fn a_real_directory_with_and_without_o_direct() {
                 }
             }
             log.flush().unwrap();
-            assert!(log.read(range, &disk).unwrap() == expected);
+            assert!(log.read(range, &mut disk).unwrap() == expected);
             assert!(log.journal().status().bytes <= 2 << 20);
         }
     }

@@ -15,6 +15,7 @@ mod disks;
 mod failover;
 mod hostile;
 mod joining;
+mod journal;
 mod metadata;
 mod names;
 mod nbd_abuse;

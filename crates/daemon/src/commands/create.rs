@@ -1,9 +1,9 @@
 //! `create`: a resource, on its first node.
 
-use super::{blocking, used_disks};
+use super::{blocking, journal, used_disks};
 use crate::disk::{Ends, Existing, Prepared, Wanted};
 use crate::events::unix_ms;
-use crate::local::Local;
+use crate::local::{Local, LocalJournal};
 use crate::node::Node;
 use crate::resource::{self, Resource, core_options, random};
 use crate::shard::InitialContent;
@@ -42,7 +42,10 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
         used: used_disks(node),
         existing: Existing::Keep,
     };
+    let what = wanted.what.clone();
     let checked = blocking(move || wanted.check()).await?;
+    let journal =
+        journal::wanted(node, &what, request.journal.as_ref(), request.journal_size).await?;
     // A cluster of one is no harm when a later step fails.
     if node.view().membership.is_none() {
         let addresses = node.advertised();
@@ -54,9 +57,20 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
     let content = InitialContent::Current(generation);
     let prepared = Arc::new(blocking(move || checked.prepare(slot, &[], content)).await?);
     let name = request.name.clone();
-    let made = establish(node, id, request, options, slot, &prepared).await;
+    let mut journaled = None;
+    if let Some(spec) = journal {
+        let made = blocking(move || journal::make(&what, &spec, id, slot)).await;
+        match made {
+            Ok(made) => journaled = Some(made),
+            Err(error) => {
+                undo(node, id, &prepared, None).await;
+                return Err(error);
+            }
+        }
+    }
+    let made = establish(node, id, request, options, slot, &prepared, journaled.clone()).await;
     if let Err(error) = made {
-        undo(node, id, &prepared).await;
+        undo(node, id, &prepared, journaled).await;
         return Err(error);
     }
     let mut message = format!(
@@ -113,6 +127,7 @@ async fn establish(
     options: BTreeMap<String, String>,
     slot: NodeId,
     prepared: &Prepared,
+    journal: Option<LocalJournal>,
 ) -> Result<(), ApiError> {
     let now = unix_ms();
     let record_name = request.name.clone();
@@ -136,6 +151,7 @@ async fn establish(
         id,
         name: request.name,
         disk: Some(prepared.disk.clone()),
+        journal,
         attached: true,
         up: true,
         // Only when it is: until then nobody but this command promotes it.
@@ -175,7 +191,12 @@ async fn claim_name(node: &Arc<Node>, id: ResourceId, name: &str) -> Result<(), 
 }
 
 /// Takes back what had been done for a resource that could not be created.
-async fn undo(node: &Arc<Node>, id: ResourceId, prepared: &Arc<Prepared>) {
+async fn undo(
+    node: &Arc<Node>,
+    id: ResourceId,
+    prepared: &Arc<Prepared>,
+    journal: Option<LocalJournal>,
+) {
     if let Some(resource) = node.resource(id) {
         if let Err(error) = resource::stop(&resource).await {
             tracing::warn!("{}", error.message);
@@ -193,6 +214,7 @@ async fn undo(node: &Arc<Node>, id: ResourceId, prepared: &Arc<Prepared>) {
         .await;
     let (store, prepared) = (node.store.clone(), Arc::clone(prepared));
     let undone = blocking(move || {
+        journal.iter().for_each(journal::remove);
         prepared.undo();
         store.remove(id)
     });

@@ -4,18 +4,18 @@ use super::create::al_extents;
 use super::join::{others_with_disk, room_elsewhere};
 use super::roles::release;
 use super::updown::{publish, refuse_primary};
-use super::{blocking, core_command, used_disks};
+use super::{blocking, core_command, journal, used_disks};
 use crate::disk::{self, Existing, Owner, Wanted};
 use crate::local::LocalDisk;
 use crate::node::Node;
 use crate::peer_api;
 use crate::resource::{self, Resource};
 use crate::shard::InitialContent;
-use holdfast_api::request::{AttachDisk, DetachDisk, Done};
+use holdfast_api::request::{AttachDisk, DetachDisk, Done, META_INTERNAL};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::Change;
 use holdfast_core::Command;
-use holdfast_units::DiskState;
+use holdfast_units::{DiskState, NodeId, ResourceId};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -47,7 +47,10 @@ pub(crate) async fn attach(
         (Some(path), Some(disk)) => Path::new(path) == disk.path && request.meta.is_none(),
         (_, None) => false,
     };
-    let next = if same {
+    let others = others_with_disk(&node.view(), resource.id, node.uuid);
+    let fresh = request.discard_journal && !others.is_empty();
+    may_discard_journal(&resource, request, &others, what)?;
+    let next = if same && !fresh {
         local.disk.clone()
     } else {
         let path = request.disk.clone().or_else(|| local.disk.as_ref().map(path_text));
@@ -60,7 +63,11 @@ pub(crate) async fn attach(
             true => Existing::OverwriteUnknown,
             false => Existing::Overwrite,
         };
-        Some(make(node, &resource, path, request.meta.clone(), existing, what).await?)
+        let meta = match same {
+            true => local.disk.as_ref().and_then(|disk| meta_text(node, resource.id, disk)),
+            false => request.meta.clone(),
+        };
+        Some(make(node, &resource, path, meta, existing, what).await?)
     };
     let was_up = resource.handle().is_some();
     if was_up {
@@ -69,6 +76,13 @@ pub(crate) async fn attach(
             release(node, &resource, what, false).await?;
         }
         resource::stop(&resource).await?;
+    }
+    if let Some(journal) = local.journal.clone().filter(|_| !same || request.discard_journal) {
+        // What it holds belongs to the disk, or the state, that is given up.
+        let (id, what) = (resource.id, format!("{what} for {name}"));
+        let slot = node.view().slot_of(id, node.uuid);
+        let slot = slot.ok_or_else(|| ApiError::no_such_resource(name))?;
+        blocking(move || journal::renew(&what, &journal, id, slot)).await?;
     }
     // Metadata in the same place were overwritten by the new ones.
     let stays = |old: &LocalDisk| {
@@ -104,6 +118,41 @@ pub(crate) async fn attach(
     }
     let disk = resource.local().disk.map(|disk| path_text(&disk)).unwrap_or_default();
     Ok(Done::new(format!("resource {name} uses its disk {disk} on this node")))
+}
+
+/// Whether the journal may be given up with what is only in it.
+fn may_discard_journal(
+    resource: &Resource,
+    request: &AttachDisk,
+    others: &[NodeId],
+    what: &str,
+) -> Result<(), ApiError> {
+    if !request.discard_journal {
+        return Ok(());
+    }
+    let name = resource.name();
+    if resource.local().journal.is_none() {
+        let message = format!("{what} for {name}: it has no journal on this node");
+        return Err(
+            ApiError::new(ErrorCode::NoJournal, message).hint("leave --discard-journal away")
+        );
+    }
+    if others.is_empty() && !request.force {
+        let message = format!(
+            "{what} for {name}: no other node has its data, and without the journal this disk \
+             misses some of them"
+        );
+        return Err(ApiError::new(ErrorCode::LastGoodCopy, message)
+            .hint("bring the journal back; to go on with what is on the disk, add --force"));
+    }
+    Ok(())
+}
+
+/// Where the metadata of a disk are, as a person would say it.
+fn meta_text(node: &Node, resource: ResourceId, disk: &LocalDisk) -> Option<String> {
+    let Some(meta) = &disk.meta else { return Some(META_INTERNAL.to_owned()) };
+    let usual = *meta == disk::own_meta(&node.settings.state_dir, resource);
+    (!usual).then(|| meta.display().to_string())
 }
 
 fn path_text(disk: &LocalDisk) -> String {

@@ -1,10 +1,10 @@
 //! `join`: this node becomes a member of a resource.
 
 use super::create::{al_extents, refuse_attached};
-use super::{blocking, used_disks};
+use super::{blocking, journal, used_disks};
 use crate::disk::{Existing, Prepared, Wanted, room};
 use crate::events::unix_ms;
-use crate::local::Local;
+use crate::local::{Local, LocalJournal};
 use crate::node::{ClusterView, Node};
 use crate::peer_api::{self, JOIN_RESOURCE, JoinResource, MAKE_ROOM, MakeRoom};
 use crate::peers::{CALL_TIMEOUT, REMOVED, call_node, sync_with, sync_with_all};
@@ -72,6 +72,13 @@ pub(crate) async fn join(
         }
         None => None,
     };
+    if request.diskless && request.journal.is_some() {
+        let message = format!("{what}: a member without a disk has no journal");
+        return Err(ApiError::new(ErrorCode::InvalidRequest, message)
+            .hint("leave --journal away, or give --disk PATH"));
+    }
+    let journal =
+        journal::wanted(node, &what, request.journal.as_ref(), request.journal_size).await?;
     let call = JoinResource { resource: record.id, diskless: request.diskless, protocol };
     let slot = become_member(node, &record, &call, &what).await?;
     let prepared = match checked {
@@ -82,19 +89,30 @@ pub(crate) async fn join(
             match made {
                 Ok(prepared) => Some(Arc::new(prepared)),
                 Err(error) => {
-                    forget(node, &record, None).await;
+                    forget(node, &record, None, None).await;
                     return Err(error);
                 }
             }
         }
         None => None,
     };
+    let mut journaled = None;
+    if let Some(spec) = journal {
+        let (id, what) = (record.id, what.clone());
+        match blocking(move || journal::make(&what, &spec, id, slot)).await {
+            Ok(made) => journaled = Some(made),
+            Err(error) => {
+                forget(node, &record, prepared, None).await;
+                return Err(error);
+            }
+        }
+    }
     let place = match &prepared {
         Some(prepared) => format!("with the disk {}", prepared.disk.path.display()),
         None => "without a disk".to_owned(),
     };
-    if let Err(error) = establish(node, &record, prepared.as_deref()).await {
-        forget(node, &record, prepared).await;
+    if let Err(error) = establish(node, &record, prepared.as_deref(), journaled.clone()).await {
+        forget(node, &record, prepared, journaled).await;
         return Err(ApiError { message: format!("{what}: {}", error.message), ..error });
     }
     Ok(Done::new(format!(
@@ -183,7 +201,7 @@ async fn own_slot(
             if resource == record.id && loses == node.uuid)
     });
     if twice {
-        forget(node, record, None).await;
+        forget(node, record, None, None).await;
         let message = format!("{what}: another node joined in the same moment");
         return Err(ApiError::new(ErrorCode::Busy, message).hint("try again"));
     }
@@ -197,11 +215,13 @@ async fn establish(
     node: &Arc<Node>,
     record: &ResourceRecord,
     prepared: Option<&Prepared>,
+    journal: Option<LocalJournal>,
 ) -> Result<(), ApiError> {
     let local = Local {
         id: record.id,
         name: record.name.clone(),
         disk: prepared.map(|prepared| prepared.disk.clone()),
+        journal,
         attached: true,
         up: true,
         primary: false,
@@ -215,7 +235,12 @@ async fn establish(
 }
 
 /// Takes back what had been done for a member that could not be made.
-async fn forget(node: &Arc<Node>, record: &ResourceRecord, prepared: Option<Arc<Prepared>>) {
+async fn forget(
+    node: &Arc<Node>,
+    record: &ResourceRecord,
+    prepared: Option<Arc<Prepared>>,
+    journal: Option<LocalJournal>,
+) {
     let id = record.id;
     if let Some(resource) = node.resource(id) {
         if let Err(error) = resource::stop(&resource).await {
@@ -230,6 +255,7 @@ async fn forget(node: &Arc<Node>, record: &ResourceRecord, prepared: Option<Arc<
     }
     let store = node.store.clone();
     let undone = blocking(move || {
+        journal.iter().for_each(journal::remove);
         if let Some(prepared) = prepared {
             prepared.undo();
         }

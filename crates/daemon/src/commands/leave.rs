@@ -1,7 +1,7 @@
 //! `leave` and `delete`, and the end of a resource on this node.
 
 use super::roles::release;
-use super::{blocking, device};
+use super::{blocking, device, journal};
 use crate::disk;
 use crate::events::{Objects, Part};
 use crate::local::LocalDisk;
@@ -192,6 +192,9 @@ pub(crate) async fn retire(node: &Arc<Node>, resource: &Arc<Resource>) {
     }
     let (store, local) = (node.store.clone(), resource.local());
     let ended = blocking(move || {
+        if let (Some(disk), Some(journal)) = (&local.disk, &local.journal) {
+            journal::end(&local.name, local.id, disk, journal);
+        }
         if let Some(disk) = &local.disk {
             disk::wipe(disk, local.id);
         }

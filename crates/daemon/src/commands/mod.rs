@@ -7,6 +7,7 @@ pub(crate) mod create;
 pub(crate) mod device;
 pub(crate) mod disk;
 pub(crate) mod join;
+pub(crate) mod journal;
 pub(crate) mod leave;
 pub(crate) mod links;
 pub(crate) mod options;

@@ -2,6 +2,7 @@
 
 use super::meta_io::{Blocks, MetaDone, MetaIo};
 use super::view::{DiskFailure, DiskView};
+use crate::journaled::JournalHandle;
 use bytes::Bytes;
 use holdfast_core::{DiskOpId, DiskOutcome, Event, IoFailure, MetaOpId};
 use holdfast_store::{Completion, Disk, DiskErrorKind, DiskOp, OpId, Outcome};
@@ -23,6 +24,8 @@ pub(super) struct DiskDriver {
     failure: Option<DiskFailure>,
     /// The same file, for looking for holes; `None` for block devices.
     probe: Option<File>,
+    /// The journal that is before the disk.
+    journal: Option<JournalHandle>,
     /// Operations that wait: for [`DiskDriver::submit_waiting`], or for room.
     waiting: VecDeque<(DiskOpId, DiskOp)>,
     /// Something was submitted since the last kick.
@@ -39,6 +42,7 @@ impl DiskDriver {
     pub(super) fn new(disk: Disk, meta: MetaIo, probe: Option<File>, view: &DiskView) -> Self {
         Self {
             disk,
+            journal: None,
             meta,
             path: view.path.clone(),
             meta_path: view.metadata.clone(),
@@ -54,6 +58,14 @@ impl DiskDriver {
     /// The backing has grown, and is used up to this size from now on.
     pub(super) fn grown_to(&mut self, size: u64) {
         self.disk.grown_to(size);
+        if let Some(journal) = &self.journal {
+            journal.grown_to(size);
+        }
+    }
+
+    /// The disk is one with a journal before it.
+    pub(super) fn has_journal(&mut self, journal: Option<JournalHandle>) {
+        self.journal = journal;
     }
 
     /// A read; with `holes`, a long range is answered by its first part unless all is hole.

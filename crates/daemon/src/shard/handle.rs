@@ -3,6 +3,7 @@
 use super::link::{LinkOrigin, LinkStream};
 use super::resource::ToResource;
 use super::view::ResourceView;
+use crate::journaled::JournalHandle;
 use holdfast_core::{Command, Notice, Refusal};
 use holdfast_units::{NodeId, PeerSet};
 use std::collections::BTreeMap;
@@ -40,6 +41,7 @@ pub struct ResourceHandle {
     pub(super) view: watch::Receiver<Arc<ResourceView>>,
     pub(super) wanted: watch::Receiver<PeerSet>,
     pub(super) notices: broadcast::Sender<Notice>,
+    pub(super) journal: Option<JournalHandle>,
 }
 
 impl ResourceHandle {
@@ -65,6 +67,12 @@ impl ResourceHandle {
             end.await.unwrap_or(Err(Refusal::Busy))
         };
         tokio::time::timeout(COMMAND_TIMEOUT, run).await.unwrap_or(Err(Refusal::TimedOut))
+    }
+
+    /// The journal before its disk, if it has one.
+    #[must_use]
+    pub const fn journal(&self) -> Option<&JournalHandle> {
+        self.journal.as_ref()
     }
 
     /// How the resource is. States are current; counters are at most 100 ms old: see

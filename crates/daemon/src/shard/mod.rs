@@ -45,10 +45,14 @@ pub use metadata::{
     CreateMetadata, DiskSpec, InitialContent, MetaPlace, MetadataError, boot_id, create_metadata,
 };
 pub use open::OpenError;
+pub(crate) use open::open_backing;
 pub use socket::LinkSocket;
 pub use thread::{Shard, ShardOptions, TcpAccess};
 pub use view::{DiskFailure, DiskView, ResourceView};
 
+pub use crate::journaled::{
+    JournalCallError, JournalError, JournalHandle, JournalSpec, JournalView, Mode as JournalMode,
+};
 use holdfast_core as core;
 
 /// What a resource is opened with.
@@ -60,6 +64,8 @@ pub struct ResourceSpec {
     pub config: core::Config,
     /// The local disk; `None` for a diskless member.
     pub disk: Option<DiskSpec>,
+    /// The journal before the disk, if it has one.
+    pub journal: Option<JournalSpec>,
     /// How much may be under way for clients.
     pub limits: Limits,
 }

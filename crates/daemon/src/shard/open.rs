@@ -5,6 +5,7 @@ use super::disk::DiskDriver;
 use super::meta_io::MetaFile;
 use super::metadata::{DiskSpec, Expected, MetadataError, load_metadata};
 use super::view::DiskView;
+use crate::journaled::{self, JournalError, JournalHandle};
 use crate::remote;
 use holdfast_core::Attachment;
 use holdfast_store::{BackingKind, BufferPool, Disk, OpenOptions};
@@ -20,6 +21,9 @@ pub enum OpenError {
     /// The metadata cannot be used.
     #[error(transparent)]
     Metadata(#[from] MetadataError),
+    /// The journal cannot be used, and without it the disk is not what was completed.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// A resource with this name is open already.
     #[error("the resource {0} is open already")]
     NameTaken(String),
@@ -37,8 +41,9 @@ pub(super) struct OpenDisk {
     pub(super) meta: MetaFile,
     pub(super) attachment: Attachment,
     pub(super) view: DiskView,
-    /// For looking for holes.
+    /// For looking for holes. With a journal the disk alone does not say where they are.
     pub(super) probe: Option<File>,
+    pub(super) journal: Option<JournalHandle>,
 }
 
 /// Opens the disk of a resource and reads its metadata; `None` for a diskless one.
@@ -56,19 +61,25 @@ pub(super) fn open_disk(
     let members = spec.config.peers.iter().map(|peer| peer.node).collect();
     let expected = Expected { resource: spec.config.resource, node: spec.config.node, members };
     let (attachment, meta) = load_metadata(wanted, disk.size(), &expected)?;
-    let probe = match disk.info().kind {
-        BackingKind::File => Some(File::open(&wanted.path)?),
-        _ => None,
-    };
     let view = view_of(wanted, &disk);
-    Ok(Some(OpenDisk { disk, meta, attachment, view, probe }))
+    let Some(journal) = &spec.journal else {
+        let probe = match disk.info().kind {
+            BackingKind::File => Some(File::open(&wanted.path)?),
+            _ => None,
+        };
+        return Ok(Some(OpenDisk { disk, meta, attachment, view, probe, journal: None }));
+    };
+    let most = DiskDriver::MAX_IN_FLIGHT;
+    let Expected { resource, node, .. } = expected;
+    let (disk, journal) = journaled::open(journal, resource, node, disk, most, pool)?;
+    Ok(Some(OpenDisk { disk, meta, attachment, view, probe: None, journal: Some(journal) }))
 }
 
 /// Opens a file, a block device, or an export of another machine.
 ///
 /// # Errors
 /// Why it cannot be used.
-pub(super) fn open_backing(
+pub(crate) fn open_backing(
     path: &Path,
     options: &OpenOptions,
     pool: &BufferPool,

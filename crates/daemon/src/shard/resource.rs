@@ -12,12 +12,13 @@ use super::thread::Context;
 use super::view::{DiskFailure, DiskView, ResourceView};
 use super::{ResourceHandle, ResourceSpec};
 use crate::events::unix_ms;
+use crate::journaled::JournalHandle;
 use holdfast_core::{
     Action, Attachment, Command, CommandId, Core, Event, LinkId, Notice, Refusal, Snapshot,
 };
 use holdfast_nbd::{Extent, PeerAddress, Reply, Request, ShutdownHandle, Spinner};
 use holdfast_store::BufferPool;
-use holdfast_units::{ByteRange, DiskState, Millis, NodeId, PeerSet, Role};
+use holdfast_units::{ByteRange, DiskState, GenerationId, Millis, NodeId, PeerSet, Role};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -40,6 +41,8 @@ const NOTICES: usize = 256;
 /// How long the core may take to stop, and how long links and disk may take then.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the journal may take to write back. What is left is found at the next start.
+const JOURNAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the control plane sends to a resource.
 pub(super) enum ToResource {
@@ -63,7 +66,14 @@ pub(super) struct Resource {
 /// A command under way.
 struct Pending {
     done: oneshot::Sender<Result<(), Refusal>>,
-    promotes: bool,
+    changes: Option<RoleChange>,
+}
+
+/// What a command does to the role, when it succeeds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RoleChange {
+    Promotes,
+    Demotes,
 }
 
 struct Inner {
@@ -77,6 +87,8 @@ struct Inner {
     handled: usize,
     spinner: Rc<Spinner>,
     disk: Option<DiskDriver>,
+    /// The journal before it.
+    journal: Option<JournalHandle>,
     disk_view: Option<DiskView>,
     /// Why the disk is not used any more.
     failure: Option<DiskFailure>,
@@ -94,6 +106,8 @@ struct Inner {
     connections: BTreeMap<u64, (PeerAddress, ShutdownHandle)>,
     last_connection: u64,
     pending: BTreeMap<CommandId, Pending>,
+    /// Roles changed, and the journal is to be told before the command is answered.
+    journal_orders: Option<mpsc::UnboundedSender<JournalOrder>>,
     last_command: u64,
     /// The last promotion is done, durably.
     promoted: bool,
@@ -111,6 +125,15 @@ struct Inner {
     view: watch::Sender<Arc<ResourceView>>,
     wanted_links: watch::Sender<PeerSet>,
     notices: broadcast::Sender<Notice>,
+}
+
+/// What a journal is told when a role has changed.
+struct JournalOrder {
+    journal: JournalHandle,
+    change: RoleChange,
+    generation: GenerationId,
+    /// Who gave the command that changed the role.
+    done: Option<oneshot::Sender<Result<(), Refusal>>>,
 }
 
 /// Starts a resource on the calling thread. The handle is its only owner outside.
@@ -144,7 +167,16 @@ pub(super) fn start(
         written_bytes: 0,
     }));
     let now = Instant::now();
+    let (journal_orders, orders) = match parts.as_ref().and_then(|parts| parts.journal.as_ref()) {
+        // Bounded by the commands that are under way.
+        Some(_) => {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            (Some(sender), Some(receiver))
+        }
+        None => (None, None),
+    };
     let attachment = parts.as_mut().and_then(|parts| parts.attachment.take());
+    let journal = parts.as_ref().and_then(|parts| parts.journal.clone());
     let (driver, completions) = match parts {
         Some(parts) => (Some(parts.driver), Some((parts.ready, parts.meta_ends))),
         None => (None, None),
@@ -160,6 +192,7 @@ pub(super) fn start(
             handled: 0,
             spinner: Rc::clone(&context.spinner),
             disk: driver,
+            journal: journal.clone(),
             disk_view,
             failure: None,
             disk_task: None,
@@ -172,6 +205,7 @@ pub(super) fn start(
             connections: BTreeMap::new(),
             last_connection: 0,
             pending: BTreeMap::new(),
+            journal_orders,
             last_command: 0,
             promoted: false,
             changes_since: 0,
@@ -194,6 +228,9 @@ pub(super) fn start(
         resource.inner.borrow_mut().disk_task = Some(task.abort_handle());
         spawn_local(drive_metadata(Rc::clone(&resource), meta_ends));
     }
+    if let Some(orders) = orders {
+        spawn_local(keep_journal(Rc::clone(&resource), orders));
+    }
     spawn_local(keep_time(Rc::clone(&resource)));
     resource.feed(attachment.map_or(Event::Tick, |found| Event::Attach(Box::new(found))));
     resource.finish();
@@ -201,7 +238,7 @@ pub(super) fn start(
     let registry = Rc::clone(&context.registry);
     let runner = Runner { resource, registry, pool: context.pool.clone() };
     spawn_local(runner.run(queue));
-    Ok(ResourceHandle { name, commands, view: seen, wanted, notices })
+    Ok(ResourceHandle { name, commands, view: seen, wanted, notices, journal })
 }
 
 /// An open disk, taken apart for the tasks that drive it.
@@ -211,14 +248,17 @@ struct DiskParts {
     meta_ends: UnboundedReceiver<MetaDone>,
     attachment: Option<Attachment>,
     view: DiskView,
+    journal: Option<JournalHandle>,
 }
 
 impl DiskParts {
     fn of(disk: OpenDisk) -> io::Result<Self> {
         let ready = readable(disk.disk.event_fd().try_clone_to_owned()?)?;
         let (meta, meta_ends) = MetaIo::start(disk.meta)?;
-        let driver = DiskDriver::new(disk.disk, meta, disk.probe, &disk.view);
-        Ok(Self { driver, ready, meta_ends, attachment: Some(disk.attachment), view: disk.view })
+        let mut driver = DiskDriver::new(disk.disk, meta, disk.probe, &disk.view);
+        driver.has_journal(disk.journal.clone());
+        let OpenDisk { attachment, view, journal, .. } = disk;
+        Ok(Self { driver, ready, meta_ends, attachment: Some(attachment), view, journal })
     }
 }
 
@@ -244,6 +284,30 @@ async fn drive_metadata(resource: Rc<Resource>, mut ends: UnboundedReceiver<Meta
     while let Some(done) = ends.recv().await {
         resource.metadata_ended(done);
         resource.finish();
+    }
+}
+
+/// Tells the journal of roles, until the resource is closed. Each order is on its way before the
+/// next one is looked at, so the last one counts.
+async fn keep_journal(resource: Rc<Resource>, mut orders: UnboundedReceiver<JournalOrder>) {
+    while let Some(order) = orders.recv().await {
+        let resource = Rc::clone(&resource);
+        spawn_local(async move {
+            let JournalOrder { journal, change, generation, done } = order;
+            let told = match change {
+                RoleChange::Promotes => journal.lead(generation).await,
+                RoleChange::Demotes => journal.settle().await,
+            };
+            if let Err(error) = told {
+                // The disk says what is wrong when it is used. A closed journal is no news: the
+                // resource is being stopped.
+                tracing::debug!(resource = %resource.inner.borrow().name, "{error}");
+            }
+            if let Some(done) = done {
+                resource.inner.borrow_mut().role_changed(Some(change), done, Ok(()));
+                resource.finish();
+            }
+        });
     }
 }
 
@@ -408,11 +472,15 @@ impl Resource {
             let mut inner = self.inner.borrow_mut();
             inner.last_command += 1;
             let id = CommandId(inner.last_command);
-            let promotes = matches!(command, Command::Promote { .. });
+            let changes = match command {
+                Command::Promote { .. } => Some(RoleChange::Promotes),
+                Command::Demote { .. } => Some(RoleChange::Demotes),
+                _ => None,
+            };
             if let Command::Grow { size } = command {
                 inner.disk_has_grown(size);
             }
-            inner.pending.insert(id, Pending { done, promotes });
+            inner.pending.insert(id, Pending { done, changes });
             inner.feed(Event::Command(id, command));
         }
         self.finish();
@@ -547,18 +615,48 @@ impl Inner {
 
     fn command_done(&mut self, id: CommandId, result: Result<(), Refusal>) {
         let Some(pending) = self.pending.remove(&id) else { return };
-        if pending.promotes && result.is_ok() {
+        let journal = self.journal.clone().filter(|_| self.disk.is_some());
+        if let (Ok(()), Some(change), Some(journal)) = (&result, pending.changes, journal) {
+            // The journal goes first: no write comes before its mode fits the role.
+            self.state_changed();
+            let generation = self.core.snapshot().generation;
+            self.order_journal(JournalOrder {
+                journal,
+                change,
+                generation,
+                done: Some(pending.done),
+            });
+            return;
+        }
+        self.role_changed(pending.changes, pending.done, result);
+    }
+
+    fn order_journal(&self, order: JournalOrder) {
+        // Without a task it is being closed: who asked hears that when the order is dropped.
+        if let Some(orders) = &self.journal_orders {
+            let _ = orders.send(order);
+        }
+    }
+
+    /// A command has ended, and the journal, if there is one, is as the role wants it.
+    fn role_changed(
+        &mut self,
+        change: Option<RoleChange>,
+        done: oneshot::Sender<Result<(), Refusal>>,
+        result: Result<(), Refusal>,
+    ) {
+        self.state_changed();
+        if change == Some(RoleChange::Promotes) && result.is_ok() && self.role == Role::Primary {
             if !self.promoted {
                 self.frontend.track_changes(self.core.snapshot().size);
                 self.changes_since = unix_ms();
             }
             self.promoted = true;
         }
-        self.state_changed();
         // Who gave the command sees its effect in the view.
         self.publish();
         // Who asked may have lost patience.
-        let _ = pending.done.send(result);
+        let _ = done.send(result);
     }
 
     /// Who gives the core a larger size has made sure that the disk has it.
@@ -580,6 +678,10 @@ impl Inner {
         if self.role == Role::Primary && role != Role::Primary {
             self.promoted = false;
             self.end_connections();
+            if let Some(journal) = self.journal.clone().filter(|_| self.disk.is_some()) {
+                let (change, generation) = (RoleChange::Demotes, GenerationId::NONE);
+                self.order_journal(JournalOrder { journal, change, generation, done: None });
+            }
         }
         self.role = role;
     }
@@ -754,6 +856,14 @@ impl Runner {
         }
         resource.finish();
         let released = self.wait_until(RELEASE_TIMEOUT, Inner::is_closed).await;
+        let journal = {
+            let mut inner = resource.inner.borrow_mut();
+            inner.journal_orders = None;
+            inner.journal.take()
+        };
+        if let Some(journal) = journal {
+            journal.stop(JOURNAL_TIMEOUT).await;
+        }
         self.registry.remove(&name);
         match (stopped, released) {
             (true, true) => Ok(()),

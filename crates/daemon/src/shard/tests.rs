@@ -123,6 +123,7 @@ fn spec(plan: &Plan<'_>, disk: Option<DiskSpec>) -> ResourceSpec {
             seed: 0x9E37 + u64::from(plan.number),
         },
         disk,
+        journal: None,
         limits: plan.limits,
     }
 }

@@ -23,6 +23,8 @@ pub struct Switches {
     pub fetch_paused: bool,
     /// Nothing is replayed to the disk.
     pub replay_paused: bool,
+    /// The disk has been written to past the journal: what is appended next is another history.
+    pub bypassed: bool,
 }
 
 /// What is known of a peer besides its positions.
@@ -92,8 +94,8 @@ impl Cursors {
         put(b, AT_SEQUENCE, self.sequence.to_le_bytes());
         put(b, AT_WRITTEN_BACK, self.written_back.0.to_le_bytes());
         put(b, AT_DURABLE, self.durable.0.to_le_bytes());
-        let switches = bits([self.switches.fetch_paused, self.switches.replay_paused, false]);
-        put(b, AT_SWITCHES, switches.to_le_bytes());
+        let Switches { fetch_paused, replay_paused, bypassed } = self.switches;
+        put(b, AT_SWITCHES, bits([fetch_paused, replay_paused, bypassed]).to_le_bytes());
         for (i, peer) in self.peers.iter().enumerate() {
             let at = AT_PEERS + i * PEER_LEN;
             let PeerSwitches { counts, keeps_journal, cut } = peer.switches;
@@ -125,8 +127,11 @@ impl Cursors {
             return Err(BlockError::Content("more is written back than is durable"));
         }
         let switches = get_u32(b, AT_SWITCHES);
-        cursors.switches =
-            Switches { fetch_paused: switches & 1 != 0, replay_paused: switches & 2 != 0 };
+        cursors.switches = Switches {
+            fetch_paused: switches & 1 != 0,
+            replay_paused: switches & 2 != 0,
+            bypassed: switches & 4 != 0,
+        };
         for (i, peer) in cursors.peers.iter_mut().enumerate() {
             let at = AT_PEERS + i * PEER_LEN;
             let flags = get_u32(b, at + 16);

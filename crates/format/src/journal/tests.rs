@@ -124,7 +124,7 @@ fn cursors() -> Cursors {
     cursors.sequence = 3;
     cursors.written_back = LogPosition(0x1000);
     cursors.durable = LogPosition(0x2000);
-    cursors.switches = Switches { fetch_paused: true, replay_paused: false };
+    cursors.switches = Switches { fetch_paused: true, replay_paused: false, bypassed: true };
     cursors.peers[1] = PeerCursor {
         fetched: LogPosition(0x1800),
         replayed: LogPosition(0x1400),

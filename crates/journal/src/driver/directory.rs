@@ -2,12 +2,16 @@
 
 use super::Files;
 use bytes::Bytes;
-use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fdatasync, fsync, ftruncate, openat};
+use rustix::fs::{
+    Advice, FallocateFlags, FlockOperation, Mode, OFlags, fadvise, fallocate, fdatasync, flock,
+    fsync, ftruncate, openat,
+};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::io::{self, ErrorKind, IoSlice};
+use std::num::NonZeroU64;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
@@ -17,11 +21,13 @@ const ALIGN: usize = 4096;
 const MAX_OPEN: usize = 8;
 /// What is written at a time to a new file.
 const FILL: usize = 1 << 20;
+/// What the kernel takes with one write.
+const MAX_SLICES: usize = 1024;
 
 /// How the files are written.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct DirectoryOptions {
-    /// Around the page cache, and durable when a write is done (`O_DIRECT`, `O_DSYNC`): one system
+    /// What is to be durable at once goes around the page cache (`O_DIRECT`, `O_DSYNC`): one system
     /// call makes a batch durable. Where the filesystem cannot do it, the page cache is used.
     pub direct: bool,
 }
@@ -36,14 +42,22 @@ struct Open {
 /// A directory of files.
 pub struct Directory {
     dir: OwnedFd,
-    options: DirectoryOptions,
     /// Reads are `&self`, and open files, too. One thread uses it.
     open: Mutex<BTreeMap<String, Open>>,
     direct_works: bool,
+    /// For what is not aligned.
     scratch: Vec<u8>,
 }
 
 impl Directory {
+    /// Claims it, until this value and what was opened by it are gone.
+    ///
+    /// # Errors
+    /// `WouldBlock` when somebody else has it.
+    pub fn claim(&self) -> io::Result<()> {
+        Ok(flock(&self.dir, FlockOperation::NonBlockingLockExclusive)?)
+    }
+
     /// Opens a directory, which must be there.
     ///
     /// # Errors
@@ -51,13 +65,7 @@ impl Directory {
     pub fn open(path: &Path, options: DirectoryOptions) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self {
-            dir,
-            options,
-            open: Mutex::default(),
-            direct_works: options.direct,
-            scratch: Vec::new(),
-        })
+        Ok(Self { dir, open: Mutex::default(), direct_works: options.direct, scratch: Vec::new() })
     }
 
     fn open_files(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Open>> {
@@ -89,20 +97,40 @@ impl Directory {
         self.open_files().remove(name);
     }
 
-    /// The parts as one piece of aligned memory: where it begins in the scratch memory, its length.
-    fn gather(&mut self, parts: &[Bytes]) -> (usize, usize) {
-        let len = parts.iter().map(Bytes::len).sum::<usize>();
-        if self.scratch.len() < len + ALIGN {
-            self.scratch.resize(len + ALIGN, 0);
+    /// Copies those parts that are not aligned, one behind the other, into the scratch memory.
+    fn copy_unaligned(&mut self, parts: &[Bytes]) {
+        let unaligned = || parts.iter().filter(|part| !is_aligned(part));
+        let len = unaligned().map(Bytes::len).sum::<usize>() + ALIGN;
+        if self.scratch.len() < len {
+            self.scratch.resize(len, 0);
         }
-        let start = self.scratch.as_ptr().align_offset(ALIGN);
-        let mut at = start;
-        for part in parts {
+        let mut at = self.scratch.as_ptr().align_offset(ALIGN);
+        for part in unaligned() {
             self.scratch[at..at + part.len()].copy_from_slice(part);
             at += part.len();
         }
-        (start, len)
     }
+}
+
+/// Whether it can go to the disk as it is.
+fn is_aligned(part: &Bytes) -> bool {
+    part.as_ptr().addr().is_multiple_of(ALIGN) && part.len().is_multiple_of(ALIGN)
+}
+
+/// Writes all of the slices, one behind the other.
+fn write_all(file: impl AsFd, mut slices: &mut [IoSlice<'_>], mut at: u64) -> io::Result<()> {
+    while !slices.is_empty() {
+        match rustix::io::pwritev(&file, &slices[..slices.len().min(MAX_SLICES)], at) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                at += n as u64;
+                IoSlice::advance_slices(&mut slices, n);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 impl Files for Directory {
@@ -134,28 +162,37 @@ impl Files for Directory {
                 at += step;
             }
             fsync(&file)?;
+            // It is written around the page cache from now on. Only advice, which may fail.
+            let _ = fadvise(&file, 0, NonZeroU64::new(len), Advice::DontNeed);
         }
         Ok(())
     }
 
     fn write(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<()> {
-        let (start, len) = self.gather(parts);
-        let data = &self.scratch[start..start + len];
-        self.with(name, |open| {
-            let Some(direct) = &open.direct else { return open.file.write_all_at(data, offset) };
-            let (mut done, mut at) = (0, offset);
-            while done < len {
-                match rustix::io::pwrite(direct, &data[done..], at) {
-                    Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                    Ok(n) => {
-                        done += n;
-                        at += n as u64;
-                    }
-                    Err(Errno::INTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        self.with(name, |open| write_all(&open.file, &mut slices, offset))
+    }
+
+    fn write_through(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<bool> {
+        if !self.with(name, |open| Ok(open.direct.is_some()))? {
+            return self.write(name, offset, parts).map(|()| false);
+        }
+        self.copy_unaligned(parts);
+        let mut at = self.scratch.as_ptr().align_offset(ALIGN);
+        let mut slices = Vec::with_capacity(parts.len());
+        // Between aligned parts there are whole blocks, though of several parts.
+        for run in parts.chunk_by(|a, b| !is_aligned(a) && !is_aligned(b)) {
+            if is_aligned(&run[0]) {
+                slices.push(IoSlice::new(&run[0]));
+            } else {
+                let len = run.iter().map(Bytes::len).sum::<usize>();
+                slices.push(IoSlice::new(&self.scratch[at..at + len]));
+                at += len;
             }
-            Ok(())
+        }
+        self.with(name, |open| match &open.direct {
+            Some(direct) => write_all(direct, &mut slices, offset).map(|()| true),
+            None => Ok(false),
         })
     }
 
@@ -191,9 +228,5 @@ impl Files for Directory {
 
     fn sync_dir(&mut self) -> io::Result<()> {
         Ok(fsync(&self.dir)?)
-    }
-
-    fn writes_through(&self, name: &str) -> bool {
-        self.options.direct && self.with(name, |open| Ok(open.direct.is_some())).unwrap_or(false)
     }
 }

@@ -8,7 +8,7 @@ mod directory;
 pub use directory::{Directory, DirectoryOptions};
 
 use crate::index::{PartSource, RunKind, RunPiece, WriteBackLimits};
-use crate::journal::{Journal, Next, Settings};
+use crate::journal::{Batch, Journal, Next, Settings};
 use crate::op::{Op, PushError, Ticket};
 use crate::records::RecordsError;
 use crate::recover::{Found, RecoverError, recover};
@@ -17,13 +17,15 @@ use crate::scan::ReadSegments;
 use crate::{RangeSet, Records};
 use bytes::{Bytes, BytesMut};
 use holdfast_format::journal::{Cursors, SegmentHeader};
-use holdfast_format::{BLOCK_LEN, Block, ReadFailed};
-use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId};
+use holdfast_format::{BLOCK_LEN, Block, BlockError, ReadFailed};
+use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId, ResourceId};
 use std::collections::BTreeMap;
 use std::io;
 
 /// The name of the file of cursors.
 pub const CURSORS: &str = "cursors";
+/// What the file of cursors is renamed to when the journal is given up: nothing of it counts.
+pub const GIVEN_UP: &str = "given-up";
 const CURSORS_BYTES: u64 = 2 * BLOCK_LEN as u64;
 
 /// The name of a segment's file.
@@ -70,6 +72,12 @@ pub trait Files {
     /// When it cannot be read.
     fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
 
+    /// As [`Self::write`], durable in the same step where that can be done; whether it is.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    fn write_through(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<bool>;
+
     /// Makes the data of a file durable.
     ///
     /// # Errors
@@ -93,9 +101,6 @@ pub trait Files {
     /// # Errors
     /// When that is not known to have worked.
     fn sync_dir(&mut self) -> io::Result<()>;
-
-    /// Whether a write to this file is durable when it is done.
-    fn writes_through(&self, name: &str) -> bool;
 }
 
 /// Why a log could not be opened or used.
@@ -110,6 +115,9 @@ pub enum LogError {
     /// A record.
     #[error(transparent)]
     Records(#[from] RecordsError),
+    /// The cursors.
+    #[error("the cursors of the journal cannot be used: {0}")]
+    Cursors(BlockError),
 }
 
 /// The segments of a directory, to read.
@@ -138,6 +146,19 @@ pub struct Open {
     pub spares: usize,
 }
 
+/// What one step of a [`Log`] did.
+#[derive(Debug)]
+pub enum Stepped {
+    /// There was nothing to do.
+    Idle,
+    /// A sync, or a segment was begun.
+    Prepared,
+    /// A batch is written.
+    Wrote(Batch),
+    /// There is no room for the next segment: one must be recycled first. Nothing has failed.
+    NoRoom,
+}
+
 /// A journal and its files.
 pub struct Log<F> {
     journal: Journal,
@@ -153,13 +174,18 @@ impl<F: Files> Log<F> {
     /// [`LogError`]; with [`RecoverError::Damaged`] it can be opened with a cut.
     pub fn open(mut files: F, open: &Open) -> Result<(Self, Found), LogError> {
         let resource = open.settings.resource;
-        let names = files.list()?;
+        let mut names = files.list()?;
+        if names.iter().any(|name| name == GIVEN_UP) {
+            remove_all(&mut files)?;
+            names = files.list()?;
+        }
         let numbers: Vec<u64> = names.iter().filter_map(|n| number_of(n, "segment-")).collect();
         let spares = names.iter().filter_map(|n| number_of(n, "spare-")).collect();
         let has_cursors = names.iter().any(|name| name == CURSORS);
-        let cursors = if has_cursors { read_cursors(&files)? } else { [[0; BLOCK_LEN]; 2] };
-        let cursors = Cursors::newest([&cursors[0], &cursors[1]], resource)
-            .unwrap_or_else(|| Cursors::new(resource));
+        let cursors = match has_cursors {
+            true => cursors_of(&read_cursors(&files)?, resource).map_err(LogError::Cursors)?,
+            false => Cursors::new(resource),
+        };
         let mut frames = Vec::new();
         let reader = Segments(&files);
         let found =
@@ -172,9 +198,7 @@ impl<F: Files> Log<F> {
             journal.restore(segment, frame, *offset);
         }
         if !has_cursors {
-            files.create(CURSORS, CURSORS_BYTES)?;
-            files.sync(CURSORS)?;
-            files.sync_dir()?;
+            make_cursors(&mut files)?;
         }
         let mut log = Self { journal, files, spares, max_spares: open.spares };
         log.settle(&found)?;
@@ -244,20 +268,57 @@ impl<F: Files> Log<F> {
 
     fn try_pump(&mut self) -> io::Result<()> {
         loop {
-            match self.journal.next_step() {
-                Next::Idle | Next::Wait => return Ok(()),
-                Next::Sync(_) => self.try_sync()?,
-                Next::Begin(header) => self.begin(&header)?,
-                Next::Write(batch) => {
-                    let name = segment_name(batch.segment);
-                    self.files.write(&name, batch.offset, &batch.parts)?;
-                    self.journal.written(batch.id);
-                    if self.files.writes_through(&name) {
-                        self.journal.synced(batch.end);
-                    }
-                }
+            match self.try_step(true)? {
+                Stepped::Idle => return Ok(()),
+                Stepped::NoRoom => return Err(io::ErrorKind::StorageFull.into()),
+                Stepped::Prepared | Stepped::Wrote(_) => {}
             }
         }
+    }
+
+    /// Does the next thing that the journal wants. With `durable`, a write is durable at once where
+    /// the files can do that; without, it goes to the page cache and is durable after a sync.
+    ///
+    /// # Errors
+    /// When a write or a sync failed: the journal has failed.
+    pub fn step(&mut self, durable: bool) -> io::Result<Stepped> {
+        let result = self.try_step(durable);
+        if result.is_err() {
+            self.journal.fail();
+        }
+        result
+    }
+
+    fn try_step(&mut self, durable: bool) -> io::Result<Stepped> {
+        match self.journal.next_step() {
+            Next::Idle | Next::Wait => return Ok(Stepped::Idle),
+            Next::Sync(_) => self.try_sync()?,
+            Next::Begin(header) => match self.begin(&header) {
+                Err(error) if is_full(&error) => {
+                    self.journal.not_begun();
+                    return Ok(Stepped::NoRoom);
+                }
+                result => result?,
+            },
+            Next::Write(batch) => {
+                let name = segment_name(batch.segment);
+                // What was written to the page cache is only durable by a sync.
+                let durable = durable && self.journal.sync_target().is_none();
+                let through = match durable {
+                    true => self.files.write_through(&name, batch.offset, &batch.parts)?,
+                    false => {
+                        self.files.write(&name, batch.offset, &batch.parts)?;
+                        false
+                    }
+                };
+                self.journal.written(batch.id);
+                if through {
+                    self.journal.synced(batch.end);
+                }
+                return Ok(Stepped::Wrote(batch));
+            }
+        }
+        Ok(Stepped::Prepared)
     }
 
     fn try_sync(&mut self) -> io::Result<()> {
@@ -283,6 +344,70 @@ impl<F: Files> Log<F> {
         result
     }
 
+    /// Makes everything durable that is written.
+    ///
+    /// # Errors
+    /// When the sync failed: the journal has failed.
+    pub fn sync(&mut self) -> io::Result<()> {
+        let result = self.try_sync();
+        if result.is_err() {
+            self.journal.fail();
+        }
+        result
+    }
+
+    /// Marks the journal as given up, durably: the next opening begins with an empty one, whatever
+    /// is left of this one.
+    ///
+    /// # Errors
+    /// When it is not known to have worked.
+    pub fn give_up(&mut self) -> io::Result<()> {
+        self.journal.fail();
+        self.files.rename(CURSORS, GIVEN_UP)?;
+        self.files.sync_dir()
+    }
+
+    /// Begins with an empty journal, which follows. Nothing of this one counts any more.
+    ///
+    /// # Errors
+    /// When the files cannot be removed: the journal has failed.
+    pub fn clear(&mut self) -> io::Result<()> {
+        let leads = self.journal.leads();
+        let cleared = self.give_up().and_then(|()| remove_all(&mut self.files));
+        cleared.and_then(|()| make_cursors(&mut self.files))?;
+        let settings = *self.journal.settings();
+        let cursors =
+            Cursors { switches: self.journal.switches(), ..Cursors::new(settings.resource) };
+        let time = self.journal.time();
+        let found = Found::nothing();
+        self.journal =
+            Journal::new(settings, &found, cursors, leads, self.journal.generation(), time);
+        self.spares.clear();
+        self.store_cursors()
+    }
+
+    /// A file that waits to be a segment was made beforehand, under this number's name.
+    ///
+    /// # Errors
+    /// When it is one too many, and cannot be removed.
+    pub fn spare_made(&mut self, number: u64) -> io::Result<()> {
+        if self.spares.len() < self.max_spares {
+            self.spares.push(number);
+            Ok(())
+        } else {
+            self.files.remove(&spare_name(number))
+        }
+    }
+
+    /// The ranges that each loser of a plan does not get.
+    ///
+    /// # Errors
+    /// When the records cannot be read: then these peers need everything.
+    pub fn cut_ranges(&self, plan: &CutPlan) -> Result<BTreeMap<NodeId, RangeSet>, LogError> {
+        let segments = self.journal.durable_segments();
+        Ok(cut_ranges(&Segments(&self.files), &segments, plan)?)
+    }
+
     /// Makes a segment of a spare, or of a new file. Header and file are durable before the name
     /// is, so a segment always has a header.
     fn begin(&mut self, header: &SegmentHeader) -> io::Result<()> {
@@ -305,8 +430,12 @@ impl<F: Files> Log<F> {
 
     fn make_spare(&mut self, number: u64, len: u64) -> io::Result<()> {
         let name = spare_name(number);
-        self.files.create(&name, len)?;
-        self.files.sync(&name)
+        let made = self.files.create(&name, len).and_then(|()| self.files.sync(&name));
+        if made.is_err() {
+            // A part of one takes room and is of no use. That it cannot be removed changes nothing.
+            let _ = self.files.remove(&name);
+        }
+        made
     }
 
     /// Makes a spare file ready if there is none, so that the next segment begins without delay.
@@ -322,6 +451,12 @@ impl<F: Files> Log<F> {
         Ok(())
     }
 
+    /// How many files wait to be segments.
+    #[must_use]
+    pub fn spares(&self) -> usize {
+        self.spares.len()
+    }
+
     /// Writes the cursors, durably.
     ///
     /// # Errors
@@ -329,8 +464,9 @@ impl<F: Files> Log<F> {
     pub fn store_cursors(&mut self) -> io::Result<()> {
         let (copy, block) = self.journal.advance_cursors();
         let offset = u64::from(copy) * BLOCK_LEN as u64;
-        self.files.write(CURSORS, offset, &[Bytes::copy_from_slice(&block)])?;
-        if self.files.writes_through(CURSORS) { Ok(()) } else { self.files.sync(CURSORS) }
+        let through =
+            self.files.write_through(CURSORS, offset, &[Bytes::copy_from_slice(&block)])?;
+        if through { Ok(()) } else { self.files.sync(CURSORS) }
     }
 
     /// Makes spares of segments that nobody needs, or takes them away; how many.
@@ -369,8 +505,7 @@ impl<F: Files> Log<F> {
         note: impl FnOnce(&BTreeMap<NodeId, RangeSet>) -> io::Result<()>,
     ) -> Result<Option<CutPlan>, LogError> {
         let Some(plan) = self.journal.plan_cut() else { return Ok(None) };
-        let segments = self.journal.durable_segments();
-        note(&cut_ranges(&Segments(&self.files), &segments, &plan)?)?;
+        note(&self.cut_ranges(&plan)?)?;
         self.journal.cut(&plan);
         self.recycle()?;
         Ok(Some(plan))
@@ -388,6 +523,29 @@ impl<F: Files> Log<F> {
             all.push((found.position, op_of(&records, &found)?));
         }
         Ok(all)
+    }
+
+    /// The durable records from `from` on up to `to` (exclusively), about `max` bytes of payload at
+    /// most and at least one record; and the position that a cursor has behind them.
+    ///
+    /// # Errors
+    /// As [`Self::records`].
+    pub fn records_between(
+        &self,
+        from: LogPosition,
+        to: LogPosition,
+        max: u64,
+    ) -> Result<(Vec<(LogPosition, Op)>, LogPosition), LogError> {
+        let reader = Segments(&self.files);
+        let mut records = self.journal.records(&reader, from)?;
+        let (mut all, mut end, mut bytes) = (Vec::new(), from, 0);
+        while bytes < max {
+            let Some(found) = records.next()?.filter(|found| found.position < to) else { break };
+            bytes += found.record.range.len.max(1);
+            end = found.next;
+            all.push((found.position, op_of(&records, &found)?));
+        }
+        Ok((all, end))
     }
 
     /// The position to replay to (exclusively) for the state of a time, from `from` on.
@@ -446,13 +604,17 @@ impl<F: Files> Log<F> {
         }
         let (batch, taken) = self.journal.copy_frames(bytes)?;
         let name = segment_name(batch.segment);
-        let written = self.files.write(&name, batch.offset, &batch.parts);
+        let all_durable = self.journal.sync_target().is_none();
+        let written = match all_durable {
+            true => self.files.write_through(&name, batch.offset, &batch.parts),
+            false => self.files.write(&name, batch.offset, &batch.parts).map(|()| false),
+        };
         if written.is_err() {
             self.journal.fail();
         }
-        written?;
+        let through = written?;
         self.journal.written(batch.id);
-        if self.files.writes_through(&name) {
+        if through {
             self.journal.synced(batch.end);
         }
         Ok(taken)
@@ -462,7 +624,7 @@ impl<F: Files> Log<F> {
     ///
     /// # Errors
     /// When either cannot be read.
-    pub fn read(&self, range: ByteRange, disk: &dyn Backing) -> Result<Bytes, LogError> {
+    pub fn read(&self, range: ByteRange, disk: &mut dyn Backing) -> Result<Bytes, LogError> {
         let mut all = BytesMut::new();
         for part in self.journal.lookup(range) {
             match part.source {
@@ -477,7 +639,11 @@ impl<F: Files> Log<F> {
         Ok(all.freeze())
     }
 
-    fn piece(&self, piece: &RunPiece) -> Result<Bytes, LogError> {
+    /// The data of a piece of a run, or of a part of a read; verified.
+    ///
+    /// # Errors
+    /// When they cannot be read, or are damaged.
+    pub fn piece(&self, piece: &RunPiece) -> Result<Bytes, LogError> {
         let payload = piece.place.read(&Segments(&self.files))?;
         let skip = usize::try_from(piece.skip).map_err(io::Error::other)?;
         Ok(payload.slice(skip..skip + len_of(piece.range)?))
@@ -532,7 +698,7 @@ pub trait Backing {
     ///
     /// # Errors
     /// When not all of it could be read.
-    fn read(&self, range: ByteRange) -> io::Result<Bytes>;
+    fn read(&mut self, range: ByteRange) -> io::Result<Bytes>;
 
     /// Writes.
     ///
@@ -560,8 +726,89 @@ fn op_of<R: ReadSegments>(
     Ok(Op::read_back(found.record, records.payload(found)?))
 }
 
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 fn len_of(range: ByteRange) -> io::Result<usize> {
     usize::try_from(range.len).map_err(io::Error::other)
+}
+
+fn make_cursors<F: Files>(files: &mut F) -> io::Result<()> {
+    files.create(CURSORS, CURSORS_BYTES)?;
+    files.sync(CURSORS)?;
+    files.sync_dir()
+}
+
+/// Takes away all files of a journal that was given up; the mark at the very end.
+fn remove_all<F: Files>(files: &mut F) -> io::Result<()> {
+    let names = files.list()?;
+    let ours = |name: &&String| {
+        number_of(name, "segment-").or_else(|| number_of(name, "spare-")).is_some()
+            || *name == CURSORS
+    };
+    for name in names.iter().filter(ours) {
+        files.remove(name)?;
+    }
+    files.sync_dir()?;
+    files.remove(GIVEN_UP)?;
+    files.sync_dir()
+}
+
+/// The newest cursors. A file of them that was never written to stands for an empty journal.
+fn cursors_of(copies: &[Block; 2], resource: ResourceId) -> Result<Cursors, BlockError> {
+    if let Some(cursors) = Cursors::newest([&copies[0], &copies[1]], resource) {
+        return Ok(cursors);
+    }
+    let why = |copy: u8| Cursors::decode(&copies[usize::from(copy)], resource, copy).err();
+    let whys: Vec<BlockError> = [why(0), why(1)].into_iter().flatten().collect();
+    if let Some(foreign) = whys.iter().find(|why| matches!(why, BlockError::Resource { .. })) {
+        return Err(*foreign);
+    }
+    // They are written in turn: with one that was never written, the other one was written once at
+    // most, and that may have been torn.
+    match whys.iter().find(|why| **why != BlockError::Blank) {
+        Some(why) if !whys.contains(&BlockError::Blank) => Err(*why),
+        _ => Ok(Cursors::new(resource)),
+    }
+}
+
+impl<F: Files + ?Sized> Files for Box<F> {
+    fn list(&self) -> io::Result<Vec<String>> {
+        (**self).list()
+    }
+
+    fn create(&mut self, name: &str, len: u64) -> io::Result<()> {
+        (**self).create(name, len)
+    }
+
+    fn write(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        (**self).write(name, offset, parts)
+    }
+
+    fn write_through(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<bool> {
+        (**self).write_through(name, offset, parts)
+    }
+
+    fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        (**self).read(name, offset, buf)
+    }
+
+    fn sync(&mut self, name: &str) -> io::Result<()> {
+        (**self).sync(name)
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        (**self).rename(from, to)
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        (**self).remove(name)
+    }
+
+    fn sync_dir(&mut self) -> io::Result<()> {
+        (**self).sync_dir()
+    }
 }
 
 fn read_cursors<F: Files>(files: &F) -> io::Result<[Block; 2]> {

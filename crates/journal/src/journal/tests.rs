@@ -1,5 +1,5 @@
 use super::{BatchId, CopyError, Journal, Next, Settings};
-use crate::recover::{Found, Tail};
+use crate::recover::Found;
 use crate::{Op, PushError, Ticket};
 use bytes::Bytes;
 use holdfast_format::journal::{Cursors, FrameHeader};
@@ -11,15 +11,7 @@ fn journal(change: impl FnOnce(&mut Settings)) -> Journal {
     let mut settings = Settings::new(RESOURCE, NodeId::new(0).unwrap(), 77);
     settings.segment_bytes = 64 << 10;
     change(&mut settings);
-    let found = Found {
-        segments: Vec::new(),
-        epoch: 0,
-        time: HybridTime(0),
-        tail: Tail::Empty,
-        remnants: Vec::new(),
-        cut: false,
-        lost_before: None,
-    };
+    let found = Found::nothing();
     let cursors = Cursors::new(RESOURCE);
     Journal::new(settings, &found, cursors, true, GenerationId(4), HybridTime(0))
 }

@@ -291,8 +291,7 @@ impl Files for Sim {
         assert!(offset.is_multiple_of(512) && data.len().is_multiple_of(512), "O_DIRECT");
         let end = usize::try_from(offset).unwrap() + data.len();
         assert!(end <= self.0.borrow().now.inodes[inode].seen.len(), "it grows");
-        self.step(Step::Write(inode, offset, data))?;
-        if self.0.borrow().through { self.step(Step::Sync(inode)) } else { Ok(()) }
+        self.step(Step::Write(inode, offset, data))
     }
 
     fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
@@ -327,13 +326,18 @@ impl Files for Sim {
         self.step(Step::SyncDir)
     }
 
-    fn writes_through(&self, _name: &str) -> bool {
-        self.0.borrow().through
+    fn write_through(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<bool> {
+        self.write(name, offset, parts)?;
+        let through = self.0.borrow().through;
+        if through {
+            self.step(Step::Sync(self.inode(name)?))?;
+        }
+        Ok(through)
     }
 }
 
 impl Backing for Sim {
-    fn read(&self, range: ByteRange) -> io::Result<Bytes> {
+    fn read(&mut self, range: ByteRange) -> io::Result<Bytes> {
         let tracing = self.0.borrow();
         let content = &tracing.now.disk.seen;
         let from = usize::try_from(range.offset).unwrap();

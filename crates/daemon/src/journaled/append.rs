@@ -1,0 +1,224 @@
+//! Writes that become records: many of them one frame, one write, one sync.
+
+use super::worker::{Appending, Worker, now};
+use super::{JournalCallError, Mode};
+use holdfast_journal::driver::Stepped;
+use holdfast_journal::{Batch, CutPlan, Op, OpError, PushError, RangeSet, Ticket as Record};
+use holdfast_store::{DiskOp, Outcome, Ticket};
+use holdfast_units::{LogPosition, NodeId};
+use std::collections::BTreeMap;
+use std::io;
+
+/// Who flushes after at most so many writes gets each write durable at once: together that is one
+/// trip to the device instead of two.
+const FEW_WRITES: u32 = 64;
+
+impl Worker {
+    /// A flush: all that is completed is in a record that was pushed.
+    pub(super) fn flush_op(&mut self, ticket: Ticket) {
+        self.flush_distance = std::mem::take(&mut self.writes_since_flush);
+        if self.log.journal().durable_ticket() >= self.pushed {
+            ticket.complete(Ok(Outcome::Done));
+        } else {
+            self.syncing.push_back((self.pushed, ticket));
+        }
+    }
+
+    /// Takes waiting writes into the journal, writes, syncs, and answers.
+    pub(super) fn append(&mut self) {
+        if !matches!(self.mode, Mode::Lead | Mode::Draining) || self.broken.is_some() {
+            return;
+        }
+        loop {
+            if self.mode == Mode::Lead {
+                self.push_held();
+            }
+            if self.no_room && self.log.spares() == 0 {
+                break;
+            }
+            let durable = self.is_durable_wanted();
+            match self.log.step(durable) {
+                Ok(Stepped::Idle) => break,
+                Ok(Stepped::Prepared) => self.prepared(),
+                Ok(Stepped::Wrote(batch)) => self.wrote(batch),
+                Ok(Stepped::NoRoom) => self.no_room = true,
+                Err(error) => return self.journal_failed("it could not be written", &error),
+            }
+        }
+        if !self.syncing.is_empty()
+            && let Err(error) = self.log.sync()
+        {
+            return self.journal_failed("it could not be made durable", &error);
+        }
+        self.answer_durable();
+    }
+
+    fn is_durable_wanted(&self) -> bool {
+        let few = self.flush_distance <= FEW_WRITES && self.writes_since_flush <= FEW_WRITES;
+        few || !self.syncing.is_empty()
+            || self.appending.iter().any(|waiting| is_durable(&waiting.request))
+    }
+
+    fn push_held(&mut self) {
+        let mut room = self.room();
+        while let Some((request, _)) = self.held.front() {
+            let needs = Self::needs(request);
+            if room.is_some_and(|room| room < needs) {
+                self.pressed = true;
+                return;
+            }
+            let pushed = match op_of(request) {
+                Ok(op) => self.log.push(op),
+                Err(_) => Err(PushError::TooLong),
+            };
+            let record = match pushed {
+                Ok(record) => record,
+                // Batches are written first.
+                Err(PushError::Queue | PushError::Failed | PushError::Following) => return,
+                Err(PushError::WriteBack) => {
+                    self.pressed = true;
+                    return;
+                }
+                Err(PushError::TooLong) => {
+                    if let Some((_, ticket)) = self.held.pop_front() {
+                        ticket.complete(Err(io::ErrorKind::InvalidInput.into()));
+                    }
+                    continue;
+                }
+            };
+            let Some((request, ticket)) = self.held.pop_front() else { return };
+            self.pushed = Record(record.0 + 1);
+            room = room.map(|room| room - needs);
+            self.appending.push_back(Appending { record, request, ticket });
+        }
+    }
+
+    /// The bytes that may be appended before another segment must be begun, when there may be none.
+    fn room(&self) -> Option<u64> {
+        let bytes = self.log.journal().status().bytes;
+        let most = self.sizes.most_segments();
+        (bytes + self.sizes.segment > most).then(|| self.log.journal().room())
+    }
+
+    /// What a record takes at most, alone in a frame.
+    fn needs(request: &DiskOp) -> u64 {
+        const HEAD: u64 = 4096;
+        match request {
+            DiskOp::Write { range, .. } => range.len + HEAD,
+            _ => HEAD,
+        }
+    }
+
+    /// A segment was begun, or something synced.
+    fn prepared(&mut self) {
+        let mut switches = self.log.journal().switches();
+        if switches.bypassed && !self.log.journal().is_to_begin() {
+            // The new history has begun, before anything of it.
+            switches.bypassed = false;
+            self.log.journal_mut().set_switches(switches);
+            if let Err(error) = self.log.store_cursors() {
+                return self.journal_failed("its cursors could not be stored", &error);
+            }
+        }
+        self.make_room();
+        self.make_spare();
+    }
+
+    fn wrote(&mut self, batch: Batch) {
+        for (offset, payload) in batch.payloads {
+            self.cache.insert(batch.segment, offset, payload);
+        }
+        let written = self.log.journal().written_ticket();
+        while let Some(waiting) = self.appending.pop_front_if(|waiting| waiting.record < written) {
+            if is_durable(&waiting.request) {
+                self.syncing.push_back((Record(waiting.record.0 + 1), waiting.ticket));
+            } else {
+                waiting.ticket.complete(Ok(Outcome::Done));
+            }
+        }
+        self.answer_durable();
+    }
+
+    fn answer_durable(&mut self) {
+        let durable = self.log.journal().durable_ticket();
+        // Flushes and durable writes do not come in the order of their records.
+        let waiting = std::mem::take(&mut self.syncing);
+        for (record, ticket) in waiting {
+            if record <= durable {
+                ticket.complete(Ok(Outcome::Done));
+            } else {
+                self.syncing.push_back((record, ticket));
+            }
+        }
+    }
+
+    /// Gives up segments so that the budget is kept, when nobody loses anything by it.
+    pub(super) fn make_room(&mut self) {
+        let plan = self.log.journal().plan_cut();
+        self.cut_wanted = plan.as_ref().is_some_and(|plan| !plan.losers.is_empty());
+        if let Some(plan) = plan.filter(|plan| plan.losers.is_empty()) {
+            self.log.journal_mut().cut(&plan);
+        }
+        self.recycle();
+    }
+
+    /// Makes spares of segments that are given up.
+    pub(super) fn recycle(&mut self) {
+        if self.log.journal().recyclable().is_none() {
+            return;
+        }
+        match self.log.recycle() {
+            Ok(_) => {
+                self.no_room = false;
+                self.pressed = false;
+                self.cut_wanted = false;
+                self.moved = true;
+            }
+            Err(error) => self.journal_failed("a segment could not be given up", &error),
+        }
+    }
+
+    pub(super) fn plan_cut(
+        &mut self,
+    ) -> Result<Option<(CutPlan, BTreeMap<NodeId, RangeSet>)>, JournalCallError> {
+        let Some(plan) = self.log.journal().plan_cut() else { return Ok(None) };
+        let ranges = self.log.cut_ranges(&plan).map_err(io::Error::other)?;
+        Ok(Some((plan, ranges)))
+    }
+
+    pub(super) fn flush_journal(&mut self) -> Result<LogPosition, JournalCallError> {
+        if self.log.journal().status().failed {
+            return Err(JournalCallError::Mode(self.mode));
+        }
+        if let Err(error) = self.log.sync() {
+            let told = io::Error::new(error.kind(), error.to_string());
+            self.journal_failed("it could not be made durable", &error);
+            return Err(told.into());
+        }
+        self.answer_durable();
+        Ok(self.log.journal().durable())
+    }
+
+    pub(super) fn rotate(&mut self) -> Result<(), JournalCallError> {
+        if self.mode != Mode::Lead {
+            return Err(JournalCallError::Mode(self.mode));
+        }
+        self.log.journal_mut().rotate();
+        Ok(())
+    }
+}
+
+/// Whether it may only be answered when it is durable.
+fn is_durable(request: &DiskOp) -> bool {
+    matches!(request, DiskOp::Write { fua: true, .. } | DiskOp::WriteZeroes { fua: true, .. })
+}
+
+fn op_of(request: &DiskOp) -> Result<Op, OpError> {
+    match request {
+        DiskOp::Write { range, data, fua } => Op::write(range.offset, data.clone(), now(), *fua),
+        DiskOp::WriteZeroes { range, unmap, fua } => Op::zeroes(*range, now(), *unmap, *fua),
+        DiskOp::Discard { range } => Op::zeroes(*range, now(), true, false),
+        DiskOp::Read { range, .. } => Err(OpError(*range)),
+        DiskOp::Flush => Ok(Op::flush(now())),
+    }
+}

@@ -1,0 +1,257 @@
+//! From one mode to the other, and what becomes of a journal that fails.
+
+use super::worker::{Flight, Worker};
+use super::{JournalCallError, Mode};
+use holdfast_store::{DiskOp, Outcome, Ticket};
+use holdfast_units::GenerationId;
+use rustix::io::Errno;
+use std::io;
+use tokio::sync::oneshot;
+
+type Answer<T> = oneshot::Sender<Result<T, JournalCallError>>;
+
+/// Modes that were asked for, and who waits for them.
+#[derive(Default)]
+pub(super) struct Wishes {
+    leading: Vec<(GenerationId, Answer<()>)>,
+    settling: Vec<Answer<()>>,
+    pub(super) trimming: Vec<Answer<u64>>,
+    /// The flush before records are taken is under way.
+    flushing_first: bool,
+}
+
+impl Wishes {
+    /// Nothing of it will be.
+    pub(super) fn refuse(&mut self, error: &dyn Fn() -> io::Error) {
+        let leading = self.leading.drain(..).map(|(_, done)| done);
+        for done in leading.chain(self.settling.drain(..)) {
+            // Who asked may be gone.
+            let _ = done.send(Err(error().into()));
+        }
+        for done in self.trimming.drain(..) {
+            let _ = done.send(Err(error().into()));
+        }
+    }
+}
+
+impl Worker {
+    /// From now on writes are records, when all that must come before that is done.
+    pub(super) fn lead(&mut self, generation: GenerationId, done: Answer<()>) {
+        if let Some(errno) = self.broken {
+            let error = io::Error::from_raw_os_error(errno);
+            return drop(done.send(Err(error.into())));
+        }
+        if self.mode == Mode::Follow && !self.leave_follow(generation) {
+            return drop(done.send(Err(JournalCallError::Mode(self.mode))));
+        }
+        // Whoever wanted the opposite has changed his mind.
+        for settling in self.wishes.settling.drain(..) {
+            let _ = settling.send(Err(JournalCallError::Mode(Mode::Lead)));
+        }
+        self.wishes.leading.push((generation, done));
+    }
+
+    /// From now on writes go to the disk as they are, when everything is written back.
+    pub(super) fn settle(&mut self, done: Answer<()>) {
+        if let Some(errno) = self.broken {
+            let error = io::Error::from_raw_os_error(errno);
+            return drop(done.send(Err(error.into())));
+        }
+        for (_, leading) in self.wishes.leading.drain(..) {
+            let _ = leading.send(Err(JournalCallError::Mode(Mode::Direct)));
+        }
+        if self.mode == Mode::Lead {
+            self.mode = Mode::Draining;
+        }
+        self.wishes.settling.push(done);
+    }
+
+    /// Goes on to the mode that is wanted, as far as that can be done now.
+    pub(super) fn change_mode(&mut self) {
+        if self.broken.is_some() {
+            return;
+        }
+        if self.is_ending() && self.mode == Mode::Lead {
+            self.mode = Mode::Draining;
+        }
+        match self.mode {
+            Mode::Draining => {
+                if self.may_lead_at_once() {
+                    self.take_the_lead();
+                } else if self.is_drained() {
+                    self.drained();
+                }
+            }
+            Mode::Rescuing if self.is_rescued() => self.rescued(),
+            _ => {}
+        }
+        if !self.wishes.leading.is_empty() {
+            match self.mode {
+                Mode::Direct => self.lead_from_direct(),
+                Mode::Lead => self.take_the_lead(),
+                Mode::Without => self.answer_leading(),
+                Mode::Draining | Mode::Rescuing | Mode::Follow => {}
+            }
+        }
+        if matches!(self.mode, Mode::Direct | Mode::Follow | Mode::Without) {
+            for done in self.wishes.settling.drain(..) {
+                // Who asked may be gone.
+                let _ = done.send(Ok(()));
+            }
+        }
+    }
+
+    /// What this node wrote last as Primary is in the journal, and it goes on from there.
+    fn may_lead_at_once(&self) -> bool {
+        let bypassed = self.log.journal().switches().bypassed;
+        !self.wishes.leading.is_empty() && !bypassed && !self.is_ending()
+    }
+
+    fn lead_from_direct(&mut self) {
+        if self.wishes.flushing_first || !self.is_quiet() {
+            return;
+        }
+        if self.unflushed_direct {
+            // A flush of the journal does not cover what went past it.
+            self.wishes.flushing_first = true;
+            return self.fly(Flight::FlushFirst, DiskOp::Flush);
+        }
+        if self.log.journal().switches().bypassed && !self.log.journal_mut().begin_anew() {
+            let error = io::Error::other("something is left in it");
+            return self.journal_failed("a new history could not be begun", &error);
+        }
+        self.take_the_lead();
+    }
+
+    pub(super) fn flushed_first(&mut self, result: io::Result<()>) {
+        self.wishes.flushing_first = false;
+        match result {
+            Ok(()) => self.unflushed_direct = false,
+            Err(error) => self.break_disk("a flush failed", &error),
+        }
+    }
+
+    fn take_the_lead(&mut self) {
+        if let Some((generation, _)) = self.wishes.leading.last() {
+            self.log.journal_mut().set_generation(*generation);
+        }
+        if self.mode != Mode::Lead {
+            self.mode = Mode::Lead;
+            self.moved = true;
+        }
+        self.make_spare();
+        self.answer_leading();
+    }
+
+    fn answer_leading(&mut self) {
+        for (_, done) in self.wishes.leading.drain(..) {
+            // Who asked may be gone.
+            let _ = done.send(Ok(()));
+        }
+    }
+
+    /// Whether everything in the journal is durable on the disk.
+    fn is_drained(&self) -> bool {
+        let status = self.log.journal().status();
+        self.appending.is_empty()
+            && self.syncing.is_empty()
+            && self.back.is_idle()
+            && status.dirty_bytes == 0
+            && status.written_back == status.head
+    }
+
+    fn drained(&mut self) {
+        if let Err(error) = self.log.store_cursors() {
+            return self.journal_failed("its cursors could not be stored", &error);
+        }
+        self.mode = Mode::Direct;
+        self.unflushed_direct = false;
+        self.moved = true;
+        if self.wishes.leading.is_empty() {
+            self.release_held();
+        }
+    }
+
+    fn release_held(&mut self) {
+        while let Some((request, ticket)) = self.held.pop_front() {
+            self.pass(request, ticket);
+        }
+    }
+
+    /// The disk is about to be written to past the journal: what is appended later does not
+    /// continue what is there, and that must be known also after a crash. Whether it is.
+    pub(super) fn note_bypass(&mut self) -> bool {
+        let mut switches = self.log.journal().switches();
+        let nothing_there = self.log.journal().links().is_empty();
+        if switches.bypassed || nothing_there {
+            return true;
+        }
+        switches.bypassed = true;
+        self.log.journal_mut().set_switches(switches);
+        if let Err(error) = self.log.store_cursors() {
+            self.journal_failed("its cursors could not be stored", &error);
+            return self.broken.is_none() && self.give_up_journal();
+        }
+        true
+    }
+
+    /// A write or a sync of the journal failed. Everything that it holds goes to the disk, from
+    /// memory or from its segments; then the disk is used without.
+    pub(super) fn journal_failed(&mut self, what: &str, error: &io::Error) {
+        if matches!(self.mode, Mode::Rescuing | Mode::Without) || self.broken.is_some() {
+            return;
+        }
+        tracing::error!("a journal is not used any more: {what}: {error}");
+        self.problem = Some(format!("{what}: {error}").into());
+        self.log.journal_mut().fail();
+        // Those that are written stay: the index has them.
+        let written = self.log.journal().written_ticket();
+        while let Some(waiting) = self.appending.pop_back() {
+            if waiting.record >= written {
+                self.held.push_front((waiting.request, waiting.ticket));
+            } else {
+                waiting.ticket.complete(Ok(Outcome::Done));
+            }
+        }
+        self.mode = Mode::Rescuing;
+        self.back.rescue();
+        self.moved = true;
+    }
+
+    fn is_rescued(&self) -> bool {
+        self.back.is_idle() && self.log.journal().status().dirty_bytes == 0
+    }
+
+    /// Everything is durable on the disk: so is what flushes and durable writes wait for.
+    fn rescued(&mut self) {
+        if !self.give_up_journal() {
+            return;
+        }
+        self.mode = Mode::Without;
+        self.cache.clear();
+        self.moved = true;
+        let syncing: Vec<Ticket> = self.syncing.drain(..).map(|(_, ticket)| ticket).collect();
+        for ticket in syncing {
+            ticket.complete(Ok(Outcome::Done));
+        }
+        for done in self.wishes.trimming.drain(..) {
+            let _ = done.send(Err(JournalCallError::Mode(Mode::Without)));
+        }
+        self.release_held();
+    }
+
+    /// Marks the journal as given up, durably: it must not be written back again later, over what
+    /// is newer. Without that the disk cannot be used.
+    fn give_up_journal(&mut self) -> bool {
+        let given_up = self.log.give_up();
+        if let Err(error) = &given_up {
+            self.break_disk("the journal has failed, and could not be marked as such", error);
+        }
+        given_up.is_ok()
+    }
+
+    /// Why the disk cannot be used.
+    pub(super) fn broken_error(&self) -> io::Error {
+        io::Error::from_raw_os_error(self.broken.unwrap_or(Errno::IO.raw_os_error()))
+    }
+}

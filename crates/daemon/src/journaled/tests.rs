@@ -1,0 +1,1 @@
+//! The thread against disks and files that fail.

@@ -1,0 +1,446 @@
+//! The thread: its loop, what is in flight on the backing disk, and what operations do by mode.
+
+use super::cache::Cache;
+use super::follow::Replay;
+use super::inbox::{Inbox, Order};
+use super::modes::Wishes;
+use super::open::Sizes;
+use super::reads::{Gather, Reader};
+use super::writeback::Back;
+use super::{JournalCallError, JournalView, Mode};
+use holdfast_journal::Ticket as Record;
+use holdfast_journal::driver::{Files, Log};
+use holdfast_store::{
+    BufferPool, Completion, Disk, DiskError, DiskOp, OpId, OpKind, Outcome, Ticket,
+};
+use holdfast_units::HybridTime;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::{oneshot, watch};
+
+/// Figures in the view are at most so old, apart from what is durable.
+const VIEW_AGE: Duration = Duration::from_millis(100);
+/// How long the thread looks at its inbox before it sleeps, after it had something to do.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// What is under way on the backing disk.
+pub(super) enum Flight {
+    /// An operation of the client, as it is.
+    Client(Ticket),
+    /// A read that one read of the disk answers.
+    Read(Reader),
+    /// A part of a read.
+    Part { gather: u64, at: u64 },
+    /// A run of a write-back.
+    Run { plan: u64 },
+    /// The flush behind write-backs; what it covers.
+    Flush { token: u64 },
+    /// The flush before records are taken: for writes that went past the journal.
+    FlushFirst,
+    /// A record that is replayed.
+    Replay,
+    /// An operation of a call.
+    Call(oneshot::Sender<Result<(), JournalCallError>>),
+}
+
+/// A record that is not written yet.
+pub(super) struct Appending {
+    pub(super) record: Record,
+    pub(super) request: DiskOp,
+    pub(super) ticket: Ticket,
+}
+
+/// The thread's state. See the module for what it owns.
+pub(super) struct Worker {
+    pub(super) log: Log<Box<dyn Files + Send>>,
+    pub(super) disk: Disk,
+    inbox: Arc<Inbox>,
+    pub(super) view: watch::Sender<JournalView>,
+    pub(super) pool: BufferPool,
+    pub(super) cache: Cache,
+    pub(super) sizes: Sizes,
+    /// Where spares are made beforehand, by a thread of their own; `None`: when they are needed.
+    pub(super) spare_dir: Option<PathBuf>,
+    pub(super) spare_in_making: bool,
+    pub(super) mode: Mode,
+    pub(super) wishes: Wishes,
+    /// Operations that wait: for room in the journal, or for another mode.
+    pub(super) held: VecDeque<(DiskOp, Ticket)>,
+    pub(super) appending: VecDeque<Appending>,
+    /// What waits until all records before this one are durable.
+    pub(super) syncing: VecDeque<(Record, Ticket)>,
+    /// The record behind the last one that was pushed.
+    pub(super) pushed: Record,
+    /// How many writes came between two flushes, lately.
+    pub(super) flush_distance: u32,
+    pub(super) writes_since_flush: u32,
+    /// There is no room for another segment's file.
+    pub(super) no_room: bool,
+    /// The journal takes no more until something is written back.
+    pub(super) pressed: bool,
+    pub(super) cut_wanted: bool,
+    /// The disk was written to past the journal, and not flushed since.
+    pub(super) unflushed_direct: bool,
+    pub(super) back: Back,
+    pub(super) replay: Option<Replay>,
+    pub(super) gathers: HashMap<u64, Gather>,
+    flights: HashMap<u64, Flight>,
+    backlog: VecDeque<(Flight, DiskOp)>,
+    next_id: u64,
+    pub(super) last_write: Instant,
+    /// Why nothing works any more: the disk failed.
+    pub(super) broken: Option<i32>,
+    pub(super) problem: Option<Arc<str>>,
+    end: Option<Instant>,
+    published: Instant,
+    /// Something was done that something else may follow from.
+    pub(super) moved: bool,
+    completed: Vec<Completion>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        log: Log<Box<dyn Files + Send>>,
+        disk: Disk,
+        inbox: Arc<Inbox>,
+        view: watch::Sender<JournalView>,
+        sizes: Sizes,
+        spare_dir: Option<PathBuf>,
+    ) -> Self {
+        let clean = log.journal().status().dirty_bytes == 0;
+        let now = Instant::now();
+        let mut worker = Self {
+            log,
+            disk,
+            inbox,
+            view,
+            pool: BufferPool::new(sizes.pool_bytes),
+            cache: Cache::new(sizes.cache_bytes),
+            sizes,
+            spare_dir,
+            spare_in_making: false,
+            mode: if clean { Mode::Direct } else { Mode::Draining },
+            wishes: Wishes::default(),
+            held: VecDeque::new(),
+            appending: VecDeque::new(),
+            syncing: VecDeque::new(),
+            pushed: Record(0),
+            flush_distance: u32::MAX,
+            writes_since_flush: 0,
+            no_room: false,
+            pressed: false,
+            cut_wanted: false,
+            // What was written before the daemon was killed was perhaps not flushed.
+            unflushed_direct: true,
+            back: Back::default(),
+            replay: None,
+            gathers: HashMap::new(),
+            flights: HashMap::new(),
+            backlog: VecDeque::new(),
+            next_id: 0,
+            last_write: now,
+            broken: None,
+            problem: None,
+            end: None,
+            published: now,
+            moved: true,
+            completed: Vec::new(),
+        };
+        worker.publish(true);
+        worker
+    }
+
+    /// Works until it is told to end.
+    pub(super) fn run(mut self) {
+        let mut orders = Vec::new();
+        loop {
+            self.turn(&mut orders);
+            if self.is_over() {
+                break;
+            }
+            if !self.moved {
+                self.sleep();
+            }
+        }
+        self.close();
+    }
+
+    /// Does all that can be done now.
+    pub(super) fn turn(&mut self, orders: &mut Vec<Order>) {
+        self.moved = false;
+        self.inbox.take(orders);
+        for order in orders.drain(..) {
+            self.moved = true;
+            match order {
+                Order::Op(request, ticket) => self.op(request, ticket),
+                Order::Call(call) => call(self),
+            }
+        }
+        self.land();
+        self.change_mode();
+        self.append();
+        self.write_back();
+        self.go_on_replaying();
+        self.disk.kick();
+        self.publish(false);
+    }
+
+    /// Takes what has completed on the disk, and gives it what waited.
+    fn land(&mut self) {
+        let mut completed = std::mem::take(&mut self.completed);
+        self.disk.completions(&mut completed);
+        for completion in completed.drain(..) {
+            if let Some(flight) = self.flights.remove(&completion.op.0) {
+                self.landed(flight, completion.result);
+            }
+        }
+        self.completed = completed;
+        while self.has_room()
+            && let Some((flight, request)) = self.backlog.pop_front()
+        {
+            self.submit(flight, request);
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.disk.in_flight() < self.sizes.disk_ops
+    }
+
+    pub(super) fn inbox(&self) -> Arc<Inbox> {
+        Arc::clone(&self.inbox)
+    }
+
+    pub(super) fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// Starts an operation on the backing disk.
+    pub(super) fn fly(&mut self, flight: Flight, request: DiskOp) {
+        if self.backlog.is_empty() && self.has_room() {
+            self.submit(flight, request);
+        } else {
+            self.backlog.push_back((flight, request));
+        }
+    }
+
+    fn submit(&mut self, flight: Flight, request: DiskOp) {
+        let id = self.next_id();
+        match self.disk.submit(OpId(id), request) {
+            Some(completion) => self.landed(flight, completion.result),
+            None => drop(self.flights.insert(id, flight)),
+        }
+    }
+
+    /// Whether nothing is under way on the disk.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.flights.is_empty() && self.backlog.is_empty()
+    }
+
+    fn landed(&mut self, flight: Flight, result: Result<Outcome, DiskError>) {
+        self.moved = true;
+        let result = result.map_err(|error| io_error(&error));
+        match flight {
+            Flight::Client(ticket) => ticket.complete(result),
+            Flight::Read(reader) => reader.answer(result),
+            Flight::Part { gather, at } => self.part_read(gather, at, result),
+            Flight::Run { plan } => self.run_done(plan, result.map(drop)),
+            Flight::Flush { token } => self.disk_flushed(token, result.map(drop)),
+            Flight::FlushFirst => self.flushed_first(result.map(drop)),
+            Flight::Replay => self.replayed_one(result.map(drop)),
+            Flight::Call(done) => {
+                // Who asked may be gone.
+                let _ = done.send(result.map(drop).map_err(Into::into));
+            }
+        }
+    }
+
+    /// An operation of the client.
+    fn op(&mut self, request: DiskOp, ticket: Ticket) {
+        if let Some(errno) = self.broken {
+            return ticket.complete(Err(io::Error::from_raw_os_error(errno)));
+        }
+        match (self.mode, request) {
+            (_, DiskOp::Read { range, holes }) => self.read(range, holes, Reader::Client(ticket)),
+            (Mode::Lead, DiskOp::Flush) => self.flush_op(ticket),
+            (Mode::Lead, request) => {
+                self.last_write = Instant::now();
+                self.writes_since_flush = self.writes_since_flush.saturating_add(1);
+                self.held.push_back((request, ticket));
+            }
+            (Mode::Draining | Mode::Rescuing, request) => self.held.push_back((request, ticket)),
+            (Mode::Direct | Mode::Follow | Mode::Without, request) => self.pass(request, ticket),
+        }
+    }
+
+    /// Gives an operation to the disk past the journal.
+    pub(super) fn pass(&mut self, request: DiskOp, ticket: Ticket) {
+        if request.kind() != OpKind::Flush {
+            self.unflushed_direct = true;
+            if self.mode == Mode::Direct && !self.note_bypass() {
+                let errno = self.broken.unwrap_or(Errno::IO.raw_os_error());
+                return ticket.complete(Err(io::Error::from_raw_os_error(errno)));
+            }
+        }
+        self.fly(Flight::Client(ticket), request);
+    }
+
+    pub(super) fn grown_to(&mut self, size: u64) {
+        self.disk.grown_to(size);
+    }
+
+    /// The disk does not work any more: what is completed and not on it is in the journal.
+    pub(super) fn break_disk(&mut self, what: &str, error: &io::Error) {
+        if self.broken.is_some() {
+            return;
+        }
+        tracing::error!("a disk with a journal is not used any more: {what}: {error}");
+        let errno = error.raw_os_error().unwrap_or(Errno::IO.raw_os_error());
+        self.broken = Some(errno);
+        self.problem = Some(format!("{what}: {error}").into());
+        let failed = || io::Error::from_raw_os_error(errno);
+        let held = self.held.drain(..).map(|(_, ticket)| ticket);
+        let appending = self.appending.drain(..).map(|appending| appending.ticket);
+        let syncing = self.syncing.drain(..).map(|(_, ticket)| ticket);
+        for ticket in held.chain(appending).chain(syncing).collect::<Vec<_>>() {
+            ticket.complete(Err(failed()));
+        }
+        self.wishes.refuse(&failed);
+        if let Some(replay) = self.replay.take() {
+            replay.refuse(failed());
+        }
+        self.moved = true;
+    }
+
+    /// To end at this time at the latest.
+    pub(super) fn end_at(&mut self, deadline: Instant) {
+        self.end = Some(self.end.map_or(deadline, |end| end.min(deadline)));
+    }
+
+    pub(super) const fn is_ending(&self) -> bool {
+        self.end.is_some()
+    }
+
+    fn is_over(&self) -> bool {
+        let Some(end) = self.end else { return false };
+        let rests = matches!(self.mode, Mode::Direct | Mode::Follow | Mode::Without);
+        let done = self.is_quiet() && (self.broken.is_some() || (rests && self.held.is_empty()));
+        done || Instant::now() >= end
+    }
+
+    /// The last thing: what is written is durable, the cursors are stored.
+    fn close(mut self) {
+        self.inbox.close();
+        let journal = self.log.journal().status();
+        if !journal.failed {
+            let stored = self.log.sync().and_then(|()| self.log.store_cursors());
+            if let Err(error) = stored {
+                tracing::warn!("the journal was not closed in good order: {error}");
+            }
+            let left = self.log.journal().status().dirty_bytes;
+            if left > 0 {
+                tracing::warn!(
+                    "{left} bytes are in the journal and not on the disk yet: there was no time"
+                );
+            }
+        }
+        self.publish(true);
+        // Before whoever waits for the end is told, so that the claims are given up by then.
+        let Self { log, disk, view, .. } = self;
+        drop((log, disk));
+        drop(view);
+    }
+
+    /// Waits for something to do.
+    fn sleep(&mut self) {
+        if self.spin() || !self.inbox.may_sleep() {
+            return;
+        }
+        let timeout = self.next_time().map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = timeout.map(|wait| {
+            // Not a moment too early: it would look, and sleep again.
+            Timespec::try_from(wait + Duration::from_millis(1))
+                .unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 })
+        });
+        let disk = self.disk.event_fd();
+        let mut fds = [PollFd::new(&*self.inbox, PollFlags::IN), PollFd::new(&disk, PollFlags::IN)];
+        // An interruption is the end of the wait.
+        let _ = poll(&mut fds, timeout.as_ref());
+        self.inbox.awake();
+    }
+
+    /// Looks for orders a moment longer; waking it costs more.
+    fn spin(&self) -> bool {
+        let begin = Instant::now();
+        while begin.elapsed() < SPIN {
+            if !self.inbox.is_empty() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    }
+
+    fn next_time(&self) -> Option<Instant> {
+        let view = (self.published_differs()).then(|| self.published + VIEW_AGE);
+        [self.end, self.next_write_back(), view].into_iter().flatten().min()
+    }
+
+    fn published_differs(&self) -> bool {
+        self.view.borrow().head != self.log.journal().head()
+    }
+
+    pub(super) fn publish(&mut self, always: bool) {
+        let seen = self.view.borrow();
+        let journal = self.log.journal();
+        let news = seen.durable != journal.durable() || seen.mode != self.mode;
+        drop(seen);
+        if !always && !news && self.published.elapsed() < VIEW_AGE {
+            return;
+        }
+        self.published = Instant::now();
+        let view = self.view_now();
+        self.view.send_if_modified(|seen| {
+            let differs = *seen != view;
+            *seen = view;
+            differs
+        });
+    }
+
+    fn view_now(&self) -> JournalView {
+        let journal = self.log.journal();
+        let status = journal.status();
+        let cursors = journal.cursors();
+        let lost =
+            |peer: &holdfast_format::journal::PeerCursor| peer.switches.counts && peer.switches.cut;
+        JournalView {
+            mode: self.mode,
+            tail: status.tail,
+            head: status.head,
+            durable: status.durable,
+            written_back: status.written_back,
+            bytes: status.bytes,
+            dirty_bytes: status.dirty_bytes,
+            limit_bytes: self.sizes.limit,
+            time: status.time,
+            cut_wanted: self.cut_wanted,
+            emergency: cursors.peers.iter().any(lost),
+            problem: self.problem.clone(),
+        }
+    }
+}
+
+/// The wall clock, as records have it.
+pub(super) fn now() -> HybridTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    HybridTime::from_unix_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn io_error(error: &DiskError) -> io::Error {
+    error.errno.map_or_else(|| Errno::IO.into(), io::Error::from_raw_os_error)
+}

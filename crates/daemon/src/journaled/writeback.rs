@@ -1,0 +1,261 @@
+//! From the journal to the disk: sorted, merged, in idle moments and under pressure.
+
+use super::worker::{Flight, Worker};
+use super::{JournalCallError, Mode};
+use bytes::Bytes;
+use holdfast_journal::{Run, RunKind, WriteBack, WriteBackLimits};
+use holdfast_store::DiskOp;
+use std::collections::HashMap;
+use std::io;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// A moment is idle when nothing was written for so long.
+const IDLE: Duration = Duration::from_millis(100);
+/// The disk is flushed behind so many bytes at the latest.
+const FLUSH_EVERY: u64 = 32 << 20;
+/// Rounds at a time.
+const ROUNDS: usize = 2;
+
+/// What is being written back.
+#[derive(Default)]
+pub(super) struct Back {
+    rounds: HashMap<u64, Round>,
+    flushing: bool,
+    /// What was written back and is not flushed.
+    unflushed: u64,
+    /// The disk must be flushed once more, whatever was written back.
+    flush_anyway: bool,
+}
+
+struct Round {
+    left: usize,
+    bytes: u64,
+    failed: Option<io::Error>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Urgency {
+    None,
+    /// As nobody else does anything.
+    Idle,
+    Full,
+}
+
+impl Back {
+    /// Nothing is under way, and nothing waits for a flush.
+    pub(super) fn is_idle(&self) -> bool {
+        let nothing_left = self.unflushed == 0 && !self.flush_anyway;
+        self.rounds.is_empty() && !self.flushing && nothing_left
+    }
+
+    /// The journal has failed: what flushes wait for is on the disk after the next one.
+    pub(super) fn rescue(&mut self) {
+        self.flush_anyway = true;
+    }
+}
+
+impl Worker {
+    fn urgency(&self) -> Urgency {
+        if self.broken.is_some() {
+            return Urgency::None;
+        }
+        match self.mode {
+            Mode::Draining | Mode::Rescuing => return Urgency::Full,
+            Mode::Direct | Mode::Follow | Mode::Without => return Urgency::None,
+            Mode::Lead => {}
+        }
+        let status = self.log.journal().status();
+        let waits = self.pressed || self.no_room || !self.wishes.trimming.is_empty();
+        let much = status.head.since(status.written_back) > self.sizes.budget / 2
+            || status.dirty_bytes > self.sizes.dirty / 4 * 3;
+        if waits || much {
+            Urgency::Full
+        } else if status.dirty_bytes > 0 && self.last_write.elapsed() >= IDLE {
+            Urgency::Idle
+        } else {
+            Urgency::None
+        }
+    }
+
+    /// When an idle moment may begin.
+    pub(super) fn next_write_back(&self) -> Option<Instant> {
+        let waits = self.mode == Mode::Lead && self.broken.is_none() && self.back.is_idle();
+        let dirty = waits && self.log.journal().status().dirty_bytes > 0;
+        dirty.then(|| self.last_write + IDLE)
+    }
+
+    /// Starts what is to be written back now.
+    pub(super) fn write_back(&mut self) {
+        let urgency = self.urgency();
+        let rounds = match urgency {
+            Urgency::None => 0,
+            Urgency::Idle => 1,
+            Urgency::Full => ROUNDS,
+        };
+        let mut all = urgency == Urgency::None;
+        while self.back.rounds.len() < rounds && self.broken.is_none() {
+            match self.next_round() {
+                Some(plan) => self.begin_round(plan),
+                None => {
+                    all = true;
+                    break;
+                }
+            }
+        }
+        let Back { rounds, flushing, unflushed, flush_anyway } = &self.back;
+        let last = all && rounds.is_empty() && (*unflushed > 0 || *flush_anyway);
+        if !flushing && (last || *unflushed >= FLUSH_EVERY) && self.broken.is_none() {
+            self.back.flushing = true;
+            self.back.unflushed = 0;
+            self.back.flush_anyway = false;
+            let token = self.log.journal().disk_flush_token();
+            self.fly(Flight::Flush { token }, DiskOp::Flush);
+        }
+        if all && self.back.is_idle() {
+            self.written_back();
+        }
+    }
+
+    /// The next writes. What is not durable in the journal yet must become so first.
+    fn next_round(&mut self) -> Option<WriteBack> {
+        let limits = WriteBackLimits { bytes: self.sizes.round, runs: 128, run_bytes: 1 << 20 };
+        if let Some(plan) = self.log.journal_mut().write_back(limits) {
+            return Some(plan);
+        }
+        self.log.journal().sync_target()?;
+        if let Err(error) = self.log.sync() {
+            self.journal_failed("it could not be made durable", &error);
+        }
+        self.moved = true;
+        self.log.journal_mut().write_back(limits)
+    }
+
+    fn begin_round(&mut self, plan: WriteBack) {
+        let mut requests = Vec::with_capacity(plan.runs.len());
+        for run in &plan.runs {
+            match self.request_of(run) {
+                Ok(request) => requests.push(request),
+                Err(error) => {
+                    // It was completed, and there is no other place that has it.
+                    self.log.journal_mut().written_back(plan.id, false);
+                    let what = format!("what the journal holds for {} cannot be read", run.range);
+                    return self.break_disk(&what, &error);
+                }
+            }
+        }
+        let bytes = plan.runs.iter().map(|run| run.range.len).sum();
+        let round = Round { left: requests.len(), bytes, failed: None };
+        self.back.rounds.insert(plan.id, round);
+        for request in requests {
+            self.fly(Flight::Run { plan: plan.id }, request);
+        }
+    }
+
+    fn request_of(&self, run: &Run) -> io::Result<DiskOp> {
+        let range = run.range;
+        Ok(match run.kind {
+            RunKind::Data => DiskOp::Write { range, data: self.data_of(run)?, fua: false },
+            RunKind::Zeroes => DiskOp::WriteZeroes { range, unmap: false, fua: false },
+            RunKind::Discard => DiskOp::WriteZeroes { range, unmap: true, fua: false },
+        })
+    }
+
+    fn data_of(&self, run: &Run) -> io::Result<Bytes> {
+        if let [piece] = &run.pieces[..] {
+            return self.piece(piece);
+        }
+        let mut data = self.pool.get(usize::try_from(run.range.len).map_err(io::Error::other)?);
+        let mut at = 0;
+        for piece in &run.pieces {
+            let part = self.piece(piece)?;
+            data[at..at + part.len()].copy_from_slice(&part);
+            at += part.len();
+        }
+        Ok(data.freeze())
+    }
+
+    /// A write of a round has ended.
+    pub(super) fn run_done(&mut self, plan: u64, result: io::Result<()>) {
+        let Some(round) = self.back.rounds.get_mut(&plan) else { return };
+        round.left -= 1;
+        if let Err(error) = result {
+            round.failed = Some(error);
+        }
+        if round.left > 0 {
+            return;
+        }
+        let Some(round) = self.back.rounds.remove(&plan) else { return };
+        self.log.journal_mut().written_back(plan, round.failed.is_none());
+        match round.failed {
+            Some(error) => self.break_disk("the journal could not be written back to it", &error),
+            None => self.back.unflushed += round.bytes.max(1),
+        }
+    }
+
+    pub(super) fn disk_flushed(&mut self, token: u64, result: io::Result<()>) {
+        self.back.flushing = false;
+        if let Err(error) = result {
+            return self.break_disk("a flush failed", &error);
+        }
+        self.log.journal_mut().disk_flushed(token);
+        self.pressed = false;
+        if self.mode != Mode::Lead {
+            return;
+        }
+        if let Err(error) = self.log.store_cursors() {
+            return self.journal_failed("its cursors could not be stored", &error);
+        }
+        self.make_room();
+    }
+
+    /// There is nothing more to write back now.
+    fn written_back(&mut self) {
+        let status = self.log.journal().status();
+        let drained = status.dirty_bytes == 0 && self.mode == Mode::Lead;
+        if drained && !self.wishes.trimming.is_empty() {
+            self.log.journal_mut().trim();
+            self.recycle();
+            let freed = status.bytes - self.log.journal().status().bytes;
+            for done in self.wishes.trimming.drain(..) {
+                // Who asked may be gone.
+                let _ = done.send(Ok(freed));
+            }
+        }
+        if drained && self.no_room && self.log.spares() == 0 {
+            let error = io::Error::from(io::ErrorKind::StorageFull);
+            self.journal_failed("there is no room for its next segment", &error);
+        }
+    }
+
+    /// Gives up what nobody needs, after everything was written back.
+    pub(super) fn trim(&mut self, done: oneshot::Sender<Result<u64, JournalCallError>>) {
+        if self.broken.is_some() {
+            return drop(done.send(Err(self.broken_error().into())));
+        }
+        match self.mode {
+            Mode::Lead => self.wishes.trimming.push(done),
+            Mode::Direct => {
+                let before = self.log.journal().status().bytes;
+                self.log.journal_mut().trim();
+                self.recycle();
+                let freed = before.saturating_sub(self.log.journal().status().bytes);
+                // Who asked may be gone.
+                let _ = done.send(Ok(freed));
+            }
+            mode => drop(done.send(Err(JournalCallError::Mode(mode)))),
+        }
+    }
+
+    /// Has the next segment's file made by another thread, so that it begins without delay.
+    pub(super) fn make_spare(&mut self) {
+        let bytes = self.log.journal().status().bytes;
+        let more = self.log.spares() == 0 && bytes + self.sizes.segment <= self.sizes.limit;
+        if self.mode != Mode::Lead || self.spare_in_making || !more {
+            return;
+        }
+        if let Some(dir) = self.spare_dir.clone() {
+            self.spare_in_making = self.start_spare(dir);
+        }
+    }
+}
