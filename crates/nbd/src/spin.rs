@@ -24,15 +24,20 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// because the kernel likes to wake it on the CPU of whoever woke it.
 const CROWDED: u32 = 35;
 
-/// For how long a thread polls: about what it takes until a peer on the same network or a client on
-/// the same machine has answered.
+/// For how long a thread polls at least: about what it takes until a peer on the same network or a
+/// client on the same machine has answered.
 const SPIN: Duration = Duration::from_micros(50);
+/// How many times that it polls at most, where events have been coming so slowly.
+const SLOWEST: u32 = 4;
+/// One in so many of the times between two events counts for the usual one.
+const WEIGHT: u32 = 8;
 
 /// Keeps its thread from sleeping while there was activity a moment ago.
 ///
 /// One for each thread. [`Spinner::run`] has to be a task of the thread's runtime.
 pub struct Spinner {
     time: Duration,
+    pace: Cell<Pace>,
     until: Cell<Option<Instant>>,
     /// The task, when it sleeps.
     waker: Cell<Option<Waker>>,
@@ -53,6 +58,7 @@ impl Spinner {
     pub fn new(time: Duration) -> Rc<Self> {
         Rc::new(Self {
             time,
+            pace: Cell::new(Pace::new(time, Instant::now())),
             until: Cell::new(None),
             waker: Cell::new(None),
             crowd: RefCell::new(Crowd::new(Instant::now())),
@@ -68,7 +74,9 @@ impl Spinner {
         if self.crowd.borrow_mut().is_crowded(now) {
             return;
         }
-        self.until.set(Some(now + self.time));
+        let mut pace = self.pace.get();
+        self.until.set(Some(now + pace.step(now)));
+        self.pace.set(pace);
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -87,6 +95,33 @@ impl Spinner {
             .await;
             yield_now().await;
         }
+    }
+}
+
+/// How fast events follow each other.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// The shortest time that is polled.
+    least: Duration,
+    last: Instant,
+    /// What usually passes between two events, as far as that is short enough to be waited for.
+    usual: Duration,
+}
+
+impl Pace {
+    const fn new(least: Duration, now: Instant) -> Self {
+        Self { least, last: now, usual: Duration::ZERO }
+    }
+
+    /// An event has come; for how long the next one is worth waiting for: twice the usual time,
+    /// within the bounds.
+    fn step(&mut self, now: Instant) -> Duration {
+        let most = self.least * SLOWEST;
+        let gap = now.saturating_duration_since(self.last);
+        self.last = now;
+        let gap = if gap <= most { gap } else { Duration::ZERO };
+        self.usual = (self.usual * (WEIGHT - 1) + gap) / WEIGHT;
+        (self.usual * 2).clamp(self.least, most)
     }
 }
 
@@ -146,7 +181,7 @@ fn waited(counts: &File) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Crowd, LOOK, PAUSE, is_too_long, waited};
+    use super::{Crowd, LOOK, PAUSE, Pace, is_too_long, waited};
     use std::io::Write;
     use std::time::{Duration, Instant};
 
@@ -175,6 +210,27 @@ mod tests {
         assert!(!crowd.is_crowded(over), "it tries again");
         wait_in_all(&crowd, PAUSE * 2 + LOOK / 2);
         assert!(crowd.is_crowded(over + LOOK));
+    }
+
+    #[test]
+    fn who_comes_slowly_is_waited_for_longer_and_who_comes_rarely_is_not() {
+        let least = Duration::from_micros(50);
+        let mut now = Instant::now();
+        let mut pace = Pace::new(least, now);
+        let mut after = |gap: u64, times: usize| {
+            let mut time = Duration::ZERO;
+            for _ in 0..times {
+                now += Duration::from_micros(gap);
+                time = pace.step(now);
+            }
+            time
+        };
+        assert_eq!(after(10, 100), least);
+        let slow = after(90, 100);
+        assert!(slow > Duration::from_micros(170) && slow <= Duration::from_micros(180), "{slow:?}");
+        assert_eq!(after(190, 100), least * 4);
+        assert_eq!(after(201, 100), least, "these are not worth waiting for");
+        assert_eq!(after(1_000_000, 1), least);
     }
 
     #[test]
