@@ -280,7 +280,7 @@ fn claimed(dir: &Path) -> Result<Directory, JournalError> {
     }
 }
 
-fn open_log<F: Files + Send + 'static>(
+pub(super) fn open_log<F: Files + Send + 'static>(
     spec: &JournalSpec,
     files: F,
     sizes: &Sizes,
