@@ -41,7 +41,7 @@ impl Worker {
                 Ok(Stepped::Idle) => break,
                 Ok(Stepped::Prepared) => self.prepared(),
                 Ok(Stepped::Wrote(batch)) => self.wrote(batch),
-                Ok(Stepped::NoRoom) => self.no_room = true,
+                Ok(Stepped::NoRoom) => self.has_no_room(),
                 Err(error) => return self.journal_failed("it could not be written", &error),
             }
         }
@@ -51,6 +51,15 @@ impl Worker {
             return self.journal_failed("it could not be made durable", &error);
         }
         self.answer_durable();
+    }
+
+    /// The filesystem has no room for another segment: one of those that are there must be given up
+    /// for it. That holds until there is room again.
+    fn has_no_room(&mut self) {
+        self.no_room = true;
+        let bytes = self.log.journal().status().bytes;
+        self.log.journal_mut().set_budget(bytes.saturating_sub(self.sizes.segment));
+        self.make_room();
     }
 
     fn is_durable_wanted(&self) -> bool {

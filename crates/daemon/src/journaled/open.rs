@@ -450,6 +450,7 @@ impl Worker {
             // One that is too many and stays is used by the next opening.
             let _ = self.log.spare_made(number);
             self.no_room = false;
+            self.log.journal_mut().set_budget(self.sizes.budget);
         }
     }
 }

@@ -98,6 +98,8 @@ pub(super) struct Worker {
     pub(super) problem: Option<Arc<str>>,
     end: Option<Instant>,
     published: Instant,
+    /// Something has changed since.
+    stale: bool,
     /// Something was done that something else may follow from.
     pub(super) moved: bool,
     completed: Vec<Completion>,
@@ -148,6 +150,7 @@ impl Worker {
             problem: None,
             end: None,
             published: now,
+            stale: false,
             moved: true,
             completed: Vec::new(),
         };
@@ -187,6 +190,7 @@ impl Worker {
         self.write_back();
         self.go_on_replaying();
         self.disk.kick();
+        self.stale |= self.moved;
         self.publish(false);
     }
 
@@ -387,12 +391,8 @@ impl Worker {
     }
 
     fn next_time(&self) -> Option<Instant> {
-        let view = (self.published_differs()).then(|| self.published + VIEW_AGE);
+        let view = self.stale.then(|| self.published + VIEW_AGE);
         [self.end, self.next_write_back(), view].into_iter().flatten().min()
-    }
-
-    fn published_differs(&self) -> bool {
-        self.view.borrow().head != self.log.journal().head()
     }
 
     pub(super) fn publish(&mut self, always: bool) {
@@ -400,10 +400,11 @@ impl Worker {
         let journal = self.log.journal();
         let news = seen.durable != journal.durable() || seen.mode != self.mode;
         drop(seen);
-        if !always && !news && self.published.elapsed() < VIEW_AGE {
+        if !always && !news && !(self.stale && self.published.elapsed() >= VIEW_AGE) {
             return;
         }
         self.published = Instant::now();
+        self.stale = false;
         let view = self.view_now();
         self.view.send_if_modified(|seen| {
             let differs = *seen != view;

@@ -222,7 +222,7 @@ impl Worker {
                 let _ = done.send(Ok(freed));
             }
         }
-        if drained && self.no_room && self.log.spares() == 0 {
+        if drained && self.no_room && self.log.spares() == 0 && !self.cut_wanted {
             let error = io::Error::from(io::ErrorKind::StorageFull);
             self.journal_failed("there is no room for its next segment", &error);
         }
