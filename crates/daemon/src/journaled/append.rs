@@ -1,12 +1,11 @@
 //! Writes that become records: many of them one frame, one write, one sync.
 
 use super::worker::{Appending, Worker, now};
-use super::{JournalCallError, Mode};
+use super::{JournalCallError, LostRanges, Mode};
 use holdfast_journal::driver::Stepped;
-use holdfast_journal::{Batch, CutPlan, Op, OpError, PushError, RangeSet, Ticket as Record};
+use holdfast_journal::{Batch, CutPlan, Op, OpError, PushError, Ticket as Record};
 use holdfast_store::{DiskOp, Outcome, Ticket};
-use holdfast_units::{LogPosition, NodeId};
-use std::collections::BTreeMap;
+use holdfast_units::LogPosition;
 use std::io;
 
 /// Who flushes after at most so many writes gets each write durable at once: together that is one
@@ -187,9 +186,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn plan_cut(
-        &mut self,
-    ) -> Result<Option<(CutPlan, BTreeMap<NodeId, RangeSet>)>, JournalCallError> {
+    pub(super) fn plan_cut(&mut self) -> Result<Option<(CutPlan, LostRanges)>, JournalCallError> {
         let Some(plan) = self.log.journal().plan_cut() else { return Ok(None) };
         let ranges = self.log.cut_ranges(&plan).map_err(io::Error::other)?;
         Ok(Some((plan, ranges)))

@@ -438,12 +438,12 @@ impl Worker {
                 }
                 made
             });
-            inbox.push(Order::Call(Box::new(move |worker| worker.spare_made(number, made))));
+            inbox.push(Order::Call(Box::new(move |worker| worker.spare_made(number, &made))));
         };
         thread::Builder::new().name("journal-spare".into()).spawn(make).is_ok()
     }
 
-    fn spare_made(&mut self, number: u64, made: io::Result<()>) {
+    fn spare_made(&mut self, number: u64, made: &io::Result<()>) {
         self.spare_in_making = false;
         // Without one it is made when it is needed, or not: that is seen to there.
         if made.is_ok() {

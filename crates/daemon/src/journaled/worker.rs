@@ -10,6 +10,7 @@ use super::writeback::Back;
 use super::{JournalCallError, JournalView, Mode};
 use holdfast_journal::Ticket as Record;
 use holdfast_journal::driver::{Files, Log};
+use holdfast_nbd::Spinner;
 use holdfast_store::{
     BufferPool, Completion, Disk, DiskError, DiskOp, OpId, OpKind, Outcome, Ticket,
 };
@@ -25,8 +26,6 @@ use tokio::sync::{oneshot, watch};
 
 /// Figures in the view are at most so old, apart from what is durable.
 const VIEW_AGE: Duration = Duration::from_millis(100);
-/// How long the thread looks at its inbox before it sleeps, after it had something to do.
-const SPIN: Duration = Duration::from_micros(50);
 
 /// What is under way on the backing disk.
 pub(super) enum Flight {
@@ -103,6 +102,8 @@ pub(super) struct Worker {
     /// Something was done that something else may follow from.
     pub(super) moved: bool,
     completed: Vec<Completion>,
+    /// How long the thread looks at its inbox before it sleeps, after it had something to do.
+    spin: Duration,
 }
 
 impl Worker {
@@ -153,6 +154,7 @@ impl Worker {
             stale: false,
             moved: true,
             completed: Vec::new(),
+            spin: Spinner::usual_time(),
         };
         worker.publish(true);
         worker
@@ -160,6 +162,7 @@ impl Worker {
 
     /// Works until it is told to end.
     pub(super) fn run(mut self) {
+        let _guard = EndWithThread;
         let mut orders = Vec::new();
         loop {
             self.turn(&mut orders);
@@ -278,6 +281,8 @@ impl Worker {
                 self.held.push_back((request, ticket));
             }
             (Mode::Draining | Mode::Rescuing, request) => self.held.push_back((request, ticket)),
+            // Behind those that wait.
+            (_, request) if !self.held.is_empty() => self.held.push_back((request, ticket)),
             (Mode::Direct | Mode::Follow | Mode::Without, request) => self.pass(request, ticket),
         }
     }
@@ -381,7 +386,7 @@ impl Worker {
     /// Looks for orders a moment longer; waking it costs more.
     fn spin(&self) -> bool {
         let begin = Instant::now();
-        while begin.elapsed() < SPIN {
+        while begin.elapsed() < self.spin {
             if !self.inbox.is_empty() {
                 return true;
             }
@@ -400,7 +405,8 @@ impl Worker {
         let journal = self.log.journal();
         let news = seen.durable != journal.durable() || seen.mode != self.mode;
         drop(seen);
-        if !always && !news && !(self.stale && self.published.elapsed() >= VIEW_AGE) {
+        let due = self.stale && self.published.elapsed() >= VIEW_AGE;
+        if !(always || news || due) {
             return;
         }
         self.published = Instant::now();
@@ -432,6 +438,19 @@ impl Worker {
             cut_wanted: self.cut_wanted,
             emergency: cursors.peers.iter().any(lost),
             problem: self.problem.clone(),
+        }
+    }
+}
+
+/// Ends the process when its thread panics: nobody would answer any more. After a restart everything
+/// is as after a crash, which is safe.
+struct EndWithThread;
+
+impl Drop for EndWithThread {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the thread of a journal panicked; the daemon ends");
+            std::process::abort();
         }
     }
 }
