@@ -109,6 +109,11 @@ impl Journal {
         self.segments.pop_front_if(|(header, _)| header.number == number);
     }
 
+    /// The files of segments shall not take more bytes from now on.
+    pub fn set_budget(&mut self, bytes: u64) {
+        self.settings.budget_bytes = bytes;
+    }
+
     /// The bytes that the segments are over their budget.
     fn over_budget(&self) -> u64 {
         self.status().bytes.saturating_sub(self.settings.budget_bytes)

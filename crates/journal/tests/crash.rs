@@ -190,7 +190,7 @@ fn check(sim: &Sim, log: &Log<Sim>, all: &[Pushed], crash: Crash) -> usize {
 }
 
 fn read_all(sim: &Sim, log: &Log<Sim>) -> Vec<u8> {
-    let disk: &dyn Backing = sim;
+    let disk: &mut dyn Backing = &mut sim.clone();
     log.read(ByteRange::new(0, DISK), disk).unwrap().to_vec()
 }
 

@@ -258,7 +258,7 @@ fn history_is_kept_to_go_back_to() {
 struct Memory(Vec<u8>);
 
 impl Backing for Memory {
-    fn read(&self, range: ByteRange) -> std::io::Result<Bytes> {
+    fn read(&mut self, range: ByteRange) -> std::io::Result<Bytes> {
         let blocks = usize::try_from(range.offset).unwrap()..usize::try_from(range.end()).unwrap();
         Ok(Bytes::copy_from_slice(&self.0[blocks]))
     }

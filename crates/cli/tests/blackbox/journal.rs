@@ -188,7 +188,7 @@ fn a_journal_that_is_not_this_resources_is_not_used() {
     let shared = dir.display().to_string();
     let disk = cluster[0].dir().join("r1.disk").display().to_string();
     let make = |journal: &str| {
-        vec!["create", "r1", "--disk", &disk, "--size", "4M", "--journal", journal].join(" ")
+        ["create", "r1", "--disk", &disk, "--size", "4M", "--journal", journal].join(" ")
     };
     let line = make(&shared);
     let words: Vec<&str> = line.split(' ').collect();

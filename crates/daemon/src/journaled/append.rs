@@ -1,12 +1,11 @@
 //! Writes that become records: many of them one frame, one write, one sync.
 
 use super::worker::{Appending, Worker, now};
-use super::{JournalCallError, Mode};
+use super::{JournalCallError, LostRanges, Mode};
 use holdfast_journal::driver::Stepped;
-use holdfast_journal::{Batch, CutPlan, Op, OpError, PushError, RangeSet, Ticket as Record};
+use holdfast_journal::{Batch, CutPlan, Op, OpError, PushError, Ticket as Record};
 use holdfast_store::{DiskOp, Outcome, Ticket};
-use holdfast_units::{LogPosition, NodeId};
-use std::collections::BTreeMap;
+use holdfast_units::LogPosition;
 use std::io;
 
 /// Who flushes after at most so many writes gets each write durable at once: together that is one
@@ -41,7 +40,7 @@ impl Worker {
                 Ok(Stepped::Idle) => break,
                 Ok(Stepped::Prepared) => self.prepared(),
                 Ok(Stepped::Wrote(batch)) => self.wrote(batch),
-                Ok(Stepped::NoRoom) => self.no_room = true,
+                Ok(Stepped::NoRoom) => self.has_no_room(),
                 Err(error) => return self.journal_failed("it could not be written", &error),
             }
         }
@@ -51,6 +50,15 @@ impl Worker {
             return self.journal_failed("it could not be made durable", &error);
         }
         self.answer_durable();
+    }
+
+    /// The filesystem has no room for another segment: one of those that are there must be given up
+    /// for it. That holds until there is room again.
+    fn has_no_room(&mut self) {
+        self.no_room = true;
+        let bytes = self.log.journal().status().bytes;
+        self.log.journal_mut().set_budget(bytes.saturating_sub(self.sizes.segment));
+        self.make_room();
     }
 
     fn is_durable_wanted(&self) -> bool {
@@ -178,9 +186,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn plan_cut(
-        &mut self,
-    ) -> Result<Option<(CutPlan, BTreeMap<NodeId, RangeSet>)>, JournalCallError> {
+    pub(super) fn plan_cut(&mut self) -> Result<Option<(CutPlan, LostRanges)>, JournalCallError> {
         let Some(plan) = self.log.journal().plan_cut() else { return Ok(None) };
         let ranges = self.log.cut_ranges(&plan).map_err(io::Error::other)?;
         Ok(Some((plan, ranges)))

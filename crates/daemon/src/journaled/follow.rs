@@ -108,7 +108,7 @@ impl Worker {
                     return;
                 }
                 State::Next => {
-                    let request = replay.records.pop_front().map(|(_, op)| request_of(op));
+                    let request = replay.records.pop_front().map(|(_, op)| request_of(&op));
                     let request = match request {
                         Some(None) => {
                             self.replay = Some(replay);
@@ -158,7 +158,7 @@ impl Worker {
 }
 
 /// What a record does on the disk; `None` for a mere mark.
-fn request_of(op: Op) -> Option<DiskOp> {
+fn request_of(op: &Op) -> Option<DiskOp> {
     let range = op.range();
     Some(match op.kind() {
         RecordKind::Write => DiskOp::Write { range, data: op.payload().clone(), fua: false },

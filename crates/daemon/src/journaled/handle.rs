@@ -44,6 +44,9 @@ pub struct JournalHandle {
     pub(super) view: watch::Receiver<JournalView>,
 }
 
+/// The ranges that each peer does not get when the journal is cut.
+pub type LostRanges = BTreeMap<NodeId, RangeSet>;
+
 type Answer<T> = oneshot::Sender<Result<T, JournalCallError>>;
 
 impl JournalHandle {
@@ -208,9 +211,7 @@ impl JournalHandle {
     ///
     /// # Errors
     /// When the records cannot be read: then the losers need everything.
-    pub async fn plan_cut(
-        &self,
-    ) -> Result<Option<(CutPlan, BTreeMap<NodeId, RangeSet>)>, JournalCallError> {
+    pub async fn plan_cut(&self) -> Result<Option<(CutPlan, LostRanges)>, JournalCallError> {
         self.ask(Worker::plan_cut).await
     }
 

@@ -26,7 +26,7 @@ mod writeback;
 #[cfg(test)]
 mod tests;
 
-pub use handle::{JournalCallError, JournalHandle};
+pub use handle::{JournalCallError, JournalHandle, LostRanges};
 pub(crate) use open::MIN_SIZE;
 pub(crate) use open::open;
 pub use open::{JournalError, JournalSpec};

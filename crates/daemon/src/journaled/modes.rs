@@ -94,6 +94,9 @@ impl Worker {
             }
         }
         if matches!(self.mode, Mode::Direct | Mode::Follow | Mode::Without) {
+            if self.wishes.leading.is_empty() {
+                self.release_held();
+            }
             for done in self.wishes.settling.drain(..) {
                 // Who asked may be gone.
                 let _ = done.send(Ok(()));
@@ -167,9 +170,6 @@ impl Worker {
         self.mode = Mode::Direct;
         self.unflushed_direct = false;
         self.moved = true;
-        if self.wishes.leading.is_empty() {
-            self.release_held();
-        }
     }
 
     fn release_held(&mut self) {

@@ -280,7 +280,7 @@ fn claimed(dir: &Path) -> Result<Directory, JournalError> {
     }
 }
 
-fn open_log<F: Files + Send + 'static>(
+pub(super) fn open_log<F: Files + Send + 'static>(
     spec: &JournalSpec,
     files: F,
     sizes: &Sizes,
@@ -438,18 +438,19 @@ impl Worker {
                 }
                 made
             });
-            inbox.push(Order::Call(Box::new(move |worker| worker.spare_made(number, made))));
+            inbox.push(Order::Call(Box::new(move |worker| worker.spare_made(number, &made))));
         };
         thread::Builder::new().name("journal-spare".into()).spawn(make).is_ok()
     }
 
-    fn spare_made(&mut self, number: u64, made: io::Result<()>) {
+    fn spare_made(&mut self, number: u64, made: &io::Result<()>) {
         self.spare_in_making = false;
         // Without one it is made when it is needed, or not: that is seen to there.
         if made.is_ok() {
             // One that is too many and stays is used by the next opening.
             let _ = self.log.spare_made(number);
             self.no_room = false;
+            self.log.journal_mut().set_budget(self.sizes.budget);
         }
     }
 }

@@ -1,1 +1,488 @@
 //! The thread against disks and files that fail.
+
+use super::open::{Sizes, open_log, start};
+use super::{JournalCallError, JournalHandle, JournalSpec, MIN_SIZE, Mode};
+use bytes::Bytes;
+use holdfast_format::journal::PeerSwitches;
+use holdfast_journal::driver::{Directory, DirectoryOptions, Files, GIVEN_UP};
+use holdfast_journal::{Relation, compare};
+use holdfast_store::{BufferPool, Disk, DiskError, DiskOp, FaultHandle, MemoryStore, Outcome};
+use holdfast_units::{ByteRange, GenerationId, LogPosition, NodeId, ResourceId};
+use rustix::io::Errno;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+const RESOURCE: ResourceId = ResourceId([5; 16]);
+const SIZE: u64 = 64 << 20;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Which calls of [`Faulty`] fail, by the beginning of the file's name.
+#[derive(Clone, Copy, Default)]
+struct Faults {
+    write: Option<(&'static str, Errno)>,
+    sync: Option<(&'static str, Errno)>,
+    create: Option<(&'static str, Errno)>,
+    rename: Option<(&'static str, Errno)>,
+}
+
+/// A real directory whose calls fail when they are told to.
+struct Faulty {
+    files: Directory,
+    faults: Arc<Mutex<Faults>>,
+}
+
+impl Faulty {
+    fn check(
+        &self,
+        name: &str,
+        of: fn(&Faults) -> Option<(&'static str, Errno)>,
+    ) -> io::Result<()> {
+        match of(&self.faults.lock().unwrap()) {
+            Some((prefix, errno)) if name.starts_with(prefix) => Err(errno.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Files for Faulty {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.files.list()
+    }
+
+    fn create(&mut self, name: &str, len: u64) -> io::Result<()> {
+        // A file that is there needs no room.
+        if !self.files.list()?.iter().any(|there| there == name) {
+            self.check(name, |faults| faults.create)?;
+        }
+        self.files.create(name, len)
+    }
+
+    fn write(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        self.check(name, |faults| faults.write)?;
+        self.files.write(name, offset, parts)
+    }
+
+    fn write_through(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<bool> {
+        self.check(name, |faults| faults.write)?;
+        self.files.write_through(name, offset, parts)
+    }
+
+    fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.files.read(name, offset, buf)
+    }
+
+    fn sync(&mut self, name: &str) -> io::Result<()> {
+        self.check(name, |faults| faults.sync)?;
+        self.files.sync(name)
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.check(to, |faults| faults.rename)?;
+        self.files.rename(from, to)
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        self.files.remove(name)
+    }
+
+    fn sync_dir(&mut self) -> io::Result<()> {
+        self.files.sync_dir()
+    }
+}
+
+/// A disk with a journal, and what is below it.
+struct Rig {
+    runtime: Runtime,
+    dir: TempDir,
+    store: MemoryStore,
+    disk: Option<Disk>,
+    handle: JournalHandle,
+    faults: Arc<Mutex<Faults>>,
+    below: FaultHandle,
+    node: u8,
+}
+
+impl Rig {
+    fn new() -> Self {
+        Self::of_node(0)
+    }
+
+    fn of_node(node: u8) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (dir, store) = (tempfile::tempdir().unwrap(), MemoryStore::new(SIZE));
+        let faults = Arc::default();
+        let (disk, handle, below) = opened(dir.path(), &store, &faults, node);
+        Self { runtime, dir, store, disk: Some(disk), handle, faults, below, node }
+    }
+
+    fn leading() -> Self {
+        let rig = Self::new();
+        rig.lead();
+        rig
+    }
+
+    fn lead(&self) {
+        self.runtime.block_on(self.handle.lead(GenerationId(7))).unwrap();
+    }
+
+    fn settle(&self) {
+        self.runtime.block_on(self.handle.settle()).unwrap();
+    }
+
+    /// Ends the thread within `patience`, and opens everything again without faults.
+    fn reopen(&mut self, patience: Duration) {
+        self.runtime.block_on(self.handle.stop(patience));
+        self.disk = None;
+        *self.faults.lock().unwrap() = Faults::default();
+        let (disk, handle, below) = opened(self.dir.path(), &self.store, &self.faults, self.node);
+        (self.disk, self.handle, self.below) = (Some(disk), handle, below);
+    }
+
+    fn set_faults(&self, faults: Faults) {
+        *self.faults.lock().unwrap() = faults;
+    }
+
+    fn run(&mut self, op: DiskOp) -> Result<Outcome, DiskError> {
+        self.disk.as_mut().unwrap().execute(op)
+    }
+
+    fn try_write(&mut self, block: u64, fill: u8, fua: bool) -> Result<Outcome, DiskError> {
+        let range = ByteRange::new(block * 4096, 4096);
+        self.run(DiskOp::Write { range, data: Bytes::from(vec![fill; 4096]), fua })
+    }
+
+    fn write(&mut self, block: u64, fill: u8) {
+        self.try_write(block, fill, false).unwrap();
+    }
+
+    fn flush(&mut self) {
+        self.run(DiskOp::Flush).unwrap();
+    }
+
+    /// What each of these blocks is full of.
+    fn read(&mut self, blocks: std::ops::Range<u64>) -> Vec<u8> {
+        let range = ByteRange::new(blocks.start * 4096, (blocks.end - blocks.start) * 4096);
+        match self.run(DiskOp::Read { range, holes: false }).unwrap() {
+            Outcome::Data(data) => fills(&data),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The same of the disk below.
+    fn below(&self, blocks: std::ops::Range<u64>) -> Vec<u8> {
+        let len = usize::try_from((blocks.end - blocks.start) * 4096).unwrap();
+        let mut data = vec![0; len];
+        self.store.read(blocks.start * 4096, &mut data);
+        fills(&data)
+    }
+
+    fn status(&self) -> super::JournalView {
+        self.runtime.block_on(self.handle.status()).unwrap()
+    }
+
+    fn wait(&self, what: &str, met: impl Fn(&super::JournalView) -> bool) {
+        let mut watch = self.handle.watch();
+        let waited = self.runtime.block_on(async {
+            tokio::time::timeout(PATIENCE, watch.wait_for(|view| met(view))).await.is_ok()
+        });
+        assert!(waited, "{what}: {:?}", self.handle.view());
+    }
+}
+
+fn fills(data: &[u8]) -> Vec<u8> {
+    let blocks = data.chunks(4096);
+    blocks
+        .map(|block| {
+            assert!(block.iter().all(|byte| *byte == block[0]), "a block of two writes");
+            block[0]
+        })
+        .collect()
+}
+
+fn opened(
+    dir: &Path,
+    store: &MemoryStore,
+    faults: &Arc<Mutex<Faults>>,
+    node: u8,
+) -> (Disk, JournalHandle, FaultHandle) {
+    let pool = BufferPool::new(1 << 20);
+    let files = Directory::open(dir, DirectoryOptions { direct: true }).unwrap();
+    let files = Faulty { files, faults: Arc::clone(faults) };
+    let spec = JournalSpec { dir: dir.to_owned(), size: MIN_SIZE };
+    let sizes = Sizes::of(spec.size, 256);
+    let node = NodeId::new(node).unwrap();
+    let log = open_log(&spec, files, &sizes, RESOURCE, node).unwrap();
+    let (disk, below) = Disk::memory(store, &pool).unwrap().with_faults(&[]);
+    let (disk, handle) = start(log, disk, sizes, None, 256, &pool).unwrap();
+    (disk, handle, below)
+}
+
+#[test]
+fn reads_are_made_of_journal_disk_and_zeroes() {
+    let mut rig = Rig::new();
+    for block in 0..8 {
+        rig.write(block, 1);
+    }
+    rig.lead();
+    rig.write(2, 2);
+    rig.write(3, 3);
+    rig.write(3, 4);
+    let zeroes = ByteRange::new(5 * 4096, 4096);
+    rig.run(DiskOp::WriteZeroes { range: zeroes, unmap: false, fua: false }).unwrap();
+    rig.run(DiskOp::Discard { range: ByteRange::new(6 * 4096, 4096) }).unwrap();
+    assert_eq!(rig.read(0..8), [1, 1, 2, 4, 1, 0, 0, 1]);
+    assert_eq!(rig.read(3..4), [4]);
+    let hole = rig.run(DiskOp::Read { range: zeroes, holes: true }).unwrap();
+    assert_eq!(hole, Outcome::Zeroes);
+    let through = rig.runtime.block_on(rig.handle.read(ByteRange::new(4096, 3 * 4096))).unwrap();
+    assert_eq!(fills(&through), [1, 2, 4]);
+    rig.settle();
+    assert_eq!(rig.below(0..8), [1, 1, 2, 4, 1, 0, 0, 1]);
+}
+
+#[test]
+fn what_the_thread_had_no_time_for_is_found_in_the_journal() {
+    let mut rig = Rig::leading();
+    (0..100).for_each(|block| rig.write(block, 9));
+    rig.reopen(Duration::ZERO);
+    assert!(rig.status().dirty_bytes > 0 || rig.below(0..100) == [9; 100]);
+    assert_eq!(rig.read(0..100), [9; 100]);
+    // A Secondary's writes wait until all that is on the disk, and are newer.
+    rig.write(50, 10);
+    assert_eq!(rig.below(0..50), [9; 50]);
+    assert_eq!((rig.below(50..51), rig.read(50..52)), (vec![10], vec![10, 9]));
+}
+
+#[test]
+fn idle_moments_are_used_and_overwrites_cost_the_disk_nothing() {
+    let mut rig = Rig::leading();
+    let written = |rig: &Rig| rig.status().written_back;
+    for fill in 1..=200 {
+        rig.write(3, fill);
+        rig.write(4, fill);
+    }
+    rig.wait("it is written back", |view| view.dirty_bytes == 0 && view.head > LogPosition::START);
+    assert_eq!(rig.below(3..5), [200, 200]);
+    assert_eq!(written(&rig), rig.status().head);
+}
+
+#[test]
+fn a_journal_that_cannot_be_written_is_rescued_and_the_disk_goes_on() {
+    for through in [false, true] {
+        let mut rig = Rig::leading();
+        (0..50).for_each(|block| rig.write(block, 1));
+        rig.set_faults(Faults { write: Some(("segment", Errno::IO)), ..Faults::default() });
+        for block in 40..60 {
+            rig.try_write(block, 2, through).unwrap();
+        }
+        rig.flush();
+        assert_eq!(rig.status().mode, Mode::Without);
+        assert!(rig.status().problem.is_some());
+        let due: Vec<u8> = [1; 40].into_iter().chain([2; 20]).collect();
+        assert_eq!((rig.read(0..60), rig.below(0..60)), (due.clone(), due));
+        // What the journal held must never come back over what is newer.
+        rig.write(7, 3);
+        rig.reopen(PATIENCE);
+        assert_eq!(rig.read(6..9), [1, 3, 1]);
+        assert_eq!(rig.status().head, LogPosition::START, "it begins with an empty journal");
+        rig.lead();
+        rig.write(8, 4);
+        assert_eq!(rig.read(6..9), [1, 3, 4]);
+    }
+}
+
+#[test]
+fn a_failed_sync_loses_nothing_that_was_completed() {
+    let mut rig = Rig::leading();
+    (0..1000).for_each(|block| rig.write(block, 1));
+    rig.set_faults(Faults { sync: Some(("segment", Errno::IO)), ..Faults::default() });
+    rig.flush();
+    assert_eq!(rig.status().mode, Mode::Without);
+    assert_eq!(rig.below(0..1000), [1; 1000]);
+}
+
+#[test]
+fn without_the_mark_that_the_journal_is_void_the_disk_is_not_used() {
+    let mut rig = Rig::leading();
+    rig.write(0, 1);
+    rig.set_faults(Faults {
+        write: Some(("segment", Errno::IO)),
+        rename: Some((GIVEN_UP, Errno::IO)),
+        ..Faults::default()
+    });
+    assert!(rig.try_write(1, 2, true).is_err());
+    assert!(rig.try_write(2, 2, false).is_err());
+    let range = ByteRange::new(0, 4096);
+    assert!(rig.run(DiskOp::Read { range, holes: false }).is_err());
+    rig.reopen(PATIENCE);
+    assert_eq!(rig.read(0..1), [1]);
+}
+
+#[test]
+fn without_room_for_segments_the_old_ones_are_used_again() {
+    let mut rig = Rig::leading();
+    // Three segments' worth; the journal has two then.
+    (0..2000).for_each(|block| rig.write(block, 1));
+    rig.set_faults(Faults { create: Some(("spare", Errno::NOSPC)), ..Faults::default() });
+    for round in 2..6 {
+        for block in 0..1500 {
+            rig.try_write(block, round, block % 64 == 0).unwrap();
+        }
+    }
+    let view = rig.status();
+    assert!(view.mode == Mode::Lead && view.problem.is_none(), "{view:?}");
+    assert_eq!(rig.read(0..1500), [5; 1500]);
+    rig.settle();
+    assert_eq!(rig.below(0..1500), [5; 1500]);
+}
+
+#[test]
+fn without_room_for_any_segment_it_goes_on_without_a_journal() {
+    let mut rig = Rig::new();
+    rig.set_faults(Faults { create: Some(("spare", Errno::NOSPC)), ..Faults::default() });
+    rig.lead();
+    (0..10).for_each(|block| rig.write(block, 1));
+    rig.flush();
+    assert_eq!((rig.status().mode, rig.below(0..10)), (Mode::Without, vec![1; 10]));
+}
+
+#[test]
+fn a_disk_that_fails_is_not_used_and_what_it_lacks_is_in_the_journal() {
+    let mut rig = Rig::leading();
+    (0..20).for_each(|block| rig.write(block, 1));
+    rig.flush();
+    assert!(rig.below.add("write:error=EIO".parse().unwrap()).is_some());
+    assert!(rig.runtime.block_on(rig.handle.settle()).is_err());
+    assert!(rig.try_write(0, 2, false).is_err());
+    assert!(rig.status().problem.is_some_and(|why| why.contains("written back")));
+    rig.reopen(PATIENCE);
+    assert_eq!(rig.read(0..20), [1; 20]);
+    rig.settle();
+    assert_eq!(rig.below(0..20), [1; 20]);
+}
+
+#[test]
+fn what_went_past_the_journal_is_flushed_before_records_are_taken() {
+    let mut rig = Rig::new();
+    rig.settle();
+    rig.write(0, 1);
+    assert!(rig.below.add("flush:error=EIO".parse().unwrap()).is_some());
+    // A flush of the journal would not cover that write.
+    assert!(rig.runtime.block_on(rig.handle.lead(GenerationId(7))).is_err());
+    assert!(rig.run(DiskOp::Flush).is_err());
+}
+
+#[test]
+fn writes_past_the_journal_begin_another_history() {
+    let mut rig = Rig::leading();
+    rig.write(0, 1);
+    rig.flush();
+    let links = |rig: &Rig| rig.runtime.block_on(rig.handle.links()).unwrap();
+    let first = links(&rig);
+    // Without a write in between it is the same one that goes on, also over an opening.
+    rig.settle();
+    rig.reopen(PATIENCE);
+    rig.lead();
+    rig.write(0, 2);
+    rig.flush();
+    let second = links(&rig);
+    assert_eq!(compare(&first, &second), Relation::Behind);
+    rig.settle();
+    rig.write(0, 3);
+    rig.reopen(PATIENCE);
+    rig.lead();
+    rig.write(0, 4);
+    rig.flush();
+    let third = links(&rig);
+    let newest = third.last().unwrap();
+    assert!(!matches!(compare(&second, &third[third.len() - 1..]), Relation::Behind));
+    assert_eq!(newest.base, second.last().unwrap().end(), "positions only go up");
+    rig.reopen(Duration::ZERO);
+    assert_eq!(rig.read(0..1), [4]);
+}
+
+#[test]
+fn a_peer_that_needs_the_journal_keeps_it_until_its_bits_are_noted() {
+    let mut rig = Rig::leading();
+    let peer = NodeId::new(3).unwrap();
+    let counts = PeerSwitches { counts: true, ..PeerSwitches::default() };
+    rig.runtime.block_on(rig.handle.set_peer(peer, counts)).unwrap();
+    // More than the budget, less than the limit.
+    (0..1300).for_each(|block| rig.write(block, 1));
+    rig.wait("a cut is wanted", |view| view.cut_wanted);
+    let (plan, ranges) = rig.runtime.block_on(rig.handle.plan_cut()).unwrap().unwrap();
+    assert_eq!(plan.losers, [(peer, LogPosition::START)]);
+    assert!(ranges[&peer].overlaps(ByteRange::new(0, 4096)));
+    assert!(!rig.status().emergency);
+    rig.runtime.block_on(rig.handle.cut(plan.clone())).unwrap();
+    (0..3000).for_each(|block| rig.write(block, 2));
+    let view = rig.status();
+    assert!(view.emergency && view.tail >= plan.up_to && view.bytes <= view.limit_bytes);
+    assert_eq!(rig.read(0..100), [2; 100]);
+}
+
+#[test]
+fn a_follower_is_at_every_step_a_state_of_the_leader() {
+    let mut leader = Rig::leading();
+    for step in 0..600_u64 {
+        leader.write(step % 7, u8::try_from(step % 251).unwrap());
+    }
+    leader.flush();
+    let mut follower = Rig::of_node(1);
+    let (ours, theirs) = (&follower.runtime, &leader.runtime);
+    ours.block_on(follower.handle.follow()).unwrap();
+    let segments = theirs.block_on(leader.handle.segments()).unwrap();
+    for (header, len) in segments {
+        let mut at = header.base;
+        while at < header.base.after(len) {
+            let bytes = theirs.block_on(leader.handle.fetch(header.number, at, 100_000)).unwrap();
+            let taken = ours.block_on(follower.handle.copy(header, bytes)).unwrap();
+            at = at.after(taken as u64);
+        }
+    }
+    let end = ours.block_on(follower.handle.flush()).unwrap();
+    let mut at = LogPosition::START;
+    while at < end {
+        at = ours.block_on(follower.handle.replay(end, 5 * 4096)).unwrap();
+        let view = ours.block_on(follower.handle.status()).unwrap();
+        assert_eq!(view.written_back, at);
+        let found = follower.below(0..7);
+        // The newest step that is there, and the six before it.
+        let newest = (0..600_u64).rev().find(|step| {
+            let fill = |step: u64| u8::try_from(step % 251).unwrap();
+            (0..7).all(|back| {
+                step.checked_sub(back)
+                    .is_none_or(|step| found[usize::try_from(step % 7).unwrap()] == fill(step))
+            })
+        });
+        assert!(newest.is_some(), "{found:?} was never the leader's state");
+    }
+    assert_eq!(follower.below(0..7), leader.read(0..7));
+    // It takes over: its own records continue what it copied.
+    follower.lead();
+    follower.write(0, 77);
+    follower.flush();
+    let ours = follower.runtime.block_on(follower.handle.links()).unwrap();
+    let theirs = leader.runtime.block_on(leader.handle.links()).unwrap();
+    assert_eq!(compare(&theirs, &ours), Relation::Behind);
+}
+
+#[test]
+fn calls_in_the_wrong_mode_are_refused() {
+    let rig = Rig::leading();
+    let run = &rig.runtime;
+    let mode = |result: Result<(), JournalCallError>| match result {
+        Err(JournalCallError::Mode(mode)) => mode,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(mode(run.block_on(rig.handle.clear())), Mode::Lead);
+    assert_eq!(mode(run.block_on(rig.handle.replay(LogPosition(1), 1)).map(drop)), Mode::Lead);
+    rig.settle();
+    assert_eq!(mode(run.block_on(rig.handle.rotate())), Mode::Direct);
+    run.block_on(rig.handle.stop(PATIENCE));
+    assert!(matches!(run.block_on(rig.handle.links()), Err(JournalCallError::Closed)));
+}

@@ -10,6 +10,7 @@ use super::writeback::Back;
 use super::{JournalCallError, JournalView, Mode};
 use holdfast_journal::Ticket as Record;
 use holdfast_journal::driver::{Files, Log};
+use holdfast_nbd::Spinner;
 use holdfast_store::{
     BufferPool, Completion, Disk, DiskError, DiskOp, OpId, OpKind, Outcome, Ticket,
 };
@@ -25,8 +26,6 @@ use tokio::sync::{oneshot, watch};
 
 /// Figures in the view are at most so old, apart from what is durable.
 const VIEW_AGE: Duration = Duration::from_millis(100);
-/// How long the thread looks at its inbox before it sleeps, after it had something to do.
-const SPIN: Duration = Duration::from_micros(50);
 
 /// What is under way on the backing disk.
 pub(super) enum Flight {
@@ -98,9 +97,13 @@ pub(super) struct Worker {
     pub(super) problem: Option<Arc<str>>,
     end: Option<Instant>,
     published: Instant,
+    /// Something has changed since.
+    stale: bool,
     /// Something was done that something else may follow from.
     pub(super) moved: bool,
     completed: Vec<Completion>,
+    /// How long the thread looks at its inbox before it sleeps, after it had something to do.
+    spin: Duration,
 }
 
 impl Worker {
@@ -148,8 +151,10 @@ impl Worker {
             problem: None,
             end: None,
             published: now,
+            stale: false,
             moved: true,
             completed: Vec::new(),
+            spin: Spinner::usual_time(),
         };
         worker.publish(true);
         worker
@@ -157,6 +162,7 @@ impl Worker {
 
     /// Works until it is told to end.
     pub(super) fn run(mut self) {
+        let _guard = EndWithThread;
         let mut orders = Vec::new();
         loop {
             self.turn(&mut orders);
@@ -187,6 +193,7 @@ impl Worker {
         self.write_back();
         self.go_on_replaying();
         self.disk.kick();
+        self.stale |= self.moved;
         self.publish(false);
     }
 
@@ -274,6 +281,8 @@ impl Worker {
                 self.held.push_back((request, ticket));
             }
             (Mode::Draining | Mode::Rescuing, request) => self.held.push_back((request, ticket)),
+            // Behind those that wait.
+            (_, request) if !self.held.is_empty() => self.held.push_back((request, ticket)),
             (Mode::Direct | Mode::Follow | Mode::Without, request) => self.pass(request, ticket),
         }
     }
@@ -377,7 +386,7 @@ impl Worker {
     /// Looks for orders a moment longer; waking it costs more.
     fn spin(&self) -> bool {
         let begin = Instant::now();
-        while begin.elapsed() < SPIN {
+        while begin.elapsed() < self.spin {
             if !self.inbox.is_empty() {
                 return true;
             }
@@ -387,12 +396,8 @@ impl Worker {
     }
 
     fn next_time(&self) -> Option<Instant> {
-        let view = (self.published_differs()).then(|| self.published + VIEW_AGE);
+        let view = self.stale.then(|| self.published + VIEW_AGE);
         [self.end, self.next_write_back(), view].into_iter().flatten().min()
-    }
-
-    fn published_differs(&self) -> bool {
-        self.view.borrow().head != self.log.journal().head()
     }
 
     pub(super) fn publish(&mut self, always: bool) {
@@ -400,10 +405,12 @@ impl Worker {
         let journal = self.log.journal();
         let news = seen.durable != journal.durable() || seen.mode != self.mode;
         drop(seen);
-        if !always && !news && self.published.elapsed() < VIEW_AGE {
+        let due = self.stale && self.published.elapsed() >= VIEW_AGE;
+        if !(always || news || due) {
             return;
         }
         self.published = Instant::now();
+        self.stale = false;
         let view = self.view_now();
         self.view.send_if_modified(|seen| {
             let differs = *seen != view;
@@ -431,6 +438,19 @@ impl Worker {
             cut_wanted: self.cut_wanted,
             emergency: cursors.peers.iter().any(lost),
             problem: self.problem.clone(),
+        }
+    }
+}
+
+/// Ends the process when its thread panics: nobody would answer any more. After a restart everything
+/// is as after a crash, which is safe.
+struct EndWithThread;
+
+impl Drop for EndWithThread {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the thread of a journal panicked; the daemon ends");
+            std::process::abort();
         }
     }
 }

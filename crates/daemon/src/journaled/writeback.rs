@@ -96,7 +96,7 @@ impl Worker {
         let mut all = urgency == Urgency::None;
         while self.back.rounds.len() < rounds && self.broken.is_none() {
             match self.next_round() {
-                Some(plan) => self.begin_round(plan),
+                Some(plan) => self.begin_round(&plan),
                 None => {
                     all = true;
                     break;
@@ -131,7 +131,7 @@ impl Worker {
         self.log.journal_mut().write_back(limits)
     }
 
-    fn begin_round(&mut self, plan: WriteBack) {
+    fn begin_round(&mut self, plan: &WriteBack) {
         let mut requests = Vec::with_capacity(plan.runs.len());
         for run in &plan.runs {
             match self.request_of(run) {
@@ -222,7 +222,7 @@ impl Worker {
                 let _ = done.send(Ok(freed));
             }
         }
-        if drained && self.no_room && self.log.spares() == 0 {
+        if drained && self.no_room && self.log.spares() == 0 && !self.cut_wanted {
             let error = io::Error::from(io::ErrorKind::StorageFull);
             self.journal_failed("there is no room for its next segment", &error);
         }

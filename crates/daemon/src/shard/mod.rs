@@ -51,7 +51,8 @@ pub use thread::{Shard, ShardOptions, TcpAccess};
 pub use view::{DiskFailure, DiskView, ResourceView};
 
 pub use crate::journaled::{
-    JournalCallError, JournalError, JournalHandle, JournalSpec, JournalView, Mode as JournalMode,
+    JournalCallError, JournalError, JournalHandle, JournalSpec, JournalView, LostRanges,
+    Mode as JournalMode,
 };
 use holdfast_core as core;
 

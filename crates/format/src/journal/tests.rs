@@ -124,7 +124,7 @@ fn cursors() -> Cursors {
     cursors.sequence = 3;
     cursors.written_back = LogPosition(0x1000);
     cursors.durable = LogPosition(0x2000);
-    cursors.switches = Switches { fetch_paused: true, replay_paused: false, bypassed: true };
+    cursors.switches = Switches { fetch_paused: true, ..Switches::default() };
     cursors.peers[1] = PeerCursor {
         fetched: LogPosition(0x1800),
         replayed: LogPosition(0x1400),
@@ -186,6 +186,19 @@ fn a_chain_depends_on_origin_number_epoch_length_and_all_before() {
     };
     assert!(next.continues(&link));
     assert!(changed.iter().all(|other| !next.continues(other)));
+}
+
+#[test]
+fn switches_do_not_depend_on_each_other() {
+    for bit in 0..8_u8 {
+        let mut cursors = Cursors::new(RESOURCE);
+        cursors.switches = Switches {
+            fetch_paused: bit & 1 != 0,
+            replay_paused: bit & 2 != 0,
+            bypassed: bit & 4 != 0,
+        };
+        assert_eq!(Cursors::decode(&cursors.encode(), RESOURCE, 0), Ok(cursors));
+    }
 }
 
 #[test]

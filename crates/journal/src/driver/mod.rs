@@ -419,7 +419,11 @@ impl<F: Files> Log<F> {
             }
         };
         let (from, to) = (spare_name(spare), segment_name(header.number));
-        self.files.create(&from, header.capacity)?;
+        if let Err(error) = self.files.create(&from, header.capacity) {
+            // It was of another length, and cannot be used. That it stays changes nothing.
+            let _ = self.files.remove(&from);
+            return Err(error);
+        }
         self.files.write(&from, 0, &[Bytes::copy_from_slice(&header.encode())])?;
         self.files.sync(&from)?;
         self.files.rename(&from, &to)?;

@@ -327,7 +327,7 @@ impl Files for Sim {
     }
 
     fn write_through(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<bool> {
-        self.write(name, offset, parts)?;
+        Files::write(self, name, offset, parts)?;
         let through = self.0.borrow().through;
         if through {
             self.step(Step::Sync(self.inode(name)?))?;
