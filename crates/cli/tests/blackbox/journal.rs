@@ -292,12 +292,12 @@ fn a_full_filesystem_slows_the_journal_and_loses_nothing() {
     let place = cluster[0].dir().join("small");
     let Some(_small) = Small::new(&place, "40m") else { return };
     create(&cluster, &place.join("j"));
-    write_blocks(&cluster[0], "r0", 1, 0..600);
+    write_blocks(&cluster[0], "r0", 1, 2000..2600);
     let hog = place.join("hog");
     let filled = fs::write(&hog, vec![0_u8; 40 << 20]);
     assert!(filled.is_err(), "it is full now");
     let options = WriterOptions { connections: 2, ..WriterOptions::default() };
-    let writer = Writer::start(&cluster[0].uri("r0"), Ledger::spread(7, 1024, 8), options);
+    let writer = Writer::start(&cluster[0].uri("r0"), Ledger::new(7, 1024), options);
     writer.wait_acknowledged(6000);
     cluster[0].kill9();
     let mut ledger = writer.join().0;
