@@ -227,7 +227,10 @@ mod tests {
         };
         assert_eq!(after(10, 100), least);
         let slow = after(90, 100);
-        assert!(slow > Duration::from_micros(170) && slow <= Duration::from_micros(180), "{slow:?}");
+        assert!(
+            slow > Duration::from_micros(170) && slow <= Duration::from_micros(180),
+            "{slow:?}"
+        );
         assert_eq!(after(190, 100), least * 4);
         assert_eq!(after(201, 100), least, "these are not worth waiting for");
         assert_eq!(after(1_000_000, 1), least);

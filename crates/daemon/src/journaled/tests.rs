@@ -6,7 +6,9 @@ use bytes::Bytes;
 use holdfast_format::journal::PeerSwitches;
 use holdfast_journal::driver::{Directory, DirectoryOptions, Files, GIVEN_UP};
 use holdfast_journal::{Relation, compare};
-use holdfast_store::{BufferPool, Disk, DiskError, DiskOp, FaultHandle, MemoryStore, Outcome};
+use holdfast_store::{
+    BufferPool, Disk, DiskError, DiskOp, FaultHandle, FaultRule, MemoryStore, OpId, Outcome,
+};
 use holdfast_units::{ByteRange, GenerationId, LogPosition, NodeId, ResourceId};
 use rustix::io::Errno;
 use std::io;
@@ -209,14 +211,26 @@ fn opened(
     faults: &Arc<Mutex<Faults>>,
     node: u8,
 ) -> (Disk, JournalHandle, FaultHandle) {
+    opened_with(dir, store, faults, node, true, &[])
+}
+
+/// The same around the page cache or not, on a disk with faults.
+fn opened_with(
+    dir: &Path,
+    store: &MemoryStore,
+    faults: &Arc<Mutex<Faults>>,
+    node: u8,
+    direct: bool,
+    rules: &[FaultRule],
+) -> (Disk, JournalHandle, FaultHandle) {
     let pool = BufferPool::new(1 << 20);
-    let files = Directory::open(dir, DirectoryOptions { direct: true }).unwrap();
+    let files = Directory::open(dir, DirectoryOptions { direct }).unwrap();
     let files = Faulty { files, faults: Arc::clone(faults) };
     let spec = JournalSpec { dir: dir.to_owned(), size: MIN_SIZE };
     let sizes = Sizes::of(spec.size, 256);
     let node = NodeId::new(node).unwrap();
     let log = open_log(&spec, files, &sizes, RESOURCE, node).unwrap();
-    let (disk, below) = Disk::memory(store, &pool).unwrap().with_faults(&[]);
+    let (disk, below) = Disk::memory(store, &pool).unwrap().with_faults(rules);
     let (disk, handle) = start(log, disk, sizes, None, 256, &pool).unwrap();
     (disk, handle, below)
 }
@@ -255,6 +269,53 @@ fn what_the_thread_had_no_time_for_is_found_in_the_journal() {
     rig.write(50, 10);
     assert_eq!(rig.below(0..50), [9; 50]);
     assert_eq!((rig.below(50..51), rig.read(50..52)), (vec![10], vec![10, 9]));
+}
+
+#[test]
+fn a_write_waits_until_older_ones_are_written_back() {
+    let mut rig = Rig::leading();
+    rig.write(0, 1);
+    rig.runtime.block_on(rig.handle.stop(Duration::ZERO));
+    rig.disk = None;
+    // What is written back stays under way.
+    let rules = ["write:count=1:hold".parse().unwrap()];
+    let (dir, node) = (rig.dir.path().to_owned(), rig.node);
+    let (mut disk, handle, below) = opened_with(&dir, &rig.store, &rig.faults, node, true, &rules);
+    let range = ByteRange::new(0, 4096);
+    let request = DiskOp::Write { range, data: Bytes::from(vec![2; 4096]), fua: false };
+    assert!(disk.submit(OpId(1), request).is_none());
+    // A call goes through the same list: the write has been looked at before it.
+    let view = rig.runtime.block_on(handle.status()).unwrap();
+    assert_eq!(view.mode, Mode::Draining);
+    assert_ne!(rig.below(0..1), [2]);
+    below.release();
+    let mut done = Vec::new();
+    while done.is_empty() {
+        disk.wait(&mut done, PATIENCE);
+    }
+    assert!(done[0].result.is_ok());
+    assert_eq!(rig.below(0..1), [2]);
+}
+
+#[test]
+fn a_durable_write_is_answered_when_it_is_durable() {
+    for direct in [true, false] {
+        let mut rig = Rig::new();
+        rig.runtime.block_on(rig.handle.stop(PATIENCE));
+        rig.disk = None;
+        let dir = rig.dir.path().to_owned();
+        let (disk, handle, below) = opened_with(&dir, &rig.store, &rig.faults, 0, direct, &[]);
+        (rig.disk, rig.handle, rig.below) = (Some(disk), handle, below);
+        rig.lead();
+        rig.write(0, 1);
+        rig.try_write(1, 2, true).unwrap();
+        let view = rig.status();
+        assert!(view.durable == view.head && view.head > LogPosition::START, "{view:?}");
+        rig.write(2, 3);
+        rig.flush();
+        let view = rig.status();
+        assert_eq!(view.durable, view.head);
+    }
 }
 
 #[test]
