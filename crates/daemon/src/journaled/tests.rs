@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -277,10 +277,15 @@ fn a_write_waits_until_older_ones_are_written_back() {
     rig.write(0, 1);
     rig.runtime.block_on(rig.handle.stop(Duration::ZERO));
     rig.disk = None;
-    // What is written back stays under way.
+    // What is written back stays under way until it is released.
     let rules = ["write:count=1:hold".parse().unwrap()];
     let (dir, node) = (rig.dir.path().to_owned(), rig.node);
     let (mut disk, handle, below) = opened_with(&dir, &rig.store, &rig.faults, node, true, &rules);
+    let begun = Instant::now();
+    while below.held() == 0 {
+        assert!(begun.elapsed() < PATIENCE, "nothing is written back");
+        std::thread::yield_now();
+    }
     let range = ByteRange::new(0, 4096);
     let request = DiskOp::Write { range, data: Bytes::from(vec![2; 4096]), fua: false };
     assert!(disk.submit(OpId(1), request).is_none());
@@ -290,9 +295,7 @@ fn a_write_waits_until_older_ones_are_written_back() {
     assert_ne!(rig.below(0..1), [2]);
     below.release();
     let mut done = Vec::new();
-    while done.is_empty() {
-        disk.wait(&mut done, PATIENCE);
-    }
+    disk.wait(&mut done, PATIENCE);
     assert!(done[0].result.is_ok());
     assert_eq!(rig.below(0..1), [2]);
 }
