@@ -116,10 +116,10 @@ pub struct ResourceCreate {
     #[serde(default)]
     pub meta: Option<String>,
     /// Where the journal is, an absolute path of a directory; there is none when left out.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<String>,
     /// How large it may grow, in bytes; 1 GiB when left out.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal_size: Option<u64>,
     /// Options, as `set` takes them.
     #[serde(default)]
@@ -140,10 +140,10 @@ pub struct ResourceJoin {
     #[serde(default)]
     pub meta: Option<String>,
     /// Where the journal is, an absolute path of a directory; there is none when left out.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<String>,
     /// How large it may grow, in bytes; 1 GiB when left out.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal_size: Option<u64>,
     /// How writes travel to this node; `C` when left out.
     #[serde(default)]
@@ -230,7 +230,7 @@ pub struct AttachDisk {
     pub force: bool,
     /// Begin with an empty journal. What was only in the old one is lost here: the disk gets all
     /// data from a peer.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub discard_journal: bool,
 }
 

@@ -106,6 +106,12 @@ fn every_command_is_one_call() {
             r#"POST /v1/resources {"name":"r0","disk":"/d","size":1073741824,"meta":"internal","set":{"ko-count":"3","timeout":"6s"}}"#,
         ),
         (
+            "create r0 --disk /d --journal /j --journal-size 4G",
+            r#"POST /v1/resources {"name":"r0","disk":"/d","size":null,"meta":null,"journal":"/j","journal_size":4294967296,"set":{}}"#,
+        ),
+        ("log rotate r0", "POST /v1/resources/r0/log/rotate {}"),
+        ("log trim r0", "POST /v1/resources/r0/log/trim {}"),
+        (
             "create r0 --disk d",
             r#"POST /v1/resources {"name":"r0","disk":"/d","size":null,"meta":null,"set":{}}"#,
         ),
@@ -327,7 +333,7 @@ fn what_is_not_there_yet_is_refused_and_calls_nobody() {
 fn status_is_the_document_or_a_table() {
     let document = r#"{"version":"0.1.0","node":"alpha","cluster":null,"resources":[
         {"name":"r0","role":"Primary","size_bytes":4096,"suspended":[],"quorum":true,
-         "open_count":0,"device":null,"device_kind":null,"nbd_uri":"nbd+unix:///r0?socket=s",
+         "open_count":0,"device":null,"device_kind":null,"device_waits_seconds":null,"nbd_uri":"nbd+unix:///r0?socket=s",
          "disk":{"state":"UpToDate","path":"/d","io_errors":0,"checksum_errors":0,
                  "healed_blocks":0,"remapped_sectors":0,"spare_sectors_free":0,
                  "problem":null},
