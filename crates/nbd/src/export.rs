@@ -4,10 +4,10 @@ use crate::codec::{Extent, ReplyStyle, TransmissionFlags};
 use bytes::Bytes;
 use holdfast_units::ByteRange;
 use std::fmt;
-use std::fs::File;
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
-use std::sync::Arc;
 
 /// Where a client comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -293,30 +293,39 @@ pub enum ReadChunk {
     Data(Bytes),
     /// So many zero bytes, which need not travel.
     Zeroes(u64),
-    /// What this part of a file holds when it leaves, which is sent without a copy. Only where
-    /// [`Reply::takes_files`](crate::Reply::takes_files) says so. Should the file end before, the
-    /// connection ends.
-    File(FileRange),
+    /// What is sent from where it is. Only where [`Reply::takes_lent`](crate::Reply::takes_lent) says
+    /// so. Should it not be there any more, the connection ends.
+    Lent(LentRange),
 }
 
-/// A part of a file whose pages are in memory.
+/// Bytes that are sent from where they are.
+pub trait Lend: fmt::Debug {
+    /// Sends to a socket what is behind the first `skip` bytes, without waiting; how many bytes it
+    /// took.
+    ///
+    /// # Errors
+    /// What the socket says; another error than `WouldBlock` ends the connection.
+    fn send(&self, socket: BorrowedFd<'_>, skip: u64) -> io::Result<usize>;
+}
+
+/// Bytes that somebody lends.
 #[derive(Clone, Debug)]
-pub struct FileRange {
-    /// The file, open for reading.
-    pub file: Arc<File>,
-    /// Where the part begins, in bytes.
-    pub offset: u64,
-    /// How many bytes it has.
+pub struct LentRange {
+    /// Who.
+    pub from: Rc<dyn Lend>,
+    /// How many of its bytes come before these.
+    pub skip: u64,
+    /// How many these are.
     pub len: u64,
 }
 
-impl PartialEq for FileRange {
+impl PartialEq for LentRange {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.file, &other.file) && (self.offset, self.len) == (other.offset, other.len)
+        Rc::ptr_eq(&self.from, &other.from) && (self.skip, self.len) == (other.skip, other.len)
     }
 }
 
-impl Eq for FileRange {}
+impl Eq for LentRange {}
 
 impl ReadChunk {
     /// Its length in bytes.
@@ -325,7 +334,7 @@ impl ReadChunk {
         match self {
             Self::Data(data) => data.len() as u64,
             Self::Zeroes(len) => *len,
-            Self::File(range) => range.len,
+            Self::Lent(range) => range.len,
         }
     }
 

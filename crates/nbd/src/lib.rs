@@ -36,8 +36,8 @@ pub use client::{
 pub use codec::{Command, Extent, ReplyStyle, TransmissionFlags};
 pub use error::NbdError;
 pub use export::{
-    ClientInfo, ContextSet, ContextStatus, Export, ExportInfo, ExportSummary, Exports, FileRange,
-    OpenRefusal, PeerAddress, ReadChunk, Refusal, ReplyData, Request, RequestKind,
+    ClientInfo, ContextSet, ContextStatus, Export, ExportInfo, ExportSummary, Exports, Lend,
+    LentRange, OpenRefusal, PeerAddress, ReadChunk, Refusal, ReplyData, Request, RequestKind,
 };
 pub use memory::{MemoryExport, SingleExport};
 pub use server::{

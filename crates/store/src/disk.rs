@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use crate::engine::external::{External, ExternalDisk};
 use crate::engine::fault::Fault;
 use crate::engine::{Done, Engine, Job, Tag};
+use crate::file::BackingFile;
 use crate::wake::Wake;
 use crate::{
     BufferPool, Completion, DiskError, DiskErrorKind, DiskOp, FaultHandle, FaultRule, MAX_TRANSFER,
@@ -136,6 +137,31 @@ struct Waiter {
     op: OpId,
     kind: OpKind,
     range: ByteRange,
+}
+
+/// A part of a disk that lives in memory, as it is when it is sent.
+#[derive(Clone)]
+pub struct Lent {
+    file: Arc<BackingFile>,
+    range: ByteRange,
+}
+
+impl Lent {
+    /// Sends to a socket what is behind the first `skip` bytes of the part, without waiting; how many
+    /// bytes it took.
+    ///
+    /// # Errors
+    /// What the socket says; another error when somebody has cut the file meanwhile.
+    pub fn send(&self, socket: BorrowedFd<'_>, skip: u64) -> io::Result<usize> {
+        let skip = skip.min(self.range.len);
+        self.file.send(socket, ByteRange::new(self.range.offset + skip, self.range.len - skip))
+    }
+}
+
+impl std::fmt::Debug for Lent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lent").field("range", &self.range).finish_non_exhaustive()
+    }
 }
 
 impl Disk {
@@ -282,12 +308,14 @@ impl Disk {
         None
     }
 
-    /// Whether the range could be read from the file itself, with the same result and without
-    /// waiting: the file lives in memory and has all of it. Not when a read would fail.
+    /// The range to be sent without a copy, when the disk is a file that lives in memory and has all
+    /// of it. Not when a read would fail.
     #[must_use]
-    pub fn has_in_memory(&self, range: ByteRange) -> bool {
-        let read = DiskOp::Read { range, holes: false };
-        self.answer_early(&read).is_none() && self.engine.has_in_memory(range)
+    pub fn lend(&self, range: ByteRange) -> Option<Lent> {
+        if self.answer_early(&DiskOp::Read { range, holes: false }).is_some() {
+            return None;
+        }
+        self.engine.in_memory(range).map(|file| Lent { file: Arc::clone(file), range })
     }
 
     /// Hands everything that was submitted to the kernel. To be called when the caller has no more

@@ -9,9 +9,12 @@ pub(crate) mod inline;
 pub(crate) mod memory;
 pub(crate) mod uring;
 
+use std::sync::Arc;
+
 use holdfast_units::ByteRange;
 use rustix::io::Errno;
 
+use crate::file::BackingFile;
 use crate::{BufferPool, DiskOp, OpId, OpKind, Outcome};
 
 /// What [`crate::Disk`] has to do when a job is done.
@@ -100,9 +103,12 @@ impl Engine {
         }
     }
 
-    /// Whether all of a range is in a file that lives in memory.
-    pub(crate) fn has_in_memory(&self, range: ByteRange) -> bool {
-        matches!(self, Self::Inline(inline) if inline.has_in_memory(range))
+    /// The file, when it lives in memory and has all of this range.
+    pub(crate) fn in_memory(&self, range: ByteRange) -> Option<&Arc<BackingFile>> {
+        match self {
+            Self::Inline(inline) => inline.in_memory(range),
+            _ => None,
+        }
     }
 
     /// Appends what is done, without waiting.

@@ -73,6 +73,14 @@ impl BackingFile {
         })
     }
 
+    /// Sends a part of a file that lives in memory; see [`Mapping::send`].
+    pub(crate) fn send(&self, socket: BorrowedFd<'_>, range: ByteRange) -> std::io::Result<usize> {
+        match &self.mapping {
+            Some(mapping) => mapping.send(socket, range),
+            None => Err(std::io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     fn flush(&self) -> Result<(), Errno> {
         if let Some(mapping) = &self.mapping {
             let len = self.file.metadata().map_err(errno)?.len();

@@ -34,7 +34,7 @@ mod open;
 mod wake;
 
 pub use buffer::{AlignedBuf, BUFFER_ALIGN, BufferPool};
-pub use disk::{BackingKind, Disk, DiskInfo, EngineKind};
+pub use disk::{BackingKind, Disk, DiskInfo, EngineKind, Lent};
 pub use engine::external::{ExternalDisk, Ticket};
 pub use engine::fault::{FaultHandle, FaultHits, FaultOp, FaultOutcome, FaultRule, FaultRuleError};
 pub use engine::memory::MemoryStore;

@@ -18,7 +18,7 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
@@ -140,6 +140,32 @@ impl Mapping {
             std::ptr::copy_nonoverlapping(source.as_ptr(), buffer.as_mut_ptr(), buffer.len());
         };
         self.checked(guarded((source, len), load))
+    }
+
+    /// Sends bytes to a socket, without waiting and without a copy of ours; how many.
+    ///
+    /// # Errors
+    /// What the socket says; `EFAULT` when the file has lost some of them.
+    pub(crate) fn send(&self, socket: BorrowedFd<'_>, range: ByteRange) -> io::Result<usize> {
+        let (Ok(start), Ok(len)) = (usize::try_from(range.offset), usize::try_from(range.len))
+        else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        if !self.has(range) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: `has` says that start + len <= self.len, so this is inside the mapping, which stays
+        // until `self` is dropped. The kernel only reads there; where the file has no page any more
+        // it returns EFAULT.
+        let sent = unsafe {
+            libc::send(socket.as_raw_fd(), self.start.as_ptr().add(start).cast(), len, flags)
+        };
+        let sent = usize::try_from(sent).map_err(|_| io::Error::last_os_error());
+        if sent.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EFAULT)) {
+            self.checked(false);
+        }
+        sent
     }
 
     /// After a copy that failed nothing goes through the mapping any more.

@@ -1,8 +1,8 @@
 //! One file or block device of an export.
 
-use holdfast_nbd::{Extent, FileRange};
+use holdfast_nbd::{Extent, Lend, LentRange};
 use holdfast_store::{
-    BackingKind, BufferPool, Completion, DirectMode, Disk, DiskInfo, DiskOp, OpId, OpenError,
+    BackingKind, BufferPool, Completion, DirectMode, Disk, DiskInfo, DiskOp, Lent, OpId, OpenError,
     OpenOptions,
 };
 use holdfast_units::ByteRange;
@@ -10,9 +10,9 @@ use rustix::fs::{Advice, SeekFrom, fadvise, seek};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::rc::Rc;
 
 /// How many operations the disk gets at a time; more wait here.
 const MAX_IN_FLIGHT: usize = 1024;
@@ -40,13 +40,23 @@ pub(super) struct PartOptions {
     pub(super) direct: Option<bool>,
 }
 
+/// A part of a file in memory.
+#[derive(Debug)]
+struct LentPart(Lent);
+
+impl Lend for LentPart {
+    fn send(&self, socket: BorrowedFd<'_>, skip: u64) -> io::Result<usize> {
+        self.0.send(socket, skip)
+    }
+}
+
 /// An open file or device with its operations.
 pub(super) struct Part {
     pub(super) path: PathBuf,
     pub(super) state: State,
     disk: Disk,
     /// The same file, for what the disk does not do; `None` for memory.
-    file: Option<Arc<File>>,
+    file: Option<File>,
     waiting: VecDeque<(OpId, DiskOp)>,
     /// Something was submitted that the kernel has not been told of.
     unkicked: bool,
@@ -87,7 +97,7 @@ impl Part {
             path: path.to_owned(),
             state: State::InSync,
             disk,
-            file: file.map(Arc::new),
+            file,
             waiting: VecDeque::new(),
             unkicked: false,
             completed: Vec::new(),
@@ -107,14 +117,14 @@ impl Part {
     }
 
     /// The same file, for marks about it.
-    pub(super) fn file(&self) -> Option<&File> {
-        self.file.as_deref()
+    pub(super) const fn file(&self) -> Option<&File> {
+        self.file.as_ref()
     }
 
-    /// The range as a part of the file, when that is as good as a read.
-    pub(super) fn lend(&self, range: ByteRange) -> Option<FileRange> {
-        let file = self.file.as_ref().filter(|_| self.disk.has_in_memory(range))?;
-        Some(FileRange { file: Arc::clone(file), offset: range.offset, len: range.len })
+    /// The range to be sent from where it is, when that is as good as a read.
+    pub(super) fn lend(&self, range: ByteRange) -> Option<LentRange> {
+        let lent = LentPart(self.disk.lend(range)?);
+        Some(LentRange { from: Rc::new(lent), skip: 0, len: range.len })
     }
 
     /// What becomes readable when something has completed.

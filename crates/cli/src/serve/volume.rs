@@ -30,8 +30,7 @@ use tokio::task::spawn_local;
 const MAX_JOBS: usize = 2048;
 /// Reads from this length on are answered without data when nothing is there.
 const LONG_READ: u64 = 64 << 10;
-/// Reads from this length on are sent out of a file in memory itself: for shorter ones the kernel's
-/// work for each page is no less than a copy.
+/// Reads from this length on are sent from where they are in memory, without a copy of ours.
 const LENT_READ: u64 = 64 << 10;
 
 /// Something about the parts that people should know.
@@ -334,10 +333,10 @@ impl Inner {
         // A part of a mirror that fails must not break a connection: others have the data.
         if piece.len >= LENT_READ
             && !self.layout.is_mirror()
-            && self.jobs[key].reply.takes_files()
+            && self.jobs[key].reply.takes_lent()
             && let Some(lent) = self.parts[part].lend(piece.range())
         {
-            return self.jobs[key].data.push((piece.offset, ReadChunk::File(lent)));
+            return self.jobs[key].data.push((piece.offset, ReadChunk::Lent(lent)));
         }
         let read = DiskOp::Read { range: piece.range(), holes: piece.len >= LONG_READ };
         self.issue(Owner::Job(key), part, piece, read);

@@ -78,7 +78,7 @@ impl<S> Drop for Connection<'_, S> {
 
 impl<'a, S: ClientStream> Connection<'a, S> {
     pub(super) fn new(stream: S, session: Session, options: &'a ServerOptions) -> Self {
-        let shared = Shared::new(session.style, stream.sends_files(), options);
+        let shared = Shared::new(session.style, stream.sends_lent(), options);
         Self {
             stream,
             shared,
@@ -161,8 +161,8 @@ impl<'a, S: ClientStream> Connection<'a, S> {
             if outbox.is_empty() {
                 break;
             }
-            let sent = match outbox.next_file() {
-                Some(range) => self.stream.poll_send_file(cx, range),
+            let sent = match outbox.next_lent() {
+                Some(range) => self.stream.poll_send_lent(cx, range),
                 None => {
                     let stream = Pin::new(&mut self.stream);
                     outbox.with_slices(|slices| stream.poll_write_vectored(cx, slices))
@@ -170,9 +170,6 @@ impl<'a, S: ClientStream> Connection<'a, S> {
             };
             let count = match sent {
                 Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Ok(0)) if outbox.next_file().is_some() => {
-                    return Err(ServeError::FileEnded);
-                }
                 Poll::Ready(Ok(0)) => return Err(ServeError::closed_early()),
                 Poll::Ready(count) => count?,
             };

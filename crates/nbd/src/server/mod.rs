@@ -117,9 +117,6 @@ pub enum ServeError {
     /// It held memory that others waited for and did not send or read what it was for.
     #[error("the client kept others waiting: it did not go on with a request or its reply")]
     Stalled,
-    /// A file that the export has lent was cut short by somebody else.
-    #[error("a file that is served was cut short while a part of it was being sent")]
-    FileEnded,
     /// The server was to stop, and requests did not finish in time.
     #[error("requests were still under way when the server had to stop")]
     ShutdownTimeout,

@@ -1,4 +1,4 @@
-use crate::FileRange;
+use crate::LentRange;
 use bytes::{Buf, Bytes};
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -32,7 +32,7 @@ enum Piece {
     /// So many bytes of `heads`.
     Heads(usize),
     Data(Bytes),
-    File(FileRange),
+    Lent(LentRange),
 }
 
 impl Outbox {
@@ -56,16 +56,16 @@ impl Outbox {
         }
     }
 
-    /// Appends a part of a file.
-    pub(super) fn file(&mut self, range: FileRange) {
+    /// Appends what is lent.
+    pub(super) fn lent(&mut self, range: LentRange) {
         self.queued += range.len;
-        self.pieces.push_back(Piece::File(range));
+        self.pieces.push_back(Piece::Lent(range));
     }
 
-    /// The part of a file that is next, when one is.
-    pub(super) fn next_file(&self) -> Option<&FileRange> {
+    /// What is lent and next, when one is.
+    pub(super) fn next_lent(&self) -> Option<&LentRange> {
         match self.pieces.front() {
-            Some(Piece::File(range)) => Some(range),
+            Some(Piece::Lent(range)) => Some(range),
             _ => None,
         }
     }
@@ -84,7 +84,7 @@ impl Outbox {
         self.pieces.is_empty()
     }
 
-    /// Shows the first pieces to `write`, up to the first part of a file.
+    /// Shows the first pieces to `write`, up to what is lent.
     pub(super) fn with_slices<R>(&self, write: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let mut at = self.heads_at;
@@ -96,7 +96,7 @@ impl Outbox {
                     &self.heads[at - len..at]
                 }
                 Piece::Data(data) => data,
-                Piece::File(_) => break,
+                Piece::Lent(_) => break,
             });
             used += 1;
         }
@@ -127,12 +127,12 @@ impl Outbox {
                     left -= data.len();
                     self.pieces.pop_front();
                 }
-                Some(Piece::File(range)) if range.len > left as u64 => {
-                    range.offset += left as u64;
+                Some(Piece::Lent(range)) if range.len > left as u64 => {
+                    range.skip += left as u64;
                     range.len -= left as u64;
                     left = 0;
                 }
-                Some(Piece::File(range)) => {
+                Some(Piece::Lent(range)) => {
                     // It is not more than what is left.
                     left -= usize::try_from(range.len).unwrap_or(left);
                     self.pieces.pop_front();
@@ -174,9 +174,21 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use super::{FileRange, Outbox, Written};
+    use super::{LentRange, Outbox, Written};
+    use crate::Lend;
     use bytes::Bytes;
-    use std::sync::Arc;
+    use std::io;
+    use std::os::fd::BorrowedFd;
+    use std::rc::Rc;
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Lend for Nobody {
+        fn send(&self, _: BorrowedFd<'_>, _: u64) -> io::Result<usize> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
 
     fn content(outbox: &Outbox) -> Vec<u8> {
         outbox.with_slices(|slices| slices.iter().flat_map(|slice| slice.to_vec()).collect())
@@ -203,20 +215,20 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_file_goes_alone_and_in_its_turn() {
-        let file = Arc::new(tempfile::tempfile().unwrap());
+    fn what_is_lent_goes_alone_and_in_its_turn() {
+        let from = Rc::new(Nobody);
         let mut outbox = Outbox::default();
         outbox.head(|out| out.extend(b"head"));
-        outbox.file(FileRange { file, offset: 50, len: 10 });
+        outbox.lent(LentRange { from, skip: 50, len: 10 });
         outbox.data(Bytes::from_static(b"data"));
         outbox.end_reply(7);
         assert_eq!((content(&outbox), outbox.waiting()), (b"head".to_vec(), 18));
-        assert!(outbox.next_file().is_none());
+        assert!(outbox.next_lent().is_none());
         assert_eq!(outbox.advance(4), Written::default());
         assert_eq!(content(&outbox), b"");
-        assert_eq!(outbox.next_file().map(|range| (range.offset, range.len)), Some((50, 10)));
+        assert_eq!(outbox.next_lent().map(|range| (range.skip, range.len)), Some((50, 10)));
         assert_eq!(outbox.advance(4), Written::default());
-        assert_eq!(outbox.next_file().map(|range| (range.offset, range.len)), Some((54, 6)));
+        assert_eq!(outbox.next_lent().map(|range| (range.skip, range.len)), Some((54, 6)));
         assert_eq!(outbox.advance(6), Written::default());
         assert_eq!(content(&outbox), b"data");
         assert_eq!(outbox.advance(4), Written { replies: 1, reserved: 7 });

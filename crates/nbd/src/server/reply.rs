@@ -16,8 +16,8 @@ const MAX_EXTENTS: usize = 4096;
 /// What a connection and the replies to its requests share.
 pub(super) struct Shared {
     style: ReplyStyle,
-    /// Whether the stream sends files.
-    files: bool,
+    /// Whether the stream sends what is lent.
+    lent: bool,
     outbox: RefCell<Outbox>,
     /// The connection's task, when it sleeps.
     waker: Cell<Option<Waker>>,
@@ -34,10 +34,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(style: ReplyStyle, files: bool, options: &ServerOptions) -> Rc<Self> {
+    pub(super) fn new(style: ReplyStyle, lent: bool, options: &ServerOptions) -> Rc<Self> {
         Rc::new(Self {
             style,
-            files,
+            lent,
             outbox: RefCell::default(),
             waker: Cell::new(None),
             open: Cell::new(true),
@@ -161,10 +161,10 @@ impl Reply {
         }
     }
 
-    /// Whether [`ReadChunk::File`] may be in the answer.
+    /// Whether [`ReadChunk::Lent`] may be in the answer.
     #[must_use]
-    pub fn takes_files(&self) -> bool {
-        self.shared.files
+    pub fn takes_lent(&self) -> bool {
+        self.shared.lent
     }
 
     /// Whether the connection has gone, so that an answer reaches nobody.
@@ -282,9 +282,9 @@ impl Ticket {
                     out.head(|out| frame.data(out, done, at, len));
                     out.data(data);
                 }
-                ReadChunk::File(range) => {
+                ReadChunk::Lent(range) => {
                     out.head(|out| frame.data(out, done, at, len));
-                    out.file(range);
+                    out.lent(range);
                 }
                 // A read is no longer than the largest payload, which has 32 bits.
                 ReadChunk::Zeroes(len) => {
@@ -345,7 +345,7 @@ fn put_plain(out: &mut Outbox, chunk: ReadChunk) {
     static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
     match chunk {
         ReadChunk::Data(data) => out.data(data),
-        ReadChunk::File(range) => out.file(range),
+        ReadChunk::Lent(range) => out.lent(range),
         ReadChunk::Zeroes(mut left) => {
             while left > 0 {
                 let step = left.min(ZEROES.len() as u64);

@@ -56,7 +56,7 @@ impl Inline {
         self.helper.is_none()
     }
 
-    pub(crate) fn has_in_memory(&self, range: ByteRange) -> bool {
-        self.file.has_in_memory(range)
+    pub(crate) fn in_memory(&self, range: ByteRange) -> Option<&Arc<BackingFile>> {
+        Some(&self.file).filter(|file| file.has_in_memory(range))
     }
 }
