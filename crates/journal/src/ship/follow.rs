@@ -286,8 +286,11 @@ where
     /// Opens the journal; what is damaged in it is cut off, and fetched again.
     fn open_log(&mut self, cut: Option<LogPosition>) -> Result<(), FollowError> {
         self.log = None;
+        let settings = self.options.settings;
+        // So that the next segment fits, too.
+        let budget_bytes = settings.budget_bytes.saturating_sub(settings.segment_bytes);
         let open = Open {
-            settings: self.options.settings,
+            settings: Settings { budget_bytes, ..settings },
             leads: false,
             generation: GenerationId(0),
             time: HybridTime::default(),
@@ -822,11 +825,15 @@ where
         self.log_mut()?.flush().map_err(journal)
     }
 
-    /// Gives up segments that are replayed.
+    /// Gives up segments that are replayed, when they are not kept for going back or there are too
+    /// many of them.
     fn recycle(&mut self) -> Result<(), FollowError> {
         let replayed = self.state.replayed;
         let log = self.log_mut()?;
         log.journal_mut().replayed(replayed);
+        if let Some(plan) = log.journal().plan_cut() {
+            log.journal_mut().cut(&plan);
+        }
         if log.journal().recyclable().is_some() {
             log.recycle().map_err(journal)?;
         }

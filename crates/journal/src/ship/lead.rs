@@ -767,7 +767,12 @@ impl Served {
             source.segments().iter().map(|(header, len)| header.link(*len)).collect();
         let first = kept.first().map_or(u64::MAX, |link| link.number);
         let gone = self.links.iter().filter(|link| link.number < first).copied();
-        gone.chain(kept.iter().copied()).collect()
+        let mut all: Vec<SegmentLink> = gone.chain(kept.iter().copied()).collect();
+        // What lies before the beginning of another history says nothing.
+        let goes_on = |pair: &[SegmentLink]| pair[1].chain == pair[0].chain_after();
+        let begun = all.windows(2).rposition(|pair| !goes_on(pair)).map_or(0, |at| at + 1);
+        all.drain(..begun);
+        all
     }
 
     /// Remembers whose history it is that ends at `up_to`.

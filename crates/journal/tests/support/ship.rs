@@ -111,8 +111,10 @@ pub(crate) struct Primary {
     pub(crate) leader: Leader,
     pub(crate) notes: Store,
     pub(crate) budget: u64,
+    keep: u64,
     epoch: u64,
-    followers: u8,
+    /// The number of the node that leads, then those of the followers.
+    numbers: Vec<u8>,
     /// Who waits for news on which connection, and until when.
     waits: BTreeMap<u64, (usize, u64)>,
 }
@@ -152,14 +154,17 @@ pub(crate) struct World {
     /// Answers are damaged now and then.
     pub(crate) damage: bool,
     pub(crate) fills: u64,
+    /// Two histories went on from here.
+    fork: Option<LogPosition>,
 }
 
-fn settings(number: u8, epoch: u64, budget: u64) -> Settings {
+fn settings(number: u8, epoch: u64, budget: u64, keep: u64) -> Settings {
     Settings {
         segment_bytes: SEGMENT,
         alignment: 512,
         budget_bytes: budget,
         dirty_bytes: 40 * 4096,
+        keep_bytes: keep,
         ..Settings::new(RESOURCE, node(number), epoch)
     }
 }
@@ -168,7 +173,7 @@ impl Primary {
     fn start(&mut self) {
         self.epoch += 1;
         let open = Open {
-            settings: settings(0, self.epoch, self.budget),
+            settings: settings(self.numbers[0], self.epoch, self.budget, self.keep),
             leads: true,
             generation: GenerationId(1),
             time: HybridTime::default(),
@@ -179,7 +184,9 @@ impl Primary {
         let mut log = Log::open(self.sim.clone(), &open).unwrap().0;
         self.leader = Leader::new(RESOURCE, SIZE, self.epoch << 32);
         let mut led = Led { log: &mut log, disk: self.sim.clone() };
-        (1..=self.followers).for_each(|n| self.leader.add(node(n), &mut led, &self.notes));
+        for number in &self.numbers[1..] {
+            self.leader.add(node(*number), &mut led, &self.notes);
+        }
         self.log = Some(log);
         self.waits.clear();
     }
@@ -213,8 +220,9 @@ impl World {
             leader: Leader::new(RESOURCE, SIZE, 0),
             notes: Store::default(),
             budget,
+            keep: if seed.is_multiple_of(2) { u64::MAX } else { 0 },
             epoch: 0,
-            followers,
+            numbers: (0..=followers).collect(),
             waits: BTreeMap::new(),
         };
         primary.start();
@@ -239,6 +247,7 @@ impl World {
             sent: 0,
             damage: false,
             fills: 0,
+            fork: None,
         }
     }
 
@@ -301,11 +310,12 @@ impl World {
         let id = self.next_wire;
         self.next_wire += 1;
         self.wires.insert(id, Wire { follower, up: VecDeque::new(), down: VecDeque::new() });
+        let leader = node(self.primary.numbers[0]);
         let secondary = &mut self.secondaries[follower];
         let Some(node) = secondary.follower.as_mut() else { return };
         if secondary.first.is_none() {
             secondary.first = Some(id);
-            node.meet(crate::support::ship::node(0), self.dice.below(u64::MAX));
+            node.meet(leader, self.dice.below(u64::MAX));
         }
         node.opened(ConnId(id));
     }
@@ -328,7 +338,7 @@ impl World {
         let follower = wire.follower;
         let first = self.secondaries[follower].first == Some(id);
         self.primary.waits.remove(&id);
-        let number = node(u8::try_from(follower).unwrap() + 1);
+        let number = node(self.primary.numbers[follower + 1]);
         self.primary.leader.closed(number, id, first);
         if let Some(node) = self.secondaries[follower].follower.as_mut() {
             if first { node.part() } else { node.closed(ConnId(id)) }
@@ -379,7 +389,7 @@ impl World {
             self.answer_head(id, follower);
         }
         let time = HybridTime::from_unix_millis(self.now);
-        let number = node(u8::try_from(follower).unwrap() + 1);
+        let number = node(self.primary.numbers[follower + 1]);
         let hello = matches!(request, Request::Hello(_));
         let Some((mut led, leader, notes)) = self.led() else { return };
         match leader.request(time, number, id, request, &mut led, notes) {
@@ -401,7 +411,7 @@ impl World {
 
     fn answer_head(&mut self, id: u64, follower: usize) {
         let time = HybridTime::from_unix_millis(self.now);
-        let number = node(u8::try_from(follower).unwrap() + 1);
+        let number = node(self.primary.numbers[follower + 1]);
         let Some((led, leader, _)) = self.led() else { return };
         let head = leader.head(time, number, &led);
         self.send_down(id, Answer::Head(head));
@@ -422,12 +432,12 @@ impl World {
     // The nodes.
 
     pub(crate) fn start_secondary(&mut self, follower: usize) {
-        let number = u8::try_from(follower).unwrap() + 1;
+        let number = self.primary.numbers[follower + 1];
         let secondary = &mut self.secondaries[follower];
         if secondary.follower.is_some() {
             return;
         }
-        let settings = settings(number, 0, secondary.budget);
+        let settings = settings(number, 0, secondary.budget, self.primary.keep);
         let options = FollowOptions {
             piece: 8 << 10,
             window: 64 << 10,
@@ -472,6 +482,49 @@ impl World {
             self.primary.start();
             self.record();
         }
+    }
+
+    /// One of a follower's next steps fails.
+    pub(crate) fn fail_at(&mut self, follower: usize, step: usize) {
+        let mut tracing = self.secondaries[follower].sim.0.borrow_mut();
+        tracing.fail_at = tracing.steps.len() + step;
+    }
+
+    /// The Primary stops in good order; a follower takes everything and leads.
+    pub(crate) fn hand_over(&mut self, to: usize) {
+        self.primary.log.as_mut().unwrap().flush().unwrap();
+        self.record();
+        while !self.all_equal() {
+            self.step(10);
+        }
+        self.swap(to);
+    }
+
+    /// A follower leads with what it has; the Primary follows it.
+    pub(crate) fn force(&mut self, to: usize) {
+        self.record();
+        let fork = self.secondaries[to].follower.as_ref().unwrap().status().fetched;
+        self.swap(to);
+        // From here on it is another history.
+        self.history.retain(|(position, _, _)| *position < fork);
+        self.recorded = fork;
+        self.fork = Some(fork);
+    }
+
+    fn swap(&mut self, to: usize) {
+        self.wire_ids().into_iter().for_each(|id| self.cut_wire(id));
+        self.primary.log = None;
+        let secondary = &mut self.secondaries[to];
+        secondary.first = None;
+        let follower = secondary.follower.take().unwrap();
+        // What is in its journal is written to its disk as if it had been written here.
+        drop(follower.close().unwrap());
+        std::mem::swap(&mut secondary.sim, &mut self.primary.sim);
+        secondary.model = (LogPosition::START, Vec::new());
+        self.primary.numbers.swap(0, to + 1);
+        self.primary.notes = Store::default();
+        self.primary.start();
+        self.start_secondary(to);
     }
 
     /// So many milliseconds go by; everybody does what he can.
@@ -547,6 +600,10 @@ impl World {
         for follower in 0..self.secondaries.len() {
             let Some(node) = self.secondaries[follower].follower.as_ref() else { continue };
             let Holding::StateAt(position) = node.holding() else { continue };
+            if self.fork.is_some_and(|fork| position > fork) {
+                // It is a state of the other history.
+                continue;
+            }
             let model = std::mem::take(&mut self.secondaries[follower].model);
             let expected = self.state_at(position, model);
             let found = contents(&self.secondaries[follower].sim);
