@@ -5,6 +5,7 @@ use super::{JournalCallError, Mode};
 use bytes::Bytes;
 use holdfast_format::journal::{RecordKind, SegmentHeader};
 use holdfast_journal::Op;
+use holdfast_journal::driver::CopyFailed;
 use holdfast_store::DiskOp;
 use holdfast_units::{GenerationId, LogPosition};
 use std::collections::VecDeque;

@@ -7,7 +7,7 @@ use super::message::{
     Request, VERSION, Verdict, Welcome,
 };
 use crate::compress::decompress;
-use crate::driver::{Backing, CURSORS, CopyFailed, Files, Log, LogError, Logged, Open};
+use crate::driver::{Backing, CopyFailed, Files, Log, LogError, Logged, Open};
 use crate::index::WriteBackLimits;
 use crate::journal::{CopyError, Settings};
 use crate::records::RecordsError;
@@ -226,17 +226,15 @@ where
         if state.sequence == 0 {
             write_state(&mut files, &mut state).map_err(journal)?;
         }
-        if state.wipe {
-            wipe(&mut files, &mut state).map_err(journal)?;
-        }
         let mut disk = disk;
         if state.state == FollowState::Led {
             let end = settle(files, &mut disk, &options)?;
             files = open().map_err(journal)?;
             state = Following {
-                state: FollowState::Consistent,
-                replayed: end,
-                applying: end,
+                state: end.map_or(FollowState::Nothing, |_| FollowState::Consistent),
+                wipe: end.is_none(),
+                replayed: end.unwrap_or_default(),
+                applying: end.unwrap_or_default(),
                 fill: 0,
                 fill_to: None,
                 limit: None,
@@ -279,6 +277,9 @@ where
             transferred: 0,
         };
         follower.open_log(None)?;
+        if follower.state.wipe {
+            follower.wipe()?;
+        }
         follower.recover_to = state.applying.min(follower.durable());
         Ok(follower)
     }
@@ -597,18 +598,18 @@ where
             ..self.state
         };
         self.store()?;
-        let mut log = self.log.take();
-        let mut state = self.state;
-        if let Some(log) = log.as_mut() {
-            wipe(log.files_mut(), &mut state).map_err(journal)?;
-        }
-        drop(log);
-        self.state = state;
+        self.wipe()?;
         self.applied = from;
         self.recover_to = from;
-        self.open_log(None)?;
         self.must_greet = false;
         Ok(())
+    }
+
+    /// Forgets the journal, but not what is known of the disk.
+    fn wipe(&mut self) -> Result<(), FollowError> {
+        self.log_mut()?.clear().map_err(journal)?;
+        self.state.wipe = false;
+        self.store()
     }
 
     fn learn(&mut self, now_ms: u64, head: Head) -> Result<(), FollowError> {
@@ -1107,12 +1108,13 @@ pub fn mark_led<F: Files>(files: &mut F, resource: ResourceId) -> io::Result<()>
     write_state(files, &mut state)
 }
 
-/// Writes back what this node appended while it led; where that ends.
+/// Writes back what this node appended while it led; where that ends. `None` when the disk was
+/// written to past the journal: then it is no state of this history.
 fn settle<F: Files, D: Backing>(
     files: F,
     disk: &mut D,
     options: &FollowOptions,
-) -> Result<LogPosition, FollowError> {
+) -> Result<Option<LogPosition>, FollowError> {
     const ROUND: WriteBackLimits = WriteBackLimits { bytes: 8 << 20, runs: 64, run_bytes: 1 << 20 };
     let open = Open {
         settings: options.settings,
@@ -1126,7 +1128,8 @@ fn settle<F: Files, D: Backing>(
     while log.write_back(disk, ROUND, false)? {}
     log.write_back(disk, ROUND, true)?;
     log.store_cursors().map_err(journal)?;
-    Ok(log.journal().durable())
+    let bypassed = log.journal().switches().bypassed;
+    Ok((!bypassed).then(|| log.journal().durable()))
 }
 
 fn journal(error: io::Error) -> FollowError {
@@ -1156,18 +1159,7 @@ fn write_state<F: Files>(files: &mut F, state: &mut Following) -> io::Result<()>
     }
     state.sequence += 1;
     let offset = u64::from(state.copy()) * BLOCK_LEN as u64;
-    files.write(FOLLOWING, offset, &[Bytes::copy_from_slice(&state.encode())])?;
-    if files.writes_through(FOLLOWING) { Ok(()) } else { files.sync(FOLLOWING) }
-}
-
-/// Takes the journal away, but not what is known of the disk.
-fn wipe<F: Files>(files: &mut F, state: &mut Following) -> io::Result<()> {
-    for name in files.list()? {
-        if name == CURSORS || name.starts_with("segment-") {
-            files.remove(&name)?;
-        }
-    }
-    files.sync_dir()?;
-    state.wipe = false;
-    write_state(files, state)
+    let through =
+        files.write_through(FOLLOWING, offset, &[Bytes::copy_from_slice(&state.encode())])?;
+    if through { Ok(()) } else { files.sync(FOLLOWING) }
 }

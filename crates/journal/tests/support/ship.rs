@@ -101,7 +101,7 @@ impl Source for Led<'_> {
     }
 
     fn read(&self, range: ByteRange) -> Result<Bytes, LeadError> {
-        self.log.read(range, &self.disk).map_err(bad)
+        self.log.read(range, &mut self.disk.clone()).map_err(bad)
     }
 }
 
@@ -661,7 +661,7 @@ fn payload(value: u64, blocks: u64) -> Bytes {
 
 /// The value of each block of a disk; that of a block that is torn is none that was ever written.
 fn contents(sim: &Sim) -> Vec<u64> {
-    let all = Backing::read(sim, ByteRange::new(0, SIZE)).unwrap();
+    let all = Backing::read(&mut sim.clone(), ByteRange::new(0, SIZE)).unwrap();
     let value = |block: &[u8]| {
         let value = u64::from_le_bytes(*block.first_chunk().unwrap());
         let whole = if value == 0 {
