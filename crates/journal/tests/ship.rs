@@ -43,7 +43,10 @@ fn trouble(world: &mut World) {
             }
         }
         12 => world.damage = world.dice.one_in(2),
-        _ => world.start_secondary(one),
+        _ => {
+            world.start_secondary(one);
+            world.check();
+        }
     }
 }
 

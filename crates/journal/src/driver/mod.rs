@@ -620,15 +620,17 @@ impl<F: Files> Log<F> {
     }
 
     /// Makes everything durable that was pushed, and begins a new segment if the last one has
-    /// records; where it begins.
+    /// records; its number, and where it begins.
     ///
     /// # Errors
     /// When a write or a sync failed: the journal has failed.
-    pub fn begin_segment(&mut self) -> io::Result<LogPosition> {
+    pub fn begin_segment(&mut self) -> io::Result<(u64, LogPosition)> {
         self.flush()?;
         self.journal.rotate_now();
         self.pump()?;
-        Ok(self.journal.durable())
+        let last = self.journal.durable_segments().pop();
+        let begun = last.map(|(header, _)| (header.number, header.base));
+        begun.ok_or_else(|| io::Error::other("no segment was begun"))
     }
 
     /// The position to replay to (exclusively) for the state of a time, from `from` on.

@@ -19,8 +19,8 @@ use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId, R
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
-/// The name of the file with what this node knows of its own disk.
-const FOLLOWING: &str = "following";
+/// The name of the file with what this node knows of its own disk, beside the journal's.
+pub const FOLLOWING: &str = "following";
 const FOLLOWING_BYTES: u64 = 2 * BLOCK_LEN as u64;
 /// So much of the journal may be replayed between two flushes of the disk.
 const REPLAY_BYTES: u64 = 8 << 20;
@@ -1105,6 +1105,7 @@ pub fn mark_led<F: Files>(files: &mut F, resource: ResourceId) -> io::Result<()>
         return Ok(());
     }
     state.state = FollowState::Led;
+    (state.fetch_paused, state.replay_paused) = (false, false);
     write_state(files, &mut state)
 }
 
@@ -1128,8 +1129,9 @@ fn settle<F: Files, D: Backing>(
     while log.write_back(disk, ROUND, false)? {}
     log.write_back(disk, ROUND, true)?;
     log.store_cursors().map_err(journal)?;
-    let bypassed = log.journal().switches().bypassed;
-    Ok((!bypassed).then(|| log.journal().durable()))
+    // Without a record of its own, nothing says whose state the disk is.
+    let unknown = log.journal().switches().bypassed || log.journal().links().is_empty();
+    Ok((!unknown).then(|| log.journal().durable()))
 }
 
 fn journal(error: io::Error) -> FollowError {

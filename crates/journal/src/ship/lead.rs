@@ -53,11 +53,11 @@ pub trait Source {
     fn peer_restarts(&mut self, node: NodeId, position: LogPosition) -> Result<(), LeadError>;
 
     /// Makes everything durable that was written, and begins a segment if the last one has
-    /// records; where it begins.
+    /// records; its number, and where it begins.
     ///
     /// # Errors
     /// When the journal failed.
-    fn begin_segment(&mut self) -> Result<LogPosition, LeadError>;
+    fn begin_segment(&mut self) -> Result<(u64, LogPosition), LeadError>;
 
     /// Makes everything durable that was written; up to where.
     ///
@@ -121,6 +121,8 @@ pub struct FollowerStatus {
     pub connected: bool,
     /// What its disk holds.
     pub state: FollowState,
+    /// Everything before this is durable at this node.
+    pub head: LogPosition,
     /// Everything before this is durable in its journal.
     pub fetched: LogPosition,
     /// Everything before this is durable on its disk.
@@ -498,13 +500,12 @@ impl Leader {
         source: &mut impl Source,
         notes: &mut impl Notes,
     ) -> Result<Verdict, LeadError> {
-        let from = source.begin_segment()?;
+        let (segment, from) = source.begin_segment()?;
         let kept = has.map(|has| has.max(tail(source)));
         let changed = match kept {
             Some(kept) => source.changed_between(kept, from)?,
             None => None,
         };
-        let segment = source.segments().last().map_or(1, |(header, _)| header.number);
         let (resource, size) = (self.resource, self.size);
         self.next_fill = self.next_fill.wrapping_add(1).max(1);
         let fill = self.next_fill;
@@ -630,7 +631,9 @@ impl Leader {
 
     fn fetch(&self, node: NodeId, fetch: Fetch, source: &impl Source) -> Result<Answer, Answer> {
         let features = self.may_fetch(node)?;
-        Ok(Answer::Piece(fetch_piece(fetch, features, source)?))
+        let max = usize::try_from(fetch.len).unwrap_or(MAX_PAYLOAD).min(MAX_PAYLOAD);
+        let bytes = source.fetch(fetch.segment, fetch.from, max).map_err(|_| gone())?;
+        Ok(Answer::Piece(fetch_piece(fetch, features, bytes)))
     }
 
     /// Whether a follower may fetch; its features.
@@ -651,7 +654,11 @@ impl Leader {
         source: &impl Source,
     ) -> Result<Answer, Answer> {
         let (range, features) = self.hand_out(node, conn, fill)?;
-        Ok(Answer::Block(copy_block(fill, range, features, source)?))
+        let bytes = match range.is_empty() {
+            true => Bytes::new(),
+            false => source.read(range).map_err(failed)?,
+        };
+        Ok(Answer::Block(copy_block(fill, range, features, bytes)))
     }
 
     /// Gives out a part of a filling; empty when all that is missing was given out. Its features.
@@ -688,6 +695,7 @@ impl Leader {
         Some(FollowerStatus {
             connected: served.bundle.is_some(),
             state: last.map_or(FollowState::Nothing, |last| last.state),
+            head: source.durable(),
             fetched,
             replayed,
             fetch_lag_ms: self.age(fetched, now.unix_millis(), source),
@@ -803,48 +811,29 @@ impl Served {
     }
 }
 
-/// Reads what a follower fetches. Needs nothing but the journal: several may do so at a time.
-///
-/// # Errors
-/// The refusal.
-pub(crate) fn fetch_piece(
-    fetch: Fetch,
-    features: u64,
-    source: &impl Source,
-) -> Result<Piece, Answer> {
-    let max = usize::try_from(fetch.len).unwrap_or(MAX_PAYLOAD).min(MAX_PAYLOAD);
-    let bytes = source.fetch(fetch.segment, fetch.from, max).map_err(|_| gone())?;
-    let len = u32::try_from(bytes.len()).map_err(|_| gone())?;
+/// The answer to a fetch: bytes of the journal, at most 1 MiB.
+#[must_use]
+pub fn fetch_piece(fetch: Fetch, features: u64, bytes: Bytes) -> Piece {
+    let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     let (compression, bytes) = pack(features, bytes);
-    Ok(Piece { segment: fetch.segment, from: fetch.from, len, compression, bytes })
+    Piece { segment: fetch.segment, from: fetch.from, len, compression, bytes }
 }
 
-/// Reads a part of the disk for a filling.
-///
-/// # Errors
-/// The refusal.
-pub(crate) fn copy_block(
-    fill: u64,
-    range: ByteRange,
-    features: u64,
-    source: &impl Source,
-) -> Result<Block, Answer> {
+/// The answer to a request for a part of a filling: what was read of it.
+#[must_use]
+pub fn copy_block(fill: u64, range: ByteRange, features: u64, bytes: Bytes) -> Block {
     let none = Compression::None;
     let nothing =
         Block { fill, range, zeroes: false, compression: none, crc: 0, bytes: Bytes::new() };
     if range.is_empty() {
-        return Ok(nothing);
-    }
-    let bytes = source.read(range).map_err(failed)?;
-    if bytes.len() as u64 != range.len {
-        return Err(refuse(RefuseCode::Failed, "the disk gave less than was asked for"));
+        return nothing;
     }
     if is_zero(&bytes) {
-        return Ok(Block { zeroes: true, ..nothing });
+        return Block { zeroes: true, ..nothing };
     }
     let crc = crc32c::crc32c(&bytes);
     let (compression, bytes) = pack(features, bytes);
-    Ok(Block { compression, crc, bytes, ..nothing })
+    Block { compression, crc, bytes, ..nothing }
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

@@ -15,9 +15,10 @@ pub use codec::{
     ShipError, ShipHeader, decode, encode, parse_header,
 };
 pub use follow::{
-    ConnId, FollowError, FollowOptions, FollowStatus, Follower, Holding, Send, Trouble, mark_led,
+    ConnId, FOLLOWING, FollowError, FollowOptions, FollowStatus, Follower, Holding, Send, Trouble,
+    mark_led,
 };
-pub use lead::{FollowerStatus, LeadError, Leader, Notes, Reply, Source};
+pub use lead::{FollowerStatus, LeadError, Leader, Notes, Reply, Source, copy_block, fetch_piece};
 pub use message::{
     Answer, Await, Block, FEATURE_LZ4, Fetch, Head, Hello, Join, Piece, RefuseCode, Report,
     Request, VERSION, Verdict, Welcome,

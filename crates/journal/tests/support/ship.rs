@@ -75,7 +75,7 @@ impl Source for Led<'_> {
         self.log.store_cursors().map_err(bad)
     }
 
-    fn begin_segment(&mut self) -> Result<LogPosition, LeadError> {
+    fn begin_segment(&mut self) -> Result<(u64, LogPosition), LeadError> {
         self.log.begin_segment().map_err(bad)
     }
 
