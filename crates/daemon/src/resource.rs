@@ -482,7 +482,10 @@ pub(crate) async fn stop(resource: &Arc<Resource>) -> Result<(), ApiError> {
     let handle = running.handle.clone();
     // The tasks hold handles too.
     drop(running);
-    resource.state().serving = None;
+    let serving = resource.state().serving.take();
+    if let Some(serving) = serving {
+        serving.end();
+    }
     let closed = handle.close().await;
     resource.changed();
     closed.map_err(|error| {

@@ -26,8 +26,8 @@ use tokio_rustls::server::TlsStream;
 const TICK: Duration = Duration::from_millis(200);
 /// Requests of a connection that wait.
 const QUEUE: usize = 16;
-/// Somebody who says nothing for so long is gone.
-const SILENCE: Duration = Duration::from_secs(30);
+/// How long the opening of a connection may take.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// What this node does for its followers, while it is Primary.
 pub(crate) struct Serving {
@@ -37,6 +37,7 @@ pub(crate) struct Serving {
     /// Counts what followers must hear of at once.
     news: watch::Sender<u64>,
     shown: watch::Sender<BTreeMap<NodeId, FollowerStatus>>,
+    over: watch::Sender<bool>,
 }
 
 struct Inner {
@@ -49,6 +50,11 @@ struct Inner {
 impl Serving {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all connections: nothing can be had here any more.
+    pub(crate) fn end(&self) {
+        self.over.send_replace(true);
     }
 
     /// How a follower stood a moment ago.
@@ -98,6 +104,7 @@ async fn lead(
         next_conn: AtomicU64::new(0),
         news: watch::channel(0).0,
         shown: watch::channel(BTreeMap::new()).0,
+        over: watch::channel(false).0,
     });
     let mut views = handle.watch();
     loop {
@@ -107,7 +114,10 @@ async fn lead(
         if ticked.is_err() {
             tracing::error!(resource = resource.name(), "the followers cannot be looked after");
         }
-        resource.state().serving = Some(Arc::clone(&serving));
+        let before = resource.state().serving.replace(Arc::clone(&serving));
+        if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &serving)) {
+            before.end();
+        }
         publish(node, resource);
         tokio::select! {
             () = tokio::time::sleep(TICK) => {}
@@ -226,7 +236,11 @@ pub(crate) async fn take(
     known.await.map_err(io::Error::other)?;
     let conn = serving.next_conn.fetch_add(1, Ordering::Relaxed);
     let mut first = false;
-    let served = serve(&serving, stream, follower, conn, &mut first).await;
+    let mut over = serving.over.subscribe();
+    let served = tokio::select! {
+        served = serve(&serving, stream, follower, conn, &mut first) => served,
+        _ = over.wait_for(|over| *over) => Ok(()),
+    };
     let gone = tokio::task::spawn_blocking(move || {
         serving.lock().leader.closed(follower, conn, first);
     });
@@ -250,8 +264,8 @@ async fn serve(
     let (requests, mut asked) = mpsc::channel(QUEUE);
     let reading = crate::task::Task::spawn(async move {
         loop {
-            let read = tokio::time::timeout(SILENCE, wire::read(&mut from)).await;
-            let read = read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            // Who has nothing to ask is silent; that he is gone is found out by the socket.
+            let read = wire::read(&mut from).await;
             let done = !matches!(read, Ok(Some(_)));
             if requests.send(read).await.is_err() || done {
                 return;

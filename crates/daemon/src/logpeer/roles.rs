@@ -195,9 +195,10 @@ pub(crate) async fn promote(
         }
         return Err(error);
     }
+    let mut told = tokio::task::JoinSet::new();
     for peer in log_peers(node, resource.id) {
         let (node, call) = (Arc::clone(node), AboutResource { resource: resource.id });
-        tokio::spawn(async move {
+        told.spawn(async move {
             let told = call_node::<_, Done>(&node, &peer, FOLLOW, &call, CALL_TIMEOUT).await;
             if let Err(error) = told {
                 // It finds out when it is started.
@@ -205,6 +206,8 @@ pub(crate) async fn promote(
             }
         });
     }
+    // Who takes longer does it by himself.
+    let _ = tokio::time::timeout(ASK_LIMIT, told.join_all()).await;
     Ok(Done::new(format!("resource {name} is Primary on this node")))
 }
 

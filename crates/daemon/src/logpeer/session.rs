@@ -22,7 +22,7 @@ const ATTEMPT: Duration = Duration::from_secs(15);
 /// How long is paused when nobody leads.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Who owes an answer and says nothing for so long is gone.
-const SILENCE: Duration = Duration::from_secs(30);
+const SILENCE: Duration = Duration::from_secs(10);
 /// Requests of a connection that wait to be sent; more than are ever on their way.
 const QUEUE: usize = 64;
 
