@@ -243,6 +243,7 @@ fn two_that_went_on_apart_are_told_and_nothing_is_replayed_behind_the_fork() {
     let first = world.wires_of(0)[0];
     world.may_connect = false;
     world.cut_wire(first);
+    world.secondaries[1].follower.as_mut().unwrap().set_switches(false, true).unwrap();
     (0..10).for_each(|_| world.client());
     world.primary.log.as_mut().unwrap().flush().unwrap();
     world.record();
@@ -266,6 +267,14 @@ fn two_that_went_on_apart_are_told_and_nothing_is_replayed_behind_the_fork() {
         assert_eq!(status.replayed, before, "nothing of the other history");
     }
     assert_eq!(world.fills, 2, "nobody's data are overwritten unasked");
+    // What was fetched of the other history and not replayed stays so, also after a crash.
+    world.secondaries[1].follower.as_mut().unwrap().set_switches(false, false).unwrap();
+    run_on(&mut world, 100);
+    assert_eq!(status(&world.secondaries[1]).replayed, fork);
+    world.crash_secondary(1);
+    world.start_secondary(1);
+    run_on(&mut world, 100);
+    assert_eq!(status(&world.secondaries[1]).replayed, fork);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! A node that follows the Primary's journal: its disk is a past state at every moment.
 
-use crate::{MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, rounds, seed, write_blocks};
-use holdfast_testkit::{
-    Cluster, Cut, Ledger, Node, Rng, Writer, WriterOptions, files, wait_until,
+use crate::{
+    MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, rounds, seed, write_blocks,
 };
+use holdfast_testkit::{Cluster, Cut, Ledger, Node, Rng, Writer, WriterOptions, files, wait_until};
 
 const SIZE: u64 = 32 * MIB;
 const BLOCKS: usize = 4096;
@@ -40,6 +40,7 @@ fn wait_all(primary: &Node) {
             && r.peers.iter().all(|peer| {
                 peer.connection == "Connected"
                     && peer.disk == "UpToDate"
+                    && peer.problem.is_none()
                     && peer.replay.as_ref().is_some_and(|replay| {
                         replay.lag_bytes == 0
                             && r.journal.as_ref().is_some_and(|j| replay.replayed == j.head)
@@ -117,9 +118,10 @@ fn after_a_cut_link_it_catches_up_and_is_a_past_state_all_the_time() {
     cluster[0].proxy().heal();
     wait_until(SYNC, "it catches up", || {
         assert_eq!(disk_state(&cluster[1]), "UpToDate");
-        cluster[0].peer("r0", "beta").replay.is_some_and(|replay| {
-            replay.lag_bytes == 0 && replay.replayed > late.replayed
-        })
+        cluster[0]
+            .peer("r0", "beta")
+            .replay
+            .is_some_and(|replay| replay.lag_bytes == 0 && replay.replayed > late.replayed)
     });
     wait_all(&cluster[0]);
     assert_same(&cluster, 0, 1);
@@ -200,7 +202,7 @@ fn after_a_forced_promotion_the_old_primary_follows_or_says_that_both_wrote() {
     cluster[0].wait_peer("r0", "beta", SOON, "the link is gone", |p| p.connection != "Connected");
     cluster[0].ok(&["primary", "r0", "--force"]);
     let before = files::fingerprint(&cluster[0].disk("r0"), SIZE);
-    write_blocks(&cluster[0], "r0", 4, 500..600);
+    write_blocks(&cluster[0], "r0", 4, 500..650);
     cluster[1].start();
     for (node, other) in [(0, "beta"), (1, "alpha")] {
         cluster[node].wait_peer("r0", other, SOON, "it is told", |peer| {
@@ -211,6 +213,39 @@ fn after_a_forced_promotion_the_old_primary_follows_or_says_that_both_wrote() {
     }
     assert_ne!(before, files::fingerprint(&cluster[1].disk("r0"), SIZE), "nobody's data are gone");
     check_blocks(&cluster[0], "r0", 2, (100..200).step_by(7));
+    // A person says whose are good.
+    cluster[1].ok(&["connect", "r0", "--discard-my-data"]);
+    wait_all(&cluster[0]);
+    assert_same(&cluster, 0, 1);
+    check_blocks(&cluster[0], "r0", 4, 500..600);
+}
+
+#[test]
+fn a_delay_holds_the_disk_of_one_follower_behind() {
+    let cluster = cluster(2);
+    follow(&cluster, "64M");
+    write_blocks(&cluster[0], "r0", 1, 0..50);
+    wait_all(&cluster[0]);
+    cluster[0].ok(&["set", "r0", "replay-delay=15m", "--peer", "beta"]);
+    // It takes a moment until it has heard of it.
+    let mut round = 1;
+    wait_until(SYNC, "something is held back", || {
+        round += 1;
+        write_blocks(&cluster[0], "r0", round, 0..50);
+        let replay = cluster[1].resource("r0").replay.expect("it follows");
+        replay.fetched == replay.head && replay.replayed < replay.fetched
+    });
+    let before = files::fingerprint(&cluster[1].disk("r0"), SIZE);
+    let replayed = cluster[1].resource("r0").replay.expect("it follows").replayed;
+    write_blocks(&cluster[0], "r0", round + 1, 0..50);
+    cluster[1].wait_resource("r0", SOON, "it is fetched all the same", |r| {
+        r.replay.as_ref().is_some_and(|r| r.fetched == r.head && r.lag_bytes > 200_000)
+    });
+    assert_eq!(cluster[1].resource("r0").replay.expect("it follows").replayed, replayed);
+    assert_eq!(files::fingerprint(&cluster[1].disk("r0"), SIZE), before);
+    cluster[0].ok(&["set", "r0", "replay-delay=0", "--peer", "beta"]);
+    wait_all(&cluster[0]);
+    assert_same(&cluster, 0, 1);
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub(super) enum Order {
     Closed(ConnId),
     Answer(ConnId, Answer),
     Switches { fetch: bool, replay: bool, done: oneshot::Sender<Result<(), String>> },
+    Delay(Duration),
+    Discard(oneshot::Sender<Result<(), String>>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -160,6 +162,17 @@ impl Following {
         end.await.unwrap_or_else(|_| Err(gone()))
     }
 
+    /// Gives up what is here: it is filled anew.
+    ///
+    /// # Errors
+    /// When that could not be written.
+    pub(crate) async fn discard(&self) -> Result<(), String> {
+        let (done, end) = oneshot::channel();
+        let gone = || "it is being stopped".to_owned();
+        self.orders.send(Order::Discard(done)).await.map_err(|_| gone())?;
+        end.await.unwrap_or_else(|_| Err(gone()))
+    }
+
     /// Ends it in good order: what was replayed is durable, journal and disk are free.
     pub(crate) async fn stop(&self) {
         let (done, end) = oneshot::channel();
@@ -225,6 +238,7 @@ struct Thread {
     progress: (Instant, u64),
     stalled: bool,
     told: Option<Trouble>,
+    delay_ms: u64,
 }
 
 impl Thread {
@@ -252,6 +266,7 @@ impl Thread {
             progress: (now, 0),
             stalled: false,
             told: None,
+            delay_ms: 0,
         }
     }
 
@@ -362,6 +377,21 @@ impl Thread {
                 // Who asked may be gone.
                 let _ = done.send(set);
             }
+            Order::Delay(delay) => {
+                self.delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+                if let Some(logic) = &mut self.logic {
+                    logic.set_delay(self.delay_ms);
+                }
+            }
+            Order::Discard(done) => {
+                let gone = || Err("its journal is not open".to_owned());
+                let discarded = self
+                    .logic
+                    .as_mut()
+                    .map(|logic| logic.discard().map_err(|error| error.to_string()));
+                // Who asked may be gone.
+                let _ = done.send(discarded.unwrap_or_else(gone));
+            }
             Order::Stop(_) => {}
         }
     }
@@ -400,7 +430,8 @@ impl Thread {
     fn work(&mut self) -> bool {
         if self.logic.is_none() && self.failed_at.elapsed() >= RETRY {
             match self.open() {
-                Ok(logic) => {
+                Ok(mut logic) => {
+                    logic.set_delay(self.delay_ms);
                     self.logic = Some(logic);
                     self.failure = None;
                 }

@@ -8,6 +8,7 @@ use crate::peers::connect;
 use crate::resource::Resource;
 use crate::shard::LinkSocket;
 use crate::task::Task;
+use holdfast_api::options::Settings;
 use holdfast_cluster::Purpose;
 use holdfast_journal::ship::{ConnId, Message, Request};
 use std::sync::Arc;
@@ -77,10 +78,17 @@ async fn follow(
     let Ok(bundle) = getrandom::u64() else { return Ok(()) };
     let leader = peer.slot;
     orders.send(Order::Meet { leader, bundle }).await.map_err(|_| Over)?;
+    let mut delay = None;
     let mut first = open(stream, next, orders).await?;
     let others = async {
         let mut opened = Vec::new();
         loop {
+            let wanted = delay_of(node, opening, peer);
+            if delay.replace(wanted) != Some(wanted)
+                && orders.send(Order::Delay(wanted)).await.is_err()
+            {
+                return Over;
+            }
             opened.retain(|end: &oneshot::Receiver<()>| !end.is_terminated());
             for end in &mut opened {
                 // Looking at it is enough: one that has ended is terminated then.
@@ -104,6 +112,14 @@ async fn follow(
         over = others => return Err(over),
     }
     orders.send(Order::Part).await.map_err(|_| Over)
+}
+
+/// How far this node is to be held behind.
+fn delay_of(node: &Node, opening: &Opening, peer: &PeerMember) -> Duration {
+    let records = &node.view().records;
+    let options = records.resource(opening.resource).map(|record| record.options);
+    let own = records.pair_options(opening.resource, node.uuid, peer.uuid).options;
+    Settings::resolve(&options.unwrap_or_default(), Some(&own)).replay_delay
 }
 
 /// Makes a connection to a node that leads.

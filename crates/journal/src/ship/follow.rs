@@ -356,6 +356,28 @@ where
         self.store()
     }
 
+    /// Gives up what the disk and the journal hold: the disk is filled anew. What a person decides
+    /// when the journals went on apart.
+    ///
+    /// # Errors
+    /// [`FollowError`].
+    pub fn discard(&mut self) -> Result<(), FollowError> {
+        self.copied_unflushed.clear();
+        self.copied.clear();
+        self.unflushed = false;
+        let Following { sequence, resource, fetch_paused, replay_paused, .. } = self.state;
+        let nothing = Following::new(resource);
+        self.state = Following { sequence, fetch_paused, replay_paused, wipe: true, ..nothing };
+        self.store()?;
+        self.wipe()?;
+        (self.applied, self.recover_to) = (LogPosition::START, LogPosition::START);
+        self.verdict = None;
+        self.round += 1;
+        self.fetcher.forget();
+        self.must_greet = true;
+        Ok(())
+    }
+
     /// Holds the disk behind by so many milliseconds.
     pub const fn set_delay(&mut self, delay_ms: u64) {
         self.delay_ms = delay_ms;

@@ -132,6 +132,8 @@ pub(crate) struct Secondary {
 
 struct Wire {
     follower: usize,
+    /// What comes down takes up to so many milliseconds.
+    slow: u64,
     up: VecDeque<(u64, Vec<u8>)>,
     down: VecDeque<(u64, Vec<u8>)>,
 }
@@ -309,7 +311,8 @@ impl World {
     fn wire(&mut self, follower: usize) {
         let id = self.next_wire;
         self.next_wire += 1;
-        self.wires.insert(id, Wire { follower, up: VecDeque::new(), down: VecDeque::new() });
+        let slow = if self.dice.one_in(4) { 400 } else { 20 };
+        self.wires.insert(id, Wire { follower, slow, up: VecDeque::new(), down: VecDeque::new() });
         let leader = node(self.primary.numbers[0]);
         let secondary = &mut self.secondaries[follower];
         let Some(node) = secondary.follower.as_mut() else { return };
@@ -423,8 +426,8 @@ impl World {
         }
         let bytes = frame(&Message::Answer(answer));
         self.sent += bytes.len() as u64;
-        let at = self.now + 1 + self.dice.below(20);
         let Some(wire) = self.wires.get_mut(&id) else { return };
+        let at = self.now + 1 + self.dice.below(wire.slow);
         let at = wire.down.back().map_or(at, |(last, _)| at.max(*last));
         wire.down.push_back((at, bytes));
     }
