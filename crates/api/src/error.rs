@@ -86,6 +86,12 @@ codes! {
     NoSuchAttachment = "NO_SUCH_ATTACHMENT", 404, EXIT_NO_SUCH_OBJECT;
     /// The resource exists in the cluster, but this node is no member of it.
     NotMember = "NOT_MEMBER", 409, EXIT_REFUSED;
+    /// The node follows the journal of another one, and what was asked needs more.
+    Follows = "FOLLOWS_LOG", 409, EXIT_REFUSED;
+    /// The node does not follow the journal of another one.
+    NotFollowing = "NOT_FOLLOWING", 409, EXIT_REFUSED;
+    /// The node does not have everything that the Primary wrote, and a command needs that.
+    Behind = "BEHIND", 409, EXIT_REFUSED;
     /// The node is already a member of the resource.
     AlreadyMember = "ALREADY_MEMBER", 409, EXIT_REFUSED;
     /// An object of this name exists.

@@ -194,6 +194,11 @@ pub const OPTIONS: &[OptionSpec] = &[
         "when a write is done: C, when it is on the peer's disk too",
     ),
     peer(
+        "replay-delay",
+        number(Unit::Seconds, 0, 0, 30 * 86_400),
+        "how far the disk of a node that follows by the log is held behind, by time",
+    ),
+    peer(
         "resync-in-flight",
         number(Unit::Bytes, 16 << 20, 1 << 20, 256 << 20),
         "how much of a resync may be under way at once",
@@ -397,6 +402,8 @@ pub struct Settings {
     pub max_in_flight_bytes: u64,
     /// How many requests may be under way.
     pub max_in_flight_requests: u32,
+    /// How far the disk of a node that follows by the log is held behind.
+    pub replay_delay: Duration,
     /// Bytes per second of resync; 0 means no limit.
     pub resync_rate: u64,
     /// How many bytes of resync may be under way.
@@ -429,6 +436,7 @@ impl Settings {
                 .expect("the range of the option ends below 2^16"),
             max_in_flight_bytes: number("max-in-flight-bytes"),
             max_in_flight_requests: small("max-in-flight-requests"),
+            replay_delay: Duration::from_secs(number("replay-delay")),
             resync_rate: number("resync-rate"),
             resync_in_flight: number("resync-in-flight"),
         }

@@ -159,6 +159,21 @@ pub struct ReplayStatus {
     pub lag_seconds: f64,
     /// What is held: `fetch`, `replay`.
     pub paused: Vec<String>,
+    /// The position up to which there are records at the Primary, as far as is known.
+    #[serde(default)]
+    pub head: u64,
+    /// How fast records come.
+    #[serde(default)]
+    pub fetch_bytes_per_second: u64,
+    /// How fast they are replayed.
+    #[serde(default)]
+    pub replay_bytes_per_second: u64,
+    /// Seconds until it has caught up at this rate; 0 while the rate is 0.
+    #[serde(default)]
+    pub eta_seconds: u64,
+    /// What keeps it from getting on, one sentence; `null` when nothing does.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// Another node of a resource.
@@ -196,6 +211,9 @@ pub struct PeerStatus {
     /// The part of `received_bytes` that was resync.
     #[serde(default)]
     pub resync_received_bytes: u64,
+    /// How far it has come, if it follows this node's journal; `null` otherwise.
+    #[serde(default)]
+    pub replay: Option<ReplayStatus>,
     /// Why there is no connection, when that is known; `null` while there is one.
     #[serde(default)]
     pub problem: Option<PeerProblem>,
@@ -246,6 +264,7 @@ mod tests {
                 peers: vec![PeerStatus {
                     resync: Some(ResyncStatus::default()),
                     problem: Some(PeerProblem::default()),
+                    replay: Some(ReplayStatus::default()),
                     ..PeerStatus::default()
                 }],
                 ..ResourceStatus::default()
@@ -256,6 +275,9 @@ mod tests {
 
     /// The document of the interface contract, with the fields that were added since.
     fn contract() -> Value {
+        let replay = json!({"fetched": 0, "replayed": 0, "lag_bytes": 0, "lag_seconds": 0.0,
+            "paused": [], "head": 0, "fetch_bytes_per_second": 0, "replay_bytes_per_second": 0,
+            "eta_seconds": 0, "problem": null});
         json!({
             "version": "0.1.0", "node": "alpha",
             "cluster": {"uuid": "", "name": "", "nodes": [{"name": "", "address": "",
@@ -272,15 +294,14 @@ mod tests {
                 "journal": {"head": 0, "tail": 0, "bytes": 0, "limit_bytes": 0,
                     "emergency": false, "path": "", "durable": 0, "written_back": 0,
                     "dirty_bytes": 0, "problem": null},
-                "replay": {"fetched": 0, "replayed": 0, "lag_bytes": 0, "lag_seconds": 0.0,
-                    "paused": []},
+                "replay": replay,
                 "peers": [{"node": "", "connection": "", "role": "", "disk": "",
                     "replication": "", "protocol": "", "out_of_sync_bytes": 0,
                     "pending_requests": 0, "tls": false,
                     "resync": {"percent": 0.0, "bytes_done": 0, "bytes_total": 0,
                         "rate_bytes_per_second": 0, "eta_seconds": 0},
                     "sent_bytes": 0, "received_bytes": 0,
-                    "resync_sent_bytes": 0, "resync_received_bytes": 0,
+                    "resync_sent_bytes": 0, "resync_received_bytes": 0, "replay": replay,
                     "problem": {"code": "", "message": "", "hint": ""}}],
             }],
             "attachments": [{
@@ -317,12 +338,14 @@ mod tests {
         let peer = old["resources"][0]["peers"][0].as_object_mut().unwrap();
         peer.retain(|key, _| !key.ends_with("sent_bytes") && !key.ends_with("received_bytes"));
         peer.remove("problem");
+        peer.remove("replay");
         old["resources"][0]["disk"].as_object_mut().unwrap().remove("problem");
         old["cluster"].as_object_mut().unwrap().remove("problems");
         old.as_object_mut().unwrap().remove("attachments");
         old["cluster"]["nodes"][0].as_object_mut().unwrap().remove("clock_offset_seconds");
         let mut expected = full();
         expected.resources[0].peers[0].problem = None;
+        expected.resources[0].peers[0].replay = None;
         expected.attachments.clear();
         assert_eq!(serde_json::from_value::<NodeStatus>(old).unwrap(), expected);
     }

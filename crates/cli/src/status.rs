@@ -8,7 +8,8 @@ use crate::session::Session;
 use crate::table::{Cell, Table, cell, shorten};
 use holdfast_api::attachment::AttachmentStatus;
 use holdfast_api::status::{
-    DiskStatus, JournalStatus, NodeStatus, PeerProblem, PeerStatus, ResourceStatus, ResyncStatus,
+    DiskStatus, JournalStatus, NodeStatus, PeerProblem, PeerStatus, ReplayStatus, ResourceStatus,
+    ResyncStatus,
 };
 use holdfast_api::{ApiError, routes};
 use holdfast_units::format_size;
@@ -144,6 +145,7 @@ fn render_resource(
     }
     lines.extend(table.render(width, color));
     lines.extend(resource.journal.as_ref().map(|journal| format!("  {}", journal_line(journal))));
+    lines.extend(resource.replay.as_ref().map(|replay| format!("  {}", replay_line(replay))));
     for peer in &resource.peers {
         if let Some(resync) = &peer.resync {
             lines.push(format!("  {}", resync_line(peer, resync, color)));
@@ -263,10 +265,34 @@ fn replication(word: &str) -> Cell {
 }
 
 fn behind(peer: &PeerStatus) -> Cell {
-    match peer.out_of_sync_bytes {
+    let lag = peer.replay.as_ref().map_or(0, |replay| replay.lag_bytes);
+    match peer.out_of_sync_bytes.max(lag) {
         0 => cell("-", Style::Dim),
         bytes => cell(format_size(bytes), Style::Warn),
     }
+}
+
+/// `replay: 12 MiB (3.2 s) behind, 4 MiB of it not fetched; fetching 8 MiB/s, ETA 0:02`.
+fn replay_line(replay: &ReplayStatus) -> String {
+    let ReplayStatus { head, fetched, lag_bytes, lag_seconds, paused, .. } = replay;
+    let mut line = match lag_bytes {
+        0 => "replay: everything is on the disk".to_owned(),
+        bytes => format!("replay: {} ({lag_seconds:.1} s) behind", format_size(*bytes)),
+    };
+    let missing = head.saturating_sub(*fetched);
+    if missing > 0 {
+        line.push_str(&format!(", {} of it not fetched", format_size(missing)));
+    }
+    if !paused.is_empty() {
+        line.push_str(&format!("; paused: {}", paused.join(", ")));
+    }
+    if *lag_bytes > 0 && replay.fetch_bytes_per_second > 0 {
+        line.push_str(&format!("; {} comes", rate(replay.fetch_bytes_per_second)));
+    }
+    if *lag_bytes > 0 && replay.eta_seconds > 0 {
+        line.push_str(&format!(", ETA {} s", replay.eta_seconds));
+    }
+    line
 }
 
 /// `sync to gamma [########........]  50.0 %  128 MiB of 256 MiB  110 MiB/s  ETA 0:01`, without the

@@ -36,13 +36,15 @@ pub enum Purpose {
     Data,
     /// HTTP/1.1 calls between nodes of the cluster.
     Control,
+    /// A resource's journal, for a node that follows it.
+    Log,
     /// HTTP/1.1 calls of a node that wants to join and is not known yet.
     Join,
 }
 
 impl Purpose {
     /// Every purpose.
-    pub const ALL: [Self; 3] = [Self::Data, Self::Control, Self::Join];
+    pub const ALL: [Self; 4] = [Self::Data, Self::Control, Self::Log, Self::Join];
 
     /// The protocol's name in the handshake, with its version.
     #[must_use]
@@ -50,6 +52,7 @@ impl Purpose {
         match self {
             Self::Data => b"holdfast-data/1",
             Self::Control => b"holdfast-ctl/1",
+            Self::Log => b"holdfast-log/1",
             Self::Join => b"holdfast-join/1",
         }
     }
@@ -120,7 +123,7 @@ pub enum Caller {
     Node {
         /// Which node.
         node: PinnedNode,
-        /// What for: [`Purpose::Data`] or [`Purpose::Control`].
+        /// What for: [`Purpose::Data`], [`Purpose::Control`] or [`Purpose::Log`].
         purpose: Purpose,
     },
     /// Somebody who proved only that they have the key of this certificate. The one thing that
@@ -169,6 +172,7 @@ pub struct NodeTls {
     certificate: Arc<SingleCertAndKey>,
     data: Arc<ClientConfig>,
     control: Arc<ClientConfig>,
+    log: Arc<ClientConfig>,
 }
 
 impl fmt::Debug for NodeTls {
@@ -189,11 +193,12 @@ impl NodeTls {
             accept_nodes: server_config(
                 &certificate,
                 nodes.clone(),
-                &[Purpose::Data, Purpose::Control],
+                &[Purpose::Data, Purpose::Control, Purpose::Log],
             ),
             accept_joiners: server_config(&certificate, Accept::Anyone, &[Purpose::Join]),
             data: client(Purpose::Data),
             control: client(Purpose::Control),
+            log: client(Purpose::Log),
             certificate,
             pins,
         }
@@ -233,8 +238,8 @@ impl NodeTls {
         Ok((stream, caller))
     }
 
-    /// Makes a connection to exactly this node of the cluster, for [`Purpose::Data`] or
-    /// [`Purpose::Control`]. `to` is its address for messages. That this side is refused by the
+    /// Makes a connection to exactly this node of the cluster, for [`Purpose::Data`],
+    /// [`Purpose::Control`] or [`Purpose::Log`]. `to` is its address for messages. That this side is refused by the
     /// other shows at the first read: [`explain`] makes a sentence of it.
     ///
     /// # Errors
@@ -253,6 +258,7 @@ impl NodeTls {
         let config = match purpose {
             Purpose::Data => &self.data,
             Purpose::Control => &self.control,
+            Purpose::Log => &self.log,
             Purpose::Join => return Err(no_protocol(to)),
         };
         let connector = TlsConnector::from(Arc::clone(config));

@@ -32,7 +32,7 @@ pub(crate) async fn run(node: Arc<Node>, resource: Arc<Resource>, handle: Resour
         let set: PeerSet = *wanted.borrow_and_update();
         let cluster = Arc::clone(&view.borrow_and_update());
         let own = cluster.slot_of(resource, node.uuid);
-        let peers = cluster.peers_of(resource, node.uuid);
+        let peers = cluster.core_peers_of(resource, node.uuid);
         dialling.retain(|peer, task| {
             let keep = set.contains(*peer) && !task.is_finished();
             if !keep {
@@ -76,7 +76,8 @@ pub(crate) async fn run(node: Arc<Node>, resource: Arc<Resource>, handle: Resour
 pub(crate) fn ask_to_dial(node: &Arc<Node>, resource: ResourceId) {
     let view = node.view();
     let Some(own) = view.slot_of(resource, node.uuid) else { return };
-    for peer in view.peers_of(resource, node.uuid).into_values().filter(|peer| peer.slot > own) {
+    for peer in view.core_peers_of(resource, node.uuid).into_values().filter(|peer| peer.slot > own)
+    {
         let Some(record) = view.records.node(peer.uuid) else { continue };
         let node = Arc::clone(node);
         tokio::spawn(async move {

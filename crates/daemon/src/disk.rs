@@ -441,6 +441,33 @@ impl Prepared {
     }
 }
 
+/// Makes the metadata of a disk anew: what is on it is current, and begins a generation. Blocks.
+///
+/// # Errors
+/// When they cannot be written; there may be none then.
+pub(crate) fn renew_metadata(
+    disk: &LocalDisk,
+    resource: ResourceId,
+    node: NodeId,
+    size: u64,
+    al_extents: u16,
+    others: &[NodeId],
+    content: InitialContent,
+) -> Result<(), ApiError> {
+    wipe(disk, resource);
+    create_metadata(&CreateMetadata {
+        disk: disk.spec(),
+        size: Some(size),
+        resource,
+        node,
+        al_extents,
+        slots: Some(SLOTS),
+        content,
+    })
+    .map_err(|error| refuse::metadata(&error))?;
+    room::reserve(disk, resource, others).map_err(|full| full.here())
+}
+
 /// Where the metadata of a resource are when nobody says.
 pub(crate) fn own_meta(state_dir: &Path, resource: ResourceId) -> PathBuf {
     state_dir.join("meta").join(format!("{resource}.meta"))

@@ -1,6 +1,7 @@
 //! The control API on a Unix socket.
 
 use crate::commands::{self, need_running};
+use crate::logpeer;
 use crate::node::Node;
 use crate::{metrics, refuse, status};
 use axum::Router;
@@ -446,16 +447,12 @@ async fn wait(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer
 
 async fn pause(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
     let call: request::Pause = read(&body)?;
-    node.resource_named(&name)?;
-    let what = format!("pause of {} of resource {name}", call.what.as_str());
-    Err(ApiError::not_supported_yet(&what).into())
+    run(&node.clone(), async move { logpeer::pause(&node, &name, &call, true).await }).await
 }
 
 async fn resume(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
     let call: request::Pause = read(&body)?;
-    node.resource_named(&name)?;
-    let what = format!("resume of {} of resource {name}", call.what.as_str());
-    Err(ApiError::not_supported_yet(&what).into())
+    run(&node.clone(), async move { logpeer::pause(&node, &name, &call, false).await }).await
 }
 
 async fn attach(State(node): App, body: Bytes) -> Answer<Attached> {

@@ -24,6 +24,7 @@ mod journaled;
 mod keeper;
 mod local;
 mod log;
+mod logpeer;
 mod memory;
 mod metrics;
 mod node;

@@ -75,6 +75,9 @@ pub(crate) struct Local {
     pub(crate) up: bool,
     /// Whether this node was made Primary, and not Secondary since.
     pub(crate) primary: bool,
+    /// Another node leads by the log, and this one follows it, whatever its own protocol is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) follows: bool,
     /// The peers that a person disconnected from.
     pub(crate) disconnected: BTreeSet<Uuid>,
 }
@@ -185,6 +188,7 @@ mod tests {
             attached: true,
             up: true,
             primary: true,
+            follows: true,
             disconnected: [Uuid::new_v4()].into(),
         }
     }

@@ -20,6 +20,9 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
+/// The protocol of a member that follows the Primary's journal.
+pub(crate) const LOG: &str = "log";
+
 /// The cluster as this node knows it, at one moment.
 pub(crate) struct ClusterView {
     /// `None` when the node is in no cluster.
@@ -38,6 +41,8 @@ pub(crate) struct PeerMember {
     pub(crate) name: String,
     pub(crate) slot: NodeId,
     pub(crate) diskless: bool,
+    /// It follows the Primary's journal.
+    pub(crate) log: bool,
     /// Where its data link is, in order of preference.
     pub(crate) addresses: Vec<String>,
 }
@@ -57,7 +62,8 @@ impl ClusterView {
             let own = !member.addresses.is_empty();
             let addresses = if own { member.addresses } else { node.addresses.clone() };
             let (uuid, name, diskless) = (node.uuid, node.name.clone(), member.diskless);
-            let peer = PeerMember { uuid, name, slot, diskless, addresses };
+            let log = member.protocol == LOG;
+            let peer = PeerMember { uuid, name, slot, diskless, log, addresses };
             members.entry(member.resource).or_default().entry(slot).or_insert(peer);
         }
         Self { membership: state.membership().cloned(), records, members }
@@ -68,6 +74,23 @@ impl ClusterView {
         let members = self.members.get(&resource).into_iter().flatten();
         let peers = members.filter(|(_, peer)| peer.uuid != own);
         peers.map(|(slot, peer)| (*slot, peer.clone())).collect()
+    }
+
+    /// The members other than `own` that it is connected to by a data link: the core's peers.
+    pub(crate) fn core_peers_of(
+        &self,
+        resource: ResourceId,
+        own: Uuid,
+    ) -> BTreeMap<NodeId, PeerMember> {
+        let mut peers = self.peers_of(resource, own);
+        let follows = self.follows_by_log(resource, own);
+        peers.retain(|_, peer| !peer.log && !follows);
+        peers
+    }
+
+    /// Whether a member follows the Primary's journal.
+    pub(crate) fn follows_by_log(&self, resource: ResourceId, node: Uuid) -> bool {
+        self.records.member(resource, node).is_some_and(|member| member.protocol == LOG)
     }
 
     /// The slot of a node in a resource; `None` when it is no member.

@@ -4,6 +4,7 @@ use crate::commands;
 use crate::doorstep::{Doorstep, Place, SUM_UP};
 use crate::events::unix_ms;
 use crate::http::{self, Failure};
+use crate::logpeer;
 use crate::node::Node;
 use crate::peers::{sync_with_all, version};
 use crate::refuse;
@@ -41,6 +42,12 @@ pub(crate) const ROOM_TO_GROW: &str = "/peer/v1/room-to-grow";
 pub(crate) const GROW: &str = "/peer/v1/make-ready-to-grow";
 /// A node that waits for data links is ready for them.
 pub(crate) const DIAL: &str = "/peer/v1/dial";
+/// A node asks whether another one leads a resource.
+pub(crate) const LEADS: &str = "/peer/v1/leads";
+/// A node that follows asks the Primary to step back in its favour.
+pub(crate) const HAND_OVER: &str = "/peer/v1/hand-over";
+/// A node leads from now on; the others follow it.
+pub(crate) const FOLLOW: &str = "/peer/v1/follow";
 /// A newcomer joins the cluster.
 pub(crate) const JOIN: &str = "/peer/v1/join";
 
@@ -48,6 +55,8 @@ pub(crate) const JOIN: &str = "/peer/v1/join";
 const MAX_CONNECTIONS: usize = 256;
 /// Those who want to join that are served at a time. Anybody can claim to be one.
 const MAX_JOINERS: usize = 16;
+/// Connections of nodes that follow a journal here.
+const MAX_LOG_CONNECTIONS: usize = 256;
 /// How long one of them may take.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the opening of a data link may take.
@@ -151,6 +160,7 @@ pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener) {
 struct Inside {
     nodes: Arc<Semaphore>,
     joiners: Arc<Semaphore>,
+    logs: Arc<Semaphore>,
 }
 
 impl Default for Inside {
@@ -158,6 +168,7 @@ impl Default for Inside {
         Self {
             nodes: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             joiners: Arc::new(Semaphore::new(MAX_JOINERS)),
+            logs: Arc::new(Semaphore::new(MAX_LOG_CONNECTIONS)),
         }
     }
 }
@@ -187,7 +198,7 @@ async fn take(
         Caller::Node { .. } => &inside.nodes,
         Caller::Joiner { .. } => &inside.joiners,
     };
-    let _room = room.try_acquire().map_err(too_many)?;
+    let room = room.try_acquire().map_err(too_many)?;
     // From here on it is not in the way of strangers, nor they in its.
     drop(place);
     match caller {
@@ -197,6 +208,14 @@ async fn take(
                 Ok(taken) => taken.map_err(broken),
                 Err(_) => Err(broken(io::ErrorKind::TimedOut.into())),
             }
+        }
+        Caller::Node { node: peer, purpose: Purpose::Log } => {
+            // They stay, and must not be in the way of calls.
+            drop(room);
+            let log_room = inside.logs.try_acquire().map_err(too_many)?;
+            let served = logpeer::take(node, stream, &peer).await;
+            drop(log_room);
+            served.map_err(broken)
         }
         Caller::Node { node: peer, .. } => {
             http::serve_connection(stream, peer_router(Arc::clone(node), peer)).await;
@@ -221,6 +240,9 @@ fn peer_router(node: Arc<Node>, peer: PinnedNode) -> Router {
         .route(ROOM_TO_GROW, post(room_to_grow))
         .route(GROW, post(make_ready))
         .route(DIAL, post(dial))
+        .route(LEADS, post(leads))
+        .route(HAND_OVER, post(hand_over))
+        .route(FOLLOW, post(follow))
         .layer(DefaultBodyLimit::max(MAX_SYNC_BYTES))
         .layer(Extension(peer))
         .with_state(node)
@@ -298,6 +320,28 @@ async fn dial(State(node): State<Arc<Node>>, Json(call): Json<AboutResource>) ->
     Json(Done::new("it dials"))
 }
 
+async fn leads(
+    State(node): State<Arc<Node>>,
+    Json(call): Json<AboutResource>,
+) -> Json<logpeer::Leads> {
+    Json(logpeer::Leads::of(&node, call.resource))
+}
+
+async fn hand_over(
+    State(node): State<Arc<Node>>,
+    Json(call): Json<logpeer::HandOver>,
+) -> Result<Json<logpeer::HandedOver>, Failure> {
+    logpeer::hand_over(&node, call).await.map(Json).map_err(Failure::from)
+}
+
+async fn follow(
+    State(node): State<Arc<Node>>,
+    Extension(peer): Extension<PinnedNode>,
+    Json(call): Json<AboutResource>,
+) -> Result<Json<Done>, Failure> {
+    logpeer::follow_now(&node, call.resource, &peer.name).await.map(Json).map_err(Failure::from)
+}
+
 async fn join(
     State(node): State<Arc<Node>>,
     Extension(fingerprint): Extension<Fingerprint>,
@@ -367,16 +411,23 @@ pub(crate) async fn open_link<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(if reason.is_empty() { Ok(()) } else { Err(reason) })
 }
 
+/// Hears what a link is about.
+pub(crate) async fn read_opening<S: AsyncRead + Unpin>(
+    stream: &mut S,
+) -> io::Result<Result<Opening, &'static str>> {
+    let mut bytes = [0; Opening::LEN];
+    stream.read_exact(&mut bytes).await?;
+    Ok(Opening::decode(&bytes).ok_or("the numbers of the nodes cannot be"))
+}
+
 /// Reads the opening of a link and hands the link to its resource, or says why not.
 async fn take_link(
     node: &Arc<Node>,
     mut stream: tokio_rustls::server::TlsStream<LinkSocket>,
     peer: &PinnedNode,
 ) -> io::Result<()> {
-    let mut bytes = [0; Opening::LEN];
-    stream.read_exact(&mut bytes).await?;
-    let found = Opening::decode(&bytes)
-        .ok_or("the numbers of the nodes cannot be")
+    let found = read_opening(&mut stream)
+        .await?
         .and_then(|opening| resource_of(node, &opening, peer).map(|handle| (opening, handle)));
     let reason = found.as_ref().err().copied().unwrap_or_default();
     let len = u8::try_from(reason.len()).unwrap_or(u8::MAX);

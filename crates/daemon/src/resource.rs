@@ -7,6 +7,7 @@ use crate::disk::room;
 use crate::growth;
 use crate::keeper;
 use crate::local::{Local, LocalDisk, LocalJournal};
+use crate::logpeer::{self, Following, Serving};
 use crate::node::{Node, PeerMember};
 use crate::rate::RateMeter;
 use crate::shard::{Limits, OpenError, ResourceHandle, ResourceSpec, ResourceView};
@@ -47,6 +48,10 @@ pub(crate) struct State {
     pub(crate) local: Local,
     /// While it is up.
     pub(crate) running: Option<Running>,
+    /// While this node follows the journal of another one.
+    pub(crate) following: Option<Arc<Following>>,
+    /// What this node does for those who follow it.
+    pub(crate) serving: Option<Arc<Serving>>,
     /// How often it was started.
     pub(crate) starts: u64,
     /// Why the disk is not in use although it should be.
@@ -97,7 +102,7 @@ pub(crate) struct Device {
 pub(crate) struct Running {
     pub(crate) handle: ResourceHandle,
     /// They end when this is dropped.
-    _tasks: [Task; 3],
+    _tasks: [Task; 4],
 }
 
 /// What a resource is started with, from records and local state.
@@ -113,6 +118,8 @@ impl Resource {
         let state = State {
             local,
             running: None,
+            following: None,
+            serving: None,
             starts: 0,
             trouble: None,
             device: None,
@@ -149,6 +156,17 @@ impl Resource {
         self.state().running.as_ref().map(|running| running.handle.clone())
     }
 
+    /// What follows the journal of another node, while it does.
+    pub(crate) fn following(&self) -> Option<Arc<Following>> {
+        self.state().following.clone()
+    }
+
+    /// Whether it is up.
+    pub(crate) fn is_up(&self) -> bool {
+        let state = self.state();
+        state.running.is_some() || state.following.is_some()
+    }
+
     /// How it is, while it is up.
     pub(crate) fn view(&self) -> Option<Arc<ResourceView>> {
         self.handle().map(|handle| handle.snapshot())
@@ -161,6 +179,13 @@ impl Resource {
     pub(crate) fn need_handle(&self) -> Result<ResourceHandle, ApiError> {
         self.handle().ok_or_else(|| {
             let name = self.name();
+            if self.following().is_some() {
+                let why = "this node follows the journal of another one";
+                let message = format!("the command was refused for {name}: {why}");
+                return ApiError::new(ErrorCode::Follows, message).hint(format!(
+                    "run it on the Primary, or make this node Primary: `holdfast primary {name}`"
+                ));
+            }
             ApiError::new(
                 ErrorCode::ResourceDown,
                 format!("resource {name} is not usable: it is down on this node"),
@@ -255,7 +280,7 @@ pub(crate) fn plan(node: &Node, local: &Local) -> Result<Plan, ApiError> {
     let record = record.ok_or_else(|| refuse("the cluster does not know it any more"))?;
     let slot = view.slot_of(local.id, node.uuid);
     let slot = slot.ok_or_else(|| refuse("this node is no member of it any more"))?;
-    let peers = view.peers_of(local.id, node.uuid);
+    let peers = view.core_peers_of(local.id, node.uuid);
     let (options, limits) = core_options(&record.options);
     let standalone = |peer: &PeerMember| local.disconnected.contains(&peer.uuid);
     let configs = peers
@@ -306,6 +331,26 @@ pub(crate) async fn start(
     resource: &Arc<Resource>,
     or_diskless: bool,
 ) -> Result<(), ApiError> {
+    let local = logpeer::role_at_start(node, resource).await?;
+    if logpeer::follows(node, &local) {
+        return follow(node, resource, &local).await;
+    }
+    open_core(node, resource, or_diskless).await
+}
+
+/// Starts the core of a resource, whoever leads.
+///
+/// # Errors
+/// As [`start`].
+pub(crate) async fn start_core(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError> {
+    open_core(node, resource, false).await
+}
+
+async fn open_core(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    or_diskless: bool,
+) -> Result<(), ApiError> {
     let local = resource.local();
     let plan = plan(node, &local)?;
     let disk = local.disk.as_ref().filter(|_| local.attached).map(LocalDisk::spec);
@@ -351,7 +396,9 @@ pub(crate) async fn start(
     let keeper = keeper::Keeper::new(node, resource, handle.clone(), &plan, wish);
     let dial = dial::run(Arc::clone(node), Arc::clone(resource), handle.clone());
     let growth = growth::run(Arc::clone(node), Arc::clone(resource), handle.clone());
-    let tasks = [Task::spawn(keeper.run()), Task::spawn(dial), Task::spawn(growth)];
+    let leads = logpeer::keep(Arc::clone(node), Arc::clone(resource), handle.clone());
+    let tasks =
+        [Task::spawn(keeper.run()), Task::spawn(dial), Task::spawn(growth), Task::spawn(leads)];
     {
         let mut state = resource.state();
         state.local.name.clone_from(&plan.name);
@@ -369,6 +416,20 @@ pub(crate) async fn start(
     if let Some(trouble) = trouble {
         node.hub.notice(&plan.name, None, &format!("the disk is not used: {trouble}"));
     }
+    resource.changed();
+    Ok(())
+}
+
+/// Starts a resource on a node that follows by the log.
+async fn follow(node: &Arc<Node>, resource: &Arc<Resource>, local: &Local) -> Result<(), ApiError> {
+    let following = Arc::new(logpeer::start(node, resource, local).await?);
+    {
+        let mut state = resource.state();
+        state.following = Some(Arc::clone(&following));
+        state.starts += 1;
+        state.trouble = None;
+    }
+    logpeer::tell(node, resource, &following);
     resource.changed();
     Ok(())
 }
@@ -411,11 +472,20 @@ fn open_error(error: &OpenError) -> ApiError {
 /// # Errors
 /// When it did not end in time; it is not used any more in any case.
 pub(crate) async fn stop(resource: &Arc<Resource>) -> Result<(), ApiError> {
+    let following = resource.state().following.take();
+    if let Some(following) = following {
+        following.stop().await;
+        resource.changed();
+    }
     let running = resource.state().running.take();
     let Some(running) = running else { return Ok(()) };
     let handle = running.handle.clone();
     // The tasks hold handles too.
     drop(running);
+    let serving = resource.state().serving.take();
+    if let Some(serving) = serving {
+        serving.end();
+    }
     let closed = handle.close().await;
     resource.changed();
     closed.map_err(|error| {

@@ -1,6 +1,7 @@
 //! The status document, made of what the parts of the daemon know.
 
 use crate::journaled::{JournalHandle, JournalView};
+use crate::logpeer;
 use crate::node::Node;
 use crate::peers::version;
 use crate::problems;
@@ -106,11 +107,26 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
             .collect(),
         None => names.values().map(|name| peer_of_down(name, &protocol)).collect(),
     };
+    let following = state.following.as_ref().map(|following| following.view());
+    if let Some(view) = &following {
+        peers = logpeer::peers_of_leader(view, names.clone().into_iter());
+    } else if snapshot.is_some() {
+        let members = cluster.peers_of(resource.id, node.uuid);
+        let own = cluster.follows_by_log(resource.id, node.uuid);
+        let followers = members.into_values().filter(|peer| peer.log || own);
+        let serving = state.serving.as_deref();
+        peers.extend(followers.map(|p| logpeer::peer_of_follower(p.name, p.slot, serving)));
+    }
     peers.sort_by(|a, b| a.node.cmp(&b.node));
     let name = state.local.name.clone();
     let device = state.device.as_ref();
     ResourceStatus {
-        role: snapshot.map_or(Role::Unknown, |s| s.role).as_str().to_owned(),
+        role: match &following {
+            Some(_) => Role::Secondary,
+            None => snapshot.map_or(Role::Unknown, |s| s.role),
+        }
+        .as_str()
+        .to_owned(),
         size_bytes: snapshot.map_or(record.map_or(0, |r| r.size_bytes), |s| s.size),
         suspended: Vec::new(),
         quorum: true,
@@ -121,16 +137,26 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
             .map(|until| until.saturating_duration_since(Instant::now()).as_secs()),
         nbd_uri: NbdUri::unix(node.settings.nbd_socket(), name.clone()).to_string(),
         disk: DiskStatus {
-            state: snapshot.map_or(DiskState::Diskless, |s| s.disk).as_str().to_owned(),
+            state: match &following {
+                Some(view) => logpeer::disk_word(view),
+                None => snapshot.map_or(DiskState::Diskless, |s| s.disk).as_str(),
+            }
+            .to_owned(),
             path: state.local.disk.as_ref().map(|disk| disk.path.display().to_string()),
             io_errors: snapshot.map_or(0, |s| s.io_errors),
             problem: disk_problem(&state, view.as_deref()),
             ..DiskStatus::default()
         },
         generation: snapshot.map_or(GenerationId::NONE, |s| s.generation).to_string(),
-        promotable: snapshot.is_some_and(|s| s.promotable),
-        journal: journal(&state),
-        replay: None,
+        promotable: match &following {
+            Some(view) => logpeer::disk_word(view) == "UpToDate",
+            None => snapshot.is_some_and(|s| s.promotable),
+        },
+        journal: journal(&state).map(|shown| match &following {
+            Some(view) => logpeer::journal_of(view, shown),
+            None => shown,
+        }),
+        replay: following.as_ref().and_then(logpeer::replay_of),
         peers,
         name,
     }
@@ -218,6 +244,7 @@ fn peer_status(peer: &PeerSnapshot, node: String, protocol: &str, state: &State)
         received_bytes: peer.received + peer.resync_received,
         resync_sent_bytes: peer.resync_sent,
         resync_received_bytes: peer.resync_received,
+        replay: None,
         problem: state
             .problems
             .get(&peer.node)

@@ -44,6 +44,8 @@ pub enum BlockKind {
     JournalSegment = 4,
     /// One of the two copies of the journal's cursors.
     JournalCursors = 5,
+    /// One of the two copies of what a node that follows knows of its disk.
+    JournalFollowing = 6,
 }
 
 impl BlockKind {
@@ -54,6 +56,7 @@ impl BlockKind {
             3 => Some(Self::Bitmap),
             4 => Some(Self::JournalSegment),
             5 => Some(Self::JournalCursors),
+            6 => Some(Self::JournalFollowing),
             _ => None,
         }
     }
@@ -65,6 +68,7 @@ impl BlockKind {
             Self::Bitmap => "bitmap",
             Self::JournalSegment => "journal",
             Self::JournalCursors => "journal's cursors",
+            Self::JournalFollowing => "follower's state",
         }
     }
 }
@@ -207,9 +211,9 @@ pub fn looks_used(block: &Block) -> Option<&'static str> {
         Some(BlockKind::Superblock) => "the superblock of a Holdfast resource",
         Some(BlockKind::ActivityLog) => "the activity log of a Holdfast resource",
         Some(BlockKind::Bitmap) => "a bitmap of a Holdfast resource",
-        Some(BlockKind::JournalSegment | BlockKind::JournalCursors) => {
-            "the journal of a Holdfast resource"
-        }
+        Some(
+            BlockKind::JournalSegment | BlockKind::JournalCursors | BlockKind::JournalFollowing,
+        ) => "the journal of a Holdfast resource",
         None => "metadata of Holdfast",
     })
 }

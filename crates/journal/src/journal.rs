@@ -174,6 +174,8 @@ pub struct Journal {
     must_begin: bool,
     /// The next segment continues nothing: it begins another history.
     anew: bool,
+    /// A segment is to be begun also when nothing is queued.
+    rotate: bool,
     leads: bool,
     /// The epoch of the newest frame.
     epoch: u64,
@@ -223,8 +225,9 @@ impl Journal {
             generation,
             segments: found.segments.iter().copied().collect(),
             beginning: None,
-            must_begin: found.cut,
+            must_begin: found.cut || (leads && of_another(found, settings.node)),
             anew: false,
+            rotate: false,
             leads,
             epoch: found.epoch,
             time: found.time.next(time),
@@ -298,7 +301,7 @@ impl Journal {
         if too_much && !self.segments.is_empty() {
             return Next::Sync(self.written);
         }
-        if self.queue.is_empty() {
+        if self.queue.is_empty() && !self.rotate {
             return Next::Idle;
         }
         if self.beginning.is_some() || self.in_flight.len() >= self.settings.batches.max(1) {
@@ -378,6 +381,15 @@ impl Journal {
             self.segments.push_back((header, 0));
             self.must_begin = false;
             self.anew = false;
+            self.rotate = false;
+        }
+    }
+
+    /// A new segment is begun even if nothing is queued; not when the last one has no record yet.
+    pub fn rotate_now(&mut self) {
+        let has_records = self.segments.back().is_none_or(|(_, len)| *len > 0);
+        if self.leads && !self.failed && (has_records || self.must_begin) {
+            (self.must_begin, self.rotate) = (true, true);
         }
     }
 
@@ -760,6 +772,11 @@ impl Journal {
             failed: self.failed,
         }
     }
+}
+
+/// Whether the last segment is another node's: this one begins a segment of its own behind it.
+fn of_another(found: &Found, node: NodeId) -> bool {
+    found.segments.last().is_some_and(|(header, _)| header.origin != node)
 }
 
 fn copied_frame(

@@ -27,6 +27,7 @@ mod records;
 mod recover;
 mod retention;
 mod scan;
+pub mod ship;
 
 pub use chain::{Relation, compare};
 pub use compress::{CompressError, compress, decompress, supported};

@@ -71,6 +71,49 @@ impl RangeSet {
         self.ranges.iter().map(|(start, end)| end - start).sum()
     }
 
+    /// Adds all of another set.
+    pub fn extend(&mut self, other: &Self) {
+        other.iter().for_each(|range| self.insert(range));
+    }
+
+    /// The first part of it at `offset` or behind.
+    #[must_use]
+    pub fn next_from(&self, offset: u64) -> Option<ByteRange> {
+        let around = self.ranges.range(..=offset).next_back().filter(|(_, end)| **end > offset);
+        if let Some((_, end)) = around {
+            return Some(ByteRange::new(offset, end - offset));
+        }
+        self.ranges.range(offset..).next().map(|(start, end)| ByteRange::new(*start, end - start))
+    }
+
+    /// How many ranges it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// Closes gaps until it has at most `most` ranges: it holds more then, never less.
+    pub fn coarsen(&mut self, most: usize) {
+        let mut gap = 1 << 16;
+        while self.ranges.len() > most.max(1) {
+            let mut closed: BTreeMap<u64, u64> = BTreeMap::new();
+            let mut last: Option<(u64, u64)> = None;
+            for (start, end) in std::mem::take(&mut self.ranges) {
+                last = Some(match last {
+                    Some((from, to)) if start - to <= gap => (from, end),
+                    Some((from, to)) => {
+                        closed.insert(from, to);
+                        (start, end)
+                    }
+                    None => (start, end),
+                });
+            }
+            closed.extend(last);
+            self.ranges = closed;
+            gap *= 4;
+        }
+    }
+
     /// Whether it is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -83,6 +126,21 @@ mod tests {
     use super::RangeSet;
     use holdfast_units::ByteRange;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_coarser_set_holds_all_of_it() {
+        let mut set = RangeSet::new();
+        (0..100).for_each(|n| set.insert(ByteRange::new(n * n << 14, 4096)));
+        let fine = set.clone();
+        set.coarsen(10);
+        assert!(set.len() <= 10 && set.bytes() > fine.bytes());
+        for range in fine.iter() {
+            let found = set.next_from(range.offset).unwrap();
+            assert!(found.offset == range.offset && found.end() >= range.end(), "{range:?}");
+        }
+        assert_eq!(set.next_from(1 << 40), None);
+        assert_eq!(set.next_from(0).map(|r| r.offset), Some(0));
+    }
 
     proptest! {
         #[test]

@@ -75,13 +75,14 @@ impl Journal {
         peer.switches.cut = false;
     }
 
-    /// The peers that the journal is kept for, and from where on each needs it.
+    /// The peers that the journal is kept for, and from where on each needs it. Of one that lost a
+    /// part by a cut, the rest is still kept: a later cut tells what it loses then.
     fn needs(&self) -> impl Iterator<Item = (NodeId, LogPosition)> {
         let peers = (0..).zip(&self.cursors.peers);
         peers.filter_map(|(number, peer)| {
-            let PeerSwitches { counts, keeps_journal, cut } = peer.switches;
+            let PeerSwitches { counts, keeps_journal, .. } = peer.switches;
             let needs = if keeps_journal { peer.fetched } else { peer.replayed };
-            (counts && !cut).then(|| Some((NodeId::new(number)?, needs)))?
+            counts.then(|| Some((NodeId::new(number)?, needs)))?
         })
     }
 
@@ -149,11 +150,14 @@ impl Journal {
         })
     }
 
-    /// What a plan said is durable in the bitmaps: its segments are given up. The losers go on by
-    /// their bitmaps, and the journal is not kept for them until [`Self::peer_restarts`].
+    /// What a plan said is durable in the bitmaps: its segments are given up. The losers get that
+    /// by their bitmaps; what comes behind is kept for them.
     pub fn cut(&mut self, plan: &CutPlan) {
         for (node, _) in &plan.losers {
-            self.cursors.peers[usize::from(node.number())].switches.cut = true;
+            let peer = &mut self.cursors.peers[usize::from(node.number())];
+            peer.switches.cut = true;
+            peer.fetched = peer.fetched.max(plan.up_to);
+            peer.replayed = peer.replayed.max(plan.up_to);
         }
         self.floor = self.floor.max(plan.up_to);
     }

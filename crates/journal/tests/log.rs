@@ -234,11 +234,13 @@ fn a_cut_gives_each_peer_exactly_the_ranges_that_it_does_not_get() {
     assert_eq!(positions(&log)[0], 8 * 8192);
     assert!(log.journal().peer(node(1)).switches.cut && !log.journal().peer(node(3)).switches.cut);
     assert!(log.records(LogPosition(0)).is_err(), "it is gone");
-    // Who is cut holds nothing back; who starts again does.
+    // What comes behind the cut is kept for who was cut, until it is cut again.
     log.journal_mut().peer_reached(node(3), LogPosition(0), LogPosition(u64::MAX));
-    assert_eq!(log.journal().needed_from(), log.journal().durable());
+    log.journal_mut().peer_reached(node(2), LogPosition(0), LogPosition(u64::MAX));
+    assert_eq!(log.journal().needed_from(), LogPosition(8 * 8192));
     log.journal_mut().peer_restarts(node(1), LogPosition(10 * 8192));
     assert_eq!(log.journal().needed_from(), LogPosition(10 * 8192));
+    assert!(!log.journal().peer(node(1)).switches.cut);
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn the_table_is_the_one_that_is_documented() {
         ("ping-int", "10", "1 s .. 120 s", "peer"),
         ("ping-timeout", "5", "1 ds .. 300 ds", "peer"),
         ("protocol", "C", "C", "peer"),
+        ("replay-delay", "0", "0 s .. 2592000 s", "peer"),
         ("resync-in-flight", "16777216", "1 MiB .. 256 MiB", "peer"),
         ("resync-rate", "0", "0 B/s .. 8 GiB/s", "peer"),
         ("timeout", "60", "1 ds .. 600 ds", "peer"),

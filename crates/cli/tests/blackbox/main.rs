@@ -16,6 +16,7 @@ mod failover;
 mod hostile;
 mod joining;
 mod journal;
+mod logpeer;
 mod metadata;
 mod names;
 mod nbd_abuse;

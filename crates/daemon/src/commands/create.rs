@@ -156,6 +156,7 @@ async fn establish(
         up: true,
         // Only when it is: until then nobody but this command promotes it.
         primary: false,
+        follows: false,
         disconnected: BTreeSet::new(),
     };
     // Should the daemon die before that, its next start does.

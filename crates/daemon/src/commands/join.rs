@@ -5,7 +5,7 @@ use super::{blocking, journal, used_disks};
 use crate::disk::{Existing, Prepared, Wanted, room};
 use crate::events::unix_ms;
 use crate::local::{Local, LocalJournal};
-use crate::node::{ClusterView, Node};
+use crate::node::{ClusterView, LOG, Node};
 use crate::peer_api::{self, JOIN_RESOURCE, JoinResource, MAKE_ROOM, MakeRoom};
 use crate::peers::{CALL_TIMEOUT, REMOVED, call_node, sync_with, sync_with_all};
 use crate::refuse;
@@ -35,7 +35,10 @@ pub(crate) async fn join(
     request: ResourceJoin,
 ) -> Result<Done, ApiError> {
     holdfast_units::check_name(name)?;
-    let protocol = check("protocol", request.protocol.as_deref().unwrap_or("C"))?;
+    let protocol = match request.protocol.as_deref() {
+        Some(LOG) => LOG.to_owned(),
+        other => check("protocol", other.unwrap_or("C"))?,
+    };
     let what = format!("node {} did not join resource {name}", node.name);
     if request.disk.is_some() == request.diskless {
         let message = format!("{what}: it needs either a disk or to be diskless");
@@ -72,6 +75,12 @@ pub(crate) async fn join(
         }
         None => None,
     };
+    let follows = protocol == LOG;
+    if follows && (request.diskless || request.journal.is_none()) {
+        let message = format!("{what}: a node that follows by the log needs a disk and a journal");
+        return Err(ApiError::new(ErrorCode::InvalidRequest, message)
+            .hint("give --disk PATH and --journal DIR"));
+    }
     if request.diskless && request.journal.is_some() {
         let message = format!("{what}: a member without a disk has no journal");
         return Err(ApiError::new(ErrorCode::InvalidRequest, message)
@@ -116,8 +125,9 @@ pub(crate) async fn join(
         return Err(ApiError { message: format!("{what}: {}", error.message), ..error });
     }
     Ok(Done::new(format!(
-        "node {} is a member of resource {name} {place}; sync starts by itself",
-        node.name
+        "node {} is a member of resource {name} {place}; {} by itself",
+        node.name,
+        if follows { "it follows the Primary's journal" } else { "sync starts" }
     )))
 }
 
@@ -225,6 +235,7 @@ async fn establish(
         attached: true,
         up: true,
         primary: false,
+        follows: false,
         disconnected: BTreeSet::new(),
     };
     let (store, saved) = (node.store.clone(), local.clone());
@@ -269,7 +280,7 @@ async fn forget(
 
 /// The other members that a member keeps bitmaps of.
 pub(super) fn others_with_disk(view: &ClusterView, id: ResourceId, own: Uuid) -> Vec<NodeId> {
-    let others = view.peers_of(id, own).into_values();
+    let others = view.core_peers_of(id, own).into_values();
     others.filter(|peer| !peer.diskless).map(|peer| peer.slot).collect()
 }
 
@@ -286,7 +297,7 @@ pub(super) async fn room_elsewhere(
 ) -> Result<(), ApiError> {
     let view = node.view();
     let mut tasks = tokio::task::JoinSet::new();
-    for peer in view.peers_of(id, node.uuid).into_values() {
+    for peer in view.core_peers_of(id, node.uuid).into_values() {
         let Some(record) = view.records.node(peer.uuid).filter(|_| peer.uuid != newcomer) else {
             continue;
         };
@@ -348,8 +359,13 @@ pub(crate) async fn let_in(
         // It was written in before, and the answer was lost.
         return Ok(Done::new("it is a member"));
     }
-    let protocol = check("protocol", &call.protocol)?;
-    if !call.diskless {
+    let log = call.protocol == LOG;
+    let protocol = if log { call.protocol } else { check("protocol", &call.protocol)? };
+    let journal = node.resource(id).and_then(|resource| resource.local().journal);
+    if log && journal.is_none() {
+        return Err(refuse("the resource has no journal here that could be followed"));
+    }
+    if !call.diskless && !log {
         let now = UnixMillis(unix_ms());
         let slot = view.records.free_slot(id, newcomer, now).map_err(refuse::cluster)?;
         if let Some(slot) = NodeId::new(slot) {

@@ -2,6 +2,7 @@
 
 use super::core_command;
 use crate::dial::ask_to_dial;
+use crate::logpeer::Following;
 use crate::node::{Node, PeerMember};
 use crate::refuse;
 use crate::resource::Resource;
@@ -47,6 +48,13 @@ pub(crate) async fn connect(
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
     let (peer, members) = chosen(node, &resource, request.peer.as_deref())?;
+    if let Some(following) = resource.following() {
+        if request.discard_my_data {
+            give_up(&resource, &following, "connect was refused").await?;
+        }
+        resource.dial_now.notify_one();
+        return Ok(Done::new(format!("resource {name} follows {}", names(&members))));
+    }
     let command = Command::Connect { peer, discard_my_data: request.discard_my_data };
     core_command(node, &resource, "connect was refused", command).await?;
     resource
@@ -80,6 +88,14 @@ pub(crate) async fn disconnect(
     Ok(Done::new(format!("resource {name} is disconnected from {}", names(&members))))
 }
 
+/// The data of a node that follows are given up, and copied again.
+async fn give_up(resource: &Resource, following: &Following, what: &str) -> Result<(), ApiError> {
+    following.discard().await.map_err(|why| {
+        let message = format!("{what} for {}: {why}", resource.name());
+        ApiError::new(ErrorCode::DiskFailed, message)
+    })
+}
+
 fn names(members: &[PeerMember]) -> String {
     if members.is_empty() {
         return "nobody: it has no peers".to_owned();
@@ -99,6 +115,10 @@ pub(crate) async fn invalidate(
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
     let (peer, _) = chosen(node, &resource, request.peer.as_deref())?;
+    if let (Some(following), None) = (resource.following(), peer) {
+        give_up(&resource, &following, "invalidate was refused").await?;
+        return Ok(Done::new(format!("resource {name} fetches the data of this node again")));
+    }
     let handle = resource.need_handle()?;
     handle.command(Command::Invalidate { peer }).await.map_err(|refusal| {
         let view = node.view();

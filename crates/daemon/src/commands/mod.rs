@@ -64,7 +64,7 @@ fn used_disks(node: &Node) -> Vec<Used> {
 ///
 /// # Errors
 /// `RESOURCE_DOWN`, or the core's refusal as a sentence.
-async fn core_command(
+pub(crate) async fn core_command(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     what: &str,

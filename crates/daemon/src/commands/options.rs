@@ -10,7 +10,7 @@ use holdfast_units::ResourceId;
 use std::sync::Arc;
 
 /// The options that a link of its own can have in this version. All others hold for the resource.
-const PER_PEER: [&str; 1] = ["connect-int"];
+const PER_PEER: [&str; 2] = ["connect-int", "replay-delay"];
 /// The options that a running resource does not take over.
 const AT_START: [&str; 2] = ["max-in-flight-bytes", "max-in-flight-requests"];
 

@@ -2,6 +2,7 @@
 
 use super::{core_command, device};
 use crate::growth;
+use crate::logpeer;
 use crate::node::Node;
 use crate::resource::Resource;
 use crate::status::nbd_clients;
@@ -34,6 +35,9 @@ pub(crate) async fn primary(
 ) -> Result<Done, ApiError> {
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
+    if resource.following().is_some() {
+        return logpeer::promote(node, &resource, request.force).await;
+    }
     if !request.force {
         meet_peers(node, &resource).await;
         growth::need_grown(node, &resource).await?;
@@ -55,7 +59,7 @@ async fn meet_peers(node: &Arc<Node>, resource: &Arc<Resource>) {
         if view.snapshot.disk != DiskState::Consistent {
             return;
         }
-        let members = node.view().peers_of(resource.id, node.uuid);
+        let members = node.view().core_peers_of(resource.id, node.uuid);
         let met = view.snapshot.peers.iter().all(|peer| {
             let out_of_reach =
                 || members.get(&peer.node).is_none_or(|m| node.peers.health(m.uuid).failed);
@@ -131,7 +135,7 @@ fn way_out(first: &str, name: &str) -> String {
 
 /// Refuses when NBD clients have a resource open. One that has just hung up may still be seen for a
 /// moment, so it waits a little for them to go.
-async fn refuse_clients(resource: &Resource, what: &str) -> Result<(), ApiError> {
+pub(crate) async fn refuse_clients(resource: &Resource, what: &str) -> Result<(), ApiError> {
     let Some(handle) = resource.handle() else { return Ok(()) };
     let mut views = handle.watch();
     let none = views.wait_for(|view| nbd_clients(view).is_empty());

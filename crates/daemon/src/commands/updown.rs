@@ -74,7 +74,7 @@ async fn each(
 
 async fn start(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError> {
     let begun = resource.begin().await?;
-    if resource.handle().is_none() {
+    if !resource.is_up() {
         resource::start(node, resource, false).await.map_err(|error| {
             let message = format!("up was refused for {}: {}", resource.name(), error.message);
             let hint = error.hint.unwrap_or_else(|| {
@@ -96,7 +96,8 @@ async fn start(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiErro
 
 /// Where nobody else can be Primary, a node that was is so again at once.
 pub(crate) async fn wait_for_role(node: &Node, resource: &Resource) {
-    let alone = node.view().peers_of(resource.id, node.uuid).values().all(|peer| peer.diskless);
+    let alone =
+        node.view().core_peers_of(resource.id, node.uuid).values().all(|peer| peer.diskless);
     let Some(handle) = resource.handle().filter(|_| alone && resource.state().local.primary) else {
         return;
     };

@@ -5,7 +5,7 @@ use crate::node::Node;
 use crate::resource::Resource;
 use crate::status;
 use holdfast_api::request::{Done, MAX_WAIT_SECONDS, Wait, WaitFor};
-use holdfast_api::status::{PeerStatus, ResourceStatus};
+use holdfast_api::status::{PeerStatus, ReplayStatus, ResourceStatus};
 use holdfast_api::{ApiError, ErrorCode};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +19,6 @@ const DEFAULT: f64 = 60.0;
 /// `TIMED_OUT` with how it is instead; `NO_SUCH_RESOURCE` when it is gone.
 pub(crate) async fn wait(node: &Arc<Node>, name: &str, request: &Wait) -> Result<Done, ApiError> {
     let resource = node.resource_named(name)?;
-    if request.what == WaitFor::Replayed {
-        return Err(ApiError::not_supported_yet(&format!("wait for replay of resource {name}")));
-    }
     let seconds = request.timeout_seconds.unwrap_or(DEFAULT);
     let longest = Duration::from_secs(MAX_WAIT_SECONDS);
     let limit = Duration::try_from_secs_f64(seconds).ok().filter(|limit| *limit <= longest);
@@ -142,7 +139,7 @@ fn holds(now: &ResourceStatus, request: &Wait) -> Result<bool, ApiError> {
     Ok(match request.what {
         WaitFor::UpToDate => disk == "UpToDate",
         WaitFor::Connected => up && every(|peer| peer.connection == "Connected"),
-        WaitFor::Established => up && every(|peer| peer.replication == "Established"),
+        WaitFor::Established => up && every(is_established),
         WaitFor::Primary => role == "Primary",
         WaitFor::Secondary => role == "Secondary",
         WaitFor::Synced => {
@@ -150,13 +147,34 @@ fn holds(now: &ResourceStatus, request: &Wait) -> Result<bool, ApiError> {
             up && every(|peer| {
                 peer.connection == "Connected"
                     && matches!(peer.disk.as_str(), "UpToDate" | "Diskless")
-                    && peer.replication == "Established"
+                    && is_established(peer)
                     && peer.resync.is_none()
                     && peer.out_of_sync_bytes == 0
             })
         }
-        WaitFor::Replayed => false,
+        WaitFor::Replayed => match &now.replay {
+            Some(replay) => {
+                let leads = now.peers.iter().any(|peer| peer.connection == "Connected");
+                leads && now.disk.state == "UpToDate" && has_all(replay)
+            }
+            None => {
+                up && every(|peer| {
+                    let all = peer.replay.as_ref().is_some_and(has_all);
+                    peer.protocol != "log"
+                        || (all && peer.connection == "Connected" && peer.disk == "UpToDate")
+                })
+            }
+        },
     })
+}
+
+/// Whether what is written here is on its way to a peer as it is written.
+fn is_established(peer: &PeerStatus) -> bool {
+    matches!(peer.replication.as_str(), "Established" | "Shipping" | "Replaying")
+}
+
+fn has_all(replay: &ReplayStatus) -> bool {
+    replay.head > 0 && replay.lag_bytes == 0
 }
 
 #[cfg(test)]

@@ -205,6 +205,20 @@ impl Worker {
         Ok(self.log.journal().durable())
     }
 
+    pub(super) fn begin_segment(&mut self) -> Result<(u64, LogPosition), JournalCallError> {
+        if self.mode != Mode::Lead {
+            return Err(JournalCallError::Mode(self.mode));
+        }
+        self.append();
+        self.flush_journal()?;
+        self.log.journal_mut().rotate_now();
+        self.append();
+        let begun = self.log.journal().durable_segments().pop();
+        let begun = begun.filter(|_| !self.log.journal().is_to_begin());
+        let begun = begun.map(|(header, _)| (header.number, header.base));
+        begun.ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull).into())
+    }
+
     pub(super) fn rotate(&mut self) -> Result<(), JournalCallError> {
         if self.mode != Mode::Lead {
             return Err(JournalCallError::Mode(self.mode));

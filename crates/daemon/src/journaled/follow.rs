@@ -5,6 +5,7 @@ use super::{JournalCallError, Mode};
 use bytes::Bytes;
 use holdfast_format::journal::{RecordKind, SegmentHeader};
 use holdfast_journal::Op;
+use holdfast_journal::driver::CopyFailed;
 use holdfast_store::DiskOp;
 use holdfast_units::{GenerationId, LogPosition};
 use std::collections::VecDeque;
@@ -74,11 +75,9 @@ impl Worker {
         if self.mode != Mode::Follow {
             return Err(JournalCallError::Mode(self.mode));
         }
-        let taken = self.log.copy(header, frames).map_err(|error| match error
-            .downcast::<holdfast_journal::CopyError>(
-        ) {
-            Ok(error) => JournalCallError::Copy(*error),
-            Err(error) => JournalCallError::Io(io::Error::other(error.to_string())),
+        let taken = self.log.copy(header, frames).map_err(|error| match error {
+            CopyFailed::Copy(error) => JournalCallError::Copy(error),
+            CopyFailed::Io(error) => JournalCallError::Io(error),
         })?;
         self.make_room();
         Ok(taken)

@@ -6,7 +6,8 @@ use super::worker::Worker;
 use super::{JournalView, Mode};
 use bytes::Bytes;
 use holdfast_format::journal::{Cursors, PeerSwitches, SegmentHeader, SegmentLink, Switches};
-use holdfast_journal::{CopyError, CutPlan, RangeSet};
+use holdfast_journal::driver::LogError;
+use holdfast_journal::{CopyError, CutPlan, RangeSet, RecordsError};
 use holdfast_store::DiskOp;
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId};
 use std::collections::BTreeMap;
@@ -320,6 +321,33 @@ impl JournalHandle {
     /// When this node does not lead.
     pub async fn rotate(&self) -> Result<(), JournalCallError> {
         self.ask(Worker::rotate).await
+    }
+
+    /// Makes everything durable that was completed, and begins a segment if the last one has
+    /// records; its number, and where it begins.
+    ///
+    /// # Errors
+    /// When this node does not lead, or the journal has failed or no room.
+    pub async fn begin_segment(&self) -> Result<(u64, LogPosition), JournalCallError> {
+        self.ask(Worker::begin_segment).await
+    }
+
+    /// What the durable records from `from` to `to` (exclusively) change; `None` when they are not
+    /// kept any more.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn changed_between(
+        &self,
+        from: LogPosition,
+        to: LogPosition,
+    ) -> Result<Option<RangeSet>, JournalCallError> {
+        self.ask(move |worker| match worker.log.changed_between(from, to) {
+            Ok(changed) => Ok(Some(changed)),
+            Err(LogError::Records(RecordsError::Gone { .. })) => Ok(None),
+            Err(error) => Err(io::Error::other(error).into()),
+        })
+        .await
     }
 
     /// Gives up all segments that nobody needs any more; how many bytes of files that were.

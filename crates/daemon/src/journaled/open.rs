@@ -9,6 +9,7 @@ use holdfast_format::BlockError;
 use holdfast_journal::driver::{
     Backing, CURSORS, Directory, DirectoryOptions, Files, GIVEN_UP, Log, LogError, Open, spare_name,
 };
+use holdfast_journal::ship::FOLLOWING;
 use holdfast_journal::{Damage, RecoverError, Settings, WriteBackLimits};
 use holdfast_store::{BufferPool, Disk, DiskInfo, DiskOp, Outcome};
 use holdfast_units::{
@@ -247,7 +248,7 @@ pub(crate) fn remove(spec: &JournalSpec, dir: bool) {
         let ours = |name: &&String| {
             let name = name.as_str();
             let file = name.starts_with("segment-") || name.starts_with("spare-");
-            file || name == CURSORS || name == GIVEN_UP
+            file || name == CURSORS || name == GIVEN_UP || name == FOLLOWING
         };
         for name in names.iter().filter(ours) {
             files.remove(name).map_err(|error| JournalError::io(&spec.dir, error))?;
@@ -261,6 +262,44 @@ pub(crate) fn remove(spec: &JournalSpec, dir: bool) {
         // One that is not empty stays.
         let _ = std::fs::remove_dir(&spec.dir);
     }
+}
+
+/// The files of a journal, claimed, for a node that follows.
+///
+/// # Errors
+/// When they are in use or cannot be used.
+pub(crate) fn claimed_files(spec: &JournalSpec) -> Result<Directory, JournalError> {
+    claimed(&spec.dir)
+}
+
+/// The settings of the journal of a node that follows.
+///
+/// # Errors
+/// When the system gives no random number.
+pub(crate) fn follow_settings(
+    spec: &JournalSpec,
+    resource: ResourceId,
+    node: NodeId,
+) -> Result<Settings, JournalError> {
+    let failed =
+        |error: getrandom::Error| JournalError::io(&spec.dir, io::Error::other(error.to_string()));
+    let epoch = getrandom::u64().map_err(failed)?;
+    Ok(Sizes::of(spec.size, 1).settings(resource, node, epoch))
+}
+
+/// Says durably that what is in a journal makes the disk what it is: this node may lead.
+///
+/// # Errors
+/// When that could not be written.
+pub(crate) fn mark_led(spec: &JournalSpec, resource: ResourceId) -> Result<(), JournalError> {
+    let mut files = claimed(&spec.dir)?;
+    let names = files.list().map_err(|error| JournalError::io(&spec.dir, error))?;
+    if !names.iter().any(|name| name == CURSORS || name == GIVEN_UP) {
+        // Whoever opens it says what is wrong.
+        return Ok(());
+    }
+    holdfast_journal::ship::mark_led(&mut files, resource)
+        .map_err(|error| JournalError::io(&spec.dir, error))
 }
 
 fn claimed(dir: &Path) -> Result<Directory, JournalError> {

@@ -71,6 +71,7 @@ pub(super) fn open_disk(
     };
     let most = DiskDriver::MAX_IN_FLIGHT;
     let Expected { resource, node, .. } = expected;
+    journaled::open::mark_led(journal, resource)?;
     let (disk, journal) = journaled::open(journal, resource, node, disk, most, pool)?;
     Ok(Some(OpenDisk { disk, meta, attachment, view, probe: None, journal: Some(journal) }))
 }

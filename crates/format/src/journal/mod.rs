@@ -3,16 +3,20 @@
 //! `docs/design/journal.md` draws the bytes and says what a reader may believe.
 
 mod cursors;
+mod following;
 mod frame;
+mod note;
 mod segment;
 #[cfg(test)]
 mod tests;
 
 pub use cursors::{Cursors, PeerCursor, PeerSwitches, Switches};
+pub use following::{FollowState, Following};
 pub use frame::{
     Compression, FRAME_HEADER_LEN, FrameContext, FrameError, FrameHeader, MAX_FRAME_HEADER_LEN,
     MAX_FRAME_LEN, MAX_FRAME_RECORDS, RECORD_LEN, Record, RecordKind, frame_len,
 };
+pub use note::{FollowerNote, MAX_NOTE_LINKS, MAX_NOTE_RANGES, NoteError};
 pub use segment::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentLink, is_alignment};
 
 /// No position is written that is so high: a segment more always fits.

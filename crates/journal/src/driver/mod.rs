@@ -8,7 +8,7 @@ mod directory;
 pub use directory::{Directory, DirectoryOptions};
 
 use crate::index::{PartSource, RunKind, RunPiece, WriteBackLimits};
-use crate::journal::{Batch, Journal, Next, Settings};
+use crate::journal::{Batch, CopyError, Journal, Next, Settings};
 use crate::op::{Op, PushError, Ticket};
 use crate::records::RecordsError;
 use crate::recover::{Found, RecoverError, recover};
@@ -118,6 +118,28 @@ pub enum LogError {
     /// The cursors.
     #[error("the cursors of the journal cannot be used: {0}")]
     Cursors(BlockError),
+}
+
+/// Why bytes of another node's journal were not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyFailed {
+    /// They do not belong there.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// They could not be written.
+    #[error("the files of the journal could not be written: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// An op that was read back.
+#[derive(Clone, Debug)]
+pub struct Logged {
+    /// Its position.
+    pub position: LogPosition,
+    /// The position of the next one: where a cursor stands that is behind this one.
+    pub next: LogPosition,
+    /// The op.
+    pub op: Op,
 }
 
 /// The segments of a directory, to read.
@@ -238,6 +260,11 @@ impl<F: Files> Log<F> {
     #[must_use]
     pub const fn files(&self) -> &F {
         &self.files
+    }
+
+    /// The files, to keep something else beside the journal's.
+    pub const fn files_mut(&mut self) -> &mut F {
+        &mut self.files
     }
 
     /// Ends it, and gives the files back.
@@ -552,6 +579,60 @@ impl<F: Files> Log<F> {
         Ok((all, end))
     }
 
+    /// The durable records from `from` on, in order: as many as have `max_bytes` of payload, at
+    /// least one and at most 1024.
+    ///
+    /// # Errors
+    /// [`RecordsError::Gone`] when they are not kept any more.
+    pub fn records_from(&self, from: LogPosition, max_bytes: u64) -> Result<Vec<Logged>, LogError> {
+        const MOST: usize = 1024;
+        let reader = Segments(&self.files);
+        let mut records = self.journal.records(&reader, from)?;
+        let (mut all, mut bytes) = (Vec::new(), 0);
+        while bytes < max_bytes && all.len() < MOST {
+            let Some(found) = records.next()? else { break };
+            let op = op_of(&records, &found)?;
+            bytes += op.payload().len() as u64;
+            all.push(Logged { position: found.position, next: found.next, op });
+        }
+        Ok(all)
+    }
+
+    /// What the durable records from `from` to `to` (exclusively) change.
+    ///
+    /// # Errors
+    /// [`RecordsError::Gone`] when they are not kept any more.
+    pub fn changed_between(
+        &self,
+        from: LogPosition,
+        to: LogPosition,
+    ) -> Result<RangeSet, LogError> {
+        let reader = Segments(&self.files);
+        let mut records = self.journal.records(&reader, from)?;
+        let mut changed = RangeSet::new();
+        while let Some(found) = records.next()? {
+            if found.position >= to {
+                break;
+            }
+            changed.insert(found.record.range);
+        }
+        Ok(changed)
+    }
+
+    /// Makes everything durable that was pushed, and begins a new segment if the last one has
+    /// records; its number, and where it begins.
+    ///
+    /// # Errors
+    /// When a write or a sync failed: the journal has failed.
+    pub fn begin_segment(&mut self) -> io::Result<(u64, LogPosition)> {
+        self.flush()?;
+        self.journal.rotate_now();
+        self.pump()?;
+        let last = self.journal.durable_segments().pop();
+        let begun = last.map(|(header, _)| (header.number, header.base));
+        begun.ok_or_else(|| io::Error::other("no segment was begun"))
+    }
+
     /// The position to replay to (exclusively) for the state of a time, from `from` on.
     ///
     /// # Errors
@@ -588,11 +669,7 @@ impl<F: Files> Log<F> {
     ///
     /// # Errors
     /// When they do not continue what is here, or cannot be written.
-    pub fn copy(
-        &mut self,
-        header: &SegmentHeader,
-        bytes: &Bytes,
-    ) -> Result<usize, Box<dyn std::error::Error>> {
+    pub fn copy(&mut self, header: &SegmentHeader, bytes: &Bytes) -> Result<usize, CopyFailed> {
         let last = self.journal.durable_segments().last().map(|(header, _)| header.number);
         if last != Some(header.number) {
             self.flush()?;

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
+pub(crate) mod ship;
+
 pub(crate) const SECTOR: usize = 512;
 
 /// Chance, from a seed.

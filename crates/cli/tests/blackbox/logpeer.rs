@@ -1,0 +1,305 @@
+//! A node that follows the Primary's journal: its disk is a past state at every moment.
+
+use crate::{
+    MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, rounds, seed, write_blocks,
+};
+use holdfast_testkit::{Cluster, Cut, Ledger, Node, Rng, Writer, WriterOptions, files, wait_until};
+
+const SIZE: u64 = 32 * MIB;
+const BLOCKS: usize = 4096;
+
+fn journal_of(node: &Node, size: &str) -> [String; 4] {
+    let dir = node.dir().join("r0.journal").display().to_string();
+    ["--journal".to_owned(), dir, "--journal-size".to_owned(), size.to_owned()]
+}
+
+/// Makes r0 with a journal on the first node, and has all others follow it.
+fn follow(cluster: &Cluster, size: &str) {
+    let arguments = journal_of(&cluster[0], size);
+    cluster.create("r0", SIZE, &arguments.each_ref().map(String::as_str));
+    for node in &cluster.nodes()[1..] {
+        join(cluster, node, size);
+    }
+}
+
+fn join(cluster: &Cluster, node: &Node, size: &str) {
+    let arguments = journal_of(node, size);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    cluster.join_resource(node, "r0", SIZE, &[&["--protocol", "log"], &arguments[..]].concat());
+}
+
+/// Waits until a node has everything that was written by now.
+fn wait_replayed(node: &Node) {
+    node.ok(&["wait", "r0", "--for", "replayed", "--timeout", "60"]);
+}
+
+/// Waits until the Primary knows that its followers have everything.
+fn wait_all(primary: &Node) {
+    primary.wait_resource("r0", SYNC, "everybody has everything", |r| {
+        !r.peers.is_empty()
+            && r.peers.iter().all(|peer| {
+                peer.connection == "Connected"
+                    && peer.disk == "UpToDate"
+                    && peer.problem.is_none()
+                    && peer.replay.as_ref().is_some_and(|replay| {
+                        replay.lag_bytes == 0
+                            && r.journal.as_ref().is_some_and(|j| replay.replayed == j.head)
+                    })
+            })
+    });
+}
+
+fn disk_state(node: &Node) -> String {
+    node.resource("r0").disk.state
+}
+
+fn assert_same(cluster: &Cluster, a: usize, b: usize) {
+    for node in [a, b] {
+        if cluster[node].resource("r0").role == "Primary" {
+            let node = &cluster[node];
+            wait_until(SOON, "all is written back", || {
+                let journal = node.resource("r0").journal.expect("it has one");
+                journal.dirty_bytes == 0 && journal.written_back == journal.head
+            });
+        }
+    }
+    cluster.assert_equal_disks("r0", SIZE, &[a, b]);
+}
+
+#[test]
+fn a_follower_is_filled_and_its_disk_is_an_exact_past_state_whenever_it_dies() {
+    let mut cluster = cluster(2);
+    follow(&cluster, "64M");
+    cluster[1].ok(&["wait", "r0", "--for", "uptodate", "--timeout", "60"]);
+    let mut dice = Rng::new(seed());
+    let mut ledger = Ledger::new(seed(), BLOCKS);
+    let mut newest = 0;
+    for round in 0..2 * rounds() + 2 {
+        let writer = Writer::start(&cluster[0].uri("r0"), ledger, WriterOptions::default());
+        writer.wait_acknowledged(300 + dice.below(700));
+        // Frozen or killed in the middle of it.
+        if round % 2 == 0 {
+            cluster[1].freeze();
+        } else {
+            cluster[1].kill9();
+        }
+        let copy = cluster.scratch().join("copy");
+        files::copy(&cluster[1].disk("r0"), &copy);
+        ledger = writer.stop_well();
+        let found = ledger.verify_prefix(&copy);
+        assert!(found >= newest, "it went back from write {newest} to {found}");
+        newest = found;
+        if round % 2 == 0 {
+            cluster[1].thaw();
+        } else {
+            cluster[1].start();
+        }
+    }
+    wait_all(&cluster[0]);
+    assert!(newest > 0, "it follows while it is written");
+    assert_same(&cluster, 0, 1);
+    let copied = ledger.verify_prefix(&cluster[1].disk("r0"));
+    assert!(copied >= newest);
+}
+
+#[test]
+fn after_a_cut_link_it_catches_up_and_is_a_past_state_all_the_time() {
+    let cluster = cluster_with_proxies(2);
+    follow(&cluster, "64M");
+    cluster[1].ok(&["wait", "r0", "--for", "uptodate", "--timeout", "60"]);
+    write_blocks(&cluster[0], "r0", 1, 0..300);
+    wait_all(&cluster[0]);
+    cluster[0].proxy().cut(Cut::Reset);
+    cluster[1].wait_peer("r0", "alpha", SOON, "the link is gone", |p| p.connection != "Connected");
+    write_blocks(&cluster[0], "r0", 2, 100..800);
+    let late = cluster[0].peer("r0", "beta").replay.expect("it follows");
+    assert!(late.lag_bytes > 0, "{late:?}");
+    assert_eq!(disk_state(&cluster[1]), "UpToDate", "an old state is a state");
+    cluster[0].proxy().heal();
+    wait_until(SYNC, "it catches up", || {
+        assert_eq!(disk_state(&cluster[1]), "UpToDate");
+        cluster[0]
+            .peer("r0", "beta")
+            .replay
+            .is_some_and(|replay| replay.lag_bytes == 0 && replay.replayed > late.replayed)
+    });
+    wait_all(&cluster[0]);
+    assert_same(&cluster, 0, 1);
+}
+
+#[test]
+fn a_journal_that_is_too_small_for_an_outage_costs_a_copy_of_what_changed_and_no_more() {
+    let mut cluster = cluster(2);
+    follow(&cluster, "16M");
+    wait_all(&cluster[0]);
+    cluster[1].stop();
+    // Much more than the journal holds, over a small part of the disk.
+    for round in 0..8 {
+        write_blocks(&cluster[0], "r0", round, 0..1024);
+    }
+    cluster[0].wait_resource("r0", SOON, "the journal is kept small", |r| {
+        let journal = r.journal.as_ref().expect("it has one");
+        journal.bytes <= journal.limit_bytes && journal.emergency
+    });
+    assert_eq!(cluster[0].peer("r0", "beta").replication, "Emergency");
+    cluster[1].start();
+    wait_all(&cluster[0]);
+    assert!(!cluster[0].resource("r0").journal.expect("it has one").emergency);
+    let received = cluster[1].peer("r0", "alpha").received_bytes;
+    let changed = 1024 * 4096;
+    assert!(received <= changed * 11 / 10, "{received} bytes for {changed} that changed");
+    assert_same(&cluster, 0, 1);
+    check_blocks(&cluster[0], "r0", 7, (0..1024).step_by(31));
+}
+
+#[test]
+fn a_planned_handover_there_and_back_loses_nothing() {
+    let cluster = cluster(3);
+    follow(&cluster, "64M");
+    write_blocks(&cluster[0], "r0", 1, 0..500);
+    wait_all(&cluster[0]);
+    for (turn, (from, to)) in [(0, 1), (1, 0), (0, 2), (2, 1)].into_iter().enumerate() {
+        let tag = u64::try_from(turn).expect("small") + 10;
+        write_blocks(&cluster[from], "r0", tag, 0..400);
+        cluster[to].ok(&["primary", "r0"]);
+        let role = cluster[from].resource("r0").role;
+        assert_eq!((role.as_str(), turn), ("Secondary", turn), "the other one follows by itself");
+        check_blocks(&cluster[to], "r0", tag, (0..400).step_by(13));
+        write_blocks(&cluster[to], "r0", tag + 100, 200..600);
+        wait_all(&cluster[to]);
+        for other in (0..3).filter(|other| *other != to) {
+            assert_eq!(disk_state(&cluster[other]), "UpToDate");
+            assert_same(&cluster, to, other);
+        }
+    }
+    // Whoever has it open is in the way.
+    let open = cluster[1].open("r0");
+    cluster[0].refused(&["primary", "r0"], 1, "open");
+    drop(open);
+    assert_eq!(cluster[1].resource("r0").role, "Primary");
+}
+
+#[test]
+fn after_a_forced_promotion_the_old_primary_follows_or_says_that_both_wrote() {
+    let mut cluster = cluster(2);
+    follow(&cluster, "64M");
+    write_blocks(&cluster[0], "r0", 1, 0..300);
+    wait_all(&cluster[0]);
+    // Nothing is lost: it follows by itself when it returns.
+    cluster[0].kill9();
+    cluster[1].refused(&["primary", "r0"], 1, "not in reach");
+    cluster[1].ok(&["primary", "r0", "--force"]);
+    check_blocks(&cluster[1], "r0", 1, (0..300).step_by(7));
+    write_blocks(&cluster[1], "r0", 2, 0..200);
+    cluster[0].start();
+    wait_all(&cluster[1]);
+    assert_same(&cluster, 0, 1);
+    // Now the one that is killed has what the other one never got.
+    cluster[0].freeze();
+    write_blocks(&cluster[1], "r0", 3, 0..100);
+    cluster[1].kill9();
+    cluster[0].thaw();
+    cluster[0].wait_peer("r0", "beta", SOON, "the link is gone", |p| p.connection != "Connected");
+    cluster[0].ok(&["primary", "r0", "--force"]);
+    let before = files::fingerprint(&cluster[0].disk("r0"), SIZE);
+    write_blocks(&cluster[0], "r0", 4, 500..650);
+    cluster[1].start();
+    for (node, other) in [(0, "beta"), (1, "alpha")] {
+        cluster[node].wait_peer("r0", other, SOON, "it is told", |peer| {
+            peer.problem.as_ref().is_some_and(|problem| problem.code == "SPLIT_BRAIN")
+        });
+        let text = cluster[node].ok(&["status", "r0"]);
+        assert!(text.contains("went on apart at position"), "{text}");
+    }
+    assert_ne!(before, files::fingerprint(&cluster[1].disk("r0"), SIZE), "nobody's data are gone");
+    check_blocks(&cluster[0], "r0", 2, (100..200).step_by(7));
+    // A person says whose are good.
+    cluster[1].ok(&["connect", "r0", "--discard-my-data"]);
+    wait_all(&cluster[0]);
+    assert_same(&cluster, 0, 1);
+    check_blocks(&cluster[0], "r0", 4, 500..600);
+}
+
+#[test]
+fn a_delay_holds_the_disk_of_one_follower_behind() {
+    let cluster = cluster(2);
+    follow(&cluster, "64M");
+    write_blocks(&cluster[0], "r0", 1, 0..50);
+    wait_all(&cluster[0]);
+    cluster[0].ok(&["set", "r0", "replay-delay=15m", "--peer", "beta"]);
+    // It takes a moment until it has heard of it.
+    let mut round = 1;
+    wait_until(SYNC, "something is held back", || {
+        round += 1;
+        write_blocks(&cluster[0], "r0", round, 0..50);
+        let replay = cluster[1].resource("r0").replay.expect("it follows");
+        replay.fetched == replay.head && replay.replayed < replay.fetched
+    });
+    let before = files::fingerprint(&cluster[1].disk("r0"), SIZE);
+    let replayed = cluster[1].resource("r0").replay.expect("it follows").replayed;
+    write_blocks(&cluster[0], "r0", round + 1, 0..50);
+    cluster[1].wait_resource("r0", SOON, "it is fetched all the same", |r| {
+        r.replay.as_ref().is_some_and(|r| r.fetched == r.head && r.lag_bytes > 200_000)
+    });
+    assert_eq!(cluster[1].resource("r0").replay.expect("it follows").replayed, replayed);
+    assert_eq!(files::fingerprint(&cluster[1].disk("r0"), SIZE), before);
+    cluster[0].ok(&["set", "r0", "replay-delay=0", "--peer", "beta"]);
+    wait_all(&cluster[0]);
+    assert_same(&cluster, 0, 1);
+}
+
+#[test]
+fn fetch_and_replay_are_paused_by_themselves_and_stay_so_over_a_restart() {
+    let mut cluster = cluster(2);
+    follow(&cluster, "64M");
+    write_blocks(&cluster[0], "r0", 1, 0..100);
+    wait_all(&cluster[0]);
+    cluster[1].ok(&["pause", "r0", "replay"]);
+    let frozen = files::fingerprint(&cluster[1].disk("r0"), SIZE);
+    write_blocks(&cluster[0], "r0", 2, 0..100);
+    cluster[1].wait_resource("r0", SOON, "it is fetched", |r| {
+        r.replay.as_ref().is_some_and(|replay| {
+            replay.fetched == replay.head && replay.lag_bytes > 0 && replay.paused == ["replay"]
+        })
+    });
+    cluster[1].kill9();
+    cluster[1].start();
+    cluster[1].wait_resource("r0", SOON, "it is still so", |r| {
+        r.replay.as_ref().is_some_and(|replay| replay.paused == ["replay"])
+    });
+    assert_eq!(files::fingerprint(&cluster[1].disk("r0"), SIZE), frozen);
+    cluster[1].refused(&["primary", "r0"], 1, "paused");
+    cluster[1].ok(&["pause", "r0", "fetch"]);
+    cluster[1].ok(&["resume", "r0", "replay"]);
+    cluster[1].wait_resource("r0", SOON, "what is here is replayed", |r| {
+        r.replay.as_ref().is_some_and(|replay| replay.replayed == replay.fetched)
+    });
+    write_blocks(&cluster[0], "r0", 3, 0..100);
+    cluster[1].wait_resource("r0", SOON, "it knows that it is behind", |r| {
+        r.replay.as_ref().is_some_and(|replay| replay.head > replay.fetched)
+    });
+    cluster[1].ok(&["resume", "r0", "fetch"]);
+    wait_replayed(&cluster[1]);
+    wait_all(&cluster[0]);
+    assert_same(&cluster, 0, 1);
+    cluster[0].refused(&["pause", "r0", "fetch"], 1, "does not follow");
+}
+
+#[test]
+fn what_a_log_member_needs_is_said_before_anything_changes() {
+    let cluster = cluster(2);
+    cluster.create("r0", SIZE, &[]);
+    let disk = cluster[1].disk("r0");
+    files::make_sparse(&disk, SIZE);
+    let disk = disk.display().to_string();
+    cluster[1].refused(
+        &["join", "r0", "--disk", &disk, "--protocol", "log"],
+        1,
+        "needs a disk and a journal",
+    );
+    let journal = journal_of(&cluster[1], "64M");
+    let journal: Vec<&str> = journal.iter().map(String::as_str).collect();
+    let join = [&["join", "r0", "--disk", &disk, "--protocol", "log"], &journal[..]].concat();
+    cluster[1].refused(&join, 1, "has no journal here");
+    assert!(cluster[0].resource("r0").peers.is_empty());
+}

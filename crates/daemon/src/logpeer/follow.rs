@@ -1,0 +1,531 @@
+//! The thread of a resource that follows: it owns journal and disk.
+
+use super::disk::OwnDisk;
+use super::session::{self, Link};
+use crate::journaled::open::{claimed_files, follow_settings};
+use crate::local::Local;
+use crate::node::Node;
+use crate::refuse;
+use crate::resource::Resource;
+use crate::task::Task;
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_journal::driver::Directory;
+use holdfast_journal::ship::{
+    Answer, ConnId, FollowOptions, FollowStatus, Follower, Holding, Trouble,
+};
+use holdfast_units::{NodeId, ResourceId};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// How long the thread waits for something to happen before it looks at the time.
+const TICK: Duration = Duration::from_millis(50);
+/// Orders that wait.
+const QUEUE: usize = 256;
+/// When nothing is fetched for so long although there is something and the leader is in reach, an
+/// event says so.
+const STALL: Duration = Duration::from_secs(30);
+/// After a failure it is tried again so long after.
+const RETRY: Duration = Duration::from_secs(5);
+
+type Files = Box<dyn FnMut() -> io::Result<Directory> + Send>;
+type Logic = Follower<Files, Directory, OwnDisk>;
+
+/// What the thread is told.
+pub(super) enum Order {
+    Meet { leader: NodeId, bundle: u64 },
+    Part,
+    NotReached(String),
+    Opened(Link),
+    Closed(ConnId),
+    Answer(ConnId, Answer),
+    Switches { fetch: bool, replay: bool, done: oneshot::Sender<Result<(), String>> },
+    Delay(Duration),
+    Discard(oneshot::Sender<Result<(), String>>),
+    Stop(oneshot::Sender<()>),
+}
+
+/// How following goes.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct FollowView {
+    /// What the logic says; `None` while journal and disk are not open.
+    pub(crate) status: Option<FollowStatus>,
+    /// Who leads; `None` while nobody is connected.
+    pub(crate) leader: Option<NodeId>,
+    /// Why nobody is.
+    pub(crate) unreached: Option<String>,
+    /// Why journal or disk cannot be used.
+    pub(crate) failure: Option<String>,
+    /// Bytes a second that come, lately.
+    pub(crate) rate: u64,
+    /// Bytes a second that are replayed, lately.
+    pub(crate) replay_rate: u64,
+}
+
+/// A resource that follows.
+pub(crate) struct Following {
+    orders: mpsc::Sender<Order>,
+    view: watch::Receiver<FollowView>,
+    _session: Task,
+}
+
+/// What journal and disk are opened with.
+#[derive(Clone)]
+struct Place {
+    name: String,
+    resource: ResourceId,
+    slot: NodeId,
+    disk: PathBuf,
+    journal: crate::journaled::JournalSpec,
+    size: u64,
+}
+
+/// Begins to follow.
+///
+/// # Errors
+/// When this node has no disk or no journal for it, or they cannot be used.
+pub(crate) async fn start(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    local: &Local,
+) -> Result<Following, ApiError> {
+    let view = node.view();
+    let refuse = |why: &str| {
+        let message = format!("resource {} was not started: {why}", local.name);
+        ApiError::new(ErrorCode::NotMember, message)
+    };
+    let record = view.records.resource(local.id);
+    let record = record.ok_or_else(|| refuse("the cluster does not know it any more"))?;
+    let slot = view.slot_of(local.id, node.uuid);
+    let slot = slot.ok_or_else(|| refuse("this node is no member of it any more"))?;
+    let disk = local.disk.as_ref().ok_or_else(|| refuse("it follows by the log without a disk"))?;
+    let journal = local.journal.as_ref();
+    let journal = journal.ok_or_else(|| refuse("it follows by the log without a journal"))?;
+    let place = Place {
+        name: record.name.clone(),
+        resource: local.id,
+        slot,
+        disk: disk.path.clone(),
+        journal: journal.spec(),
+        size: record.size_bytes,
+    };
+    let (orders, queue) = mpsc::channel(QUEUE);
+    let nothing = FollowView {
+        status: None,
+        leader: None,
+        unreached: None,
+        failure: None,
+        rate: 0,
+        replay_rate: 0,
+    };
+    let (shown, seen) = watch::channel(nothing);
+    let (opened, is_open) = oneshot::channel();
+    let notice = Notice { node: Arc::clone(node), name: place.name.clone() };
+    let runtime = Handle::current();
+    let thread = std::thread::Builder::new().name("follow".into());
+    thread
+        .spawn(move || Thread::new(place, runtime, notice, shown).run(queue, opened))
+        .map_err(|error| refuse::internal("a thread was not started", &error))?;
+    match is_open.await {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) => return Err(refuse(&why)),
+        Err(_) => return Err(refuse("its thread ended")),
+    }
+    let session = session::run(Arc::clone(node), Arc::clone(resource), orders.clone());
+    Ok(Following { orders, view: seen, _session: Task::spawn(session) })
+}
+
+impl Following {
+    /// How it goes.
+    pub(crate) fn view(&self) -> FollowView {
+        self.view.borrow().clone()
+    }
+
+    /// Tells of changes of [`Self::view`]; ends with the thread.
+    pub(crate) fn watch(&self) -> watch::Receiver<FollowView> {
+        self.view.clone()
+    }
+
+    /// Turns the switches, durably.
+    ///
+    /// # Errors
+    /// When that could not be written.
+    pub(crate) async fn set_switches(&self, fetch: bool, replay: bool) -> Result<(), String> {
+        let (done, end) = oneshot::channel();
+        let gone = || "it is being stopped".to_owned();
+        let order = Order::Switches { fetch, replay, done };
+        self.orders.send(order).await.map_err(|_| gone())?;
+        end.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Gives up what is here: it is filled anew.
+    ///
+    /// # Errors
+    /// When that could not be written.
+    pub(crate) async fn discard(&self) -> Result<(), String> {
+        let (done, end) = oneshot::channel();
+        let gone = || "it is being stopped".to_owned();
+        self.orders.send(Order::Discard(done)).await.map_err(|_| gone())?;
+        end.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Ends it in good order: what was replayed is durable, journal and disk are free.
+    pub(crate) async fn stop(&self) {
+        let (done, end) = oneshot::channel();
+        if self.orders.send(Order::Stop(done)).await.is_ok() {
+            // It ends with the thread.
+            let _ = end.await;
+        }
+    }
+}
+
+/// Where events go.
+struct Notice {
+    node: Arc<Node>,
+    name: String,
+}
+
+impl Notice {
+    fn tell(&self, text: &str) {
+        tracing::warn!(resource = self.name, "{text}");
+        self.node.hub.notice(&self.name, None, text);
+    }
+}
+
+/// How fast something goes, over the last seconds.
+struct Meter {
+    at: Instant,
+    count: u64,
+    rate: u64,
+}
+
+impl Meter {
+    fn new(now: Instant) -> Self {
+        Self { at: now, count: 0, rate: 0 }
+    }
+
+    fn note(&mut self, now: Instant, count: u64) {
+        let millis = now.duration_since(self.at).as_millis();
+        if millis < 1000 {
+            return;
+        }
+        let moved = u128::from(count.saturating_sub(self.count)) * 1000 / millis;
+        let moved = u64::try_from(moved).unwrap_or(u64::MAX);
+        self.rate = if self.rate == 0 { moved } else { (self.rate * 3 + moved) / 4 };
+        (self.at, self.count) = (now, count);
+    }
+}
+
+struct Thread {
+    place: Place,
+    runtime: Handle,
+    notice: Notice,
+    shown: watch::Sender<FollowView>,
+    logic: Option<Logic>,
+    links: BTreeMap<ConnId, Link>,
+    first: Option<ConnId>,
+    leader: Option<NodeId>,
+    unreached: Option<String>,
+    failure: Option<String>,
+    failed_at: Instant,
+    received: Meter,
+    replayed: Meter,
+    /// When something came last, and how much had come by then.
+    progress: (Instant, u64),
+    stalled: bool,
+    told: Option<Trouble>,
+    delay_ms: u64,
+}
+
+impl Thread {
+    fn new(
+        place: Place,
+        runtime: Handle,
+        notice: Notice,
+        shown: watch::Sender<FollowView>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            place,
+            runtime,
+            notice,
+            shown,
+            logic: None,
+            links: BTreeMap::new(),
+            first: None,
+            leader: None,
+            unreached: None,
+            failure: None,
+            failed_at: now,
+            received: Meter::new(now),
+            replayed: Meter::new(now),
+            progress: (now, 0),
+            stalled: false,
+            told: None,
+            delay_ms: 0,
+        }
+    }
+
+    fn open(&self) -> Result<Logic, String> {
+        let disk = OwnDisk::open(&self.place.disk).map_err(|error| error.to_string())?;
+        let Place { resource, slot, journal, size, .. } = &self.place;
+        let settings = follow_settings(journal, *resource, *slot).map_err(|e| e.to_string())?;
+        let spec = journal.clone();
+        let open: Files = Box::new(move || claimed_files(&spec).map_err(io::Error::other));
+        let options = FollowOptions::new(settings, *size);
+        Follower::open(open, disk, options).map_err(|error| error.to_string())
+    }
+
+    fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Order>,
+        opened: oneshot::Sender<Result<(), String>>,
+    ) {
+        match self.open() {
+            Ok(logic) => self.logic = Some(logic),
+            Err(why) => return drop(opened.send(Err(why))),
+        }
+        if opened.send(Ok(())).is_err() {
+            return;
+        }
+        let mut more = false;
+        loop {
+            let order = if more {
+                queue.try_recv().ok()
+            } else {
+                let next = async { tokio::time::timeout(TICK, queue.recv()).await };
+                match self.runtime.block_on(next) {
+                    Ok(None) => break,
+                    Ok(order) => order,
+                    Err(_) => None,
+                }
+            };
+            let mut next = order;
+            while let Some(order) = next {
+                if let Order::Stop(done) = order {
+                    self.close();
+                    // Who asked may be gone.
+                    let _ = done.send(());
+                    return;
+                }
+                self.take(order);
+                next = queue.try_recv().ok();
+            }
+            more = self.work();
+            self.publish();
+        }
+        self.close();
+    }
+
+    fn close(&mut self) {
+        self.links.clear();
+        if let Some(logic) = self.logic.take()
+            && let Err(error) = logic.close()
+        {
+            tracing::warn!(resource = self.place.name, "following did not end cleanly: {error}");
+        }
+    }
+
+    fn take(&mut self, order: Order) {
+        let now = now_ms();
+        match order {
+            Order::Meet { leader, bundle } => {
+                self.part();
+                self.leader = Some(leader);
+                self.unreached = None;
+                self.progress = (Instant::now(), 0);
+                if let Some(logic) = &mut self.logic {
+                    logic.meet(leader, bundle);
+                }
+            }
+            Order::Part => self.part(),
+            Order::NotReached(why) => {
+                self.leader = None;
+                self.unreached = Some(why);
+            }
+            Order::Opened(link) => {
+                let conn = link.conn;
+                self.first.get_or_insert(conn);
+                self.links.insert(conn, link);
+                if let Some(logic) = &mut self.logic {
+                    logic.opened(conn);
+                }
+            }
+            Order::Closed(conn) => self.closed(conn),
+            Order::Answer(conn, answer) => {
+                if !self.links.contains_key(&conn) {
+                    return;
+                }
+                let answered = self.logic.as_mut().map(|logic| logic.answer(now, conn, answer));
+                match answered {
+                    Some(Ok(true)) | None => {}
+                    Some(Ok(false)) => self.closed(conn),
+                    Some(Err(error)) => self.fail(&error.to_string()),
+                }
+            }
+            Order::Switches { fetch, replay, done } => {
+                let set = match &mut self.logic {
+                    Some(logic) => {
+                        logic.set_switches(fetch, replay).map_err(|error| error.to_string())
+                    }
+                    None => Err("its journal is not open".to_owned()),
+                };
+                // Who asked may be gone.
+                let _ = done.send(set);
+            }
+            Order::Delay(delay) => {
+                self.delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+                if let Some(logic) = &mut self.logic {
+                    logic.set_delay(self.delay_ms);
+                }
+            }
+            Order::Discard(done) => {
+                let gone = || Err("its journal is not open".to_owned());
+                let discarded = self
+                    .logic
+                    .as_mut()
+                    .map(|logic| logic.discard().map_err(|error| error.to_string()));
+                // Who asked may be gone.
+                let _ = done.send(discarded.unwrap_or_else(gone));
+            }
+            Order::Stop(_) => {}
+        }
+    }
+
+    fn part(&mut self) {
+        self.links.clear();
+        self.first = None;
+        self.leader = None;
+        if let Some(logic) = &mut self.logic {
+            logic.part();
+        }
+    }
+
+    fn closed(&mut self, conn: ConnId) {
+        if self.links.remove(&conn).is_none() {
+            return;
+        }
+        if self.first == Some(conn) {
+            self.part();
+        } else if let Some(logic) = &mut self.logic {
+            logic.closed(conn);
+        }
+    }
+
+    /// Journal or disk failed: all is closed, and tried again later.
+    fn fail(&mut self, why: &str) {
+        self.part();
+        self.logic = None;
+        if self.failure.as_deref() != Some(why) {
+            self.notice.tell(&format!("this node does not follow any more: {why}"));
+        }
+        self.failure = Some(why.to_owned());
+        self.failed_at = Instant::now();
+    }
+
+    fn work(&mut self) -> bool {
+        if self.logic.is_none() && self.failed_at.elapsed() >= RETRY {
+            match self.open() {
+                Ok(mut logic) => {
+                    logic.set_delay(self.delay_ms);
+                    self.logic = Some(logic);
+                    self.failure = None;
+                }
+                Err(why) => self.fail(&why),
+            }
+        }
+        let Some(logic) = &mut self.logic else { return false };
+        let worked = logic.work(now_ms());
+        let out = logic.outgoing();
+        let mut full = Vec::new();
+        for send in out {
+            let link = self.links.get(&send.conn);
+            if link.is_some_and(|link| link.requests.try_send(send.request).is_err()) {
+                full.push(send.conn);
+            }
+        }
+        full.into_iter().for_each(|conn| self.closed(conn));
+        match worked {
+            Ok(more) => more,
+            Err(error) => {
+                self.fail(&error.to_string());
+                false
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let status = self.logic.as_ref().map(Follower::status);
+        let now = Instant::now();
+        if let Some(status) = &status {
+            self.received.note(now, status.received);
+            self.replayed.note(now, status.replayed.0);
+            self.watch_progress(now, status);
+        }
+        let view = FollowView {
+            status,
+            leader: self.leader,
+            unreached: self.unreached.clone(),
+            failure: self.failure.clone(),
+            rate: self.received.rate,
+            replay_rate: self.replayed.rate,
+        };
+        self.shown.send_if_modified(|shown| {
+            let changed = *shown != view;
+            *shown = view;
+            changed
+        });
+    }
+
+    /// Nothing fails silently: who does not get on although he could says so.
+    fn watch_progress(&mut self, now: Instant, status: &FollowStatus) {
+        let waits = status.follows
+            && !status.fetch_paused
+            && (status.head > status.fetched || status.fill_left > 0);
+        if !waits || status.received != self.progress.1 || self.leader.is_none() {
+            self.progress = (now, status.received);
+            if std::mem::take(&mut self.stalled) {
+                self.notice.tell("fetching goes on");
+            }
+        } else if !self.stalled && now.duration_since(self.progress.0) >= STALL {
+            self.stalled = true;
+            let why = match &status.trouble {
+                Some(Trouble::NoRoom) => {
+                    "the journal of this node is full until more of it is replayed".to_owned()
+                }
+                Some(Trouble::Damaged(at)) => {
+                    format!("what comes for position {at} is damaged")
+                }
+                Some(Trouble::Refused(_, text)) => text.clone(),
+                None => "nothing comes although the node that leads is in reach".to_owned(),
+            };
+            let seconds = STALL.as_secs();
+            self.notice.tell(&format!("nothing was fetched for {seconds} seconds: {why}"));
+        }
+        let told = status.trouble.clone().filter(|t| matches!(t, Trouble::Refused(..)));
+        if told != self.told {
+            if let Some(Trouble::Refused(_, text)) = &told {
+                self.notice.tell(&format!("the node that leads refuses this one: {text}"));
+            }
+            self.told = told;
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The word for a disk that is followed onto.
+pub(super) const fn word_of(holding: Holding) -> &'static str {
+    match holding {
+        Holding::Nothing | Holding::Filling => "Inconsistent",
+        Holding::Recovering => "Consistent",
+        Holding::StateAt(_) => "UpToDate",
+    }
+}

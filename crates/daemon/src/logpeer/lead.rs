@@ -1,0 +1,379 @@
+//! The node that leads: who follows it, their connections, and what is cut from the journal.
+
+use super::source::{Led, NoteFiles, failed};
+use super::{notes_dir, wire};
+use crate::commands::updown::publish;
+use crate::node::Node;
+use crate::peer_api::read_opening;
+use crate::resource::Resource;
+use crate::shard::{JournalHandle, LinkSocket, ResourceHandle};
+use holdfast_cluster::PinnedNode;
+use holdfast_journal::ship::{
+    Answer, FollowerStatus, Leader, Message, RefuseCode, Reply, Request, copy_block, fetch_piece,
+};
+use holdfast_units::{HybridTime, LogPosition, NodeId, Role};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::io::AsyncWriteExt;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::server::TlsStream;
+
+/// How often the followers are looked at: who they are, and what must become durable for them.
+const TICK: Duration = Duration::from_millis(200);
+/// Requests of a connection that wait.
+const QUEUE: usize = 16;
+/// How long the opening of a connection may take.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// What this node does for its followers, while it is Primary.
+pub(crate) struct Serving {
+    inner: Mutex<Inner>,
+    journal: JournalHandle,
+    next_conn: AtomicU64,
+    /// Counts what followers must hear of at once.
+    news: watch::Sender<u64>,
+    shown: watch::Sender<BTreeMap<NodeId, FollowerStatus>>,
+    over: watch::Sender<bool>,
+}
+
+struct Inner {
+    leader: Leader,
+    notes: NoteFiles,
+    source: Led,
+    followers: BTreeSet<NodeId>,
+}
+
+impl Serving {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all connections: nothing can be had here any more.
+    pub(crate) fn end(&self) {
+        self.over.send_replace(true);
+    }
+
+    /// How a follower stood a moment ago.
+    pub(crate) fn shown(&self, node: NodeId) -> Option<FollowerStatus> {
+        self.shown.borrow().get(&node).copied()
+    }
+}
+
+fn now() -> HybridTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    HybridTime::from_unix_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Leads the followers of a resource whenever this node is its Primary, until it is closed.
+pub(crate) async fn keep(node: Arc<Node>, resource: Arc<Resource>, handle: ResourceHandle) {
+    let Some(journal) = handle.journal().cloned() else { return };
+    let mut views = handle.watch();
+    loop {
+        let primary = views.borrow_and_update().snapshot.role == Role::Primary;
+        if primary {
+            lead(&node, &resource, &handle, &journal).await;
+        }
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Leads until this node is not Primary any more.
+async fn lead(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    handle: &ResourceHandle,
+    journal: &JournalHandle,
+) {
+    let size = handle.snapshot().snapshot.size;
+    let Ok(random) = getrandom::u64() else { return };
+    let inner = Inner {
+        leader: Leader::new(resource.id, size, random),
+        notes: NoteFiles::new(notes_dir(&node.settings.state_dir, resource), resource.id),
+        source: Led { journal: journal.clone(), runtime: Handle::current() },
+        followers: BTreeSet::new(),
+    };
+    let serving = Arc::new(Serving {
+        inner: Mutex::new(inner),
+        journal: journal.clone(),
+        next_conn: AtomicU64::new(0),
+        news: watch::channel(0).0,
+        shown: watch::channel(BTreeMap::new()).0,
+        over: watch::channel(false).0,
+    });
+    let mut views = handle.watch();
+    loop {
+        let followers = followers_of(node, resource);
+        let (state, size) = (Arc::clone(&serving), handle.snapshot().snapshot.size);
+        let ticked = tokio::task::spawn_blocking(move || state.tick(followers, size)).await;
+        if ticked.is_err() {
+            tracing::error!(resource = resource.name(), "the followers cannot be looked after");
+        }
+        let before = resource.state().serving.replace(Arc::clone(&serving));
+        if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &serving)) {
+            before.end();
+        }
+        publish(node, resource);
+        tokio::select! {
+            () = tokio::time::sleep(TICK) => {}
+            changed = views.changed() => {
+                let primary = views.borrow_and_update().snapshot.role == Role::Primary;
+                if changed.is_err() || !primary {
+                    break;
+                }
+            }
+        }
+    }
+    // Those who are connected may still fetch what is there; nobody new is judged.
+}
+
+/// The members that follow this node by the log.
+fn followers_of(node: &Node, resource: &Resource) -> BTreeSet<NodeId> {
+    let view = node.view();
+    let own = view.follows_by_log(resource.id, node.uuid);
+    let peers = view.peers_of(resource.id, node.uuid).into_values();
+    peers.filter(|peer| !peer.diskless && (peer.log || own)).map(|peer| peer.slot).collect()
+}
+
+impl Serving {
+    /// A node follows that is perhaps new. Blocks.
+    fn know(&self, node: NodeId) {
+        let mut inner = self.lock();
+        let Inner { leader, notes, source, followers } = &mut *inner;
+        if followers.insert(node) {
+            leader.add(node, source, notes);
+        }
+    }
+
+    /// Looks after the followers. Blocks.
+    fn tick(&self, followers: BTreeSet<NodeId>, size: u64) {
+        let mut inner = self.lock();
+        let Inner { leader, notes, source, followers: known } = &mut *inner;
+        leader.grown(size);
+        for gone in known.difference(&followers) {
+            leader.remove(*gone, source);
+        }
+        for new in followers.difference(known) {
+            leader.add(*new, source, notes);
+        }
+        *known = followers;
+        let view = self.journal.view();
+        let now_ms = now().unix_millis();
+        leader.moment(now_ms, view.durable);
+        if !known.is_empty() && view.head > view.durable {
+            // Followers get what is durable; a client that never flushes must not hold them back.
+            let flushed = source.runtime.block_on(self.journal.flush());
+            if let Err(error) = flushed {
+                tracing::debug!("{error}");
+            }
+        }
+        if view.cut_wanted {
+            match cut(leader, notes, source) {
+                Ok(()) => self.news.send_modify(|count| *count += 1),
+                Err(error) => tracing::error!("the journal is over its budget: {error}"),
+            }
+        }
+        let statuses = known.iter().filter_map(|n| Some((*n, leader.status(*n, now(), source)?)));
+        self.shown.send_replace(statuses.collect());
+    }
+}
+
+/// Notes durably what the followers lose, then gives it up.
+fn cut(
+    leader: &mut Leader,
+    notes: &mut NoteFiles,
+    source: &Led,
+) -> Result<(), holdfast_journal::ship::LeadError> {
+    let (runtime, journal) = (&source.runtime, &source.journal);
+    let Some((plan, lost)) = runtime.block_on(journal.plan_cut()).map_err(failed)? else {
+        return Ok(());
+    };
+    let segments = runtime.block_on(journal.segments()).map_err(failed)?;
+    let cursors = runtime.block_on(journal.cursors()).map_err(failed)?;
+    let needs = |node: NodeId| cursors.peers[usize::from(node.number())].fetched;
+    leader.cut(&lost, plan.up_to, &segments, needs, notes)?;
+    runtime.block_on(journal.cut(plan)).map_err(failed)
+}
+
+/// Serves a connection of a node that follows, until it ends.
+///
+/// # Errors
+/// When the connection fails.
+pub(crate) async fn take(
+    node: &Arc<Node>,
+    mut stream: TlsStream<LinkSocket>,
+    peer: &PinnedNode,
+) -> io::Result<()> {
+    let opening = tokio::time::timeout(SILENCE, read_opening(&mut stream)).await;
+    let opening = opening.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    let found = opening.and_then(|opening| {
+        let resource = node.resource(opening.resource).ok_or("the resource is not on this node")?;
+        let view = node.view();
+        let agreed = view.slot_of(resource.id, peer.uuid) == Some(opening.from)
+            && view.slot_of(resource.id, node.uuid) == Some(opening.to);
+        if !agreed {
+            return Err("the two nodes do not agree on the members of the resource");
+        }
+        let serving = resource.state().serving.clone();
+        let serving = serving.ok_or("this node does not lead")?;
+        if !followers_of(node, &resource).contains(&opening.from) {
+            return Err("the caller does not follow by the log");
+        }
+        Ok((serving, opening.from))
+    });
+    let reason = found.as_ref().err().copied().unwrap_or_default();
+    stream.write_u8(u8::try_from(reason.len()).unwrap_or(u8::MAX)).await?;
+    stream.write_all(reason.as_bytes()).await?;
+    stream.flush().await?;
+    let Ok((serving, follower)) = found else { return stream.shutdown().await };
+    let state = Arc::clone(&serving);
+    let known = tokio::task::spawn_blocking(move || state.know(follower));
+    known.await.map_err(io::Error::other)?;
+    let conn = serving.next_conn.fetch_add(1, Ordering::Relaxed);
+    let mut first = false;
+    let mut over = serving.over.subscribe();
+    let served = tokio::select! {
+        served = serve(&serving, stream, follower, conn, &mut first) => served,
+        _ = over.wait_for(|over| *over) => Ok(()),
+    };
+    let gone = tokio::task::spawn_blocking(move || {
+        serving.lock().leader.closed(follower, conn, first);
+    });
+    // It only panics when something else did.
+    let _ = gone.await;
+    match served {
+        // That is how a node that is killed, or turns to another one, leaves.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
+        served => served,
+    }
+}
+
+async fn serve(
+    serving: &Arc<Serving>,
+    stream: TlsStream<LinkSocket>,
+    follower: NodeId,
+    conn: u64,
+    first: &mut bool,
+) -> io::Result<()> {
+    let (mut from, mut to) = tokio::io::split(stream);
+    let (requests, mut asked) = mpsc::channel(QUEUE);
+    let reading = crate::task::Task::spawn(async move {
+        loop {
+            // Who has nothing to ask is silent; that he is gone is found out by the socket.
+            let read = wire::read(&mut from).await;
+            let done = !matches!(read, Ok(Some(_)));
+            if requests.send(read).await.is_err() || done {
+                return;
+            }
+        }
+    });
+    let mut next = asked.recv().await;
+    while let Some(read) = next.take() {
+        let Some(Message::Request(request)) = read? else { break };
+        *first |= matches!(request, Request::Hello(_));
+        let (answer, came) = answer(serving, follower, conn, request, &mut asked).await?;
+        wire::write(&mut to, &Message::Answer(answer)).await?;
+        next = match came {
+            Some(came) => Some(came),
+            None => asked.recv().await,
+        };
+    }
+    drop(reading);
+    Ok(())
+}
+
+type Came = io::Result<Option<Message>>;
+
+/// The answer to a request; what came meanwhile, if that ended a wait.
+async fn answer(
+    serving: &Arc<Serving>,
+    follower: NodeId,
+    conn: u64,
+    request: Request,
+    asked: &mut mpsc::Receiver<Came>,
+) -> io::Result<(Answer, Option<Came>)> {
+    let known = match &request {
+        Request::Await(ask) => ask.known,
+        _ => LogPosition::START,
+    };
+    let reply = match request {
+        Request::Fetch(fetch) => {
+            let may = serving.lock().leader.may_fetch(follower);
+            let answer = match may {
+                Ok(features) => {
+                    let max = usize::try_from(fetch.len).unwrap_or(usize::MAX);
+                    let bytes = serving.journal.fetch(fetch.segment, fetch.from, max.min(1 << 20));
+                    Answer::Piece(match bytes.await {
+                        Ok(bytes) => fetch_piece(fetch, features, bytes),
+                        Err(error) => return Ok((gone(&error), None)),
+                    })
+                }
+                Err(refusal) => refusal,
+            };
+            Reply::Now(answer)
+        }
+        Request::Copy { fill } => {
+            let out = serving.lock().leader.hand_out(follower, conn, fill);
+            let answer = match out {
+                Ok((range, _)) if range.is_empty() => {
+                    Answer::Block(copy_block(fill, range, 0, bytes::Bytes::new()))
+                }
+                Ok((range, features)) => match serving.journal.read(range).await {
+                    Ok(bytes) => Answer::Block(copy_block(fill, range, features, bytes)),
+                    Err(error) => {
+                        Answer::Refuse { code: RefuseCode::Failed, text: error.to_string() }
+                    }
+                },
+                Err(refusal) => refusal,
+            };
+            Reply::Now(answer)
+        }
+        request => {
+            let state = Arc::clone(serving);
+            let reply = tokio::task::spawn_blocking(move || {
+                let mut inner = state.lock();
+                let Inner { leader, notes, source, .. } = &mut *inner;
+                leader.request(now(), follower, conn, request, source, notes)
+            });
+            reply.await.map_err(io::Error::other)?
+        }
+    };
+    let ms = match reply {
+        Reply::Now(answer) => return Ok((answer, None)),
+        Reply::Wait { ms } => ms,
+    };
+    let came = wait(serving, known, Duration::from_millis(u64::from(ms)), asked).await;
+    let state = Arc::clone(serving);
+    let head = tokio::task::spawn_blocking(move || {
+        let inner = state.lock();
+        inner.leader.head(now(), follower, &inner.source)
+    });
+    Ok((Answer::Head(head.await.map_err(io::Error::other)?), came))
+}
+
+/// Waits for something durable behind `known`, other news, the next request, or the time.
+async fn wait(
+    serving: &Serving,
+    known: LogPosition,
+    limit: Duration,
+    asked: &mut mpsc::Receiver<Came>,
+) -> Option<Came> {
+    let mut views = serving.journal.watch();
+    let mut news = serving.news.subscribe();
+    tokio::select! {
+        came = asked.recv() => Some(came.unwrap_or(Ok(None))),
+        // Its end shows when it is asked.
+        _ = views.wait_for(|view| view.durable > known) => None,
+        _ = news.changed() => None,
+        () = tokio::time::sleep(limit) => None,
+    }
+}
+
+fn gone(error: &crate::shard::JournalCallError) -> Answer {
+    Answer::Refuse { code: RefuseCode::Gone, text: error.to_string() }
+}

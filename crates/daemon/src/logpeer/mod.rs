@@ -1,0 +1,34 @@
+//! Log peers: nodes that follow the Primary's journal.
+//!
+//! The logic is `holdfast_journal::ship`; here are its connections, its disks and its place among
+//! the commands. `docs/design/log.md` has states and messages.
+//!
+//! ```text
+//!   node that leads                               node that follows
+//!   JournalHandle ◀── Serving ◀── serve ◀─ TLS ─▶ session ──▶ Following (thread: journal, disk)
+//! ```
+
+mod disk;
+mod follow;
+mod lead;
+mod roles;
+mod session;
+mod show;
+mod source;
+mod wire;
+
+pub(crate) use follow::{FollowView, Following, start};
+pub(crate) use lead::{Serving, keep, take};
+pub(crate) use roles::{
+    HandOver, HandedOver, Leads, follow_now, follows, hand_over, pause, promote, role_at_start,
+    tell,
+};
+pub(crate) use show::{disk_word, journal_of, peer_of_follower, peers_of_leader, replay_of};
+
+use crate::resource::Resource;
+use std::path::PathBuf;
+
+/// Where what this node keeps of the followers of a resource is.
+fn notes_dir(state_dir: &std::path::Path, resource: &Resource) -> PathBuf {
+    state_dir.join("logpeers").join(resource.id.to_string())
+}

@@ -1,0 +1,430 @@
+//! Who leads: at the start, by `primary`, and when another node says that it does.
+
+use super::Following;
+use crate::commands::create::al_extents;
+use crate::commands::roles::{refuse_clients, release, wait_exported};
+use crate::commands::updown::publish;
+use crate::commands::{blocking, core_command};
+use crate::disk::renew_metadata;
+use crate::local::Local;
+use crate::node::Node;
+use crate::peer_api::{AboutResource, FOLLOW, HAND_OVER, LEADS};
+use crate::peers::{CALL_TIMEOUT, call_node};
+use crate::resource::{self, Resource, random};
+use crate::shard::InitialContent;
+use holdfast_api::request::{Done, Pause, PauseWhat};
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::NodeRecord;
+use holdfast_core::Command;
+use holdfast_journal::ship::{FollowStatus, Holding};
+use holdfast_units::{GenerationId, LogPosition, ResourceId, Role, format_size};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the others are asked who leads before this node does again.
+const ASK_LIMIT: Duration = Duration::from_secs(3);
+/// A planned promotion waits so long until this node has nearly everything.
+const CATCH_UP: Duration = Duration::from_secs(60);
+/// What is nearly everything: the Primary steps back then, and clients wait for the rest.
+const NEARLY: u64 = 16 << 20;
+/// How long the rest may take.
+const DRAIN: Duration = Duration::from_secs(30);
+/// How often readers of events are told how following goes.
+const TELL: Duration = Duration::from_millis(200);
+
+/// Whether a node leads a resource.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Leads {
+    pub(crate) leads: bool,
+}
+
+impl Leads {
+    /// Whether this node does.
+    pub(crate) fn of(node: &Node, resource: ResourceId) -> Self {
+        let view = node.resource(resource).and_then(|resource| resource.view());
+        Self { leads: view.is_some_and(|view| view.snapshot.role == Role::Primary) }
+    }
+}
+
+/// A node that follows asks the Primary to step back.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HandOver {
+    #[serde(with = "crate::local::id_text")]
+    pub(crate) resource: ResourceId,
+    /// It did not work: be Primary again.
+    pub(crate) back: bool,
+}
+
+/// The Primary has stepped back.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HandedOver {
+    /// Where its journal ends.
+    pub(crate) end: u64,
+}
+
+/// Whether this node is to follow rather than to start its core.
+pub(crate) fn follows(node: &Node, local: &Local) -> bool {
+    let member = node.view().follows_by_log(local.id, node.uuid);
+    (member || local.follows) && !local.primary
+}
+
+/// The members with which this one is tied by the log.
+fn log_peers(node: &Node, resource: ResourceId) -> Vec<NodeRecord> {
+    let view = node.view();
+    let own = view.follows_by_log(resource, node.uuid);
+    let peers = view.peers_of(resource, node.uuid).into_values();
+    let peers = peers.filter(|peer| !peer.diskless && (peer.log || own));
+    peers.filter_map(|peer| view.records.node(peer.uuid)).collect()
+}
+
+/// A node that was Primary looks whether another one leads meanwhile, before it does so again: then
+/// it follows. Who cannot be reached is not waited for.
+///
+/// # Errors
+/// When the state file cannot be written.
+pub(crate) async fn role_at_start(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+) -> Result<Local, ApiError> {
+    let local = resource.local();
+    if !local.primary || local.journal.is_none() {
+        return Ok(local);
+    }
+    let mut asked = tokio::task::JoinSet::new();
+    for peer in log_peers(node, resource.id) {
+        let (node, call) = (Arc::clone(node), AboutResource { resource: resource.id });
+        asked.spawn(async move {
+            let answer = call_node::<_, Leads>(&node, &peer, LEADS, &call, ASK_LIMIT).await;
+            answer.is_ok_and(|answer| answer.leads).then_some(peer.name)
+        });
+    }
+    let Some(leader) = asked.join_all().await.into_iter().flatten().next() else {
+        return Ok(local);
+    };
+    let text = format!("the node stays Secondary: {leader} is Primary now, and is followed");
+    tracing::warn!(resource = local.name, "{text}");
+    node.hub.notice(&local.name, None, &text);
+    step_back(node, resource).await?;
+    Ok(resource.local())
+}
+
+/// From now on, also after a restart, this node follows.
+async fn step_back(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError> {
+    let member = node.view().follows_by_log(resource.id, node.uuid);
+    resource
+        .change_local(node, |local| {
+            local.primary = false;
+            local.follows = !member;
+        })
+        .await
+}
+
+/// Tells readers of events and those who wait how following goes, until it ends.
+pub(crate) fn tell(node: &Arc<Node>, resource: &Arc<Resource>, following: &Arc<Following>) {
+    let mut views = following.watch();
+    let (node, resource) = (Arc::clone(node), Arc::downgrade(resource));
+    tokio::spawn(async move {
+        while views.changed().await.is_ok() {
+            let Some(resource) = resource.upgrade() else { return };
+            publish(&node, &resource);
+            tokio::time::sleep(TELL).await;
+        }
+    });
+}
+
+/// Waits until following has come to something; the status then.
+async fn until(
+    following: &Following,
+    limit: Duration,
+    mut is_so: impl FnMut(&FollowStatus) -> bool,
+) -> Result<FollowStatus, Option<FollowStatus>> {
+    let mut views = following.watch();
+    let reached = async {
+        let reached = views.wait_for(|view| view.status.as_ref().is_some_and(&mut is_so)).await;
+        reached.ok().and_then(|view| view.status.clone())
+    };
+    match tokio::time::timeout(limit, reached).await {
+        Ok(Some(status)) => Ok(status),
+        Ok(None) | Err(_) => Err(following.view().status),
+    }
+}
+
+fn refuse(name: &str, why: &str) -> ApiError {
+    ApiError::new(ErrorCode::Behind, format!("primary was refused for {name}: {why}"))
+}
+
+/// Makes a node that follows Primary. Without force the Primary steps back, and this node has
+/// everything first; with force it leads with what it has.
+///
+/// # Errors
+/// What is in the way. A Primary that stepped back is Primary again then, if it can be reached.
+pub(crate) async fn promote(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    force: bool,
+) -> Result<Done, ApiError> {
+    let name = resource.name();
+    let following = resource.following();
+    let following = following.ok_or_else(|| refuse(&name, "it does not follow any more"))?;
+    let status = following.view().status;
+    let status = status.ok_or_else(|| {
+        refuse(&name, "the disk or the journal of this node cannot be used")
+            .hint(format!("`holdfast status {name}` says why"))
+    })?;
+    if matches!(status.holding, Holding::Nothing | Holding::Filling) {
+        return Err(refuse(&name, "the disk of this node is Inconsistent: it is being filled")
+            .hint(format!("`holdfast wait {name} --for uptodate` waits for the end of that")));
+    }
+    let leader = if force { None } else { Some(take_over(node, resource, &following).await?) };
+    if force {
+        // All that is here counts.
+        following.set_switches(true, false).await.map_err(|why| refuse(&name, &why))?;
+        let all = |status: &FollowStatus| {
+            status.replayed >= status.fetched && matches!(status.holding, Holding::StateAt(_))
+        };
+        until(&following, DRAIN, all).await.map_err(|_| {
+            refuse(&name, "what was fetched is not replayed yet").hint("try again in a while")
+        })?;
+    }
+    drop(following);
+    let promoted = lead(node, resource).await;
+    if let Err(error) = promoted {
+        if let Some(leader) = &leader {
+            give_back(node, resource, leader).await;
+        }
+        return Err(error);
+    }
+    let mut told = tokio::task::JoinSet::new();
+    for peer in log_peers(node, resource.id) {
+        let (node, call) = (Arc::clone(node), AboutResource { resource: resource.id });
+        told.spawn(async move {
+            let told = call_node::<_, Done>(&node, &peer, FOLLOW, &call, CALL_TIMEOUT).await;
+            if let Err(error) = told {
+                // It finds out when it is started.
+                tracing::info!("{}", error.message);
+            }
+        });
+    }
+    // Who takes longer does it by himself.
+    let _ = tokio::time::timeout(ASK_LIMIT, told.join_all()).await;
+    Ok(Done::new(format!("resource {name} is Primary on this node")))
+}
+
+/// Catches up, has the Primary step back, and fetches and replays the rest; who that was.
+async fn take_over(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    following: &Arc<Following>,
+) -> Result<NodeRecord, ApiError> {
+    let name = resource.name();
+    let view = node.view();
+    let leader = following.view().leader.ok_or_else(|| {
+        refuse(&name, "the node that leads is not in reach").hint(format!(
+            "connect it, or run `holdfast primary {name} --force`, which leads with what is here: \
+             what was not fetched is lost, or must be given up on one side"
+        ))
+    })?;
+    let members = view.peers_of(resource.id, node.uuid);
+    let leader = members.get(&leader).and_then(|peer| view.records.node(peer.uuid));
+    let leader = leader.ok_or_else(|| refuse(&name, "the node that leads is not known"))?;
+    let status = following.view().status;
+    if let Some(status) = status.filter(|status| status.fetch_paused || status.replay_paused) {
+        let what = if status.fetch_paused { "fetch" } else { "replay" };
+        return Err(refuse(&name, &format!("the {what} of this node is paused"))
+            .hint(format!("`holdfast resume {name} {what}` first")));
+    }
+    let nearly =
+        |status: &FollowStatus| status.follows && status.head.since(status.replayed) <= NEARLY;
+    until(following, CATCH_UP, nearly).await.map_err(|status| {
+        let lag = status.map_or(0, |status| status.head.since(status.replayed));
+        let why = format!("this node is {} behind", format_size(lag));
+        ApiError { code: ErrorCode::TimedOut, ..refuse(&name, &why) }
+            .hint(format!("`holdfast wait {name} --for replayed` waits until it is not"))
+    })?;
+    let call = HandOver { resource: resource.id, back: false };
+    let ended: HandedOver =
+        call_node(node, &leader, HAND_OVER, &call, DRAIN).await.map_err(|error| {
+            let message = format!("primary was refused for {name}: {}", error.message);
+            ApiError { message, ..error }
+        })?;
+    let end = LogPosition(ended.end);
+    let all = |status: &FollowStatus| status.fetched >= end && status.replayed >= end;
+    if until(following, DRAIN, all).await.is_err() {
+        give_back(node, resource, &leader).await;
+        let why = "the rest of the journal did not come in time; the other node leads again";
+        return Err(ApiError { code: ErrorCode::TimedOut, ..refuse(&name, why) });
+    }
+    Ok(leader)
+}
+
+async fn give_back(node: &Arc<Node>, resource: &Arc<Resource>, leader: &NodeRecord) {
+    let call = HandOver { resource: resource.id, back: true };
+    let back: Result<HandedOver, _> = call_node(node, leader, HAND_OVER, &call, CALL_TIMEOUT).await;
+    if let Err(error) = back {
+        tracing::error!("{} stays Secondary: {}", leader.name, error.message);
+    }
+}
+
+/// Stops following and leads from where this node is.
+async fn lead(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError> {
+    let name = resource.name();
+    resource::stop(resource).await?;
+    let local = resource.local();
+    let renewed = renew(node, &local).await;
+    let started = match renewed {
+        Ok(()) => {
+            resource.change_local(node, |local| local.primary = true).await?;
+            resource::start_core(node, resource).await
+        }
+        Err(error) => Err(error),
+    };
+    let promoted = match started {
+        Ok(()) => {
+            let command = Command::Promote { force: true };
+            core_command(node, resource, "primary was refused", command).await
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = promoted {
+        // As it was.
+        resource.change_local(node, |local| local.primary = false).await?;
+        if let Err(stopped) = resource::stop(resource).await {
+            tracing::warn!("{}", stopped.message);
+        }
+        if let Err(again) = resource::start(node, resource, false).await {
+            tracing::error!("resource {name} is down: {}", again.message);
+        }
+        return Err(error);
+    }
+    resource.change_local(node, |local| local.follows = false).await?;
+    wait_exported(resource).await;
+    publish(node, resource);
+    Ok(())
+}
+
+/// Metadata that say that the disk is current.
+async fn renew(node: &Arc<Node>, local: &Local) -> Result<(), ApiError> {
+    let view = node.view();
+    let missing = || refuse(&local.name, "the records of the resource are not complete");
+    let record = view.records.resource(local.id).ok_or_else(missing)?;
+    let slot = view.slot_of(local.id, node.uuid).ok_or_else(missing)?;
+    let disk = local.disk.clone().ok_or_else(missing)?;
+    let others: Vec<_> = view
+        .core_peers_of(local.id, node.uuid)
+        .into_values()
+        .filter(|peer| !peer.diskless)
+        .map(|peer| peer.slot)
+        .collect();
+    let content = InitialContent::Current(GenerationId(random()? | 1));
+    let (id, al_extents) = (local.id, al_extents(&record.options));
+    blocking(move || {
+        renew_metadata(&disk, id, slot, record.size_bytes, al_extents, &others, content)
+    })
+    .await
+}
+
+/// This node is Primary, and another one that follows it wants to be so.
+///
+/// # Errors
+/// Who has the resource open.
+pub(crate) async fn hand_over(node: &Arc<Node>, call: HandOver) -> Result<HandedOver, ApiError> {
+    let resource = node.resource(call.resource);
+    let resource = resource.ok_or_else(|| ApiError::no_such_resource("of the call"))?;
+    let name = resource.name();
+    let _begun = resource.begin().await?;
+    let what = "handing over was refused";
+    let handle = resource.need_handle()?;
+    let journal = handle.journal().cloned();
+    let journal = journal.ok_or_else(|| refuse(&name, "the other node has no journal"))?;
+    if call.back {
+        core_command(node, &resource, what, Command::Promote { force: false }).await?;
+        resource.change_local(node, |local| local.primary = true).await?;
+        return Ok(HandedOver { end: journal.view().durable.0 });
+    }
+    if handle.snapshot().snapshot.role != Role::Primary {
+        return Err(refuse(&name, "the other node is not Primary"));
+    }
+    refuse_clients(&resource, what).await?;
+    release(node, &resource, what, false).await?;
+    core_command(node, &resource, what, Command::Demote { force: false }).await?;
+    resource.change_local(node, |local| local.primary = false).await?;
+    let flushed = journal.flush().await;
+    let end = flushed.map_err(|error| refuse(&name, &error.to_string()))?;
+    Ok(HandedOver { end: end.0 })
+}
+
+/// Another node leads from now on.
+///
+/// # Errors
+/// When this node is Primary itself, or cannot follow.
+pub(crate) async fn follow_now(
+    node: &Arc<Node>,
+    id: ResourceId,
+    leader: &str,
+) -> Result<Done, ApiError> {
+    let resource = node.resource(id).ok_or_else(|| ApiError::no_such_resource("of the call"))?;
+    let name = resource.name();
+    let _begun = resource.begin().await?;
+    if resource.following().is_some() {
+        resource.dial_now.notify_one();
+        return Ok(Done::new(format!("node {} follows", node.name)));
+    }
+    if Leads::of(node, id).leads {
+        return Err(ApiError::new(
+            ErrorCode::IsPrimary,
+            format!("node {} does not follow {leader}: it is Primary of {name} itself", node.name),
+        ));
+    }
+    let local = resource.local();
+    if local.journal.is_none() || local.disk.is_none() || !resource.is_up() {
+        let message = format!("node {} has no journal for {name}, or it is down", node.name);
+        return Err(ApiError::new(ErrorCode::NoJournal, message));
+    }
+    step_back(node, &resource).await?;
+    resource::stop(&resource).await?;
+    resource::start(node, &resource, false).await?;
+    publish(node, &resource);
+    Ok(Done::new(format!("node {} follows {leader}", node.name)))
+}
+
+/// `pause` and `resume` of fetch and replay.
+///
+/// # Errors
+/// When this node does not follow, or it could not be written.
+pub(crate) async fn pause(
+    node: &Arc<Node>,
+    name: &str,
+    request: &Pause,
+    on: bool,
+) -> Result<Done, ApiError> {
+    let resource = node.resource_named(name)?;
+    let word = match request.what {
+        PauseWhat::Fetch => "fetch",
+        PauseWhat::Replay => "replay",
+        PauseWhat::Sync | PauseWhat::Io => {
+            let what = format!("pausing sync or io of resource {name}");
+            return Err(ApiError::not_supported_yet(&what));
+        }
+    };
+    let _begun = resource.begin().await?;
+    let what = if on { "pause" } else { "resume" };
+    let following = resource.following().ok_or_else(|| {
+        let message = format!("{what} was refused for {name}: this node does not follow a journal");
+        ApiError::new(ErrorCode::NotFollowing, message)
+            .hint("run it on the node that follows; `holdfast status` shows which one does")
+    })?;
+    let status = following.view().status;
+    let (mut fetch, mut replay) =
+        status.map_or((false, false), |status| (status.fetch_paused, status.replay_paused));
+    match request.what {
+        PauseWhat::Fetch => fetch = on,
+        _ => replay = on,
+    }
+    following.set_switches(fetch, replay).await.map_err(|why| {
+        let message = format!("{what} was refused for {name}: {why}");
+        ApiError::new(ErrorCode::DiskFailed, message)
+    })?;
+    let state = if on { "paused" } else { "going on" };
+    Ok(Done::new(format!("the {word} of resource {name} is {state} on this node")))
+}

@@ -1,0 +1,191 @@
+//! The connections of a node that follows: finding who leads, and keeping several to it.
+
+use super::follow::Order;
+use super::wire;
+use crate::node::{Node, PeerMember};
+use crate::peer_api::{Opening, open_link};
+use crate::peers::connect;
+use crate::resource::Resource;
+use crate::shard::LinkSocket;
+use crate::task::Task;
+use holdfast_api::options::Settings;
+use holdfast_cluster::Purpose;
+use holdfast_journal::ship::{ConnId, Message, Request};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio_rustls::client::TlsStream;
+
+/// Connections to the node that leads: one for reports, the others for data.
+const CONNECTIONS: u64 = 4;
+/// How long one attempt may take in all.
+const ATTEMPT: Duration = Duration::from_secs(15);
+/// How long is paused when nobody leads.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Who owes an answer and says nothing for so long is gone.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Requests of a connection that wait to be sent; more than are ever on their way.
+const QUEUE: usize = 64;
+
+/// A connection that stands, for the thread that follows.
+pub(super) struct Link {
+    pub(super) conn: ConnId,
+    /// Where requests go.
+    pub(super) requests: mpsc::Sender<Request>,
+    /// Ends the connection when it is dropped.
+    pub(super) _task: Task,
+}
+
+/// Looks for whoever leads and follows, until it is dropped.
+pub(super) async fn run(node: Arc<Node>, resource: Arc<Resource>, orders: mpsc::Sender<Order>) {
+    let mut next = 0;
+    loop {
+        let view = node.view();
+        let own = view.slot_of(resource.id, node.uuid);
+        let peers = view.peers_of(resource.id, node.uuid).into_values();
+        for peer in peers.filter(|peer| !peer.diskless) {
+            let Some(own) = own else { continue };
+            let opening = Opening { resource: resource.id, from: own, to: peer.slot };
+            if follow(&node, &peer, &opening, &orders, &mut next).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            () = resource.dial_now.notified() => {}
+        }
+    }
+}
+
+/// The thread that follows is gone.
+struct Over;
+
+/// Follows a node for as long as it leads and is in reach.
+async fn follow(
+    node: &Arc<Node>,
+    peer: &PeerMember,
+    opening: &Opening,
+    orders: &mpsc::Sender<Order>,
+    next: &mut u64,
+) -> Result<(), Over> {
+    let stream = match dial(node, peer, opening).await {
+        Ok(stream) => stream,
+        Err(why) => {
+            let why = format!("node {}: {why}", peer.name);
+            return orders.send(Order::NotReached(why)).await.map_err(|_| Over);
+        }
+    };
+    let Ok(bundle) = getrandom::u64() else { return Ok(()) };
+    let leader = peer.slot;
+    orders.send(Order::Meet { leader, bundle }).await.map_err(|_| Over)?;
+    let mut delay = None;
+    let mut first = open(stream, next, orders).await?;
+    let others = async {
+        let mut opened = Vec::new();
+        loop {
+            let wanted = delay_of(node, opening, peer);
+            if delay.replace(wanted) != Some(wanted)
+                && orders.send(Order::Delay(wanted)).await.is_err()
+            {
+                return Over;
+            }
+            opened.retain(|end: &oneshot::Receiver<()>| !end.is_terminated());
+            for end in &mut opened {
+                // Looking at it is enough: one that has ended is terminated then.
+                let _ = end.try_recv();
+            }
+            let missing = (CONNECTIONS - 1).saturating_sub(opened.len() as u64);
+            for _ in 0..missing {
+                match dial(node, peer, opening).await {
+                    Ok(stream) => match open(stream, next, orders).await {
+                        Ok(end) => opened.push(end),
+                        Err(over) => return over,
+                    },
+                    Err(_) => break,
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    tokio::select! {
+        _ = &mut first => {}
+        over = others => return Err(over),
+    }
+    orders.send(Order::Part).await.map_err(|_| Over)
+}
+
+/// How far this node is to be held behind.
+fn delay_of(node: &Node, opening: &Opening, peer: &PeerMember) -> Duration {
+    let records = &node.view().records;
+    let options = records.resource(opening.resource).map(|record| record.options);
+    let own = records.pair_options(opening.resource, node.uuid, peer.uuid).options;
+    Settings::resolve(&options.unwrap_or_default(), Some(&own)).replay_delay
+}
+
+/// Makes a connection to a node that leads.
+async fn dial(
+    node: &Node,
+    peer: &PeerMember,
+    opening: &Opening,
+) -> Result<TlsStream<LinkSocket>, String> {
+    let attempt = async {
+        let (socket, to) = connect(&peer.addresses, &peer.name).await.map_err(|e| e.message)?;
+        let stream = node.tls.connect(socket, Purpose::Log, peer.uuid, &to).await;
+        let mut stream = stream.map_err(|refusal| refusal.message)?;
+        let opened = open_link(&mut stream, opening).await;
+        opened.map_err(|error| holdfast_cluster::explain(&error, &to).message)??;
+        Ok(stream)
+    };
+    let attempt = tokio::time::timeout(ATTEMPT, attempt).await;
+    attempt.unwrap_or_else(|_| Err("it did not answer in time".to_owned()))
+}
+
+/// Hands a connection to the thread that follows; tells of its end.
+async fn open(
+    stream: TlsStream<LinkSocket>,
+    next: &mut u64,
+    orders: &mpsc::Sender<Order>,
+) -> Result<oneshot::Receiver<()>, Over> {
+    let conn = ConnId(*next);
+    *next += 1;
+    let (requests, queue) = mpsc::channel(QUEUE);
+    let (end, ended) = oneshot::channel();
+    let task = Task::spawn(drive(stream, conn, queue, orders.clone(), end));
+    let link = Link { conn, requests, _task: task };
+    orders.send(Order::Opened(link)).await.map_err(|_| Over)?;
+    Ok(ended)
+}
+
+/// Carries requests and answers. Dropping `end` tells of the end.
+async fn drive(
+    stream: TlsStream<LinkSocket>,
+    conn: ConnId,
+    mut queue: mpsc::Receiver<Request>,
+    orders: mpsc::Sender<Order>,
+    end: oneshot::Sender<()>,
+) {
+    let (mut from, mut to) = tokio::io::split(stream);
+    let (sent, mut owed) = mpsc::unbounded_channel();
+    let sending = Task::spawn(async move {
+        while let Some(request) = queue.recv().await {
+            // Before it is on its way, so that the reader knows that something is to come.
+            if sent.send(()).is_err() {
+                return;
+            }
+            if wire::write(&mut to, &Message::Request(request)).await.is_err() {
+                return;
+            }
+        }
+    });
+    while owed.recv().await.is_some() {
+        let read = tokio::time::timeout(SILENCE, wire::read(&mut from)).await;
+        let Ok(Ok(Some(Message::Answer(answer)))) = read else { break };
+        if orders.send(Order::Answer(conn, answer)).await.is_err() {
+            break;
+        }
+    }
+    drop(sending);
+    // When nobody listens any more there is nobody to tell.
+    let _ = orders.send(Order::Closed(conn)).await;
+    drop(end);
+}

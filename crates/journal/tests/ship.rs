@@ -1,0 +1,294 @@
+//! A node that leads and some that follow it, through cuts, crashes and damage.
+//! `HOLDFAST_SHIP_SEEDS` says how many runs (30).
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod support;
+
+use holdfast_journal::ship::{FollowStatus, Holding, Verdict};
+use support::ship::{Secondary, World};
+
+fn seeds() -> u64 {
+    std::env::var("HOLDFAST_SHIP_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(30)
+}
+
+/// What may happen in a round of trouble.
+fn trouble(world: &mut World) {
+    let followers = world.secondaries.len() as u64;
+    let one = usize::try_from(world.dice.below(followers)).unwrap();
+    match world.dice.below(14) {
+        0 => world.crash_secondary(one),
+        1 | 2 => world.plan_crash(one),
+        3 => world.crash_primary(),
+        4 => world.start_primary(),
+        5 | 6 => {
+            let wires = world.wire_ids();
+            if !wires.is_empty() {
+                let index = usize::try_from(world.dice.below(wires.len() as u64)).unwrap();
+                world.cut_wire(wires[index]);
+            }
+        }
+        7 => world.may_connect = false,
+        8 | 9 => world.may_connect = true,
+        10 => {
+            let (fetch, replay) = (world.dice.one_in(3), world.dice.one_in(3));
+            if let Some(node) = world.secondaries[one].follower.as_mut() {
+                // It may fail in the middle of a planned crash.
+                let _ = node.set_switches(fetch, replay);
+            }
+        }
+        11 => {
+            let delay = world.dice.below(3) * 300;
+            if let Some(node) = world.secondaries[one].follower.as_mut() {
+                node.set_delay(delay);
+            }
+        }
+        12 => world.damage = world.dice.one_in(2),
+        _ => {
+            world.start_secondary(one);
+            world.check();
+        }
+    }
+}
+
+fn run(seed: u64) -> World {
+    let mut dice = support::Dice::new(seed ^ 0x5eed);
+    let followers = 1 + u8::try_from(dice.below(3)).unwrap();
+    let budget = (4 + dice.below(12)) * 16 * 4096;
+    let mut world = World::new(dice.below(u64::MAX), followers, budget);
+    for follower in 0..usize::from(followers) {
+        if dice.one_in(2) {
+            world.secondaries[follower].budget = budget;
+        }
+    }
+    for _ in 0..4 {
+        let rounds = 20 + world.dice.below(150);
+        for _ in 0..rounds {
+            let writes = world.dice.below(4);
+            (0..writes).for_each(|_| world.client());
+            if world.dice.one_in(4) {
+                trouble(&mut world);
+            }
+            let ms = 1 + world.dice.below(60);
+            world.step(ms);
+            world.check();
+        }
+        world.heal();
+    }
+    world
+}
+
+#[test]
+fn a_disk_is_always_a_state_of_the_origin_and_ends_equal() {
+    let first = std::env::var("HOLDFAST_SHIP_SEED").ok().and_then(|n| n.parse().ok());
+    let range = first.map_or(0..seeds(), |seed: u64| seed..seed + 1);
+    let mut fills = 0;
+    for seed in range {
+        let result = std::panic::catch_unwind(|| run(seed).fills);
+        match result {
+            Ok(count) => fills += count,
+            Err(_) => panic!("it fails with HOLDFAST_SHIP_SEED={seed}"),
+        }
+    }
+    assert!(fills > 0 || first.is_some());
+}
+
+/// Lets both sides do what they can for so many steps of 10 ms.
+fn run_on(world: &mut World, steps: usize) {
+    for _ in 0..steps {
+        world.step(10);
+        world.check();
+    }
+}
+
+fn status(secondary: &Secondary) -> FollowStatus {
+    secondary.follower.as_ref().unwrap().status()
+}
+
+/// One follower that has everything of a disk that was written to.
+fn in_step(seed: u64, budget_segments: u64) -> World {
+    let mut world = World::new(seed, 1, budget_segments * 16 * 4096);
+    (0..40).for_each(|_| world.client());
+    world.heal();
+    world
+}
+
+#[test]
+fn after_an_outage_that_the_journal_bridges_nothing_is_filled() {
+    let mut world = in_step(1, 60);
+    let fills = world.fills;
+    world.may_connect = false;
+    let first = world.wires_of(0)[0];
+    world.cut_wire(first);
+    for _ in 0..60 {
+        world.client();
+        run_on(&mut world, 1);
+        assert_eq!(status(&world.secondaries[0]).head, status(&world.secondaries[0]).fetched);
+    }
+    let holding = status(&world.secondaries[0]).holding;
+    assert!(matches!(holding, Holding::StateAt(_)), "{holding:?}");
+    world.heal();
+    assert_eq!(world.fills, fills, "it was never inconsistent");
+}
+
+#[test]
+fn after_a_long_outage_each_block_that_changed_is_sent_once() {
+    for seed in 0..4 {
+        let mut world = in_step(seed, 5);
+        world.may_connect = false;
+        let first = world.wires_of(0)[0];
+        world.cut_wire(first);
+        // Much more than the budget, again and again over the same blocks.
+        for n in 0..600 {
+            let block = 7 * (n % 9);
+            world.write(5, block, 2);
+            run_on(&mut world, 1);
+        }
+        let budget = world.primary.log.as_ref().unwrap().journal().status().bytes;
+        assert!(budget <= 7 * 16 * 4096, "the outage does not make the journal grow: {budget}");
+        let (sent, received) = (world.sent, status(&world.secondaries[0]).received);
+        world.heal();
+        let dirty = 9 * 2 * 4096_u64;
+        let copied = status(&world.secondaries[0]).received - received;
+        assert!(copied * 10 <= dirty * 11, "seed {seed}: {copied} for {dirty}");
+        assert!(world.sent - sent <= dirty * 3 / 2, "with all that was said around it");
+        assert_eq!(world.fills, 2);
+    }
+}
+
+#[test]
+fn switches_do_not_depend_on_each_other_and_survive() {
+    let mut world = in_step(5, 60);
+    let set = |world: &mut World, fetch, replay| {
+        let node = world.secondaries[0].follower.as_mut().unwrap();
+        node.set_switches(fetch, replay).unwrap();
+    };
+    set(&mut world, false, true);
+    let before = status(&world.secondaries[0]);
+    (0..20).for_each(|_| world.client());
+    world.primary.log.as_mut().unwrap().flush().unwrap();
+    world.record();
+    run_on(&mut world, 200);
+    let after = status(&world.secondaries[0]);
+    assert_eq!(after.replayed, before.replayed, "the disk stays");
+    assert!(after.fetched > before.fetched && after.fetched == after.head, "the journal comes");
+    // After a crash it is still so.
+    world.crash_secondary(0);
+    world.start_secondary(0);
+    run_on(&mut world, 100);
+    let again = status(&world.secondaries[0]);
+    assert!(again.replay_paused && !again.fetch_paused);
+    assert_eq!((again.replayed, again.fetched), (after.replayed, after.fetched));
+    set(&mut world, true, false);
+    (0..20).for_each(|_| world.client());
+    world.primary.log.as_mut().unwrap().flush().unwrap();
+    world.record();
+    run_on(&mut world, 200);
+    let last = status(&world.secondaries[0]);
+    assert_eq!((last.fetched, last.replayed), (after.fetched, after.fetched));
+    assert!(last.head > last.fetched && last.fetch_lag_ms >= 1000, "{last:?}");
+    world.heal();
+}
+
+#[test]
+fn a_delay_holds_the_disk_behind_by_time() {
+    let mut world = in_step(6, 60);
+    world.secondaries[0].follower.as_mut().unwrap().set_delay(2000);
+    let begun = world.now;
+    let mut written = Vec::new();
+    for _ in 0..300 {
+        world.client();
+        world.primary.log.as_mut().unwrap().flush().unwrap();
+        world.record();
+        written.push((world.now, world.primary.log.as_ref().unwrap().journal().durable()));
+        run_on(&mut world, 1);
+        let replayed = status(&world.secondaries[0]).replayed;
+        // Nothing of the last two seconds is on the disk, and not much more is held back.
+        let may = written.iter().filter(|(at, _)| at + 2000 <= world.now).next_back();
+        let must = written.iter().filter(|(at, _)| at + 3000 <= world.now).next_back();
+        if let Some((_, position)) = may {
+            assert!(replayed <= *position, "{replayed} {position}");
+        }
+        if let Some((_, position)) = must {
+            assert!(replayed >= *position, "{replayed} {position}");
+        }
+    }
+    assert!(world.now - begun >= 3000);
+    world.heal();
+}
+
+#[test]
+fn the_way_is_drained_and_the_other_node_leads_from_the_very_end() {
+    let mut world = World::new(7, 2, 60 * 16 * 4096);
+    (0..60).for_each(|_| world.client());
+    world.heal();
+    // There and back, several times; the third node follows whoever leads.
+    for turn in 0..4 {
+        world.hand_over(0);
+        (0..30).for_each(|_| world.client());
+        if turn % 2 == 1 {
+            world.crash_primary();
+        }
+        let fills = world.fills;
+        world.heal();
+        assert_eq!(world.fills, fills, "turn {turn}: everybody goes on by the journal");
+    }
+}
+
+#[test]
+fn two_that_went_on_apart_are_told_and_nothing_is_replayed_behind_the_fork() {
+    let mut world = World::new(8, 2, 60 * 16 * 4096);
+    (0..40).for_each(|_| world.client());
+    world.heal();
+    // The second follower hears of more than the first one, which is promoted by force.
+    let first = world.wires_of(0)[0];
+    world.may_connect = false;
+    world.cut_wire(first);
+    world.secondaries[1].follower.as_mut().unwrap().set_switches(false, true).unwrap();
+    (0..10).for_each(|_| world.client());
+    world.primary.log.as_mut().unwrap().flush().unwrap();
+    world.record();
+    run_on(&mut world, 100);
+    let fork = status(&world.secondaries[0]).fetched;
+    let ahead = status(&world.secondaries[1]).fetched;
+    assert!(ahead > fork);
+    world.force(0);
+    world.may_connect = true;
+    let before: Vec<_> = world.secondaries.iter().map(|s| status(s).replayed).collect();
+    (0..15).for_each(|_| world.client());
+    run_on(&mut world, 300);
+    for (follower, before) in before.into_iter().enumerate() {
+        let status = status(&world.secondaries[follower]);
+        let Some(Verdict::Apart { common, follower: theirs, leader, .. }) = status.verdict else {
+            panic!("follower {follower}: {:?}", status.verdict);
+        };
+        assert_eq!(common, Some(fork));
+        assert_eq!(theirs, ahead.since(fork));
+        assert!(leader > 0 && !status.follows);
+        assert_eq!(status.replayed, before, "nothing of the other history");
+    }
+    assert_eq!(world.fills, 2, "nobody's data are overwritten unasked");
+    // What was fetched of the other history and not replayed stays so, also after a crash.
+    world.secondaries[1].follower.as_mut().unwrap().set_switches(false, false).unwrap();
+    run_on(&mut world, 100);
+    assert_eq!(status(&world.secondaries[1]).replayed, fork);
+    world.crash_secondary(1);
+    world.start_secondary(1);
+    run_on(&mut world, 100);
+    assert_eq!(status(&world.secondaries[1]).replayed, fork);
+}
+
+#[test]
+fn what_was_said_to_be_inconsistent_stays_so_until_it_is_whole() {
+    // Crashes at every step of a first filling.
+    for step in 0..120 {
+        let mut world = World::new(100 + step, 1, 60 * 16 * 4096);
+        (0..30).for_each(|_| world.client());
+        world.start_secondary(0);
+        world.fail_at(0, usize::try_from(step).unwrap());
+        run_on(&mut world, 60);
+        world.crash_secondary(0);
+        world.start_secondary(0);
+        world.check();
+        world.heal();
+    }
+}
