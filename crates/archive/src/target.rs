@@ -52,13 +52,13 @@ impl FileTarget {
             let why = "there is data in it already";
             return Err(io::Error::new(ErrorKind::AlreadyExists, why));
         }
-        if !device && !go_on {
-            file.set_len(0)?;
-        }
-        if !device && len < size {
-            file.set_len(size)?;
-        } else if !device && !go_on {
-            file.set_len(size)?;
+        if !device {
+            if !go_on {
+                file.set_len(0)?;
+            }
+            if !go_on || len < size {
+                file.set_len(size)?;
+            }
         }
         Ok(Self { file, blank: !device && !go_on, device })
     }
@@ -86,7 +86,7 @@ fn holds_data(file: &mut File, device: bool, len: u64) -> io::Result<bool> {
 }
 
 impl Backing for FileTarget {
-    fn read(&self, range: ByteRange) -> io::Result<Bytes> {
+    fn read(&mut self, range: ByteRange) -> io::Result<Bytes> {
         let mut bytes = BytesMut::zeroed(usize::try_from(range.len).map_err(io::Error::other)?);
         self.file.read_exact_at(&mut bytes, range.offset)?;
         Ok(bytes.freeze())

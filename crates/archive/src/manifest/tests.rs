@@ -66,7 +66,8 @@ fn every_byte_counts() {
 
 #[test]
 fn what_cannot_be_is_refused() {
-    let bad: [(&str, fn(&mut Manifest)); 9] = [
+    type Change = fn(&mut Manifest);
+    let bad: [(&str, Change); 9] = [
         ("version", |m| m.holdfast_archive = 2),
         ("not an id", |m| m.resource = "x".into()),
         ("does not continue", |m| m.lines[0].segments[1].base += 4096),

@@ -67,8 +67,9 @@ impl Files for MemoryFiles {
     fn sync_dir(&mut self) -> io::Result<()> {
         Ok(())
     }
-    fn writes_through(&self, _: &str) -> bool {
-        false
+    fn write_through(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<bool> {
+        self.write(name, offset, parts)?;
+        Ok(false)
     }
 }
 
@@ -77,7 +78,7 @@ impl Files for MemoryFiles {
 pub(crate) struct MemoryDisk(pub(crate) Vec<u8>);
 
 impl Backing for MemoryDisk {
-    fn read(&self, range: ByteRange) -> io::Result<Bytes> {
+    fn read(&mut self, range: ByteRange) -> io::Result<Bytes> {
         Ok(Bytes::copy_from_slice(&self.0[at(range.offset)..at(range.end())]))
     }
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -219,7 +220,7 @@ impl Source for Resource {
         if self.below(2) == 0 {
             self.act();
         }
-        self.log.read(range, &self.disk).map_err(source)
+        self.log.read(range, &mut self.disk).map_err(source)
     }
     fn size(&mut self) -> u64 {
         self.model.0.len() as u64
