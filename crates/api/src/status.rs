@@ -87,6 +87,9 @@ pub struct ResourceStatus {
     pub promotable: bool,
     /// The journal; `null` when the resource has none.
     pub journal: Option<JournalStatus>,
+    /// The archive that this node writes to; `null` when it does not.
+    #[serde(default)]
+    pub archive: Option<ArchiveStatus>,
     /// Fetch and replay of a log peer; `null` when this node is none.
     pub replay: Option<ReplayStatus>,
     /// The other nodes of the resource.
@@ -143,6 +146,24 @@ pub struct JournalStatus {
     pub dirty_bytes: u64,
     /// Why it is not used any more; `null` while it is.
     #[serde(default)]
+    pub problem: Option<String>,
+}
+
+/// The archive that a Primary writes to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ArchiveStatus {
+    /// Where it is.
+    pub place: String,
+    /// Everything before this position of the journal is archived.
+    pub position: u64,
+    /// What was completed until then is archived, in milliseconds since 1970; 0 when nothing is.
+    pub complete_unix_ms: u64,
+    /// The oldest moment of the newest line that can be restored, in milliseconds since 1970; 0
+    /// when none can.
+    pub oldest_unix_ms: u64,
+    /// How much of a base image that is being made is copied; `null` when none is.
+    pub base_percent: Option<f64>,
+    /// Why nothing is archived at present; `null` when all is well.
     pub problem: Option<String>,
 }
 

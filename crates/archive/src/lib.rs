@@ -40,7 +40,7 @@ pub use reader::Archive;
 pub use restore::{Checkpoint, Moment, Moments, Plan, Progress};
 pub use retention::Keep;
 pub use source::{Source, SourceError};
-pub use store::{DirectoryStore, Store, Version};
+pub use store::{DirectoryStore, Store, Version, open_store};
 pub use target::FileTarget;
 pub use verify::{Fault, Verified};
 pub use writer::{BaseProgress, Followed, Writer};

@@ -37,7 +37,10 @@ pub trait Source {
     fn read(&mut self, range: ByteRange) -> Result<Bytes, SourceError>;
 
     /// The size of the resource, in bytes.
-    fn size(&mut self) -> u64;
+    ///
+    /// # Errors
+    /// When it is not in use any more.
+    fn size(&mut self) -> Result<u64, SourceError>;
 
     /// What the clock says by which records get their times.
     fn now(&mut self) -> HybridTime;

@@ -179,7 +179,7 @@ impl<S: Store> Writer<S> {
     pub fn follow(&mut self, source: &mut dyn Source) -> Result<Followed, ArchiveError> {
         let now = source.now();
         let durable = source.flush()?;
-        let size = source.size();
+        let size = source.size()?;
         let segments = source.segments()?;
         let mut followed = Followed::default();
         if !self.continues(&segments) {
@@ -393,7 +393,7 @@ impl<S: Store> Writer<S> {
         if self.base_pending() {
             return Ok(());
         }
-        let (from, bytes) = (source.flush()?.0, source.size());
+        let (from, bytes) = (source.flush()?.0, source.size()?);
         let pending = Pending { from, bytes, stored: 0, parts: Vec::new() };
         self.line_mut()?.pending = Some(pending);
         self.part.clear();

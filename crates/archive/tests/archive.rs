@@ -222,7 +222,7 @@ fn check_all(store: &MemoryStore, snapshots: &[Snapshot]) -> usize {
 fn a_writer_can_be_interrupted_at_every_step() {
     let steps = {
         let store = MemoryStore::default();
-        story(&store, &mut Resource::new(4, BLOCKS), &mut Vec::new()).unwrap();
+        story(&store, &mut Resource::new(4, 1100), &mut Vec::new()).unwrap();
         store.changes.get()
     };
     assert!(steps > 30, "{steps}");
@@ -231,7 +231,7 @@ fn a_writer_can_be_interrupted_at_every_step() {
             let store = MemoryStore::default();
             store.fail_at.set(Some(step));
             store.done_all_the_same.set(all_the_same);
-            let mut resource = Resource::new(4, BLOCKS);
+            let mut resource = Resource::new(4, 1100);
             let mut snapshots = Vec::new();
             story(&store, &mut resource, &mut snapshots).unwrap_err();
             let then = snapshots.split_off(snapshots.len().saturating_sub(4));

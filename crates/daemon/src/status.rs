@@ -130,6 +130,7 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         generation: snapshot.map_or(GenerationId::NONE, |s| s.generation).to_string(),
         promotable: snapshot.is_some_and(|s| s.promotable),
         journal: journal(&state),
+        archive: state.archive.clone(),
         replay: None,
         peers,
         name,

@@ -6,6 +6,7 @@ pub use directory::DirectoryStore;
 
 use bytes::Bytes;
 use std::io;
+use std::path::Path;
 
 /// Which content of an object it was: tells whether somebody else has replaced it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,6 +76,52 @@ pub trait Store {
     /// # Errors
     /// When they cannot be listed.
     fn archives(&self) -> io::Result<Vec<String>>;
+}
+
+/// Opens the place where archives are: a directory. With `create` it is made when there is none.
+///
+/// # Errors
+/// When it cannot be used.
+pub fn open_store(place: &str, create: bool) -> io::Result<Box<dyn Store + Send>> {
+    let path = Path::new(place);
+    let opened = if create { DirectoryStore::create(path) } else { DirectoryStore::open(path) };
+    Ok(Box::new(opened?))
+}
+
+impl Store for Box<dyn Store + Send> {
+    fn get(&self, name: &str, max: u64) -> io::Result<Option<Bytes>> {
+        (**self).get(name, max)
+    }
+    fn len_of(&self, name: &str) -> io::Result<Option<u64>> {
+        (**self).len_of(name)
+    }
+    fn put(&self, name: &str, bytes: &Bytes) -> io::Result<()> {
+        (**self).put(name, bytes)
+    }
+    fn get_versioned(&self, name: &str, max: u64) -> io::Result<Option<(Bytes, Version)>> {
+        (**self).get_versioned(name, max)
+    }
+    fn replace(
+        &self,
+        name: &str,
+        bytes: &Bytes,
+        expected: Option<&Version>,
+    ) -> io::Result<Option<Version>> {
+        (**self).replace(name, bytes, expected)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        (**self).remove(name)
+    }
+    fn list(
+        &self,
+        prefix: &str,
+        visit: &mut dyn FnMut(&str, u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        (**self).list(prefix, visit)
+    }
+    fn archives(&self) -> io::Result<Vec<String>> {
+        (**self).archives()
+    }
 }
 
 impl<S: Store + ?Sized> Store for &S {

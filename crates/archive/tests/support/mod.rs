@@ -222,8 +222,8 @@ impl Source for Resource {
         }
         self.log.read(range, &mut self.disk).map_err(source)
     }
-    fn size(&mut self) -> u64 {
-        self.model.0.len() as u64
+    fn size(&mut self) -> Result<u64, SourceError> {
+        Ok(self.model.0.len() as u64)
     }
     fn now(&mut self) -> HybridTime {
         HybridTime::from_unix_millis(self.millis)
