@@ -84,6 +84,8 @@ codes! {
     NoSuchDevice = "NO_SUCH_DEVICE", 404, EXIT_NO_SUCH_OBJECT;
     /// No attachment has this name.
     NoSuchAttachment = "NO_SUCH_ATTACHMENT", 404, EXIT_NO_SUCH_OBJECT;
+    /// There is no archive of that resource.
+    NoSuchArchive = "NO_SUCH_ARCHIVE", 404, EXIT_NO_SUCH_OBJECT;
     /// The resource exists in the cluster, but this node is no member of it.
     NotMember = "NOT_MEMBER", 409, EXIT_REFUSED;
     /// The node follows the journal of another one, and what was asked needs more.
@@ -136,6 +138,10 @@ codes! {
     NoJournal = "NO_JOURNAL", 409, EXIT_REFUSED;
     /// The journal is gone, damaged, another resource's, or its directory cannot be used.
     JournalUnusable = "JOURNAL_UNUSABLE", 422, EXIT_REFUSED;
+    /// An archive is damaged, another resource's, or cannot be read or written.
+    ArchiveUnusable = "ARCHIVE_UNUSABLE", 422, EXIT_REFUSED;
+    /// The state of that moment cannot be built.
+    MomentNotAvailable = "MOMENT_NOT_AVAILABLE", 409, EXIT_REFUSED;
     /// This node has a disk of the resource already.
     AlreadyAttached = "ALREADY_ATTACHED", 409, EXIT_REFUSED;
     /// The backing file or device does not exist.

@@ -118,7 +118,14 @@ pub enum Kind {
         /// Words that the grammar has, but this version refuses.
         not_yet: &'static [&'static str],
     },
+    /// A directory, by its absolute path, or `none`, which is the default.
+    Directory,
 }
+
+/// What stands where there is no directory.
+pub const NO_DIRECTORY: &str = "none";
+/// The longest path of a directory, in bytes.
+const MAX_PATH: usize = 1024;
 
 /// One option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +159,27 @@ pub const OPTIONS: &[OptionSpec] = &[
         number(Unit::Count, 1237, 67, 65534),
         "how many extents of 4 MiB may be hot: more means fewer metadata writes, and a longer \
          resync after a crash of the Primary",
+    ),
+    resource(
+        "archive",
+        Kind::Directory,
+        "where the node that is Primary archives base images and the journal; the same path on all",
+    ),
+    resource(
+        "archive-base-interval",
+        number(Unit::Seconds, 7 * 86_400, 0, 366 * 86_400),
+        "how old the newest base image of the archive may be before another one is made; 0 makes \
+         only what is needed",
+    ),
+    resource(
+        "archive-interval",
+        number(Unit::Seconds, 60, 1, 86_400),
+        "how often what is new in the journal is archived",
+    ),
+    resource(
+        "archive-keep",
+        number(Unit::Seconds, 30 * 86_400, 0, 10 * 366 * 86_400),
+        "how old a moment may be that can be restored from the archive; 0 keeps everything",
     ),
     peer(
         "connect-int",
@@ -279,6 +307,14 @@ impl OptionSpec {
                 }
                 Err(self.refuse(&format!("must be {}", words.join(" or ")), value))
             }
+            Kind::Directory => {
+                let path = value.starts_with('/') && !value.contains('\0');
+                if value == NO_DIRECTORY || (path && value.len() <= MAX_PATH) {
+                    return Ok(value.to_owned());
+                }
+                let must = "must be the absolute path of a directory, or none";
+                Err(self.refuse(must, value))
+            }
         }
     }
 
@@ -300,6 +336,7 @@ impl OptionSpec {
         match self.kind {
             Kind::Number { default, .. } => default.to_string(),
             Kind::Word { words, .. } => words.first().copied().unwrap_or_default().to_owned(),
+            Kind::Directory => NO_DIRECTORY.to_owned(),
         }
     }
 
@@ -308,7 +345,7 @@ impl OptionSpec {
     pub const fn unit(&self) -> &'static str {
         match self.kind {
             Kind::Number { unit, .. } => unit.as_str(),
-            Kind::Word { .. } => "",
+            Kind::Word { .. } | Kind::Directory => "",
         }
     }
 
@@ -320,6 +357,7 @@ impl OptionSpec {
                 format!("{} .. {}", unit.show(min), unit.show(max))
             }
             Kind::Word { words, .. } => words.join(" | "),
+            Kind::Directory => format!("/DIRECTORY | {NO_DIRECTORY}"),
         }
     }
 
@@ -375,6 +413,8 @@ fn read_number(text: &str, unit: Unit) -> Option<u64> {
         ("ds", Some(unit)) => (100, unit),
         ("s", Some(unit)) => (1000, unit),
         ("m", Some(unit)) => (60_000, unit),
+        ("h", Some(unit)) => (3_600_000, unit),
+        ("d", Some(unit)) => (86_400_000, unit),
         _ => return None,
     };
     let millis = number.checked_mul(per_unit.0)?;
@@ -408,6 +448,14 @@ pub struct Settings {
     pub resync_rate: u64,
     /// How many bytes of resync may be under way.
     pub resync_in_flight: u64,
+    /// The directory of the archive, if there is to be one.
+    pub archive: Option<String>,
+    /// How old the newest base image may be; zero means any age.
+    pub archive_base_interval: Duration,
+    /// The pause between two looks at the journal.
+    pub archive_interval: Duration,
+    /// How old moments may be that can be restored; zero means any age.
+    pub archive_keep: Duration,
 }
 
 impl Settings {
@@ -439,6 +487,10 @@ impl Settings {
             replay_delay: Duration::from_secs(number("replay-delay")),
             resync_rate: number("resync-rate"),
             resync_in_flight: number("resync-in-flight"),
+            archive: Some(text("archive")).filter(|place| place != NO_DIRECTORY),
+            archive_base_interval: Duration::from_secs(number("archive-base-interval")),
+            archive_interval: Duration::from_secs(number("archive-interval")),
+            archive_keep: Duration::from_secs(number("archive-keep")),
         }
     }
 }

@@ -87,6 +87,9 @@ pub struct ResourceStatus {
     pub promotable: bool,
     /// The journal; `null` when the resource has none.
     pub journal: Option<JournalStatus>,
+    /// The archive that this node writes to; `null` when it does not.
+    #[serde(default)]
+    pub archive: Option<ArchiveStatus>,
     /// Fetch and replay of a log peer; `null` when this node is none.
     pub replay: Option<ReplayStatus>,
     /// The other nodes of the resource.
@@ -143,6 +146,24 @@ pub struct JournalStatus {
     pub dirty_bytes: u64,
     /// Why it is not used any more; `null` while it is.
     #[serde(default)]
+    pub problem: Option<String>,
+}
+
+/// The archive that a Primary writes to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ArchiveStatus {
+    /// Where it is.
+    pub place: String,
+    /// Everything before this position of the journal is archived.
+    pub position: u64,
+    /// What was completed until then is archived, in milliseconds since 1970; 0 when nothing is.
+    pub complete_unix_ms: u64,
+    /// The oldest moment of the newest line that can be restored, in milliseconds since 1970; 0
+    /// when none can.
+    pub oldest_unix_ms: u64,
+    /// How much of a base image that is being made is copied; `null` when none is.
+    pub base_percent: Option<f64>,
+    /// Why nothing is archived at present; `null` when all is well.
     pub problem: Option<String>,
 }
 
@@ -278,6 +299,14 @@ mod tests {
         let replay = json!({"fetched": 0, "replayed": 0, "lag_bytes": 0, "lag_seconds": 0.0,
             "paused": [], "head": 0, "fetch_bytes_per_second": 0, "replay_bytes_per_second": 0,
             "eta_seconds": 0, "problem": null});
+        let peers = json!([{"node": "", "connection": "", "role": "", "disk": "",
+                    "replication": "", "protocol": "", "out_of_sync_bytes": 0,
+                    "pending_requests": 0, "tls": false,
+                    "resync": {"percent": 0.0, "bytes_done": 0, "bytes_total": 0,
+                        "rate_bytes_per_second": 0, "eta_seconds": 0},
+                    "sent_bytes": 0, "received_bytes": 0,
+                    "resync_sent_bytes": 0, "resync_received_bytes": 0, "replay": replay,
+                    "problem": {"code": "", "message": "", "hint": ""}}]);
         json!({
             "version": "0.1.0", "node": "alpha",
             "cluster": {"uuid": "", "name": "", "nodes": [{"name": "", "address": "",
@@ -295,14 +324,7 @@ mod tests {
                     "emergency": false, "path": "", "durable": 0, "written_back": 0,
                     "dirty_bytes": 0, "problem": null},
                 "replay": replay,
-                "peers": [{"node": "", "connection": "", "role": "", "disk": "",
-                    "replication": "", "protocol": "", "out_of_sync_bytes": 0,
-                    "pending_requests": 0, "tls": false,
-                    "resync": {"percent": 0.0, "bytes_done": 0, "bytes_total": 0,
-                        "rate_bytes_per_second": 0, "eta_seconds": 0},
-                    "sent_bytes": 0, "received_bytes": 0,
-                    "resync_sent_bytes": 0, "resync_received_bytes": 0, "replay": replay,
-                    "problem": {"code": "", "message": "", "hint": ""}}],
+                "peers": peers,
             }],
             "attachments": [{
                 "name": "", "device": null, "device_kind": null, "state": "", "size_bytes": 0,

@@ -1,5 +1,6 @@
 //! The grammar of the command line.
 
+use crate::archive::{ArchiveCommand, Restore};
 use crate::daemon::NbdAccess;
 use crate::parse::{absolute_path, disk_place, duration, key_value, meta_place, name, name_or_all};
 use crate::parse::{positive_seconds, size};
@@ -86,6 +87,11 @@ pub(crate) enum Command {
     /// Look at metadata that no daemon uses
     #[command(subcommand)]
     Meta(Meta),
+    /// Build the state that a resource had at a moment from its archive, without a daemon
+    Restore(Restore),
+    /// Look at archives, without a daemon
+    #[command(subcommand)]
+    Archive(ArchiveCommand),
     /// Serve files and block devices by NBD, without a daemon
     Serve(Serve),
     /// Show on this machine how a resource survives the death of its Primary

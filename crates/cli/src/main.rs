@@ -1,5 +1,6 @@
 //! The `holdfast` command: the daemon of a node, and the client that asks it.
 
+mod archive;
 mod args;
 mod attach;
 mod cluster;
@@ -65,6 +66,8 @@ fn dispatch(matches: &ArgMatches, ui: &Ui) -> Result<ExitCode, ApiError> {
         Command::Completions { shell } => manual::completions(ui, shell),
         Command::Man { command, dir } => manual::man(ui, &command, dir.as_deref()),
         Command::Meta(command) => meta::run(ui, &command),
+        Command::Restore(arguments) => archive::restore(ui, &arguments),
+        Command::Archive(command) => archive::run(ui, &command),
         Command::Serve(arguments) => serve::run(ui, &arguments),
         Command::Demo(arguments) => demo::run(ui, &arguments),
         Command::Call(call) => {

@@ -32,6 +32,11 @@ pub(crate) fn disk_place(text: &str) -> Result<String, String> {
     if NbdUri::is_scheme_of(text) { Ok(text.to_owned()) } else { absolute_path(text) }
 }
 
+/// The place of an archive.
+pub(crate) fn archive_place(text: &str) -> Result<String, String> {
+    absolute_path(text)
+}
+
 /// `internal`, or a path.
 pub(crate) fn meta_place(text: &str) -> Result<String, String> {
     if text == META_INTERNAL { Ok(text.to_owned()) } else { absolute_path(text) }

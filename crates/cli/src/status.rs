@@ -3,13 +3,14 @@
 use crate::args::Status;
 use crate::attach::{headline as headline_of, mirrored};
 use crate::cluster::span;
+use crate::events::time;
 use crate::output::{Style, Ui, width};
 use crate::session::Session;
 use crate::table::{Cell, Table, cell, shorten};
 use holdfast_api::attachment::AttachmentStatus;
 use holdfast_api::status::{
-    DiskStatus, JournalStatus, NodeStatus, PeerProblem, PeerStatus, ReplayStatus, ResourceStatus,
-    ResyncStatus,
+    ArchiveStatus, DiskStatus, JournalStatus, NodeStatus, PeerProblem, PeerStatus, ReplayStatus,
+    ResourceStatus, ResyncStatus,
 };
 use holdfast_api::{ApiError, routes};
 use holdfast_units::format_size;
@@ -146,6 +147,7 @@ fn render_resource(
     lines.extend(table.render(width, color));
     lines.extend(resource.journal.as_ref().map(|journal| format!("  {}", journal_line(journal))));
     lines.extend(resource.replay.as_ref().map(|replay| format!("  {}", replay_line(replay))));
+    lines.extend(resource.archive.as_ref().map(|archive| format!("  {}", archive_line(archive))));
     for peer in &resource.peers {
         if let Some(resync) = &peer.resync {
             lines.push(format!("  {}", resync_line(peer, resync, color)));
@@ -161,6 +163,15 @@ fn journal_line(journal: &JournalStatus) -> String {
         format_size(*limit_bytes),
         format_size(*dirty_bytes)
     )
+}
+
+fn archive_line(archive: &ArchiveStatus) -> String {
+    let place = &archive.place;
+    match (archive.base_percent, archive.complete_unix_ms) {
+        (Some(percent), _) => format!("archive {place}: {percent:.0} % of a base image"),
+        (None, 0) => format!("archive {place}: nothing yet"),
+        (None, complete) => format!("archive {place}: complete until {}", time(complete)),
+    }
 }
 
 /// `holdfast attachments` shows more.
@@ -205,6 +216,9 @@ fn troubles(resource: &ResourceStatus) -> Vec<String> {
     }
     if let Some(problem) = resource.journal.as_ref().and_then(|journal| journal.problem.as_ref()) {
         troubles.push(format!("the journal is not used any more: {problem}"));
+    }
+    if let Some(problem) = resource.archive.as_ref().and_then(|archive| archive.problem.as_ref()) {
+        troubles.push(format!("nothing is archived at present: {problem}"));
     }
     for peer in &resource.peers {
         if let Some(problem) = &peer.problem {

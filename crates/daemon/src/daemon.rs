@@ -6,7 +6,7 @@ use crate::node::{Node, Parts};
 use crate::options::{NbdAccess, Settings};
 use crate::resource::{self, Resource};
 use crate::shard::{Shard, ShardOptions, TcpAccess, boot_id};
-use crate::{http, peer_api, peers, refuse};
+use crate::{archiving, http, peer_api, peers, refuse};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Address, ClusterState};
 use holdfast_nbd::{AllowList, ServerTls};
@@ -61,6 +61,7 @@ impl Daemon {
         tokio::spawn(commands::leave::follow_records(Arc::clone(&node)));
         commands::attach::take_up(&node).await;
         tokio::spawn(commands::attach::tell(Arc::clone(&node)));
+        tokio::spawn(archiving::run(Arc::clone(&node)));
         tokio::spawn(http::serve(Arc::clone(&node), control));
         Ok(started)
     }

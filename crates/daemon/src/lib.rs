@@ -10,6 +10,7 @@
 //! The control plane runs on a tokio runtime of its own; data never pass through it. See
 //! `docs/design/daemon.md`.
 
+mod archiving;
 mod attachment;
 mod comeback;
 mod commands;

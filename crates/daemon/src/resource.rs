@@ -15,7 +15,7 @@ use crate::task::Task;
 use crate::{refuse, remote};
 use holdfast_api::error::without_numbers;
 use holdfast_api::options::{OptionMap, Settings as OptionSettings};
-use holdfast_api::status::PeerProblem;
+use holdfast_api::status::{ArchiveStatus, PeerProblem};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_core::{Config, Options, PeerConfig};
 use holdfast_device::{LocalDevice, NbdBackend};
@@ -69,6 +69,8 @@ pub(crate) struct State {
     pub(crate) no_room: BTreeMap<NodeId, String>,
     /// Why it has not the size that its members agreed on.
     pub(crate) growth_trouble: Option<String>,
+    /// How the archive stands, while this node writes to it.
+    pub(crate) archive: Option<ArchiveStatus>,
 }
 
 /// Why a peer is not connected.
@@ -128,6 +130,7 @@ impl Resource {
             problems: BTreeMap::new(),
             no_room: BTreeMap::new(),
             growth_trouble: None,
+            archive: None,
         };
         let id = state.local.id;
         let (changes, _) = watch::channel(0);

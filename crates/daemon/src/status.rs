@@ -157,6 +157,7 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
             None => shown,
         }),
         replay: following.as_ref().and_then(logpeer::replay_of),
+        archive: state.archive.clone(),
         peers,
         name,
     }

@@ -621,6 +621,12 @@ impl Journal {
         true
     }
 
+    /// Whether the next segment begins anew: what is here is not what comes before it.
+    #[must_use]
+    pub const fn begins_anew(&self) -> bool {
+        self.anew
+    }
+
     /// From now on this node appends. Everything must be written, synced and replayed; what it
     /// appends goes into a segment of its own. Whether it was possible.
     pub fn lead(&mut self, generation: GenerationId) -> bool {

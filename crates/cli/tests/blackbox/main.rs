@@ -8,6 +8,7 @@
 //! * `HOLDFAST_KEEP`: set, it keeps the files of a test that failed.
 
 mod admin;
+mod archive;
 mod attach;
 mod bounds;
 mod device;

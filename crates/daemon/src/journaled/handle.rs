@@ -92,6 +92,20 @@ impl JournalHandle {
         self.ask(|worker| Ok(worker.log.journal().durable_segments())).await
     }
 
+    /// As [`Self::segments`], of the history that this node appends to: none when that begins with
+    /// the next write.
+    ///
+    /// # Errors
+    /// [`JournalCallError::Mode`] when this node does not append.
+    pub async fn led_segments(&self) -> Result<Vec<(SegmentHeader, u64)>, JournalCallError> {
+        self.ask(|worker| match worker.mode {
+            Mode::Lead if worker.log.journal().begins_anew() => Ok(Vec::new()),
+            Mode::Lead => Ok(worker.log.journal().durable_segments()),
+            mode => Err(JournalCallError::Mode(mode)),
+        })
+        .await
+    }
+
     /// Bytes of a segment's frames from a position on, at most `max`: only what is durable. Empty
     /// at the end of what is durable.
     ///

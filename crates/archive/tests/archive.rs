@@ -1,0 +1,401 @@
+//! Archives of a resource that is written to: every moment is restored as it was.
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod support;
+
+use holdfast_archive::{
+    Archive, ArchiveError, Checkpoint, DirectoryStore, FileTarget, Keep, Moment, Progress, Store,
+    Writer,
+};
+use holdfast_units::{HybridTime, LogPosition};
+use std::io;
+use support::{MemoryDisk, MemoryStore, NAME, RESOURCE, Resource, Snapshot, restored};
+
+/// Two pieces and a bit.
+const BLOCKS: u64 = 2100;
+
+fn writer<S: Store>(store: S) -> Writer<S> {
+    Writer::open(store, NAME, RESOURCE).unwrap()
+}
+
+/// Finishes the base image that is being made.
+fn finish<S: Store>(writer: &mut Writer<S>, resource: &mut Resource) {
+    while !writer.base_step(resource).unwrap().finished {
+        writer.follow(resource).unwrap();
+    }
+}
+
+fn check<S: Store>(archive: &Archive<S>, snapshot: &Snapshot) {
+    let by_position = restored(archive, Moment::Position(snapshot.position), None);
+    assert!(by_position == snapshot.disk, "at position {}", snapshot.position);
+    let by_time = restored(archive, Moment::Time(snapshot.millis), None);
+    assert!(by_time == snapshot.disk, "at time {}", snapshot.millis);
+}
+
+#[test]
+fn twenty_moments_are_restored_byte_for_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirectoryStore::create(dir.path()).unwrap();
+    let mut resource = Resource::new(1, BLOCKS);
+    for _ in 0..30 {
+        resource.act();
+    }
+    let mut archiver = writer(&store);
+    assert!(archiver.follow(&mut resource).unwrap().new_line);
+    let early = Archive::open(&store, NAME).unwrap();
+    let refused = early.plan(Moment::Latest, None).unwrap_err().to_string();
+    assert!(refused.contains("no base image is finished"), "{refused}");
+    finish(&mut archiver, &mut resource);
+
+    let mut snapshots = vec![resource.snapshot()];
+    while snapshots.len() < 20 {
+        for _ in 0..resource.below(20) {
+            resource.act();
+        }
+        snapshots.push(resource.snapshot());
+        match resource.below(6) {
+            0 => {
+                archiver.follow(&mut resource).unwrap();
+            }
+            1 => {
+                let epoch = snapshots.len() as u64 + 10;
+                resource.reopen(epoch);
+                drop(archiver);
+                archiver = writer(&store);
+                assert!(!archiver.follow(&mut resource).unwrap().new_line, "it goes on");
+            }
+            2 => {
+                archiver.begin_base(&mut resource).unwrap();
+                finish(&mut archiver, &mut resource);
+            }
+            _ => {}
+        }
+    }
+    archiver.follow(&mut resource).unwrap();
+    let archive = Archive::open(&store, NAME).unwrap();
+    assert_eq!(archive.moments().len(), 1);
+    for snapshot in &snapshots {
+        check(&archive, snapshot);
+    }
+    let verified = archive.verify(&mut |_| {});
+    assert!(verified.faults.is_empty(), "{:?}", verified.faults);
+    assert!(verified.objects > 5 && verified.bytes > 100_000);
+
+    // Into a file, and over what is there.
+    let plan = archive.plan(Moment::Position(snapshots[9].position), None).unwrap();
+    let path = dir.path().join("copy");
+    std::fs::write(&path, vec![0xff; 9 << 20]).unwrap();
+    let refused = FileTarget::open(&path, plan.size, false, false).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+    let mut target = FileTarget::open(&path, plan.size, true, false).unwrap();
+    assert!(target.blank());
+    let start = Checkpoint::default();
+    archive.restore(&plan, &mut target, true, start, &mut |_| Ok(())).unwrap();
+    assert!(std::fs::read(&path).unwrap() == snapshots[9].disk);
+}
+
+#[test]
+fn a_moment_that_is_not_there_is_told() {
+    let store = MemoryStore::default();
+    let refused = Archive::open(&store, "other").unwrap_err();
+    assert!(matches!(refused, ArchiveError::NoArchive { .. }));
+    let mut resource = Resource::new(2, BLOCKS);
+    resource.act();
+    let mut archiver = writer(&store);
+    archiver.follow(&mut resource).unwrap();
+    finish(&mut archiver, &mut resource);
+    for _ in 0..20 {
+        resource.act();
+    }
+    resource.millis += 500;
+    archiver.follow(&mut resource).unwrap();
+    let archive = Archive::open(&store, NAME).unwrap();
+    let [moments] = archive.moments()[..] else { panic!("one line") };
+    let said = |moment| archive.plan(moment, None).unwrap_err().to_string();
+    assert!(said(Moment::Time(5)).contains("older than the oldest"));
+    assert!(said(Moment::Time(resource.millis + 1)).contains("not archived yet"));
+    assert!(said(Moment::Position(moments.to.after(1))).contains("is not in it"));
+    assert!(archive.plan(Moment::Latest, Some(9)).unwrap_err().to_string().contains("line 9"));
+    // Nothing was written in these milliseconds, and that is known.
+    let idle = archive.plan(Moment::Time(resource.millis - 1), None).unwrap();
+    assert_eq!(idle.position, moments.to);
+    let error = Archive::open(&store, "other").unwrap_err().to_string();
+    assert_eq!(error, "there is no archive of resource other (there is r0)");
+    let foreign = Writer::open(&store, NAME, holdfast_units::ResourceId([8; 16])).unwrap_err();
+    assert!(matches!(foreign, ArchiveError::Foreign { .. }));
+}
+
+#[test]
+fn damaged_and_missing_objects_are_named() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(3, BLOCKS);
+    let mut archiver = writer(&store);
+    archiver.follow(&mut resource).unwrap();
+    finish(&mut archiver, &mut resource);
+    for _ in 0..60 {
+        resource.act();
+    }
+    archiver.follow(&mut resource).unwrap();
+    let whole = store.objects.borrow().clone();
+    for (name, bytes) in &whole {
+        for rot in [None, Some(bytes.len() / 2), Some(bytes.len() - 1)] {
+            let changed = rot.map(|at| {
+                let mut bad = bytes.to_vec();
+                bad[at] ^= 4;
+                bad
+            });
+            match changed {
+                Some(bad) => store.objects.borrow_mut().insert(name.clone(), bad.into()),
+                None => store.objects.borrow_mut().remove(name),
+            };
+            let result = Archive::open(&store, NAME).and_then(|archive| {
+                let verified = archive.verify(&mut |_| {});
+                assert_eq!(verified.fault_count, 1, "{name}");
+                assert!(verified.faults[0].what.contains(name.as_str()), "{name}");
+                let plan = archive.plan(Moment::Latest, None)?;
+                let mut disk = MemoryDisk(vec![0; usize::try_from(plan.size).unwrap()]);
+                let start = Checkpoint::default();
+                archive.restore(&plan, &mut disk, true, start, &mut |_| Ok(()))
+            });
+            let error = result.unwrap_err();
+            let told = error.to_string();
+            match (&error, rot) {
+                (ArchiveError::Missing { name: told }, None) => assert_eq!(told, name),
+                (ArchiveError::NoArchive { .. }, None) => assert!(name.ends_with("/manifest")),
+                (ArchiveError::Damaged { name: told, .. }, Some(_)) => assert_eq!(told, name),
+                _ => panic!("{name}: {told}"),
+            }
+            store.objects.borrow_mut().insert(name.clone(), bytes.clone());
+        }
+    }
+}
+
+/// What a writer does, and what the disk was meanwhile.
+fn story(
+    store: &MemoryStore,
+    resource: &mut Resource,
+    snapshots: &mut Vec<Snapshot>,
+) -> Result<(), ArchiveError> {
+    let mut archiver = Writer::open(store, NAME, RESOURCE)?;
+    for round in 0..4_u64 {
+        for _ in 0..10 {
+            resource.act();
+        }
+        snapshots.push(resource.snapshot());
+        archiver.follow(resource)?;
+        if round % 2 == 0 {
+            archiver.begin_base(resource)?;
+            while !archiver.base_step(resource)?.finished {
+                archiver.follow(resource)?;
+                snapshots.push(resource.snapshot());
+            }
+            archiver.expire(Keep { age: None, bases: Some(1) }, HybridTime(0))?;
+            archiver.sweep()?;
+        }
+        snapshots.push(resource.snapshot());
+    }
+    archiver.follow(resource)?;
+    Ok(())
+}
+
+/// Restores what the archive says it has; how many of the snapshots it has.
+fn check_all(store: &MemoryStore, snapshots: &[Snapshot]) -> usize {
+    let archive = match Archive::open(store, NAME) {
+        Ok(archive) => archive,
+        Err(ArchiveError::NoArchive { .. }) => return 0,
+        Err(error) => panic!("{error}"),
+    };
+    let verified = archive.verify(&mut |_| {});
+    assert!(verified.faults.is_empty(), "{:?}", verified.faults);
+    let moments = archive.moments();
+    let has =
+        |snapshot: &&Snapshot| moments.iter().any(|m| (m.from..=m.to).contains(&snapshot.position));
+    let there: Vec<&Snapshot> = snapshots.iter().filter(has).collect();
+    for snapshot in &there {
+        let disk = restored(&archive, Moment::Position(snapshot.position), None);
+        assert!(disk == snapshot.disk, "at {}", snapshot.position);
+    }
+    there.len()
+}
+
+#[test]
+fn a_writer_can_be_interrupted_at_every_step() {
+    let steps = {
+        let store = MemoryStore::default();
+        story(&store, &mut Resource::new(4, 1100), &mut Vec::new()).unwrap();
+        store.changes.get()
+    };
+    assert!(steps > 30, "{steps}");
+    for step in 0..steps {
+        for all_the_same in [false, true] {
+            let store = MemoryStore::default();
+            store.fail_at.set(Some(step));
+            store.done_all_the_same.set(all_the_same);
+            let mut resource = Resource::new(4, 1100);
+            let mut snapshots = Vec::new();
+            story(&store, &mut resource, &mut snapshots).unwrap_err();
+            let then = snapshots.split_off(snapshots.len().saturating_sub(4));
+            check_all(&store, &then);
+
+            // It goes on, and nothing that is not needed is left.
+            store.fail_at.set(None);
+            snapshots.clear();
+            story(&store, &mut resource, &mut snapshots).unwrap();
+            let last = snapshots.split_off(snapshots.len() - 3);
+            assert_eq!(check_all(&store, &last), last.len(), "step {step}");
+            writer(&store).sweep().unwrap();
+            let verified = Archive::open(&store, NAME).unwrap().verify(&mut |_| {});
+            assert_eq!(verified.objects + 1, store.names().len() as u64, "{:?}", store.names());
+        }
+    }
+}
+
+#[test]
+fn the_one_who_opened_it_last_writes() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(5, BLOCKS);
+    let mut first = writer(&store);
+    first.follow(&mut resource).unwrap();
+    let mut second = writer(&store);
+    assert!(matches!(first.follow(&mut resource), Err(ArchiveError::Conflict { .. })));
+    second.follow(&mut resource).unwrap();
+}
+
+#[test]
+fn a_journal_that_does_not_go_on_begins_a_line() {
+    let store = MemoryStore::default();
+    let mut archiver = writer(&store);
+    let mut snapshots = Vec::new();
+    let mut one = Resource::new(6, BLOCKS);
+    one.act();
+    archiver.follow(&mut one).unwrap();
+    finish(&mut archiver, &mut one);
+    for _ in 0..9 {
+        one.act();
+    }
+    archiver.follow(&mut one).unwrap();
+    snapshots.push((1, one.snapshot()));
+
+    // Another journal of the same resource: positions are used again.
+    let mut two = Resource::new(7, BLOCKS);
+    two.millis = one.millis + 1000;
+    for _ in 0..40 {
+        two.act();
+    }
+    let mut archiver = writer(&store);
+    assert!(archiver.follow(&mut two).unwrap().new_line);
+    assert!(!archiver.follow(&mut two).unwrap().new_line);
+    finish(&mut archiver, &mut two);
+    two.act();
+    snapshots.push((2, two.snapshot()));
+    archiver.follow(&mut two).unwrap();
+    let archive = Archive::open(&store, NAME).unwrap();
+    assert_eq!(archive.moments().iter().map(|m| m.line).collect::<Vec<_>>(), [1, 2]);
+    for (line, snapshot) in &snapshots {
+        let by_time = restored(&archive, Moment::Time(snapshot.millis), None);
+        assert!(by_time == snapshot.disk, "line {line}");
+        let position = Moment::Position(snapshot.position);
+        assert!(restored(&archive, position, Some(*line)) == snapshot.disk, "line {line}");
+    }
+    let between = archive.plan(Moment::Time(one.millis + 500), None).unwrap_err().to_string();
+    assert!(between.contains("was not archived"), "{between}");
+
+    // The older line is given up as a whole.
+    archiver.expire(Keep { age: None, bases: Some(1) }, HybridTime(0)).unwrap();
+    archiver.sweep().unwrap();
+    let archive = Archive::open(&store, NAME).unwrap();
+    assert_eq!(archive.moments().len(), 1);
+    assert!(!store.names().iter().any(|name| name.contains("/log/000001-")));
+    assert!(restored(&archive, Moment::Latest, None) == snapshots[1].1.disk);
+}
+
+#[test]
+fn small_objects_are_joined() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(8, BLOCKS);
+    let mut archiver = writer(&store);
+    archiver.follow(&mut resource).unwrap();
+    finish(&mut archiver, &mut resource);
+    let mut snapshots = Vec::new();
+    for _ in 0..300 {
+        resource.act();
+        archiver.follow(&mut resource).unwrap();
+        if resource.below(40) == 0 {
+            snapshots.push(resource.snapshot());
+        }
+    }
+    archiver.follow(&mut resource).unwrap();
+    let segments = &archiver.manifest().lines[0].segments;
+    assert!(segments.len() > 5);
+    let (newest, sealed) = segments.split_last().unwrap();
+    assert!(sealed.iter().all(|segment| segment.objects.len() == 1));
+    assert!(newest.objects.len() < 32);
+    assert!(check_all(&store, &snapshots) == snapshots.len());
+    let archive = Archive::open(&store, NAME).unwrap();
+    snapshots.iter().for_each(|snapshot| check(&archive, snapshot));
+}
+
+#[test]
+fn a_restore_is_taken_up_where_it_was() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(9, BLOCKS);
+    for _ in 0..50 {
+        resource.act();
+    }
+    let mut archiver = writer(&store);
+    archiver.follow(&mut resource).unwrap();
+    finish(&mut archiver, &mut resource);
+    for _ in 0..50 {
+        resource.act();
+    }
+    archiver.follow(&mut resource).unwrap();
+    let archive = Archive::open(&store, NAME).unwrap();
+    let plan = archive.plan(Moment::Latest, None).unwrap();
+    let mut steps = 0;
+    let mut disk = MemoryDisk(vec![0; usize::try_from(plan.size).unwrap()]);
+    let start = Checkpoint::default();
+    let mut count = |_| {
+        steps += 1;
+        Ok(())
+    };
+    archive.restore(&plan, &mut disk, true, start, &mut count).unwrap();
+    assert!(disk.0 == resource.model.0);
+    for stop in (0..steps).step_by(5) {
+        let mut disk = MemoryDisk(vec![0; usize::try_from(plan.size).unwrap()]);
+        let (mut at, mut reached) = (0, Checkpoint::default());
+        let mut interrupt = |progress| {
+            if let Progress::Checkpoint(checkpoint) = progress {
+                reached = checkpoint;
+            }
+            at += 1;
+            if at > stop { Err(io::Error::other("it was to stop")) } else { Ok(()) }
+        };
+        archive.restore(&plan, &mut disk, true, start, &mut interrupt).unwrap_err();
+        archive.restore(&plan, &mut disk, true, reached, &mut |_| Ok(())).unwrap();
+        assert!(disk.0 == resource.model.0, "{stop}");
+    }
+}
+
+#[test]
+fn the_disk_grows() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(10, BLOCKS);
+    let mut archiver = writer(&store);
+    archiver.follow(&mut resource).unwrap();
+    finish(&mut archiver, &mut resource);
+    resource.act();
+    let small = resource.snapshot();
+    archiver.follow(&mut resource).unwrap();
+    resource.act();
+    let larger = resource.model.0.len() + (3 << 20);
+    resource.model.0.resize(larger, 0);
+    resource.disk.0.resize(larger, 0);
+    archiver.follow(&mut resource).unwrap();
+    resource.act();
+    let large = resource.snapshot();
+    archiver.follow(&mut resource).unwrap();
+    let archive = Archive::open(&store, NAME).unwrap();
+    check(&archive, &small);
+    check(&archive, &large);
+    assert_eq!(archive.moments()[0].from, LogPosition(0).max(archive.moments()[0].from));
+}

@@ -1,0 +1,215 @@
+//! A resource with an archive: every moment is restored as it was, wherever the daemon died.
+
+use crate::{BLOCK, MIB, SOON, cluster, seed, write_blocks};
+use holdfast_testkit::{Cluster, Ledger, Node, Rng, Writer, WriterOptions, wait_until};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const SIZE: u64 = 16 * MIB;
+
+fn place_of(cluster: &Cluster) -> PathBuf {
+    cluster.scratch().join("archive")
+}
+
+/// A cluster of one, whose resource r0 has a journal and is archived every second.
+fn archived() -> Cluster {
+    let cluster = cluster(1);
+    let dir = cluster[0].dir().join("r0.journal").display().to_string();
+    cluster.create("r0", SIZE, &["--journal", &dir, "--journal-size", "32M"]);
+    // So that the journal is one that can be known again.
+    cluster[0].open("r0").write_zeroes(0, BLOCK).expect("it can be zeroed");
+    let place = format!("archive={}", place_of(&cluster).display());
+    cluster[0].ok(&["set", "r0", &place]);
+    cluster[0].ok(&["set", "r0", "archive-interval=1s"]);
+    wait_complete(&cluster[0], now());
+    cluster
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is right");
+    u64::try_from(since.as_millis()).expect("this century")
+}
+
+/// Waits until everything that was completed until then is archived.
+fn wait_complete(node: &Node, millis: u64) {
+    wait_until(SOON, "the archive is complete", || {
+        let archive = node.resource("r0").archive;
+        archive.is_some_and(|archive| {
+            assert_eq!(archive.problem, None);
+            archive.complete_unix_ms >= millis && archive.base_percent.is_none()
+        })
+    });
+}
+
+fn content(node: &Node) -> Vec<u8> {
+    let mut content = vec![0; usize::try_from(SIZE).expect("it fits")];
+    let mut client = node.open("r0");
+    for (at, part) in (0..).step_by(1 << 20).zip(content.chunks_mut(1 << 20)) {
+        client.read_at(part, at).expect("the Primary can be read");
+    }
+    content
+}
+
+fn restore(node: &Node, place: &Path, to: &str, into: &Path) -> String {
+    let (place, into) = (place.display().to_string(), into.display().to_string());
+    node.ok(&["restore", "r0", "--from", &place, "--to", to, "--into", &into])
+}
+
+#[test]
+fn twenty_moments_are_restored_byte_for_byte() {
+    let mut cluster = archived();
+    let place = place_of(&cluster);
+    let mut dice = Rng::new(seed());
+    let mut moments = Vec::new();
+    for round in 0..20 {
+        let blocks: Vec<u64> =
+            (0..20 + dice.below(100)).map(|_| dice.below(SIZE / BLOCK)).collect();
+        write_blocks(&cluster[0], "r0", 100 + round, blocks);
+        if round % 3 == 0 {
+            let at = dice.below(SIZE / BLOCK - 300) * BLOCK;
+            cluster[0].open("r0").trim(at, 256 * BLOCK).expect("it can be trimmed");
+        }
+        let state = content(&cluster[0]);
+        let then = now();
+        // No later write is of the same millisecond.
+        wait_until(SOON, "the clock goes on", || now() > then);
+        moments.push((then, state));
+        match round {
+            // Another base image, while it is written to.
+            4 => drop(cluster[0].ok(&["set", "r0", "archive-base-interval=1s"])),
+            9 => {
+                let list = ["archive", "ls", &place.display().to_string()];
+                wait_until(SOON, "another base image is finished", || {
+                    let listed = cluster[0].json(&list);
+                    let bases = &listed["archives"][0]["lines"][0]["bases"];
+                    bases.as_array().is_some_and(|bases| bases.len() > 1)
+                });
+                cluster[0].ok(&["set", "r0", "archive-base-interval=7d"]);
+            }
+            7 | 13 => {
+                cluster[0].kill9();
+                cluster[0].start();
+                cluster[0].wait_resource("r0", SOON, "Primary again", |r| r.role == "Primary");
+            }
+            16 => drop(cluster[0].ok(&["log", "rotate", "r0"])),
+            _ => {}
+        }
+    }
+    wait_complete(&cluster[0], now());
+    // Nothing of it needs a daemon.
+    cluster[0].kill9();
+    for (index, (millis, state)) in moments.iter().enumerate() {
+        let into = cluster.scratch().join(format!("copy-{index}"));
+        let to = format!("@{}.{:03}", millis / 1000, millis % 1000);
+        restore(&cluster[0], &place, &to, &into);
+        assert!(fs::read(&into).expect("it is there") == *state, "moment {index}");
+    }
+
+    // What it says of itself.
+    let shown = place.display().to_string();
+    let listed = cluster[0].json(&["archive", "ls", &shown]);
+    let line = &listed["archives"][0]["lines"][0];
+    assert!(line["bases"].as_array().expect("a list").len() > 1, "{listed}");
+    let last = line["restorable"]["to"].as_u64().expect("a number").to_string();
+    let copy = cluster.scratch().join("by-position");
+    restore(&cluster[0], &place, &last, &copy);
+    assert!(fs::read(&copy).expect("it is there") == moments[19].1);
+    assert!(cluster[0].ok(&["archive", "ls", &shown]).contains("LINE"));
+    assert!(cluster[0].ok(&["archive", "verify", &shown]).contains("is whole"));
+
+    // Refusals change nothing.
+    let into = copy.display().to_string();
+    let base = ["restore", "r0", "--from", &shown, "--into", &into, "--to"];
+    let with = |to: &'static str| base.iter().copied().chain([to]).collect::<Vec<_>>();
+    cluster[0].refused(&with("latest"), 1, "there is a file of that name already");
+    cluster[0].refused(&with("@5"), 1, "older than the oldest");
+    cluster[0].refused(&with("2999-01-01T00:00:00Z"), 1, "not archived yet");
+    cluster[0].refused(&with("whenever"), 2, "is no moment");
+    let other = ["restore", "r9", "--from", &shown, "--into", &into, "--to", "latest"];
+    cluster[0].refused(&other, 4, "there is no archive of resource r9 (there is r0)");
+    let nowhere = ["archive", "ls", "/nonexistent/archive"];
+    cluster[0].refused(&nowhere, 1, "the archive /nonexistent/archive was not opened");
+
+    // Rot is found, and what is rotten is named.
+    let log = place.join("r0/log");
+    let names = fs::read_dir(&log).expect("it can be listed").flatten();
+    let rotten = names.map(|entry| entry.path()).max().expect("there is one");
+    let mut bytes = fs::read(&rotten).expect("it is there");
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    fs::write(&rotten, bytes).expect("it can be written");
+    let name = rotten.file_name().expect("it has one").to_str().expect("it is text");
+    cluster[0].refused(&["archive", "verify", &shown], 1, "1 objects are missing or broken");
+    fs::remove_file(&copy).expect("it is there");
+    cluster[0].refused(&with("latest"), 1, name);
+    assert!(!copy.exists(), "nothing is called so that is no state");
+}
+
+#[test]
+fn every_moment_under_load_is_a_prefix() {
+    let mut cluster = archived();
+    let place = place_of(&cluster);
+    let mut dice = Rng::new(seed());
+    let mut ledger = Ledger::new(seed(), 4000);
+    let mut times = Vec::new();
+    for _ in 0..2 {
+        let options = WriterOptions { connections: 1, flush_every: 5, ..WriterOptions::default() };
+        let writer = Writer::start(&cluster[0].uri("r0"), ledger, options);
+        for step in 1..4 {
+            writer.wait_acknowledged(step * 400 + dice.below(200));
+            times.push(now());
+        }
+        cluster[0].kill9();
+        ledger = writer.join().0;
+        cluster[0].start();
+        cluster[0].wait_resource("r0", SOON, "Primary again", |r| r.role == "Primary");
+        ledger.verify_export(&cluster[0].uri("r0"));
+    }
+    wait_complete(&cluster[0], now());
+    let mut newest = 0;
+    for (index, millis) in times.iter().enumerate() {
+        let into = cluster.scratch().join(format!("copy-{index}"));
+        let to = format!("@{}.{:03}", millis / 1000, millis % 1000);
+        restore(&cluster[0], &place, &to, &into);
+        let prefix = ledger.verify_prefix(&into);
+        assert!(prefix >= newest, "later moments have more");
+        newest = prefix;
+    }
+    assert!(newest > 0);
+    let into = cluster.scratch().join("latest");
+    restore(&cluster[0], &place, "latest", &into);
+    ledger.verify_file(&into);
+}
+
+#[test]
+fn an_archive_that_cannot_be_written_is_told_and_taken_up_again() {
+    let cluster = archived();
+    let place = place_of(&cluster);
+    let away = place.with_extension("away");
+    fs::rename(&place, &away).expect("it can be moved");
+    fs::write(&place, b"in the way").expect("it can be written");
+    write_blocks(&cluster[0], "r0", 1, 0..50);
+    cluster[0].wait_resource("r0", SOON, "it is told", |r| {
+        r.archive.as_ref().is_some_and(|archive| archive.problem.is_some())
+    });
+    assert!(cluster[0].ok(&["status"]).contains("nothing is archived at present"));
+    write_blocks(&cluster[0], "r0", 2, 30..90);
+    let state = content(&cluster[0]);
+    fs::remove_file(&place).expect("it is there");
+    fs::rename(&away, &place).expect("it can be moved");
+    cluster[0].wait_resource("r0", SOON, "all is well again", |r| {
+        r.archive.as_ref().is_some_and(|archive| archive.problem.is_none())
+    });
+    wait_complete(&cluster[0], now());
+    let into = cluster.scratch().join("copy");
+    restore(&cluster[0], &place, "latest", &into);
+    assert!(fs::read(&into).expect("it is there") == state);
+    // No gap: it went on where it was.
+    let listed = cluster[0].json(&["archive", "ls", &place.display().to_string(), "r0"]);
+    assert_eq!(listed["archives"][0]["lines"].as_array().map(Vec::len), Some(1));
+
+    cluster[0].ok(&["set", "r0", "archive=none"]);
+    cluster[0].wait_resource("r0", SOON, "nothing is archived", |r| r.archive.is_none());
+    cluster[0].refused(&["set", "r0", "archive=here"], 1, "must be the absolute path");
+}
