@@ -63,6 +63,15 @@ impl FileTarget {
         Ok(Self { file, blank: !device && !go_on, device })
     }
 
+    /// Opens a file or a block device that nobody writes to, to be read.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open_source(path: &Path) -> io::Result<Self> {
+        let device = std::fs::metadata(path)?.file_type().is_block_device();
+        Ok(Self { file: File::open(path)?, blank: false, device })
+    }
+
     /// Whether it reads as zeroes all over.
     #[must_use]
     pub const fn blank(&self) -> bool {

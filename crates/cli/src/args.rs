@@ -1,6 +1,6 @@
 //! The grammar of the command line.
 
-use crate::archive::{ArchiveCommand, Restore};
+use crate::archive::{ArchiveCommand, Restore, Rewind};
 use crate::daemon::NbdAccess;
 use crate::parse::{absolute_path, disk_place, duration, key_value, meta_place, name, name_or_all};
 use crate::parse::{positive_seconds, size};
@@ -159,6 +159,8 @@ pub(crate) enum Call {
     /// Look at the journal of a resource, rotate it, or trim it
     #[command(subcommand)]
     Log(Log),
+    /// Make a copy of this node's disk at another record of its journal
+    Rewind(Rewind),
     /// Set options
     Set(Set),
     /// Show options with value, default and range

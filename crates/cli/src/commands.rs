@@ -2,7 +2,7 @@
 
 use crate::args::{Call, Cluster, Create, Device, Join};
 use crate::session::Session;
-use crate::{attach, cluster, events, journal, options, status, wait};
+use crate::{archive, attach, cluster, events, journal, options, status, wait};
 use holdfast_api::request::{
     AttachDisk, ClusterCreate, ClusterCreated, ClusterJoin, ClusterLeave, ClusterRemove,
     ClusterToken, Connect, DetachDisk, DeviceMade, Disconnect, Empty, Invalidate, Pause, Primary,
@@ -43,6 +43,7 @@ pub(crate) async fn run(
             let body = DetachDisk { force: a.force };
             session.act(&of(routes::RESOURCE_DETACH_DISK, &a.name), &body).await
         }
+        Call::Rewind(args) => archive::rewind(session, args).await,
         Call::Connect(a) => {
             let body = Connect { peer: a.peer, discard_my_data: a.discard_my_data };
             session.act(&of(routes::RESOURCE_CONNECT, &a.name), &body).await

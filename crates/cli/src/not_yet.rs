@@ -41,8 +41,6 @@ fn commands() -> Vec<Command> {
         of_resource("scrub", "Read everything and repair what is bad"),
         of_resource("rename", "Give a resource another name")
             .arg(Arg::new("new").value_name("NEW").required(true).value_parser(name)),
-        of_resource("rewind", "Go back to an earlier state")
-            .arg(option("to", "TIME|POSITION").required(true)),
         group("badblocks", "Look at the table of remapped sectors", &["ls", "add", "import"]),
         later("top", "Watch all resources"),
     ]

@@ -284,28 +284,30 @@ struct Resources {
     runtime: Handle,
 }
 
-fn failed(error: JournalCallError) -> SourceError {
+fn failed(error: &JournalCallError) -> SourceError {
     SourceError(error.to_string())
 }
 
 impl Source for Resources {
     fn segments(&mut self) -> Result<Vec<(SegmentHeader, u64)>, SourceError> {
-        self.runtime.block_on(self.journal.led_segments()).map_err(failed)
+        self.runtime.block_on(self.journal.led_segments()).map_err(|error| failed(&error))
     }
 
     fn fetch(&mut self, segment: u64, from: LogPosition, max: usize) -> Result<Bytes, SourceError> {
         let max = max.min(1 << 20);
-        self.runtime.block_on(self.journal.fetch(segment, from, max)).map_err(failed)
+        self.runtime
+            .block_on(self.journal.fetch(segment, from, max))
+            .map_err(|error| failed(&error))
     }
 
     fn flush(&mut self) -> Result<LogPosition, SourceError> {
         // Only while this node appends is what the disk has in the journal.
         self.segments()?;
-        self.runtime.block_on(self.journal.flush()).map_err(failed)
+        self.runtime.block_on(self.journal.flush()).map_err(|error| failed(&error))
     }
 
     fn read(&mut self, range: ByteRange) -> Result<Bytes, SourceError> {
-        self.runtime.block_on(self.journal.read(range)).map_err(failed)
+        self.runtime.block_on(self.journal.read(range)).map_err(|error| failed(&error))
     }
 
     fn size(&mut self) -> Result<u64, SourceError> {

@@ -2,9 +2,11 @@
 
 mod moment;
 mod restore;
+mod rewind;
 mod show;
 
 pub(crate) use restore::restore;
+pub(crate) use rewind::{Rewind, rewind};
 
 use crate::output::Ui;
 use crate::parse::{archive_place, name};

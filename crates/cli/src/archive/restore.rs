@@ -51,7 +51,7 @@ pub(crate) fn restore(ui: &Ui, args: &Restore) -> Result<(), ApiError> {
     };
     result.map_err(|error| match error {
         Failed::Archive(error) => fail(&error),
-        Failed::Into(why) => into_error(args, &why),
+        Failed::Into(why) => into_error("restored", &args.name, &args.into, &why),
     })?;
     report(ui, args, &plan);
     Ok(())
@@ -74,10 +74,10 @@ impl From<io::Error> for Failed {
     }
 }
 
-fn into_error(args: &Restore, why: &io::Error) -> ApiError {
+/// Why something was not `done` into a file or device.
+pub(super) fn into_error(done: &str, name: &str, into: &Path, why: &io::Error) -> ApiError {
     let text = without_numbers(&why.to_string());
-    let message =
-        format!("resource {} was not restored into {}: {text}", args.name, args.into.display());
+    let message = format!("resource {name} was not {done} into {}: {text}", into.display());
     match why.kind() {
         ErrorKind::AlreadyExists => ApiError::new(ErrorCode::DiskHoldsData, message)
             .hint("give another path, or --overwrite if what is there may be lost"),
@@ -119,7 +119,7 @@ fn onto_device(
     plan: &Plan,
 ) -> Result<(), Failed> {
     let mut target = FileTarget::open(&args.into, plan.size, args.overwrite, false)?;
-    let bar = bar(ui, plan);
+    let bar = bar(ui, plan.base_bytes + plan.log_bytes);
     archive.restore(plan, &mut target, false, Checkpoint::default(), &mut |progress| {
         if let Progress::Done(bytes) = progress {
             bar.set_position(bytes);
@@ -137,11 +137,8 @@ fn into_file(
     archive: &Archive<AnyStore>,
     plan: &Plan,
 ) -> Result<(), Failed> {
-    if fs::symlink_metadata(&args.into).is_ok() && !args.overwrite {
-        let why = "there is a file of that name already";
-        return Err(io::Error::new(ErrorKind::AlreadyExists, why).into());
-    }
-    let (unfinished, state_path) = (beside(&args.into, UNFINISHED), beside(&args.into, STATE));
+    let file = Unfinished::begin(&args.into, args.overwrite)?;
+    let (unfinished, state_path) = (file.path(), beside(&args.into, STATE));
     let mut state = State {
         resource: archive.manifest().resource().to_string(),
         line: plan.line,
@@ -162,10 +159,11 @@ fn into_file(
         }
     }
     let go_on = state.done != Checkpoint::default();
-    let mut target = FileTarget::open(&unfinished, plan.size, true, go_on)?;
-    let bar = bar(ui, plan);
+    let mut target = FileTarget::open(unfinished, plan.size, true, go_on)?;
+    let bar = bar(ui, plan.base_bytes + plan.log_bytes);
     // What an interrupted restore wrote behind its last checkpoint is there: zeroes are written.
-    archive.restore(plan, &mut target, target_is_blank(go_on), state.done, &mut |progress| {
+    let blank = target.blank();
+    archive.restore(plan, &mut target, blank, state.done, &mut |progress| {
         match progress {
             Progress::Done(bytes) => bar.set_position(bytes),
             Progress::Checkpoint(done) => {
@@ -177,15 +175,54 @@ fn into_file(
     })?;
     bar.finish_and_clear();
     drop(target);
-    fs::rename(&unfinished, &args.into)?;
+    file.finish()?;
     // It says nothing any more.
     let _ = fs::remove_file(&state_path);
-    sync_parent(&args.into)?;
     Ok(())
 }
 
-const fn target_is_blank(go_on: bool) -> bool {
-    !go_on
+/// A file that gets its name when it is whole; or a block device, which has it.
+pub(super) struct Unfinished {
+    into: PathBuf,
+    path: PathBuf,
+    device: bool,
+}
+
+impl Unfinished {
+    /// Where to write to.
+    ///
+    /// # Errors
+    /// When there is a file of that name, and it is not to be overwritten.
+    pub(super) fn begin(into: &Path, overwrite: bool) -> io::Result<Self> {
+        let found = fs::metadata(into);
+        let device = found.as_ref().is_ok_and(|found| found.file_type().is_block_device());
+        if !device && !overwrite && fs::symlink_metadata(into).is_ok() {
+            let why = "there is a file of that name already";
+            return Err(io::Error::new(ErrorKind::AlreadyExists, why));
+        }
+        let path = if device { into.to_owned() } else { beside(into, UNFINISHED) };
+        Ok(Self { into: into.to_owned(), path, device })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) const fn is_device(&self) -> bool {
+        self.device
+    }
+
+    /// It is whole, and durable.
+    ///
+    /// # Errors
+    /// When it cannot get its name.
+    pub(super) fn finish(&self) -> io::Result<()> {
+        if self.device {
+            return Ok(());
+        }
+        fs::rename(&self.path, &self.into)?;
+        sync_parent(&self.into)
+    }
 }
 
 fn beside(path: &Path, end: &str) -> PathBuf {
@@ -215,11 +252,12 @@ fn write_state(path: &Path, state: &State) -> io::Result<()> {
     sync_parent(path)
 }
 
-fn bar(ui: &Ui, plan: &Plan) -> ProgressBar {
+/// A bar of bytes; hidden where nobody looks.
+pub(super) fn bar(ui: &Ui, total: u64) -> ProgressBar {
     if ui.json || ui.quiet {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(plan.base_bytes + plan.log_bytes);
+    let bar = ProgressBar::new(total);
     let style = "{bar:40} {percent:>3} %  {bytes} of {total_bytes}  {bytes_per_sec}  {eta}";
     // The template is a constant that is right.
     bar.set_style(

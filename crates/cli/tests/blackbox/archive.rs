@@ -213,3 +213,50 @@ fn an_archive_that_cannot_be_written_is_told_and_taken_up_again() {
     cluster[0].wait_resource("r0", SOON, "nothing is archived", |r| r.archive.is_none());
     cluster[0].refused(&["set", "r0", "archive=here"], 1, "must be the absolute path");
 }
+
+#[test]
+fn a_copy_is_rewound_while_the_resource_stays_as_it_is() {
+    let cluster = cluster(1);
+    let dir = cluster[0].dir().join("r0.journal").display().to_string();
+    cluster.create("r0", SIZE, &["--journal", &dir, "--journal-size", "32M"]);
+    let copy = cluster.scratch().join("copy");
+    let into = copy.display().to_string();
+    let to = |to: &str| ["rewind", "r0", "--to", to, "--into", &into].map(str::to_owned);
+    let run = |moment: &str| {
+        let words = to(moment);
+        cluster[0].ok(&words.each_ref().map(String::as_str))
+    };
+    let refused = |moment: &str, words: &str| {
+        let line = to(moment);
+        cluster[0].refused(&line.each_ref().map(String::as_str), 1, words);
+        assert!(!copy.exists());
+    };
+    let before = now();
+    let mut moments = Vec::new();
+    for round in 0..6 {
+        write_blocks(&cluster[0], "r0", round, 0..300);
+        let then = now();
+        wait_until(SOON, "the clock goes on", || now() > then);
+        moments.push((then, content(&cluster[0])));
+    }
+    refused("latest", "it is up on this node");
+    cluster[0].ok(&["down", "r0"]);
+    let disk = fs::read(cluster[0].disk("r0")).expect("it is there");
+    for (millis, state) in &moments {
+        run(&format!("@{}.{:03}", millis / 1000, millis % 1000));
+        assert!(fs::read(&copy).expect("it is there") == *state);
+        fs::remove_file(&copy).expect("it is there");
+    }
+    assert!(run("latest").contains("is resource r0 as it was at position"));
+    assert!(fs::read(&copy).expect("it is there") == moments[5].1);
+    fs::remove_file(&copy).expect("it is there");
+    // What was there before the first write to a block is nowhere.
+    refused("4096", "what was there before is not in the journal");
+    refused(&format!("@{}", before / 1000 - 5), "older than the journal");
+    refused("99999999999", "it is not in the journal");
+    cluster[0].refused(&["rewind", "r0", "--to", "latest"], 1, "not supported by this version");
+    assert!(fs::read(cluster[0].disk("r0")).expect("it is there") == disk);
+    cluster[0].ok(&["up", "r0"]);
+    cluster[0].ok(&["primary", "r0"]);
+    assert!(content(&cluster[0]) == moments[5].1);
+}

@@ -4,8 +4,10 @@
 //! What it needs of the directory is [`Files`]; [`Directory`] is the real one.
 
 mod directory;
+mod offline;
 
 pub use directory::{Directory, DirectoryOptions};
+pub use offline::Offline;
 
 use crate::index::{PartSource, RunKind, RunPiece, WriteBackLimits};
 use crate::journal::{Batch, CopyError, Journal, Next, Settings};

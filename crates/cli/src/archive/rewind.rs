@@ -1,0 +1,127 @@
+//! `rewind --into`: a copy of a resource's disk at another record of its journal.
+
+use super::{moment, restore};
+use crate::parse::name;
+use crate::session::Session;
+use clap::Args;
+use holdfast_api::error::without_numbers;
+use holdfast_api::status::{NodeStatus, ResourceStatus};
+use holdfast_api::{ApiError, ErrorCode, routes};
+use holdfast_archive::{FileTarget, JournalCopy, RewindError};
+use holdfast_journal::driver::{LogError, Offline};
+use holdfast_units::format_size;
+use serde_json::json;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Args)]
+pub(crate) struct Rewind {
+    /// The name of the resource, which is down
+    #[arg(value_parser = name)]
+    name: String,
+    /// Which state: a time (`2026-03-01T12:00:00Z`, `2026-03-01 12:00` local, `@UNIX`,
+    /// `'15m ago'`), a position of the journal, or `latest`
+    #[arg(long, value_name = "TIME|POSITION")]
+    to: String,
+    /// The file or block device that gets the state; the resource stays as it is
+    #[arg(long, value_name = "PATH")]
+    into: Option<PathBuf>,
+    /// Overwrite what is in the file or on the device
+    #[arg(long)]
+    overwrite: bool,
+}
+
+pub(crate) async fn rewind(session: &Session, args: Rewind) -> Result<(), ApiError> {
+    let refuse = |code, why: &str| {
+        ApiError::new(code, format!("resource {} was not rewound: {why}", args.name))
+    };
+    let Some(into) = args.into.clone() else {
+        let what = format!("rewind of resource {}", args.name);
+        return Err(ApiError::not_supported_yet(&what)
+            .hint("with --into PATH it makes a copy of that state"));
+    };
+    let wanted = moment::parse(&args.to, jiff::Timestamp::now())
+        .map_err(|why| refuse(ErrorCode::Usage, &why))?;
+    let status: NodeStatus = session.get(routes::STATUS).await?;
+    let resource = status.resources.into_iter().find(|resource| resource.name == args.name);
+    let resource = resource.ok_or_else(|| ApiError::no_such_resource(&args.name))?;
+    let (disk, journal) = places(&resource, &refuse)?;
+    let journal = Offline::open(Path::new(&journal)).map_err(|why| match why {
+        LogError::Io(why) if why.kind() == ErrorKind::WouldBlock => {
+            refuse(ErrorCode::InUse, "its journal and its disk are in use")
+                .hint(format!("`holdfast down {}` on this node stops it", args.name))
+        }
+        why => refuse(ErrorCode::JournalUnusable, &without_numbers(&why.to_string())),
+    })?;
+    if journal.cursors().switches.bypassed {
+        let why = "its disk was written to past the journal, as that of a Secondary is";
+        return Err(refuse(ErrorCode::MomentNotAvailable, why));
+    }
+    let found = journal.found();
+    let copy = JournalCopy {
+        reader: &journal,
+        segments: found.segments.clone(),
+        has: journal.cursors().written_back.min(found.end()),
+        may_have: found.end(),
+    };
+    let unavailable = |why: &RewindError| {
+        let code = match why {
+            RewindError::Records(_) => ErrorCode::JournalUnusable,
+            RewindError::Disk(_) | RewindError::Target(_) => ErrorCode::DiskFailed,
+            _ => ErrorCode::MomentNotAvailable,
+        };
+        refuse(code, &without_numbers(&why.to_string())).hint(
+            "`holdfast restore` builds older moments from an archive, if the resource has one",
+        )
+    };
+    let plan = copy.plan(wanted).map_err(|why| unavailable(&why))?;
+    let mut source = FileTarget::open_source(Path::new(&disk))
+        .map_err(|why| refuse(ErrorCode::DiskUnusable, &format!("{disk}: {why}")))?;
+    let size = resource.size_bytes;
+    let target = |why: &io::Error| restore::into_error("rewound", &args.name, &into, why);
+    let unfinished = restore::Unfinished::begin(&into, args.overwrite).map_err(|e| target(&e))?;
+    let mut to =
+        FileTarget::open(unfinished.path(), size, args.overwrite || !unfinished.is_device(), false)
+            .map_err(|why| target(&why))?;
+    let total = size + plan.log_bytes();
+    let bar = restore::bar(&session.ui, total);
+    let blank = to.blank();
+    copy.copy(&plan, &mut source, size, &mut to, blank, &mut |done| bar.set_position(done))
+        .map_err(|why| unavailable(&why))?;
+    bar.finish_and_clear();
+    drop(to);
+    unfinished.finish().map_err(|why| target(&why))?;
+    let text = format!(
+        "{} is resource {} as it was at position {} ({})",
+        into.display(),
+        args.name,
+        plan.position,
+        format_size(size)
+    );
+    let answer = json!({
+        "resource": args.name, "path": into, "position": plan.position.0, "size_bytes": size,
+    });
+    session.result(&answer, &text);
+    Ok(())
+}
+
+fn places(
+    resource: &ResourceStatus,
+    refuse: &dyn Fn(ErrorCode, &str) -> ApiError,
+) -> Result<(String, String), ApiError> {
+    let name = &resource.name;
+    let disk = resource.disk.path.clone().filter(|path| path.starts_with('/'));
+    let disk = disk.ok_or_else(|| {
+        refuse(ErrorCode::NoDisk, "it has no disk that is a file or device of this node")
+    })?;
+    let journal = resource.journal.as_ref().map(|journal| journal.path.clone());
+    let journal = journal.ok_or_else(|| {
+        refuse(ErrorCode::NoJournal, "it has no journal on this node")
+            .hint("a journal is made with --journal DIR of `create` and `join`")
+    })?;
+    if resource.role != "Unknown" {
+        return Err(refuse(ErrorCode::InUse, "it is up on this node")
+            .hint(format!("`holdfast down {name}` stops it here; the copy can be made then")));
+    }
+    Ok((disk, journal))
+}

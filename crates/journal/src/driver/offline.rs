@@ -1,0 +1,70 @@
+//! A journal that nobody uses, to read.
+
+use super::{CURSORS, Directory, DirectoryOptions, Files, GIVEN_UP, LogError, Segments};
+use super::{cursors_of, number_of, read_cursors};
+use crate::recover::{Found, recover};
+use crate::scan::ReadSegments;
+use holdfast_format::journal::Cursors;
+use holdfast_format::{BlockError, ReadFailed};
+use holdfast_units::ResourceId;
+use std::io;
+use std::path::Path;
+
+/// A journal that is claimed, and read without changing anything.
+pub struct Offline {
+    files: Directory,
+    resource: ResourceId,
+    cursors: Cursors,
+    found: Found,
+}
+
+impl Offline {
+    /// Reads a journal; nobody else can use it until this is gone.
+    ///
+    /// # Errors
+    /// [`LogError`]; with `WouldBlock` somebody uses it, with `NotFound` there is none.
+    pub fn open(dir: &Path) -> Result<Self, LogError> {
+        let files = Directory::open(dir, DirectoryOptions::default())?;
+        files.claim()?;
+        let names = files.list()?;
+        if names.iter().any(|name| name == GIVEN_UP) || !names.iter().any(|name| name == CURSORS) {
+            return Err(io::Error::from(io::ErrorKind::NotFound).into());
+        }
+        let blocks = read_cursors(&files)?;
+        let nobody = ResourceId::default();
+        let owner = |(copy, block)| match Cursors::decode(block, nobody, copy) {
+            Err(BlockError::Resource { found, .. }) => Some(found),
+            _ => None,
+        };
+        let resource = (0..).zip(&blocks).find_map(owner).unwrap_or(nobody);
+        let cursors = cursors_of(&blocks, resource).map_err(LogError::Cursors)?;
+        let numbers: Vec<u64> = names.iter().filter_map(|n| number_of(n, "segment-")).collect();
+        let reader = Segments(&files);
+        let found = recover(&reader, resource, &numbers, &cursors, None, &mut |_, _, _| {})?;
+        Ok(Self { files, resource, cursors, found })
+    }
+
+    /// Whose journal it is.
+    #[must_use]
+    pub const fn resource(&self) -> ResourceId {
+        self.resource
+    }
+
+    /// The cursors.
+    #[must_use]
+    pub const fn cursors(&self) -> &Cursors {
+        &self.cursors
+    }
+
+    /// What of it counts.
+    #[must_use]
+    pub const fn found(&self) -> &Found {
+        &self.found
+    }
+}
+
+impl ReadSegments for Offline {
+    fn read_segment(&self, number: u64, offset: u64, buf: &mut [u8]) -> Result<usize, ReadFailed> {
+        Segments(&self.files).read_segment(number, offset, buf)
+    }
+}
