@@ -87,8 +87,8 @@ pub struct ResourceStatus {
     pub promotable: bool,
     /// The journal; `null` when the resource has none.
     pub journal: Option<JournalStatus>,
-    /// The archive that this node writes to; `null` when it does not.
-    #[serde(default)]
+    /// The archive that this node writes to; left out when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archive: Option<ArchiveStatus>,
     /// Fetch and replay of a log peer; `null` when this node is none.
     pub replay: Option<ReplayStatus>,
