@@ -8,15 +8,16 @@ use holdfast_api::error::without_numbers;
 use holdfast_api::status::{NodeStatus, ResourceStatus};
 use holdfast_api::{ApiError, ErrorCode, routes};
 use holdfast_archive::{FileTarget, JournalCopy, RewindError};
+use holdfast_format::journal::{FollowState, Following};
 use holdfast_journal::driver::{LogError, Offline};
-use holdfast_units::format_size;
+use holdfast_units::{LogPosition, format_size};
 use serde_json::json;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub(crate) struct Rewind {
-    /// The name of the resource, which is down
+    /// The name of the resource, which is down here, or a log peer whose replay is paused
     #[arg(value_parser = name)]
     name: String,
     /// Which state: a time (`2026-03-01T12:00:00Z`, `2026-03-01 12:00` local, `@UNIX`,
@@ -45,25 +46,22 @@ pub(crate) async fn rewind(session: &Session, args: Rewind) -> Result<(), ApiErr
     let status: NodeStatus = session.get(routes::STATUS).await?;
     let resource = status.resources.into_iter().find(|resource| resource.name == args.name);
     let resource = resource.ok_or_else(|| ApiError::no_such_resource(&args.name))?;
-    let (disk, journal) = places(&resource, &refuse)?;
-    let journal = Offline::open(Path::new(&journal)).map_err(|why| match why {
+    let (disk, journal, online) = places(&resource, &refuse)?;
+    let path = Path::new(&journal);
+    let opened = if online { Offline::open_shared(path) } else { Offline::open(path) };
+    let journal = opened.map_err(|why| match why {
         LogError::Io(why) if why.kind() == ErrorKind::WouldBlock => {
             refuse(ErrorCode::InUse, "its journal and its disk are in use")
                 .hint(format!("`holdfast down {}` on this node stops it", args.name))
         }
         why => refuse(ErrorCode::JournalUnusable, &without_numbers(&why.to_string())),
     })?;
-    if journal.cursors().switches.bypassed {
-        let why = "its disk was written to past the journal, as that of a Secondary is";
-        return Err(refuse(ErrorCode::MomentNotAvailable, why));
-    }
-    let found = journal.found();
-    let copy = JournalCopy {
-        reader: &journal,
-        segments: found.segments.clone(),
-        has: journal.cursors().written_back.min(found.end()),
-        may_have: found.end(),
-    };
+    let unusable = |why: io::Error| refuse(ErrorCode::JournalUnusable, &why.to_string());
+    let following = journal.following().map_err(unusable)?;
+    let (has, may_have) = state_of(&journal, following.as_ref(), online)
+        .map_err(|why| refuse(ErrorCode::MomentNotAvailable, why))?;
+    let segments = journal.found().segments.clone();
+    let copy = JournalCopy { reader: &journal, segments, has, may_have };
     let unavailable = |why: &RewindError| {
         let code = match why {
             RewindError::Records(_) => ErrorCode::JournalUnusable,
@@ -90,6 +88,11 @@ pub(crate) async fn rewind(session: &Session, args: Rewind) -> Result<(), ApiErr
         .map_err(|why| unavailable(&why))?;
     bar.finish_and_clear();
     drop(to);
+    if journal.following().map_err(unusable)? != following {
+        let why = "replay went on while the copy was made";
+        return Err(refuse(ErrorCode::InUse, why)
+            .hint(format!("`holdfast pause {} replay` holds it", args.name)));
+    }
     unfinished.finish().map_err(|why| target(&why))?;
     let text = format!(
         "{} is resource {} as it was at position {} ({})",
@@ -105,10 +108,34 @@ pub(crate) async fn rewind(session: &Session, args: Rewind) -> Result<(), ApiErr
     Ok(())
 }
 
+/// Everything that is on the disk for sure, and what may be on it: two positions.
+fn state_of(
+    journal: &Offline,
+    following: Option<&Following>,
+    online: bool,
+) -> Result<(LogPosition, LogPosition), &'static str> {
+    let end = journal.found().end();
+    let led = following.is_none_or(|following| following.state == FollowState::Led);
+    match following {
+        Some(following) if !led => {
+            if following.wipe || following.state != FollowState::Consistent {
+                return Err("its disk is not the state of any moment yet");
+            }
+            Ok((following.replayed, following.applying.max(following.replayed)))
+        }
+        _ if online => Err("it is up on this node and does not follow"),
+        _ if journal.cursors().switches.bypassed => {
+            Err("its disk was written to past the journal, as that of a Secondary is")
+        }
+        _ => Ok((journal.cursors().written_back.min(end), end)),
+    }
+}
+
+/// Disk and journal, and whether it is a log peer that is up and does not replay.
 fn places(
     resource: &ResourceStatus,
     refuse: &dyn Fn(ErrorCode, &str) -> ApiError,
-) -> Result<(String, String), ApiError> {
+) -> Result<(String, String, bool), ApiError> {
     let name = &resource.name;
     let disk = resource.disk.path.clone().filter(|path| path.starts_with('/'));
     let disk = disk.ok_or_else(|| {
@@ -119,9 +146,13 @@ fn places(
         refuse(ErrorCode::NoJournal, "it has no journal on this node")
             .hint("a journal is made with --journal DIR of `create` and `join`")
     })?;
-    if resource.role != "Unknown" {
-        return Err(refuse(ErrorCode::InUse, "it is up on this node")
-            .hint(format!("`holdfast down {name}` stops it here; the copy can be made then")));
+    let paused = resource.replay.as_ref().map(|replay| replay.paused.iter().any(|p| p == "replay"));
+    match (&*resource.role, paused) {
+        ("Unknown", _) => Ok((disk, journal, false)),
+        ("Secondary", Some(true)) => Ok((disk, journal, true)),
+        ("Secondary", Some(false)) => Err(refuse(ErrorCode::InUse, "it replays the journal")
+            .hint(format!("`holdfast pause {name} replay` holds it"))),
+        _ => Err(refuse(ErrorCode::InUse, "it is up on this node")
+            .hint(format!("`holdfast down {name}` stops it here; the copy can be made then"))),
     }
-    Ok((disk, journal))
 }

@@ -4,13 +4,14 @@ use super::{CURSORS, Directory, DirectoryOptions, Files, GIVEN_UP, LogError, Seg
 use super::{cursors_of, number_of, read_cursors};
 use crate::recover::{Found, recover};
 use crate::scan::ReadSegments;
-use holdfast_format::journal::Cursors;
-use holdfast_format::{BlockError, ReadFailed};
+use crate::ship::FOLLOWING;
+use holdfast_format::journal::{Cursors, Following};
+use holdfast_format::{BLOCK_LEN, BlockError, ReadFailed};
 use holdfast_units::ResourceId;
 use std::io;
 use std::path::Path;
 
-/// A journal that is claimed, and read without changing anything.
+/// A journal that is read without changing anything.
 pub struct Offline {
     files: Directory,
     resource: ResourceId,
@@ -26,6 +27,19 @@ impl Offline {
     pub fn open(dir: &Path) -> Result<Self, LogError> {
         let files = Directory::open(dir, DirectoryOptions::default())?;
         files.claim()?;
+        Self::read(files)
+    }
+
+    /// Reads the journal of a follower that is in use; it may take more meanwhile, and give up what
+    /// nobody needs. Of what is here only [`Self::following`] says whether it replays.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for `WouldBlock`.
+    pub fn open_shared(dir: &Path) -> Result<Self, LogError> {
+        Self::read(Directory::open(dir, DirectoryOptions::default())?)
+    }
+
+    fn read(files: Directory) -> Result<Self, LogError> {
         let names = files.list()?;
         if names.iter().any(|name| name == GIVEN_UP) || !names.iter().any(|name| name == CURSORS) {
             return Err(io::Error::from(io::ErrorKind::NotFound).into());
@@ -54,6 +68,23 @@ impl Offline {
     #[must_use]
     pub const fn cursors(&self) -> &Cursors {
         &self.cursors
+    }
+
+    /// What the disk holds, if this node follows or did so last. Read anew each time.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is damaged.
+    pub fn following(&self) -> io::Result<Option<Following>> {
+        if !self.files.list()?.iter().any(|name| name == FOLLOWING) {
+            return Ok(None);
+        }
+        let mut copies = [[0; BLOCK_LEN]; 2];
+        for (index, copy) in (0..).zip(&mut copies) {
+            self.files.read(FOLLOWING, index * BLOCK_LEN as u64, copy)?;
+        }
+        let newest = Following::newest([&copies[0], &copies[1]], self.resource);
+        let damaged = || io::Error::new(io::ErrorKind::InvalidData, "its state is damaged");
+        newest.map(Some).ok_or_else(damaged)
     }
 
     /// What of it counts.
