@@ -295,16 +295,18 @@ fn what_was_said_to_be_inconsistent_stays_so_until_it_is_whole() {
 
 #[test]
 fn what_was_copied_before_it_was_durable_is_copied_again_when_the_leader_lost_it() {
-    for seed in 0..150 {
+    for seed in 0..400 {
         let mut world = World::new(1000 + seed, 1, 60 * 16 * 4096);
         (0..30).for_each(|_| world.client());
         world.primary.log.as_mut().unwrap().flush().unwrap();
         world.record();
         world.start_secondary(0);
         // With a new hello the note is stored, somewhere in the middle of the copying.
-        for steps in [3 + world.dice.below(12), 3 + world.dice.below(8)] {
+        for steps in [6 + world.dice.below(8), 3 + world.dice.below(4)] {
             for _ in 0..steps {
-                world.write_unflushed();
+                if world.dice.one_in(2) {
+                    world.write_unflushed();
+                }
                 run_on(&mut world, 1);
             }
             if let Some(first) = world.wires_of(0).first() {
