@@ -313,7 +313,7 @@ async fn answer(
                         Err(error) => return Ok((gone(&error), None)),
                     })
                 }
-                Err(refusal) => refusal,
+                Err(refusal) => refusal.into(),
             };
             Reply::Now(answer)
         }
@@ -329,7 +329,7 @@ async fn answer(
                         Answer::Refuse { code: RefuseCode::Failed, text: error.to_string() }
                     }
                 },
-                Err(refusal) => refusal,
+                Err(refusal) => refusal.into(),
             };
             Reply::Now(answer)
         }

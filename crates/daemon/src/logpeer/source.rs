@@ -18,6 +18,7 @@ pub(super) struct Led {
     pub(super) runtime: Handle,
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
 pub(super) fn failed(error: JournalCallError) -> LeadError {
     LeadError(error.to_string())
 }

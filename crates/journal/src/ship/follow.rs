@@ -26,8 +26,6 @@ const FOLLOWING_BYTES: u64 = 2 * BLOCK_LEN as u64;
 const REPLAY_BYTES: u64 = 8 << 20;
 /// At most so long lies between writing to the disk and flushing it.
 const FLUSH_MS: u64 = 500;
-/// So much of a filling is written between two flushes.
-const COPY_FLUSH: u64 = 16 << 20;
 /// At least so long lies between two reports to the leader that are not asked for.
 const REPORT_MS: u64 = 50;
 /// How long the leader may wait with news.
@@ -52,6 +50,8 @@ pub struct FollowOptions {
     pub window: u64,
     /// How many requests are on their way on one connection.
     pub requests: usize,
+    /// So many bytes of a filling are written between two flushes.
+    pub copy_flush: u64,
     /// Pieces may travel packed.
     pub lz4: bool,
 }
@@ -60,7 +60,8 @@ impl FollowOptions {
     /// Sensible numbers: pieces of 512 KiB, 16 MiB in memory, 4 requests on a connection.
     #[must_use]
     pub const fn new(settings: Settings, size: u64) -> Self {
-        Self { settings, size, piece: 512 << 10, window: 16 << 20, requests: 4, lz4: true }
+        let (piece, window, copy_flush) = (512 << 10, 16 << 20, 16 << 20);
+        Self { settings, size, piece, window, requests: 4, copy_flush, lz4: true }
     }
 }
 
@@ -947,7 +948,7 @@ where
         let flies = |conn: &Conn| conn.asked.iter().any(|asked| matches!(asked, Asked::Copy(_)));
         let all_came = self.copies_given_out && !self.conns.values().any(flies);
         let copied = !self.copied_unflushed.is_empty()
-            && (self.copied_bytes >= COPY_FLUSH
+            && (self.copied_bytes >= self.options.copy_flush
                 || all_came
                 || self.copied_unflushed.len() >= MAX_COPIED);
         let due = now_ms.saturating_sub(self.flushed_at) >= FLUSH_MS;
@@ -1156,6 +1157,7 @@ fn settle<F: Files, D: Backing>(
     Ok((!unknown).then(|| log.journal().durable()))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
 fn journal(error: io::Error) -> FollowError {
     FollowError::Journal(error.to_string())
 }

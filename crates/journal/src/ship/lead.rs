@@ -9,14 +9,15 @@ use crate::chain::{Relation, compare};
 use crate::compress::compress;
 use crate::ranges::RangeSet;
 use bytes::Bytes;
+use holdfast_format::BLOCK_LEN;
 use holdfast_format::journal::{
     Compression, FollowState, FollowerNote, MAX_NOTE_LINKS, MAX_NOTE_RANGES, PeerCursor,
     PeerSwitches, SegmentHeader, SegmentLink,
 };
-use holdfast_units::{BLOCK_SIZE, ByteRange, HybridTime, LogPosition, NodeId, ResourceId};
+use holdfast_units::{ByteRange, HybridTime, LogPosition, MAX_REQUEST, NodeId, ResourceId};
 use std::collections::{BTreeMap, VecDeque};
 
-/// The longest part of the disk that one answer carries.
+/// The longest part of the disk that one answer carries, if nobody says else.
 const COPY_BYTES: u64 = 256 << 10;
 /// What a follower has copied is noted durably when it is so much, so that little is sent again
 /// after a crash.
@@ -28,6 +29,21 @@ const MOMENTS: usize = 1024;
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct LeadError(pub String);
+
+/// Why a request is not answered as it was meant.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// What kind of refusal.
+    pub code: RefuseCode,
+    /// A sentence for people.
+    pub text: String,
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refuse { code: refusal.code, text: refusal.text }
+    }
+}
 
 /// The journal and the disk of a node that leads.
 pub trait Source {
@@ -178,6 +194,7 @@ pub struct Leader {
     served: BTreeMap<NodeId, Served>,
     moments: VecDeque<(LogPosition, u64)>,
     next_fill: u64,
+    copy_bytes: u64,
 }
 
 impl Leader {
@@ -185,7 +202,13 @@ impl Leader {
     #[must_use]
     pub const fn new(resource: ResourceId, size: u64, random: u64) -> Self {
         let moments = VecDeque::new();
-        Self { resource, size, served: BTreeMap::new(), moments, next_fill: random }
+        let served = BTreeMap::new();
+        Self { resource, size, served, moments, next_fill: random, copy_bytes: COPY_BYTES }
+    }
+
+    /// How long the parts are that a disk is filled with, in bytes: whole blocks, at most 1 MiB.
+    pub fn set_copy_bytes(&mut self, bytes: u64) {
+        self.copy_bytes = ByteRange::new(0, bytes.clamp(1, MAX_REQUEST)).aligned_out().len;
     }
 
     /// The resource has grown. What was added reads as zeroes everywhere.
@@ -295,11 +318,11 @@ impl Leader {
         let answer = match request {
             Request::Hello(hello) => self.hello(now, node, &hello, source, notes),
             Request::Join(join) => self.join(node, join),
-            Request::Await(ask) => return self.awaits(now, node, ask, source, notes),
+            Request::Await(ask) => return self.awaits(now, node, &ask, source, notes),
             Request::Fetch(fetch) => self.fetch(node, fetch, source),
             Request::Copy { fill } => self.copy(node, conn, fill, source),
         };
-        Reply::Now(answer.unwrap_or_else(|refusal| refusal))
+        Reply::Now(answer.unwrap_or_else(Answer::from))
     }
 
     /// A connection is gone.
@@ -324,7 +347,7 @@ impl Leader {
         hello: &Hello,
         source: &mut impl Source,
         notes: &mut impl Notes,
-    ) -> Result<Answer, Answer> {
+    ) -> Result<Answer, Refusal> {
         if hello.version_min > VERSION || hello.version_max < VERSION {
             return Err(refuse(RefuseCode::Version, "the versions of the log protocol differ"));
         }
@@ -365,7 +388,7 @@ impl Leader {
         Ok(Answer::Welcome(Welcome { version: VERSION, features, verdict, head }))
     }
 
-    fn join(&self, node: NodeId, join: Join) -> Result<Answer, Answer> {
+    fn join(&self, node: NodeId, join: Join) -> Result<Answer, Refusal> {
         let known = self.served.get(&node).and_then(|served| served.bundle);
         if join.resource == self.resource && join.from == node && known == Some(join.bundle) {
             Ok(Answer::Joined)
@@ -534,12 +557,12 @@ impl Leader {
         &mut self,
         now: HybridTime,
         node: NodeId,
-        ask: Await,
+        ask: &Await,
         source: &mut impl Source,
         notes: &mut impl Notes,
     ) -> Reply {
-        match self.progress(node, &ask, source, notes) {
-            Err(refusal) => return Reply::Now(refusal),
+        match self.progress(node, ask, source, notes) {
+            Err(refusal) => return Reply::Now(refusal.into()),
             Ok(true) => return Reply::Now(Answer::Head(self.head(now, node, source))),
             Ok(false) => {}
         }
@@ -558,7 +581,7 @@ impl Leader {
         ask: &Await,
         source: &mut impl Source,
         notes: &mut impl Notes,
-    ) -> Result<bool, Answer> {
+    ) -> Result<bool, Refusal> {
         let resource = self.resource;
         let served = self.served.get_mut(&node).ok_or_else(gone)?;
         if served.bundle.is_none() {
@@ -629,7 +652,7 @@ impl Leader {
         }
     }
 
-    fn fetch(&self, node: NodeId, fetch: Fetch, source: &impl Source) -> Result<Answer, Answer> {
+    fn fetch(&self, node: NodeId, fetch: Fetch, source: &impl Source) -> Result<Answer, Refusal> {
         let features = self.may_fetch(node)?;
         let max = usize::try_from(fetch.len).unwrap_or(MAX_PAYLOAD).min(MAX_PAYLOAD);
         let bytes = source.fetch(fetch.segment, fetch.from, max).map_err(|_| gone())?;
@@ -640,7 +663,7 @@ impl Leader {
     ///
     /// # Errors
     /// The refusal.
-    pub fn may_fetch(&self, node: NodeId) -> Result<u64, Answer> {
+    pub fn may_fetch(&self, node: NodeId) -> Result<u64, Refusal> {
         let served = self.served.get(&node).ok_or_else(gone)?;
         let may = served.ships && !served.again && served.bundle.is_some();
         if may { Ok(served.features) } else { Err(gone()) }
@@ -652,7 +675,7 @@ impl Leader {
         conn: u64,
         fill: u64,
         source: &impl Source,
-    ) -> Result<Answer, Answer> {
+    ) -> Result<Answer, Refusal> {
         let (range, features) = self.hand_out(node, conn, fill)?;
         let bytes = match range.is_empty() {
             true => Bytes::new(),
@@ -670,13 +693,13 @@ impl Leader {
         node: NodeId,
         conn: u64,
         fill: u64,
-    ) -> Result<(ByteRange, u64), Answer> {
+    ) -> Result<(ByteRange, u64), Refusal> {
         self.may_fetch(node)?;
         let served = self.served.get_mut(&node).ok_or_else(gone)?;
         if served.fill != fill {
             return Err(gone());
         }
-        Ok((served.hand_out(conn), served.features))
+        Ok((served.hand_out(conn, self.copy_bytes), served.features))
     }
 
     /// How a follower stands.
@@ -791,10 +814,10 @@ impl Served {
         self.links.extend(links.filter(|link| link.end() <= up_to && next(link)));
     }
 
-    fn hand_out(&mut self, conn: u64) -> ByteRange {
+    fn hand_out(&mut self, conn: u64, most: u64) -> ByteRange {
         let mut from = self.cursor;
         while let Some(found) = self.missing.next_from(from) {
-            let mut range = ByteRange::new(found.offset, found.len.min(COPY_BYTES));
+            let mut range = ByteRange::new(found.offset, found.len.min(most));
             let taken = self.handed.values().filter_map(|handed| handed.next_from(range.offset));
             if let Some(taken) = taken.min_by_key(|taken| taken.offset) {
                 if taken.offset <= range.offset {
@@ -837,7 +860,7 @@ pub fn copy_block(fill: u64, range: ByteRange, features: u64, bytes: Bytes) -> B
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
-    const ZEROES: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
+    const ZEROES: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
     bytes.chunks(ZEROES.len()).all(|chunk| chunk == &ZEROES[..chunk.len()])
 }
 
@@ -868,14 +891,14 @@ fn first_wanted(verdict: &Verdict, report: &Report) -> u64 {
     }
 }
 
-fn refuse(code: RefuseCode, text: &str) -> Answer {
-    Answer::Refuse { code, text: text.to_owned() }
+fn refuse(code: RefuseCode, text: &str) -> Refusal {
+    Refusal { code, text: text.to_owned() }
 }
 
-fn gone() -> Answer {
+fn gone() -> Refusal {
     refuse(RefuseCode::Gone, "what was asked for is not there any more")
 }
 
-fn failed(error: LeadError) -> Answer {
-    Answer::Refuse { code: RefuseCode::Failed, text: error.0 }
+fn failed(error: LeadError) -> Refusal {
+    Refusal { code: RefuseCode::Failed, text: error.0 }
 }

@@ -18,7 +18,9 @@ pub use follow::{
     ConnId, FOLLOWING, FollowError, FollowOptions, FollowStatus, Follower, Holding, Send, Trouble,
     mark_led,
 };
-pub use lead::{FollowerStatus, LeadError, Leader, Notes, Reply, Source, copy_block, fetch_piece};
+pub use lead::{
+    FollowerStatus, LeadError, Leader, Notes, Refusal, Reply, Source, copy_block, fetch_piece,
+};
 pub use message::{
     Answer, Await, Block, FEATURE_LZ4, Fetch, Head, Hello, Join, Piece, RefuseCode, Report,
     Request, VERSION, Verdict, Welcome,

@@ -185,6 +185,7 @@ impl Primary {
         mark_led(&mut self.sim.clone(), RESOURCE).unwrap();
         let mut log = Log::open(self.sim.clone(), &open).unwrap().0;
         self.leader = Leader::new(RESOURCE, SIZE, self.epoch << 32);
+        self.leader.set_copy_bytes(16 << 10);
         let mut led = Led { log: &mut log, disk: self.sim.clone() };
         for number in &self.numbers[1..] {
             self.leader.add(node(*number), &mut led, &self.notes);
@@ -292,6 +293,19 @@ impl World {
         self.record();
     }
 
+    /// Writes a block that no client has flushed.
+    pub(crate) fn write_unflushed(&mut self) {
+        let time = HybridTime::from_unix_millis(self.now);
+        let offset = self.dice.below(BLOCKS) * 4096;
+        let op = Op::write(offset, payload(self.next_value, 1), time, false).unwrap();
+        let Some(log) = self.primary.log.as_mut() else { return };
+        if log.push(op).is_ok() {
+            self.next_value += 1;
+            log.pump().unwrap();
+            self.record();
+        }
+    }
+
     /// Remembers what has become durable.
     pub(crate) fn record(&mut self) {
         let Some(log) = self.primary.log.as_ref() else { return };
@@ -365,15 +379,15 @@ impl World {
     fn deliver(&mut self) {
         let now = self.now;
         for id in self.wire_ids() {
-            loop {
-                let Some(wire) = self.wires.get_mut(&id) else { break };
-                let Some((_, bytes)) = wire.up.pop_front_if(|(at, _)| *at <= now) else { break };
+            while let Some(wire) = self.wires.get_mut(&id)
+                && let Some((_, bytes)) = wire.up.pop_front_if(|(at, _)| *at <= now)
+            {
                 let follower = wire.follower;
                 self.serve(id, follower, &bytes);
             }
-            loop {
-                let Some(wire) = self.wires.get_mut(&id) else { break };
-                let Some((_, bytes)) = wire.down.pop_front_if(|(at, _)| *at <= now) else { break };
+            while let Some(wire) = self.wires.get_mut(&id)
+                && let Some((_, bytes)) = wire.down.pop_front_if(|(at, _)| *at <= now)
+            {
                 let follower = wire.follower;
                 let Message::Answer(answer) = parse(&bytes) else { panic!("a request came down") };
                 let Some(node) = self.secondaries[follower].follower.as_mut() else { break };
@@ -444,6 +458,7 @@ impl World {
         let options = FollowOptions {
             piece: 8 << 10,
             window: 64 << 10,
+            copy_flush: 32 << 10,
             lz4: self.dice.one_in(2),
             ..FollowOptions::new(settings, SIZE)
         };
