@@ -128,7 +128,6 @@ const CASES: &[Case] = &[
     // What later versions do.
     (ALPHA, "rename r0 r1", 1, "NOT_SUPPORTED_YET"),
     (ALPHA, "verify r0", 1, "NOT_SUPPORTED_YET"),
-    (ALPHA, "join r0 --disk {dir}/new --protocol log", 1, "NOT_SUPPORTED_YET"),
     (ALPHA, "join r0 --disk {dir}/new --protocol Z", 2, "USAGE"),
     (ALPHA, "create r1 --disk {dir}/new --checksums", 1, "NOT_SUPPORTED_YET"),
     // The cluster.
