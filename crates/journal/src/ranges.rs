@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_coarser_set_holds_all_of_it() {
         let mut set = RangeSet::new();
-        (0..100).for_each(|n| set.insert(ByteRange::new(n * n << 14, 4096)));
+        (0..100).for_each(|n| set.insert(ByteRange::new((n * n) << 14, 4096)));
         let fine = set.clone();
         set.coarsen(10);
         assert!(set.len() <= 10 && set.bytes() > fine.bytes());

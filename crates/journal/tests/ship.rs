@@ -317,3 +317,22 @@ fn what_was_copied_before_it_was_durable_is_copied_again_when_the_leader_lost_it
         world.heal();
     }
 }
+
+#[test]
+fn a_note_that_cannot_be_stored_holds_nobody_up_and_costs_a_copy_of_everything() {
+    let mut world = in_step(3, 5);
+    world.may_connect = false;
+    let first = world.wires_of(0)[0];
+    world.cut_wire(first);
+    world.primary.notes.full = true;
+    for n in 0..400 {
+        world.write(5, 7 * (n % 9), 2);
+        run_on(&mut world, 1);
+    }
+    world.crash_primary();
+    world.start_primary();
+    world.primary.notes.full = false;
+    let received = status(&world.secondaries[0]).received;
+    world.heal();
+    assert!(status(&world.secondaries[0]).received - received >= 96 * 4096);
+}

@@ -403,7 +403,9 @@ impl Worker {
     pub(super) fn publish(&mut self, always: bool) {
         let seen = self.view.borrow();
         let journal = self.log.journal();
-        let news = seen.durable != journal.durable() || seen.mode != self.mode;
+        let news = seen.durable != journal.durable()
+            || seen.mode != self.mode
+            || seen.cut_wanted != self.cut_wanted;
         drop(seen);
         let due = self.stale && self.published.elapsed() >= VIEW_AGE;
         if !(always || news || due) {

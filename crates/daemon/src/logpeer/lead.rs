@@ -6,7 +6,7 @@ use crate::commands::updown::publish;
 use crate::node::Node;
 use crate::peer_api::read_opening;
 use crate::resource::Resource;
-use crate::shard::{JournalHandle, LinkSocket, ResourceHandle};
+use crate::shard::{JournalHandle, JournalView, LinkSocket, ResourceHandle};
 use holdfast_cluster::PinnedNode;
 use holdfast_journal::ship::{
     Answer, FollowerStatus, Leader, Message, RefuseCode, Reply, Request, copy_block, fetch_piece,
@@ -24,6 +24,8 @@ use tokio_rustls::server::TlsStream;
 
 /// How often the followers are looked at: who they are, and what must become durable for them.
 const TICK: Duration = Duration::from_millis(200);
+/// How long lies between two cuts.
+const SHORT: Duration = Duration::from_millis(5);
 /// Requests of a connection that wait.
 const QUEUE: usize = 16;
 /// How long the opening of a connection may take.
@@ -107,6 +109,7 @@ async fn lead(
         over: watch::channel(false).0,
     });
     let mut views = handle.watch();
+    let mut journal_views = journal.watch();
     loop {
         let followers = followers_of(node, resource);
         let (state, size) = (Arc::clone(&serving), handle.snapshot().snapshot.size);
@@ -121,6 +124,11 @@ async fn lead(
         publish(node, resource);
         tokio::select! {
             () = tokio::time::sleep(TICK) => {}
+            // At once: writers must not wait for it.
+            () = cut_wanted(&mut journal_views) => {
+                // When the cut does not work it is tried again, not without a pause.
+                tokio::time::sleep(SHORT).await;
+            }
             changed = views.changed() => {
                 let primary = views.borrow_and_update().snapshot.role == Role::Primary;
                 if changed.is_err() || !primary {
@@ -130,6 +138,11 @@ async fn lead(
         }
     }
     // Those who are connected may still fetch what is there; nobody new is judged.
+}
+
+/// Ends when the journal is over its budget, or closed.
+async fn cut_wanted(views: &mut watch::Receiver<JournalView>) {
+    drop(views.wait_for(|view| view.cut_wanted).await);
 }
 
 /// The members that follow this node by the log.

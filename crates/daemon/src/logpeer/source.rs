@@ -131,6 +131,15 @@ impl Notes for NoteFiles {
         }
     }
 
+    fn forget(&mut self, node: NodeId) -> Result<(), LeadError> {
+        let path = self.path(node);
+        let removed = match std::fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.and_then(|()| File::open(&self.dir)?.sync_all()),
+        };
+        removed.map_err(|error| LeadError(format!("{}: {error}", path.display())))
+    }
+
     fn store(&mut self, note: &FollowerNote) -> Result<(), LeadError> {
         self.write(note).map_err(|error| {
             let path = self.path(note.node);

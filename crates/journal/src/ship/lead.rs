@@ -115,6 +115,12 @@ pub trait Notes {
     /// # Errors
     /// When it is not known to be durable: the old one may still be there.
     fn store(&mut self, note: &FollowerNote) -> Result<(), LeadError>;
+
+    /// Takes the note about a node away, durably: it needs everything then.
+    ///
+    /// # Errors
+    /// When it is not known to be gone.
+    fn forget(&mut self, node: NodeId) -> Result<(), LeadError>;
 }
 
 /// What is to become of a request.
@@ -300,7 +306,12 @@ impl Leader {
                 served.missing.insert(ByteRange::new(0, size));
             }
             served.again = true;
-            served.store(resource, *node, notes)?;
+            if served.store(resource, *node, notes).is_err() {
+                // It does not hold the Primary up: without a note it gets everything.
+                notes.forget(*node)?;
+                served.noted = false;
+                served.links.clear();
+            }
         }
         Ok(())
     }

@@ -26,15 +26,27 @@ pub(crate) fn node(number: u8) -> NodeId {
 
 /// The durable notes of the node that leads: replaced as a whole, so no crash tears them.
 #[derive(Default)]
-pub(crate) struct Store(BTreeMap<u8, Vec<u8>>);
+pub(crate) struct Store {
+    notes: BTreeMap<u8, Vec<u8>>,
+    /// Nothing can be stored; what is there can be taken away.
+    pub(crate) full: bool,
+}
 
 impl Notes for Store {
     fn load(&self, node: NodeId) -> Option<FollowerNote> {
-        FollowerNote::decode(self.0.get(&node.number())?, RESOURCE, node).ok()
+        FollowerNote::decode(self.notes.get(&node.number())?, RESOURCE, node).ok()
     }
 
     fn store(&mut self, note: &FollowerNote) -> Result<(), LeadError> {
-        self.0.insert(note.node.number(), note.encode());
+        if self.full {
+            return Err(LeadError("no room".into()));
+        }
+        self.notes.insert(note.node.number(), note.encode());
+        Ok(())
+    }
+
+    fn forget(&mut self, node: NodeId) -> Result<(), LeadError> {
+        self.notes.remove(&node.number());
         Ok(())
     }
 }

@@ -209,7 +209,8 @@ fn limits_hold() {
         bytes[8..12].copy_from_slice(&payload.to_le_bytes());
         parse_header(&bytes)
     };
-    let (most_body, most_payload) = (MAX_BODY as u32, MAX_PAYLOAD as u32);
+    let len = |len: usize| u32::try_from(len).unwrap();
+    let (most_body, most_payload) = (len(MAX_BODY), len(MAX_PAYLOAD));
     assert!(header(AWAIT, most_body, 0).is_ok() && header(PIECE, 0, most_payload).is_ok());
     assert_eq!(header(AWAIT, most_body + 1, 0), Err(ShipError::Header(AWAIT)));
     assert_eq!(header(PIECE, 0, most_payload + 1), Err(ShipError::Header(PIECE)));
