@@ -118,12 +118,14 @@ pub enum Kind {
         /// Words that the grammar has, but this version refuses.
         not_yet: &'static [&'static str],
     },
-    /// A directory, by its absolute path, or `none`, which is the default.
+    /// A directory by its absolute path, `s3://BUCKET/PREFIX`, or `none`, which is the default.
     Directory,
 }
 
 /// What stands where there is no directory.
 pub const NO_DIRECTORY: &str = "none";
+/// What a place in a store that speaks S3 begins with.
+const BUCKET_SCHEME: &str = "s3://";
 /// The longest path of a directory, in bytes.
 const MAX_PATH: usize = 1024;
 
@@ -308,11 +310,12 @@ impl OptionSpec {
                 Err(self.refuse(&format!("must be {}", words.join(" or ")), value))
             }
             Kind::Directory => {
-                let path = value.starts_with('/') && !value.contains('\0');
+                let path = (value.starts_with('/') || value.starts_with(BUCKET_SCHEME))
+                    && !value.contains('\0');
                 if value == NO_DIRECTORY || (path && value.len() <= MAX_PATH) {
                     return Ok(value.to_owned());
                 }
-                let must = "must be the absolute path of a directory, or none";
+                let must = "must be the absolute path of a directory, s3://BUCKET/PREFIX, or none";
                 Err(self.refuse(must, value))
             }
         }
@@ -357,7 +360,7 @@ impl OptionSpec {
                 format!("{} .. {}", unit.show(min), unit.show(max))
             }
             Kind::Word { words, .. } => words.join(" | "),
-            Kind::Directory => format!("/DIRECTORY | {NO_DIRECTORY}"),
+            Kind::Directory => format!("/DIRECTORY | s3://... | {NO_DIRECTORY}"),
         }
     }
 

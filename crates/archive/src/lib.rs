@@ -42,7 +42,9 @@ pub use restore::{Checkpoint, Moment, Moments, Plan, Progress};
 pub use retention::Keep;
 pub use rewind::{JournalCopy, Rewind, RewindError};
 pub use source::{Source, SourceError};
-pub use store::{DirectoryStore, Store, Version, open_store};
+#[cfg(feature = "s3")]
+pub use store::BucketStore;
+pub use store::{BUCKET_SCHEME, DirectoryStore, Store, Version, open_store};
 pub use target::FileTarget;
 pub use verify::{Fault, Verified};
 pub use writer::{BaseProgress, Followed, Writer};

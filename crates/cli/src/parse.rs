@@ -1,6 +1,7 @@
 //! Reading single values of the command line.
 
 use holdfast_api::request::META_INTERNAL;
+use holdfast_archive::BUCKET_SCHEME;
 use holdfast_nbd::NbdUri;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,9 +33,9 @@ pub(crate) fn disk_place(text: &str) -> Result<String, String> {
     if NbdUri::is_scheme_of(text) { Ok(text.to_owned()) } else { absolute_path(text) }
 }
 
-/// The place of an archive.
+/// The place of an archive: a directory, or part of a bucket.
 pub(crate) fn archive_place(text: &str) -> Result<String, String> {
-    absolute_path(text)
+    if text.starts_with(BUCKET_SCHEME) { Ok(text.to_owned()) } else { absolute_path(text) }
 }
 
 /// `internal`, or a path.

@@ -1,8 +1,12 @@
 //! Where objects are kept.
 
 mod directory;
+#[cfg(feature = "s3")]
+mod object;
 
 pub use directory::DirectoryStore;
+#[cfg(feature = "s3")]
+pub use object::BucketStore;
 
 use bytes::Bytes;
 use std::io;
@@ -78,14 +82,32 @@ pub trait Store {
     fn archives(&self) -> io::Result<Vec<String>>;
 }
 
-/// Opens the place where archives are: a directory. With `create` it is made when there is none.
+/// What the places begin with that are in a store that speaks S3: `s3://BUCKET/PREFIX`.
+pub const BUCKET_SCHEME: &str = "s3://";
+
+/// Opens the place where archives are: a directory, or part of a bucket. With `create` a directory
+/// is made when there is none.
 ///
 /// # Errors
 /// When it cannot be used.
 pub fn open_store(place: &str, create: bool) -> io::Result<Box<dyn Store + Send>> {
+    if place.starts_with(BUCKET_SCHEME) {
+        return open_bucket(place);
+    }
     let path = Path::new(place);
     let opened = if create { DirectoryStore::create(path) } else { DirectoryStore::open(path) };
     Ok(Box::new(opened?))
+}
+
+#[cfg(feature = "s3")]
+fn open_bucket(place: &str) -> io::Result<Box<dyn Store + Send>> {
+    Ok(Box::new(BucketStore::open(place)?))
+}
+
+#[cfg(not(feature = "s3"))]
+fn open_bucket(_place: &str) -> io::Result<Box<dyn Store + Send>> {
+    let why = "this program was built without S3 (the feature `s3`)";
+    Err(io::Error::new(io::ErrorKind::Unsupported, why))
 }
 
 impl Store for Box<dyn Store + Send> {

@@ -26,7 +26,7 @@ pub(crate) enum ArchiveCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct Place {
-    /// The directory of the archive
+    /// The directory of the archive, or `s3://BUCKET/PREFIX`
     #[arg(value_name = "ARCHIVE", value_parser = archive_place)]
     archive: String,
     /// Only this resource
@@ -39,7 +39,7 @@ pub(crate) struct Restore {
     /// The name of the resource
     #[arg(value_parser = name)]
     name: String,
-    /// The directory of the archive
+    /// The directory of the archive, or `s3://BUCKET/PREFIX`
     #[arg(long, value_name = "ARCHIVE", value_parser = archive_place)]
     from: String,
     /// Which state: `latest`, a time (`2026-03-01T12:00:00Z`, `2026-03-01 12:00` local, `@UNIX`,
