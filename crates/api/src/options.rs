@@ -168,8 +168,8 @@ pub const OPTIONS: &[OptionSpec] = &[
         "where the node that is Primary archives base images and the journal; the same path on all",
     ),
     resource(
-        "archive-base-interval",
-        number(Unit::Seconds, 7 * 86_400, 0, 366 * 86_400),
+        "archive-base-age",
+        number(Unit::Seconds, 7 * 86_400, 0, 100 * 86_400),
         "how old the newest base image of the archive may be before another one is made; 0 makes \
          only what is needed",
     ),
@@ -180,7 +180,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     ),
     resource(
         "archive-keep",
-        number(Unit::Seconds, 30 * 86_400, 0, 10 * 366 * 86_400),
+        number(Unit::Seconds, 30 * 86_400, 0, 1000 * 86_400),
         "how old a moment may be that can be restored from the archive; 0 keeps everything",
     ),
     peer(
@@ -360,7 +360,7 @@ impl OptionSpec {
                 format!("{} .. {}", unit.show(min), unit.show(max))
             }
             Kind::Word { words, .. } => words.join(" | "),
-            Kind::Directory => format!("/DIRECTORY | s3://... | {NO_DIRECTORY}"),
+            Kind::Directory => format!("PATH | {NO_DIRECTORY}"),
         }
     }
 
@@ -454,7 +454,7 @@ pub struct Settings {
     /// The directory of the archive, if there is to be one.
     pub archive: Option<String>,
     /// How old the newest base image may be; zero means any age.
-    pub archive_base_interval: Duration,
+    pub archive_base_age: Duration,
     /// The pause between two looks at the journal.
     pub archive_interval: Duration,
     /// How old moments may be that can be restored; zero means any age.
@@ -491,7 +491,7 @@ impl Settings {
             resync_rate: number("resync-rate"),
             resync_in_flight: number("resync-in-flight"),
             archive: Some(text("archive")).filter(|place| place != NO_DIRECTORY),
-            archive_base_interval: Duration::from_secs(number("archive-base-interval")),
+            archive_base_age: Duration::from_secs(number("archive-base-age")),
             archive_interval: Duration::from_secs(number("archive-interval")),
             archive_keep: Duration::from_secs(number("archive-keep")),
         }

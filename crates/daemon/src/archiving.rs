@@ -96,7 +96,7 @@ fn wanted(node: &Node, resource: &Resource) -> Option<Wanted> {
         name: state.local.name.clone(),
         place,
         interval: settings.archive_interval,
-        base_interval: settings.archive_base_interval,
+        base_interval: settings.archive_base_age,
         keep: Keep { age, bases: None },
         start: state.starts,
         journal,

@@ -30,6 +30,10 @@ fn the_table_is_the_one_that_is_documented() {
         OPTIONS.iter().map(|s| (s.name, s.default_value(), s.range(), s.scope.as_str())).collect();
     let expected = [
         ("al-extents", "1237", "67 .. 65534", "resource"),
+        ("archive", "none", "PATH | none", "resource"),
+        ("archive-base-age", "604800", "0 s .. 8640000 s", "resource"),
+        ("archive-interval", "60", "1 s .. 86400 s", "resource"),
+        ("archive-keep", "2592000", "0 s .. 86400000 s", "resource"),
         ("connect-int", "2", "1 s .. 120 s", "peer"),
         ("ko-count", "7", "0 .. 200", "peer"),
         ("max-in-flight-bytes", "67108864", "1 MiB .. 4 GiB", "resource"),

@@ -77,7 +77,7 @@ fn twenty_moments_are_restored_byte_for_byte() {
         moments.push((then, state));
         match round {
             // Another base image, while it is written to.
-            4 => drop(cluster[0].ok(&["set", "r0", "archive-base-interval=1s"])),
+            4 => drop(cluster[0].ok(&["set", "r0", "archive-base-age=1s"])),
             9 => {
                 let list = ["archive", "ls", &place.display().to_string()];
                 wait_until(SOON, "another base image is finished", || {
@@ -85,7 +85,7 @@ fn twenty_moments_are_restored_byte_for_byte() {
                     let bases = &listed["archives"][0]["lines"][0]["bases"];
                     bases.as_array().is_some_and(|bases| bases.len() > 1)
                 });
-                cluster[0].ok(&["set", "r0", "archive-base-interval=7d"]);
+                cluster[0].ok(&["set", "r0", "archive-base-age=7d"]);
             }
             7 | 13 => {
                 cluster[0].kill9();
