@@ -363,7 +363,10 @@ pub(crate) async fn let_in(
     let protocol = if log { call.protocol } else { check("protocol", &call.protocol)? };
     let journal = node.resource(id).and_then(|resource| resource.local().journal);
     if log && journal.is_none() {
-        return Err(refuse("the resource has no journal here that could be followed"));
+        return Err(refuse("the resource has no journal here that could be followed").hint(
+            "a journal comes with `holdfast create NAME --disk PATH --journal DIR`; what is on the disk \
+             stays there when a resource is deleted and created again",
+        ));
     }
     if !call.diskless && !log {
         let now = UnixMillis(unix_ms());
