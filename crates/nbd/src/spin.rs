@@ -6,7 +6,7 @@
 //! thread that has to wait for its CPU does not poll for a while.
 
 use std::cell::{Cell, RefCell};
-use std::fs::File;
+use std::fs::{self, File};
 use std::future::poll_fn;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
@@ -46,11 +46,12 @@ pub struct Spinner {
 
 impl Spinner {
     /// How long is worth it on this machine: nothing where there is only one CPU, because who
-    /// polls on it keeps everybody else from answering.
+    /// polls on it keeps everybody else from answering. A process that is tied to one CPU of many
+    /// polls: others may have theirs, and if not, that is noticed.
     #[must_use]
     pub fn usual_time() -> Duration {
-        let alone = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1);
-        if alone { Duration::ZERO } else { SPIN }
+        let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+        if has_one(&online) { Duration::ZERO } else { SPIN }
     }
 
     /// For the calling thread. With a time of zero it does nothing.
@@ -125,6 +126,11 @@ impl Pace {
     }
 }
 
+/// Whether a list of CPUs, such as `0-3,8`, names one only.
+fn has_one(list: &str) -> bool {
+    list.trim_end().parse::<u32>().is_ok()
+}
+
 /// Whether others want the thread's CPU.
 struct Crowd {
     /// What the kernel counts for this thread. Without it nothing is ever crowded.
@@ -181,7 +187,7 @@ fn waited(counts: &File) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Crowd, LOOK, PAUSE, Pace, is_too_long, waited};
+    use super::{Crowd, LOOK, PAUSE, Pace, has_one, is_too_long, waited};
     use std::io::Write;
     use std::time::{Duration, Instant};
 
@@ -234,6 +240,12 @@ mod tests {
         assert_eq!(after(190, 100), least * 4);
         assert_eq!(after(201, 100), least, "these are not worth waiting for");
         assert_eq!(after(1_000_000, 1), least);
+    }
+
+    #[test]
+    fn one_cpu_is_told_from_several() {
+        assert!(has_one("0\n") && has_one("3"));
+        assert!(!has_one("0-1\n") && !has_one("0,2") && !has_one(""));
     }
 
     #[test]
