@@ -412,6 +412,14 @@ r0  256 MiB  /dev/holdfast/r0
     }
 
     #[test]
+    fn a_device_that_waits_is_told_with_its_time() {
+        let mut status = sample();
+        status.resources[0].device_waits_seconds = Some(83);
+        let shown = render(&status, None, false);
+        assert!(shown.contains("the device waits with its I/O") && shown.contains("after 83 more"));
+    }
+
+    #[test]
     fn colours_change_nothing_but_the_colours() {
         let colored = render(&sample(), Some(80), true);
         assert!(colored.contains("\x1b[32mUpToDate\x1b[0m"));

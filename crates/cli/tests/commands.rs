@@ -7,7 +7,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -350,6 +350,33 @@ fn status_is_the_document_or_a_table() {
     assert!(text(&daemon.run("status --color always").stdout).contains('\x1b'));
     let output = daemon.run("status r1");
     assert_eq!(output.status.code(), Some(4));
+}
+
+#[test]
+fn a_device_is_held_and_flushed_until_the_input_ends() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut holder = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+        .args(["hold-device".as_ref(), file.path()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut orders = holder.stdin.take().unwrap();
+    let mut answers = BufReader::new(holder.stdout.take().unwrap()).lines();
+    assert_eq!(answers.next().unwrap().unwrap(), "0", "it has it");
+    let held = format!("/proc/{}/fd", holder.id());
+    let holds = |link: std::fs::DirEntry| std::fs::read_link(link.path()).unwrap() == file.path();
+    assert!(std::fs::read_dir(held).unwrap().any(|link| holds(link.unwrap())));
+    orders.write_all(b"\n").unwrap();
+    assert_eq!(answers.next().unwrap().unwrap(), "0", "it was flushed");
+    drop(orders);
+    assert!(holder.wait().unwrap().success());
+    let missing = file.path().with_extension("missing");
+    let output = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+        .args(["hold-device".as_ref(), missing.as_path()])
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout), "2\n", "ENOENT");
 }
 
 #[test]

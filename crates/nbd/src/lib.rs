@@ -42,7 +42,7 @@ pub use export::{
 pub use memory::{MemoryExport, SingleExport};
 pub use server::{
     AllowError, AllowList, AllowedNet, ClientStream, Reply, ServeError, ServerOptions, ServerTls,
-    SharedMemory, Shutdown, ShutdownHandle, TlsFileError, serve,
+    SharedMemory, Shutdown, ShutdownHandle, Socket, TlsFileError, serve,
 };
 pub use spin::Spinner;
 pub use uri::{NbdUri, UriError, UriTransport};

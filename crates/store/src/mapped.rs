@@ -378,7 +378,10 @@ mod tests {
     use super::{Mapping, UNIT};
     use holdfast_units::ByteRange;
     use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
+    use std::os::unix::net::UnixStream;
 
     const MIB: u64 = 1 << 20;
 
@@ -452,6 +455,26 @@ mod tests {
         assert!(!mapping.read(u64::MAX - 10, &mut buffer));
         mapping.dropped(ByteRange::new(0, 1));
         assert!(!mapping.read(12_345, &mut buffer), "a read must not fill a hole");
+    }
+
+    #[test]
+    fn what_a_socket_gets_is_what_the_file_has() {
+        let file = filled(4 * MIB);
+        let mapping = Mapping::of(&file, 4 * MIB).unwrap();
+        file.write_all_at(&[9; 100], 12_345).unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        assert_eq!(mapping.send(ours.as_fd(), ByteRange::new(12_340, 1000)).unwrap(), 1000);
+        let mut bytes = [0; 1000];
+        theirs.read_exact(&mut bytes).unwrap();
+        assert_eq!((bytes[4], bytes[5], bytes[104], bytes[105]), (7, 9, 9, 7));
+        let waiting = || mapping.send(ours.as_fd(), ByteRange::new(0, 4 * MIB));
+        let full = std::iter::repeat_with(waiting).find_map(Result::err).unwrap();
+        assert_eq!(full.kind(), std::io::ErrorKind::WouldBlock);
+        assert!(mapping.send(ours.as_fd(), ByteRange::new(4 * MIB - 10, 11)).is_err());
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        file.set_len(2 * MIB).unwrap();
+        assert!(mapping.send(ours.as_fd(), ByteRange::new(2 * MIB, 4096)).is_err());
+        assert!(!mapping.has(ByteRange::new(0, 4096)), "nothing comes from there any more");
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl<S> Drop for Connection<'_, S> {
 
 impl<'a, S: ClientStream> Connection<'a, S> {
     pub(super) fn new(stream: S, session: Session, options: &'a ServerOptions) -> Self {
-        let shared = Shared::new(session.style, stream.sends_lent(), options);
+        let shared = Shared::new(session.style, stream.socket().is_some(), options);
         Self {
             stream,
             shared,
@@ -162,7 +162,10 @@ impl<'a, S: ClientStream> Connection<'a, S> {
                 break;
             }
             let sent = match outbox.next_lent() {
-                Some(range) => self.stream.poll_send_lent(cx, range),
+                Some(range) => match self.stream.socket() {
+                    Some(socket) => socket.poll_send(cx, range),
+                    None => Poll::Ready(Err(ErrorKind::Unsupported.into())),
+                },
                 None => {
                     let stream = Pin::new(&mut self.stream);
                     outbox.with_slices(|slices| stream.poll_write_vectored(cx, slices))

@@ -19,7 +19,7 @@ pub use allow::{AllowError, AllowList, AllowedNet};
 pub use memory::SharedMemory;
 pub use reply::Reply;
 pub use shutdown::{Shutdown, ShutdownHandle};
-pub use stream::ClientStream;
+pub use stream::{ClientStream, Socket};
 pub use tls::TlsFileError;
 
 use crate::codec::OptionHeader;

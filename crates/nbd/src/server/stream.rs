@@ -10,71 +10,63 @@ use tokio_rustls::server::TlsStream;
 
 /// A stream to a client: a socket, or what wraps one.
 pub trait ClientStream: AsyncRead + AsyncWrite + Unpin {
-    /// Whether [`poll_send_lent`](Self::poll_send_lent) can be used.
-    fn sends_lent(&self) -> bool {
-        false
+    /// The socket, where what is written to it reaches the client as it is.
+    fn socket(&self) -> Option<Socket<'_>> {
+        None
     }
+}
 
+/// A socket of either kind.
+#[derive(Clone, Copy, Debug)]
+pub enum Socket<'a> {
+    /// Of this machine.
+    Unix(&'a UnixStream),
+    /// Of any machine.
+    Tcp(&'a TcpStream),
+}
+
+impl Socket<'_> {
     /// Sends the first bytes of what is lent, from where they are; how many.
     ///
     /// # Errors
-    /// What the socket says; `Unsupported` where [`sends_lent`](Self::sends_lent) is false.
-    fn poll_send_lent(
-        &mut self,
+    /// What the socket or the lender says.
+    pub(super) fn poll_send(
+        self,
         cx: &mut Context<'_>,
         range: &LentRange,
     ) -> Poll<io::Result<usize>> {
-        let (_, _) = (cx, range);
-        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+        loop {
+            let sent = match self {
+                Self::Unix(socket) => {
+                    ready!(socket.poll_write_ready(cx))?;
+                    let send = || range.from.send(socket.as_fd(), range.skip);
+                    socket.try_io(Interest::WRITABLE, send)
+                }
+                Self::Tcp(socket) => {
+                    ready!(socket.poll_write_ready(cx))?;
+                    let send = || range.from.send(socket.as_fd(), range.skip);
+                    socket.try_io(Interest::WRITABLE, send)
+                }
+            };
+            if !sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+                return Poll::Ready(sent);
+            }
+        }
     }
 }
 
 impl ClientStream for UnixStream {
-    fn sends_lent(&self) -> bool {
-        true
-    }
-
-    fn poll_send_lent(
-        &mut self,
-        cx: &mut Context<'_>,
-        range: &LentRange,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.poll_write_ready(cx))?;
-            let sent =
-                self.try_io(Interest::WRITABLE, || range.from.send(self.as_fd(), range.skip));
-            if !would_block(&sent) {
-                return Poll::Ready(sent);
-            }
-        }
+    fn socket(&self) -> Option<Socket<'_>> {
+        Some(Socket::Unix(self))
     }
 }
 
 impl ClientStream for TcpStream {
-    fn sends_lent(&self) -> bool {
-        true
-    }
-
-    fn poll_send_lent(
-        &mut self,
-        cx: &mut Context<'_>,
-        range: &LentRange,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.poll_write_ready(cx))?;
-            let sent =
-                self.try_io(Interest::WRITABLE, || range.from.send(self.as_fd(), range.skip));
-            if !would_block(&sent) {
-                return Poll::Ready(sent);
-            }
-        }
+    fn socket(&self) -> Option<Socket<'_>> {
+        Some(Socket::Tcp(self))
     }
 }
 
 impl ClientStream for tokio::io::DuplexStream {}
 impl<S: ClientStream> ClientStream for TlsStream<S> {}
 impl<S: ClientStream> ClientStream for Box<TlsStream<S>> {}
-
-fn would_block(sent: &io::Result<usize>) -> bool {
-    sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-}

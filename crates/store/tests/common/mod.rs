@@ -21,6 +21,7 @@ pub struct Bed {
     pub is_inline: bool,
     pub engine: EngineKind,
     direct: DirectMode,
+    hand_off: Option<usize>,
     memory: Option<MemoryStore>,
     faults: bool,
     // Dropped in this order: the device must be gone before the file under it.
@@ -44,7 +45,8 @@ impl Bed {
             _ => EngineChoice::Blocking,
         };
         // A small ring, so that the backlog is used.
-        let options = OpenOptions { engine, direct: self.direct, queue_depth: 8, ..*options };
+        let (direct, hand_off) = (self.direct, self.hand_off);
+        let options = OpenOptions { engine, direct, hand_off, queue_depth: 8, ..*options };
         let disk = Disk::open(self.path.as_ref().unwrap(), &options, &self.pool).unwrap();
         assert_eq!(disk.info().engine, self.engine);
         assert_eq!(disk.info().direct, self.direct == DirectMode::Always);
@@ -83,6 +85,12 @@ pub fn beds(size: u64) -> Vec<Bed> {
     if let Ok(scratch) = tempfile::tempdir_in("/dev/shm") {
         let name = "inline, in memory";
         beds.push(Bed::new(name, EngineKind::Inline, DirectMode::Never, scratch, size));
+    }
+    if let Ok(scratch) = tempfile::tempdir_in("/dev/shm") {
+        let name = "inline, in memory, with a helper";
+        let mut bed = Bed::new(name, EngineKind::Inline, DirectMode::Never, scratch, size);
+        (bed.hand_off, bed.is_inline) = (Some(8192), false);
+        beds.push(bed);
     }
     let direct = has_direct();
     if direct {
@@ -133,6 +141,7 @@ impl Bed {
             is_inline: engine == EngineKind::Inline,
             engine,
             direct,
+            hand_off: None,
             memory: None,
             faults: false,
             device: None,
@@ -149,6 +158,7 @@ impl Bed {
             is_inline: true,
             engine: EngineKind::Memory,
             direct: DirectMode::Never,
+            hand_off: None,
             memory: Some(MemoryStore::new(size)),
             faults,
             device: None,

@@ -1,5 +1,6 @@
 mod contexts;
 mod haggling;
+mod lending;
 mod noise;
 mod requests;
 mod sharing;
@@ -17,6 +18,7 @@ use crate::{
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use tokio::io::DuplexStream;
+use tokio::net::UnixStream;
 
 const CLIENT: ClientInfo =
     ClientInfo { address: PeerAddress::Unix { uid: None, pid: None }, tls: false };
@@ -113,20 +115,20 @@ fn full_info() -> ExportInfo {
 }
 
 /// A client that says what the test wants, and nothing else.
-struct Peer {
-    stream: DuplexStream,
+struct Peer<S = DuplexStream> {
+    stream: S,
     style: ReplyStyle,
 }
 
-impl Peer {
+impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     /// Through the handshake into the export `x`, with `base:allocation` where that can be.
-    async fn enter(stream: DuplexStream, style: ReplyStyle) -> Self {
+    async fn enter(stream: S, style: ReplyStyle) -> Self {
         let contexts: &[&str] = if style == ReplyStyle::Simple { &[] } else { &[BASE_ALLOCATION] };
         Self::enter_with(stream, style, contexts).await
     }
 
     /// Through the handshake into the export `x`, with these metadata contexts.
-    async fn enter_with(mut stream: DuplexStream, style: ReplyStyle, contexts: &[&str]) -> Self {
+    async fn enter_with(mut stream: S, style: ReplyStyle, contexts: &[&str]) -> Self {
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting).await.unwrap();
         let flags = u32::from(handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES);
@@ -234,6 +236,18 @@ where
 {
     let (ours, theirs) = tokio::io::duplex(room);
     let exports = Catalogue(Rc::clone(export));
+    let server = serve(theirs, &CLIENT, &exports, &options);
+    let both = async { tokio::join!(server, client(ours)).0 };
+    tokio::time::timeout(Duration::from_secs(20), both).await.expect("the test hangs")
+}
+
+/// Runs a server against `client` on a Unix socket.
+async fn with_socket<F>(export: &Rc<Scripted>, client: F) -> Result<(), ServeError>
+where
+    F: AsyncFnOnce(UnixStream),
+{
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (exports, options) = (Catalogue(Rc::clone(export)), ServerOptions::default());
     let server = serve(theirs, &CLIENT, &exports, &options);
     let both = async { tokio::join!(server, client(ours)).0 };
     tokio::time::timeout(Duration::from_secs(20), both).await.expect("the test hangs")
