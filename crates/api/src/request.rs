@@ -347,14 +347,21 @@ pub struct Device {
     /// How: `auto` (also when left out), `ublk`, `nbd` or `fuse`.
     #[serde(default)]
     pub via: Option<String>,
+    /// On a log peer whose replay is paused: the past state that it holds, read-only. Writable when
+    /// left out, and on the Primary only.
+    #[serde(default)]
+    pub read_only: bool,
+    /// With `read_only`: only the NBD export, no block device.
+    #[serde(default)]
+    pub export_only: bool,
 }
 
 /// The answer to `device`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceMade {
-    /// The block device.
+    /// The block device; with `export_only` the URI of the export.
     pub path: String,
-    /// How it is made: `ublk`, `nbd` or `fuse`.
+    /// How it is made: `ublk`, `nbd` or `fuse`; with `export_only` `export`.
     pub kind: String,
     /// Why in this way, as a phrase.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,7 @@ use crate::{
 };
 use holdfast_testkit::{Cluster, Cut, Ledger, Node, Rng, Writer, WriterOptions, files, wait_until};
 
-const SIZE: u64 = 32 * MIB;
+pub(crate) const SIZE: u64 = 32 * MIB;
 const BLOCKS: usize = 4096;
 
 fn journal_of(node: &Node, size: &str) -> [String; 4] {
@@ -14,7 +14,7 @@ fn journal_of(node: &Node, size: &str) -> [String; 4] {
 }
 
 /// Makes r0 with a journal on the first node, and has all others follow it.
-fn follow(cluster: &Cluster, size: &str) {
+pub(crate) fn follow(cluster: &Cluster, size: &str) {
     let arguments = journal_of(&cluster[0], size);
     cluster.create("r0", SIZE, &arguments.each_ref().map(String::as_str));
     for node in &cluster.nodes()[1..] {
@@ -34,7 +34,7 @@ fn wait_replayed(node: &Node) {
 }
 
 /// Waits until the Primary knows that its followers have everything.
-fn wait_all(primary: &Node) {
+pub(crate) fn wait_all(primary: &Node) {
     primary.wait_resource("r0", SYNC, "everybody has everything", |r| {
         !r.peers.is_empty()
             && r.peers.iter().all(|peer| {
@@ -53,7 +53,7 @@ fn disk_state(node: &Node) -> String {
     node.resource("r0").disk.state
 }
 
-fn assert_same(cluster: &Cluster, a: usize, b: usize) {
+pub(crate) fn assert_same(cluster: &Cluster, a: usize, b: usize) {
     for node in [a, b] {
         if cluster[node].resource("r0").role == "Primary" {
             let node = &cluster[node];

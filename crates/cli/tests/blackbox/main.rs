@@ -24,6 +24,7 @@ mod nbd_abuse;
 mod nbd_clients;
 mod nbd_contexts;
 mod nbd_tls;
+mod past;
 mod refusals;
 mod remote_disk;
 mod resize;

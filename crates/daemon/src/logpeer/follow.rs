@@ -501,7 +501,9 @@ impl Thread {
                     format!("what comes for position {at} is damaged")
                 }
                 Some(Trouble::Refused(_, text)) => text.clone(),
-                None => "nothing comes although the node that leads is in reach".to_owned(),
+                Some(Trouble::Held) | None => {
+                    "nothing comes although the node that leads is in reach".to_owned()
+                }
             };
             let seconds = STALL.as_secs();
             self.notice.tell(&format!("nothing was fetched for {seconds} seconds: {why}"));

@@ -236,6 +236,10 @@ where
     /// [`FollowError`].
     pub fn set_switches(&mut self, fetch: bool, replay: bool) -> Result<(), FollowError> {
         (self.state.fetch_paused, self.state.replay_paused) = (fetch, replay);
+        if self.trouble == Some(Trouble::Held) && !replay {
+            self.trouble = None;
+            self.must_greet = true;
+        }
         self.flush_disk(self.flushed_at)?;
         self.state.applying = self.state.replayed;
         self.store()

@@ -151,6 +151,11 @@ where
                     self.store()?;
                 }
             }
+            Verdict::Fill { .. } | Verdict::Drain if self.is_held() => {
+                // Whoever paused it wants this state: it is not given up without being asked.
+                self.trouble = Some(Trouble::Held);
+                self.verdict = None;
+            }
             Verdict::Fill { fill, segment, from } => self.begin_fill(fill, segment, from)?,
             Verdict::Drain => {}
             Verdict::Apart { common, .. } => {
@@ -175,6 +180,11 @@ where
             .collect();
         others.into_iter().for_each(|other| self.join(other));
         Ok(())
+    }
+
+    /// The disk is to stay the state that it is.
+    fn is_held(&self) -> bool {
+        self.state.state == FollowState::Consistent && self.state.replay_paused
     }
 
     /// Where an empty journal begins.

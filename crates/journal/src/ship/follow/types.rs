@@ -75,6 +75,8 @@ pub enum Trouble {
     Refused(RefuseCode, String),
     /// Its own journal is full until more is replayed.
     NoRoom,
+    /// It is to be filled, and keeps its state because its replay is paused.
+    Held,
     /// What the leader sends for this position is damaged.
     Damaged(LogPosition),
 }
