@@ -12,6 +12,7 @@ mod disk;
 mod follow;
 mod lead;
 pub(crate) mod past;
+pub(crate) mod rewind;
 mod roles;
 mod session;
 mod show;

@@ -182,11 +182,6 @@ where
         Ok(())
     }
 
-    /// The disk is to stay the state that it is.
-    fn is_held(&self) -> bool {
-        self.state.state == FollowState::Consistent && self.state.replay_paused
-    }
-
     /// Where an empty journal begins.
     pub(super) fn start(&self) -> LogPosition {
         if self.state.state == FollowState::Filling {

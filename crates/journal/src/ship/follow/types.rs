@@ -110,6 +110,8 @@ pub struct FollowStatus {
     pub fetch_paused: bool,
     /// Replaying is switched off.
     pub replay_paused: bool,
+    /// The disk is being restored from an archive, or that was interrupted.
+    pub restored: bool,
     /// The leader lets it fetch.
     pub follows: bool,
     /// The last verdict.
