@@ -5,8 +5,11 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
+mod fate;
 #[cfg(test)]
 mod tests;
+
+pub use fate::{ClusterName, ClusterRecord, SplitRecord};
 
 /// For how long the slot of a member that left is given to others only when no other is free,
 /// in milliseconds: 7 days. Nodes that were away may still count what it missed.
@@ -428,6 +431,7 @@ impl Records {
             NODE => read::<NodeRecord>(record).err(),
             RESOURCE => read::<ResourceRecord>(record).err(),
             MEMBER => read::<MemberRecord>(record).err(),
+            fate::CLUSTER => read::<ClusterRecord>(record).err(),
             OPTION if record.key.as_str().split('/').count() == 4 => {
                 serde_json::from_str::<PairOptions>(&record.value).err().map(|e| why(&e))
             }
