@@ -19,6 +19,7 @@ const NODE: &str = "node";
 const RESOURCE: &str = "resource";
 const MEMBER: &str = "member";
 const OPTION: &str = "option";
+const USER: &str = "user";
 
 /// A node of the cluster. A node that left or was removed is a deleted record.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -122,6 +123,12 @@ impl Key {
     pub fn pair(resource: ResourceId, one: Uuid, other: Uuid) -> Self {
         let (low, high) = (one.min(other), one.max(other));
         Self::of(&format!("{OPTION}/{resource}/{low}/{high}"))
+    }
+
+    /// `user/NAME`: something that users keep; `None` when the name cannot be.
+    #[must_use]
+    pub fn user(name: &str) -> Option<Self> {
+        if name.contains('/') { None } else { Self::parse(&format!("{USER}/{name}")).ok() }
     }
 
     fn of(text: &str) -> Self {
@@ -336,6 +343,17 @@ impl Records {
     pub fn pair_options(&self, resource: ResourceId, one: Uuid, other: Uuid) -> PairOptions {
         let value = self.get(&Key::pair(resource, one, other));
         value.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    }
+
+    /// What users keep here: keys and values.
+    #[must_use]
+    pub fn keys(&self) -> Vec<(String, String)> {
+        let live = self.of_kind(USER).filter(|record| !record.deleted);
+        let read = |record: &Record| {
+            let name = record.key.as_str().split_once('/')?.1.to_owned();
+            Some((name, serde_json::from_str(&record.value).ok()?))
+        };
+        live.filter_map(read).collect()
     }
 
     fn view<T: View>(&self, key: &Key) -> Option<T> {

@@ -3,7 +3,7 @@
 use crate::commands::{self, need_running};
 use crate::logpeer;
 use crate::node::Node;
-use crate::{metrics, refuse, status};
+use crate::{metrics, phases, refuse, status};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
@@ -165,6 +166,10 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::CLUSTER_CREATE, post(cluster_create))
         .route(routes::CLUSTER_TOKEN, post(cluster_token))
         .route(routes::CLUSTER_JOIN, post(cluster_join))
+        .route(routes::CLUSTER_MERGE, post(cluster_merge))
+        .route(routes::CLUSTER_SPLIT, post(cluster_split))
+        .route(routes::CLUSTER_WAIT, post(cluster_wait))
+        .route(routes::CLUSTER_KEYS, get(cluster_keys).put(cluster_set))
         .route(routes::CLUSTER_LEAVE, post(cluster_leave))
         .route(routes::CLUSTER_REMOVE, post(cluster_remove))
         .route(routes::RESOURCES, post(create))
@@ -201,6 +206,7 @@ fn router(node: Arc<Node>) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(axum::middleware::from_fn(take_long_bodies))
         .layer(axum::middleware::map_response(as_refusal))
+        .layer(axum::middleware::from_fn(phases::tell))
         .with_state(node)
 }
 
@@ -267,7 +273,7 @@ where
     F: Future<Output = Result<T, ApiError>> + Send + 'static,
 {
     need_running(node)?;
-    let done = tokio::spawn(command).await;
+    let done = phases::spawn(command).await;
     let done = done.map_err(|error| refuse::internal("the command failed", &error))?;
     if let Err(error) = &done {
         tracing::debug!(code = error.code.as_str(), "{}", error.message);
@@ -348,6 +354,34 @@ async fn cluster_join(
 ) -> Answer<holdfast_api::status::ClusterStatus> {
     let call = read(&body)?;
     run(&node.clone(), async move { commands::cluster::join(&node, call).await }).await
+}
+
+async fn cluster_merge(
+    State(node): App,
+    body: Bytes,
+) -> Answer<holdfast_api::status::ClusterStatus> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::merge::merge(&node, call).await }).await
+}
+
+async fn cluster_split(State(node): App, body: Bytes) -> Answer<request::Done> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::split::split(&node, call).await }).await
+}
+
+/// Changes nothing, so it ends with its caller.
+async fn cluster_wait(State(node): App, body: Bytes) -> Answer<request::Done> {
+    let call: request::ClusterWait = read(&body)?;
+    Ok(Json(commands::keys::wait(&node, &call).await?))
+}
+
+async fn cluster_keys(State(node): App) -> Answer<BTreeMap<String, String>> {
+    Ok(Json(commands::keys::all(&node)?))
+}
+
+async fn cluster_set(State(node): App, body: Bytes) -> Answer<request::Done> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::keys::set(&node, call).await }).await
 }
 
 async fn cluster_leave(State(node): App, body: Bytes) -> Answer<request::Done> {

@@ -32,6 +32,7 @@ mod node;
 mod options;
 mod peer_api;
 mod peers;
+mod phases;
 mod problems;
 mod rate;
 mod refuse;

@@ -16,7 +16,7 @@ use holdfast_api::request::Done;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{
     ACCEPT_TIMEOUT, Caller, Fingerprint, JoinRequest, JoinResponse, MAX_JOIN_REQUEST_BYTES,
-    MAX_SYNC_BYTES, PinnedNode, Purpose, SyncMessage, Uuid,
+    MAX_MERGE_REQUEST_BYTES, MAX_SYNC_BYTES, PinnedNode, Purpose, SyncMessage, Uuid,
 };
 use holdfast_units::{NodeId, ResourceId};
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,8 @@ pub(crate) const HAND_OVER: &str = "/peer/v1/hand-over";
 pub(crate) const FOLLOW: &str = "/peer/v1/follow";
 /// A newcomer joins the cluster.
 pub(crate) const JOIN: &str = "/peer/v1/join";
+/// A node of another cluster has its cluster merged into this one.
+pub(crate) const MERGE: &str = "/peer/v1/merge";
 
 /// Connections of other nodes that are served at a time, data links not counted.
 const MAX_CONNECTIONS: usize = 256;
@@ -252,6 +254,7 @@ fn join_router(node: Arc<Node>, fingerprint: Fingerprint) -> Router {
     Router::new()
         .route(JOIN, post(join))
         .layer(DefaultBodyLimit::max(MAX_JOIN_REQUEST_BYTES))
+        .route(MERGE, post(merge).layer(DefaultBodyLimit::max(MAX_MERGE_REQUEST_BYTES)))
         .layer(Extension(fingerprint))
         .with_state(node)
 }
@@ -355,8 +358,16 @@ async fn join(
     Ok(Json(response))
 }
 
+async fn merge(
+    State(node): State<Arc<Node>>,
+    Extension(fingerprint): Extension<Fingerprint>,
+    Json(call): Json<commands::merge::Call>,
+) -> Result<Json<JoinResponse>, Failure> {
+    commands::merge::take_in(&node, fingerprint, call).await.map(Json).map_err(Failure::from)
+}
+
 /// Tells the other nodes of a newcomer, who cannot be called yet: it waits for the answer.
-async fn spread(node: &Arc<Node>, newcomer: Uuid) {
+pub(crate) async fn spread(node: &Arc<Node>, newcomer: Uuid) {
     let mut tasks = tokio::task::JoinSet::new();
     for other in node.others().into_iter().filter(|other| other.uuid != newcomer) {
         let node = Arc::clone(node);

@@ -36,7 +36,7 @@ impl ClusterState {
         let mut wanted: Vec<String> = nodes.to_vec();
         wanted.sort();
         wanted.dedup();
-        if let Some(done) = self.split_before(&wanted, cluster.uuid) {
+        if let Some(done) = self.records().split_before(&wanted, cluster.uuid) {
             return Ok(SplitPlan::Done(done));
         }
         let records = self.records();
@@ -88,7 +88,7 @@ impl ClusterState {
     /// changes here. This node merges it last, as it cannot speak to the other part afterwards.
     ///
     /// # Errors
-    /// [`Code::NodeUnknown`] when no split is planned any more; [`Code::NodeBusy`] when a resource
+    /// [`Code::NoSplit`] when none is planned any more; [`Code::NodeBusy`] when a resource
     /// has got members in both parts meanwhile.
     pub fn decide_split(&self, cluster: Uuid, now: UnixMillis) -> Result<Record, Refusal> {
         let found = self.records().fate(cluster);
@@ -105,7 +105,7 @@ impl ClusterState {
     /// Takes a planned split back.
     ///
     /// # Errors
-    /// [`Code::NotMember`]; [`Code::NodeUnknown`] when none is planned; [`Code::StateIo`].
+    /// [`Code::NotMember`]; [`Code::NoSplit`] when none is planned; [`Code::StateIo`].
     pub fn cancel_split(&mut self, now: UnixMillis) -> Result<ClusterRecord, Refusal> {
         let cluster = self.need_member()?.uuid;
         let (fate, _) = self.records().planned_split(cluster).ok_or_else(no_plan)?;
@@ -136,23 +136,6 @@ impl ClusterState {
         apply(&mut next.records, vec![Change::fate(&fate)], own, now)?;
         self.commit(next)?;
         Ok(true)
-    }
-
-    /// A split that was carried out of just these nodes, seen from either part.
-    fn split_before(&self, wanted: &[String], cluster: Uuid) -> Option<ClusterRecord> {
-        let is_meant = |fate: &ClusterRecord| {
-            let Some(split) = fate.split.as_ref().filter(|split| split.agreed) else {
-                return false;
-            };
-            let nodes = self.records().nodes();
-            let is_over = if fate.uuid == cluster {
-                nodes.iter().all(|node| split.takes(node.uuid))
-            } else {
-                split.from == cluster && !nodes.iter().any(|node| split.takes(node.uuid))
-            };
-            is_over && fate.into.is_none() && split.names() == wanted
-        };
-        self.records().fates().into_iter().find(is_meant)
     }
 
     fn refuse_shared(&self, split: &SplitRecord) -> Result<(), Refusal> {
@@ -187,7 +170,7 @@ impl ClusterState {
 
 fn no_plan() -> Refusal {
     Refusal::new(
-        Code::NodeUnknown,
+        Code::NoSplit,
         "no split of this cluster is under way",
         "`holdfast cluster split NODE...` begins one",
     )

@@ -142,6 +142,25 @@ impl Records {
         })
     }
 
+    /// A split that was carried out of just the nodes with these names (sorted), seen from either
+    /// part; `cluster` is the one that this node is in.
+    #[must_use]
+    pub fn split_before(&self, names: &[String], cluster: Uuid) -> Option<ClusterRecord> {
+        let nodes = self.nodes();
+        let is_meant = |fate: &ClusterRecord| {
+            let Some(split) = fate.split.as_ref().filter(|split| split.agreed) else {
+                return false;
+            };
+            let is_over = if fate.uuid == cluster {
+                nodes.iter().all(|node| split.takes(node.uuid))
+            } else {
+                split.from == cluster && !nodes.iter().any(|node| split.takes(node.uuid))
+            };
+            is_over && fate.into.is_none() && split.names() == names
+        };
+        self.fates().into_iter().find(is_meant)
+    }
+
     /// Whether a split of this cluster that is planned would separate these two nodes.
     #[must_use]
     pub fn are_to_part(&self, cluster: Uuid, one: Uuid, other: Uuid) -> bool {

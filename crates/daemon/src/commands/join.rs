@@ -15,7 +15,8 @@ use holdfast_api::options::check;
 use holdfast_api::request::{Done, ResourceJoin};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{
-    Change, Key, MemberRecord, NodeRecord, ResourceRecord, Trouble, UnixMillis, Uuid,
+    Change, ClusterState, Code, Key, MemberRecord, NodeRecord, Refusal, ResourceRecord, Trouble,
+    UnixMillis, Uuid,
 };
 use holdfast_units::{DiskState, NodeId, ResourceId};
 use std::collections::BTreeSet;
@@ -377,6 +378,7 @@ pub(crate) async fn let_in(
         }
     }
     node.cluster(move |state, now| {
+        refuse_parting(state, id, newcomer)?;
         let slot = state.records().free_slot(id, newcomer, now)?;
         let member = MemberRecord {
             resource: id,
@@ -391,4 +393,19 @@ pub(crate) async fn let_in(
     })
     .await?;
     Ok(Done::new("it is a member now"))
+}
+
+/// While the cluster is being split, no resource gets members in both parts.
+fn refuse_parting(state: &ClusterState, id: ResourceId, newcomer: Uuid) -> Result<(), Refusal> {
+    let Some(cluster) = state.membership() else { return Ok(()) };
+    let records = state.records();
+    let parted = |member: &MemberRecord| records.are_to_part(cluster.uuid, member.node, newcomer);
+    if !records.members(id).iter().any(parted) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Code::NodeBusy,
+        "the node was not made a member: the cluster is being split, and it is in the other part",
+        "see `holdfast cluster status`",
+    ))
 }

@@ -392,7 +392,7 @@ fn a_resource_with_members_in_both_parts_is_in_the_way() {
     assert_eq!(code(beta.refuse_planned("merged")), Code::NodeBusy);
     beta.cancel_split(NOW).unwrap();
     exchange(&mut alpha, &mut beta);
-    assert_eq!(code(alpha.cancel_split(NOW)), Code::NodeUnknown);
+    assert_eq!(code(alpha.cancel_split(NOW)), Code::NoSplit);
 }
 
 #[test]
