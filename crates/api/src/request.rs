@@ -321,6 +321,15 @@ pub struct Pause {
     pub what: PauseWhat,
 }
 
+/// `watch`: this node shows a resource that it is no member of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Watch {
+    /// Not any more.
+    #[serde(default)]
+    pub stop: bool,
+}
+
 /// What `wait` waits for. Without a peer, what speaks of peers must hold for every peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]

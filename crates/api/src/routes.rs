@@ -40,6 +40,8 @@ pub const RESOURCE_JOIN: &str = "/v1/resources/{name}/join";
 pub const RESOURCE_LEAVE: &str = "/v1/resources/{name}/leave";
 /// `POST`.
 pub const RESOURCE_DELETE: &str = "/v1/resources/{name}/delete";
+/// `POST`: show a resource of other nodes.
+pub const RESOURCE_WATCH: &str = "/v1/resources/{name}/watch";
 /// `POST`; the name may be `all`.
 pub const RESOURCE_UP: &str = "/v1/resources/{name}/up";
 /// `POST`; the name may be `all`.

@@ -170,6 +170,8 @@ pub(crate) enum Call {
     Get(Get),
     /// Wait until a state is reached
     Wait(Wait),
+    /// Show a resource that only other nodes have, too, in `status`; nothing of its data comes here
+    Watch(Watch),
     /// Show the state of this node and its resources
     Status(Status),
     /// Show what there is as events, and what happens from now on
@@ -433,6 +435,16 @@ pub(crate) struct OfPeer {
     /// Only this peer
     #[arg(long, value_name = "NODE", value_parser = name)]
     pub(crate) peer: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Watch {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// Do not show it any more
+    #[arg(long)]
+    pub(crate) stop: bool,
 }
 
 #[derive(Debug, Args)]

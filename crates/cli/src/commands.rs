@@ -71,6 +71,10 @@ pub(crate) async fn run(
         Call::Set(args) => options::set(session, args).await,
         Call::Get(args) => options::get(session, &args).await,
         Call::Wait(args) => wait::run(session, &args, timeout).await,
+        Call::Watch(a) => {
+            let body = request::Watch { stop: a.stop };
+            session.act(&of(routes::RESOURCE_WATCH, &a.name), &body).await
+        }
         Call::Status(args) => status::run(session, &args).await,
         Call::Events(args) => events::run(session, &args).await,
         Call::Device(args) => device(session, args).await,

@@ -3,7 +3,7 @@
 use crate::commands::{self, need_running};
 use crate::logpeer;
 use crate::node::Node;
-use crate::{metrics, phases, refuse, status};
+use crate::{guests, metrics, phases, refuse, status};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
@@ -177,6 +177,7 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::RESOURCE_JOIN, post(join))
         .route(routes::RESOURCE_LEAVE, post(leave))
         .route(routes::RESOURCE_DELETE, post(delete))
+        .route(routes::RESOURCE_WATCH, post(watch))
         .route(routes::RESOURCE_UP, post(up))
         .route(routes::RESOURCE_DOWN, post(down))
         .route(routes::RESOURCE_PRIMARY, post(primary))
@@ -283,6 +284,7 @@ where
 
 async fn status_of_node(State(node): App) -> Json<holdfast_api::status::NodeStatus> {
     status::refresh(&node).await;
+    guests::refresh(&node).await;
     let attachments = commands::attach::list(&node).await.unwrap_or_default();
     Json(status::node(&node, attachments))
 }
@@ -299,6 +301,7 @@ async fn version(State(node): App) -> Json<VersionInfo> {
 async fn metrics_text(State(node): App) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     status::refresh(&node).await;
+    guests::refresh(&node).await;
     let attachments = commands::attach::list(&node).await.unwrap_or_default();
     (kind, metrics::text(&status::node(&node, attachments))).into_response()
 }
@@ -442,6 +445,7 @@ on_resource! {
     set_options, request::Done, commands::options::set;
     detach, request::Done, commands::attach::detach;
     abort, request::Done, commands::attach::abort;
+    watch, request::Done, guests::watch;
 }
 
 /// The same for those whose body is empty.

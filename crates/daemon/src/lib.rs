@@ -20,6 +20,7 @@ mod disk;
 mod doorstep;
 mod events;
 mod growth;
+mod guests;
 mod http;
 mod journaled;
 mod keeper;

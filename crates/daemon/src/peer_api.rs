@@ -3,6 +3,7 @@
 use crate::commands;
 use crate::doorstep::{Doorstep, Place, SUM_UP};
 use crate::events::unix_ms;
+use crate::guests;
 use crate::http::{self, Failure};
 use crate::logpeer;
 use crate::node::Node;
@@ -241,6 +242,7 @@ fn peer_router(node: Arc<Node>, peer: PinnedNode) -> Router {
         .route(MAY_DELETE, post(may_delete))
         .route(ROOM_TO_GROW, post(room_to_grow))
         .route(GROW, post(make_ready))
+        .route(guests::LOOK, post(look))
         .route(DIAL, post(dial))
         .route(LEADS, post(leads))
         .route(HAND_OVER, post(hand_over))
@@ -321,6 +323,16 @@ async fn dial(State(node): State<Arc<Node>>, Json(call): Json<AboutResource>) ->
         resource.dial_now.notify_one();
     }
     Json(Done::new("it dials"))
+}
+
+async fn look(
+    State(node): State<Arc<Node>>,
+    Json(call): Json<AboutResource>,
+) -> Result<Json<guests::Look>, Failure> {
+    guests::Look::of(&node, call.resource).map(Json).ok_or_else(|| {
+        let message = format!("node {} is no member of the resource", node.name);
+        ApiError::new(ErrorCode::NotMember, message).into()
+    })
 }
 
 async fn leads(

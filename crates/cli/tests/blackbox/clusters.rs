@@ -327,3 +327,45 @@ fn row_145_what_users_keep_in_the_cluster_is_the_same_everywhere() {
     cluster[0].refused(&["cluster", "set", "fine=1", &long], 1, "at most 4096 bytes");
     assert_eq!(cluster[1].ok(&["cluster", "get"]), "site.one=Berlin\n", "all or none");
 }
+
+#[test]
+fn row_109_a_guest_sees_a_resource_and_has_nothing_of_it() {
+    let mut cluster = crate::cluster(3);
+    cluster.resource("r0", SIZE, 2);
+    let guest = |cluster: &Cluster| {
+        let mut guests = cluster[2].status().guests;
+        (guests.len() == 1).then(|| guests.remove(0))
+    };
+    cluster[2].refused(&["status", "r0"], 4, "");
+    cluster[2].refused(&["watch", "nothing"], 4, "no resource of that name");
+    for options in [&["watch", "r0"][..], &["watch", "r0", "--stop"]] {
+        cluster[0].refused(options, 1, "is a member");
+    }
+    cluster[2].ok(&["watch", "r0"]);
+    let shown = guest(&cluster).expect("it is shown");
+    assert_eq!((shown.name.as_str(), shown.size_bytes), ("r0", SIZE));
+    let members: Vec<_> =
+        shown.members.iter().map(|m| (m.node.as_str(), m.role.as_str(), m.disk.as_str())).collect();
+    assert_eq!(members, [("alpha", "Primary", "UpToDate"), ("beta", "Secondary", "UpToDate")]);
+    assert!(cluster[2].ok(&["status", "r0"]).contains("guest: this node is no member"));
+    assert!(cluster[2].status().resources.is_empty());
+    // Over a restart, and when a member is away.
+    cluster[2].restart();
+    cluster[0].kill9();
+    wait_until(SOON, "the silence is told", || {
+        guest(&cluster).is_some_and(|guest| {
+            let alpha = &guest.members[0];
+            !alpha.alive && alpha.role == "Unknown" && guest.members[1].alive
+        })
+    });
+    cluster[1].ok(&["primary", "r0", "--force"]);
+    assert_eq!(guest(&cluster).expect("it is shown").members[1].role, "Primary");
+    let there = |name: &str| cluster[2].state_dir().join(name).exists();
+    assert!(there("watched.state") && !cluster[2].disk("r0").exists());
+    cluster[2].ok(&["watch", "r0", "--stop"]);
+    assert!(guest(&cluster).is_none() && !cluster[2].state_dir().join("watched.state").exists());
+    // A guest that becomes a member is none any more.
+    cluster[2].ok(&["watch", "r0"]);
+    cluster.join_resource(&cluster[2], "r0", SIZE, &[]);
+    assert!(guest(&cluster).is_none());
+}

@@ -76,10 +76,12 @@ pub(crate) async fn merge(node: &Arc<Node>, call: ClusterMerge) -> Result<Cluste
     })
 }
 
-/// Whether the token is of a node that was of this cluster all the time: then nothing was merged.
+/// Whether the token cannot be that of a merge that was done: nothing was merged into this cluster,
+/// or its issuer is not a node any more.
 fn is_own(node: &Node, token: &JoinToken) -> bool {
-    let view = node.view();
-    view.records.formerly(token.cluster).is_empty()
+    let records = &node.view().records;
+    records.formerly(token.cluster).is_empty()
+        || !records.nodes().iter().any(|node| node.fingerprint == token.issuer)
 }
 
 /// Lets another cluster in, or says whether it could be.
