@@ -228,9 +228,12 @@ impl Worker {
     }
 }
 
-/// Whether it may only be answered when it is durable.
+/// Whether it may only be answered when it is durable. A flush is a record when it had to wait.
 fn is_durable(request: &DiskOp) -> bool {
-    matches!(request, DiskOp::Write { fua: true, .. } | DiskOp::WriteZeroes { fua: true, .. })
+    matches!(
+        request,
+        DiskOp::Flush | DiskOp::Write { fua: true, .. } | DiskOp::WriteZeroes { fua: true, .. }
+    )
 }
 
 fn op_of(request: &DiskOp) -> Result<Op, OpError> {

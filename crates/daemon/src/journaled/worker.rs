@@ -249,6 +249,13 @@ impl Worker {
         self.flights.is_empty() && self.backlog.is_empty()
     }
 
+    /// Whether something is under way on the disk that went past the journal.
+    pub(super) fn is_passing(&self) -> bool {
+        let mut flights =
+            self.flights.values().chain(self.backlog.iter().map(|(flight, _)| flight));
+        flights.any(|flight| matches!(flight, Flight::Client(_) | Flight::Call(_)))
+    }
+
     fn landed(&mut self, flight: Flight, result: Result<Outcome, DiskError>) {
         self.moved = true;
         let result = result.map_err(|error| io_error(&error));
@@ -281,6 +288,10 @@ impl Worker {
                 self.held.push_back((request, ticket));
             }
             (Mode::Draining | Mode::Rescuing, request) => self.held.push_back((request, ticket)),
+            // They become records: while others go past the journal, it is never their turn.
+            (Mode::Direct, request) if self.wishes.is_leading() => {
+                self.held.push_back((request, ticket));
+            }
             // Behind those that wait.
             (_, request) if !self.held.is_empty() => self.held.push_back((request, ticket)),
             (Mode::Direct | Mode::Follow | Mode::Without, request) => self.pass(request, ticket),
