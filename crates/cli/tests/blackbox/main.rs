@@ -15,6 +15,7 @@ mod clusters;
 mod device;
 mod disks;
 mod failover;
+mod gone;
 mod hostile;
 mod joining;
 mod journal;

@@ -10,6 +10,7 @@
 
 mod disk;
 mod follow;
+mod gone;
 mod lead;
 mod roles;
 mod session;
@@ -18,6 +19,7 @@ mod source;
 mod wire;
 
 pub(crate) use follow::{FollowView, Following, start};
+pub(crate) use gone::{end, forget_gone};
 pub(crate) use lead::{Serving, keep, take};
 pub(crate) use roles::{
     HandOver, HandedOver, Leads, follow_now, follows, hand_over, pause, promote, role_at_start,
