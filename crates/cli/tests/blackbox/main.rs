@@ -16,6 +16,7 @@ mod clusters;
 mod device;
 mod disks;
 mod failover;
+mod gone;
 mod hostile;
 mod joining;
 mod journal;

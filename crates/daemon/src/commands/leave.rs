@@ -5,6 +5,7 @@ use super::{blocking, device, journal};
 use crate::disk;
 use crate::events::{Objects, Part};
 use crate::local::LocalDisk;
+use crate::logpeer;
 use crate::node::Node;
 use crate::peer_api::{self, AboutResource, MAY_DELETE};
 use crate::peers::{CALL_TIMEOUT, call_node};
@@ -198,6 +199,7 @@ pub(crate) async fn retire(node: &Arc<Node>, resource: &Arc<Resource>) {
         tracing::warn!("{}", error.message);
     }
     let (store, local) = (node.store.clone(), resource.local());
+    let (state_dir, ended) = (node.settings.state_dir.clone(), Arc::clone(resource));
     let ended = blocking(move || {
         if let (Some(disk), Some(journal)) = (&local.disk, &local.journal) {
             journal::end(&local.name, local.id, disk, journal);
@@ -205,6 +207,7 @@ pub(crate) async fn retire(node: &Arc<Node>, resource: &Arc<Resource>) {
         if let Some(disk) = &local.disk {
             disk::wipe(disk, local.id);
         }
+        logpeer::end(&state_dir, &ended);
         store.remove(local.id)
     });
     if let Err(error) = ended.await {

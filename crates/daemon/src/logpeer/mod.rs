@@ -10,6 +10,7 @@
 
 mod disk;
 mod follow;
+mod gone;
 mod lead;
 pub(crate) mod past;
 pub(crate) mod rewind;
@@ -20,6 +21,7 @@ mod source;
 mod wire;
 
 pub(crate) use follow::{FollowView, Following, start};
+pub(crate) use gone::{end, forget_gone};
 pub(crate) use lead::{Serving, keep, take};
 pub(crate) use past::show_again;
 pub(crate) use roles::{
