@@ -212,11 +212,14 @@ async fn take(
                 Err(_) => Err(broken(io::ErrorKind::TimedOut.into())),
             }
         }
-        Caller::Node { node: peer, purpose: Purpose::Log } => {
+        Caller::Node { node: peer, purpose: purpose @ (Purpose::Log | Purpose::Lend) } => {
             // They stay, and must not be in the way of calls.
             drop(room);
             let log_room = inside.logs.try_acquire().map_err(too_many)?;
-            let served = logpeer::take(node, stream, &peer).await;
+            let served = match purpose {
+                Purpose::Lend => logpeer::lend(node, stream, &peer).await,
+                _ => logpeer::take(node, stream, &peer).await,
+            };
             drop(log_room);
             served.map_err(broken)
         }

@@ -430,3 +430,44 @@ fn a_resource_with_a_log_member_grows_when_that_has_left_and_it_joins_again_by_c
     assert!(received < 2 * SIZE / 20, "{received} bytes came although nearly all is equal");
     cluster.assert_equal_disks("r0", 2 * SIZE, &[0, 1]);
 }
+
+#[test]
+fn a_follower_that_does_not_reach_the_primary_fetches_what_another_one_has() {
+    let mut cluster = cluster_with_proxies(3);
+    follow(&cluster, "64M");
+    write_blocks(&cluster[0], "r0", 1, 0..300);
+    wait_all(&cluster[0]);
+    // The second follower is away while there is more, which the first one gets.
+    cluster[2].stop();
+    write_blocks(&cluster[0], "r0", 2, 100..900);
+    wait_follower(&cluster[0], "beta");
+    let head = cluster[0].resource("r0").journal.expect("it has one").head;
+    cluster[0].kill9();
+    cluster[2].start();
+    cluster[2].wait_resource("r0", SYNC, "it has what the other one has", |r| {
+        r.replay.as_ref().is_some_and(|replay| replay.replayed >= head)
+    });
+    cluster.assert_equal_disks("r0", SIZE, &[1, 2]);
+    // Nothing of that makes it another history: it follows when the Primary is there again.
+    cluster[2].refused(&["primary", "r0"], 1, "not in reach");
+    cluster[0].start();
+    write_blocks_when_primary(&cluster[0], 3);
+    wait_all(&cluster[0]);
+    assert_same(&cluster, 0, 2);
+    assert_same(&cluster, 0, 1);
+    // A Primary that cannot be reached by the network is the same.
+    cluster[0].proxy().cut(Cut::Reset);
+    for node in [1, 2] {
+        let gone = |p: &holdfast_api::status::PeerStatus| p.connection != "Connected";
+        cluster[node].wait_peer("r0", "alpha", SOON, "the link is gone", gone);
+    }
+    let text = cluster[2].ok(&["status", "r0"]);
+    assert!(text.contains("Secondary"), "{text}");
+    cluster[0].proxy().heal();
+    wait_all(&cluster[0]);
+}
+
+fn write_blocks_when_primary(node: &Node, tag: u64) {
+    node.wait_resource("r0", SOON, "it is Primary again", |r| r.role == "Primary");
+    write_blocks(node, "r0", tag, 0..50);
+}

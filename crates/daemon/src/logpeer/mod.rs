@@ -12,6 +12,7 @@ mod disk;
 mod follow;
 mod gone;
 mod lead;
+mod lend;
 pub(crate) mod past;
 pub(crate) mod rewind;
 mod roles;
@@ -23,6 +24,7 @@ mod wire;
 pub(crate) use follow::{FollowView, Following, start};
 pub(crate) use gone::{end, forget_gone};
 pub(crate) use lead::{Serving, keep, take};
+pub(crate) use lend::lend;
 pub(crate) use past::show_again;
 pub(crate) use roles::{
     HandOver, HandedOver, Leads, follow_now, follows, hand_over, pause, promote, role_at_start,

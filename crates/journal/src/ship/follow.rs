@@ -2,6 +2,7 @@
 
 mod ask;
 mod copy;
+mod lend;
 mod replay;
 mod rewind;
 mod state;

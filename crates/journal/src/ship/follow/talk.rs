@@ -3,7 +3,8 @@
 use super::super::codec::MAX_PAYLOAD;
 use super::super::lead::digest;
 use super::super::message::{
-    Answer, Block, Fetch, Head, Join, Offer, Piece, RefuseCode, Request, Verdict, Welcome,
+    Answer, Block, FEATURE_LENT, Fetch, Head, Join, Offer, Piece, RefuseCode, Request, Verdict,
+    Welcome,
 };
 use super::state::journal;
 use super::types::{ConnId, FollowError, Send, Trouble};
@@ -139,7 +140,10 @@ where
                     self.must_greet = true;
                     return Ok(true);
                 }
-                self.trouble = Some(Trouble::Refused(code, text));
+                // Another one is looked for.
+                if code != RefuseCode::NotLeading {
+                    self.trouble = Some(Trouble::Refused(code, text));
+                }
                 return Ok(false);
             }
             _ => return Ok(false),
@@ -155,7 +159,14 @@ where
         self.takes.clear();
         self.reported = None;
         self.verdict = Some(welcome.verdict);
+        let lent = welcome.features & FEATURE_LENT != 0;
         match welcome.verdict {
+            // Who lends does not judge: what a leader said about a fork stays.
+            verdict if lent => {
+                if verdict != Verdict::Ship || self.state.limit.is_some() {
+                    self.verdict = None;
+                }
+            }
             Verdict::Ship | Verdict::FillOn => {
                 if self.state.limit.take().is_some() {
                     self.store()?;
