@@ -115,6 +115,11 @@ impl Journal {
         self.settings.budget_bytes = bytes;
     }
 
+    /// Segments that are begun from now on have files of so many bytes.
+    pub fn set_segment_bytes(&mut self, bytes: u64) {
+        self.settings.segment_bytes = bytes;
+    }
+
     /// The bytes that the segments are over their budget.
     fn over_budget(&self) -> u64 {
         self.status().bytes.saturating_sub(self.settings.budget_bytes)

@@ -15,6 +15,7 @@
 
 mod append;
 mod cache;
+mod figures;
 mod follow;
 mod handle;
 mod inbox;
@@ -28,6 +29,7 @@ mod writeback;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use figures::Figures;
 pub use handle::{JournalCallError, JournalHandle, LostRanges};
 pub(crate) use open::MIN_SIZE;
 pub(crate) use open::open;
@@ -98,6 +100,8 @@ pub struct JournalView {
     pub cut_wanted: bool,
     /// A peer lost what it still needed.
     pub emergency: bool,
+    /// What it has done, and how full it is.
+    pub figures: Figures,
     /// Why the journal, or the disk below it, is not used any more.
     pub problem: Option<Arc<str>>,
 }

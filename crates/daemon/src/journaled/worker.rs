@@ -7,7 +7,7 @@ use super::modes::Wishes;
 use super::open::Sizes;
 use super::reads::{Gather, Reader};
 use super::writeback::Back;
-use super::{JournalCallError, JournalView, Mode};
+use super::{Figures, JournalCallError, JournalView, Mode};
 use holdfast_journal::Ticket as Record;
 use holdfast_journal::driver::{Files, Log};
 use holdfast_store::{
@@ -93,6 +93,9 @@ pub(super) struct Worker {
     /// Why nothing works any more: the disk failed.
     pub(super) broken: Option<i32>,
     pub(super) problem: Option<Arc<str>>,
+    pub(super) figures: Figures,
+    /// When the sync that is under way was begun.
+    pub(super) sync_began: Instant,
     end: Option<Instant>,
     published: Instant,
     /// Something has changed since.
@@ -150,6 +153,8 @@ impl Worker {
             last_write: now,
             broken: None,
             problem: None,
+            figures: Figures::default(),
+            sync_began: now,
             end: None,
             published: now,
             stale: false,
@@ -450,6 +455,7 @@ impl Worker {
             time: status.time,
             cut_wanted: self.cut_wanted,
             emergency: cursors.peers.iter().any(lost),
+            figures: self.figures_now(),
             problem: self.problem.clone(),
         }
     }
