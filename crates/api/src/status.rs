@@ -177,7 +177,7 @@ pub struct JournalStatus {
     /// Bytes of the disk that are newer in the journal.
     #[serde(default)]
     pub dirty_bytes: u64,
-    /// The bytes from the oldest record on that the disk or a follower still needs.
+    /// The bytes of the segments that the disk or a follower still needs.
     #[serde(default)]
     pub needed_bytes: u64,
     /// When it holds more than this, the oldest records are cut off, also what followers need.

@@ -264,7 +264,10 @@ impl Worker {
         if self.log.journal().status().failed {
             return Err(JournalCallError::Mode(self.mode));
         }
-        if let Err(error) = self.log.sync() {
+        let started = Instant::now();
+        let synced = self.log.sync();
+        self.figures.synced(started.elapsed());
+        if let Err(error) = synced {
             let told = io::Error::new(error.kind(), error.to_string());
             self.journal_failed("it could not be made durable", &error);
             return Err(told.into());

@@ -12,7 +12,7 @@ const LEAST_SEGMENTS: u64 = 4;
 /// What a journal has done since it was opened, and how full it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Figures {
-    /// The bytes from the oldest record that the disk or a follower still needs.
+    /// The bytes of the segments that the disk or a follower still needs.
     pub needed_bytes: u64,
     /// Over so many bytes of segments it is cut.
     pub budget_bytes: u64,
@@ -79,7 +79,7 @@ impl Worker {
     pub(super) fn figures_now(&self) -> Figures {
         let journal = self.log.journal();
         Figures {
-            needed_bytes: journal.status().head.since(journal.needed_from()),
+            needed_bytes: journal.needed_bytes(),
             budget_bytes: self.sizes.budget,
             ..self.figures
         }
