@@ -189,6 +189,10 @@ pub struct JournalStatus {
     /// How often it was cut although a follower needed what was cut off, since it was opened.
     #[serde(default)]
     pub cuts: u64,
+    /// How many large writes were answered later so that followers keep up (`journal-throttle`),
+    /// since it was opened.
+    #[serde(default)]
+    pub slowed_writes: u64,
     /// How often something in it was made durable, since it was opened.
     #[serde(default)]
     pub syncs: u64,
@@ -378,7 +382,7 @@ mod tests {
                 "journal": {"head": 0, "tail": 0, "bytes": 0, "limit_bytes": 0,
                     "emergency": false, "path": "", "durable": 0, "written_back": 0,
                     "dirty_bytes": 0, "needed_bytes": 0, "budget_bytes": 0, "warning_percent": 0,
-                    "cuts": 0, "syncs": 0, "sync_micros": 0, "longest_sync_micros": 0,
+                    "cuts": 0, "slowed_writes": 0, "syncs": 0, "sync_micros": 0, "longest_sync_micros": 0,
                     "problem": null},
                 "replay": replay,
                 "peers": peers,

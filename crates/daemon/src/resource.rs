@@ -74,6 +74,9 @@ pub(crate) struct State {
     pub(crate) growth_trouble: Option<String>,
     /// How much room the journal has.
     pub(crate) space: Space,
+    /// How far the followers had fetched when that was last looked at, while writes may be slowed
+    /// down.
+    pub(crate) fetched: Option<(Instant, BTreeMap<u8, u64>)>,
     /// How the archive stands, while this node writes to it.
     pub(crate) archive: Option<ArchiveStatus>,
 }
@@ -137,6 +140,7 @@ impl Resource {
             no_room: BTreeMap::new(),
             growth_trouble: None,
             space: Space::default(),
+            fetched: None,
             archive: None,
         };
         let id = state.local.id;

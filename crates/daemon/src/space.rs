@@ -3,12 +3,14 @@
 use crate::local::LocalJournal;
 use crate::node::Node;
 use crate::resource::Resource;
+use crate::shard::JournalHandle;
 use holdfast_api::options::Settings;
 use holdfast_units::format_size;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often it is looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -135,6 +137,7 @@ async fn look_at(
         // A closed one is looked at again when it is open.
         let _ = handle.set_limit(share).await;
     }
+    throttle(node, resource, &handle).await;
     let view = handle.view();
     let percent = view.figures.fill_percent();
     let dir = journal.dir.clone();
@@ -165,6 +168,40 @@ async fn look_at(
         node.cluster_changed();
     }
     view.figures.needed_bytes
+}
+
+/// Tells the journal from when on it slows writes down, and to what.
+async fn throttle(node: &Arc<Node>, resource: &Arc<Resource>, handle: &JournalHandle) {
+    let Some(record) = node.view().records.resource(resource.id) else { return };
+    let percent = Settings::resolve(&record.options, None).journal_throttle;
+    let before = resource.state().fetched.take();
+    if percent == 0 {
+        if before.is_some() {
+            // A closed one slows nothing down.
+            let _ = handle.set_throttle(0, 0).await;
+        }
+        return;
+    }
+    let Ok(cursors) = handle.cursors().await else { return };
+    let now = Instant::now();
+    let followers = (0_u8..).zip(&cursors.peers).filter(|(_, peer)| peer.switches.counts);
+    let fetched: BTreeMap<u8, u64> =
+        followers.map(|(number, peer)| (number, peer.fetched.0)).collect();
+    let rate = before.as_ref().map_or(0, |(at, before)| slowest(before, &fetched, now - *at));
+    // A follower that has everything is not slow.
+    let percent = if fetched.is_empty() { 0 } else { percent };
+    let _ = handle.set_throttle(percent, rate).await;
+    resource.state().fetched = Some((now, fetched));
+}
+
+/// How many bytes a second the slowest of the followers has fetched.
+fn slowest(before: &BTreeMap<u8, u64>, now: &BTreeMap<u8, u64>, took: Duration) -> u64 {
+    let millis = took.as_millis().max(1);
+    let rate = |(number, fetched): (&u8, &u64)| {
+        let came = fetched.saturating_sub(before.get(number).copied().unwrap_or(*fetched));
+        u64::try_from(u128::from(came) * 1000 / millis).unwrap_or(u64::MAX)
+    };
+    now.iter().map(rate).min().unwrap_or(0)
 }
 
 impl Space {
@@ -220,7 +257,8 @@ fn free_bytes(dir: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_short, level, shares};
+    use super::{is_short, level, shares, slowest};
+    use std::time::Duration;
 
     #[test]
     fn warnings_come_in_steps_and_go_later_than_they_came() {
@@ -233,6 +271,17 @@ mod tests {
         assert_eq!(seen, [0, 0, 80, 80, 90, 90, 90, 80, 80, 0, 80, 0]);
         assert!(!is_short(false, 100, 100) && is_short(false, 99, 100));
         assert!(is_short(true, 109, 100) && !is_short(true, 110, 100));
+    }
+
+    #[test]
+    fn the_slowest_follower_counts() {
+        let before = [(1, 1000), (2, 5000)].into();
+        let rate =
+            |now: [(u8, u64); 2], ms| slowest(&before, &now.into(), Duration::from_millis(ms));
+        assert_eq!(rate([(1, 3000), (2, 6000)], 1000), 1000);
+        assert_eq!(rate([(1, 3000), (2, 6000)], 500), 2000);
+        assert_eq!(rate([(1, 3000), (2, 5000)], 500), 0);
+        assert_eq!(slowest(&before, &[].into(), Duration::ZERO), 0);
     }
 
     #[test]

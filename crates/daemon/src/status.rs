@@ -193,6 +193,7 @@ fn journal(state: &State) -> Option<JournalStatus> {
         budget_bytes: of(|view| view.figures.budget_bytes),
         warning_percent: state.space.level(),
         cuts: of(|view| view.figures.cuts),
+        slowed_writes: of(|view| view.figures.slowed),
         syncs: of(|view| view.figures.syncs),
         sync_micros: of(|view| view.figures.sync_micros),
         longest_sync_micros: of(|view| view.figures.longest_sync_micros),

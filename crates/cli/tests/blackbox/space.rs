@@ -3,6 +3,7 @@
 use crate::{MIB, SOON, SYNC};
 use holdfast_api::status::JournalStatus;
 use holdfast_testkit::{Cluster, ClusterOptions, Node, files, wait_until};
+use std::time::Instant;
 
 const SIZE: u64 = 128 * MIB;
 /// Large pieces: then what the journal takes for them is about as much.
@@ -118,6 +119,49 @@ fn a_journal_grows_and_shrinks_while_it_is_in_use() {
     cluster[0].ok(&["secondary", "r0"]);
     cluster[1].wait_resource("r0", SYNC, "it has everything", |r| r.disk.state == "UpToDate");
     files::assert_equal(&cluster[0].disk("r0"), &cluster[1].disk("r0"), SIZE);
+}
+
+#[test]
+fn large_writes_are_slowed_down_before_the_journal_is_cut_and_small_ones_and_reads_are_not() {
+    let mut cluster = crate::cluster(2);
+    followed(&mut cluster, "64M");
+    let node = &cluster[0];
+    for bad in ["100", "abc", "-1"] {
+        node.refused(&["set", "r0", &format!("journal-throttle={bad}")], 1, "journal-throttle");
+    }
+    node.ok(&["set", "r0", "journal-throttle=30"]);
+    write(node, "r0", 1, 0..4);
+    assert_eq!(journal(node, "r0").slowed_writes, 0);
+    write(node, "r0", 1, 4..24);
+    let mut client = node.open("r0");
+    let mut time = |len: u64, count: u64| {
+        let content = vec![7; usize::try_from(len).expect("it is small")];
+        let begun = Instant::now();
+        for at in 0..count {
+            client.write_at(&content, at * len).expect("the Primary takes writes");
+            let mut found = vec![0; 4096];
+            client.read_at(&mut found, at * len).expect("the Primary can be read");
+        }
+        begun.elapsed()
+    };
+    wait_until(SOON, "they are slowed down", || {
+        time(PIECE, 1);
+        journal(node, "r0").slowed_writes > 0
+    });
+    let (large, small) = (time(PIECE, 10), time(4096, 10));
+    assert!((800..3000).contains(&large.as_millis()), "{large:?}");
+    assert!(small.as_millis() < 700, "{small:?}");
+    // With the follower back all goes at full speed.
+    drop(client);
+    cluster[1].start();
+    let node = &cluster[0];
+    node.wait_resource("r0", SYNC, "it has caught up", |r| {
+        r.peers[0].disk == "UpToDate"
+            && r.journal.as_ref().is_some_and(|j| j.needed_bytes * 100 < j.budget_bytes * 30)
+    });
+    let before = journal(node, "r0").slowed_writes;
+    write(node, "r0", 3, 0..4);
+    assert_eq!(journal(node, "r0").slowed_writes, before);
 }
 
 #[test]

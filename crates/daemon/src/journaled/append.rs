@@ -209,7 +209,7 @@ impl Worker {
             if is_durable(&waiting.request) {
                 self.syncing.push_back((Record(waiting.record.0 + 1), waiting.ticket));
             } else {
-                waiting.ticket.complete(Ok(Outcome::Done));
+                self.answer_write(&waiting.request, waiting.ticket);
             }
         }
         self.answer_durable();

@@ -18,6 +18,8 @@ pub struct Figures {
     pub budget_bytes: u64,
     /// How often it was cut although a follower needed what was given up.
     pub cuts: u64,
+    /// How many large writes were answered later, so that followers keep up.
+    pub slowed: u64,
     /// How often something was made durable.
     pub syncs: u64,
     /// The time that this took in all, in microseconds.
@@ -81,6 +83,7 @@ impl Worker {
         Figures {
             needed_bytes: journal.needed_bytes(),
             budget_bytes: self.sizes.budget,
+            slowed: self.throttle.count,
             ..self.figures
         }
     }

@@ -23,6 +23,7 @@ mod modes;
 pub(crate) mod open;
 mod reads;
 mod thread;
+mod throttle;
 mod worker;
 mod writeback;
 

@@ -6,7 +6,7 @@ use holdfast_api::status::JournalStatus;
 pub(super) type OfJournal = (&'static str, &'static str, &'static str, fn(&JournalStatus) -> u64);
 
 /// All that has one value for each journal.
-pub(super) const OF_JOURNAL: [OfJournal; 16] = [
+pub(super) const OF_JOURNAL: [OfJournal; 17] = [
     ("holdfast_journal_head", "counter", "The position after the newest record.", |j| j.head),
     ("holdfast_journal_durable", "counter", "What lies before is durable.", |j| j.durable),
     ("holdfast_journal_written_back", "counter", "What lies before is on the disk.", |j| {
@@ -32,6 +32,9 @@ pub(super) const OF_JOURNAL: [OfJournal; 16] = [
         |j| j.warning_percent,
     ),
     ("holdfast_journal_cuts_total", "counter", "Cuts of what a follower needed.", |j| j.cuts),
+    ("holdfast_journal_slowed_writes_total", "counter", "Large writes answered later.", |j| {
+        j.slowed_writes
+    }),
     ("holdfast_journal_syncs_total", "counter", "How often it was made durable.", |j| j.syncs),
     ("holdfast_journal_sync_microseconds_total", "counter", "The time that took in all.", |j| {
         j.sync_micros
