@@ -188,6 +188,18 @@ pub const OPTIONS: &[OptionSpec] = &[
         number(Unit::Seconds, 2, 1, 120),
         "the pause between two attempts to reach a peer",
     ),
+    resource(
+        "journal-size",
+        number(Unit::Bytes, 0, 0, 16 << 40),
+        "how much the journal of each member may take; at least four of its segments; 0 leaves it \
+         as it was made",
+    ),
+    resource(
+        "journal-throttle",
+        number(Unit::Count, 0, 0, 99),
+        "from how many percent of a journal that are needed on large writes are slowed down to what \
+         the slowest follower fetches, each by 100 ms at most; 0 never",
+    ),
     peer(
         "ko-count",
         number(Unit::Count, 7, 0, 200),
@@ -445,6 +457,10 @@ pub struct Settings {
     pub max_in_flight_bytes: u64,
     /// How many requests may be under way.
     pub max_in_flight_requests: u32,
+    /// How much each journal may take, in bytes; 0 leaves it as it was made.
+    pub journal_size: u64,
+    /// The percentage of a journal from which on large writes are slowed down; 0 means never.
+    pub journal_throttle: u64,
     /// How far the disk of a node that follows by the log is held behind.
     pub replay_delay: Duration,
     /// Bytes per second of resync; 0 means no limit.
@@ -487,6 +503,8 @@ impl Settings {
                 .expect("the range of the option ends below 2^16"),
             max_in_flight_bytes: number("max-in-flight-bytes"),
             max_in_flight_requests: small("max-in-flight-requests"),
+            journal_size: number("journal-size"),
+            journal_throttle: number("journal-throttle"),
             replay_delay: Duration::from_secs(number("replay-delay")),
             resync_rate: number("resync-rate"),
             resync_in_flight: number("resync-in-flight"),

@@ -177,6 +177,31 @@ pub struct JournalStatus {
     /// Bytes of the disk that are newer in the journal.
     #[serde(default)]
     pub dirty_bytes: u64,
+    /// The bytes of the segments that the disk or a follower still needs.
+    #[serde(default)]
+    pub needed_bytes: u64,
+    /// When it holds more than this, the oldest records are cut off, also what followers need.
+    #[serde(default)]
+    pub budget_bytes: u64,
+    /// The warning that `needed_bytes` of `budget_bytes` has reached: 80, 90, or 0 for none.
+    #[serde(default)]
+    pub warning_percent: u64,
+    /// How often it was cut although a follower needed what was cut off, since it was opened.
+    #[serde(default)]
+    pub cuts: u64,
+    /// How many large writes were answered later so that followers keep up (`journal-throttle`),
+    /// since it was opened.
+    #[serde(default)]
+    pub slowed_writes: u64,
+    /// How often something in it was made durable, since it was opened.
+    #[serde(default)]
+    pub syncs: u64,
+    /// The time that this took in all, in microseconds.
+    #[serde(default)]
+    pub sync_micros: u64,
+    /// The longest of these times, in microseconds.
+    #[serde(default)]
+    pub longest_sync_micros: u64,
     /// Why it is not used any more; `null` while it is.
     #[serde(default)]
     pub problem: Option<String>,
@@ -356,7 +381,9 @@ mod tests {
                 "generation": "", "promotable": false,
                 "journal": {"head": 0, "tail": 0, "bytes": 0, "limit_bytes": 0,
                     "emergency": false, "path": "", "durable": 0, "written_back": 0,
-                    "dirty_bytes": 0, "problem": null},
+                    "dirty_bytes": 0, "needed_bytes": 0, "budget_bytes": 0, "warning_percent": 0,
+                    "cuts": 0, "slowed_writes": 0, "syncs": 0, "sync_micros": 0, "longest_sync_micros": 0,
+                    "problem": null},
                 "replay": replay,
                 "peers": peers,
             }],

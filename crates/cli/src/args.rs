@@ -217,6 +217,9 @@ pub(crate) struct Daemon {
     /// Whether to keep all its memory from being swapped out or dropped [default: true]
     #[arg(long, value_name = "BOOL")]
     pub(crate) lock_memory: Option<bool>,
+    /// What all journals of this node may take together [default: what each was made with]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) journal_budget: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -38,7 +38,7 @@ impl From<NbdAccess> for holdfast_daemon::NbdAccess {
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(args: Daemon, socket: Option<PathBuf>) -> Result<(), ApiError> {
     let Daemon { config, name, state_dir, listen, advertise, .. } = args;
-    let Daemon { nbd_listen, nbd_access, http, lock_memory, .. } = args;
+    let Daemon { nbd_listen, nbd_access, http, lock_memory, journal_budget, .. } = args;
     holdfast_daemon::run(&DaemonOptions {
         config,
         name,
@@ -50,6 +50,7 @@ pub(crate) fn run(args: Daemon, socket: Option<PathBuf>) -> Result<(), ApiError>
         http,
         socket,
         lock_memory,
+        journal_budget,
         device_holder: Some(vec!["/proc/self/exe".into(), crate::args::HOLD_DEVICE.into()]),
         git: crate::version::GIT.to_owned(),
     })

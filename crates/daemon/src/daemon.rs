@@ -6,7 +6,7 @@ use crate::node::{Node, Parts};
 use crate::options::{NbdAccess, Settings};
 use crate::resource::{self, Resource};
 use crate::shard::{Shard, ShardOptions, TcpAccess, boot_id};
-use crate::{archiving, guests, http, peer_api, peers, refuse};
+use crate::{archiving, guests, http, peer_api, peers, refuse, space};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Address, ClusterState};
 use holdfast_nbd::{AllowList, ServerTls};
@@ -63,6 +63,7 @@ impl Daemon {
         commands::attach::take_up(&node).await;
         tokio::spawn(commands::attach::tell(Arc::clone(&node)));
         tokio::spawn(archiving::run(Arc::clone(&node)));
+        tokio::spawn(space::run(Arc::clone(&node)));
         tokio::spawn(http::serve(Arc::clone(&node), control));
         Ok(started)
     }

@@ -41,6 +41,7 @@ mod remote;
 mod resource;
 mod run;
 pub mod shard;
+mod space;
 mod statefile;
 mod status;
 mod task;

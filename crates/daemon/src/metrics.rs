@@ -1,9 +1,12 @@
 //! `/metrics`: the status document as Prometheus text.
 
+mod journal;
+
 use holdfast_api::attachment::{AttachmentConnection, AttachmentStatus};
 use holdfast_api::status::{
     ArchiveStatus, JournalStatus, NodeStatus, PeerStatus, ReplayStatus, ResourceStatus,
 };
+use journal::OF_JOURNAL;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -25,6 +28,14 @@ pub(crate) fn text(status: &NodeStatus) -> String {
     let nodes = status.cluster.iter().flat_map(|cluster| &cluster.nodes);
     let alive = nodes.map(|n| (labels(&[("node", &n.name)]), u64::from(n.alive))).collect();
     put("holdfast_node_alive", "gauge", "Whether a node of the cluster answers.", alive);
+    let problems = status.cluster.as_ref().map_or(0, |cluster| cluster.problems.len());
+    let problems = vec![(labels(&[("node", &status.node)]), problems as u64)];
+    put(
+        "holdfast_problems",
+        "gauge",
+        "What a person must put right, as this node sees it.",
+        problems,
+    );
     for (name, kind, help, value) in OF_RESOURCE {
         let lines = status
             .resources
@@ -133,25 +144,6 @@ const OF_RESOURCE: [OfResource; 4] = [
     }),
     ("holdfast_disk_io_errors_total", "counter", "Disk errors since the start.", |r| {
         r.disk.io_errors
-    }),
-];
-
-type OfJournal = (&'static str, &'static str, &'static str, fn(&JournalStatus) -> u64);
-
-const OF_JOURNAL: [OfJournal; 8] = [
-    ("holdfast_journal_head", "counter", "The position after the newest record.", |j| j.head),
-    ("holdfast_journal_durable", "counter", "What lies before is durable.", |j| j.durable),
-    ("holdfast_journal_written_back", "counter", "What lies before is on the disk.", |j| {
-        j.written_back
-    }),
-    ("holdfast_journal_tail", "counter", "The position of the oldest record kept.", |j| j.tail),
-    ("holdfast_journal_bytes", "gauge", "What its segments take.", |j| j.bytes),
-    ("holdfast_journal_limit_bytes", "gauge", "What its files may take.", |j| j.limit_bytes),
-    ("holdfast_journal_dirty_bytes", "gauge", "Data that are not on the disk yet.", |j| {
-        j.dirty_bytes
-    }),
-    ("holdfast_journal_emergency", "gauge", "Whether it was full and had to be cut.", |j| {
-        u64::from(j.emergency)
     }),
 ];
 

@@ -142,6 +142,8 @@ pub(crate) struct Node {
     pub(crate) attachments: Attachments,
     /// The resources that this node is no member of and shows.
     pub(crate) guests: crate::guests::Guests,
+    /// The room of all journals together.
+    pub(crate) space: crate::space::NodeSpace,
     /// State files of resources that could not be used at the start.
     damaged: Mutex<Vec<Damaged>>,
     stopping: watch::Sender<bool>,
@@ -169,6 +171,7 @@ impl Node {
             resources: Mutex::default(),
             attachments: Attachments::default(),
             guests: crate::guests::Guests::default(),
+            space: crate::space::NodeSpace::default(),
             damaged: Mutex::default(),
             stopping: watch::channel(false).0,
         };

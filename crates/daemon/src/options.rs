@@ -1,5 +1,6 @@
 //! What the daemon is started with: options of the command line, and the configuration file.
 
+use crate::journaled::MIN_SIZE;
 use crate::refuse;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::Address;
@@ -52,6 +53,8 @@ pub struct DaemonOptions {
     /// The program and its arguments that run [`hold`](holdfast_device::hold) for a device; this
     /// process when there is none.
     pub device_holder: Option<Vec<PathBuf>>,
+    /// What all journals of this node may take together, in bytes; no limit when nobody says.
+    pub journal_budget: Option<u64>,
     /// The revision that the program was built from, for `GET /v1/version`; may be empty.
     pub git: String,
 }
@@ -71,7 +74,7 @@ pub struct NbdAccess {
 }
 
 /// The keys of the configuration file.
-pub const CONFIG_KEYS: [&str; 12] = [
+pub const CONFIG_KEYS: [&str; 13] = [
     "name",
     "state-dir",
     "listen",
@@ -84,6 +87,7 @@ pub const CONFIG_KEYS: [&str; 12] = [
     "http",
     "socket",
     "lock-memory",
+    "journal-budget",
 ];
 
 /// The configuration file: the options' names as keys.
@@ -105,6 +109,7 @@ struct ConfigFile {
     http: Option<String>,
     socket: Option<PathBuf>,
     lock_memory: Option<bool>,
+    journal_budget: Option<String>,
 }
 
 /// What holds after the command line, the configuration file and the defaults were put together.
@@ -121,6 +126,7 @@ pub(crate) struct Settings {
     pub(crate) socket: PathBuf,
     pub(crate) lock_memory: bool,
     pub(crate) device_holder: Option<Vec<PathBuf>>,
+    pub(crate) journal_budget: Option<u64>,
     pub(crate) git: String,
 }
 
@@ -180,6 +186,7 @@ impl Settings {
             nbd_access,
             lock_memory: options.lock_memory.or(file.lock_memory).unwrap_or(true),
             device_holder: options.device_holder.clone(),
+            journal_budget: journal_budget(options.journal_budget, file.journal_budget.as_deref())?,
             socket: path(&options.socket, file.socket, DEFAULT_SOCKET)?,
             git,
         })
@@ -222,6 +229,25 @@ fn read_config(path: &Path, may_be_missing: bool) -> Result<ConfigFile, ApiError
         refuse(format!("line {line}, column {column}: {what}"))
             .hint(format!("the keys are {}", CONFIG_KEYS.join(", ")))
     })
+}
+
+/// What all journals may take: a size of at least one journal.
+fn journal_budget(given: Option<u64>, file: Option<&str>) -> Result<Option<u64>, ApiError> {
+    let refuse = |why: String| {
+        let message = format!("the daemon was not started: journal-budget cannot be used: {why}");
+        ApiError::new(ErrorCode::InvalidSize, message).hint("for example 64G")
+    };
+    let read = |text: &str| holdfast_units::parse_size(text).map_err(|why| refuse(why.to_string()));
+    let budget = match given {
+        Some(given) => Some(given),
+        None => file.map(read).transpose()?,
+    };
+    match budget {
+        Some(bytes) if bytes < MIN_SIZE => {
+            Err(refuse(format!("{bytes} bytes are less than a journal needs, 16 MiB")))
+        }
+        budget => Ok(budget),
+    }
 }
 
 fn tls_optional(text: &str) -> Result<bool, ApiError> {

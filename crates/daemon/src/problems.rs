@@ -5,11 +5,15 @@ use crate::events::unix_ms;
 use crate::node::Node;
 use crate::peers::REMOVED;
 use crate::resource::Problem;
+use crate::space;
 use holdfast_api::status::PeerProblem;
-use holdfast_cluster::{Records, Trouble, UnixMillis, Uuid};
+use holdfast_cluster::{Key, Records, Trouble, UnixMillis, Uuid};
 use holdfast_core::{Notice, Snapshot};
 use holdfast_units::{ConnectionState, NodeId, ResourceId};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// After so many milliseconds a split that is not decided is one.
+const SPLIT_MS: u64 = 30_000;
 
 /// A sentence for each problem of the cluster as this node sees it, with the way out; none when all
 /// is well.
@@ -40,7 +44,24 @@ pub(crate) fn of_cluster(node: &Node) -> BTreeSet<String> {
         let state = resource.state();
         state.no_room.values().chain(&state.growth_trouble).cloned().collect::<Vec<_>>()
     });
-    found.chain(refusing).chain(damaged).chain(left_out).collect()
+    let split = late_split(node);
+    let space = space::problems(node);
+    found.chain(refusing).chain(damaged).chain(left_out).chain(split).chain(space).collect()
+}
+
+/// A split that was begun a while ago and is not decided.
+fn late_split(node: &Node) -> Option<String> {
+    let view = node.view();
+    let cluster = view.membership.as_ref()?;
+    let (fate, split) = view.records.planned_split(cluster.uuid)?;
+    let begun = view.records.version(&Key::cluster(fate.uuid))?.stamp.ms;
+    (unix_ms().saturating_sub(begun) > SPLIT_MS).then(|| {
+        let names = split.names().join(" ");
+        format!(
+            "a split of the cluster was begun and is not decided: `holdfast cluster split {names}` \
+             goes on, `holdfast cluster split --cancel` takes it back"
+        )
+    })
 }
 
 /// Whether another resource has the name of this one and keeps it; the nodes that have that one.

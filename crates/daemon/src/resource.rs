@@ -11,6 +11,7 @@ use crate::logpeer::{self, Following, Serving};
 use crate::node::{Node, PeerMember};
 use crate::rate::RateMeter;
 use crate::shard::{Limits, OpenError, PastHandle, ResourceHandle, ResourceSpec, ResourceView};
+use crate::space::Space;
 use crate::task::Task;
 use crate::{refuse, remote};
 use holdfast_api::error::without_numbers;
@@ -71,6 +72,11 @@ pub(crate) struct State {
     pub(crate) no_room: BTreeMap<NodeId, String>,
     /// Why it has not the size that its members agreed on.
     pub(crate) growth_trouble: Option<String>,
+    /// How much room the journal has.
+    pub(crate) space: Space,
+    /// How far the followers had fetched when that was last looked at, while writes may be slowed
+    /// down.
+    pub(crate) fetched: Option<(Instant, BTreeMap<u8, u64>)>,
     /// How the archive stands, while this node writes to it.
     pub(crate) archive: Option<ArchiveStatus>,
 }
@@ -133,6 +139,8 @@ impl Resource {
             problems: BTreeMap::new(),
             no_room: BTreeMap::new(),
             growth_trouble: None,
+            space: Space::default(),
+            fetched: None,
             archive: None,
         };
         let id = state.local.id;

@@ -93,6 +93,15 @@ impl Journal {
         peers.fold(self.written_back_to(), LogPosition::min)
     }
 
+    /// The bytes of the files of the segments that somebody needs.
+    #[must_use]
+    pub fn needed_bytes(&self) -> u64 {
+        let from = self.needed_from();
+        let newest_first = self.segments.iter().rev();
+        let needed = newest_first.take_while(|(header, len)| header.base.after(*len) > from);
+        needed.map(|(header, _)| header.capacity).sum()
+    }
+
     /// The oldest segment, if nobody needs it and it is not kept for going back. The last one is
     /// always needed. When its file is taken away or made a spare, tell [`Self::recycled`].
     #[must_use]
@@ -113,6 +122,11 @@ impl Journal {
     /// The files of segments shall not take more bytes from now on.
     pub fn set_budget(&mut self, bytes: u64) {
         self.settings.budget_bytes = bytes;
+    }
+
+    /// Segments that are begun from now on have files of so many bytes.
+    pub fn set_segment_bytes(&mut self, bytes: u64) {
+        self.settings.segment_bytes = bytes;
     }
 
     /// The bytes that the segments are over their budget.

@@ -369,3 +369,87 @@ fn row_109_a_guest_sees_a_resource_and_has_nothing_of_it() {
     cluster.join_resource(&cluster[2], "r0", SIZE, &[]);
     assert!(guest(&cluster).is_none());
 }
+
+/// Commands of several steps say what they do; `-q` silences that, and `--json` collects it.
+#[test]
+fn commands_tell_their_phases() {
+    let cluster = crate::cluster(2);
+    let disk = |node: &Node| {
+        files::make_sparse(&node.disk("r0"), SIZE);
+        node.disk("r0").display().to_string()
+    };
+    let (first, second) = (disk(&cluster[0]), disk(&cluster[1]));
+    let created = cluster[0].cli(&["create", "r0", "--disk", &first]);
+    assert_eq!(created.status, 0, "{created}");
+    let told: Vec<&str> = created.stderr.lines().collect();
+    let due = [
+        "... checking the disk",
+        "... writing its metadata",
+        "... telling the other nodes of it",
+        "... starting it",
+    ];
+    assert_eq!(told, due, "{created}");
+    let joined = cluster[1].json(&["join", "r0", "--disk", &second]);
+    let phases = joined["phases"].as_array().expect("they are collected");
+    assert!(phases.iter().any(|phase| phase == "becoming a member"), "{joined}");
+    assert!(joined["message"].as_str().is_some_and(|text| text.contains("is a member")));
+    cluster[1].wait_synced("r0", SYNC);
+    let grown = cluster[0].json(&["resize", "r0", "--size", &SIZE.to_string()]);
+    assert_eq!(grown["phases"][0], "asking all members for their room");
+    let left = cluster[1].cli(&["leave", "r0", "-q"]);
+    assert_eq!((left.status, left.stdout.as_str(), left.stderr.as_str()), (0, "", ""));
+    cluster[0].ok(&["secondary", "r0"]);
+    let deleted = cluster[0].cli(&["delete", "r0"]);
+    assert!(deleted.stderr.starts_with("... asking all members\n"), "{deleted}");
+    // A refusal comes through as ever, and says how far it came.
+    cluster[0].refused(&["create", "r9", "--disk", "/no/such/dir/x"], 1, "... checking the disk");
+}
+
+/// The daemon dies in the middle of commands; they are repeated, and all is as it should be.
+#[test]
+fn commands_that_were_interrupted_are_repeated() {
+    let mut dice = Rng::new(seed() + 2);
+    let mut cluster = crate::cluster(2);
+    for _ in 0..rounds() + 1 {
+        for node in [0, 1] {
+            files::make_sparse(&cluster[node].disk("r0"), SIZE);
+        }
+        let disks = [0, 1].map(|node| cluster[node].disk("r0").display().to_string());
+        let create = ["create", "r0", "--disk", &disks[0]];
+        let join = ["join", "r0", "--disk", &disks[1]];
+        let is_there = |node: &Node| node.status().resources.len() == 1;
+        let after = |dice: &mut Rng| Duration::from_millis(dice.below(80));
+        kill_during(&mut cluster, 0, &create, 0, after(&mut dice));
+        wait_until(SOON, "it is created", || {
+            let output = cluster[0].cli(&create);
+            output.status == 0 || output.stderr.contains("of this name")
+        });
+        wait_until(SOON, "it is Primary", || {
+            is_there(&cluster[0]) && cluster[0].resource("r0").role == "Primary"
+        });
+        kill_during(&mut cluster, 1, &join, 1, after(&mut dice));
+        wait_until(SOON, "it is a member", || {
+            let output = cluster[1].cli(&join);
+            output.status == 0 || output.stderr.contains("it is a member already")
+        });
+        cluster[1].wait_synced("r0", SYNC);
+        kill_during(&mut cluster, 1, &["leave", "r0"], 1, after(&mut dice));
+        wait_until(SOON, "it has left", || {
+            let output = cluster[1].cli(&["leave", "r0"]);
+            output.status == 0 || !is_there(&cluster[1])
+        });
+        wait_until(SOON, "the Primary knows", || cluster[0].resource("r0").peers.is_empty());
+        cluster[0].ok(&["secondary", "r0"]);
+        kill_during(&mut cluster, 0, &["delete", "r0"], 0, after(&mut dice));
+        wait_until(SOON, "it is deleted", || {
+            let output = cluster[0].cli(&["delete", "r0"]);
+            output.status == 0 || !is_there(&cluster[0])
+        });
+        wait_until(SOON, "nothing is left", || {
+            cluster.nodes().iter().all(|node| {
+                let meta = std::fs::read_dir(node.state_dir().join("meta"));
+                !is_there(node) && meta.into_iter().flatten().count() == 0
+            })
+        });
+    }
+}

@@ -35,6 +35,7 @@ mod resize;
 mod restart;
 mod resync;
 mod serve;
+mod space;
 mod split_brain;
 
 use holdfast_testkit::{Cluster, ClusterOptions, Node, block_content};

@@ -1,5 +1,6 @@
 //! `set` and `get`.
 
+use crate::journaled::MIN_SIZE;
 use crate::node::Node;
 use crate::{commands::links::no_such_peer, peer_api};
 use holdfast_api::options::{OPTIONS, OptionMap, Scope, check_all, spec_of};
@@ -25,6 +26,11 @@ pub(crate) async fn set(
 ) -> Result<Done, ApiError> {
     let set = check_all(&request.set)?;
     let (id, peer) = find(node, name, request.peer.as_deref())?;
+    let size = set.get("journal-size").and_then(|size| size.parse().ok()).unwrap_or(0);
+    if (1..MIN_SIZE).contains(&size) {
+        let message = format!("journal-size was not set: {size} bytes are too little for one");
+        return Err(ApiError::new(ErrorCode::InvalidOption, message).hint("16M at least, or 0"));
+    }
     if let (Some(_), Some(option)) = (peer, set.keys().find(|o| !PER_PEER.contains(&o.as_str()))) {
         return Err(not_per_peer(option));
     }

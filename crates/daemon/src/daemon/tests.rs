@@ -29,6 +29,7 @@ impl TestNode {
             nbd_listen: None,
             nbd_access: NbdAccess::default(),
             lock_memory: false,
+            journal_budget: None,
             device_holder: None,
             socket: self.dir.join("run/control.sock"),
             git: "test".into(),

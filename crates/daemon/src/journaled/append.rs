@@ -7,6 +7,7 @@ use holdfast_journal::{Batch, CutPlan, Op, OpError, PushError, Ticket as Record}
 use holdfast_store::{DiskOp, Outcome, Ticket};
 use holdfast_units::LogPosition;
 use std::io;
+use std::time::Instant;
 
 /// Of a client that flushes after at most so many writes, what is written is made durable without
 /// waiting for the flush: that finds it done, or under way.
@@ -39,10 +40,16 @@ impl Worker {
                 break;
             }
             let durable = self.is_durable_wanted();
+            let started = Instant::now();
             match self.log.step(durable) {
                 Ok(Stepped::Idle) => break,
                 Ok(Stepped::Prepared) => self.prepared(),
-                Ok(Stepped::Wrote(batch)) => self.wrote(batch),
+                Ok(Stepped::Wrote(batch)) => {
+                    if durable {
+                        self.figures.synced(started.elapsed());
+                    }
+                    self.wrote(batch);
+                }
                 Ok(Stepped::NoRoom) => self.has_no_room(),
                 Err(error) => return self.journal_failed("it could not be written", &error),
             }
@@ -95,6 +102,7 @@ impl Worker {
         if !self.is_sync_wanted() {
             return None;
         }
+        self.sync_began = Instant::now();
         match self.log.begin_sync() {
             Ok(sync) => sync,
             Err(error) => {
@@ -106,6 +114,7 @@ impl Worker {
 
     pub(super) fn end_sync(&mut self, sync: &Syncing, result: io::Result<()>) {
         self.moved = true;
+        self.figures.synced(self.sync_began.elapsed());
         match self.log.end_sync(sync, result) {
             Ok(()) => self.answer_durable(),
             Err(error) => self.journal_failed("it could not be made durable", &error),
@@ -200,7 +209,7 @@ impl Worker {
             if is_durable(&waiting.request) {
                 self.syncing.push_back((Record(waiting.record.0 + 1), waiting.ticket));
             } else {
-                waiting.ticket.complete(Ok(Outcome::Done));
+                self.answer_write(&waiting.request, waiting.ticket);
             }
         }
         self.answer_durable();
@@ -255,7 +264,10 @@ impl Worker {
         if self.log.journal().status().failed {
             return Err(JournalCallError::Mode(self.mode));
         }
-        if let Err(error) = self.log.sync() {
+        let started = Instant::now();
+        let synced = self.log.sync();
+        self.figures.synced(started.elapsed());
+        if let Err(error) = synced {
             let told = io::Error::new(error.kind(), error.to_string());
             self.journal_failed("it could not be made durable", &error);
             return Err(told.into());

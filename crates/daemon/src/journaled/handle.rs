@@ -237,6 +237,7 @@ impl JournalHandle {
     pub async fn cut(&self, plan: CutPlan) -> Result<(), JournalCallError> {
         self.ask(move |worker| {
             worker.log.journal_mut().cut(&plan);
+            worker.figures.cuts += u64::from(!plan.losers.is_empty());
             worker.recycle();
             Ok(())
         })
@@ -387,7 +388,7 @@ impl JournalHandle {
         while view.changed().await.is_ok() {}
     }
 
-    async fn ask<T: Send + 'static>(
+    pub(super) async fn ask<T: Send + 'static>(
         &self,
         call: impl FnOnce(&mut Worker) -> Result<T, JournalCallError> + Send + 'static,
     ) -> Result<T, JournalCallError> {

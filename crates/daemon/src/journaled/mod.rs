@@ -15,6 +15,7 @@
 
 mod append;
 mod cache;
+mod figures;
 mod follow;
 mod handle;
 mod inbox;
@@ -22,12 +23,14 @@ mod modes;
 pub(crate) mod open;
 mod reads;
 mod thread;
+mod throttle;
 mod worker;
 mod writeback;
 
 #[cfg(test)]
 mod tests;
 
+pub(crate) use figures::Figures;
 pub use handle::{JournalCallError, JournalHandle, LostRanges};
 pub(crate) use open::MIN_SIZE;
 pub(crate) use open::open;
@@ -98,6 +101,8 @@ pub struct JournalView {
     pub cut_wanted: bool,
     /// A peer lost what it still needed.
     pub emergency: bool,
+    /// What it has done, and how full it is.
+    pub figures: Figures,
     /// Why the journal, or the disk below it, is not used any more.
     pub problem: Option<Arc<str>>,
 }

@@ -4,7 +4,7 @@ use super::handle::{CALLS, JournalHandle};
 use super::inbox::{Inbox, Order};
 use super::thread::Baton;
 use super::worker::{Worker, now};
-use super::{JournalView, JournaledDisk, Mode};
+use super::{Figures, JournalView, JournaledDisk, Mode};
 use bytes::Bytes;
 use holdfast_format::BlockError;
 use holdfast_journal::driver::{
@@ -62,6 +62,12 @@ pub(super) struct Sizes {
 impl Sizes {
     pub(super) fn of(limit: u64, disk_ops: usize) -> Self {
         let segment = (limit / 16 / (1 << 20) * (1 << 20)).clamp(MIN_SEGMENT, MAX_SEGMENT);
+        Self::of_segment(limit, segment, disk_ops)
+    }
+
+    /// The same with segments of another size; the limit is that of four of them at least.
+    pub(super) fn of_segment(limit: u64, segment: u64, disk_ops: usize) -> Self {
+        let limit = limit.max(4 * segment);
         let count = limit / segment;
         // The journal grows past its budget while what it holds cannot be given up yet.
         let (spares, extra) = (1, (count / 8).max(1));
@@ -364,7 +370,8 @@ pub(crate) fn open(
         return Err(JournalError::Missing { dir: spec.dir.clone(), why });
     }
     let sizes = Sizes::of(spec.size, max_in_flight);
-    let log = open_log(spec, files, &sizes, resource, node)?;
+    let mut log = open_log(spec, files, &sizes, resource, node)?;
+    let sizes = as_it_is(&mut log, sizes);
     start(log, disk, sizes, Some(spec.dir.clone()), max_in_flight, pool)
         .map_err(|error| JournalError::io(&spec.dir, error))
 }
@@ -429,6 +436,19 @@ impl Backing for Plain<'_> {
     }
 }
 
+/// The size of a journal's segments stays when its room is changed: their files are used again.
+fn as_it_is(log: &mut Log<Box<dyn Files + Send>>, sizes: Sizes) -> Sizes {
+    let segments = log.journal().durable_segments();
+    let Some(segment) = segments.last().map(|(header, _)| header.capacity) else { return sizes };
+    if segment == sizes.segment || !(MIN_SEGMENT..=MAX_SEGMENT).contains(&segment) {
+        return sizes;
+    }
+    let sizes = Sizes::of_segment(sizes.limit, segment, sizes.disk_ops);
+    log.journal_mut().set_segment_bytes(segment);
+    log.journal_mut().set_budget(sizes.budget);
+    sizes
+}
+
 /// Starts the thread.
 pub(super) fn start(
     log: Log<Box<dyn Files + Send>>,
@@ -452,12 +472,12 @@ pub(super) fn start(
         time: HybridTime::default(),
         cut_wanted: false,
         emergency: false,
+        figures: Figures { budget_bytes: sizes.budget, ..Figures::default() },
         problem: None,
     });
     let info = DiskInfo { block_size: 4096, ..disk.info().clone() };
     let completes = disk.event_fd().try_clone_to_owned()?;
-    let baton =
-        Baton::new(Worker::new(log, disk, Arc::clone(&inbox), view, sizes, spare_dir));
+    let baton = Baton::new(Worker::new(log, disk, Arc::clone(&inbox), view, sizes, spare_dir));
     let outer =
         JournaledDisk { inbox: Arc::clone(&inbox), baton: Arc::clone(&baton), unkicked: false };
     let told = Arc::clone(&inbox);

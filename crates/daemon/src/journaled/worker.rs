@@ -6,8 +6,9 @@ use super::inbox::{Inbox, Order};
 use super::modes::Wishes;
 use super::open::Sizes;
 use super::reads::{Gather, Reader};
+use super::throttle::Throttle;
 use super::writeback::Back;
-use super::{JournalCallError, JournalView, Mode};
+use super::{Figures, JournalCallError, JournalView, Mode};
 use holdfast_journal::Ticket as Record;
 use holdfast_journal::driver::{Files, Log};
 use holdfast_store::{
@@ -93,6 +94,10 @@ pub(super) struct Worker {
     /// Why nothing works any more: the disk failed.
     pub(super) broken: Option<i32>,
     pub(super) problem: Option<Arc<str>>,
+    pub(super) figures: Figures,
+    pub(super) throttle: Throttle,
+    /// When the sync that is under way was begun.
+    pub(super) sync_began: Instant,
     end: Option<Instant>,
     published: Instant,
     /// Something has changed since.
@@ -150,6 +155,9 @@ impl Worker {
             last_write: now,
             broken: None,
             problem: None,
+            figures: Figures::default(),
+            throttle: Throttle::default(),
+            sync_began: now,
             end: None,
             published: now,
             stale: false,
@@ -179,6 +187,7 @@ impl Worker {
             }
         }
         self.land();
+        self.moved |= self.throttle.answer(self.end.is_some());
         self.change_mode();
         self.append();
         self.write_back();
@@ -216,6 +225,7 @@ impl Worker {
         all && self.deferred.is_empty()
             && self.held.is_empty()
             && self.appending.is_empty()
+            && self.throttle.next().is_none()
             && !self.is_sync_wanted()
             && self.mode == Mode::Lead
             && self.wakes.is_some_and(|at| at <= soon)
@@ -386,6 +396,7 @@ impl Worker {
     /// The last thing: what is written is durable, the cursors are stored.
     pub(super) fn close(mut self) {
         self.inbox.close();
+        self.throttle.answer(true);
         let journal = self.log.journal().status();
         if !journal.failed {
             let stored = self.log.sync().and_then(|()| self.log.store_cursors());
@@ -408,7 +419,7 @@ impl Worker {
 
     fn next_time(&self) -> Option<Instant> {
         let view = self.stale.then(|| self.published + VIEW_AGE);
-        [self.end, self.next_write_back(), view].into_iter().flatten().min()
+        [self.end, self.next_write_back(), view, self.throttle.next()].into_iter().flatten().min()
     }
 
     pub(super) fn publish(&mut self, always: bool) {
@@ -450,6 +461,7 @@ impl Worker {
             time: status.time,
             cut_wanted: self.cut_wanted,
             emergency: cursors.peers.iter().any(lost),
+            figures: self.figures_now(),
             problem: self.problem.clone(),
         }
     }
