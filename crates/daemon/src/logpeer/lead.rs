@@ -3,6 +3,7 @@
 use super::source::{Led, NoteFiles, failed};
 use super::{notes_dir, wire};
 use crate::commands::updown::publish;
+use crate::journaled::Mode;
 use crate::node::Node;
 use crate::peer_api::read_opening;
 use crate::resource::Resource;
@@ -14,9 +15,9 @@ use holdfast_journal::ship::{
 use holdfast_units::{HybridTime, LogPosition, NodeId, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -30,6 +31,8 @@ const SHORT: Duration = Duration::from_millis(5);
 const QUEUE: usize = 16;
 /// How long the opening of a connection may take.
 const SILENCE: Duration = Duration::from_secs(10);
+/// A node that does not lead any more lets its followers fetch the rest for at most so long.
+const PARTING: Duration = Duration::from_secs(60);
 
 /// What this node does for its followers, while it is Primary.
 pub(crate) struct Serving {
@@ -40,6 +43,8 @@ pub(crate) struct Serving {
     news: watch::Sender<u64>,
     shown: watch::Sender<BTreeMap<NodeId, FollowerStatus>>,
     over: watch::Sender<bool>,
+    /// This node does not lead any more: what is there may be fetched, nobody new is judged.
+    parting: AtomicBool,
 }
 
 struct Inner {
@@ -59,6 +64,11 @@ impl Serving {
         self.over.send_replace(true);
     }
 
+    /// Whether somebody may begin to follow.
+    fn takes(&self) -> bool {
+        !self.parting.load(Ordering::Relaxed)
+    }
+
     /// How a follower stood a moment ago.
     pub(crate) fn shown(&self, node: NodeId) -> Option<FollowerStatus> {
         self.shown.borrow().get(&node).copied()
@@ -76,8 +86,9 @@ pub(crate) async fn keep(node: Arc<Node>, resource: Arc<Resource>, handle: Resou
     let mut views = handle.watch();
     loop {
         let primary = views.borrow_and_update().snapshot.role == Role::Primary;
-        if primary {
-            lead(&node, &resource, &handle, &journal).await;
+        if primary && let Some(left) = lead(&node, &resource, &handle, &journal).await {
+            part(&node, &resource, &handle, &left).await;
+            continue;
         }
         if views.changed().await.is_err() {
             return;
@@ -85,59 +96,122 @@ pub(crate) async fn keep(node: Arc<Node>, resource: Arc<Resource>, handle: Resou
     }
 }
 
-/// Leads until this node is not Primary any more.
+/// Leads until this node is not Primary any more; what its followers are connected to then.
 async fn lead(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     handle: &ResourceHandle,
     journal: &JournalHandle,
-) {
-    let size = handle.snapshot().snapshot.size;
-    let Ok(random) = getrandom::u64() else { return };
-    let inner = Inner {
-        leader: Leader::new(resource.id, size, random),
-        notes: NoteFiles::new(notes_dir(&node.settings.state_dir, resource), resource.id),
-        source: Led { journal: journal.clone(), runtime: Handle::current() },
-        followers: BTreeSet::new(),
-    };
-    let serving = Arc::new(Serving {
-        inner: Mutex::new(inner),
-        journal: journal.clone(),
-        next_conn: AtomicU64::new(0),
-        news: watch::channel(0).0,
-        shown: watch::channel(BTreeMap::new()).0,
-        over: watch::channel(false).0,
-    });
+) -> Option<Arc<Serving>> {
+    let mut led: Option<Arc<Serving>> = None;
     let mut views = handle.watch();
     let mut journal_views = journal.watch();
     loop {
-        let followers = followers_of(node, resource);
-        let (state, size) = (Arc::clone(&serving), handle.snapshot().snapshot.size);
-        let ticked = tokio::task::spawn_blocking(move || state.tick(followers, size)).await;
-        if ticked.is_err() {
-            tracing::error!(resource = resource.name(), "the followers cannot be looked after");
+        let size = handle.snapshot().snapshot.size;
+        match journal.led_segments().await {
+            Ok(segments) if !segments.is_empty() => {
+                if led.is_none() {
+                    led = Serving::begin(node, resource, journal, size).map(Arc::new);
+                }
+            }
+            // What is here is nobody's past: whoever has it must see that.
+            Ok(_) => {
+                retire(resource, led.take());
+                if begin_history(node, resource, journal).await {
+                    continue;
+                }
+            }
+            // The journal is not ready yet, or has failed: clients write past it.
+            Err(_) => retire(resource, led.take()),
         }
-        let before = resource.state().serving.replace(Arc::clone(&serving));
-        if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &serving)) {
-            before.end();
+        if let Some(serving) = &led {
+            let followers = followers_of(node, resource);
+            let state = Arc::clone(serving);
+            let ticked = tokio::task::spawn_blocking(move || state.tick(followers, size)).await;
+            if ticked.is_err() {
+                tracing::error!(resource = resource.name(), "the followers cannot be looked after");
+            }
+            let before = resource.state().serving.replace(Arc::clone(serving));
+            if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, serving)) {
+                before.end();
+            }
         }
         publish(node, resource);
         tokio::select! {
             () = tokio::time::sleep(TICK) => {}
             // At once: writers must not wait for it.
-            () = cut_wanted(&mut journal_views) => {
+            () = cut_wanted(&mut journal_views), if led.is_some() => {
                 // When the cut does not work it is tried again, not without a pause.
                 tokio::time::sleep(SHORT).await;
             }
             changed = views.changed() => {
                 let primary = views.borrow_and_update().snapshot.role == Role::Primary;
                 if changed.is_err() || !primary {
-                    break;
+                    return led;
                 }
             }
         }
     }
-    // Those who are connected may still fetch what is there; nobody new is judged.
+}
+
+/// Begins a history that nobody has anything of: what was noted of the followers is about another
+/// one, and is forgotten before. Whether that was possible.
+async fn begin_history(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    journal: &JournalHandle,
+) -> bool {
+    let dir = notes_dir(&node.settings.state_dir, resource);
+    let mut notes = NoteFiles::new(dir, resource.id);
+    let forgotten = tokio::task::spawn_blocking(move || notes.forget_all()).await;
+    let begun = match forgotten {
+        Ok(Ok(())) => journal.begin_segment().await.map(drop).map_err(failed),
+        Ok(Err(error)) => Err(error),
+        Err(_) => return false,
+    };
+    if let Err(error) = &begun {
+        tracing::warn!(resource = resource.name(), "no history was begun: {error}");
+    }
+    begun.is_ok()
+}
+
+/// Those who are connected still fetch what is there: in a planned handover one of them waits for
+/// it. It ends when all have it, after a while, or when this node leads again.
+async fn part(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    handle: &ResourceHandle,
+    serving: &Arc<Serving>,
+) {
+    serving.parting.store(true, Ordering::Relaxed);
+    let until = Instant::now() + PARTING;
+    let mut views = handle.watch();
+    while Instant::now() < until {
+        if views.borrow_and_update().snapshot.role == Role::Primary {
+            break;
+        }
+        let (state, followers) = (Arc::clone(serving), followers_of(node, resource));
+        let ended = tokio::task::spawn_blocking(move || state.have_all(&followers)).await;
+        if ended.unwrap_or(true) {
+            break;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(TICK) => {}
+            changed = views.changed() => if changed.is_err() { return },
+        }
+    }
+    retire(resource, Some(Arc::clone(serving)));
+    publish(node, resource);
+}
+
+/// Nothing can be had here any more.
+fn retire(resource: &Resource, serving: Option<Arc<Serving>>) {
+    let Some(serving) = serving else { return };
+    serving.end();
+    let mut state = resource.state();
+    if state.serving.as_ref().is_some_and(|now| Arc::ptr_eq(now, &serving)) {
+        state.serving = None;
+    }
 }
 
 /// Ends when the journal is over its budget, or closed.
@@ -154,6 +228,37 @@ fn followers_of(node: &Node, resource: &Resource) -> BTreeSet<NodeId> {
 }
 
 impl Serving {
+    fn begin(node: &Node, resource: &Resource, journal: &JournalHandle, size: u64) -> Option<Self> {
+        let random = getrandom::u64().ok()?;
+        let inner = Inner {
+            leader: Leader::new(resource.id, size, random),
+            notes: NoteFiles::new(notes_dir(&node.settings.state_dir, resource), resource.id),
+            source: Led { journal: journal.clone(), runtime: Handle::current() },
+            followers: BTreeSet::new(),
+        };
+        Some(Self {
+            inner: Mutex::new(inner),
+            journal: journal.clone(),
+            next_conn: AtomicU64::new(0),
+            news: watch::channel(0).0,
+            shown: watch::channel(BTreeMap::new()).0,
+            over: watch::channel(false).0,
+            parting: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether nothing comes any more that a connected follower has not fetched. Blocks.
+    fn have_all(&self, followers: &BTreeSet<NodeId>) -> bool {
+        let view = self.journal.view();
+        if view.mode != Mode::Direct || view.head > view.durable {
+            return view.mode == Mode::Without;
+        }
+        let inner = self.lock();
+        let statuses =
+            followers.iter().filter_map(|n| inner.leader.status(*n, now(), &inner.source));
+        statuses.filter(|status| status.connected).all(|status| status.fetched >= view.durable)
+    }
+
     /// A node follows that is perhaps new. Blocks.
     fn know(&self, node: NodeId) {
         let mut inner = self.lock();
@@ -232,8 +337,8 @@ pub(crate) async fn take(
         if !agreed {
             return Err("the two nodes do not agree on the members of the resource");
         }
-        let serving = resource.state().serving.clone();
-        let serving = serving.ok_or("this node does not lead")?;
+        let serving = resource.state().serving.clone().filter(|serving| serving.takes());
+        let serving = serving.ok_or("this node does not lead, or not by its journal")?;
         if !followers_of(node, &resource).contains(&opening.from) {
             return Err("the caller does not follow by the log");
         }
@@ -288,6 +393,9 @@ async fn serve(
     let mut next = asked.recv().await;
     while let Some(read) = next.take() {
         let Some(Message::Request(request)) = read? else { break };
+        if matches!(request, Request::Hello(_) | Request::Join(_)) && !serving.takes() {
+            break;
+        }
         *first |= matches!(request, Request::Hello(_));
         let (answer, came) = answer(serving, follower, conn, request, &mut asked).await?;
         wire::write(&mut to, &Message::Answer(answer)).await?;

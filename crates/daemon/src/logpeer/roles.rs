@@ -345,6 +345,10 @@ pub(crate) async fn hand_over(node: &Arc<Node>, call: HandOver) -> Result<Handed
     if handle.snapshot().snapshot.role != Role::Primary {
         return Err(refuse(&name, "the other node is not Primary"));
     }
+    // What nobody has yet, or what is not in the journal, cannot be handed over by it.
+    if !journal.led_segments().await.is_ok_and(|segments| !segments.is_empty()) {
+        return Err(refuse(&name, "the other node does not lead by its journal"));
+    }
     refuse_clients(&resource, what).await?;
     release(node, &resource, what, false).await?;
     core_command(node, &resource, what, Command::Demote { force: false }).await?;

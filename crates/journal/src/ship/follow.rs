@@ -120,6 +120,7 @@ where
                 wipe: end.is_none(),
                 replayed: end.unwrap_or_default(),
                 applying: end.unwrap_or_default(),
+                shortened: false,
                 fill: 0,
                 fill_to: None,
                 limit: None,
@@ -165,7 +166,10 @@ where
         if follower.state.wipe {
             follower.wipe()?;
         }
-        follower.recover_to = state.applying.min(follower.durable());
+        // Nothing was written to the disk that was not durable in the journal before.
+        let shortened = follower.state.shortened;
+        let end = if shortened { state.applying } else { follower.durable() };
+        follower.recover_to = state.applying.min(end);
         Ok(follower)
     }
 
@@ -186,6 +190,7 @@ where
         let files = (self.open)().map_err(journal)?;
         let log = match Log::open(files, &open) {
             Err(LogError::Recover(RecoverError::Damaged(damage))) if cut.is_none() => {
+                self.note_cut(damage.position)?;
                 return self.open_log(Some(damage.position));
             }
             opened => opened?.0,
@@ -195,6 +200,24 @@ where
         self.log_mut()?.journal_mut().replayed(replayed);
         self.must_greet = true;
         Ok(())
+    }
+
+    /// The journal is about to be cut: the disk may have more than it says then.
+    fn note_cut(&mut self, at: LogPosition) -> Result<(), FollowError> {
+        if self.state.applying <= at || self.state.shortened {
+            return Ok(());
+        }
+        self.log = None;
+        let mut state = Following { shortened: true, ..self.state };
+        let mut files = (self.open)().map_err(journal)?;
+        write_state(&mut files, &mut state).map_err(journal)?;
+        self.state = state;
+        Ok(())
+    }
+
+    /// From where on the disk certainly has nothing, when all that was written to it is flushed.
+    fn may_have(&self) -> LogPosition {
+        self.state.replayed.max(self.recover_to)
     }
 
     fn log(&self) -> Result<&Log<F>, FollowError> {
@@ -210,6 +233,7 @@ where
     }
 
     fn store(&mut self) -> Result<(), FollowError> {
+        self.state.shortened &= self.applied < self.recover_to;
         let mut state = self.state;
         let log = self.log_mut()?;
         write_state(log.files_mut(), &mut state).map_err(journal)?;
@@ -224,7 +248,7 @@ where
     pub fn close(mut self) -> Result<D, FollowError> {
         self.flush_log()?;
         self.flush_disk(0)?;
-        self.state.applying = self.state.replayed;
+        self.state.applying = self.may_have();
         self.store()?;
         self.log_mut()?.store_cursors().map_err(journal)?;
         Ok(self.disk)
@@ -237,7 +261,7 @@ where
     pub fn set_switches(&mut self, fetch: bool, replay: bool) -> Result<(), FollowError> {
         (self.state.fetch_paused, self.state.replay_paused) = (fetch, replay);
         self.flush_disk(self.flushed_at)?;
-        self.state.applying = self.state.replayed;
+        self.state.applying = self.may_have();
         self.store()
     }
 

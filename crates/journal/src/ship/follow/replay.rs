@@ -45,6 +45,7 @@ where
         }
         let found = match self.log()?.records_from(self.applied, REPLAY_BYTES / 2) {
             Err(LogError::Records(RecordsError::Damaged { position, .. })) => {
+                self.note_cut(position)?;
                 self.open_log(Some(position))?;
                 return Ok(true);
             }
@@ -130,10 +131,11 @@ where
             self.state.replayed = self.state.replayed.max(self.applied);
             let tight = self.delay_ms > 0 || self.state.replay_paused;
             self.state.applying =
-                if tight { self.applied } else { self.state.applying.max(self.applied) };
+                if tight { self.may_have() } else { self.state.applying.max(self.applied) };
             if ends {
                 self.state.state = FollowState::Consistent;
-                self.recover_to = self.applied;
+                // A crash may have been behind it.
+                self.recover_to = self.recover_to.max(self.applied);
             }
             self.store()?;
         }

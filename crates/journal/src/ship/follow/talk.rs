@@ -1,6 +1,6 @@
 //! What comes from the leader: connections, verdicts, pieces, parts of a filling.
 
-use super::super::codec::MAX_PAYLOAD;
+use super::super::codec::{MAX_PAYLOAD, MAX_SEGMENTS};
 use super::super::message::{
     Answer, Block, Fetch, Head, Join, Piece, RefuseCode, Request, Verdict, Welcome,
 };
@@ -9,7 +9,7 @@ use super::types::{ConnId, FollowError, Send, Trouble};
 use super::{Asked, Conn, Follower};
 use crate::compress::decompress;
 use crate::driver::{Backing, Files};
-use holdfast_format::journal::{FollowState, Following};
+use holdfast_format::journal::{FollowState, Following, SegmentHeader};
 use holdfast_units::{LogPosition, NodeId};
 use std::collections::VecDeque;
 use std::io;
@@ -164,6 +164,7 @@ where
         let at = self.log()?.journal().head();
         self.fetcher.restart(at.max(self.start()));
         self.learn(now_ms, welcome.head)?;
+        self.drop_empty_segment()?;
         if let Some(first) = self.conns.get_mut(&conn) {
             first.ready = true;
         }
@@ -202,6 +203,7 @@ where
             wipe: true,
             replayed: from,
             applying: from,
+            shortened: false,
             fill,
             fill_from: from,
             fill_segment: segment,
@@ -241,8 +243,49 @@ where
         } else if of_this && head.fill_left > 0 && self.settled() {
             self.copies_given_out = false;
         }
+        self.end_recovery(&segments)?;
         self.must_greet |= head.again;
         self.head = Some(head);
+        Ok(())
+    }
+
+    /// The journal here was cut for damage: up to where the disk has something is not known any
+    /// more. It cannot be more than the leader has, when the node that wrote the last segment here
+    /// wrote all the rest, too.
+    fn end_recovery(&mut self, theirs: &[(SegmentHeader, u64)]) -> Result<(), FollowError> {
+        let whole = self.state.state == FollowState::Consistent;
+        if !self.state.shortened || !whole || !self.follows() {
+            return Ok(());
+        }
+        let ours = self.log()?.journal().durable_segments().last().map(|(header, _)| *header);
+        let Some(ours) = ours else { return Ok(()) };
+        let Some((last, len)) = theirs.last() else { return Ok(()) };
+        if !theirs.iter().any(|(header, _)| header.number == ours.number) {
+            return Ok(());
+        }
+        if theirs.iter().any(|(header, _)| header.origin != ours.origin) {
+            // What was lost here may be of a history that nobody has any more.
+            return self.discard();
+        }
+        let end = last.base.after(*len);
+        if end < self.recover_to && theirs.len() < MAX_SEGMENTS {
+            self.recover_to = end.max(self.applied);
+            self.state.applying = self.recover_to;
+            self.store()?;
+        }
+        Ok(())
+    }
+
+    /// A segment that is empty here is of no history: the leader's is taken instead.
+    fn drop_empty_segment(&mut self) -> Result<(), FollowError> {
+        let last = self.log()?.journal().durable_segments().last().copied();
+        let Some((ours, 0)) = last.filter(|_| self.follows()) else { return Ok(()) };
+        let Some((theirs, _)) = self.fetcher.segment(ours.number) else { return Ok(()) };
+        if (theirs.origin, theirs.epoch) != (ours.origin, ours.epoch)
+            && self.log_mut()?.drop_empty().map_err(journal)?
+        {
+            self.begin_segment(Some(ours.number - 1))?;
+        }
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use super::super::message::{
 };
 use super::types::{LeadError, Notes, Refusal, Source};
 use super::{Leader, failed, gone, refuse, tail};
-use crate::chain::{Relation, compare};
+use crate::chain::{Relation, begins_history, compare};
 use crate::ranges::RangeSet;
 use holdfast_format::journal::{FollowState, SegmentLink};
 use holdfast_units::{ByteRange, HybridTime, LogPosition, NodeId};
@@ -68,18 +68,24 @@ impl Leader {
     ) -> Result<Verdict, LeadError> {
         let Some(served) = self.served.get(&node) else { return Ok(Verdict::Drain) };
         let ours = served.history(source);
+        let known_here = served.all_links(source);
         let relation = compare(&ours, &report.links);
         let ours_or_less = matches!(relation, Relation::Ahead | Relation::Equal);
-        let kept = ours_or_less && report.fetched >= tail(source);
+        let tail = tail(source).max(ours.first().map_or(LogPosition::START, |link| link.base));
+        let kept = ours_or_less && report.fetched >= tail;
         // The note has all that was cut since: what is missing is known.
         let noted = served.noted && !served.links.is_empty();
         let known = noted && ours_or_less && report.fetched >= served.needs;
         match report.state {
             FollowState::Nothing | FollowState::Led => self.begin_fill(node, None, source, notes),
             FollowState::Filling if served.noted && served.fill == report.fill => {
-                let fresh = report.links.is_empty();
+                // What lies before the beginning of another history is of no use, nor is what
+                // is noted of it.
                 let from = served.from;
-                if kept && !fresh || fresh && from >= tail(source) {
+                let anew = |first: &SegmentLink| from <= first.base && begins_history(first);
+                let empty = report.links.is_empty();
+                let fresh = empty && !ours.first().is_some_and(anew);
+                if kept && !empty || fresh && from >= tail {
                     let at = if fresh { from } else { report.fetched };
                     self.resumes(node, at, report, source, notes)?;
                     Ok(Verdict::FillOn)
@@ -117,7 +123,7 @@ impl Leader {
                 Relation::Ahead | Relation::Equal if known => {
                     self.fill_what_is_missing(node, report, source, notes)
                 }
-                Relation::Unknown if wrote_alone(node, &report.links, &ours) => {
+                Relation::Unknown if wrote_alone(node, &report.links, &known_here) => {
                     Ok(Verdict::Apart {
                         common: None,
                         follower: report.links.iter().map(|link| link.len).sum(),
@@ -216,10 +222,11 @@ impl Leader {
     }
 }
 
-/// Whether a node wrote segments of its own that the other one does not know.
+/// Whether a node wrote segments of its own that the other one never had.
 fn wrote_alone(node: NodeId, theirs: &[SegmentLink], ours: &[SegmentLink]) -> bool {
     let known = |link: &SegmentLink| {
-        ours.iter().any(|our| our.number == link.number && our.epoch == link.epoch)
+        ours.iter()
+            .any(|our| our.number == link.number && our.epoch == link.epoch && our.len >= link.len)
     };
     theirs.iter().any(|link| link.origin == node && link.len > 0 && !known(link))
 }
