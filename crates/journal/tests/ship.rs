@@ -410,8 +410,10 @@ fn a_follower_that_is_stopped_or_switched_while_it_recovers_goes_on_recovering()
 #[test]
 fn an_empty_segment_of_a_history_that_ended_is_no_obstacle() {
     let mut world = World::new(9, 2, 60 * 16 * 4096);
-    (0..40).for_each(|_| world.client());
-    world.heal();
+    for _ in 0..2 {
+        (0..40).for_each(|_| world.client());
+        world.heal();
+    }
     // One of two followers hears of a segment of which nobody gets a record.
     world.may_connect = false;
     let first = world.wires_of(0)[0];
