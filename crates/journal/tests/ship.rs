@@ -5,7 +5,7 @@
 mod support;
 
 use holdfast_journal::ship::{FollowStatus, Holding, Verdict};
-use support::ship::{Secondary, World};
+use support::ship::{SIZE, Secondary, World};
 
 fn seeds() -> u64 {
     std::env::var("HOLDFAST_SHIP_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(30)
@@ -391,4 +391,32 @@ fn a_disk_on_its_way_is_no_state_whatever_happens_before_it_is_there() {
         world.heal();
     }
     assert!(interrupted > 10, "{interrupted}");
+}
+
+#[test]
+fn a_disk_that_is_equal_is_compared_and_not_sent() {
+    for seed in 0..4 {
+        let mut world = World::new(500 + seed, 1, 60 * 16 * 4096);
+        (0..SIZE / 4096).for_each(|block| world.write(5, block, 1));
+        world.heal();
+        let (sent, fills) = (world.sent, world.fills);
+        let node = world.secondaries[0].follower.as_mut().unwrap();
+        node.discard().unwrap();
+        assert_eq!(node.holding(), Holding::Nothing);
+        run_on(&mut world, 60);
+        world.heal();
+        assert_eq!(world.fills, fills + 1);
+        let sent = world.sent - sent;
+        assert!(sent < SIZE / 20, "seed {seed}: {sent} bytes for a disk of {SIZE} that is equal");
+
+        // What is different is sent, and little else.
+        let (sent, received) = (world.sent, status(&world.secondaries[0]).received);
+        let node = world.secondaries[0].follower.as_mut().unwrap();
+        node.discard().unwrap();
+        (0..3).for_each(|n| world.write(5, 40 * n, 2));
+        world.heal();
+        let sent = world.sent - sent;
+        assert!(sent < SIZE / 20 + 6 * 4096 * 3, "seed {seed}: {sent}");
+        assert!(status(&world.secondaries[0]).received - received >= SIZE, "it is all looked at");
+    }
 }

@@ -91,6 +91,8 @@ pub struct Follower<O, F, D> {
     copied_bytes: u64,
     copied: Vec<ByteRange>,
     copies_given_out: bool,
+    /// What was offered and is different here, to be asked for on the same connection.
+    takes: VecDeque<(ConnId, ByteRange)>,
     trouble: Option<Trouble>,
     received: u64,
     transferred: u64,
@@ -159,6 +161,7 @@ where
             copied_bytes: 0,
             copied: Vec::new(),
             copies_given_out: false,
+            takes: VecDeque::new(),
             trouble: None,
             received: 0,
             transferred: 0,

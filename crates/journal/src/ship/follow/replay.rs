@@ -99,7 +99,8 @@ where
 
     pub(super) fn flush_when_due(&mut self, now_ms: u64, more: bool) -> Result<(), FollowError> {
         let flies = |conn: &Conn| conn.asked.iter().any(|asked| matches!(asked, Asked::Copy(_)));
-        let all_came = self.copies_given_out && !self.conns.values().any(flies);
+        let all_came =
+            self.copies_given_out && self.takes.is_empty() && !self.conns.values().any(flies);
         let copied = !self.copied_unflushed.is_empty()
             && (self.copied_bytes >= self.options.copy_flush
                 || all_came

@@ -1,8 +1,9 @@
 //! What comes from the leader: connections, verdicts, pieces, parts of a filling.
 
 use super::super::codec::MAX_PAYLOAD;
+use super::super::lead::digest;
 use super::super::message::{
-    Answer, Block, Fetch, Head, Join, Piece, RefuseCode, Request, Verdict, Welcome,
+    Answer, Block, Fetch, Head, Join, Offer, Piece, RefuseCode, Request, Verdict, Welcome,
 };
 use super::state::journal;
 use super::types::{ConnId, FollowError, Send, Trouble};
@@ -10,7 +11,7 @@ use super::{Asked, Conn, Follower};
 use crate::compress::decompress;
 use crate::driver::{Backing, Files};
 use holdfast_format::journal::{FollowState, Following};
-use holdfast_units::{LogPosition, NodeId};
+use holdfast_units::{ByteRange, LogPosition, NodeId};
 use std::collections::VecDeque;
 use std::io;
 
@@ -43,6 +44,7 @@ where
         self.copied_unflushed.clear();
         self.copied.clear();
         self.copies_given_out = false;
+        self.takes.clear();
     }
 
     /// A connection to the leader stands. The first one carries the reports; when it is gone, call
@@ -66,6 +68,10 @@ where
     /// A connection is gone that is not the first one.
     pub fn closed(&mut self, conn: ConnId) {
         let Some(gone) = self.conns.remove(&conn) else { return };
+        if self.takes.iter().any(|(of, _)| *of == conn) {
+            self.takes.retain(|(of, _)| *of != conn);
+            self.copies_given_out = false;
+        }
         for asked in gone.asked {
             match asked {
                 Asked::Fetch(fetch, round) if round == self.round => self.fetcher.lost(fetch),
@@ -120,6 +126,9 @@ where
                 return Ok(self.piece(fetch, round, &piece));
             }
             (Asked::Copy(fill), Answer::Block(block)) => return self.block(fill, &block),
+            (Asked::Copy(fill), Answer::Offer(offer)) => {
+                return self.offered(conn, fill, &offer);
+            }
             (asked, Answer::Refuse { code, text }) => {
                 match asked {
                     Asked::Fetch(fetch, round) if round == self.round => self.fetcher.lost(fetch),
@@ -143,6 +152,7 @@ where
         self.round += 1;
         self.fetcher.forget();
         self.copies_given_out = false;
+        self.takes.clear();
         self.reported = None;
         self.verdict = Some(welcome.verdict);
         match welcome.verdict {
@@ -256,6 +266,7 @@ where
         let told = |asked: &Asked| matches!(asked, Asked::Copy(_) | Asked::Await(true));
         let flies = |conn: &Conn| conn.asked.iter().any(told);
         self.copied.is_empty()
+            && self.takes.is_empty()
             && self.copied_unflushed.is_empty()
             && !self.conns.values().any(flies)
     }
@@ -310,5 +321,41 @@ where
         self.transferred += block.bytes.len() as u64;
         self.copied_unflushed.push(block.range);
         Ok(true)
+    }
+
+    /// Compares a part of a filling with what is on the disk: what is equal is there already, the
+    /// rest is asked for.
+    fn offered(&mut self, conn: ConnId, fill: u64, offer: &Offer) -> Result<bool, FollowError> {
+        if !self.copies() || fill != self.state.fill || offer.fill != fill {
+            return Ok(true);
+        }
+        if offer.range.end() > self.options.size {
+            return Ok(false);
+        }
+        let here = self.disk.read(offer.range).map_err(FollowError::Disk)?;
+        let part = usize::try_from(offer.part).unwrap_or(usize::MAX).max(1);
+        let mut at = offer.range.offset;
+        let (mut equal, mut different) = (Vec::new(), Vec::new());
+        for (bytes, theirs) in here.chunks(part).zip(&offer.digests) {
+            let to = if digest(bytes) == *theirs { &mut equal } else { &mut different };
+            push_behind(to, ByteRange::new(at, bytes.len() as u64));
+            at += bytes.len() as u64;
+        }
+        self.transferred += 16 * offer.digests.len() as u64;
+        for range in equal {
+            self.copied_bytes += range.len;
+            self.received += range.len;
+            self.copied_unflushed.push(range);
+        }
+        self.takes.extend(different.into_iter().map(|range| (conn, range)));
+        Ok(true)
+    }
+}
+
+/// Adds a range, as a part of the last one when it goes on there.
+fn push_behind(ranges: &mut Vec<ByteRange>, range: ByteRange) {
+    match ranges.last_mut() {
+        Some(last) if last.end() == range.offset => last.len += range.len,
+        _ => ranges.push(range),
     }
 }
