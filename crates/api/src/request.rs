@@ -347,14 +347,46 @@ pub struct Device {
     /// How: `auto` (also when left out), `ublk`, `nbd` or `fuse`.
     #[serde(default)]
     pub via: Option<String>,
+    /// On a log peer whose replay is paused: the past state that it holds, read-only. Writable when
+    /// left out, and on the Primary only.
+    #[serde(default)]
+    pub read_only: bool,
+    /// With `read_only`: only the NBD export, no block device.
+    #[serde(default)]
+    pub export_only: bool,
+}
+
+/// `rewind` of a log peer in place: to a position, to a time, or, with neither, to everything that it
+/// has fetched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rewind {
+    /// With all records before this position of the journal.
+    #[serde(default)]
+    pub position: Option<u64>,
+    /// With everything that was written until then: milliseconds since 1970.
+    #[serde(default)]
+    pub time_unix_ms: Option<u64>,
+}
+
+/// The answer to `rewind`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Rewound {
+    /// The position whose state the disk is; left out while it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<u64>,
+    /// It was restored from the archive.
+    pub from_archive: bool,
+    /// What happened, for people.
+    pub message: String,
 }
 
 /// The answer to `device`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceMade {
-    /// The block device.
+    /// The block device; with `export_only` the URI of the export.
     pub path: String,
-    /// How it is made: `ublk`, `nbd` or `fuse`.
+    /// How it is made: `ublk`, `nbd` or `fuse`; with `export_only` `export`.
     pub kind: String,
     /// Why in this way, as a phrase.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -74,6 +74,10 @@ pub struct ResourceStatus {
     pub device: Option<String>,
     /// How the local device is made: `ublk`, `nbd` or `fuse`; `null` when there is none.
     pub device_kind: Option<String>,
+    /// This node follows the journal, and shows the past state that it holds: device and export are
+    /// read-only.
+    #[serde(default)]
+    pub read_only: bool,
     /// The device that an earlier run of the daemon left waits, with its I/O, until this node is
     /// Primary again: after so many more seconds its I/O fails. `null` when there is none.
     pub device_waits_seconds: Option<u64>,

@@ -570,8 +570,14 @@ pub(crate) struct Device {
     /// By which way of the kernel [default: auto]
     #[arg(long, value_name = "WAY", value_parser = ["auto", "ublk", "nbd", "fuse"])]
     pub(crate) via: Option<String>,
+    /// On a log peer whose replay is paused: the past state that it holds; fetching goes on
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Only the NBD export of that state, no block device
+    #[arg(long, requires = "read_only", conflicts_with = "via")]
+    pub(crate) export_only: bool,
     /// Take it away; refused while it is open
-    #[arg(long, conflicts_with = "via")]
+    #[arg(long, conflicts_with_all = ["via", "read_only"])]
     pub(crate) remove: bool,
 }
 

@@ -160,7 +160,9 @@ async fn device(session: &Session, args: Device) -> Result<(), ApiError> {
         return session.act(&path, &Empty {}).await;
     }
     let path = routes::of(routes::RESOURCE_DEVICE, &args.name);
-    let made: DeviceMade = session.post(&path, &request::Device { via: args.via }).await?;
+    let Device { via, read_only, export_only, .. } = args;
+    let body = request::Device { via, read_only, export_only };
+    let made: DeviceMade = session.post(&path, &body).await?;
     session.device(&made, &made.path, made.reason.as_deref());
     Ok(())
 }

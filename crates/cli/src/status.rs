@@ -122,6 +122,12 @@ fn render_resource(
     if let Some(device) = &resource.device {
         head.push_str(&format!("  {device}"));
     }
+    if resource.read_only {
+        head.push_str(match resource.device {
+            Some(_) => " (read-only: a past state)",
+            None => "  exported read-only: a past state",
+        });
+    }
     lines.push(head);
     for trouble in troubles(resource) {
         lines.push(format!("  {}", Style::Bad.paint(&trouble, color)));

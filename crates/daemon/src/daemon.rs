@@ -157,10 +157,11 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
 }
 
 /// The devices that may have been left by an earlier run and that this one wants to go on with:
-/// those of resources that are to be Primary here, and of attachments.
+/// those of resources that are to be Primary or shown read-only here, and of attachments.
 fn wanted_devices(settings: &Settings, store: &LocalStore) -> BTreeSet<String> {
     let (locals, _) = store.load().unwrap_or_default();
-    let primaries = locals.into_iter().filter(|local| local.up && local.primary);
+    let primaries =
+        locals.into_iter().filter(|local| local.up && (local.primary || local.shows_past));
     let attached = commands::attach::known(settings);
     primaries.map(|local| local.name).chain(attached).collect()
 }

@@ -183,6 +183,7 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::RESOURCE_LOG, get(log))
         .route(routes::RESOURCE_LOG_ROTATE, post(log_rotate))
         .route(routes::RESOURCE_LOG_TRIM, post(log_trim))
+        .route(routes::RESOURCE_REWIND, post(rewind))
         .route(routes::RESOURCE_DEVICE, post(device))
         .route(routes::RESOURCE_DEVICE_REMOVE, post(device_remove))
         .route(routes::RESOURCE_ATTACH_DISK, post(attach_disk))
@@ -402,6 +403,7 @@ on_resource! {
     disconnect, request::Done, commands::links::disconnect;
     invalidate, request::Done, commands::links::invalidate;
     resize, request::Done, commands::resize::resize;
+    rewind, request::Rewound, crate::logpeer::rewind::rewind;
     device, request::DeviceMade, commands::device::make;
     attach_disk, request::Done, commands::disk::attach;
     detach_disk, request::Done, commands::disk::detach;

@@ -5,7 +5,7 @@ use crate::{
 };
 use holdfast_testkit::{Cluster, Cut, Ledger, Node, Rng, Writer, WriterOptions, files, wait_until};
 
-const SIZE: u64 = 32 * MIB;
+pub(crate) const SIZE: u64 = 32 * MIB;
 const BLOCKS: usize = 4096;
 
 fn journal_of(node: &Node, size: &str) -> [String; 4] {
@@ -302,4 +302,56 @@ fn what_a_log_member_needs_is_said_before_anything_changes() {
     let join = [&["join", "r0", "--disk", &disk, "--protocol", "log"], &journal[..]].concat();
     cluster[1].refused(&join, 1, "has no journal here");
     assert!(cluster[0].resource("r0").peers.is_empty());
+}
+
+#[test]
+fn a_log_peer_of_a_pair_goes_on_when_the_pair_fails_over_without_being_sent_everything() {
+    let mut cluster = cluster(3);
+    let journal = |node: &Node| node.dir().join("r0.journal").display().to_string();
+    let dirs: Vec<String> = cluster.nodes().iter().map(journal).collect();
+    cluster.create("r0", SIZE, &["--journal", &dirs[0], "--journal-size", "64M"]);
+    let size = ["--journal-size", "64M"];
+    cluster.join_resource(
+        &cluster[1],
+        "r0",
+        SIZE,
+        &[&["--protocol", "C", "--journal", &dirs[1]], &size[..]].concat(),
+    );
+    join(&cluster, &cluster[2], "64M");
+    cluster[1].wait_resource("r0", SYNC, "the pair is in step", |r| r.disk.state == "UpToDate");
+    write_blocks(&cluster[0], "r0", 1, 0..6000);
+    cluster[2].ok(&["wait", "r0", "--for", "replayed", "--timeout", "60"]);
+    let old = files::fingerprint(&cluster[2].disk("r0"), SIZE);
+    cluster[0].kill9();
+    assert_eq!(disk_state(&cluster[2]), "UpToDate", "it is an old state meanwhile");
+    assert_eq!(files::fingerprint(&cluster[2].disk("r0"), SIZE), old);
+    cluster[1].ok(&["primary", "r0", "--force"]);
+    write_blocks(&cluster[1], "r0", 2, 100..200);
+    cluster[1].wait_peer("r0", "gamma", SYNC, "it follows the other one", |peer| {
+        peer.disk == "UpToDate" && peer.replay.as_ref().is_some_and(|r| r.lag_bytes == 0)
+    });
+    wait_replayed(&cluster[2]);
+    assert_same(&cluster, 1, 2);
+    let received = cluster[2].peer("r0", "beta").received_bytes;
+    assert!(received < SIZE / 20, "{received} bytes came although nearly all is equal");
+
+    // The one that died comes back into the pair, and may lead again.
+    cluster[0].start();
+    cluster[0].wait_peer("r0", "beta", SYNC, "the pair is whole again", |peer| {
+        peer.replication == "Established"
+    });
+    cluster[0].wait_resource("r0", SYNC, "it has everything", |r| r.disk.state == "UpToDate");
+    write_blocks(&cluster[1], "r0", 3, 300..400);
+    cluster[1].ok(&["secondary", "r0"]);
+    cluster[0].ok(&["primary", "r0"]);
+    write_blocks(&cluster[0], "r0", 4, 350..450);
+    cluster[0].wait_peer("r0", "gamma", SYNC, "it follows the first one again", |peer| {
+        peer.disk == "UpToDate" && peer.replay.as_ref().is_some_and(|r| r.lag_bytes == 0)
+    });
+    wait_replayed(&cluster[2]);
+    assert_same(&cluster, 0, 2);
+    assert_same(&cluster, 0, 1);
+    check_blocks(&cluster[0], "r0", 3, (300..350).step_by(7));
+    let received = cluster[2].peer("r0", "alpha").received_bytes;
+    assert!(received < SIZE / 20, "{received} bytes came although nearly all is equal");
 }

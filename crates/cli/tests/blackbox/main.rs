@@ -26,6 +26,7 @@ mod nbd_clients;
 mod nbd_contexts;
 mod nbd_tls;
 mod outage;
+mod past;
 mod refusals;
 mod remote_disk;
 mod resize;

@@ -157,6 +157,7 @@ async fn establish(
         // Only when it is: until then nobody but this command promotes it.
         primary: false,
         follows: false,
+        shows_past: false,
         disconnected: BTreeSet::new(),
     };
     // Should the daemon die before that, its next start does.

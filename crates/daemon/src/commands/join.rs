@@ -236,6 +236,7 @@ async fn establish(
         up: true,
         primary: false,
         follows: false,
+        shows_past: false,
         disconnected: BTreeSet::new(),
     };
     let (store, saved) = (node.store.clone(), local.clone());

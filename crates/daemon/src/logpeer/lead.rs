@@ -10,7 +10,8 @@ use crate::resource::Resource;
 use crate::shard::{JournalHandle, JournalView, LinkSocket, ResourceHandle};
 use holdfast_cluster::PinnedNode;
 use holdfast_journal::ship::{
-    Answer, FollowerStatus, Leader, Message, RefuseCode, Reply, Request, copy_block, fetch_piece,
+    Answer, FollowerStatus, Handed, Leader, Message, RefuseCode, Reply, Request, copy_block,
+    fetch_piece, make_offer,
 };
 use holdfast_units::{HybridTime, LogPosition, NodeId, Role};
 use std::collections::{BTreeMap, BTreeSet};
@@ -440,19 +441,19 @@ async fn answer(
         }
         Request::Copy { fill } => {
             let out = serving.lock().leader.hand_out(follower, conn, fill);
-            let answer = match out {
-                Ok((range, _)) if range.is_empty() => {
-                    Answer::Block(copy_block(fill, range, 0, bytes::Bytes::new()))
-                }
-                Ok((range, features)) => match serving.journal.read(range).await {
-                    Ok(bytes) => Answer::Block(copy_block(fill, range, features, bytes)),
-                    Err(error) => {
-                        Answer::Refuse { code: RefuseCode::Failed, text: error.to_string() }
-                    }
-                },
+            Reply::Now(match out {
+                Ok(handed) => part(serving, fill, handed).await?,
                 Err(refusal) => refusal.into(),
-            };
-            Reply::Now(answer)
+            })
+        }
+        Request::Take { fill, range } => {
+            let may = serving.lock().leader.may_take(follower, fill, range);
+            Reply::Now(match may {
+                Ok(features) => {
+                    part(serving, fill, Handed { range, features, offer: None }).await?
+                }
+                Err(refusal) => refusal.into(),
+            })
         }
         request => {
             let state = Arc::clone(serving);
@@ -475,6 +476,25 @@ async fn answer(
         inner.leader.head(now(), follower, &inner.source)
     });
     Ok((Answer::Head(head.await.map_err(io::Error::other)?), came))
+}
+
+/// A part of a filling, or an offer of it.
+async fn part(serving: &Serving, fill: u64, handed: Handed) -> io::Result<Answer> {
+    let Handed { range, features, offer } = handed;
+    if range.is_empty() {
+        return Ok(Answer::Block(copy_block(fill, range, features, bytes::Bytes::new())));
+    }
+    let bytes = match serving.journal.read(range).await {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            return Ok(Answer::Refuse { code: RefuseCode::Failed, text: error.to_string() });
+        }
+    };
+    let Some(part) = offer else {
+        return Ok(Answer::Block(copy_block(fill, range, features, bytes)));
+    };
+    let made = tokio::task::spawn_blocking(move || make_offer(fill, range, part, &bytes));
+    made.await.map(Answer::Offer).map_err(io::Error::other)
 }
 
 /// Waits for something durable behind `known`, other news, the next request, or the time.

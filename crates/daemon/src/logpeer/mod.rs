@@ -11,6 +11,8 @@
 mod disk;
 mod follow;
 mod lead;
+pub(crate) mod past;
+pub(crate) mod rewind;
 mod roles;
 mod session;
 mod show;
@@ -19,6 +21,7 @@ mod wire;
 
 pub(crate) use follow::{FollowView, Following, start};
 pub(crate) use lead::{Serving, keep, take};
+pub(crate) use past::show_again;
 pub(crate) use roles::{
     HandOver, HandedOver, Leads, follow_now, follows, hand_over, pause, promote, role_at_start,
     tell,

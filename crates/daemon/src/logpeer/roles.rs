@@ -134,7 +134,7 @@ pub(crate) fn tell(node: &Arc<Node>, resource: &Arc<Resource>, following: &Arc<F
 }
 
 /// Waits until following has come to something; the status then.
-async fn until(
+pub(super) async fn until(
     following: &Following,
     limit: Duration,
     mut is_so: impl FnMut(&FollowStatus) -> bool,
@@ -178,6 +178,7 @@ pub(crate) async fn promote(
     }
     let leader = if force { None } else { Some(take_over(node, resource, &following).await?) };
     if force {
+        super::past::end(node, resource, "primary was refused").await?;
         // All that is here counts.
         following.set_switches(true, false).await.map_err(|why| refuse(&name, &why))?;
         let all = |status: &FollowStatus| {
@@ -424,6 +425,9 @@ pub(crate) async fn pause(
     match request.what {
         PauseWhat::Fetch => fetch = on,
         _ => replay = on,
+    }
+    if !replay {
+        super::past::end(node, &resource, "resume was refused").await?;
     }
     following.set_switches(fetch, replay).await.map_err(|why| {
         let message = format!("{what} was refused for {name}: {why}");

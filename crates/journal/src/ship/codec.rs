@@ -2,8 +2,8 @@
 //! has the layout. The checksum covers header and body; payloads have checksums of their own.
 
 use super::message::{
-    Answer, Await, Block, Fetch, Head, Hello, Join, Piece, RefuseCode, Report, Request, Verdict,
-    Welcome,
+    Answer, Await, Block, Fetch, Head, Hello, Join, Offer, Piece, RefuseCode, Report, Request,
+    Verdict, Welcome,
 };
 use bytes::Bytes;
 use holdfast_format::MAX_DEVICE_SIZE;
@@ -11,7 +11,7 @@ use holdfast_format::journal::{
     Compression, FollowState, SegmentHeader, SegmentLink, is_alignment,
 };
 use holdfast_units::{
-    ByteRange, GenerationId, HybridTime, LogPosition, MAX_REQUEST, NodeId, ResourceId,
+    BLOCK_SIZE, ByteRange, GenerationId, HybridTime, LogPosition, MAX_REQUEST, NodeId, ResourceId,
 };
 
 /// The length of a header in bytes.
@@ -24,6 +24,8 @@ pub const MAX_PAYLOAD: usize = 1 << 20;
 pub const MAX_LINKS: usize = 2048;
 /// The most ranges in an [`Await`].
 pub const MAX_COPIED: usize = 4096;
+/// The most digests in an [`Offer`].
+pub const MAX_DIGESTS: usize = 256;
 /// The most segments in a [`Head`].
 pub const MAX_SEGMENTS: usize = 256;
 /// The longest text of a refusal in bytes; a longer one is cut.
@@ -83,6 +85,8 @@ const JOINED: u8 = 8;
 const HEAD: u8 = 9;
 const PIECE: u8 = 10;
 const BLOCK: u8 = 11;
+const TAKE: u8 = 12;
+const OFFER: u8 = 13;
 
 /// A header that was checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,7 +120,7 @@ pub fn parse_header(bytes: &[u8; HEADER_LEN]) -> Result<ShipHeader, ShipError> {
         return Err(ShipError::Magic(u16::from_be_bytes([bytes[0], bytes[1]])));
     }
     let kind = bytes[2];
-    if !(HELLO..=BLOCK).contains(&kind) {
+    if !(HELLO..=OFFER).contains(&kind) {
         return Err(ShipError::Kind(kind));
     }
     let len = |at: usize| {
@@ -330,6 +334,11 @@ fn write(message: &Message, w: &mut Writer<'_>) -> (u8, Bytes) {
             w.u64(*fill);
             COPY
         }
+        Message::Request(Request::Take { fill, range }) => {
+            w.u64(*fill);
+            w.range(*range);
+            TAKE
+        }
         Message::Answer(answer) => return write_answer(answer, w),
     };
     (kind, Bytes::new())
@@ -363,6 +372,15 @@ fn write_answer(answer: &Answer, w: &mut Writer<'_>) -> (u8, Bytes) {
             w.u8(block.compression as u8);
             w.u32(block.crc);
             return (BLOCK, block.bytes.clone());
+        }
+        Answer::Offer(offer) => {
+            w.u64(offer.fill);
+            w.range(offer.range);
+            w.u32(offer.part);
+            let digests = &offer.digests[..offer.digests.len().min(MAX_DIGESTS)];
+            w.count(digests.len());
+            digests.iter().for_each(|digest| w.0.extend_from_slice(digest));
+            OFFER
         }
         Answer::Refuse { code, text } => {
             let mut end = text.len().min(MAX_TEXT);
@@ -596,6 +614,13 @@ fn read(kind: u8, r: &mut Reader<'_>, payload: Bytes) -> Field<Message> {
         AWAIT => Request::Await(read_await(r)?),
         FETCH => Request::Fetch(Fetch { segment: r.u64()?, from: r.position()?, len: r.u32()? }),
         COPY => Request::Copy { fill: r.u64()? },
+        TAKE => {
+            let (fill, range) = (r.u64()?, r.range()?);
+            if range.len > MAX_REQUEST {
+                return Err("range");
+            }
+            Request::Take { fill, range }
+        }
         _ => return read_answer(kind, r, payload).map(Message::Answer),
     };
     Ok(Message::Request(request))
@@ -648,6 +673,7 @@ fn read_answer(kind: u8, r: &mut Reader<'_>, bytes: Bytes) -> Field<Answer> {
             }
             Answer::Block(Block { fill, range, zeroes, compression, crc, bytes })
         }
+        OFFER => Answer::Offer(read_offer(r)?),
         _ => {
             let code = match r.u8()? {
                 0 => RefuseCode::Version,
@@ -668,6 +694,19 @@ fn read_answer(kind: u8, r: &mut Reader<'_>, bytes: Bytes) -> Field<Answer> {
             Answer::Refuse { code, text }
         }
     })
+}
+
+fn read_offer(r: &mut Reader<'_>) -> Field<Offer> {
+    let (fill, range, part) = (r.u64()?, r.range()?, r.u32()?);
+    let count = r.count(MAX_DIGESTS)?;
+    let digests = (0..count).map(|_| r.take()).collect::<Field<Vec<_>>>()?;
+    let blocks = u64::from(part).is_multiple_of(BLOCK_SIZE) && part > 0;
+    let fits = blocks && range.len.div_ceil(u64::from(part)) == count as u64;
+    if fits && range.len <= MAX_REQUEST {
+        Ok(Offer { fill, range, part, digests })
+    } else {
+        Err("offer")
+    }
 }
 
 /// Bytes that are packed are fewer than those they stand for, and not none.

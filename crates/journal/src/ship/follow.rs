@@ -3,10 +3,12 @@
 mod ask;
 mod copy;
 mod replay;
+mod rewind;
 mod state;
 mod talk;
 mod types;
 
+pub use rewind::BACKWARDS;
 pub use state::mark_led;
 pub use types::{ConnId, FollowError, FollowOptions, FollowStatus, Holding, Send, Trouble};
 
@@ -89,6 +91,8 @@ pub struct Follower<O, F, D> {
     copied_bytes: u64,
     copied: Vec<ByteRange>,
     copies_given_out: bool,
+    /// What was offered and is different here, to be asked for on the same connection.
+    takes: VecDeque<(ConnId, ByteRange)>,
     trouble: Option<Trouble>,
     received: u64,
     transferred: u64,
@@ -158,6 +162,7 @@ where
             copied_bytes: 0,
             copied: Vec::new(),
             copies_given_out: false,
+            takes: VecDeque::new(),
             trouble: None,
             received: 0,
             transferred: 0,
@@ -197,7 +202,7 @@ where
         };
         self.log = Some(log);
         let replayed = self.state.replayed;
-        self.log_mut()?.journal_mut().replayed(replayed);
+        self.log_mut()?.journal_mut().rewound(replayed);
         self.must_greet = true;
         Ok(())
     }
@@ -260,6 +265,10 @@ where
     /// [`FollowError`].
     pub fn set_switches(&mut self, fetch: bool, replay: bool) -> Result<(), FollowError> {
         (self.state.fetch_paused, self.state.replay_paused) = (fetch, replay);
+        if self.trouble == Some(Trouble::Held) && !replay {
+            self.trouble = None;
+            self.must_greet = true;
+        }
         self.flush_disk(self.flushed_at)?;
         self.state.applying = self.may_have();
         self.store()
@@ -333,6 +342,7 @@ where
             transferred: self.transferred,
             fetch_paused: self.state.fetch_paused,
             replay_paused: self.state.replay_paused,
+            restored: self.is_restored(),
             follows: self.follows(),
             verdict: self.verdict,
             trouble: self.trouble.clone(),

@@ -5,8 +5,9 @@ mod parts;
 mod served;
 mod types;
 
-pub use parts::{copy_block, fetch_piece};
-pub use types::{FollowerStatus, LeadError, Notes, Refusal, Reply, Source};
+pub(super) use parts::digest;
+pub use parts::{copy_block, fetch_piece, make_offer};
+pub use types::{FollowerStatus, Handed, LeadError, Notes, Refusal, Reply, Source};
 
 use super::codec::{MAX_PAYLOAD, MAX_SEGMENTS};
 use super::message::{Answer, Await, Fetch, Head, Join, RefuseCode, Request};
@@ -164,6 +165,7 @@ impl Leader {
             Request::Await(ask) => return self.awaits(now, node, &ask, source, notes),
             Request::Fetch(fetch) => self.fetch(node, fetch, source),
             Request::Copy { fill } => self.copy(node, conn, fill, source),
+            Request::Take { fill, range } => self.take(node, fill, range, source),
         };
         Reply::Now(answer.unwrap_or_else(Answer::from))
     }
@@ -315,30 +317,56 @@ impl Leader {
         fill: u64,
         source: &impl Source,
     ) -> Result<Answer, Refusal> {
-        let (range, features) = self.hand_out(node, conn, fill)?;
-        let bytes = match range.is_empty() {
-            true => Bytes::new(),
-            false => source.read(range).map_err(failed)?,
-        };
-        Ok(Answer::Block(copy_block(fill, range, features, bytes)))
+        let Handed { range, features, offer } = self.hand_out(node, conn, fill)?;
+        if range.is_empty() {
+            return Ok(Answer::Block(copy_block(fill, range, features, Bytes::new())));
+        }
+        let bytes = source.read(range).map_err(failed)?;
+        Ok(match offer {
+            Some(part) => Answer::Offer(make_offer(fill, range, part, &bytes)),
+            None => Answer::Block(copy_block(fill, range, features, bytes)),
+        })
     }
 
-    /// Gives out a part of a filling; empty when all that is missing was given out. Its features.
+    /// Gives out a part of a filling.
     ///
     /// # Errors
     /// The refusal.
-    pub fn hand_out(
-        &mut self,
-        node: NodeId,
-        conn: u64,
-        fill: u64,
-    ) -> Result<(ByteRange, u64), Refusal> {
+    pub fn hand_out(&mut self, node: NodeId, conn: u64, fill: u64) -> Result<Handed, Refusal> {
         self.may_fetch(node)?;
         let served = self.served.get_mut(&node).ok_or_else(gone)?;
         if served.fill != fill {
             return Err(gone());
         }
-        Ok((served.hand_out(conn, self.copy_bytes), served.features))
+        let (range, offer) = served.hand_out(conn, self.copy_bytes);
+        Ok(Handed { range, features: served.features, offer })
+    }
+
+    fn take(
+        &mut self,
+        node: NodeId,
+        fill: u64,
+        range: ByteRange,
+        source: &impl Source,
+    ) -> Result<Answer, Refusal> {
+        let features = self.may_take(node, fill, range)?;
+        let bytes = source.read(range).map_err(failed)?;
+        Ok(Answer::Block(copy_block(fill, range, features, bytes)))
+    }
+
+    /// Whether a follower may have a part that it was offered; its features.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn may_take(&mut self, node: NodeId, fill: u64, range: ByteRange) -> Result<u64, Refusal> {
+        let features = self.may_fetch(node)?;
+        let size = self.size;
+        let served = self.served.get_mut(&node).ok_or_else(gone)?;
+        if served.fill != fill || range.end() > size || range.len > MAX_REQUEST {
+            return Err(gone());
+        }
+        served.offers.taken(range.len);
+        Ok(features)
     }
 
     /// How a follower stands.

@@ -8,6 +8,8 @@ use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId, R
 pub const VERSION: u16 = 1;
 /// Pieces may travel packed with LZ4.
 pub const FEATURE_LZ4: u64 = 1;
+/// Parts of a filling may be offered by their digests first.
+pub const FEATURE_OFFER: u64 = 2;
 
 /// What a follower says. Each is answered by exactly one [`Answer`], in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,6 +27,13 @@ pub enum Request {
     Copy {
         /// The filling that it is for.
         fill: u64,
+    },
+    /// A part of the disk that was offered and is different here.
+    Take {
+        /// The filling that it is for.
+        fill: u64,
+        /// Which part.
+        range: ByteRange,
     },
 }
 
@@ -128,8 +137,10 @@ pub enum Answer {
     Head(Head),
     /// To a fetch.
     Piece(Piece),
-    /// To a copy.
+    /// To a copy, or a take.
     Block(Block),
+    /// To a copy: what the follower has to compare first.
+    Offer(Offer),
     /// To anything: it cannot be done. Its layout is frozen for all versions.
     Refuse {
         /// What kind of refusal.
@@ -240,6 +251,19 @@ pub struct Block {
     pub crc: u32,
     /// The bytes.
     pub bytes: Bytes,
+}
+
+/// A part of the disk by its digests.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Offer {
+    /// The filling that it is for.
+    pub fill: u64,
+    /// Which part.
+    pub range: ByteRange,
+    /// The bytes that each digest is of; the last one may be of fewer.
+    pub part: u32,
+    /// The first 16 bytes of the SHA-256 of each.
+    pub digests: Vec<[u8; 16]>,
 }
 
 /// Why something was refused.

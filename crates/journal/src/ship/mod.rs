@@ -11,17 +11,18 @@ mod lead;
 mod message;
 
 pub use codec::{
-    HEADER_LEN, MAX_BODY, MAX_COPIED, MAX_LINKS, MAX_PAYLOAD, MAX_SEGMENTS, MAX_TEXT, Message,
-    ShipError, ShipHeader, decode, encode, parse_header,
+    HEADER_LEN, MAX_BODY, MAX_COPIED, MAX_DIGESTS, MAX_LINKS, MAX_PAYLOAD, MAX_SEGMENTS, MAX_TEXT,
+    Message, ShipError, ShipHeader, decode, encode, parse_header,
 };
 pub use follow::{
-    ConnId, FOLLOWING, FollowError, FollowOptions, FollowStatus, Follower, Holding, Send, Trouble,
-    mark_led,
+    BACKWARDS, ConnId, FOLLOWING, FollowError, FollowOptions, FollowStatus, Follower, Holding,
+    Send, Trouble, mark_led,
 };
 pub use lead::{
-    FollowerStatus, LeadError, Leader, Notes, Refusal, Reply, Source, copy_block, fetch_piece,
+    FollowerStatus, Handed, LeadError, Leader, Notes, Refusal, Reply, Source, copy_block,
+    fetch_piece, make_offer,
 };
 pub use message::{
-    Answer, Await, Block, FEATURE_LZ4, Fetch, Head, Hello, Join, Piece, RefuseCode, Report,
-    Request, VERSION, Verdict, Welcome,
+    Answer, Await, Block, FEATURE_LZ4, FEATURE_OFFER, Fetch, Head, Hello, Join, Offer, Piece,
+    RefuseCode, Report, Request, VERSION, Verdict, Welcome,
 };

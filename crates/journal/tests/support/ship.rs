@@ -168,6 +168,7 @@ pub(crate) struct World {
     /// Answers are damaged now and then.
     pub(crate) damage: bool,
     pub(crate) fills: u64,
+    pub(crate) rewinds: u64,
     /// Two histories went on from here.
     fork: Option<LogPosition>,
 }
@@ -262,6 +263,7 @@ impl World {
             sent: 0,
             damage: false,
             fills: 0,
+            rewinds: 0,
             fork: None,
         }
     }

@@ -109,6 +109,7 @@ fn each() -> Vec<Message> {
         Request::Await(ask),
         Request::Fetch(Fetch { segment: 3, from: LogPosition(0x1200), len: 4096 }),
         Request::Copy { fill: 6 },
+        Request::Take { fill: 6, range: ByteRange::new(8192, 4096) },
     ];
     let plain = Piece {
         segment: 3,
@@ -145,6 +146,12 @@ fn each() -> Vec<Message> {
         Answer::Block(Block { range: ByteRange::default(), zeroes: false, ..bare.clone() }),
         Answer::Block(bare),
         Answer::Block(block),
+        Answer::Offer(Offer {
+            fill: 6,
+            range: ByteRange::new(0, 12288),
+            part: 8192,
+            digests: vec![[1; 16], [2; 16]],
+        }),
         Answer::Refuse { code: RefuseCode::Gone, text: "nö".into() },
     ];
     requests.map(Message::Request).into_iter().chain(answers.map(Message::Answer)).collect()
@@ -215,7 +222,7 @@ fn limits_hold() {
     assert_eq!(header(AWAIT, most_body + 1, 0), Err(ShipError::Header(AWAIT)));
     assert_eq!(header(PIECE, 0, most_payload + 1), Err(ShipError::Header(PIECE)));
     assert_eq!(header(HEAD, 0, 1), Err(ShipError::Header(HEAD)));
-    assert_eq!(header(12, 0, 0), Err(ShipError::Kind(12)));
+    assert_eq!(header(14, 0, 0), Err(ShipError::Kind(14)));
     assert_eq!(header(0, 0, 0), Err(ShipError::Kind(0)));
     // What is too much is cut by the writer, not refused by the reader.
     let Message::Request(Request::Hello(mut hello)) = each().swap_remove(0) else { panic!() };

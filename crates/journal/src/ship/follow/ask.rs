@@ -1,7 +1,9 @@
 //! Asking the leader: who this node is, how it stands, what it wants.
 
 use super::super::codec::{MAX_COPIED, MAX_LINKS};
-use super::super::message::{Await, FEATURE_LZ4, Hello, Report, Request, VERSION, Verdict};
+use super::super::message::{
+    Await, FEATURE_LZ4, FEATURE_OFFER, Hello, Report, Request, VERSION, Verdict,
+};
 use super::types::{ConnId, FollowError};
 use super::{ASK_AGAIN_MS, Asked, Follower, REPORT_MS, WAIT_MS};
 use crate::driver::{Backing, Files};
@@ -39,6 +41,7 @@ where
         if self.state.fetch_paused {
             return Ok(());
         }
+        self.take_what_is_different();
         let (pieces, window) = (self.options.piece, self.options.window);
         let most = self.options.requests;
         loop {
@@ -65,6 +68,19 @@ where
         Ok(())
     }
 
+    /// Asks for parts that were offered, each on the connection on which it was given out.
+    fn take_what_is_different(&mut self) {
+        let fill = self.state.fill;
+        for (conn, range) in std::mem::take(&mut self.takes) {
+            let used = self.conns.get(&conn).map_or(usize::MAX, |conn| conn.asked.len());
+            if used < self.options.requests {
+                self.send(conn, Request::Take { fill, range }, Asked::Copy(fill));
+            } else {
+                self.takes.push_back((conn, range));
+            }
+        }
+    }
+
     fn greet_when_due(&mut self, now_ms: u64, first: ConnId) {
         let Some(conn) = self.conns.get(&first) else { return };
         if conn.asked.iter().any(|asked| matches!(asked, Asked::Hello)) {
@@ -88,7 +104,7 @@ where
         let hello = Hello {
             version_min: VERSION,
             version_max: VERSION,
-            features: if self.options.lz4 { FEATURE_LZ4 } else { 0 },
+            features: FEATURE_OFFER | if self.options.lz4 { FEATURE_LZ4 } else { 0 },
             resource: settings.resource,
             from: self.node,
             to: self.leader,

@@ -2,6 +2,7 @@
 
 use super::super::codec::MAX_COPIED;
 use super::super::message::Verdict;
+use super::rewind::BACKWARDS;
 use super::types::FollowError;
 use super::{Asked, Conn, FLUSH_MS, Follower, REPLAY_BYTES};
 use crate::driver::{Backing, Files, LogError, Logged};
@@ -99,7 +100,8 @@ where
 
     pub(super) fn flush_when_due(&mut self, now_ms: u64, more: bool) -> Result<(), FollowError> {
         let flies = |conn: &Conn| conn.asked.iter().any(|asked| matches!(asked, Asked::Copy(_)));
-        let all_came = self.copies_given_out && !self.conns.values().any(flies);
+        let all_came =
+            self.copies_given_out && self.takes.is_empty() && !self.conns.values().any(flies);
         let copied = !self.copied_unflushed.is_empty()
             && (self.copied_bytes >= self.options.copy_flush
                 || all_came
@@ -130,8 +132,12 @@ where
         if self.state.replayed < self.applied || ends {
             self.state.replayed = self.state.replayed.max(self.applied);
             let tight = self.delay_ms > 0 || self.state.replay_paused;
-            self.state.applying =
-                if tight { self.may_have() } else { self.state.applying.max(self.applied) };
+            // What is being recovered may be on the disk already, in part, up to its end.
+            let at_least = self.applied.max(self.recover_to);
+            self.state.applying = if tight { at_least } else { self.state.applying.max(at_least) };
+            if self.state.fill == BACKWARDS && self.applied >= self.recover_to {
+                self.state.fill = 0;
+            }
             if ends {
                 self.state.state = FollowState::Consistent;
                 // A crash may have been behind it.

@@ -1,16 +1,18 @@
 //! What comes from the leader: connections, verdicts, pieces, parts of a filling.
 
 use super::super::codec::{MAX_PAYLOAD, MAX_SEGMENTS};
+use super::super::lead::digest;
 use super::super::message::{
-    Answer, Block, Fetch, Head, Join, Piece, RefuseCode, Request, Verdict, Welcome,
+    Answer, Block, Fetch, Head, Join, Offer, Piece, RefuseCode, Request, Verdict, Welcome,
 };
 use super::state::journal;
 use super::types::{ConnId, FollowError, Send, Trouble};
+use super::rewind::BACKWARDS;
 use super::{Asked, Conn, Follower};
 use crate::compress::decompress;
 use crate::driver::{Backing, Files};
 use holdfast_format::journal::{FollowState, Following, SegmentHeader};
-use holdfast_units::{LogPosition, NodeId};
+use holdfast_units::{ByteRange, LogPosition, NodeId};
 use std::collections::VecDeque;
 use std::io;
 
@@ -43,6 +45,7 @@ where
         self.copied_unflushed.clear();
         self.copied.clear();
         self.copies_given_out = false;
+        self.takes.clear();
     }
 
     /// A connection to the leader stands. The first one carries the reports; when it is gone, call
@@ -66,6 +69,10 @@ where
     /// A connection is gone that is not the first one.
     pub fn closed(&mut self, conn: ConnId) {
         let Some(gone) = self.conns.remove(&conn) else { return };
+        if self.takes.iter().any(|(of, _)| *of == conn) {
+            self.takes.retain(|(of, _)| *of != conn);
+            self.copies_given_out = false;
+        }
         for asked in gone.asked {
             match asked {
                 Asked::Fetch(fetch, round) if round == self.round => self.fetcher.lost(fetch),
@@ -120,6 +127,9 @@ where
                 return Ok(self.piece(fetch, round, &piece));
             }
             (Asked::Copy(fill), Answer::Block(block)) => return self.block(fill, &block),
+            (Asked::Copy(fill), Answer::Offer(offer)) => {
+                return self.offered(conn, fill, &offer);
+            }
             (asked, Answer::Refuse { code, text }) => {
                 match asked {
                     Asked::Fetch(fetch, round) if round == self.round => self.fetcher.lost(fetch),
@@ -143,6 +153,7 @@ where
         self.round += 1;
         self.fetcher.forget();
         self.copies_given_out = false;
+        self.takes.clear();
         self.reported = None;
         self.verdict = Some(welcome.verdict);
         match welcome.verdict {
@@ -150,6 +161,11 @@ where
                 if self.state.limit.take().is_some() {
                     self.store()?;
                 }
+            }
+            Verdict::Fill { .. } | Verdict::Drain if self.is_held() => {
+                // Whoever paused it wants this state: it is not given up without being asked.
+                self.trouble = Some(Trouble::Held);
+                self.verdict = None;
             }
             Verdict::Fill { fill, segment, from } => self.begin_fill(fill, segment, from)?,
             Verdict::Drain => {}
@@ -268,7 +284,8 @@ where
             return self.discard();
         }
         let end = last.base.after(*len);
-        if end < self.recover_to && theirs.len() < MAX_SEGMENTS {
+        let back = self.state.fill == BACKWARDS;
+        if end < self.recover_to && theirs.len() < MAX_SEGMENTS && !back {
             self.recover_to = end.max(self.applied);
             self.state.applying = self.recover_to;
             self.store()?;
@@ -294,6 +311,7 @@ where
         let told = |asked: &Asked| matches!(asked, Asked::Copy(_) | Asked::Await(true));
         let flies = |conn: &Conn| conn.asked.iter().any(told);
         self.copied.is_empty()
+            && self.takes.is_empty()
             && self.copied_unflushed.is_empty()
             && !self.conns.values().any(flies)
     }
@@ -348,5 +366,41 @@ where
         self.transferred += block.bytes.len() as u64;
         self.copied_unflushed.push(block.range);
         Ok(true)
+    }
+
+    /// Compares a part of a filling with what is on the disk: what is equal is there already, the
+    /// rest is asked for.
+    fn offered(&mut self, conn: ConnId, fill: u64, offer: &Offer) -> Result<bool, FollowError> {
+        if !self.copies() || fill != self.state.fill || offer.fill != fill {
+            return Ok(true);
+        }
+        if offer.range.end() > self.options.size {
+            return Ok(false);
+        }
+        let here = self.disk.read(offer.range).map_err(FollowError::Disk)?;
+        let part = usize::try_from(offer.part).unwrap_or(usize::MAX).max(1);
+        let mut at = offer.range.offset;
+        let (mut equal, mut different) = (Vec::new(), Vec::new());
+        for (bytes, theirs) in here.chunks(part).zip(&offer.digests) {
+            let to = if digest(bytes) == *theirs { &mut equal } else { &mut different };
+            push_behind(to, ByteRange::new(at, bytes.len() as u64));
+            at += bytes.len() as u64;
+        }
+        self.transferred += 16 * offer.digests.len() as u64;
+        for range in equal {
+            self.copied_bytes += range.len;
+            self.received += range.len;
+            self.copied_unflushed.push(range);
+        }
+        self.takes.extend(different.into_iter().map(|range| (conn, range)));
+        Ok(true)
+    }
+}
+
+/// Adds a range, as a part of the last one when it goes on there.
+fn push_behind(ranges: &mut Vec<ByteRange>, range: ByteRange) {
+    match ranges.last_mut() {
+        Some(last) if last.end() == range.offset => last.len += range.len,
+        _ => ranges.push(range),
     }
 }

@@ -1,8 +1,9 @@
 //! Judging a follower by what it says of itself, and beginning to fill it.
 
 use super::super::message::{
-    Answer, Await, FEATURE_LZ4, Hello, RefuseCode, Report, VERSION, Verdict, Welcome,
+    Answer, Await, FEATURE_LZ4, FEATURE_OFFER, Hello, RefuseCode, Report, VERSION, Verdict, Welcome,
 };
+use super::served::Offers;
 use super::types::{LeadError, Notes, Refusal, Source};
 use super::{Leader, failed, gone, refuse, tail};
 use crate::chain::{Relation, begins_history, compare};
@@ -32,7 +33,8 @@ impl Leader {
             return Err(refuse(RefuseCode::Member, "that node does not follow by the log"));
         }
         let verdict = self.judge(node, &hello.report, source, notes).map_err(failed)?;
-        let features = hello.features & FEATURE_LZ4;
+        let features = hello.features & (FEATURE_LZ4 | FEATURE_OFFER);
+        let size = self.size;
         let served = self.served.get_mut(&node).ok_or_else(gone)?;
         served.bundle = Some(hello.bundle);
         served.features = features;
@@ -42,6 +44,9 @@ impl Leader {
         served.handed.clear();
         served.cursor = 0;
         served.fill_to = None;
+        // What has changed is different; of everything, much may be equal.
+        let much = served.missing.bytes() >= size / 2;
+        served.offers = Offers::begin(features & FEATURE_OFFER != 0 && much);
         let report = &hello.report;
         served.last = Some(Await {
             state: report.state,

@@ -1,11 +1,12 @@
 //! Answers that carry data.
 
-use super::super::message::{Block, FEATURE_LZ4, Fetch, Piece};
+use super::super::message::{Block, FEATURE_LZ4, Fetch, Offer, Piece};
 use crate::compress::compress;
 use bytes::Bytes;
 use holdfast_format::BLOCK_LEN;
 use holdfast_format::journal::Compression;
 use holdfast_units::ByteRange;
+use sha2::{Digest as _, Sha256};
 
 /// The answer to a fetch: bytes of the journal, at most 1 MiB.
 #[must_use]
@@ -13,6 +14,20 @@ pub fn fetch_piece(fetch: Fetch, features: u64, bytes: Bytes) -> Piece {
     let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     let (compression, bytes) = pack(features, bytes);
     Piece { segment: fetch.segment, from: fetch.from, len, compression, bytes }
+}
+
+/// The digest of bytes, as it is offered.
+#[must_use]
+pub(in crate::ship) fn digest(bytes: &[u8]) -> [u8; 16] {
+    let whole = Sha256::digest(bytes);
+    std::array::from_fn(|at| whole[at])
+}
+
+/// An answer to a request for a part of a filling: what was read of it, by digests of so many bytes.
+#[must_use]
+pub fn make_offer(fill: u64, range: ByteRange, part: u32, bytes: &[u8]) -> Offer {
+    let len = usize::try_from(part).unwrap_or(usize::MAX).max(1);
+    Offer { fill, range, part, digests: bytes.chunks(len).map(digest).collect() }
 }
 
 /// The answer to a request for a part of a filling: what was read of it.

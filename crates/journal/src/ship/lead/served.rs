@@ -4,7 +4,7 @@ use super::super::message::{Await, Verdict};
 use super::types::{LeadError, Notes, Source};
 use crate::ranges::RangeSet;
 use holdfast_format::journal::{FollowerNote, MAX_NOTE_RANGES, SegmentHeader, SegmentLink};
-use holdfast_units::{ByteRange, LogPosition, NodeId, ResourceId};
+use holdfast_units::{BLOCK_SIZE, ByteRange, LogPosition, MAX_REQUEST, NodeId, ResourceId};
 use std::collections::BTreeMap;
 
 pub(super) struct Served {
@@ -33,7 +33,60 @@ pub(super) struct Served {
     /// What each connection was given of the filling and was not said to be durable.
     pub(super) handed: BTreeMap<u64, RangeSet>,
     pub(super) cursor: u64,
+    /// What is missing is offered before it is sent.
+    pub(super) offers: Offers,
 }
+
+/// Whether it is worth while to compare before sending.
+#[derive(Default)]
+pub(super) struct Offers {
+    pub(super) on: bool,
+    /// Bytes that were offered lately, and what was taken of them.
+    offered: u64,
+    taken: u64,
+    /// So many bytes are sent without being offered, as little was equal.
+    direct: u64,
+}
+
+impl Offers {
+    pub(super) fn begin(on: bool) -> Self {
+        Self { on, ..Self::default() }
+    }
+
+    /// Whether the next part is to be offered.
+    const fn next(&self) -> bool {
+        self.on && self.direct == 0
+    }
+
+    fn given_out(&mut self, len: u64) {
+        if !self.on {
+            return;
+        }
+        if self.direct > 0 {
+            self.direct = self.direct.saturating_sub(len);
+            return;
+        }
+        self.offered += len;
+        if self.offered >= OFFER_SAMPLE {
+            if self.taken >= self.offered / 2 {
+                self.direct = SEND_DIRECTLY;
+            }
+            (self.offered, self.taken) = (0, 0);
+        }
+    }
+
+    pub(super) const fn taken(&mut self, len: u64) {
+        self.taken = self.taken.saturating_add(len);
+    }
+}
+
+/// After so many bytes that were offered it is decided whether to go on with it.
+const OFFER_SAMPLE: u64 = 32 << 20;
+/// So much is sent without being offered when half of what was offered was different.
+const SEND_DIRECTLY: u64 = 128 << 20;
+/// An offer is of so many parts as long as those that are sent, and has so many digests for each.
+const OFFERED_PARTS: u64 = 4;
+const DIGESTS: u64 = 4;
 
 impl Served {
     pub(super) fn load(node: NodeId, notes: &impl Notes) -> Self {
@@ -69,6 +122,7 @@ impl Served {
             last: None,
             handed: BTreeMap::new(),
             cursor: 0,
+            offers: Offers::default(),
         }
     }
 
@@ -122,7 +176,18 @@ impl Served {
         self.links.extend(links.filter(|link| link.end() <= up_to && next(link)));
     }
 
-    pub(super) fn hand_out(&mut self, conn: u64, most: u64) -> ByteRange {
+    /// The next part that is missing and was not given out, and the bytes of a digest when it is to
+    /// be offered.
+    pub(super) fn hand_out(&mut self, conn: u64, most: u64) -> (ByteRange, Option<u32>) {
+        let offers = self.offers.next();
+        let longest = if offers { (most * OFFERED_PARTS).min(MAX_REQUEST) } else { most };
+        let range = self.next_part(conn, longest);
+        self.offers.given_out(range.len);
+        let part = ByteRange::new(0, most / DIGESTS).aligned_out().len.max(BLOCK_SIZE);
+        (range, offers.then(|| u32::try_from(part).unwrap_or(u32::MAX)))
+    }
+
+    fn next_part(&mut self, conn: u64, most: u64) -> ByteRange {
         let mut from = self.cursor;
         while let Some(found) = self.missing.next_from(from) {
             let mut range = ByteRange::new(found.offset, found.len.min(most));

@@ -119,6 +119,17 @@ pub enum Reply {
     },
 }
 
+/// A part of a filling that is given out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Handed {
+    /// Which; empty when all that is missing was given out.
+    pub range: ByteRange,
+    /// The follower's features.
+    pub features: u64,
+    /// It is to be offered by digests of so many bytes, instead of being sent.
+    pub offer: Option<u32>,
+}
+
 /// How a follower stands, as far as the leader knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FollowerStatus {
