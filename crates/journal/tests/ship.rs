@@ -524,3 +524,24 @@ fn a_disk_that_is_equal_is_compared_and_not_sent() {
         assert!(status(&world.secondaries[0]).received - received >= SIZE, "it is all looked at");
     }
 }
+
+#[test]
+fn a_crash_does_not_make_more_be_replayed_than_the_delay_lets() {
+    for seed in 0..20 {
+        let mut world = in_step(700 + seed, 60);
+        world.secondaries[0].follower.as_mut().unwrap().set_delay(60_000);
+        (0..30).for_each(|_| world.client());
+        world.primary.log.as_mut().unwrap().flush().unwrap();
+        world.record();
+        run_on(&mut world, 100);
+        let held = status(&world.secondaries[0]);
+        assert!(held.fetched > held.replayed, "{held:?}");
+        world.may_connect = false;
+        world.crash_secondary(0);
+        world.start_secondary(0);
+        world.secondaries[0].follower.as_mut().unwrap().set_delay(60_000);
+        run_on(&mut world, 100);
+        assert_eq!(status(&world.secondaries[0]).replayed, held.replayed);
+        world.heal();
+    }
+}

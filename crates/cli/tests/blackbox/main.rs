@@ -19,6 +19,7 @@ mod hostile;
 mod joining;
 mod journal;
 mod logpeer;
+mod logpeer_roles;
 mod metadata;
 mod names;
 mod nbd_abuse;

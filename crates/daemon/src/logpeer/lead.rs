@@ -44,6 +44,8 @@ pub(crate) struct Serving {
     news: watch::Sender<u64>,
     shown: watch::Sender<BTreeMap<NodeId, FollowerStatus>>,
     over: watch::Sender<bool>,
+    /// Those from whom a person disconnected.
+    barred: watch::Sender<BTreeSet<NodeId>>,
     /// This node does not lead any more: what is there may be fetched, nobody new is judged.
     parting: AtomicBool,
 }
@@ -88,7 +90,7 @@ pub(crate) async fn keep(node: Arc<Node>, resource: Arc<Resource>, handle: Resou
     loop {
         let primary = views.borrow_and_update().snapshot.role == Role::Primary;
         if primary && let Some(left) = lead(&node, &resource, &handle, &journal).await {
-            part(&node, &resource, &handle, &left).await;
+            see_off(&node, &resource, &handle, &left).await;
             continue;
         }
         if views.changed().await.is_err() {
@@ -127,6 +129,7 @@ async fn lead(
         }
         if let Some(serving) = &led {
             let followers = followers_of(node, resource);
+            serving.barred.send_replace(disconnected(node, resource));
             let state = Arc::clone(serving);
             let ticked = tokio::task::spawn_blocking(move || state.tick(followers, size)).await;
             if ticked.is_err() {
@@ -178,7 +181,7 @@ async fn begin_history(
 
 /// Those who are connected still fetch what is there: in a planned handover one of them waits for
 /// it. It ends when all have it, after a while, or when this node leads again.
-async fn part(
+async fn see_off(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     handle: &ResourceHandle,
@@ -220,6 +223,13 @@ async fn cut_wanted(views: &mut watch::Receiver<JournalView>) {
     drop(views.wait_for(|view| view.cut_wanted).await);
 }
 
+/// The members from which a person disconnected this node.
+fn disconnected(node: &Node, resource: &Resource) -> BTreeSet<NodeId> {
+    let chosen = resource.state().local.disconnected.clone();
+    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
+    peers.filter(|peer| chosen.contains(&peer.uuid)).map(|peer| peer.slot).collect()
+}
+
 /// The members that follow this node by the log.
 fn followers_of(node: &Node, resource: &Resource) -> BTreeSet<NodeId> {
     let view = node.view();
@@ -244,6 +254,7 @@ impl Serving {
             news: watch::channel(0).0,
             shown: watch::channel(BTreeMap::new()).0,
             over: watch::channel(false).0,
+            barred: watch::channel(BTreeSet::new()).0,
             parting: AtomicBool::new(false),
         })
     }
@@ -343,6 +354,9 @@ pub(crate) async fn take(
         if !followers_of(node, &resource).contains(&opening.from) {
             return Err("the caller does not follow by the log");
         }
+        if disconnected(node, &resource).contains(&opening.from) {
+            return Err("this node was disconnected from the caller by a person");
+        }
         Ok((serving, opening.from))
     });
     let reason = found.as_ref().err().copied().unwrap_or_default();
@@ -356,9 +370,11 @@ pub(crate) async fn take(
     let conn = serving.next_conn.fetch_add(1, Ordering::Relaxed);
     let mut first = false;
     let mut over = serving.over.subscribe();
+    let mut barred = serving.barred.subscribe();
     let served = tokio::select! {
         served = serve(&serving, stream, follower, conn, &mut first) => served,
         _ = over.wait_for(|over| *over) => Ok(()),
+        _ = barred.wait_for(|barred| barred.contains(&follower)) => Ok(()),
     };
     let gone = tokio::task::spawn_blocking(move || {
         serving.lock().leader.closed(follower, conn, first);

@@ -355,6 +355,7 @@ where
     /// # Errors
     /// [`FollowError`].
     pub fn work(&mut self, now_ms: u64) -> Result<bool, FollowError> {
+        self.tighten(now_ms)?;
         let copied = self.copy_journal()?;
         let replayed = self.replay(now_ms)?;
         self.flush_when_due(now_ms, replayed)?;

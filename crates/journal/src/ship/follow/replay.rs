@@ -70,6 +70,18 @@ where
         Ok(moved)
     }
 
+    /// A delay begins: what was said beforehand of what may be written is taken back.
+    pub(super) fn tighten(&mut self, now_ms: u64) -> Result<(), FollowError> {
+        let at_most = self.applied.max(self.recover_to);
+        let whole = self.state.state == FollowState::Consistent;
+        if self.delay_ms == 0 || !whole || self.state.applying <= at_most {
+            return Ok(());
+        }
+        self.flush_disk(now_ms)?;
+        self.state.applying = at_most;
+        self.store()
+    }
+
     /// Up to where the disk may be written to without saying so again.
     fn horizon(&self, next: LogPosition) -> LogPosition {
         // With a delay or a pause, a crash must not make more be replayed than was.

@@ -5,9 +5,9 @@ use super::super::lead::digest;
 use super::super::message::{
     Answer, Block, Fetch, Head, Join, Offer, Piece, RefuseCode, Request, Verdict, Welcome,
 };
+use super::rewind::BACKWARDS;
 use super::state::journal;
 use super::types::{ConnId, FollowError, Send, Trouble};
-use super::rewind::BACKWARDS;
 use super::{Asked, Conn, Follower};
 use crate::compress::decompress;
 use crate::driver::{Backing, Files};
