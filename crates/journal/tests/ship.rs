@@ -5,6 +5,7 @@
 mod support;
 
 use holdfast_journal::ship::{FollowStatus, Holding, Verdict};
+use holdfast_units::GenerationId;
 use support::ship::{SIZE, Secondary, World};
 
 fn seeds() -> u64 {
@@ -418,5 +419,24 @@ fn a_disk_that_is_equal_is_compared_and_not_sent() {
         let sent = world.sent - sent;
         assert!(sent < SIZE / 20 + 6 * 4096 * 3, "seed {seed}: {sent}");
         assert!(status(&world.secondaries[0]).received - received >= SIZE, "it is all looked at");
+    }
+}
+
+#[test]
+fn each_generation_is_in_segments_of_its_own() {
+    let mut world = in_step(11, 60);
+    for (turn, writes) in [(0, 5), (1, 0), (2, 3), (3, 0), (4, 2), (5, 6)] {
+        let log = world.primary.log.as_mut().unwrap();
+        log.journal_mut().set_generation(GenerationId(100 + turn));
+        let (number, _) = log.begin_segment().unwrap();
+        let (header, _) = log.journal().durable_segments().pop().unwrap();
+        assert_eq!((header.number, header.generation), (number, GenerationId(100 + turn)));
+        (0..writes).for_each(|_| world.client());
+        if turn % 2 == 0 {
+            world.crash_primary();
+        }
+        let fills = world.fills;
+        world.heal();
+        assert_eq!(world.fills, fills, "nothing of it breaks the chain");
     }
 }

@@ -6,13 +6,13 @@ use crate::commands::updown::publish;
 use crate::node::Node;
 use crate::peer_api::read_opening;
 use crate::resource::Resource;
-use crate::shard::{JournalHandle, JournalView, LinkSocket, ResourceHandle};
+use crate::shard::{JournalHandle, JournalMode, JournalView, LinkSocket, ResourceHandle};
 use holdfast_cluster::PinnedNode;
 use holdfast_journal::ship::{
     Answer, FollowerStatus, Handed, Leader, Message, RefuseCode, Reply, Request, copy_block,
     fetch_piece, make_offer,
 };
-use holdfast_units::{HybridTime, LogPosition, NodeId, Role};
+use holdfast_units::{GenerationId, HybridTime, LogPosition, NodeId, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -111,10 +111,21 @@ async fn lead(
     });
     let mut views = handle.watch();
     let mut journal_views = journal.watch();
+    let mut generation = None;
     loop {
         let followers = followers_of(node, resource);
-        let (state, size) = (Arc::clone(&serving), handle.snapshot().snapshot.size);
-        let ticked = tokio::task::spawn_blocking(move || state.tick(followers, size)).await;
+        let view = handle.snapshot();
+        let snapshot = &view.snapshot;
+        let (state, size) = (Arc::clone(&serving), snapshot.size);
+        let known = generation.replace(snapshot.generation);
+        if known.is_some_and(|known| known != snapshot.generation) {
+            mark_generation(journal, snapshot.generation).await;
+        }
+        let lineage: Vec<_> = [snapshot.generation].into_iter().chain(snapshot.history).collect();
+        let ticked = tokio::task::spawn_blocking(move || {
+            state.tick(followers, size, lineage);
+        });
+        let ticked = ticked.await;
         if ticked.is_err() {
             tracing::error!(resource = resource.name(), "the followers cannot be looked after");
         }
@@ -141,6 +152,21 @@ async fn lead(
     // Those who are connected may still fetch what is there; nobody new is judged.
 }
 
+/// A member was lost, and misses what is written from now on: that is in segments of their own, so
+/// that nobody takes it for data which that member has, too.
+async fn mark_generation(journal: &JournalHandle, generation: GenerationId) {
+    if journal.view().mode != JournalMode::Lead {
+        return;
+    }
+    let begun = async {
+        journal.lead(generation).await?;
+        journal.begin_segment().await
+    };
+    if let Err(error) = begun.await {
+        tracing::debug!("{error}");
+    }
+}
+
 /// Ends when the journal is over its budget, or closed.
 async fn cut_wanted(views: &mut watch::Receiver<JournalView>) {
     drop(views.wait_for(|view| view.cut_wanted).await);
@@ -165,10 +191,11 @@ impl Serving {
     }
 
     /// Looks after the followers. Blocks.
-    fn tick(&self, followers: BTreeSet<NodeId>, size: u64) {
+    fn tick(&self, followers: BTreeSet<NodeId>, size: u64, lineage: Vec<GenerationId>) {
         let mut inner = self.lock();
         let Inner { leader, notes, source, followers: known } = &mut *inner;
         leader.grown(size);
+        leader.set_lineage(lineage);
         for gone in known.difference(&followers) {
             leader.remove(*gone, source);
         }
