@@ -385,12 +385,10 @@ impl Journal {
         }
     }
 
-    /// A new segment is begun even if nothing is queued; not when the last one has no record yet
-    /// and is of the same generation.
+    /// A new segment is begun even if nothing is queued; not when the last one has no record yet.
     pub fn rotate_now(&mut self) {
-        let (generation, last) = (self.generation, self.segments.back());
-        let used = last.is_none_or(|(header, len)| *len > 0 || header.generation != generation);
-        if self.leads && !self.failed && (used || self.must_begin) {
+        let has_records = self.segments.back().is_none_or(|(_, len)| *len > 0);
+        if self.leads && !self.failed && (has_records || self.must_begin) {
             (self.must_begin, self.rotate) = (true, true);
         }
     }

@@ -6,7 +6,9 @@ use crate::commands::updown::publish;
 use crate::node::Node;
 use crate::peer_api::read_opening;
 use crate::resource::Resource;
-use crate::shard::{JournalHandle, JournalMode, JournalView, LinkSocket, ResourceHandle};
+use crate::shard::{
+    JournalHandle, JournalMode, JournalView, LinkSocket, ResourceHandle, ResourceView,
+};
 use holdfast_cluster::PinnedNode;
 use holdfast_journal::ship::{
     Answer, FollowerStatus, Handed, Leader, Message, RefuseCode, Reply, Request, copy_block,
@@ -17,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -29,6 +31,8 @@ const TICK: Duration = Duration::from_millis(200);
 const SHORT: Duration = Duration::from_millis(5);
 /// Requests of a connection that wait.
 const QUEUE: usize = 16;
+/// A node that is not Primary any more lets the others fetch what they lack for so long.
+const LEAVE: Duration = Duration::from_secs(35);
 /// How long the opening of a connection may take.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -149,11 +153,45 @@ async fn lead(
             }
         }
     }
-    // Those who are connected may still fetch what is there; nobody new is judged.
+    leave(resource, &serving, &mut views).await;
+}
+
+/// Those who are connected may still fetch what is there; then they look for whoever leads now.
+async fn leave(
+    resource: &Arc<Resource>,
+    serving: &Arc<Serving>,
+    views: &mut watch::Receiver<Arc<ResourceView>>,
+) {
+    let end = Instant::now() + LEAVE;
+    while Instant::now() < end {
+        let state = Arc::clone(serving);
+        let all = tokio::task::spawn_blocking(move || state.everybody_has_everything()).await;
+        if all.unwrap_or(true) {
+            break;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(TICK) => {}
+            changed = views.changed() => {
+                let primary = views.borrow_and_update().snapshot.role == Role::Primary;
+                if changed.is_err() {
+                    break;
+                }
+                if primary {
+                    return;
+                }
+            }
+        }
+    }
+    serving.end();
+    let mut state = resource.state();
+    if state.serving.as_ref().is_some_and(|now| Arc::ptr_eq(now, serving)) {
+        state.serving = None;
+    }
 }
 
 /// A member was lost, and misses what is written from now on: that is in segments of their own, so
-/// that nobody takes it for data which that member has, too.
+/// that nobody takes it for data which that member has, too. A segment without a record keeps the
+/// generation that it was begun in.
 async fn mark_generation(journal: &JournalHandle, generation: GenerationId) {
     if journal.view().mode != JournalMode::Lead {
         return;
@@ -188,6 +226,14 @@ impl Serving {
         if followers.insert(node) {
             leader.add(node, source, notes);
         }
+    }
+
+    /// Whether all who are connected have fetched what is there. Blocks.
+    fn everybody_has_everything(&self) -> bool {
+        let inner = self.lock();
+        let statuses = inner.followers.iter();
+        let statuses = statuses.filter_map(|n| inner.leader.status(*n, now(), &inner.source));
+        statuses.filter(|status| status.connected).all(|status| status.fetched >= status.head)
     }
 
     /// Looks after the followers. Blocks.
