@@ -394,3 +394,32 @@ fn what_a_log_peer_got_of_a_primary_that_went_on_alone_is_not_given_up_unasked()
     wait_follower(&cluster[1], "gamma");
     assert_same(&cluster, 1, 2);
 }
+
+#[test]
+fn a_resource_with_a_log_member_grows_when_that_has_left_and_it_joins_again_by_comparing() {
+    let cluster = cluster(2);
+    follow(&cluster, "64M");
+    write_blocks(&cluster[0], "r0", 1, 0..3000);
+    wait_all(&cluster[0]);
+    for node in cluster.nodes() {
+        let disk = std::fs::OpenOptions::new().write(true).open(node.disk("r0"));
+        disk.and_then(|disk| disk.set_len(2 * SIZE)).expect("it can be made larger");
+    }
+    let grow = ["resize", "r0", "--size", "64M"];
+    cluster[0].refused(&grow, 1, "node beta follows by the log");
+    assert_eq!(cluster[0].resource("r0").size_bytes, SIZE, "nothing has changed");
+    // The way out that it names.
+    cluster[1].ok(&["leave", "r0"]);
+    cluster[0].ok(&grow);
+    assert_eq!(cluster[0].resource("r0").size_bytes, 2 * SIZE);
+    write_blocks(&cluster[0], "r0", 2, [0, 2 * SIZE / 4096 - 1]);
+    let journal = cluster[1].dir().join("r0.journal-2").display().to_string();
+    let disk = cluster[1].disk("r0").display().to_string();
+    let mut join = vec!["join", "r0", "--disk", &disk, "--protocol", "log", "--force"];
+    join.extend(["--journal", &journal, "--journal-size", "64M"]);
+    cluster[1].ok(&join);
+    wait_all(&cluster[0]);
+    let received = cluster[1].peer("r0", "alpha").received_bytes;
+    assert!(received < 2 * SIZE / 20, "{received} bytes came although nearly all is equal");
+    cluster.assert_equal_disks("r0", 2 * SIZE, &[0, 1]);
+}
