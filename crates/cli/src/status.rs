@@ -153,8 +153,14 @@ fn render_resource(
     lines.extend(table.render(width, color));
     lines.extend(resource.journal.as_ref().map(|journal| format!("  {}", journal_line(journal))));
     lines.extend(resource.replay.as_ref().map(|replay| format!("  {}", replay_line(replay))));
+    let tail = resource.journal.as_ref().map_or(0, |journal| journal.tail);
+    let bar = resource.replay.as_ref().and_then(|replay| log_bar(replay, tail));
+    lines.extend(bar.map(|bar| format!("  {bar}")));
     lines.extend(resource.archive.as_ref().map(|archive| format!("  {}", archive_line(archive))));
     for peer in &resource.peers {
+        if let Some(bar) = peer.replay.as_ref().and_then(|replay| log_bar(replay, tail)) {
+            lines.push(format!("  {}: {bar}", shorten(&peer.node, 10)));
+        }
         if let Some(resync) = &peer.resync {
             lines.push(format!("  {}", resync_line(peer, resync, color)));
         }
@@ -315,6 +321,24 @@ fn replay_line(replay: &ReplayStatus) -> String {
     line
 }
 
+/// `log [######====......]`: of the journal from `tail` to its end at the Primary, what is replayed, what
+/// is only fetched, and what is not here; `None` when all is replayed.
+fn log_bar(replay: &ReplayStatus, tail: u64) -> Option<String> {
+    const BAR: u128 = 20;
+    let head = replay.head.max(replay.fetched);
+    let whole = head.checked_sub(tail).filter(|len| *len > 0 && replay.lag_bytes > 0)?;
+    let cells = |to: u64| u128::from(to.saturating_sub(tail)) * BAR / u128::from(whole);
+    let (replayed, fetched) = (cells(replay.replayed), cells(replay.fetched));
+    let bar: String = (0..BAR)
+        .map(|at| match at {
+            at if at < replayed => '#',
+            at if at < fetched => '=',
+            _ => '.',
+        })
+        .collect();
+    Some(format!("log [{bar}] # replayed, = fetched, . not fetched"))
+}
+
 /// `sync to gamma [########........]  50.0 %  128 MiB of 256 MiB  110 MiB/s  ETA 0:01`, without the
 /// amounts where that would not fit.
 fn resync_line(peer: &PeerStatus, resync: &ResyncStatus, color: bool) -> String {
@@ -415,6 +439,20 @@ r0  256 MiB  /dev/holdfast/r0
   to gamma [########........] 50.0 %  256 MiB  110 MiB/s  ETA 2 s
 ";
         assert_eq!(render(&sample(), Some(80), false), expected);
+    }
+
+    #[test]
+    fn a_log_is_shown_with_what_is_replayed_and_fetched_of_it() {
+        let replay = ReplayStatus {
+            head: 3000,
+            fetched: 2000,
+            replayed: 1500,
+            lag_bytes: 1500,
+            ..ReplayStatus::default()
+        };
+        let bar = log_bar(&replay, 1000).unwrap();
+        assert!(bar.starts_with("log [#####=====..........]"), "{bar}");
+        assert_eq!(log_bar(&ReplayStatus { lag_bytes: 0, ..replay }, 1000), None);
     }
 
     #[test]

@@ -303,6 +303,7 @@ impl Core {
             size: self.client_size,
             own_size: self.config.size,
             generation: self.gens.current,
+            history: self.gens.history,
             promotable: self.promote_refusal(false).is_none(),
             peers: self.peers.values().map(|p| self.peer_snapshot(p)).collect(),
             hot_extents: self.al.as_ref().map_or(0, ActivityLog::len),

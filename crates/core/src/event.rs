@@ -459,6 +459,8 @@ pub struct Snapshot {
     pub own_size: u64,
     /// The generation of the data.
     pub generation: holdfast_units::GenerationId,
+    /// Those before it, newest first: data of one of them are an earlier state of these.
+    pub history: [holdfast_units::GenerationId; holdfast_format::HISTORY_LEN],
     /// Whether a `primary` without force would be granted as far as this node knows.
     pub promotable: bool,
     /// The peers.

@@ -560,6 +560,7 @@ mod tests {
             size: 4096,
             own_size: 4096,
             generation: GenerationId(7),
+            history: [GenerationId::NONE; 32],
             promotable: true,
             peers,
             hot_extents: 0,

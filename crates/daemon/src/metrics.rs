@@ -1,8 +1,11 @@
 //! `/metrics`: the status document as Prometheus text.
 
 use holdfast_api::attachment::{AttachmentConnection, AttachmentStatus};
-use holdfast_api::status::{JournalStatus, NodeStatus, PeerStatus, ResourceStatus};
+use holdfast_api::status::{
+    ArchiveStatus, JournalStatus, NodeStatus, PeerStatus, ReplayStatus, ResourceStatus,
+};
 use std::fmt::Write;
+use std::time::Duration;
 
 /// One metric: its name, kind and help, and its lines.
 struct Metric {
@@ -47,6 +50,24 @@ pub(crate) fn text(status: &NodeStatus) -> String {
             (labels(&[("resource", &r.name)]), value(j))
         };
         put(name, kind, help, journals.map(line).collect());
+    }
+    for (name, kind, help, value) in OF_REPLAY {
+        // This node's own lag has no peer, that of a peer has its name.
+        let own = status.resources.iter().filter_map(|r| Some((r, None, r.replay.as_ref()?)));
+        let theirs = peers(status).filter_map(|(r, p)| Some((r, Some(p), p.replay.as_ref()?)));
+        let line = |(r, p, replay): (&ResourceStatus, Option<&PeerStatus>, &ReplayStatus)| {
+            let peer = p.map(|p| ("peer", p.node.as_str()));
+            let list: Vec<_> = [("resource", r.name.as_str())].into_iter().chain(peer).collect();
+            (labels(&list), value(replay))
+        };
+        put(name, kind, help, own.chain(theirs).map(line).collect());
+    }
+    for (name, kind, help, value) in OF_ARCHIVE {
+        let archives = status.resources.iter().filter_map(|r| Some((r, r.archive.as_ref()?)));
+        let line = |(r, a): (&ResourceStatus, &ArchiveStatus)| {
+            (labels(&[("resource", &r.name)]), value(a))
+        };
+        put(name, kind, help, archives.map(line).collect());
     }
     for (name, kind, help, value) in OF_PEER {
         let lines = peers(status).map(|(r, p)| (peer_labels(r, p, None), value(p))).collect();
@@ -131,6 +152,70 @@ const OF_JOURNAL: [OfJournal; 8] = [
     }),
     ("holdfast_journal_emergency", "gauge", "Whether it was full and had to be cut.", |j| {
         u64::from(j.emergency)
+    }),
+];
+
+type OfReplay = (&'static str, &'static str, &'static str, fn(&ReplayStatus) -> u64);
+
+const OF_REPLAY: [OfReplay; 11] = [
+    (
+        "holdfast_log_head",
+        "counter",
+        "The end of the Primary's journal, as far as is known.",
+        |r| r.head,
+    ),
+    ("holdfast_log_fetched", "counter", "What lies before is in the log peer's journal.", |r| {
+        r.fetched
+    }),
+    ("holdfast_log_replayed", "gauge", "What lies before is on the log peer's disk.", |r| {
+        r.replayed
+    }),
+    ("holdfast_log_fetch_lag_bytes", "gauge", "What is not fetched yet.", |r| {
+        r.head.saturating_sub(r.fetched)
+    }),
+    ("holdfast_log_lag_bytes", "gauge", "What is not replayed yet.", |r| r.lag_bytes),
+    ("holdfast_log_lag_milliseconds", "gauge", "For how long that has been there.", |r| {
+        u64::try_from(Duration::from_secs_f64(r.lag_seconds.clamp(0.0, 1e9)).as_millis())
+            .unwrap_or(u64::MAX)
+    }),
+    ("holdfast_log_fetch_bytes_per_second", "gauge", "How fast the journal comes.", |r| {
+        r.fetch_bytes_per_second
+    }),
+    ("holdfast_log_replay_bytes_per_second", "gauge", "How fast it is replayed.", |r| {
+        r.replay_bytes_per_second
+    }),
+    ("holdfast_log_fetch_paused", "gauge", "Whether fetching is paused.", |r| {
+        u64::from(r.paused.iter().any(|what| what == "fetch"))
+    }),
+    ("holdfast_log_replay_paused", "gauge", "Whether replaying is paused.", |r| {
+        u64::from(r.paused.iter().any(|what| what == "replay"))
+    }),
+    ("holdfast_log_stalled", "gauge", "Whether something keeps it from getting on.", |r| {
+        u64::from(r.problem.is_some())
+    }),
+];
+
+type OfArchive = (&'static str, &'static str, &'static str, fn(&ArchiveStatus) -> u64);
+
+const OF_ARCHIVE: [OfArchive; 5] = [
+    ("holdfast_archive_position", "counter", "What lies before is archived.", |a| a.position),
+    (
+        "holdfast_archive_complete_milliseconds",
+        "gauge",
+        "What was completed until then is archived, since 1970; 0: nothing is.",
+        |a| a.complete_unix_ms,
+    ),
+    (
+        "holdfast_archive_oldest_milliseconds",
+        "gauge",
+        "The oldest moment that can be restored, since 1970; 0: none can.",
+        |a| a.oldest_unix_ms,
+    ),
+    ("holdfast_archive_making_base", "gauge", "Whether a base image is being made.", |a| {
+        u64::from(a.base_percent.is_some())
+    }),
+    ("holdfast_archive_failed", "gauge", "Whether nothing is archived at present.", |a| {
+        u64::from(a.problem.is_some())
     }),
 ];
 
@@ -221,8 +306,20 @@ mod tests {
                     node: "beta".into(),
                     connection: "Connected".into(),
                     out_of_sync_bytes: 4096,
+                    replay: Some(ReplayStatus {
+                        head: 9000,
+                        fetched: 8000,
+                        lag_seconds: 2.5,
+                        paused: vec!["replay".into()],
+                        ..ReplayStatus::default()
+                    }),
                     ..PeerStatus::default()
                 }],
+                archive: Some(ArchiveStatus {
+                    position: 77,
+                    problem: Some("no room".into()),
+                    ..ArchiveStatus::default()
+                }),
                 ..ResourceStatus::default()
             }],
             ..NodeStatus::default()
@@ -252,6 +349,11 @@ mod tests {
             "holdfast_role{resource=\"r0\",role=\"Primary\"} 1",
             "holdfast_out_of_sync_bytes{resource=\"r0\",peer=\"beta\"} 4096",
             "holdfast_connected{resource=\"r0\",peer=\"beta\"} 1",
+            "holdfast_log_fetch_lag_bytes{resource=\"r0\",peer=\"beta\"} 1000",
+            "holdfast_log_lag_milliseconds{resource=\"r0\",peer=\"beta\"} 2500",
+            "holdfast_log_replay_paused{resource=\"r0\",peer=\"beta\"} 1",
+            "holdfast_archive_position{resource=\"r0\"} 77",
+            "holdfast_archive_failed{resource=\"r0\"} 1",
             "holdfast_attachment_connected{attachment=\"d1\"} 1",
             "holdfast_attachment_read_bytes_total{attachment=\"d1\"} 7",
         ] {

@@ -5,6 +5,7 @@
 mod support;
 
 use holdfast_journal::ship::{FollowStatus, Holding, Verdict};
+use holdfast_units::GenerationId;
 use support::ship::{SIZE, Secondary, World};
 
 fn seeds() -> u64 {
@@ -543,5 +544,27 @@ fn a_crash_does_not_make_more_be_replayed_than_the_delay_lets() {
         run_on(&mut world, 100);
         assert_eq!(status(&world.secondaries[0]).replayed, held.replayed);
         world.heal();
+    }
+}
+
+#[test]
+fn each_generation_is_in_segments_of_its_own() {
+    let mut world = in_step(11, 60);
+    for turn in 0..6 {
+        world.write(5, 20, 1);
+        let log = world.primary.log.as_mut().unwrap();
+        log.journal_mut().set_generation(GenerationId(100 + turn));
+        let (number, _) = log.begin_segment().unwrap();
+        let (header, _) = log.journal().durable_segments().pop().unwrap();
+        assert_eq!((header.number, header.generation), (number, GenerationId(100 + turn)));
+        (0..=turn).for_each(|n| world.write(5, n, 1));
+        world.primary.log.as_mut().unwrap().flush().unwrap();
+        world.record();
+        if turn % 2 == 0 {
+            world.crash_primary();
+        }
+        let fills = world.fills;
+        world.heal();
+        assert_eq!(world.fills, fills, "turn {turn}: nothing of it breaks the chain");
     }
 }

@@ -49,6 +49,18 @@ pub(crate) fn wait_all(primary: &Node) {
     });
 }
 
+/// Waits until the Primary knows that one of its followers has everything.
+fn wait_follower(primary: &Node, name: &str) {
+    primary.wait_resource("r0", SYNC, "a follower has everything", |r| {
+        let head = r.journal.as_ref().map(|journal| journal.head);
+        r.peers.iter().any(|peer| {
+            peer.node == name
+                && peer.disk == "UpToDate"
+                && peer.replay.as_ref().is_some_and(|replay| Some(replay.replayed) == head)
+        })
+    });
+}
+
 pub(crate) fn disk_state(node: &Node) -> String {
     node.resource("r0").disk.state
 }
@@ -322,17 +334,16 @@ fn a_log_peer_of_a_pair_goes_on_when_the_pair_fails_over_without_being_sent_ever
     write_blocks(&cluster[0], "r0", 1, 0..6000);
     cluster[2].ok(&["wait", "r0", "--for", "replayed", "--timeout", "60"]);
     let old = files::fingerprint(&cluster[2].disk("r0"), SIZE);
+    let before = cluster[2].peer("r0", "alpha").received_bytes;
     cluster[0].kill9();
     assert_eq!(disk_state(&cluster[2]), "UpToDate", "it is an old state meanwhile");
     assert_eq!(files::fingerprint(&cluster[2].disk("r0"), SIZE), old);
     cluster[1].ok(&["primary", "r0", "--force"]);
     write_blocks(&cluster[1], "r0", 2, 100..200);
-    cluster[1].wait_peer("r0", "gamma", SYNC, "it follows the other one", |peer| {
-        peer.disk == "UpToDate" && peer.replay.as_ref().is_some_and(|r| r.lag_bytes == 0)
-    });
-    wait_replayed(&cluster[2]);
+    wait_follower(&cluster[1], "gamma");
     assert_same(&cluster, 1, 2);
-    let received = cluster[2].peer("r0", "beta").received_bytes;
+    let after = cluster[2].peer("r0", "beta").received_bytes;
+    let received = after - before;
     assert!(received < SIZE / 20, "{received} bytes came although nearly all is equal");
 
     // The one that died comes back into the pair, and may lead again.
@@ -345,13 +356,70 @@ fn a_log_peer_of_a_pair_goes_on_when_the_pair_fails_over_without_being_sent_ever
     cluster[1].ok(&["secondary", "r0"]);
     cluster[0].ok(&["primary", "r0"]);
     write_blocks(&cluster[0], "r0", 4, 350..450);
-    cluster[0].wait_peer("r0", "gamma", SYNC, "it follows the first one again", |peer| {
-        peer.disk == "UpToDate" && peer.replay.as_ref().is_some_and(|r| r.lag_bytes == 0)
-    });
-    wait_replayed(&cluster[2]);
+    wait_follower(&cluster[0], "gamma");
     assert_same(&cluster, 0, 2);
     assert_same(&cluster, 0, 1);
     check_blocks(&cluster[0], "r0", 3, (300..350).step_by(7));
-    let received = cluster[2].peer("r0", "alpha").received_bytes;
+    let received = cluster[2].peer("r0", "alpha").received_bytes - after;
     assert!(received < SIZE / 20, "{received} bytes came although nearly all is equal");
+}
+
+#[test]
+fn what_a_log_peer_got_of_a_primary_that_went_on_alone_is_not_given_up_unasked() {
+    let mut cluster = cluster(3);
+    let journal = |node: &Node| node.dir().join("r0.journal").display().to_string();
+    let dirs: Vec<String> = cluster.nodes().iter().map(journal).collect();
+    cluster.create("r0", SIZE, &["--journal", &dirs[0], "--journal-size", "64M"]);
+    let arguments = ["--protocol", "C", "--journal", &dirs[1], "--journal-size", "64M"];
+    cluster.join_resource(&cluster[1], "r0", SIZE, &arguments);
+    join(&cluster, &cluster[2], "64M");
+    cluster[1].wait_resource("r0", SYNC, "the pair is in step", |r| r.disk.state == "UpToDate");
+    write_blocks(&cluster[0], "r0", 1, 0..100);
+    wait_replayed(&cluster[2]);
+    // The other one is away, and misses what only the log peer gets.
+    cluster[1].kill9();
+    cluster[0].wait_peer("r0", "beta", SOON, "it is gone", |p| p.connection != "Connected");
+    write_blocks(&cluster[0], "r0", 2, 50..150);
+    wait_follower(&cluster[0], "gamma");
+    cluster[0].kill9();
+    let kept = files::fingerprint(&cluster[2].disk("r0"), SIZE);
+    cluster[1].start();
+    cluster[1].ok(&["primary", "r0", "--force"]);
+    write_blocks(&cluster[1], "r0", 3, 0..50);
+    cluster[1].wait_peer("r0", "gamma", SOON, "it is told", |peer| {
+        peer.problem.as_ref().is_some_and(|problem| problem.code == "SPLIT_BRAIN")
+    });
+    assert_eq!(files::fingerprint(&cluster[2].disk("r0"), SIZE), kept);
+    cluster[2].ok(&["connect", "r0", "--discard-my-data"]);
+    wait_follower(&cluster[1], "gamma");
+    assert_same(&cluster, 1, 2);
+}
+
+#[test]
+fn a_resource_with_a_log_member_grows_when_that_has_left_and_it_joins_again_by_comparing() {
+    let cluster = cluster(2);
+    follow(&cluster, "64M");
+    write_blocks(&cluster[0], "r0", 1, 0..3000);
+    wait_all(&cluster[0]);
+    for node in cluster.nodes() {
+        let disk = std::fs::OpenOptions::new().write(true).open(node.disk("r0"));
+        disk.and_then(|disk| disk.set_len(2 * SIZE)).expect("it can be made larger");
+    }
+    let grow = ["resize", "r0", "--size", "64M"];
+    cluster[0].refused(&grow, 1, "node beta follows by the log");
+    assert_eq!(cluster[0].resource("r0").size_bytes, SIZE, "nothing has changed");
+    // The way out that it names.
+    cluster[1].ok(&["leave", "r0"]);
+    cluster[0].ok(&grow);
+    assert_eq!(cluster[0].resource("r0").size_bytes, 2 * SIZE);
+    write_blocks(&cluster[0], "r0", 2, [0, 2 * SIZE / 4096 - 1]);
+    let journal = cluster[1].dir().join("r0.journal-2").display().to_string();
+    let disk = cluster[1].disk("r0").display().to_string();
+    let mut join = vec!["join", "r0", "--disk", &disk, "--protocol", "log", "--force"];
+    join.extend(["--journal", &journal, "--journal-size", "64M"]);
+    cluster[1].ok(&join);
+    wait_all(&cluster[0]);
+    let received = cluster[1].peer("r0", "alpha").received_bytes;
+    assert!(received < 2 * SIZE / 20, "{received} bytes came although nearly all is equal");
+    cluster.assert_equal_disks("r0", 2 * SIZE, &[0, 1]);
 }

@@ -125,6 +125,10 @@ fn a_delay_counts_after_a_restart_and_without_a_primary_until_it_is_taken_away()
         let replay = cluster[1].resource("r0").replay.expect("it follows");
         replay.fetched == replay.head && replay.replayed < replay.fetched
     });
+    wait_until(SOON, "all of it is fetched", || {
+        let durable = cluster[0].resource("r0").journal.expect("it has one").durable;
+        cluster[1].resource("r0").replay.expect("it follows").fetched == durable
+    });
     cluster[0].kill9();
     cluster[1].kill9();
     let before = files::fingerprint(&cluster[1].disk("r0"), SIZE);
@@ -212,4 +216,22 @@ fn nobody_leads_by_what_is_not_whole() {
     cluster[1].start();
     cluster[1].ok(&["primary", "r0", "--force"]);
     check_blocks(&cluster[1], "r0", 1, (0..100).step_by(7));
+}
+
+#[test]
+fn a_journal_that_is_too_small_for_a_copy_is_refused_before_anything_is_made() {
+    let cluster = cluster(2);
+    let first = journal_of(&cluster[0], "1G");
+    cluster.create("r0", SIZE, &first.each_ref().map(String::as_str));
+    files::make_sparse(&cluster[1].disk("r0"), SIZE);
+    let disk = cluster[1].disk("r0").display().to_string();
+    let small = journal_of(&cluster[1], "64M");
+    let small = small.each_ref().map(String::as_str);
+    let join = ["join", "r0", "--disk", disk.as_str(), "--protocol", "log"];
+    cluster[1].refused(&[&join, &small[..]].concat(), 1, "too small");
+    let enough = journal_of(&cluster[1], "192M");
+    let enough = enough.each_ref().map(String::as_str);
+    cluster[1].ok(&[&join, &enough[..]].concat());
+    write_blocks(&cluster[0], "r0", 1, 0..100);
+    wait_all(&cluster[0]);
 }

@@ -137,6 +137,14 @@ fn member(node: &Node, id: ResourceId) -> Result<Arc<Resource>, ApiError> {
 /// When the resource is not as it has to be on this node.
 async fn room(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<Option<u64>, ApiError> {
     let name = resource.name();
+    if resource.following().is_some() {
+        let why =
+            format!("node {} follows by the log, and does not grow with the others", node.name);
+        return Err(refused(&name, ErrorCode::Follows, &why).hint(format!(
+            "run `holdfast leave {name}` there, make all disks larger, resize, and join it again \
+             with `--protocol log`: it is compared then, and what is equal is not sent"
+        )));
+    }
     let handle = resource.handle().ok_or_else(|| {
         let why = format!("it is down on node {}", node.name);
         refused(&name, ErrorCode::ResourceDown, &why)

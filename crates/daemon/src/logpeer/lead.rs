@@ -3,17 +3,16 @@
 use super::source::{Led, NoteFiles, failed};
 use super::{notes_dir, wire};
 use crate::commands::updown::publish;
-use crate::journaled::Mode;
 use crate::node::Node;
 use crate::peer_api::read_opening;
 use crate::resource::Resource;
-use crate::shard::{JournalHandle, JournalView, LinkSocket, ResourceHandle};
+use crate::shard::{JournalHandle, JournalMode, JournalView, LinkSocket, ResourceHandle};
 use holdfast_cluster::PinnedNode;
 use holdfast_journal::ship::{
     Answer, FollowerStatus, Handed, Leader, Message, RefuseCode, Reply, Request, copy_block,
     fetch_piece, make_offer,
 };
-use holdfast_units::{HybridTime, LogPosition, NodeId, Role};
+use holdfast_units::{GenerationId, HybridTime, LogPosition, NodeId, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -109,8 +108,11 @@ async fn lead(
     let mut led: Option<Arc<Serving>> = None;
     let mut views = handle.watch();
     let mut journal_views = journal.watch();
+    let mut generation = None;
     loop {
-        let size = handle.snapshot().snapshot.size;
+        let view = handle.snapshot();
+        let snapshot = &view.snapshot;
+        let size = snapshot.size;
         match journal.led_segments().await {
             Ok(segments) if !segments.is_empty() => {
                 if led.is_none() {
@@ -130,8 +132,14 @@ async fn lead(
         if let Some(serving) = &led {
             let followers = followers_of(node, resource);
             serving.barred.send_replace(disconnected(node, resource));
+            let known = generation.replace(snapshot.generation);
+            if known.is_some_and(|known| known != snapshot.generation) {
+                mark_generation(journal, snapshot.generation).await;
+            }
+            let lineage = [snapshot.generation].into_iter().chain(snapshot.history).collect();
             let state = Arc::clone(serving);
-            let ticked = tokio::task::spawn_blocking(move || state.tick(followers, size)).await;
+            let ticked = tokio::task::spawn_blocking(move || state.tick(followers, size, lineage));
+            let ticked = ticked.await;
             if ticked.is_err() {
                 tracing::error!(resource = resource.name(), "the followers cannot be looked after");
             }
@@ -218,6 +226,22 @@ fn retire(resource: &Resource, serving: Option<Arc<Serving>>) {
     }
 }
 
+/// A member was lost, and misses what is written from now on: that is in segments of their own, so
+/// that nobody takes it for data which that member has, too. A segment without a record keeps the
+/// generation that it was begun in.
+async fn mark_generation(journal: &JournalHandle, generation: GenerationId) {
+    if journal.view().mode != JournalMode::Lead {
+        return;
+    }
+    let begun = async {
+        journal.lead(generation).await?;
+        journal.begin_segment().await
+    };
+    if let Err(error) = begun.await {
+        tracing::debug!("{error}");
+    }
+}
+
 /// Ends when the journal is over its budget, or closed.
 async fn cut_wanted(views: &mut watch::Receiver<JournalView>) {
     drop(views.wait_for(|view| view.cut_wanted).await);
@@ -262,8 +286,8 @@ impl Serving {
     /// Whether nothing comes any more that a connected follower has not fetched. Blocks.
     fn have_all(&self, followers: &BTreeSet<NodeId>) -> bool {
         let view = self.journal.view();
-        if view.mode != Mode::Direct || view.head > view.durable {
-            return view.mode == Mode::Without;
+        if view.mode != JournalMode::Direct || view.head > view.durable {
+            return view.mode == JournalMode::Without;
         }
         let inner = self.lock();
         let statuses =
@@ -281,10 +305,11 @@ impl Serving {
     }
 
     /// Looks after the followers. Blocks.
-    fn tick(&self, followers: BTreeSet<NodeId>, size: u64) {
+    fn tick(&self, followers: BTreeSet<NodeId>, size: u64, lineage: Vec<GenerationId>) {
         let mut inner = self.lock();
         let Inner { leader, notes, source, followers: known } = &mut *inner;
         leader.grown(size);
+        leader.set_lineage(lineage);
         for gone in known.difference(&followers) {
             leader.remove(*gone, source);
         }

@@ -14,7 +14,9 @@ use super::message::{Answer, Await, Fetch, Head, Join, RefuseCode, Request};
 use crate::ranges::RangeSet;
 use bytes::Bytes;
 use holdfast_format::journal::{FollowState, MAX_NOTE_LINKS, PeerSwitches, SegmentHeader};
-use holdfast_units::{ByteRange, HybridTime, LogPosition, MAX_REQUEST, NodeId, ResourceId};
+use holdfast_units::{
+    ByteRange, GenerationId, HybridTime, LogPosition, MAX_REQUEST, NodeId, ResourceId,
+};
 use served::Served;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -34,6 +36,8 @@ pub struct Leader {
     moments: VecDeque<(LogPosition, u64)>,
     next_fill: u64,
     copy_bytes: u64,
+    /// The generations of the data here, the present one and those before it.
+    lineage: Vec<GenerationId>,
 }
 
 impl Leader {
@@ -42,12 +46,27 @@ impl Leader {
     pub const fn new(resource: ResourceId, size: u64, random: u64) -> Self {
         let moments = VecDeque::new();
         let served = BTreeMap::new();
-        Self { resource, size, served, moments, next_fill: random, copy_bytes: COPY_BYTES }
+        Self {
+            resource,
+            size,
+            served,
+            moments,
+            next_fill: random,
+            copy_bytes: COPY_BYTES,
+            lineage: Vec::new(),
+        }
     }
 
     /// How long the parts are that a disk is filled with, in bytes: whole blocks, at most 1 MiB.
     pub fn set_copy_bytes(&mut self, bytes: u64) {
         self.copy_bytes = ByteRange::new(0, bytes.clamp(1, MAX_REQUEST)).aligned_out().len;
+    }
+
+    /// The generations of the data here, the present one and those before it. What another node
+    /// wrote in one of them is an earlier state of these data, though its journal is another one.
+    pub fn set_lineage(&mut self, lineage: impl IntoIterator<Item = GenerationId>) {
+        self.lineage.clear();
+        self.lineage.extend(lineage.into_iter().filter(|one| !one.is_none()));
     }
 
     /// The resource has grown. What was added reads as zeroes everywhere.

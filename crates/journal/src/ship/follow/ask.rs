@@ -17,13 +17,20 @@ where
     F: Files,
     D: Backing,
 {
+    /// The generation of the newest data in the journal.
+    fn generation(&self) -> GenerationId {
+        let segments = self.log.as_ref().map(|log| log.journal().durable_segments());
+        let last = segments.and_then(|all| all.into_iter().rfind(|(_, len)| *len > 0));
+        last.map_or(GenerationId::NONE, |(header, _)| header.generation)
+    }
+
     fn report(&self) -> Report {
         let links = self.log.as_ref().map(|log| log.journal().links()).unwrap_or_default();
         let first = links.len().saturating_sub(MAX_LINKS);
         Report {
             state: self.state.state,
             fill: self.state.fill,
-            generation: GenerationId(0),
+            generation: self.generation(),
             fetched: self.durable(),
             replayed: self.state.replayed,
             links: links[first..].to_vec(),

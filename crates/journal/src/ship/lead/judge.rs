@@ -103,6 +103,10 @@ impl Leader {
                 }
             }
             FollowState::Filling => self.begin_fill(node, None, source, notes),
+            // What it follows was replicated to this node, or from it, by another way.
+            FollowState::Consistent if self.is_earlier(node, &relation, report) => {
+                self.begin_fill(node, None, source, notes)
+            }
             FollowState::Consistent => match relation {
                 Relation::Apart { common, ours, theirs, ours_since, theirs_since } => {
                     Ok(Verdict::Apart {
@@ -142,6 +146,16 @@ impl Leader {
                 }
             },
         }
+    }
+
+    /// Whether the follower has an earlier state of the data here that came to it by a journal that
+    /// this one does not continue.
+    fn is_earlier(&self, node: NodeId, relation: &Relation, report: &Report) -> bool {
+        let other = matches!(relation, Relation::Apart { .. } | Relation::Unknown);
+        let copied = report.links.iter().rfind(|link| link.len > 0);
+        other
+            && copied.is_some_and(|link| link.origin != node)
+            && self.lineage.contains(&report.generation)
     }
 
     fn fill_what_is_missing(
