@@ -73,6 +73,17 @@ pub fn compare(ours: &[SegmentLink], theirs: &[SegmentLink]) -> Relation {
     }
 }
 
+/// Whether two histories share nothing: one of them begins where the other one has something.
+#[must_use]
+pub(crate) fn share_nothing(ours: &[SegmentLink], theirs: &[SegmentLink]) -> bool {
+    let (Some(our_first), Some(their_first)) = (ours.first(), theirs.first()) else { return false };
+    let start = our_first.number.max(their_first.number);
+    match (from(ours, start).first(), from(theirs, start).first()) {
+        (Some(x), Some(y)) => x.chain != y.chain && (begins_history(x) || begins_history(y)),
+        _ => false,
+    }
+}
+
 fn contiguous(links: &[SegmentLink]) -> bool {
     links.windows(2).all(|pair| {
         pair[1].number == pair[0].number + 1

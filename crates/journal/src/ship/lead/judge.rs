@@ -6,7 +6,7 @@ use super::super::message::{
 use super::served::Offers;
 use super::types::{LeadError, Notes, Refusal, Source};
 use super::{Leader, failed, gone, refuse, tail};
-use crate::chain::{Relation, begins_history, compare};
+use crate::chain::{Relation, begins_history, compare, share_nothing};
 use crate::ranges::RangeSet;
 use holdfast_format::journal::{FollowState, SegmentLink};
 use holdfast_units::{ByteRange, HybridTime, LogPosition, NodeId};
@@ -132,7 +132,10 @@ impl Leader {
                 Relation::Ahead | Relation::Equal if known => {
                     self.fill_what_is_missing(node, report, source, notes)
                 }
-                Relation::Unknown if wrote_alone(node, &report.links, &known_here) => {
+                Relation::Unknown
+                    if wrote_alone(node, &report.links, &known_here)
+                        || share_nothing(&ours, &report.links) && self.is_foreign(report) =>
+                {
                     Ok(Verdict::Apart {
                         common: None,
                         follower: report.links.iter().map(|link| link.len).sum(),
@@ -156,6 +159,13 @@ impl Leader {
         other
             && copied.is_some_and(|link| link.origin != node)
             && self.lineage.contains(&report.generation)
+    }
+
+    /// Whether the follower has data of a generation that is not known here: nobody knows what they
+    /// are besides.
+    fn is_foreign(&self, report: &Report) -> bool {
+        let known = self.lineage.contains(&report.generation);
+        !self.lineage.is_empty() && !report.generation.is_none() && !known
     }
 
     fn fill_what_is_missing(
