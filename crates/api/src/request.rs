@@ -100,6 +100,49 @@ pub struct ClusterRemove {
     pub force: bool,
 }
 
+/// `cluster merge`: this node's cluster becomes a part of another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterMerge {
+    /// What `cluster token` printed on a node of the other cluster.
+    pub token: String,
+    /// Also when nodes of one of the two are not reached: they follow when they are.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// `cluster split`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSplit {
+    /// The nodes that become a cluster of their own.
+    #[serde(default)]
+    pub nodes: Vec<String>,
+    /// The name of that; the present one with `-2` when left out.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Takes back a split that was begun and not decided; without nodes then.
+    #[serde(default)]
+    pub cancel: bool,
+}
+
+/// `cluster wait`: answers when every node has the same records, or refuses.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterWait {
+    /// How long, at most [`MAX_WAIT_SECONDS`]; 60 when left out.
+    #[serde(default)]
+    pub timeout_seconds: Option<f64>,
+}
+
+/// `cluster set`: all of them, or none when one is refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSet {
+    /// Key and value of each; an empty value forgets the key.
+    pub set: BTreeMap<String, String>,
+}
+
 /// `create`: a resource, on its first node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -276,6 +319,15 @@ impl PauseWhat {
 pub struct Pause {
     /// Which switch.
     pub what: PauseWhat,
+}
+
+/// `watch`: this node shows a resource that it is no member of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Watch {
+    /// Not any more.
+    #[serde(default)]
+    pub stop: bool,
 }
 
 /// What `wait` waits for. Without a peer, what speaks of peers must hold for every peer.

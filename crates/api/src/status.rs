@@ -21,6 +21,35 @@ pub struct NodeStatus {
     /// The exports of other machines that are attached to this node, by name.
     #[serde(default)]
     pub attachments: Vec<AttachmentStatus>,
+    /// The resources that this node only watches, by name; left out when there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guests: Vec<GuestStatus>,
+}
+
+/// A resource that the node is no member of and watches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestStatus {
+    /// Its name.
+    pub name: String,
+    /// The size of the device, in bytes.
+    pub size_bytes: u64,
+    /// Its members, as they say themselves, by name.
+    pub members: Vec<GuestMember>,
+}
+
+/// A member of a resource, as it says itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestMember {
+    /// The node.
+    pub node: String,
+    /// Whether it answered.
+    pub alive: bool,
+    /// Its role, or `Unknown`.
+    pub role: String,
+    /// Its disk, or `DUnknown`.
+    pub disk: String,
+    /// Why it did not answer; `null` when it did.
+    pub problem: Option<String>,
 }
 
 /// A cluster, as one node sees it.
@@ -295,6 +324,7 @@ mod tests {
                 ..ResourceStatus::default()
             }],
             attachments: vec![AttachmentStatus::default()],
+            guests: Vec::new(),
         }
     }
 

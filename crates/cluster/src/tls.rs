@@ -38,13 +38,15 @@ pub enum Purpose {
     Control,
     /// A resource's journal, for a node that follows it.
     Log,
+    /// The same from another node that follows, while none that leads is in reach.
+    Lend,
     /// HTTP/1.1 calls of a node that wants to join and is not known yet.
     Join,
 }
 
 impl Purpose {
     /// Every purpose.
-    pub const ALL: [Self; 4] = [Self::Data, Self::Control, Self::Log, Self::Join];
+    pub const ALL: [Self; 5] = [Self::Data, Self::Control, Self::Log, Self::Lend, Self::Join];
 
     /// The protocol's name in the handshake, with its version.
     #[must_use]
@@ -53,6 +55,7 @@ impl Purpose {
             Self::Data => b"holdfast-data/1",
             Self::Control => b"holdfast-ctl/1",
             Self::Log => b"holdfast-log/1",
+            Self::Lend => b"holdfast-lend/1",
             Self::Join => b"holdfast-join/1",
         }
     }
@@ -123,7 +126,8 @@ pub enum Caller {
     Node {
         /// Which node.
         node: PinnedNode,
-        /// What for: [`Purpose::Data`], [`Purpose::Control`] or [`Purpose::Log`].
+        /// What for: [`Purpose::Data`], [`Purpose::Control`],
+        /// [`Purpose::Log`] or [`Purpose::Lend`].
         purpose: Purpose,
     },
     /// Somebody who proved only that they have the key of this certificate. The one thing that
@@ -173,6 +177,7 @@ pub struct NodeTls {
     data: Arc<ClientConfig>,
     control: Arc<ClientConfig>,
     log: Arc<ClientConfig>,
+    lend: Arc<ClientConfig>,
 }
 
 impl fmt::Debug for NodeTls {
@@ -193,12 +198,13 @@ impl NodeTls {
             accept_nodes: server_config(
                 &certificate,
                 nodes.clone(),
-                &[Purpose::Data, Purpose::Control, Purpose::Log],
+                &[Purpose::Data, Purpose::Control, Purpose::Log, Purpose::Lend],
             ),
             accept_joiners: server_config(&certificate, Accept::Anyone, &[Purpose::Join]),
             data: client(Purpose::Data),
             control: client(Purpose::Control),
             log: client(Purpose::Log),
+            lend: client(Purpose::Lend),
             certificate,
             pins,
         }
@@ -239,8 +245,9 @@ impl NodeTls {
     }
 
     /// Makes a connection to exactly this node of the cluster, for [`Purpose::Data`],
-    /// [`Purpose::Control`] or [`Purpose::Log`]. `to` is its address for messages. That this side is refused by the
-    /// other shows at the first read: [`explain`] makes a sentence of it.
+    /// [`Purpose::Control`], [`Purpose::Log`] or [`Purpose::Lend`]. `to` is its address for messages.
+    /// That this side is refused by the other shows at the first read: [`explain`] makes a sentence
+    /// of it.
     ///
     /// # Errors
     /// [`Code::CertificateUnknown`] when no node of the cluster answers, [`Code::WrongNode`] when
@@ -259,6 +266,7 @@ impl NodeTls {
             Purpose::Data => &self.data,
             Purpose::Control => &self.control,
             Purpose::Log => &self.log,
+            Purpose::Lend => &self.lend,
             Purpose::Join => return Err(no_protocol(to)),
         };
         let connector = TlsConnector::from(Arc::clone(config));

@@ -1,5 +1,6 @@
 //! The status document, made of what the parts of the daemon know.
 
+use crate::guests;
 use crate::journaled::{JournalHandle, JournalView};
 use crate::logpeer;
 use crate::node::Node;
@@ -27,7 +28,15 @@ pub(crate) fn node(node: &Arc<Node>, attachments: Vec<AttachmentStatus>) -> Node
         node.resources().iter().map(|one| resource(node, one)).collect();
     resources.sort_by(|a, b| a.name.cmp(&b.name));
     let cluster = cluster(node);
-    NodeStatus { version: version(), node: node.name.clone(), cluster, resources, attachments }
+    let guests = guests::show(node);
+    NodeStatus {
+        version: version(),
+        node: node.name.clone(),
+        cluster,
+        resources,
+        attachments,
+        guests,
+    }
 }
 
 /// Asks the shards for the newest figures of all resources.

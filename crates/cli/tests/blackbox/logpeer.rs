@@ -1,9 +1,12 @@
 //! A node that follows the Primary's journal: its disk is a past state at every moment.
 
 use crate::{
-    MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, rounds, seed, write_blocks,
+    MIB, SOON, SYNC, binary, check_blocks, cluster, cluster_with_proxies, rounds, seed,
+    write_blocks,
 };
-use holdfast_testkit::{Cluster, Cut, Ledger, Node, Rng, Writer, WriterOptions, files, wait_until};
+use holdfast_testkit::{
+    Cluster, ClusterOptions, Cut, Ledger, Node, Rng, Writer, WriterOptions, files, wait_until,
+};
 
 pub(crate) const SIZE: u64 = 32 * MIB;
 const BLOCKS: usize = 4096;
@@ -80,7 +83,9 @@ pub(crate) fn assert_same(cluster: &Cluster, a: usize, b: usize) {
 
 #[test]
 fn a_follower_is_filled_and_its_disk_is_an_exact_past_state_whenever_it_dies() {
-    let mut cluster = cluster(2);
+    // On a disk: in memory, a block that is just being written when its daemon is killed may be torn.
+    let options = ClusterOptions { on_disk: true, ..ClusterOptions::default() };
+    let mut cluster = Cluster::with(&binary(), 2, options);
     follow(&cluster, "64M");
     cluster[1].ok(&["wait", "r0", "--for", "uptodate", "--timeout", "60"]);
     let mut dice = Rng::new(seed());
@@ -89,6 +94,8 @@ fn a_follower_is_filled_and_its_disk_is_an_exact_past_state_whenever_it_dies() {
     for round in 0..2 * rounds() + 2 {
         let writer = Writer::start(&cluster[0].uri("r0"), ledger, WriterOptions::default());
         writer.wait_acknowledged(300 + dice.below(700));
+        // After a crash it says that it is no state yet until it has replayed what it may have had.
+        cluster[1].wait_resource("r0", SOON, "it holds a state", |r| r.disk.state == "UpToDate");
         // Frozen or killed in the middle of it.
         if round % 2 == 0 {
             cluster[1].freeze();
@@ -422,4 +429,45 @@ fn a_resource_with_a_log_member_grows_when_that_has_left_and_it_joins_again_by_c
     let received = cluster[1].peer("r0", "alpha").received_bytes;
     assert!(received < 2 * SIZE / 20, "{received} bytes came although nearly all is equal");
     cluster.assert_equal_disks("r0", 2 * SIZE, &[0, 1]);
+}
+
+#[test]
+fn a_follower_that_does_not_reach_the_primary_fetches_what_another_one_has() {
+    let mut cluster = cluster_with_proxies(3);
+    follow(&cluster, "64M");
+    write_blocks(&cluster[0], "r0", 1, 0..300);
+    wait_all(&cluster[0]);
+    // The second follower is away while there is more, which the first one gets.
+    cluster[2].stop();
+    write_blocks(&cluster[0], "r0", 2, 100..900);
+    wait_follower(&cluster[0], "beta");
+    let head = cluster[0].resource("r0").journal.expect("it has one").head;
+    cluster[0].kill9();
+    cluster[2].start();
+    cluster[2].wait_resource("r0", SYNC, "it has what the other one has", |r| {
+        r.replay.as_ref().is_some_and(|replay| replay.replayed >= head)
+    });
+    cluster.assert_equal_disks("r0", SIZE, &[1, 2]);
+    // Nothing of that makes it another history: it follows when the Primary is there again.
+    cluster[2].refused(&["primary", "r0"], 1, "not in reach");
+    cluster[0].start();
+    write_blocks_when_primary(&cluster[0], 3);
+    wait_all(&cluster[0]);
+    assert_same(&cluster, 0, 2);
+    assert_same(&cluster, 0, 1);
+    // A Primary that cannot be reached by the network is the same.
+    cluster[0].proxy().cut(Cut::Reset);
+    for node in [1, 2] {
+        let gone = |p: &holdfast_api::status::PeerStatus| p.connection != "Connected";
+        cluster[node].wait_peer("r0", "alpha", SOON, "the link is gone", gone);
+    }
+    let text = cluster[2].ok(&["status", "r0"]);
+    assert!(text.contains("Secondary"), "{text}");
+    cluster[0].proxy().heal();
+    wait_all(&cluster[0]);
+}
+
+fn write_blocks_when_primary(node: &Node, tag: u64) {
+    node.wait_resource("r0", SOON, "it is Primary again", |r| r.role == "Primary");
+    write_blocks(node, "r0", tag, 0..50);
 }

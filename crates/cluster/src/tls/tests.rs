@@ -88,7 +88,7 @@ fn code<T>(result: Result<T, Refusal>) -> Code {
 #[tokio::test]
 async fn nodes_of_a_cluster_meet() {
     let [alpha, beta, _] = cluster();
-    for purpose in [Purpose::Data, Purpose::Control, Purpose::Log] {
+    for purpose in [Purpose::Data, Purpose::Control, Purpose::Log, Purpose::Lend] {
         let (near, far) = meet(&alpha, &beta, purpose, beta.identity.uuid()).await;
         let (mut near, (mut far, caller)) = (near.unwrap(), far.unwrap());
         assert_eq!(caller, Caller::Node { node: alpha.pinned(), purpose });
@@ -129,7 +129,7 @@ async fn a_node_of_another_cluster_is_refused_by_name_of_what_was_seen() {
     let [alpha, beta, _] = cluster();
     let stranger = node("stranger");
     stranger.pin(&[&alpha]);
-    for purpose in [Purpose::Data, Purpose::Control, Purpose::Log] {
+    for purpose in [Purpose::Data, Purpose::Control, Purpose::Log, Purpose::Lend] {
         let (near, far) = meet(&stranger, &alpha, purpose, alpha.identity.uuid()).await;
         let refusal = far.err().unwrap();
         assert_eq!(refusal.code, Code::CertificateUnknown);

@@ -12,9 +12,10 @@ use holdfast_api::{ApiError, ErrorCode};
 use holdfast_format::journal::SegmentHeader;
 use holdfast_journal::driver::Directory;
 use holdfast_journal::ship::{
-    Answer, ConnId, FollowError, FollowOptions, FollowStatus, Follower, Holding, Trouble,
+    Answer, ConnId, FollowError, FollowOptions, FollowStatus, Follower, Holding, RefuseCode,
+    Request, Trouble,
 };
-use holdfast_units::{LogPosition, NodeId, ResourceId};
+use holdfast_units::{HybridTime, LogPosition, NodeId, ResourceId};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -41,7 +42,9 @@ pub(super) enum Order {
     Meet {
         leader: NodeId,
         bundle: u64,
+        lent: bool,
     },
+    Lend(Request, oneshot::Sender<Answer>),
     Part,
     NotReached(String),
     Opened(Link),
@@ -73,6 +76,8 @@ pub(crate) struct FollowView {
     pub(crate) status: Option<FollowStatus>,
     /// Who leads; `None` while nobody is connected.
     pub(crate) leader: Option<NodeId>,
+    /// Who lends what it has fetched, while nobody who leads is in reach.
+    pub(crate) lender: Option<NodeId>,
     /// Why nobody is.
     pub(crate) unreached: Option<String>,
     /// Why journal or disk cannot be used.
@@ -138,6 +143,7 @@ pub(crate) async fn start(
     let nothing = FollowView {
         status: None,
         leader: None,
+        lender: None,
         unreached: None,
         failure: None,
         rate: 0,
@@ -178,6 +184,13 @@ impl Following {
     /// When that could not be written.
     pub(crate) async fn set_switches(&self, fetch: bool, replay: bool) -> Result<(), String> {
         self.order(|done| Order::Switches { fetch, replay, done }).await
+    }
+
+    /// The answer to another node that follows.
+    pub(super) async fn lend(&self, request: Request) -> Option<Answer> {
+        let (done, end) = oneshot::channel();
+        self.orders.send(Order::Lend(request, done)).await.ok()?;
+        end.await.ok()
     }
 
     async fn order<T>(
@@ -289,6 +302,7 @@ struct Thread {
     links: BTreeMap<ConnId, Link>,
     first: Option<ConnId>,
     leader: Option<NodeId>,
+    lender: Option<NodeId>,
     unreached: Option<String>,
     failure: Option<String>,
     failed_at: Instant,
@@ -322,6 +336,7 @@ impl Thread {
             links: BTreeMap::new(),
             first: None,
             leader: None,
+            lender: None,
             unreached: None,
             failure: None,
             failed_at: now,
@@ -401,10 +416,25 @@ impl Thread {
     fn take(&mut self, order: Order) {
         let now = now_ms();
         match order {
-            Order::Meet { leader, bundle } => {
+            Order::Lend(request, done) => {
+                let now = HybridTime::from_unix_millis(now);
+                let away = || Answer::Refuse {
+                    code: RefuseCode::Failed,
+                    text: "its journal is not open".to_owned(),
+                };
+                let logic = self.logic.as_ref();
+                let answer = logic.map_or_else(away, |logic| logic.lend(now, &request));
+                // Who asked may be gone.
+                let _ = done.send(answer);
+            }
+            Order::Meet { leader, bundle, lent } => {
                 self.part();
-                self.leader = Some(leader);
-                self.unreached = None;
+                if lent {
+                    self.lender = Some(leader);
+                } else {
+                    self.leader = Some(leader);
+                    self.unreached = None;
+                }
                 self.progress = (Instant::now(), 0);
                 if let Some(logic) = &mut self.logic {
                     logic.meet(leader, bundle);
@@ -481,7 +511,7 @@ impl Thread {
     fn part(&mut self) {
         self.links.clear();
         self.first = None;
-        self.leader = None;
+        (self.leader, self.lender) = (None, None);
         if let Some(logic) = &mut self.logic {
             logic.part();
         }
@@ -553,6 +583,7 @@ impl Thread {
         let view = FollowView {
             status,
             leader: self.leader,
+            lender: self.lender,
             unreached: self.unreached.clone(),
             failure: self.failure.clone(),
             rate: self.received.rate,
@@ -593,7 +624,8 @@ impl Thread {
             let seconds = STALL.as_secs();
             self.notice.tell(&format!("nothing was fetched for {seconds} seconds: {why}"));
         }
-        let told = status.trouble.clone().filter(|t| matches!(t, Trouble::Refused(..)));
+        let refused = |t: &Trouble| matches!(t, Trouble::Refused(..));
+        let told = status.trouble.clone().filter(|t| refused(t) && self.lender.is_none());
         if told != self.told {
             if let Some(Trouble::Refused(_, text)) = &told {
                 self.notice.tell(&format!("the node that leads refuses this one: {text}"));
@@ -612,7 +644,8 @@ fn now_ms() -> u64 {
 pub(super) const fn word_of(holding: Holding) -> &'static str {
     match holding {
         Holding::Nothing | Holding::Filling => "Inconsistent",
-        Holding::Recovering => "Consistent",
+        // A mixture until its own journal has been replayed as far as it was before.
+        Holding::Recovering => "Attaching",
         Holding::StateAt(_) => "UpToDate",
     }
 }

@@ -10,7 +10,9 @@
 
 mod disk;
 mod follow;
+mod gone;
 mod lead;
+mod lend;
 pub(crate) mod past;
 pub(crate) mod rewind;
 mod roles;
@@ -20,7 +22,9 @@ mod source;
 mod wire;
 
 pub(crate) use follow::{FollowView, Following, start};
+pub(crate) use gone::{end, forget_gone};
 pub(crate) use lead::{Serving, keep, take};
+pub(crate) use lend::lend;
 pub(crate) use past::show_again;
 pub(crate) use roles::{
     HandOver, HandedOver, Leads, follow_now, follows, hand_over, pause, promote, role_at_start,

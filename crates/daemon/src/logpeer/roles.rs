@@ -10,6 +10,7 @@ use crate::local::Local;
 use crate::node::Node;
 use crate::peer_api::{AboutResource, FOLLOW, HAND_OVER, LEADS};
 use crate::peers::{CALL_TIMEOUT, call_node};
+use crate::phases::phase;
 use crate::resource::{self, Resource, random};
 use crate::shard::{InitialContent, JournalHandle};
 use holdfast_api::request::{Done, Pause, PauseWhat};
@@ -194,6 +195,7 @@ pub(crate) async fn promote(
     }
     let leader = ready?;
     drop(following);
+    phase("leading from here");
     let promoted = lead(node, resource).await;
     if let Err(error) = promoted {
         if let (true, Some(following)) = (force, resource.following()) {
@@ -281,6 +283,7 @@ async fn take_over(
     let leader = leader.ok_or_else(|| refuse(&name, "the node that leads is not known"))?;
     let nearly =
         |status: &FollowStatus| status.follows && status.head.since(status.replayed) <= NEARLY;
+    phase("catching up with the Primary");
     until(following, CATCH_UP, nearly).await.map_err(|status| {
         let lag = status.map_or(0, |status| status.head.since(status.replayed));
         let why = format!("this node is {} behind", format_size(lag));
@@ -288,6 +291,7 @@ async fn take_over(
             .hint(format!("`holdfast wait {name} --for replayed` waits until it is not"))
     })?;
     let call = HandOver { resource: resource.id, back: false };
+    phase("having the Primary step back");
     let ended = call_node::<_, HandedOver>(node, &leader, HAND_OVER, &call, HAND_OVER_LIMIT).await;
     let ended = match ended {
         Ok(ended) => ended,
@@ -301,6 +305,7 @@ async fn take_over(
         }
     };
     let end = LogPosition(ended.end);
+    phase("replaying the rest");
     let all = |status: &FollowStatus| status.fetched >= end && status.replayed >= end;
     if until(following, DRAIN, all).await.is_err() {
         give_back(node, resource, &leader).await;

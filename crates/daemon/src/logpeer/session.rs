@@ -23,6 +23,8 @@ const CONNECTIONS: u64 = 4;
 const ATTEMPT: Duration = Duration::from_secs(15);
 /// How long is paused when nobody leads.
 const PAUSE: Duration = Duration::from_secs(1);
+/// A node that follows is asked for so long; then it is looked again for one that leads.
+const BORROW: Duration = Duration::from_secs(5);
 /// Who owes an answer and says nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(10);
 /// Requests of a connection that wait to be sent; more than are ever on their way.
@@ -85,11 +87,43 @@ async fn dial_all(
                 return;
             }
         }
+        if borrow(node, resource, orders, &mut next).await.is_err() {
+            return;
+        }
         tokio::select! {
             () = tokio::time::sleep(PAUSE) => {}
             () = resource.dial_now.notified() => {}
         }
     }
+}
+
+/// Nobody who leads is in reach: fetches what other nodes that follow have of the same journal, for a
+/// while.
+async fn borrow(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    orders: &mpsc::Sender<Order>,
+    next: &mut u64,
+) -> Result<(), Over> {
+    let view = node.view();
+    let Some(own) = view.slot_of(resource.id, node.uuid) else { return Ok(()) };
+    let peers = view.peers_of(resource.id, node.uuid).into_values();
+    for peer in peers.filter(|peer| !peer.diskless && peer.log) {
+        let opening = Opening { resource: resource.id, from: own, to: peer.slot };
+        let Ok(stream) = dial(node, &peer, &opening, Purpose::Lend).await else { continue };
+        let Ok(bundle) = getrandom::u64() else { continue };
+        let lent = Order::Meet { leader: peer.slot, bundle, lent: true };
+        orders.send(lent).await.map_err(|_| Over)?;
+        let mut ends = vec![open(stream, next, orders).await?];
+        if let Ok(stream) = dial(node, &peer, &opening, Purpose::Lend).await {
+            ends.push(open(stream, next, orders).await?);
+        }
+        // Who has nothing more closes the first one.
+        let first = ends.swap_remove(0);
+        let _ = tokio::time::timeout(BORROW, first).await;
+        orders.send(Order::Part).await.map_err(|_| Over)?;
+    }
+    Ok(())
 }
 
 /// The thread that follows is gone.
@@ -104,7 +138,7 @@ async fn follow(
     known: &watch::Sender<Option<Uuid>>,
     next: &mut u64,
 ) -> Result<(), Over> {
-    let stream = match dial(node, peer, opening).await {
+    let stream = match dial(node, peer, opening, Purpose::Log).await {
         Ok(stream) => stream,
         Err(why) => {
             let why = format!("node {}: {why}", peer.name);
@@ -115,7 +149,7 @@ async fn follow(
     let leader = peer.slot;
     // Whose delay it is stays known when it is lost.
     known.send_replace(Some(peer.uuid));
-    orders.send(Order::Meet { leader, bundle }).await.map_err(|_| Over)?;
+    orders.send(Order::Meet { leader, bundle, lent: false }).await.map_err(|_| Over)?;
     let mut first = open(stream, next, orders).await?;
     let others = async {
         let mut opened = Vec::new();
@@ -127,7 +161,7 @@ async fn follow(
             }
             let missing = (CONNECTIONS - 1).saturating_sub(opened.len() as u64);
             for _ in 0..missing {
-                match dial(node, peer, opening).await {
+                match dial(node, peer, opening, Purpose::Log).await {
                     Ok(stream) => match open(stream, next, orders).await {
                         Ok(end) => opened.push(end),
                         Err(over) => return over,
@@ -158,15 +192,16 @@ pub(super) fn delay_of(node: &Node, resource: ResourceId, leader: Option<Uuid>) 
     leader.map_or_else(|| peers.map(|peer| of(peer.uuid)).max().unwrap_or_default(), of)
 }
 
-/// Makes a connection to a node that leads.
+/// Makes a connection to a node that leads, or lends.
 async fn dial(
     node: &Node,
     peer: &PeerMember,
     opening: &Opening,
+    purpose: Purpose,
 ) -> Result<TlsStream<LinkSocket>, String> {
     let attempt = async {
         let (socket, to) = connect(&peer.addresses, &peer.name).await.map_err(|e| e.message)?;
-        let stream = node.tls.connect(socket, Purpose::Log, peer.uuid, &to).await;
+        let stream = node.tls.connect(socket, purpose, peer.uuid, &to).await;
         let mut stream = stream.map_err(|refusal| refusal.message)?;
         let opened = open_link(&mut stream, opening).await;
         opened.map_err(|error| holdfast_cluster::explain(&error, &to).message)??;

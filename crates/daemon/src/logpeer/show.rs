@@ -64,13 +64,19 @@ pub(crate) fn peers_of_leader(
 ) -> Vec<PeerStatus> {
     let peer = |(slot, node)| {
         let leads = view.leader == Some(slot);
-        let status = view.status.as_ref().filter(|_| leads);
+        let lends = view.lender == Some(slot);
+        let status = view.status.as_ref().filter(|_| leads || lends);
         let follows = status.is_some_and(|status| status.follows);
         let filling = status.filter(|status| status.fill_left > 0);
         PeerStatus {
             node,
-            connection: if leads { "Connected" } else { "Connecting" }.to_owned(),
-            role: if leads { "Primary" } else { "Unknown" }.to_owned(),
+            connection: if leads || lends { "Connected" } else { "Connecting" }.to_owned(),
+            role: match (leads, lends) {
+                (true, _) => "Primary",
+                (_, true) => "Secondary",
+                _ => "Unknown",
+            }
+            .to_owned(),
             disk: if leads { "UpToDate" } else { "DUnknown" }.to_owned(),
             replication: match (follows, filling) {
                 (true, Some(_)) => "SyncTarget",
@@ -80,7 +86,7 @@ pub(crate) fn peers_of_leader(
             .to_owned(),
             protocol: "log".to_owned(),
             out_of_sync_bytes: filling.map_or(0, |status| status.fill_left),
-            tls: leads,
+            tls: leads || lends,
             received_bytes: status.map_or(0, |status| status.transferred),
             resync: filling.map(|status| resync(status.fill_left, view)),
             problem: if leads { problem_of(view) } else { None },

@@ -2,6 +2,7 @@
 
 mod ask;
 mod copy;
+mod lend;
 mod replay;
 mod rewind;
 mod state;
@@ -78,6 +79,8 @@ pub struct Follower<O, F, D> {
     conns: BTreeMap<ConnId, Conn>,
     out: Vec<Send>,
     verdict: Option<Verdict>,
+    /// The verdict is of a node that follows, too.
+    lent: bool,
     must_greet: bool,
     greeted_at: u64,
     head: Option<Head>,
@@ -151,6 +154,7 @@ where
             conns: BTreeMap::new(),
             out: Vec::new(),
             verdict: None,
+            lent: false,
             must_greet: false,
             greeted_at: 0,
             head: None,

@@ -10,6 +10,8 @@ pub const VERSION: u16 = 1;
 pub const FEATURE_LZ4: u64 = 1;
 /// Parts of a filling may be offered by their digests first.
 pub const FEATURE_OFFER: u64 = 2;
+/// In a welcome: the other side follows, too, and lends what it has fetched.
+pub const FEATURE_LENT: u64 = 4;
 
 /// What a follower says. Each is answered by exactly one [`Answer`], in order.
 #[derive(Clone, PartialEq, Eq, Debug)]

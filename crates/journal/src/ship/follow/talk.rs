@@ -3,7 +3,8 @@
 use super::super::codec::{MAX_PAYLOAD, MAX_SEGMENTS};
 use super::super::lead::digest;
 use super::super::message::{
-    Answer, Block, Fetch, Head, Join, Offer, Piece, RefuseCode, Request, Verdict, Welcome,
+    Answer, Block, FEATURE_LENT, Fetch, Head, Join, Offer, Piece, RefuseCode, Request, Verdict,
+    Welcome,
 };
 use super::rewind::BACKWARDS;
 use super::state::journal;
@@ -140,7 +141,10 @@ where
                     self.must_greet = true;
                     return Ok(true);
                 }
-                self.trouble = Some(Trouble::Refused(code, text));
+                // Another one is looked for.
+                if code != RefuseCode::NotLeading {
+                    self.trouble = Some(Trouble::Refused(code, text));
+                }
                 return Ok(false);
             }
             _ => return Ok(false),
@@ -156,7 +160,15 @@ where
         self.takes.clear();
         self.reported = None;
         self.verdict = Some(welcome.verdict);
+        let lent = welcome.features & FEATURE_LENT != 0;
+        self.lent = lent;
         match welcome.verdict {
+            // Who lends does not judge: what a leader said about a fork stays.
+            verdict if lent => {
+                if verdict != Verdict::Ship || self.state.limit.is_some() {
+                    self.verdict = None;
+                }
+            }
             Verdict::Ship | Verdict::FillOn => {
                 if self.state.limit.take().is_some() {
                     self.store()?;
@@ -270,7 +282,8 @@ where
     /// wrote all the rest, too.
     fn end_recovery(&mut self, theirs: &[(SegmentHeader, u64)]) -> Result<(), FollowError> {
         let whole = self.state.state == FollowState::Consistent;
-        if !self.state.shortened || !whole || !self.follows() {
+        // Who lends may have less than this node had.
+        if !self.state.shortened || !whole || !self.follows() || self.lent {
             return Ok(());
         }
         let ours = self.log()?.journal().durable_segments().last().map(|(header, _)| *header);
