@@ -14,6 +14,9 @@ use holdfast_units::{ByteRange, HybridTime, LogPosition};
 use serde::{Deserialize, Serialize};
 use std::io;
 
+/// So much is zeroed at a time.
+const ZEROES: u64 = 1 << 30;
+
 /// After so many bytes a restore can be taken up again.
 const CHECKPOINT_BYTES: u64 = 256 << 20;
 
@@ -240,6 +243,15 @@ impl<S: Store> Archive<S> {
         let base = &line.bases[plan.base_index];
         let mut run = Run { target, tell, checkpoint: from, done: 0, since: 0 };
         self.restore_base(base, blank, &mut run)?;
+        if !blank && run.checkpoint.position <= base.from {
+            // What the image does not have was added later, and was zeroes then.
+            let mut at = base.bytes;
+            while at < plan.size {
+                let range = ByteRange::new(at, ZEROES.min(plan.size - at));
+                run.zeroes(range)?;
+                at = range.end();
+            }
+        }
         let start = LogPosition(base.from.max(run.checkpoint.position));
         run.done = base.stored + start.since(LogPosition(base.from));
         let reader = ArchivedSegments::new(self, line);

@@ -4,7 +4,9 @@ use crate::digest::Digest;
 use crate::error::ArchiveError;
 use crate::frames::Frames;
 use crate::index::{IndexEntry, IndexPart, PART_CHUNKS};
-use crate::manifest::{Base, Line, LogObject, MAX_LOG_OBJECT, Manifest, Pending, Segment, SizeAt};
+use crate::manifest::{
+    Base, Line, LogObject, MAX_LOG_OBJECT, MAX_MANIFEST, Manifest, Pending, Segment, SizeAt,
+};
 use crate::names;
 use crate::piece::{CHUNK, Piece};
 use crate::reader::{Archive, read_index, read_manifest, read_object};
@@ -15,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 use holdfast_format::journal::{Compression, SegmentHeader};
 use holdfast_units::{BLOCK_SIZE, ByteRange, HybridTime, LogPosition, ResourceId};
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 /// An object of the journal is ended when it has so many bytes.
 const LOG_OBJECT: usize = 8 << 20;
@@ -25,6 +28,9 @@ const JOIN: usize = 16;
 /// What is small: objects are joined with others that are not much larger, so that each byte is
 /// written again a few times at most.
 const SMALL: [u64; 3] = [64 << 10, 1 << 20, MAX_LOG_OBJECT];
+
+/// So many objects are removed before it is looked at again whether somebody took over.
+const SWEEP: usize = 64;
 
 /// What [`Writer::follow`] did.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -67,6 +73,10 @@ pub struct Writer<S> {
     dropped: Vec<String>,
     /// Bytes of objects since the manifest was written.
     uncommitted: u64,
+    /// The manifest shall not have more bytes.
+    most: u64,
+    /// Base images that were given up so that it does not.
+    given_up: usize,
 }
 
 impl<S: Store> Writer<S> {
@@ -95,9 +105,23 @@ impl<S: Store> Writer<S> {
             began: false,
             dropped: Vec::new(),
             uncommitted: 0,
+            most: MAX_MANIFEST / 8 * 7,
+            given_up: 0,
         };
         writer.replace(version.as_ref())?;
         Ok(writer)
+    }
+
+    /// Keeps the manifest below so many bytes, less than what can be read: the oldest moments are
+    /// given up for that.
+    pub const fn limit_manifest(&mut self, bytes: u64) {
+        self.most = bytes;
+    }
+
+    /// How many base images were given up because the manifest had no room for them, since this was
+    /// asked last.
+    pub const fn given_up(&mut self) -> usize {
+        std::mem::replace(&mut self.given_up, 0)
     }
 
     /// What the archive consists of.
@@ -136,14 +160,38 @@ impl<S: Store> Writer<S> {
     fn replace(&mut self, expected: Option<&Version>) -> Result<(), ArchiveError> {
         let name = names::manifest(&self.name);
         self.manifest.sequence += 1;
+        let bytes = self.encode_within()?;
         let replaced = self
             .store
-            .replace(&name, &self.manifest.encode(), expected)
+            .replace(&name, &bytes, expected)
             .map_err(|why| ArchiveError::store(&name, "written", why))?;
         self.version =
             replaced.ok_or_else(|| ArchiveError::Conflict { name: self.name.clone() })?;
         self.uncommitted = 0;
         Ok(())
+    }
+
+    /// The manifest, without what it has no room for: one that cannot be read again would take
+    /// everything with it.
+    fn encode_within(&mut self) -> Result<Bytes, ArchiveError> {
+        loop {
+            let bytes = self.manifest.encode();
+            if bytes.len() as u64 <= self.most {
+                return Ok(bytes);
+            }
+            let bases = self.manifest.lines.iter().map(|line| line.bases.len()).sum::<usize>();
+            let keep = Keep { age: None, bases: Some(bases.saturating_sub(1).max(1)) };
+            let lines = self.manifest.lines.len();
+            let names = self.manifest.expire(&self.name, keep, HybridTime::default());
+            if bases < 2 && names.is_empty() && lines == self.manifest.lines.len() {
+                let what = "its manifest has no room for more of the journal since the only base \
+                            image; make base images (archive-base-age), and keep fewer of them \
+                            (archive-keep)";
+                return Err(ArchiveError::Refused(format!("{}: {what}", self.name)));
+            }
+            self.given_up += usize::from(bases > 1);
+            self.dropped.extend(names);
+        }
     }
 
     /// Writes the manifest; then takes away what it does not name any more.
@@ -178,6 +226,7 @@ impl<S: Store> Writer<S> {
     /// [`ArchiveError`]: what was copied so far is copied again, or kept.
     pub fn follow(&mut self, source: &mut dyn Source) -> Result<Followed, ArchiveError> {
         let now = source.now();
+        let before = self.archived();
         let durable = source.flush()?;
         let size = source.size()?;
         let segments = source.segments()?;
@@ -191,7 +240,10 @@ impl<S: Store> Writer<S> {
         let end = self.archived();
         let line = self.line_mut()?;
         if line.sizes.last().is_none_or(|known| known.bytes != size) {
-            line.sizes.push(SizeAt { position: durable.0, bytes: size });
+            // It has grown somewhere between; what was added was zeroes until it was written to.
+            let next = before.map_or(durable.0, |before| before.0 + 1);
+            let position = next.min(durable.0);
+            line.sizes.push(SizeAt { position, bytes: size });
         }
         if segments.is_empty() || end.is_some_and(|end| end >= durable) {
             line.complete = line.complete.max(now.0);
@@ -423,6 +475,11 @@ impl<S: Store> Writer<S> {
         let data = read_chunk(source, at, done)?;
         self.put_piece(chunk, &data)?;
         if self.part.len() as u64 == PART_CHUNKS || done == total {
+            // What was read may not have been durable: only with the journal behind it is it
+            // something that this node cannot lose any more.
+            if self.follow(source)?.new_line {
+                return Ok(BaseProgress { done: 0, total, finished: false });
+            }
             self.finish_part()?;
         }
         Ok(BaseProgress { done, total, finished: false })
@@ -500,21 +557,26 @@ impl<S: Store> Writer<S> {
     }
 
     /// Takes away all objects that the manifest does not name: of base images that were given up,
-    /// or of interrupted steps. Does nothing while a base image is being made. How many.
+    /// or of interrupted steps. What was put after `before` stays: somebody who took over may be
+    /// about to name it. Does nothing while a base image is being made, and ends early when `go_on`
+    /// says so. How many.
     ///
     /// # Errors
     /// [`ArchiveError`].
-    pub fn sweep(&mut self) -> Result<u64, ArchiveError> {
+    pub fn sweep(
+        &mut self,
+        before: SystemTime,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<u64, ArchiveError> {
         if self.base_pending() {
             return Ok(0);
         }
-        // Somebody who took over since then might be about to name one of them.
         self.commit()?;
         let mut logs: BTreeSet<String> = BTreeSet::new();
         for line in &self.manifest.lines {
             logs.extend(line.object_names(&self.name));
         }
-        let mut count = self.sweep_prefix(&names::log_prefix(&self.name), &logs)?;
+        let mut count = self.sweep_prefix(&names::log_prefix(&self.name), &logs, before, go_on)?;
         let mut indexes = BTreeSet::new();
         let mut parts = 0;
         for base in self.manifest.lines.iter().flat_map(|line| &line.bases) {
@@ -524,6 +586,9 @@ impl<S: Store> Writer<S> {
             }
         }
         for part in 0..parts {
+            if !go_on() {
+                return Ok(count);
+            }
             let of_part: Vec<_> = indexes.range((part, Digest([0; 32]))..).collect();
             let mut pieces = BTreeSet::new();
             for (number, digest) in of_part.into_iter().take_while(|(n, _)| *n == part) {
@@ -535,14 +600,22 @@ impl<S: Store> Writer<S> {
                     }
                 }
             }
-            count += self.sweep_prefix(&names::part_prefix(&self.name, part), &pieces)?;
+            let prefix = names::part_prefix(&self.name, part);
+            count += self.sweep_prefix(&prefix, &pieces, before, go_on)?;
         }
         let named = indexes.iter().map(|(n, digest)| names::index(&self.name, *n, digest));
-        count += self.sweep_prefix(&names::index_prefix(&self.name), &named.collect())?;
+        let (prefix, named) = (names::index_prefix(&self.name), named.collect());
+        count += self.sweep_prefix(&prefix, &named, before, go_on)?;
         Ok(count)
     }
 
-    fn sweep_prefix(&self, prefix: &str, named: &BTreeSet<String>) -> Result<u64, ArchiveError> {
+    fn sweep_prefix(
+        &mut self,
+        prefix: &str,
+        named: &BTreeSet<String>,
+        before: SystemTime,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<u64, ArchiveError> {
         let mut unnamed = Vec::new();
         self.store
             .list(prefix, &mut |name, _| {
@@ -552,10 +625,27 @@ impl<S: Store> Writer<S> {
                 Ok(())
             })
             .map_err(|why| ArchiveError::store(prefix, "listed", why))?;
-        for name in &unnamed {
-            self.remove(name)?;
+        let mut old = Vec::new();
+        for name in unnamed {
+            let put = self.store.put_at(&name);
+            let put = put.map_err(|why| ArchiveError::store(&name, "looked for", why))?;
+            if put.is_some_and(|put| put < before) {
+                old.push(name);
+            }
         }
-        Ok(unnamed.len() as u64)
+        let mut count = 0;
+        for some in old.chunks(SWEEP) {
+            if !go_on() {
+                break;
+            }
+            // Who took over since then may name what was there already: he alone sweeps.
+            self.commit()?;
+            for name in some {
+                self.remove(name)?;
+                count += 1;
+            }
+        }
+        Ok(count)
     }
 }
 

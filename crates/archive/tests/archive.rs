@@ -9,6 +9,7 @@ use holdfast_archive::{
 };
 use holdfast_units::{HybridTime, LogPosition};
 use std::io;
+use std::time::SystemTime;
 use support::{MemoryDisk, MemoryStore, NAME, RESOURCE, Resource, Snapshot, restored};
 
 /// Two pieces and a bit.
@@ -190,7 +191,7 @@ fn story(
                 snapshots.push(resource.snapshot());
             }
             archiver.expire(Keep { age: None, bases: Some(1) }, HybridTime(0))?;
-            archiver.sweep()?;
+            archiver.sweep(SystemTime::now(), &mut || true)?;
         }
         snapshots.push(resource.snapshot());
     }
@@ -243,7 +244,7 @@ fn a_writer_can_be_interrupted_at_every_step() {
             story(&store, &mut resource, &mut snapshots).unwrap();
             let last = snapshots.split_off(snapshots.len() - 3);
             assert_eq!(check_all(&store, &last), last.len(), "step {step}");
-            writer(&store).sweep().unwrap();
+            writer(&store).sweep(SystemTime::now(), &mut || true).unwrap();
             let verified = Archive::open(&store, NAME).unwrap().verify(&mut |_| {});
             assert_eq!(verified.objects + 1, store.names().len() as u64, "{:?}", store.names());
         }
@@ -302,7 +303,7 @@ fn a_journal_that_does_not_go_on_begins_a_line() {
 
     // The older line is given up as a whole.
     archiver.expire(Keep { age: None, bases: Some(1) }, HybridTime(0)).unwrap();
-    archiver.sweep().unwrap();
+    archiver.sweep(SystemTime::now(), &mut || true).unwrap();
     let archive = Archive::open(&store, NAME).unwrap();
     assert_eq!(archive.moments().len(), 1);
     assert!(!store.names().iter().any(|name| name.contains("/log/000001-")));
@@ -398,4 +399,119 @@ fn the_disk_grows() {
     check(&archive, &small);
     check(&archive, &large);
     assert_eq!(archive.moments()[0].from, LogPosition(0).max(archive.moments()[0].from));
+}
+
+#[test]
+fn what_is_read_for_an_image_and_lost_with_the_power_is_in_no_image() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(91, 3 * 1024);
+    (0..40).for_each(|_| resource.act());
+    let mut archiver = writer(&store);
+    archiver.follow(&mut resource).unwrap();
+    archiver.begin_base(&mut resource).unwrap();
+    // All is read, and the part of the index is named.
+    loop {
+        let lost = resource.durable();
+        resource.write_unflushed(3);
+        let progress = archiver.base_step(&mut resource).unwrap();
+        if progress.done == progress.total {
+            assert!(archiver.archived().unwrap() > lost, "what was read is archived");
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_manifest_never_grows_past_what_can_be_read() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(92, 64);
+    let mut archiver = writer(&store);
+    archiver.limit_manifest(6000);
+    let (mut given_up, mut newest) = (0, None);
+    for _ in 0..60 {
+        (0..20).for_each(|_| resource.act());
+        archiver.follow(&mut resource).unwrap();
+        let snapshot = resource.snapshot();
+        archiver.begin_base(&mut resource).unwrap();
+        finish(&mut archiver, &mut resource);
+        given_up += archiver.given_up();
+        let manifest = store.objects.borrow().get("r/manifest").cloned();
+        let manifest = manifest.or_else(|| {
+            let objects = store.objects.borrow();
+            objects.iter().find(|(name, _)| name.ends_with("/manifest")).map(|(_, b)| b.clone())
+        });
+        assert!(manifest.unwrap().len() <= 6000);
+        newest = Some(snapshot);
+    }
+    assert!(given_up > 0, "the oldest images are given up");
+    // The last moments can be restored all the same.
+    (0..5).for_each(|_| resource.act());
+    archiver.follow(&mut resource).unwrap();
+    let snapshot = resource.snapshot();
+    archiver.follow(&mut resource).unwrap();
+    let archive = Archive::open(store.clone(), NAME).unwrap();
+    check(&archive, &snapshot);
+    drop(newest);
+    // With nothing to give up it says so, and what is there stays what it is.
+    archiver.limit_manifest(100);
+    let before = store.objects.borrow().clone();
+    let refused = archiver.follow(&mut resource).unwrap_err().to_string();
+    assert!(refused.contains("no room"), "{refused}");
+    assert_eq!(*store.objects.borrow(), before);
+}
+
+#[test]
+fn a_sweep_leaves_what_somebody_may_be_about_to_name() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(93, 64);
+    let mut archiver = writer(&store);
+    archiver.follow(&mut resource).unwrap();
+    finish(&mut archiver, &mut resource);
+    let (now, day) = (SystemTime::now(), std::time::Duration::from_secs(86_400));
+    let prefix = store.names()[0].split('/').next().unwrap().to_owned();
+    for (name, put) in [("disk/000000/young", now), ("disk/000000/old", now - 2 * day)] {
+        let name = format!("{prefix}/{name}");
+        store.objects.borrow_mut().insert(name.clone(), bytes::Bytes::from_static(b"x"));
+        store.put.borrow_mut().insert(name, put);
+    }
+    assert_eq!(archiver.sweep(now - day, &mut || false).unwrap(), 0, "it is to end");
+    let has = |name: &str| store.names().contains(&format!("{prefix}/{name}"));
+    assert!(has("disk/000000/old"));
+    archiver.sweep(now - day, &mut || true).unwrap();
+    assert!(has("disk/000000/young") && !has("disk/000000/old"), "{:?}", store.names());
+    // Somebody takes over after it was listed what is there.
+    store.objects.borrow_mut().insert(format!("{prefix}/disk/000000/old"), bytes::Bytes::new());
+    let mut calls = 0;
+    let swept = archiver.sweep(now, &mut || {
+        calls += 1;
+        if calls == 1 {
+            drop(writer(&store));
+        }
+        true
+    });
+    assert!(swept.is_err() && has("disk/000000/old"), "who was taken over removes nothing");
+}
+
+#[test]
+fn what_was_added_reads_as_zeroes_on_a_target_that_held_something() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(94, 64);
+    let mut archiver = writer(&store);
+    archiver.follow(&mut resource).unwrap();
+    finish(&mut archiver, &mut resource);
+    (0..20).for_each(|_| resource.act());
+    archiver.follow(&mut resource).unwrap();
+    // It grows, is written to, and a moment later grown by more: the first moment has the new size.
+    resource.model.0.resize(96 * 4096, 0);
+    resource.disk.0.resize(96 * 4096, 0);
+    (0..10).for_each(|_| resource.act());
+    let early = resource.snapshot();
+    (0..10).for_each(|_| resource.act());
+    archiver.follow(&mut resource).unwrap();
+    let archive = Archive::open(store.clone(), NAME).unwrap();
+    let plan = archive.plan(Moment::Position(early.position), None).unwrap();
+    assert_eq!(plan.size, 96 * 4096);
+    let mut disk = MemoryDisk(vec![0x77; 96 * 4096]);
+    archive.restore(&plan, &mut disk, false, Checkpoint::default(), &mut |_| Ok(())).unwrap();
+    assert!(disk.0 == early.disk, "nothing of what was there before");
 }

@@ -19,6 +19,8 @@ use tokio::runtime::Handle;
 
 /// The pause between two looks at what is to be archived.
 const LOOK: Duration = Duration::from_millis(500);
+/// What is younger stays although nothing names it: another node may be about to.
+const SWEEP_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// The pauses after a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -26,6 +28,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Keeps a thread for each resource that is to be archived by this node, until the daemon stops.
 pub(crate) async fn run(node: Arc<Node>) {
     let mut jobs: BTreeMap<ResourceId, Job> = BTreeMap::new();
+    // Those that were told to end: two of one resource would work against each other.
+    let mut ending: Vec<(ResourceId, thread::JoinHandle<()>)> = Vec::new();
     loop {
         let resources = node.resources();
         let wanted: BTreeMap<ResourceId, (Arc<Resource>, Wanted)> = resources
@@ -34,15 +38,18 @@ pub(crate) async fn run(node: Arc<Node>) {
                 Some((resource.id, (Arc::clone(&resource), wanted(&node, &resource)?)))
             })
             .collect();
-        jobs.retain(|id, job| {
+        let over = jobs.extract_if(.., |id, job| {
             let same = wanted.get(id).is_some_and(|(_, wanted)| wanted.same(&job.wanted));
             if !same {
                 job.resource.state().archive = None;
             }
-            same && !job.thread.is_finished()
+            !same || job.thread.is_finished()
         });
+        ending.extend(over.map(|(id, job)| (id, job.thread)));
+        ending.retain(|(_, thread)| !thread.is_finished());
         for (id, (resource, wanted)) in wanted {
             if !jobs.contains_key(&id)
+                && !ending.iter().any(|(ending, _)| *ending == id)
                 && let Some(job) = start(&node, resource, wanted)
             {
                 jobs.insert(id, job);
@@ -222,7 +229,9 @@ impl Archiver {
                     return Ok(());
                 }
                 writer.expire(self.wanted.keep, source.now())?;
-                writer.sweep()?;
+                let before = SystemTime::now().checked_sub(SWEEP_AGE);
+                let before = before.unwrap_or(SystemTime::UNIX_EPOCH);
+                writer.sweep(before, &mut || !self.has_ended(Duration::ZERO))?;
             }
             self.tell(&writer, None);
             if self.has_ended(*interval) {
@@ -233,7 +242,20 @@ impl Archiver {
 
     fn follow(&self, writer: &mut AnyWriter, source: &mut Resources) -> Result<(), ArchiveError> {
         let had_one = writer.newest_base().is_some();
-        if writer.follow(source)?.new_line && had_one {
+        let followed = writer.follow(source)?;
+        match writer.given_up() {
+            0 => {}
+            count => {
+                let name = &self.wanted.name;
+                let text = format!(
+                    "the archive has no room to name more: its {count} oldest base images and the \
+                     moments before the next one were given up; archive-keep says what is kept"
+                );
+                tracing::warn!("resource {name}: {text}");
+                self.node.hub.notice(name, None, &text);
+            }
+        }
+        if followed.new_line && had_one {
             let name = &self.wanted.name;
             let text = "the archive cannot go on from where it was: moments from then until \
                         another base image is finished cannot be restored";

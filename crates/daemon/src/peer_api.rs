@@ -92,6 +92,9 @@ pub(crate) struct JoinResource {
     pub(crate) resource: ResourceId,
     pub(crate) diskless: bool,
     pub(crate) protocol: String,
+    /// What its journal may take, in bytes; 0 when it has none.
+    #[serde(default)]
+    pub(crate) journal_bytes: u64,
 }
 
 /// Room is wanted in the metadata of a resource.

@@ -124,7 +124,13 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         let own = cluster.follows_by_log(resource.id, node.uuid);
         let followers = members.into_values().filter(|peer| peer.log || own);
         let serving = state.serving.as_deref();
-        peers.extend(followers.map(|p| logpeer::peer_of_follower(p.name, p.slot, serving)));
+        peers.extend(followers.map(|peer| {
+            let mut shown = logpeer::peer_of_follower(peer.name, peer.slot, serving);
+            if state.local.disconnected.contains(&peer.uuid) {
+                "StandAlone".clone_into(&mut shown.connection);
+            }
+            shown
+        }));
     }
     peers.sort_by(|a, b| a.node.cmp(&b.node));
     let name = state.local.name.clone();

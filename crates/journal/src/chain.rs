@@ -31,6 +31,22 @@ pub enum Relation {
     Unknown,
 }
 
+/// The chain before the first segment of a history: no other history has it, as the epoch is random
+/// and nobody begins twice at a place.
+#[must_use]
+pub(crate) fn first_chain(epoch: u64, base: LogPosition) -> [u8; 16] {
+    let mut chain = [0; 16];
+    chain[..8].copy_from_slice(&epoch.to_le_bytes());
+    chain[8..].copy_from_slice(&base.0.to_le_bytes());
+    chain
+}
+
+/// Whether a history begins with this segment.
+#[must_use]
+pub(crate) fn begins_history(link: &SegmentLink) -> bool {
+    link.chain == first_chain(link.epoch, link.base)
+}
+
 /// How `ours` stands to `theirs`; both are the links of all segments that are kept, oldest first.
 ///
 /// Links that contradict themselves (not contiguous) are taken as [`Relation::Unknown`].
@@ -40,16 +56,31 @@ pub fn compare(ours: &[SegmentLink], theirs: &[SegmentLink]) -> Relation {
         return Relation::Unknown;
     }
     let (Some(our_first), Some(their_first)) = (ours.first(), theirs.first()) else {
-        return either_empty(ours, theirs);
+        // A journal that was never written to says nothing of what its disk holds.
+        let both = ours.is_empty() && theirs.is_empty();
+        return if both { Relation::Equal } else { Relation::Unknown };
     };
     let start = our_first.number.max(their_first.number);
     let (a, b) = (from(ours, start), from(theirs, start));
     match (a.first(), b.first()) {
         (Some(x), Some(y)) if x.chain == y.chain && x.base == y.base => walk(a, b),
+        // Of a history that begins here the other one has nothing.
+        (Some(x), Some(y)) if begins_history(x) || begins_history(y) => Relation::Unknown,
         (Some(_), Some(_)) => apart(None, ours, theirs, start - 1),
         (None, Some(y)) => adjoining(ours, y, Relation::Behind),
         (Some(x), None) => adjoining(theirs, x, Relation::Ahead),
         (None, None) => Relation::Unknown,
+    }
+}
+
+/// Whether two histories share nothing: one of them begins where the other one has something.
+#[must_use]
+pub(crate) fn share_nothing(ours: &[SegmentLink], theirs: &[SegmentLink]) -> bool {
+    let (Some(our_first), Some(their_first)) = (ours.first(), theirs.first()) else { return false };
+    let start = our_first.number.max(their_first.number);
+    match (from(ours, start).first(), from(theirs, start).first()) {
+        (Some(x), Some(y)) => x.chain != y.chain && (begins_history(x) || begins_history(y)),
+        _ => false,
     }
 }
 
@@ -59,17 +90,6 @@ fn contiguous(links: &[SegmentLink]) -> bool {
             && pair[1].base == pair[0].end()
             && pair[1].chain == pair[0].chain_after()
     })
-}
-
-/// A journal that was never written to is continued by one that is kept from its beginning on.
-fn either_empty(ours: &[SegmentLink], theirs: &[SegmentLink]) -> Relation {
-    let whole = |links: &[SegmentLink]| links.first().is_some_and(|link| link.number == 1);
-    match (ours.is_empty(), theirs.is_empty()) {
-        (true, true) => Relation::Equal,
-        (true, false) if whole(theirs) => Relation::Behind,
-        (false, true) if whole(ours) => Relation::Ahead,
-        _ => Relation::Unknown,
-    }
 }
 
 fn from(links: &[SegmentLink], number: u64) -> &[SegmentLink] {
@@ -145,7 +165,7 @@ fn apart(
 
 #[cfg(test)]
 mod tests {
-    use super::{Relation, compare};
+    use super::{Relation, compare, first_chain};
     use holdfast_format::journal::SegmentLink;
     use holdfast_units::{HybridTime, LogPosition, NodeId};
     use proptest::prelude::*;
@@ -173,7 +193,8 @@ mod tests {
             assert_eq!(compare(a, b), Relation::Behind);
             assert_eq!(compare(b, a), Relation::Ahead);
             assert_eq!(compare(a, a), Relation::Equal);
-            assert_eq!(compare(&[], b), Relation::Behind);
+            assert_eq!(compare(&[], b), Relation::Unknown);
+            assert_eq!(compare(b, &[]), Relation::Unknown);
         }
         // What is not kept any more is vouched for by the chain.
         assert_eq!(compare(&short[1..], &next), Relation::Behind);
@@ -211,6 +232,15 @@ mod tests {
         // An empty segment is no history.
         let empty = journal(&[(0, 1, 1000), (1, 7, 0)]);
         assert_eq!(compare(&empty, &first), Relation::Behind);
+        // Each is a history of its own: nothing that one of them has is of the other one.
+        let mut own = journal(&[(1, 7, 50), (1, 7, 90)]);
+        own[0].chain = first_chain(7, own[0].base);
+        own[1].chain = own[0].chain_after();
+        let mut alien = journal(&[(2, 9, 40)]);
+        alien[0].chain = first_chain(9, alien[0].base);
+        assert_eq!(compare(&own, &alien), Relation::Unknown);
+        assert_eq!(compare(&alien, &own[..1]), Relation::Unknown);
+        assert_eq!(compare(&own, &first), Relation::Unknown);
         // They were apart before what is kept.
         let long = journal(&[(0, 1, 1000), (0, 1, 500), (2, 8, 50), (2, 8, 60)]);
         let other = journal(&[(0, 1, 1000), (0, 1, 500), (1, 7, 50), (1, 7, 90)]);

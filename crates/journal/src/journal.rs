@@ -1,5 +1,6 @@
 //! The state of a journal: what is queued, written, durable, not yet written back.
 
+use crate::chain::first_chain;
 use crate::index::{Index, Part, WriteBack, WriteBackLimits};
 use crate::op::{Op, PushError, Ticket};
 use crate::recover::{Found, links};
@@ -357,7 +358,7 @@ impl Journal {
         let last = self.segments.back().map(|(header, len)| header.link(*len));
         let base = last.map_or(LogPosition::START, |link| link.end());
         let before = last.filter(|_| !self.anew);
-        let first_chain = if self.anew { self.new_chain(base) } else { [0; 16] };
+        let first_chain = first_chain(self.settings.epoch, base);
         let header = SegmentHeader {
             resource: self.settings.resource,
             number: last.map_or(1, |link| link.number + 1),
@@ -373,14 +374,6 @@ impl Journal {
         };
         self.beginning = Some(header);
         Next::Begin(header)
-    }
-
-    /// A chain that no other history has: the epoch is random, and nobody begins twice at a place.
-    fn new_chain(&self, base: LogPosition) -> [u8; 16] {
-        let mut chain = [0; 16];
-        chain[..8].copy_from_slice(&self.settings.epoch.to_le_bytes());
-        chain[8..].copy_from_slice(&base.0.to_le_bytes());
-        chain
     }
 
     /// The segment that was asked for could not be made, for want of room; it is asked for again.
@@ -706,6 +699,14 @@ impl Journal {
         }
         self.beginning = Some(header);
         Ok(header)
+    }
+
+    /// Of a journal that follows: gives up the last segment if it has no frame; its number. Take
+    /// its file away.
+    pub fn drop_empty(&mut self) -> Option<u64> {
+        let idle = self.beginning.is_none() && self.in_flight.is_empty() && !self.leads;
+        let (header, _) = self.segments.pop_back_if(|(_, len)| idle && *len == 0)?;
+        Some(header.number)
     }
 
     /// Takes whole frames of another node's journal that continue what is here; the write to make,

@@ -16,7 +16,7 @@ fn seeds() -> u64 {
 fn trouble(world: &mut World) {
     let followers = world.secondaries.len() as u64;
     let one = usize::try_from(world.dice.below(followers)).unwrap();
-    match world.dice.below(15) {
+    match world.dice.below(17) {
         0 => world.crash_secondary(one),
         1 | 2 => world.plan_crash(one),
         3 => world.crash_primary(),
@@ -44,7 +44,21 @@ fn trouble(world: &mut World) {
             }
         }
         12 => world.damage = world.dice.one_in(2),
-        13 => rewind(world, one),
+        13 => world.rot_secondary(one),
+        14 => {
+            // In the middle of recovering.
+            world.crash_secondary(one);
+            world.start_secondary(one);
+            let Some(node) = world.secondaries[one].follower.as_mut() else { return };
+            node.set_delay(world.dice.below(2) * 300);
+            let _ = node.set_switches(world.dice.one_in(3), world.dice.one_in(3));
+            if world.dice.one_in(2) {
+                world.stop_secondary(one);
+                world.start_secondary(one);
+            }
+            world.check();
+        }
+        15 => rewind(world, one),
         _ => {
             world.start_secondary(one);
             world.check();
@@ -352,6 +366,96 @@ fn a_note_that_cannot_be_stored_holds_nobody_up_and_costs_a_copy_of_everything()
     assert!(status(&world.secondaries[0]).received - received >= 96 * 4096);
 }
 
+/// Puts a follower into the middle of recovering: it crashed while it replayed much.
+fn recovering(seed: u64) -> Option<World> {
+    let mut world = in_step(seed, 60);
+    let set = |world: &mut World, replay| {
+        world.secondaries[0].follower.as_mut().unwrap().set_switches(false, replay).unwrap();
+    };
+    set(&mut world, true);
+    (0..60).for_each(|_| world.client());
+    world.primary.log.as_mut().unwrap().flush().unwrap();
+    world.record();
+    run_on(&mut world, 200);
+    set(&mut world, false);
+    let steps = usize::try_from(10 + world.dice.below(40)).unwrap();
+    world.fail_at(0, steps);
+    world.may_connect = false;
+    run_on(&mut world, 3);
+    world.crash_secondary(0);
+    world.start_secondary(0);
+    let holding = status(&world.secondaries[0]).holding;
+    (holding == Holding::Recovering).then_some(world)
+}
+
+#[test]
+fn a_follower_that_is_stopped_or_switched_while_it_recovers_goes_on_recovering() {
+    let mut tried = 0;
+    for seed in 0..60 {
+        let Some(mut world) = recovering(seed) else { continue };
+        tried += 1;
+        match seed % 3 {
+            0 => {}
+            1 => {
+                let node = world.secondaries[0].follower.as_mut().unwrap();
+                node.set_switches(false, true).unwrap();
+            }
+            _ => {
+                // What is replayed now is flushed and noted one by one.
+                let node = world.secondaries[0].follower.as_mut().unwrap();
+                node.set_delay(300);
+                world.fail_at(0, 6);
+                run_on(&mut world, 3);
+            }
+        }
+        if seed % 3 == 0 {
+            world.stop_secondary(0);
+        } else {
+            world.crash_secondary(0);
+        }
+        world.secondaries[0].sim.0.borrow_mut().fail_at = usize::MAX;
+        world.start_secondary(0);
+        world.check();
+        run_on(&mut world, 20);
+        world.heal();
+    }
+    assert!(tried > 10, "{tried} of them recover");
+}
+
+#[test]
+fn an_empty_segment_of_a_history_that_ended_is_no_obstacle() {
+    let mut world = World::new(9, 2, 60 * 16 * 4096);
+    for _ in 0..2 {
+        (0..40).for_each(|_| world.client());
+        world.heal();
+    }
+    // One of two followers hears of a segment of which nobody gets a record.
+    world.may_connect = false;
+    let first = world.wires_of(0)[0];
+    world.cut_wire(first);
+    world.primary.log.as_mut().unwrap().begin_segment().unwrap();
+    run_on(&mut world, 200);
+    let fills = world.fills;
+    world.force(0);
+    world.may_connect = true;
+    (0..40).for_each(|_| world.client());
+    world.heal();
+    assert_eq!(world.fills, fills, "nothing was lost, and nothing is filled");
+}
+
+#[test]
+fn a_journal_that_is_small_beside_the_leaders_segments_holds_one_after_the_other() {
+    let mut world = World::new(10, 1, 60 * 16 * 4096);
+    world.secondaries[0].budget = 13 * 4096;
+    for _ in 0..6 {
+        (0..60).for_each(|_| world.client());
+        world.heal();
+    }
+    let status = status(&world.secondaries[0]);
+    assert!(status.bytes <= 2 * 16 * 4096, "{status:?}");
+    assert_eq!(world.fills, 1);
+}
+
 #[test]
 fn a_disk_on_its_way_is_no_state_whatever_happens_before_it_is_there() {
     let mut interrupted = 0;
@@ -419,6 +523,27 @@ fn a_disk_that_is_equal_is_compared_and_not_sent() {
         let sent = world.sent - sent;
         assert!(sent < SIZE / 20 + 6 * 4096 * 3, "seed {seed}: {sent}");
         assert!(status(&world.secondaries[0]).received - received >= SIZE, "it is all looked at");
+    }
+}
+
+#[test]
+fn a_crash_does_not_make_more_be_replayed_than_the_delay_lets() {
+    for seed in 0..20 {
+        let mut world = in_step(700 + seed, 60);
+        world.secondaries[0].follower.as_mut().unwrap().set_delay(60_000);
+        (0..30).for_each(|_| world.client());
+        world.primary.log.as_mut().unwrap().flush().unwrap();
+        world.record();
+        run_on(&mut world, 100);
+        let held = status(&world.secondaries[0]);
+        assert!(held.fetched > held.replayed, "{held:?}");
+        world.may_connect = false;
+        world.crash_secondary(0);
+        world.start_secondary(0);
+        world.secondaries[0].follower.as_mut().unwrap().set_delay(60_000);
+        run_on(&mut world, 100);
+        assert_eq!(status(&world.secondaries[0]).replayed, held.replayed);
+        world.heal();
     }
 }
 

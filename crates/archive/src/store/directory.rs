@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 /// What unfinished files are called; no object is.
 const UNFINISHED: &str = ".unfinished-";
@@ -151,6 +152,10 @@ impl Store for DirectoryStore {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         absent(fs::remove_file(self.path(name)?)).map(drop)
+    }
+
+    fn put_at(&self, name: &str) -> io::Result<Option<SystemTime>> {
+        absent(fs::metadata(self.path(name)?).and_then(|metadata| metadata.modified()))
     }
 
     fn list(

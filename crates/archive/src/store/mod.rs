@@ -11,6 +11,7 @@ pub use object::BucketStore;
 use bytes::Bytes;
 use std::io;
 use std::path::Path;
+use std::time::SystemTime;
 
 /// Which content of an object it was: tells whether somebody else has replaced it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,6 +64,12 @@ pub trait Store {
     /// # Errors
     /// When it may still be there.
     fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// When an object was put, by the clock of the store; `None` when it is not there.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    fn put_at(&self, name: &str) -> io::Result<Option<SystemTime>>;
 
     /// Shows the names, and lengths in bytes, of all objects whose names begin with this prefix,
     /// which ends with a `/`; in any order.
@@ -134,6 +141,9 @@ impl Store for Box<dyn Store + Send> {
     fn remove(&self, name: &str) -> io::Result<()> {
         (**self).remove(name)
     }
+    fn put_at(&self, name: &str) -> io::Result<Option<SystemTime>> {
+        (**self).put_at(name)
+    }
     fn list(
         &self,
         prefix: &str,
@@ -169,6 +179,9 @@ impl<S: Store + ?Sized> Store for &S {
     }
     fn remove(&self, name: &str) -> io::Result<()> {
         (**self).remove(name)
+    }
+    fn put_at(&self, name: &str) -> io::Result<Option<SystemTime>> {
+        (**self).put_at(name)
     }
     fn list(
         &self,

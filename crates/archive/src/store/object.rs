@@ -10,6 +10,7 @@ use object_store::{
 };
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::runtime::{Builder, Runtime};
 
 /// A bucket, or a part of one. Credentials and region come from the environment (`AWS_...`), or
@@ -140,6 +141,12 @@ impl Store for BucketStore {
     fn remove(&self, name: &str) -> io::Result<()> {
         let path = self.path(name);
         absent(self.runtime.block_on(self.inner.delete(&path))).map(drop)
+    }
+
+    fn put_at(&self, name: &str) -> io::Result<Option<SystemTime>> {
+        let path = self.path(name);
+        let found = self.runtime.block_on(self.inner.head(&path));
+        Ok(absent(found)?.map(|meta| meta.last_modified.into()))
     }
 
     fn list(

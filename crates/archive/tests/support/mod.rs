@@ -13,6 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
+use std::time::SystemTime;
 
 pub(crate) const RESOURCE: ResourceId = ResourceId([7; 16]);
 pub(crate) const NAME: &str = "r0";
@@ -192,6 +193,20 @@ impl Resource {
         snapshot
     }
 
+    /// What is durable in its journal.
+    pub(crate) fn durable(&self) -> LogPosition {
+        self.log.journal().durable()
+    }
+
+    /// Writes a block that no client has flushed.
+    pub(crate) fn write_unflushed(&mut self, block: u64) {
+        let data: Bytes = vec![0x3c; 4096].into();
+        self.model.write(block * 4096, &data).unwrap();
+        let time = HybridTime::from_unix_millis(self.millis);
+        self.log.push(Op::write(block * 4096, data, time, false).unwrap()).unwrap();
+        self.log.pump().unwrap();
+    }
+
     /// A crash of the program: what was completed is there, opened by another epoch.
     pub(crate) fn reopen(&mut self, epoch: u64) {
         let files = self.log.files().clone();
@@ -240,6 +255,8 @@ pub(crate) struct MemoryStore {
     pub(crate) fail_at: Rc<Cell<Option<u64>>>,
     /// Whether the first one that fails is done all the same.
     pub(crate) done_all_the_same: Rc<Cell<bool>>,
+    /// When each object was put; long ago if it is not here.
+    pub(crate) put: Rc<RefCell<BTreeMap<String, SystemTime>>>,
 }
 
 impl MemoryStore {
@@ -296,6 +313,10 @@ impl Store for MemoryStore {
         self.change(|objects| {
             objects.remove(name);
         })
+    }
+    fn put_at(&self, name: &str) -> io::Result<Option<SystemTime>> {
+        let put = self.put.borrow().get(name).copied().unwrap_or(SystemTime::UNIX_EPOCH);
+        Ok(self.objects.borrow().get(name).map(|_| put))
     }
     fn list(
         &self,

@@ -21,6 +21,7 @@ mod hostile;
 mod joining;
 mod journal;
 mod logpeer;
+mod logpeer_roles;
 mod metadata;
 mod names;
 mod nbd_abuse;

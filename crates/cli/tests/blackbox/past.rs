@@ -60,12 +60,12 @@ fn a_paused_log_peer_shows_a_state_that_stays_while_it_fetches() {
     for line in [
         &["resume", "r0", "replay"][..],
         &["device", "r0", "--remove"],
-        &["primary", "r0", "--force"],
         &["connect", "r0", "--discard-my-data"],
         &["down", "r0"],
     ] {
         cluster[1].refused(line, 1, "NBD clients have its past state open");
     }
+    cluster[1].refused(&["primary", "r0", "--force"], 1, "alpha leads, and is in reach");
     assert!(read_all(&mut client) == frozen);
 
     // It is there again after a crash, and the same.

@@ -33,6 +33,7 @@ pub(crate) async fn attach(
     let _making = node.making.lock().await;
     let _begun = resource.begin().await?;
     let what = "attach-disk was refused";
+    refuse_following(&resource, what)?;
     let has_disk = resource.view().is_some_and(|view| view.snapshot.disk > DiskState::Failed);
     if has_disk {
         let message = format!("{what} for {name}: its disk is in use");
@@ -209,6 +210,17 @@ async fn tell_diskful(node: &Arc<Node>, resource: &Resource) -> Result<(), ApiEr
     Ok(())
 }
 
+/// A node that follows by the log is nothing without its disk.
+fn refuse_following(resource: &Resource, what: &str) -> Result<(), ApiError> {
+    if resource.following().is_none() {
+        return Ok(());
+    }
+    let name = resource.name();
+    let why = "this node follows the journal of another one, onto the disk that it has";
+    Err(ApiError::new(ErrorCode::Follows, format!("{what} for {name}: {why}"))
+        .hint(format!("`holdfast down {name}` stops it; `leave` and `join` give it another disk")))
+}
+
 /// Ceases to use this node's disk, now and after a restart.
 ///
 /// # Errors
@@ -221,6 +233,7 @@ pub(crate) async fn detach(
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
     let what = "detach-disk was refused";
+    refuse_following(&resource, what)?;
     let done = || Done::new(format!("resource {name} does not use its disk on this node"));
     if resource.local().disk.is_none() {
         let message = format!("{what} for {name}: this node has no disk of it");

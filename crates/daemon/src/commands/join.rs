@@ -4,6 +4,7 @@ use super::create::{al_extents, refuse_attached};
 use super::{blocking, journal, used_disks};
 use crate::disk::{Existing, Prepared, Wanted, room};
 use crate::events::unix_ms;
+use crate::journaled::open::segment_bytes;
 use crate::local::{Local, LocalJournal};
 use crate::node::{ClusterView, LOG, Node};
 use crate::peer_api::{self, JOIN_RESOURCE, JoinResource, MAKE_ROOM, MakeRoom};
@@ -19,7 +20,7 @@ use holdfast_cluster::{
     Change, ClusterState, Code, Key, MemberRecord, NodeRecord, Refusal, ResourceRecord, Trouble,
     UnixMillis, Uuid,
 };
-use holdfast_units::{DiskState, NodeId, ResourceId};
+use holdfast_units::{DiskState, NodeId, ResourceId, format_size};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,7 +93,9 @@ pub(crate) async fn join(
     }
     let journal =
         journal::wanted(node, &what, request.journal.as_ref(), request.journal_size).await?;
-    let call = JoinResource { resource: record.id, diskless: request.diskless, protocol };
+    let journal_bytes = journal.as_ref().map_or(0, |spec| spec.size);
+    let call =
+        JoinResource { resource: record.id, diskless: request.diskless, protocol, journal_bytes };
     phase("becoming a member");
     let slot = become_member(node, &record, &call, &what).await?;
     let prepared = match checked {
@@ -347,6 +350,9 @@ pub(crate) async fn make_room(
     .await
 }
 
+/// A journal that holds a copy of another one has room for so many of its segments.
+const JOURNAL_SEGMENTS: u64 = 3;
+
 /// Another node asks this member to write it into the records.
 ///
 /// # Errors
@@ -376,6 +382,16 @@ pub(crate) async fn let_in(
             "a journal comes with `holdfast create NAME --disk PATH --journal DIR`; what is on the disk \
              stays there when a resource is deleted and created again",
         ));
+    }
+    if let (true, Some(own)) = (log, &journal) {
+        let least = JOURNAL_SEGMENTS * segment_bytes(own.size);
+        if call.journal_bytes < least {
+            let (has, least) = (format_size(call.journal_bytes), format_size(least));
+            let why = format!(
+                "a journal of {has} is too small to hold a copy of the one here: it needs {least}"
+            );
+            return Err(refuse(&why).hint(format!("give --journal-size {least} or more")));
+        }
     }
     if !call.diskless && !log {
         let now = UnixMillis(unix_ms());

@@ -29,6 +29,12 @@ fn chosen(
     }
 }
 
+/// Whether a command about this peer, or all, is one for the core: it does not know of log peers.
+fn is_of_core(node: &Node, resource: &Resource, peer: Option<NodeId>) -> bool {
+    let known = node.view().core_peers_of(resource.id, node.uuid);
+    peer.is_none_or(|peer| known.contains_key(&peer))
+}
+
 /// That a resource has no peer of this name.
 pub(crate) fn no_such_peer(resource: &str, peer: &str) -> ApiError {
     let message = format!("peer {peer} of resource {resource} was not found: it is no member");
@@ -55,8 +61,10 @@ pub(crate) async fn connect(
         resource.dial_now.notify_one();
         return Ok(Done::new(format!("resource {name} follows {}", names(&members))));
     }
-    let command = Command::Connect { peer, discard_my_data: request.discard_my_data };
-    core_command(node, &resource, "connect was refused", command).await?;
+    if is_of_core(node, &resource, peer) {
+        let command = Command::Connect { peer, discard_my_data: request.discard_my_data };
+        core_command(node, &resource, "connect was refused", command).await?;
+    }
     resource
         .change_local(node, |local| {
             local.disconnected.retain(|uuid| members.iter().all(|peer| peer.uuid != *uuid));
@@ -79,7 +87,12 @@ pub(crate) async fn disconnect(
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
     let (peer, members) = chosen(node, &resource, request.peer.as_deref())?;
-    core_command(node, &resource, "disconnect was refused", Command::Disconnect { peer }).await?;
+    if is_of_core(node, &resource, peer) {
+        let command = Command::Disconnect { peer };
+        core_command(node, &resource, "disconnect was refused", command).await?;
+    } else {
+        resource.need_handle()?;
+    }
     resource
         .change_local(node, |local| {
             local.disconnected.extend(members.iter().map(|peer| peer.uuid));

@@ -105,6 +105,11 @@ impl Sizes {
     }
 }
 
+/// The bytes of a segment of a journal that may take so many.
+pub(crate) fn segment_bytes(size: u64) -> u64 {
+    Sizes::of(size, 1).segment
+}
+
 /// Why a journal cannot be made or used: one sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {

@@ -39,18 +39,32 @@ type Logic = Follower<Files, Directory, OwnDisk>;
 
 /// What the thread is told.
 pub(super) enum Order {
-    Meet { leader: NodeId, bundle: u64, lent: bool },
+    Meet {
+        leader: NodeId,
+        bundle: u64,
+        lent: bool,
+    },
     Lend(Request, oneshot::Sender<Answer>),
     Part,
     NotReached(String),
     Opened(Link),
     Closed(ConnId),
     Answer(ConnId, Answer),
-    Switches { fetch: bool, replay: bool, done: oneshot::Sender<Result<(), String>> },
-    Rewind { from: LogPosition, to: LogPosition, done: oneshot::Sender<Result<bool, String>> },
+    Switches {
+        fetch: bool,
+        replay: bool,
+        done: oneshot::Sender<Result<(), String>>,
+    },
+    Rewind {
+        from: LogPosition,
+        to: LogPosition,
+        done: oneshot::Sender<Result<bool, String>>,
+    },
     BeginRestore(oneshot::Sender<Result<bool, String>>),
     Restored(LogPosition, Option<SegmentHeader>, oneshot::Sender<Result<bool, String>>),
     Delay(Duration),
+    /// No delay counts, or it counts again.
+    Hurry(bool),
     Discard(oneshot::Sender<Result<(), String>>),
     Stop(oneshot::Sender<()>),
 }
@@ -70,6 +84,8 @@ pub(crate) struct FollowView {
     pub(crate) failure: Option<String>,
     /// Bytes a second that come, lately.
     pub(crate) rate: u64,
+    /// The bytes that a filling copies in all; 0 when none is under way.
+    pub(crate) fill_bytes: u64,
     /// Bytes a second that are replayed, lately.
     pub(crate) replay_rate: u64,
 }
@@ -90,6 +106,7 @@ struct Place {
     disk: PathBuf,
     journal: crate::journaled::JournalSpec,
     size: u64,
+    delay: Duration,
 }
 
 /// Begins to follow.
@@ -120,6 +137,7 @@ pub(crate) async fn start(
         disk: disk.path.clone(),
         journal: journal.spec(),
         size: record.size_bytes,
+        delay: session::delay_of(node, local.id, None),
     };
     let (orders, queue) = mpsc::channel(QUEUE);
     let nothing = FollowView {
@@ -129,6 +147,7 @@ pub(crate) async fn start(
         unreached: None,
         failure: None,
         rate: 0,
+        fill_bytes: 0,
         replay_rate: 0,
     };
     let (shown, seen) = watch::channel(nothing);
@@ -213,6 +232,12 @@ impl Following {
         self.order(|done| Order::Restored(at, segment, done)).await
     }
 
+    /// Replays without a delay from now on, or with it again. A thread that has ended hears of
+    /// nothing.
+    pub(crate) async fn hurry(&self, on: bool) {
+        let _ = self.orders.send(Order::Hurry(on)).await;
+    }
+
     /// Gives up what is here: it is filled anew.
     ///
     /// # Errors
@@ -288,6 +313,9 @@ struct Thread {
     stalled: bool,
     told: Option<Trouble>,
     delay_ms: u64,
+    hurries: bool,
+    /// The most that a filling had left.
+    fill_bytes: u64,
 }
 
 impl Thread {
@@ -298,6 +326,7 @@ impl Thread {
         shown: watch::Sender<FollowView>,
     ) -> Self {
         let now = Instant::now();
+        let delay_ms = u64::try_from(place.delay.as_millis()).unwrap_or(u64::MAX);
         Self {
             place,
             runtime,
@@ -316,7 +345,9 @@ impl Thread {
             progress: (now, 0),
             stalled: false,
             told: None,
-            delay_ms: 0,
+            delay_ms,
+            hurries: false,
+            fill_bytes: 0,
         }
     }
 
@@ -339,6 +370,8 @@ impl Thread {
             Ok(logic) => self.logic = Some(logic),
             Err(why) => return drop(opened.send(Err(why))),
         }
+        // Before anything is replayed, whoever leads and whether he is in reach.
+        self.set_delay();
         if opened.send(Ok(())).is_err() {
             return;
         }
@@ -442,9 +475,11 @@ impl Thread {
             }
             Order::Delay(delay) => {
                 self.delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-                if let Some(logic) = &mut self.logic {
-                    logic.set_delay(self.delay_ms);
-                }
+                self.set_delay();
+            }
+            Order::Hurry(on) => {
+                self.hurries = on;
+                self.set_delay();
             }
             Order::Discard(done) => self.carry_out(done, Follower::discard),
             Order::Stop(_) => {}
@@ -464,6 +499,13 @@ impl Thread {
         self.publish();
         // Who asked may be gone.
         let _ = done.send(result);
+    }
+
+    fn set_delay(&mut self) {
+        let delay_ms = if self.hurries { 0 } else { self.delay_ms };
+        if let Some(logic) = &mut self.logic {
+            logic.set_delay(delay_ms);
+        }
     }
 
     fn part(&mut self) {
@@ -500,9 +542,9 @@ impl Thread {
     fn work(&mut self) -> bool {
         if self.logic.is_none() && self.failed_at.elapsed() >= RETRY {
             match self.open() {
-                Ok(mut logic) => {
-                    logic.set_delay(self.delay_ms);
+                Ok(logic) => {
                     self.logic = Some(logic);
+                    self.set_delay();
                     self.failure = None;
                 }
                 Err(why) => self.fail(&why),
@@ -534,6 +576,8 @@ impl Thread {
         if let Some(status) = &status {
             self.received.note(now, status.received);
             self.replayed.note(now, status.replayed.0);
+            let left = status.fill_left;
+            self.fill_bytes = if left == 0 { 0 } else { self.fill_bytes.max(left) };
             self.watch_progress(now, status);
         }
         let view = FollowView {
@@ -543,6 +587,7 @@ impl Thread {
             unreached: self.unreached.clone(),
             failure: self.failure.clone(),
             rate: self.received.rate,
+            fill_bytes: self.fill_bytes,
             replay_rate: self.replayed.rate,
         };
         self.shown.send_if_modified(|shown| {

@@ -6,9 +6,7 @@ use crate::commands::updown::publish;
 use crate::node::Node;
 use crate::peer_api::read_opening;
 use crate::resource::Resource;
-use crate::shard::{
-    JournalHandle, JournalMode, JournalView, LinkSocket, ResourceHandle, ResourceView,
-};
+use crate::shard::{JournalHandle, JournalMode, JournalView, LinkSocket, ResourceHandle};
 use holdfast_cluster::PinnedNode;
 use holdfast_journal::ship::{
     Answer, FollowerStatus, Handed, Leader, Message, RefuseCode, Reply, Request, copy_block,
@@ -17,7 +15,7 @@ use holdfast_journal::ship::{
 use holdfast_units::{GenerationId, HybridTime, LogPosition, NodeId, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::io::AsyncWriteExt;
@@ -31,10 +29,10 @@ const TICK: Duration = Duration::from_millis(200);
 const SHORT: Duration = Duration::from_millis(5);
 /// Requests of a connection that wait.
 const QUEUE: usize = 16;
-/// A node that is not Primary any more lets the others fetch what they lack for so long.
-const LEAVE: Duration = Duration::from_secs(35);
 /// How long the opening of a connection may take.
 const SILENCE: Duration = Duration::from_secs(10);
+/// A node that does not lead any more lets its followers fetch the rest for at most so long.
+const PARTING: Duration = Duration::from_secs(60);
 
 /// What this node does for its followers, while it is Primary.
 pub(crate) struct Serving {
@@ -45,6 +43,10 @@ pub(crate) struct Serving {
     news: watch::Sender<u64>,
     shown: watch::Sender<BTreeMap<NodeId, FollowerStatus>>,
     over: watch::Sender<bool>,
+    /// Those from whom a person disconnected.
+    barred: watch::Sender<BTreeSet<NodeId>>,
+    /// This node does not lead any more: what is there may be fetched, nobody new is judged.
+    parting: AtomicBool,
 }
 
 struct Inner {
@@ -64,6 +66,11 @@ impl Serving {
         self.over.send_replace(true);
     }
 
+    /// Whether somebody may begin to follow.
+    fn takes(&self) -> bool {
+        !self.parting.load(Ordering::Relaxed)
+    }
+
     /// How a follower stood a moment ago.
     pub(crate) fn shown(&self, node: NodeId) -> Option<FollowerStatus> {
         self.shown.borrow().get(&node).copied()
@@ -81,8 +88,9 @@ pub(crate) async fn keep(node: Arc<Node>, resource: Arc<Resource>, handle: Resou
     let mut views = handle.watch();
     loop {
         let primary = views.borrow_and_update().snapshot.role == Role::Primary;
-        if primary {
-            lead(&node, &resource, &handle, &journal).await;
+        if primary && let Some(left) = lead(&node, &resource, &handle, &journal).await {
+            see_off(&node, &resource, &handle, &left).await;
+            continue;
         }
         if views.changed().await.is_err() {
             return;
@@ -90,101 +98,130 @@ pub(crate) async fn keep(node: Arc<Node>, resource: Arc<Resource>, handle: Resou
     }
 }
 
-/// Leads until this node is not Primary any more.
+/// Leads until this node is not Primary any more; what its followers are connected to then.
 async fn lead(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     handle: &ResourceHandle,
     journal: &JournalHandle,
-) {
-    let size = handle.snapshot().snapshot.size;
-    let Ok(random) = getrandom::u64() else { return };
-    let inner = Inner {
-        leader: Leader::new(resource.id, size, random),
-        notes: NoteFiles::new(notes_dir(&node.settings.state_dir, resource), resource.id),
-        source: Led { journal: journal.clone(), runtime: Handle::current() },
-        followers: BTreeSet::new(),
-    };
-    let serving = Arc::new(Serving {
-        inner: Mutex::new(inner),
-        journal: journal.clone(),
-        next_conn: AtomicU64::new(0),
-        news: watch::channel(0).0,
-        shown: watch::channel(BTreeMap::new()).0,
-        over: watch::channel(false).0,
-    });
+) -> Option<Arc<Serving>> {
+    let mut led: Option<Arc<Serving>> = None;
     let mut views = handle.watch();
     let mut journal_views = journal.watch();
     let mut generation = None;
     loop {
-        let followers = followers_of(node, resource);
         let view = handle.snapshot();
         let snapshot = &view.snapshot;
-        let (state, size) = (Arc::clone(&serving), snapshot.size);
-        let known = generation.replace(snapshot.generation);
-        if known.is_some_and(|known| known != snapshot.generation) {
-            mark_generation(journal, snapshot.generation).await;
+        let size = snapshot.size;
+        match journal.led_segments().await {
+            Ok(segments) if !segments.is_empty() => {
+                if led.is_none() {
+                    led = Serving::begin(node, resource, journal, size).map(Arc::new);
+                }
+            }
+            // What is here is nobody's past: whoever has it must see that.
+            Ok(_) => {
+                retire(resource, led.take());
+                if begin_history(node, resource, journal).await {
+                    continue;
+                }
+            }
+            // The journal is not ready yet, or has failed: clients write past it.
+            Err(_) => retire(resource, led.take()),
         }
-        let lineage: Vec<_> = [snapshot.generation].into_iter().chain(snapshot.history).collect();
-        let ticked = tokio::task::spawn_blocking(move || {
-            state.tick(followers, size, lineage);
-        });
-        let ticked = ticked.await;
-        if ticked.is_err() {
-            tracing::error!(resource = resource.name(), "the followers cannot be looked after");
-        }
-        let before = resource.state().serving.replace(Arc::clone(&serving));
-        if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &serving)) {
-            before.end();
+        if let Some(serving) = &led {
+            let followers = followers_of(node, resource);
+            serving.barred.send_replace(disconnected(node, resource));
+            let known = generation.replace(snapshot.generation);
+            if known.is_some_and(|known| known != snapshot.generation) {
+                mark_generation(journal, snapshot.generation).await;
+            }
+            let lineage = [snapshot.generation].into_iter().chain(snapshot.history).collect();
+            let state = Arc::clone(serving);
+            let ticked = tokio::task::spawn_blocking(move || state.tick(followers, size, lineage));
+            let ticked = ticked.await;
+            if ticked.is_err() {
+                tracing::error!(resource = resource.name(), "the followers cannot be looked after");
+            }
+            let before = resource.state().serving.replace(Arc::clone(serving));
+            if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, serving)) {
+                before.end();
+            }
         }
         publish(node, resource);
         tokio::select! {
             () = tokio::time::sleep(TICK) => {}
             // At once: writers must not wait for it.
-            () = cut_wanted(&mut journal_views) => {
+            () = cut_wanted(&mut journal_views), if led.is_some() => {
                 // When the cut does not work it is tried again, not without a pause.
                 tokio::time::sleep(SHORT).await;
             }
             changed = views.changed() => {
                 let primary = views.borrow_and_update().snapshot.role == Role::Primary;
                 if changed.is_err() || !primary {
-                    break;
+                    return led;
                 }
             }
         }
     }
-    leave(resource, &serving, &mut views).await;
 }
 
-/// Those who are connected may still fetch what is there; then they look for whoever leads now.
-async fn leave(
+/// Begins a history that nobody has anything of: what was noted of the followers is about another
+/// one, and is forgotten before. Whether that was possible.
+async fn begin_history(
+    node: &Arc<Node>,
     resource: &Arc<Resource>,
+    journal: &JournalHandle,
+) -> bool {
+    let dir = notes_dir(&node.settings.state_dir, resource);
+    let mut notes = NoteFiles::new(dir, resource.id);
+    let forgotten = tokio::task::spawn_blocking(move || notes.forget_all()).await;
+    let begun = match forgotten {
+        Ok(Ok(())) => journal.begin_segment().await.map(drop).map_err(failed),
+        Ok(Err(error)) => Err(error),
+        Err(_) => return false,
+    };
+    if let Err(error) = &begun {
+        tracing::warn!(resource = resource.name(), "no history was begun: {error}");
+    }
+    begun.is_ok()
+}
+
+/// Those who are connected still fetch what is there: in a planned handover one of them waits for
+/// it. It ends when all have it, after a while, or when this node leads again.
+async fn see_off(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    handle: &ResourceHandle,
     serving: &Arc<Serving>,
-    views: &mut watch::Receiver<Arc<ResourceView>>,
 ) {
-    let end = Instant::now() + LEAVE;
-    while Instant::now() < end {
-        let state = Arc::clone(serving);
-        let all = tokio::task::spawn_blocking(move || state.everybody_has_everything()).await;
-        if all.unwrap_or(true) {
+    serving.parting.store(true, Ordering::Relaxed);
+    let until = Instant::now() + PARTING;
+    let mut views = handle.watch();
+    while Instant::now() < until {
+        if views.borrow_and_update().snapshot.role == Role::Primary {
+            break;
+        }
+        let (state, followers) = (Arc::clone(serving), followers_of(node, resource));
+        let ended = tokio::task::spawn_blocking(move || state.have_all(&followers)).await;
+        if ended.unwrap_or(true) {
             break;
         }
         tokio::select! {
             () = tokio::time::sleep(TICK) => {}
-            changed = views.changed() => {
-                let primary = views.borrow_and_update().snapshot.role == Role::Primary;
-                if changed.is_err() {
-                    break;
-                }
-                if primary {
-                    return;
-                }
-            }
+            changed = views.changed() => if changed.is_err() { return },
         }
     }
+    retire(resource, Some(Arc::clone(serving)));
+    publish(node, resource);
+}
+
+/// Nothing can be had here any more.
+fn retire(resource: &Resource, serving: Option<Arc<Serving>>) {
+    let Some(serving) = serving else { return };
     serving.end();
     let mut state = resource.state();
-    if state.serving.as_ref().is_some_and(|now| Arc::ptr_eq(now, serving)) {
+    if state.serving.as_ref().is_some_and(|now| Arc::ptr_eq(now, &serving)) {
         state.serving = None;
     }
 }
@@ -210,6 +247,13 @@ async fn cut_wanted(views: &mut watch::Receiver<JournalView>) {
     drop(views.wait_for(|view| view.cut_wanted).await);
 }
 
+/// The members from which a person disconnected this node.
+fn disconnected(node: &Node, resource: &Resource) -> BTreeSet<NodeId> {
+    let chosen = resource.state().local.disconnected.clone();
+    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
+    peers.filter(|peer| chosen.contains(&peer.uuid)).map(|peer| peer.slot).collect()
+}
+
 /// The members that follow this node by the log.
 pub(super) fn followers_of(node: &Node, resource: &Resource) -> BTreeSet<NodeId> {
     let view = node.view();
@@ -219,6 +263,38 @@ pub(super) fn followers_of(node: &Node, resource: &Resource) -> BTreeSet<NodeId>
 }
 
 impl Serving {
+    fn begin(node: &Node, resource: &Resource, journal: &JournalHandle, size: u64) -> Option<Self> {
+        let random = getrandom::u64().ok()?;
+        let inner = Inner {
+            leader: Leader::new(resource.id, size, random),
+            notes: NoteFiles::new(notes_dir(&node.settings.state_dir, resource), resource.id),
+            source: Led { journal: journal.clone(), runtime: Handle::current() },
+            followers: BTreeSet::new(),
+        };
+        Some(Self {
+            inner: Mutex::new(inner),
+            journal: journal.clone(),
+            next_conn: AtomicU64::new(0),
+            news: watch::channel(0).0,
+            shown: watch::channel(BTreeMap::new()).0,
+            over: watch::channel(false).0,
+            barred: watch::channel(BTreeSet::new()).0,
+            parting: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether nothing comes any more that a connected follower has not fetched. Blocks.
+    fn have_all(&self, followers: &BTreeSet<NodeId>) -> bool {
+        let view = self.journal.view();
+        if view.mode != JournalMode::Direct || view.head > view.durable {
+            return view.mode == JournalMode::Without;
+        }
+        let inner = self.lock();
+        let statuses =
+            followers.iter().filter_map(|n| inner.leader.status(*n, now(), &inner.source));
+        statuses.filter(|status| status.connected).all(|status| status.fetched >= view.durable)
+    }
+
     /// A node follows that is perhaps new. Blocks.
     fn know(&self, node: NodeId) {
         let mut inner = self.lock();
@@ -226,14 +302,6 @@ impl Serving {
         if followers.insert(node) {
             leader.add(node, source, notes);
         }
-    }
-
-    /// Whether all who are connected have fetched what is there. Blocks.
-    fn everybody_has_everything(&self) -> bool {
-        let inner = self.lock();
-        let statuses = inner.followers.iter();
-        let statuses = statuses.filter_map(|n| inner.leader.status(*n, now(), &inner.source));
-        statuses.filter(|status| status.connected).all(|status| status.fetched >= status.head)
     }
 
     /// Looks after the followers. Blocks.
@@ -306,10 +374,13 @@ pub(crate) async fn take(
         if !agreed {
             return Err("the two nodes do not agree on the members of the resource");
         }
-        let serving = resource.state().serving.clone();
-        let serving = serving.ok_or("this node does not lead")?;
+        let serving = resource.state().serving.clone().filter(|serving| serving.takes());
+        let serving = serving.ok_or("this node does not lead, or not by its journal")?;
         if !followers_of(node, &resource).contains(&opening.from) {
             return Err("the caller does not follow by the log");
+        }
+        if disconnected(node, &resource).contains(&opening.from) {
+            return Err("this node was disconnected from the caller by a person");
         }
         Ok((serving, opening.from))
     });
@@ -324,9 +395,11 @@ pub(crate) async fn take(
     let conn = serving.next_conn.fetch_add(1, Ordering::Relaxed);
     let mut first = false;
     let mut over = serving.over.subscribe();
+    let mut barred = serving.barred.subscribe();
     let served = tokio::select! {
         served = serve(&serving, stream, follower, conn, &mut first) => served,
         _ = over.wait_for(|over| *over) => Ok(()),
+        _ = barred.wait_for(|barred| barred.contains(&follower)) => Ok(()),
     };
     let gone = tokio::task::spawn_blocking(move || {
         serving.lock().leader.closed(follower, conn, first);
@@ -362,6 +435,9 @@ async fn serve(
     let mut next = asked.recv().await;
     while let Some(read) = next.take() {
         let Some(Message::Request(request)) = read? else { break };
+        if matches!(request, Request::Hello(_) | Request::Join(_)) && !serving.takes() {
+            break;
+        }
         *first |= matches!(request, Request::Hello(_));
         let (answer, came) = answer(serving, follower, conn, request, &mut asked).await?;
         wire::write(&mut to, &Message::Answer(answer)).await?;

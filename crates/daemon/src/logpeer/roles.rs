@@ -12,7 +12,7 @@ use crate::peer_api::{AboutResource, FOLLOW, HAND_OVER, LEADS};
 use crate::peers::{CALL_TIMEOUT, call_node};
 use crate::phases::phase;
 use crate::resource::{self, Resource, random};
-use crate::shard::InitialContent;
+use crate::shard::{InitialContent, JournalHandle};
 use holdfast_api::request::{Done, Pause, PauseWhat};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::NodeRecord;
@@ -21,7 +21,7 @@ use holdfast_journal::ship::{FollowStatus, Holding};
 use holdfast_units::{GenerationId, LogPosition, ResourceId, Role, format_size};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long the others are asked who leads before this node does again.
 const ASK_LIMIT: Duration = Duration::from_secs(3);
@@ -31,6 +31,12 @@ const CATCH_UP: Duration = Duration::from_secs(60);
 const NEARLY: u64 = 16 << 20;
 /// How long the rest may take.
 const DRAIN: Duration = Duration::from_secs(30);
+/// How long the Primary may take to write back what is only in its journal before it steps back,
+/// and to step back after that.
+const WRITE_BACK: Duration = Duration::from_secs(60);
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(120);
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(50);
 /// How often readers of events are told how following goes.
 const TELL: Duration = Duration::from_millis(200);
 
@@ -177,22 +183,24 @@ pub(crate) async fn promote(
         return Err(refuse(&name, "the disk of this node is Inconsistent: it is being filled")
             .hint(format!("`holdfast wait {name} --for uptodate` waits for the end of that")));
     }
-    let leader = if force { None } else { Some(take_over(node, resource, &following).await?) };
-    if force {
-        super::past::end(node, resource, "primary was refused").await?;
-        // All that is here counts.
-        following.set_switches(true, false).await.map_err(|why| refuse(&name, &why))?;
-        let all = |status: &FollowStatus| {
-            status.replayed >= status.fetched && matches!(status.holding, Holding::StateAt(_))
-        };
-        until(&following, DRAIN, all).await.map_err(|_| {
-            refuse(&name, "what was fetched is not replayed yet").hint("try again in a while")
-        })?;
+    // Whatever holds the disk behind does not count now.
+    following.hurry(true).await;
+    let ready = if force {
+        drain(node, resource, &following).await.map(|()| None)
+    } else {
+        take_over(node, resource, &following).await.map(Some)
+    };
+    if ready.is_err() {
+        following.hurry(false).await;
     }
+    let leader = ready?;
     drop(following);
     phase("leading from here");
     let promoted = lead(node, resource).await;
     if let Err(error) = promoted {
+        if let (true, Some(following)) = (force, resource.following()) {
+            restore_switches(&following, &status).await;
+        }
         if let Some(leader) = &leader {
             give_back(node, resource, leader).await;
         }
@@ -214,6 +222,42 @@ pub(crate) async fn promote(
     Ok(Done::new(format!("resource {name} is Primary on this node")))
 }
 
+/// Replays all that is here: it counts, and nothing more does.
+async fn drain(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    following: &Arc<Following>,
+) -> Result<(), ApiError> {
+    let name = resource.name();
+    let view = following.view();
+    if let Some(leader) = view.leader {
+        let leader = node.view().slot_name(resource.id, leader);
+        let message = format!("primary was refused for {name}: {leader} leads, and is in reach");
+        return Err(ApiError::new(ErrorCode::OtherPrimary, message).hint(format!(
+            "`holdfast primary {name}` without --force has it step back, and loses nothing"
+        )));
+    }
+    super::past::end(node, resource, "primary was refused").await?;
+    following.set_switches(true, false).await.map_err(|why| refuse(&name, &why))?;
+    let all = |status: &FollowStatus| {
+        status.replayed >= status.fetched && matches!(status.holding, Holding::StateAt(_))
+    };
+    if until(following, DRAIN, all).await.is_ok() {
+        return Ok(());
+    }
+    if let Some(status) = &view.status {
+        restore_switches(following, status).await;
+    }
+    Err(refuse(&name, "what was fetched is not replayed yet").hint("try again in a while"))
+}
+
+/// The switches as they were.
+async fn restore_switches(following: &Following, before: &FollowStatus) {
+    if let Err(error) = following.set_switches(before.fetch_paused, before.replay_paused).await {
+        tracing::error!("the switches of a node that follows stay turned: {error}");
+    }
+}
+
 /// Catches up, has the Primary step back, and fetches and replays the rest; who that was.
 async fn take_over(
     node: &Arc<Node>,
@@ -221,6 +265,12 @@ async fn take_over(
     following: &Arc<Following>,
 ) -> Result<NodeRecord, ApiError> {
     let name = resource.name();
+    let status = following.view().status;
+    if let Some(status) = status.filter(|status| status.fetch_paused || status.replay_paused) {
+        let what = if status.fetch_paused { "fetch" } else { "replay" };
+        return Err(refuse(&name, &format!("the {what} of this node is paused"))
+            .hint(format!("`holdfast resume {name} {what}` first")));
+    }
     let view = node.view();
     let leader = following.view().leader.ok_or_else(|| {
         refuse(&name, "the node that leads is not in reach").hint(format!(
@@ -231,12 +281,6 @@ async fn take_over(
     let members = view.peers_of(resource.id, node.uuid);
     let leader = members.get(&leader).and_then(|peer| view.records.node(peer.uuid));
     let leader = leader.ok_or_else(|| refuse(&name, "the node that leads is not known"))?;
-    let status = following.view().status;
-    if let Some(status) = status.filter(|status| status.fetch_paused || status.replay_paused) {
-        let what = if status.fetch_paused { "fetch" } else { "replay" };
-        return Err(refuse(&name, &format!("the {what} of this node is paused"))
-            .hint(format!("`holdfast resume {name} {what}` first")));
-    }
     let nearly =
         |status: &FollowStatus| status.follows && status.head.since(status.replayed) <= NEARLY;
     phase("catching up with the Primary");
@@ -248,11 +292,18 @@ async fn take_over(
     })?;
     let call = HandOver { resource: resource.id, back: false };
     phase("having the Primary step back");
-    let ended: HandedOver =
-        call_node(node, &leader, HAND_OVER, &call, DRAIN).await.map_err(|error| {
+    let ended = call_node::<_, HandedOver>(node, &leader, HAND_OVER, &call, HAND_OVER_LIMIT).await;
+    let ended = match ended {
+        Ok(ended) => ended,
+        Err(error) => {
+            // It may have stepped back all the same, when it did not come to an answer.
+            if matches!(error.code, ErrorCode::PeerNotReachable | ErrorCode::TimedOut) {
+                give_back(node, resource, &leader).await;
+            }
             let message = format!("primary was refused for {name}: {}", error.message);
-            ApiError { message, ..error }
-        })?;
+            return Err(ApiError { message, ..error });
+        }
+    };
     let end = LogPosition(ended.end);
     phase("replaying the rest");
     let all = |status: &FollowStatus| status.fetched >= end && status.replayed >= end;
@@ -344,6 +395,9 @@ pub(crate) async fn hand_over(node: &Arc<Node>, call: HandOver) -> Result<Handed
     let journal = handle.journal().cloned();
     let journal = journal.ok_or_else(|| refuse(&name, "the other node has no journal"))?;
     if call.back {
+        if handle.snapshot().snapshot.role == Role::Primary {
+            return Ok(HandedOver { end: journal.view().durable.0 });
+        }
         core_command(node, &resource, what, Command::Promote { force: false }).await?;
         resource.change_local(node, |local| local.primary = true).await?;
         return Ok(HandedOver { end: journal.view().durable.0 });
@@ -351,13 +405,46 @@ pub(crate) async fn hand_over(node: &Arc<Node>, call: HandOver) -> Result<Handed
     if handle.snapshot().snapshot.role != Role::Primary {
         return Err(refuse(&name, "the other node is not Primary"));
     }
+    // What nobody has yet, or what is not in the journal, cannot be handed over by it.
+    if !journal.led_segments().await.is_ok_and(|segments| !segments.is_empty()) {
+        return Err(refuse(&name, "the other node does not lead by its journal"));
+    }
     refuse_clients(&resource, what).await?;
     release(node, &resource, what, false).await?;
-    core_command(node, &resource, what, Command::Demote { force: false }).await?;
-    resource.change_local(node, |local| local.primary = false).await?;
-    let flushed = journal.flush().await;
-    let end = flushed.map_err(|error| refuse(&name, &error.to_string()))?;
-    Ok(HandedOver { end: end.0 })
+    // Who steps back waits for that, and nobody is Primary meanwhile.
+    written_back(&journal).await.map_err(|why| refuse(&name, why).hint("try again in a while"))?;
+    let stepped_back = async {
+        core_command(node, &resource, what, Command::Demote { force: false }).await?;
+        resource.change_local(node, |local| local.primary = false).await?;
+        let flushed = journal.flush().await;
+        flushed.map_err(|error| refuse(&name, &error.to_string()))
+    };
+    match stepped_back.await {
+        Ok(end) => Ok(HandedOver { end: end.0 }),
+        Err(error) => {
+            // As it was.
+            if handle.snapshot().snapshot.role != Role::Primary {
+                core_command(node, &resource, what, Command::Promote { force: false }).await?;
+            }
+            resource.change_local(node, |local| local.primary = true).await?;
+            Err(error)
+        }
+    }
+}
+
+/// Waits until the disk of a node that leads has what its journal has.
+async fn written_back(journal: &JournalHandle) -> Result<(), &'static str> {
+    let until = Instant::now() + WRITE_BACK;
+    loop {
+        let view = journal.status().await.map_err(|_| "the journal of the other node is closed")?;
+        if view.dirty_bytes == 0 {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            return Err("the disk of the other node does not have yet what its journal has");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Another node leads from now on.

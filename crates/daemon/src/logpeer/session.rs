@@ -9,11 +9,12 @@ use crate::resource::Resource;
 use crate::shard::LinkSocket;
 use crate::task::Task;
 use holdfast_api::options::Settings;
-use holdfast_cluster::Purpose;
+use holdfast_cluster::{Purpose, Uuid};
 use holdfast_journal::ship::{ConnId, Message, Request};
+use holdfast_units::ResourceId;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_rustls::client::TlsStream;
 
 /// Connections to the node that leads: one for reports, the others for data.
@@ -40,6 +41,40 @@ pub(super) struct Link {
 
 /// Looks for whoever leads and follows, until it is dropped.
 pub(super) async fn run(node: Arc<Node>, resource: Arc<Resource>, orders: mpsc::Sender<Order>) {
+    let (leader, led_by) = watch::channel(None);
+    tokio::select! {
+        () = keep_delay(&node, &resource, &orders, led_by) => {}
+        () = dial_all(&node, &resource, &orders, &leader) => {}
+    }
+}
+
+/// Tells how far this node is to be held behind, also while nobody leads.
+async fn keep_delay(
+    node: &Node,
+    resource: &Resource,
+    orders: &mpsc::Sender<Order>,
+    mut leader: watch::Receiver<Option<Uuid>>,
+) {
+    let mut told = None;
+    loop {
+        let wanted = delay_of(node, resource.id, *leader.borrow_and_update());
+        if told.replace(wanted) != Some(wanted) && orders.send(Order::Delay(wanted)).await.is_err()
+        {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            _ = leader.changed() => {}
+        }
+    }
+}
+
+async fn dial_all(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    orders: &mpsc::Sender<Order>,
+    leader: &watch::Sender<Option<Uuid>>,
+) {
     let mut next = 0;
     loop {
         let view = node.view();
@@ -48,11 +83,11 @@ pub(super) async fn run(node: Arc<Node>, resource: Arc<Resource>, orders: mpsc::
         for peer in peers.filter(|peer| !peer.diskless) {
             let Some(own) = own else { continue };
             let opening = Opening { resource: resource.id, from: own, to: peer.slot };
-            if follow(&node, &peer, &opening, &orders, &mut next).await.is_err() {
+            if follow(node, &peer, &opening, orders, leader, &mut next).await.is_err() {
                 return;
             }
         }
-        if borrow(&node, &resource, &orders, &mut next).await.is_err() {
+        if borrow(node, resource, orders, &mut next).await.is_err() {
             return;
         }
         tokio::select! {
@@ -100,6 +135,7 @@ async fn follow(
     peer: &PeerMember,
     opening: &Opening,
     orders: &mpsc::Sender<Order>,
+    known: &watch::Sender<Option<Uuid>>,
     next: &mut u64,
 ) -> Result<(), Over> {
     let stream = match dial(node, peer, opening, Purpose::Log).await {
@@ -111,18 +147,13 @@ async fn follow(
     };
     let Ok(bundle) = getrandom::u64() else { return Ok(()) };
     let leader = peer.slot;
+    // Whose delay it is stays known when it is lost.
+    known.send_replace(Some(peer.uuid));
     orders.send(Order::Meet { leader, bundle, lent: false }).await.map_err(|_| Over)?;
-    let mut delay = None;
     let mut first = open(stream, next, orders).await?;
     let others = async {
         let mut opened = Vec::new();
         loop {
-            let wanted = delay_of(node, opening, peer);
-            if delay.replace(wanted) != Some(wanted)
-                && orders.send(Order::Delay(wanted)).await.is_err()
-            {
-                return Over;
-            }
             opened.retain(|end: &oneshot::Receiver<()>| !end.is_terminated());
             for end in &mut opened {
                 // Looking at it is enough: one that has ended is terminated then.
@@ -148,12 +179,17 @@ async fn follow(
     orders.send(Order::Part).await.map_err(|_| Over)
 }
 
-/// How far this node is to be held behind.
-fn delay_of(node: &Node, opening: &Opening, peer: &PeerMember) -> Duration {
-    let records = &node.view().records;
-    let options = records.resource(opening.resource).map(|record| record.options);
-    let own = records.pair_options(opening.resource, node.uuid, peer.uuid).options;
-    Settings::resolve(&options.unwrap_or_default(), Some(&own)).replay_delay
+/// How far this node is to be held behind the one that leads; the longest delay while nobody knows
+/// who that is.
+pub(super) fn delay_of(node: &Node, resource: ResourceId, leader: Option<Uuid>) -> Duration {
+    let view = node.view();
+    let options = view.records.resource(resource).map(|record| record.options).unwrap_or_default();
+    let of = |peer: Uuid| {
+        let own = view.records.pair_options(resource, node.uuid, peer).options;
+        Settings::resolve(&options, Some(&own)).replay_delay
+    };
+    let peers = view.peers_of(resource, node.uuid).into_values().filter(|peer| !peer.diskless);
+    leader.map_or_else(|| peers.map(|peer| of(peer.uuid)).max().unwrap_or_default(), of)
 }
 
 /// Makes a connection to a node that leads, or lends.

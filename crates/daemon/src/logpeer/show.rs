@@ -88,7 +88,7 @@ pub(crate) fn peers_of_leader(
             out_of_sync_bytes: filling.map_or(0, |status| status.fill_left),
             tls: leads || lends,
             received_bytes: status.map_or(0, |status| status.transferred),
-            resync: filling.map(|status| resync(status.fill_left, view.rate)),
+            resync: filling.map(|status| resync(status.fill_left, view)),
             problem: if leads { problem_of(view) } else { None },
             ..PeerStatus::default()
         }
@@ -96,11 +96,14 @@ pub(crate) fn peers_of_leader(
     members.map(peer).collect()
 }
 
-fn resync(left: u64, rate: u64) -> ResyncStatus {
+fn resync(left: u64, view: &FollowView) -> ResyncStatus {
+    let (rate, total) = (view.rate, view.fill_bytes.max(left));
+    let done = total - left;
     ResyncStatus {
-        percent: 0.0,
-        bytes_done: 0,
-        bytes_total: left,
+        // Precise enough for a percentage.
+        percent: (u128::from(done) * 1000 / u128::from(total.max(1))) as f64 / 10.0,
+        bytes_done: done,
+        bytes_total: total,
         rate_bytes_per_second: rate,
         eta_seconds: left.checked_div(rate).unwrap_or(0),
     }

@@ -106,6 +106,21 @@ impl NoteFiles {
         self.dir.join(format!("{node}.note"))
     }
 
+    /// Takes all notes away, durably.
+    ///
+    /// # Errors
+    /// When they are not known to be gone.
+    pub(super) fn forget_all(&mut self) -> Result<(), LeadError> {
+        let removed = match std::fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            listed => listed.and_then(|mut files| {
+                files.try_for_each(|file| std::fs::remove_file(file?.path()))?;
+                File::open(&self.dir)?.sync_all()
+            }),
+        };
+        removed.map_err(|error| LeadError(format!("{}: {error}", self.dir.display())))
+    }
+
     fn write(&self, note: &FollowerNote) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let path = self.path(note.node);

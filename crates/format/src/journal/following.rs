@@ -18,7 +18,8 @@ const AT_LIMIT: usize = 104;
 const WIPE: u8 = 1;
 const FETCH_PAUSED: u8 = 2;
 const REPLAY_PAUSED: u8 = 4;
-const KNOWN_FLAGS: u8 = WIPE | FETCH_PAUSED | REPLAY_PAUSED;
+const SHORTENED: u8 = 8;
+const KNOWN_FLAGS: u8 = WIPE | FETCH_PAUSED | REPLAY_PAUSED | SHORTENED;
 
 /// Stands for "not known" where a position is written.
 const NONE: u64 = u64::MAX;
@@ -53,6 +54,9 @@ pub struct Following {
     pub fetch_paused: bool,
     /// Nothing is replayed.
     pub replay_paused: bool,
+    /// The journal of this node was cut for damage before [`Self::applying`]: where it ends says
+    /// nothing of what the disk may have.
+    pub shortened: bool,
     /// Everything before this is durable on the disk.
     pub replayed: LogPosition,
     /// Nothing from here on was written to the disk since the last flush.
@@ -81,6 +85,7 @@ impl Following {
             wipe: false,
             fetch_paused: false,
             replay_paused: false,
+            shortened: false,
             replayed: LogPosition::START,
             applying: LogPosition::START,
             fill: 0,
@@ -105,7 +110,8 @@ impl Following {
         let flag = |on: bool, bit: u8| if on { bit } else { 0 };
         let flags = flag(self.wipe, WIPE)
             | flag(self.fetch_paused, FETCH_PAUSED)
-            | flag(self.replay_paused, REPLAY_PAUSED);
+            | flag(self.replay_paused, REPLAY_PAUSED)
+            | flag(self.shortened, SHORTENED);
         put(b, AT_SEQUENCE, self.sequence.to_le_bytes());
         put(b, AT_STATE, [self.state as u8]);
         put(b, AT_FLAGS, [flags]);
@@ -152,6 +158,7 @@ impl Following {
             wipe: flags & WIPE != 0,
             fetch_paused: flags & FETCH_PAUSED != 0,
             replay_paused: flags & REPLAY_PAUSED != 0,
+            shortened: flags & SHORTENED != 0,
             replayed: position(b, AT_REPLAYED)?,
             applying: position(b, AT_APPLYING)?,
             fill: get_u64(b, AT_FILL),
@@ -194,6 +201,7 @@ mod tests {
             state: FollowState::Filling,
             wipe: true,
             replay_paused: true,
+            shortened: true,
             replayed: LogPosition(0x1000),
             applying: LogPosition(0x2000),
             fill: 0x0123_4567_89ab_cdef,
@@ -228,7 +236,7 @@ mod tests {
             fields,
             [
                 "020: 09 09 09 09 09 09 09 09 07 00 00 00 00 00 00 00",
-                "030: 01 05 00 00 00 00 00 00 00 10 00 00 00 00 00 00",
+                "030: 01 0d 00 00 00 00 00 00 00 10 00 00 00 00 00 00",
                 "040: 00 20 00 00 00 00 00 00 ef cd ab 89 67 45 23 01",
                 "050: 00 08 00 00 00 00 00 00 05 00 00 00 00 00 00 00",
                 "060: ff ff ff ff ff ff ff ff 00 30 00 00 00 00 00 00",

@@ -707,6 +707,18 @@ impl<F: Files> Log<F> {
         begun.ok_or_else(|| io::Error::other("no segment was begun"))
     }
 
+    /// Of a journal that follows: takes the last segment away if it has no frame; whether it had
+    /// none.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn drop_empty(&mut self) -> io::Result<bool> {
+        let Some(number) = self.journal.drop_empty() else { return Ok(false) };
+        self.files.remove(&segment_name(number))?;
+        self.files.sync_dir()?;
+        Ok(true)
+    }
+
     /// The position to replay to (exclusively) for the state of a time, from `from` on.
     ///
     /// # Errors

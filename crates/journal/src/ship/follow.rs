@@ -79,6 +79,8 @@ pub struct Follower<O, F, D> {
     conns: BTreeMap<ConnId, Conn>,
     out: Vec<Send>,
     verdict: Option<Verdict>,
+    /// The verdict is of a node that follows, too.
+    lent: bool,
     must_greet: bool,
     greeted_at: u64,
     head: Option<Head>,
@@ -125,6 +127,7 @@ where
                 wipe: end.is_none(),
                 replayed: end.unwrap_or_default(),
                 applying: end.unwrap_or_default(),
+                shortened: false,
                 fill: 0,
                 fill_to: None,
                 limit: None,
@@ -151,6 +154,7 @@ where
             conns: BTreeMap::new(),
             out: Vec::new(),
             verdict: None,
+            lent: false,
             must_greet: false,
             greeted_at: 0,
             head: None,
@@ -171,7 +175,10 @@ where
         if follower.state.wipe {
             follower.wipe()?;
         }
-        follower.recover_to = state.applying.min(follower.durable());
+        // Nothing was written to the disk that was not durable in the journal before.
+        let shortened = follower.state.shortened;
+        let end = if shortened { state.applying } else { follower.durable() };
+        follower.recover_to = state.applying.min(end);
         Ok(follower)
     }
 
@@ -192,6 +199,7 @@ where
         let files = (self.open)().map_err(journal)?;
         let log = match Log::open(files, &open) {
             Err(LogError::Recover(RecoverError::Damaged(damage))) if cut.is_none() => {
+                self.note_cut(damage.position)?;
                 return self.open_log(Some(damage.position));
             }
             opened => opened?.0,
@@ -201,6 +209,24 @@ where
         self.log_mut()?.journal_mut().rewound(replayed);
         self.must_greet = true;
         Ok(())
+    }
+
+    /// The journal is about to be cut: the disk may have more than it says then.
+    fn note_cut(&mut self, at: LogPosition) -> Result<(), FollowError> {
+        if self.state.applying <= at || self.state.shortened {
+            return Ok(());
+        }
+        self.log = None;
+        let mut state = Following { shortened: true, ..self.state };
+        let mut files = (self.open)().map_err(journal)?;
+        write_state(&mut files, &mut state).map_err(journal)?;
+        self.state = state;
+        Ok(())
+    }
+
+    /// From where on the disk certainly has nothing, when all that was written to it is flushed.
+    fn may_have(&self) -> LogPosition {
+        self.state.replayed.max(self.recover_to)
     }
 
     fn log(&self) -> Result<&Log<F>, FollowError> {
@@ -216,6 +242,7 @@ where
     }
 
     fn store(&mut self) -> Result<(), FollowError> {
+        self.state.shortened &= self.applied < self.recover_to;
         let mut state = self.state;
         let log = self.log_mut()?;
         write_state(log.files_mut(), &mut state).map_err(journal)?;
@@ -230,7 +257,7 @@ where
     pub fn close(mut self) -> Result<D, FollowError> {
         self.flush_log()?;
         self.flush_disk(0)?;
-        self.state.applying = self.state.replayed.max(self.recover_to);
+        self.state.applying = self.may_have();
         self.store()?;
         self.log_mut()?.store_cursors().map_err(journal)?;
         Ok(self.disk)
@@ -247,7 +274,7 @@ where
             self.must_greet = true;
         }
         self.flush_disk(self.flushed_at)?;
-        self.state.applying = self.state.replayed.max(self.recover_to);
+        self.state.applying = self.may_have();
         self.store()
     }
 
@@ -332,6 +359,7 @@ where
     /// # Errors
     /// [`FollowError`].
     pub fn work(&mut self, now_ms: u64) -> Result<bool, FollowError> {
+        self.tighten(now_ms)?;
         let copied = self.copy_journal()?;
         let replayed = self.replay(now_ms)?;
         self.flush_when_due(now_ms, replayed)?;

@@ -494,12 +494,33 @@ impl World {
         secondary.sim = Sim::new(state, self.dice.one_in(2));
     }
 
-    /// A follower ends in good order.
+    /// Ends a follower in good order.
     pub(crate) fn stop_secondary(&mut self, follower: usize) {
         self.wires_of(follower).into_iter().for_each(|id| self.cut_wire(id));
         let secondary = &mut self.secondaries[follower];
         secondary.first = None;
-        drop(secondary.follower.take().unwrap().close().unwrap());
+        let Some(node) = secondary.follower.take() else { return };
+        if node.close().is_err() {
+            self.crash_secondary(follower);
+        }
+    }
+
+    /// A crash after which a segment of a follower's journal has bytes that nobody wrote.
+    pub(crate) fn rot_secondary(&mut self, follower: usize) {
+        self.crash_secondary(follower);
+        let sim = self.secondaries[follower].sim.clone();
+        let now = &mut sim.0.borrow_mut().now;
+        let names = now.names.keys().filter(|name| name.starts_with("segment-"));
+        let mut names: Vec<String> = names.cloned().collect();
+        // At the very end it cannot be told from a crash.
+        names.pop();
+        if names.is_empty() {
+            return;
+        }
+        let name = &names[usize::try_from(self.dice.below(names.len() as u64)).unwrap()];
+        // Not in its header.
+        let offset = 4096 + self.dice.below(SEGMENT - 4096 - 16);
+        now.rot(name, usize::try_from(offset).unwrap(), &[0xee; 16]);
     }
 
     /// Lets one of the next steps of a follower fail, as if the crash came in its middle.

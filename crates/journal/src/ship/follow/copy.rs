@@ -91,7 +91,7 @@ where
     }
 
     /// Begins the segment behind this one; whether that was possible.
-    fn begin_segment(&mut self, after: Option<u64>) -> Result<bool, FollowError> {
+    pub(super) fn begin_segment(&mut self, after: Option<u64>) -> Result<bool, FollowError> {
         let first = match (after, self.state.state) {
             (Some(after), _) => after + 1,
             (None, FollowState::Filling) => self.state.fill_segment,
@@ -106,8 +106,11 @@ where
         let bytes = self.log()?.journal().status().bytes;
         if bytes + header.capacity > self.options.settings.budget_bytes && after.is_some() {
             self.recycle()?;
-            let bytes = self.log()?.journal().status().bytes;
-            if bytes + header.capacity > self.options.settings.budget_bytes {
+            let journal = self.log()?.journal();
+            let bytes = journal.status().bytes;
+            // Of segments that are large beside this journal two must fit.
+            let only = journal.durable_segments().len() == 1 && self.state.replayed >= header.base;
+            if bytes + header.capacity > self.options.settings.budget_bytes && !only {
                 self.trouble = Some(Trouble::NoRoom);
                 return Ok(false);
             }

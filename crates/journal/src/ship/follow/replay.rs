@@ -46,6 +46,7 @@ where
         }
         let found = match self.log()?.records_from(self.applied, REPLAY_BYTES / 2) {
             Err(LogError::Records(RecordsError::Damaged { position, .. })) => {
+                self.note_cut(position)?;
                 self.open_log(Some(position))?;
                 return Ok(true);
             }
@@ -67,6 +68,18 @@ where
             moved = true;
         }
         Ok(moved)
+    }
+
+    /// A delay begins: what was said beforehand of what may be written is taken back.
+    pub(super) fn tighten(&mut self, now_ms: u64) -> Result<(), FollowError> {
+        let at_most = self.applied.max(self.recover_to);
+        let whole = self.state.state == FollowState::Consistent;
+        if self.delay_ms == 0 || !whole || self.state.applying <= at_most {
+            return Ok(());
+        }
+        self.flush_disk(now_ms)?;
+        self.state.applying = at_most;
+        self.store()
     }
 
     /// Up to where the disk may be written to without saying so again.
@@ -139,7 +152,8 @@ where
             }
             if ends {
                 self.state.state = FollowState::Consistent;
-                self.recover_to = self.applied;
+                // A crash may have been behind it.
+                self.recover_to = self.recover_to.max(self.applied);
             }
             self.store()?;
         }

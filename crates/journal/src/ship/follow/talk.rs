@@ -1,17 +1,18 @@
 //! What comes from the leader: connections, verdicts, pieces, parts of a filling.
 
-use super::super::codec::MAX_PAYLOAD;
+use super::super::codec::{MAX_PAYLOAD, MAX_SEGMENTS};
 use super::super::lead::digest;
 use super::super::message::{
     Answer, Block, FEATURE_LENT, Fetch, Head, Join, Offer, Piece, RefuseCode, Request, Verdict,
     Welcome,
 };
+use super::rewind::BACKWARDS;
 use super::state::journal;
 use super::types::{ConnId, FollowError, Send, Trouble};
 use super::{Asked, Conn, Follower};
 use crate::compress::decompress;
 use crate::driver::{Backing, Files};
-use holdfast_format::journal::{FollowState, Following};
+use holdfast_format::journal::{FollowState, Following, SegmentHeader};
 use holdfast_units::{ByteRange, LogPosition, NodeId};
 use std::collections::VecDeque;
 use std::io;
@@ -160,6 +161,7 @@ where
         self.reported = None;
         self.verdict = Some(welcome.verdict);
         let lent = welcome.features & FEATURE_LENT != 0;
+        self.lent = lent;
         match welcome.verdict {
             // Who lends does not judge: what a leader said about a fork stays.
             verdict if lent => {
@@ -190,6 +192,7 @@ where
         let at = self.log()?.journal().head();
         self.fetcher.restart(at.max(self.start()));
         self.learn(now_ms, welcome.head)?;
+        self.drop_empty_segment()?;
         if let Some(first) = self.conns.get_mut(&conn) {
             first.ready = true;
         }
@@ -228,6 +231,7 @@ where
             wipe: true,
             replayed: from,
             applying: from,
+            shortened: false,
             fill,
             fill_from: from,
             fill_segment: segment,
@@ -267,8 +271,51 @@ where
         } else if of_this && head.fill_left > 0 && self.settled() {
             self.copies_given_out = false;
         }
+        self.end_recovery(&segments)?;
         self.must_greet |= head.again;
         self.head = Some(head);
+        Ok(())
+    }
+
+    /// The journal here was cut for damage: up to where the disk has something is not known any
+    /// more. It cannot be more than the leader has, when the node that wrote the last segment here
+    /// wrote all the rest, too.
+    fn end_recovery(&mut self, theirs: &[(SegmentHeader, u64)]) -> Result<(), FollowError> {
+        let whole = self.state.state == FollowState::Consistent;
+        // Who lends may have less than this node had.
+        if !self.state.shortened || !whole || !self.follows() || self.lent {
+            return Ok(());
+        }
+        let ours = self.log()?.journal().durable_segments().last().map(|(header, _)| *header);
+        let Some(ours) = ours else { return Ok(()) };
+        let Some((last, len)) = theirs.last() else { return Ok(()) };
+        if !theirs.iter().any(|(header, _)| header.number == ours.number) {
+            return Ok(());
+        }
+        if theirs.iter().any(|(header, _)| header.origin != ours.origin) {
+            // What was lost here may be of a history that nobody has any more.
+            return self.discard();
+        }
+        let end = last.base.after(*len);
+        let back = self.state.fill == BACKWARDS;
+        if end < self.recover_to && theirs.len() < MAX_SEGMENTS && !back {
+            self.recover_to = end.max(self.applied);
+            self.state.applying = self.recover_to;
+            self.store()?;
+        }
+        Ok(())
+    }
+
+    /// A segment that is empty here is of no history: the leader's is taken instead.
+    fn drop_empty_segment(&mut self) -> Result<(), FollowError> {
+        let last = self.log()?.journal().durable_segments().last().copied();
+        let Some((ours, 0)) = last.filter(|_| self.follows()) else { return Ok(()) };
+        let Some((theirs, _)) = self.fetcher.segment(ours.number) else { return Ok(()) };
+        if (theirs.origin, theirs.epoch) != (ours.origin, ours.epoch)
+            && self.log_mut()?.drop_empty().map_err(journal)?
+        {
+            self.begin_segment(Some(ours.number - 1))?;
+        }
         Ok(())
     }
 

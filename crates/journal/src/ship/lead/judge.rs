@@ -6,7 +6,7 @@ use super::super::message::{
 use super::served::Offers;
 use super::types::{LeadError, Notes, Refusal, Source};
 use super::{Leader, failed, gone, refuse, tail};
-use crate::chain::{Relation, compare};
+use crate::chain::{Relation, begins_history, compare, share_nothing};
 use crate::ranges::RangeSet;
 use holdfast_format::journal::{FollowState, SegmentLink};
 use holdfast_units::{ByteRange, HybridTime, LogPosition, NodeId};
@@ -73,18 +73,24 @@ impl Leader {
     ) -> Result<Verdict, LeadError> {
         let Some(served) = self.served.get(&node) else { return Ok(Verdict::Drain) };
         let ours = served.history(source);
+        let known_here = served.all_links(source);
         let relation = compare(&ours, &report.links);
         let ours_or_less = matches!(relation, Relation::Ahead | Relation::Equal);
-        let kept = ours_or_less && report.fetched >= tail(source);
+        let tail = tail(source).max(ours.first().map_or(LogPosition::START, |link| link.base));
+        let kept = ours_or_less && report.fetched >= tail;
         // The note has all that was cut since: what is missing is known.
         let noted = served.noted && !served.links.is_empty();
         let known = noted && ours_or_less && report.fetched >= served.needs;
         match report.state {
             FollowState::Nothing | FollowState::Led => self.begin_fill(node, None, source, notes),
             FollowState::Filling if served.noted && served.fill == report.fill => {
-                let fresh = report.links.is_empty();
+                // What lies before the beginning of another history is of no use, nor is what
+                // is noted of it.
                 let from = served.from;
-                if kept && !fresh || fresh && from >= tail(source) {
+                let anew = |first: &SegmentLink| from <= first.base && begins_history(first);
+                let empty = report.links.is_empty();
+                let fresh = empty && !ours.first().is_some_and(anew);
+                if kept && !empty || fresh && from >= tail {
                     let at = if fresh { from } else { report.fetched };
                     self.resumes(node, at, report, source, notes)?;
                     Ok(Verdict::FillOn)
@@ -126,7 +132,10 @@ impl Leader {
                 Relation::Ahead | Relation::Equal if known => {
                     self.fill_what_is_missing(node, report, source, notes)
                 }
-                Relation::Unknown if wrote_alone(node, &report.links, &ours) => {
+                Relation::Unknown
+                    if wrote_alone(node, &report.links, &known_here)
+                        || share_nothing(&ours, &report.links) && self.is_foreign(report) =>
+                {
                     Ok(Verdict::Apart {
                         common: None,
                         follower: report.links.iter().map(|link| link.len).sum(),
@@ -150,6 +159,13 @@ impl Leader {
         other
             && copied.is_some_and(|link| link.origin != node)
             && self.lineage.contains(&report.generation)
+    }
+
+    /// Whether the follower has data of a generation that is not known here: nobody knows what they
+    /// are besides.
+    fn is_foreign(&self, report: &Report) -> bool {
+        let known = self.lineage.contains(&report.generation);
+        !self.lineage.is_empty() && !report.generation.is_none() && !known
     }
 
     fn fill_what_is_missing(
@@ -235,10 +251,11 @@ impl Leader {
     }
 }
 
-/// Whether a node wrote segments of its own that the other one does not know.
+/// Whether a node wrote segments of its own that the other one never had.
 fn wrote_alone(node: NodeId, theirs: &[SegmentLink], ours: &[SegmentLink]) -> bool {
     let known = |link: &SegmentLink| {
-        ours.iter().any(|our| our.number == link.number && our.epoch == link.epoch)
+        ours.iter()
+            .any(|our| our.number == link.number && our.epoch == link.epoch && our.len >= link.len)
     };
     theirs.iter().any(|link| link.origin == node && link.len > 0 && !known(link))
 }

@@ -151,16 +151,21 @@ impl Served {
 
     /// The links of what was cut since the follower had everything, and of what is kept.
     pub(super) fn history(&self, source: &impl Source) -> Vec<SegmentLink> {
-        let kept: Vec<SegmentLink> =
-            source.segments().iter().map(|(header, len)| header.link(*len)).collect();
-        let first = kept.first().map_or(u64::MAX, |link| link.number);
-        let gone = self.links.iter().filter(|link| link.number < first).copied();
-        let mut all: Vec<SegmentLink> = gone.chain(kept.iter().copied()).collect();
+        let mut all = self.all_links(source);
         // What lies before the beginning of another history says nothing.
         let goes_on = |pair: &[SegmentLink]| pair[1].chain == pair[0].chain_after();
         let begun = all.windows(2).rposition(|pair| !goes_on(pair)).map_or(0, |at| at + 1);
         all.drain(..begun);
         all
+    }
+
+    /// The same, with what lies before the beginning of another history.
+    pub(super) fn all_links(&self, source: &impl Source) -> Vec<SegmentLink> {
+        let kept: Vec<SegmentLink> =
+            source.segments().iter().map(|(header, len)| header.link(*len)).collect();
+        let first = kept.first().map_or(u64::MAX, |link| link.number);
+        let gone = self.links.iter().filter(|link| link.number < first).copied();
+        gone.chain(kept.iter().copied()).collect()
     }
 
     /// Remembers whose history it is that ends at `up_to`.
