@@ -3,9 +3,9 @@
 use super::worker::{Appending, Worker, now};
 use super::{JournalCallError, LostRanges, Mode};
 use holdfast_journal::driver::{Stepped, Syncing};
-use holdfast_journal::{Batch, CutPlan, Op, OpError, PushError, Ticket as Record};
+use holdfast_journal::{Batch, CutPlan, Op, OpError, PushError, RangeSet, Ticket as Record};
 use holdfast_store::{DiskOp, Outcome, Ticket};
-use holdfast_units::LogPosition;
+use holdfast_units::{ByteRange, LogPosition};
 use std::io;
 
 /// Of a client that flushes after at most so many writes, what is written is made durable without
@@ -161,10 +161,12 @@ impl Worker {
     }
 
     /// The bytes that may be appended before another segment must be begun, when there may be none.
+    /// Beside the last one there may always be another: that one is never given up, and may be
+    /// longer than all that this node has room for when it is a copy of another node's.
     fn room(&self) -> Option<u64> {
-        let bytes = self.log.journal().status().bytes;
-        let most = self.sizes.most_segments();
-        (bytes + self.sizes.segment > most).then(|| self.log.journal().room())
+        let journal = self.log.journal();
+        let full = journal.status().bytes + self.sizes.segment > self.sizes.most_segments();
+        (full && journal.links().len() > 1).then(|| journal.room())
     }
 
     /// What a record takes at most, alone in a frame.
@@ -247,7 +249,12 @@ impl Worker {
 
     pub(super) fn plan_cut(&mut self) -> Result<Option<(CutPlan, LostRanges)>, JournalCallError> {
         let Some(plan) = self.log.journal().plan_cut() else { return Ok(None) };
-        let ranges = self.log.cut_ranges(&plan).map_err(io::Error::other)?;
+        let ranges = self.log.cut_ranges(&plan).unwrap_or_else(|error| {
+            tracing::warn!("what peers lose of the journal is not known, so they get all: {error}");
+            let mut everything = RangeSet::new();
+            everything.insert(ByteRange::new(0, self.disk.info().size));
+            plan.losers.iter().map(|(peer, _)| (*peer, everything.clone())).collect()
+        });
         Ok(Some((plan, ranges)))
     }
 
