@@ -336,3 +336,16 @@ fn a_note_that_cannot_be_stored_holds_nobody_up_and_costs_a_copy_of_everything()
     world.heal();
     assert!(status(&world.secondaries[0]).received - received >= 96 * 4096);
 }
+
+#[test]
+fn what_is_noted_of_a_cut_ends_with_the_resource() {
+    // Of records that cannot be read, the whole disk is told, which may be longer.
+    let mut notes = support::ship::Store::default();
+    let mut leader = Leader::new(ResourceId([8; 16]), 1 << 20, 1);
+    let mut everything = RangeSet::new();
+    everything.insert(ByteRange::new(0, 9 << 20));
+    let lost = [(support::ship::node(3), everything)].into();
+    leader.cut(&lost, LogPosition(8192), &[], |_| LogPosition(0), &mut notes).unwrap();
+    let note = notes.only().expect("it is noted");
+    assert_eq!(note.ranges, [ByteRange::new(0, 1 << 20)]);
+}

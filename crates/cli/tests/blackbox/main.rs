@@ -18,6 +18,7 @@ mod failover;
 mod hostile;
 mod joining;
 mod journal;
+mod journal_faults;
 mod logpeer;
 mod metadata;
 mod names;
