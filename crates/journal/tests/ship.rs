@@ -4,8 +4,10 @@
 
 mod support;
 
-use holdfast_journal::ship::{FollowStatus, Holding, Verdict};
-use support::ship::{Secondary, World};
+use holdfast_journal::RangeSet;
+use holdfast_journal::ship::{FollowStatus, Holding, Leader, Notes as _, Verdict};
+use holdfast_units::{ByteRange, LogPosition};
+use support::ship::{RESOURCE, Secondary, Store, World, node};
 
 fn seeds() -> u64 {
     std::env::var("HOLDFAST_SHIP_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(30)
@@ -340,12 +342,12 @@ fn a_note_that_cannot_be_stored_holds_nobody_up_and_costs_a_copy_of_everything()
 #[test]
 fn what_is_noted_of_a_cut_ends_with_the_resource() {
     // Of records that cannot be read, the whole disk is told, which may be longer.
-    let mut notes = support::ship::Store::default();
-    let mut leader = Leader::new(ResourceId([8; 16]), 1 << 20, 1);
+    let (mut notes, peer) = (Store::default(), node(3));
+    let mut leader = Leader::new(RESOURCE, 1 << 20, 1);
     let mut everything = RangeSet::new();
     everything.insert(ByteRange::new(0, 9 << 20));
-    let lost = [(support::ship::node(3), everything)].into();
-    leader.cut(&lost, LogPosition(8192), &[], |_| LogPosition(0), &mut notes).unwrap();
-    let note = notes.only().expect("it is noted");
-    assert_eq!(note.ranges, [ByteRange::new(0, 1 << 20)]);
+    let (lost, needed) = ([(peer, everything)].into(), |_| LogPosition(0));
+    leader.cut(&lost, LogPosition(8192), &[], needed, &mut notes).unwrap();
+    let note = notes.load(peer).expect("it is noted");
+    assert_eq!(note.missing, [ByteRange::new(0, 1 << 20)]);
 }
