@@ -80,6 +80,8 @@ impl Rig {
 
     /// The thread has done what can be done about everything that it was given before.
     fn looked(&self) {
+        // What was spawned has asked by then.
+        self.runtime.block_on(tokio::task::yield_now());
         for _ in 0..3 {
             self.status();
         }
