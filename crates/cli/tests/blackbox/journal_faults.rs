@@ -47,6 +47,6 @@ fn the_journal_is_not_emptied_before_its_disk_is_forgotten() {
     }
     cluster[0].ok(&["attach-disk", "r0"]);
     cluster[0].ok(&["up", "r0"]);
-    cluster[0].ok(&["primary", "r0"]);
+    cluster[0].ok(&["primary", "r0", "--force"]);
     check_blocks(&cluster[0], "r0", 1, 0..100);
 }

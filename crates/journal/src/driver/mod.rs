@@ -5,9 +5,11 @@
 
 mod directory;
 mod offline;
+mod rescue;
 
 pub use directory::{Directory, DirectoryOptions};
 pub use offline::Offline;
+use rescue::remove_all;
 
 use crate::index::{PartSource, RunKind, RunPiece, WriteBackLimits};
 use crate::journal::{Batch, CopyError, Journal, Next, Settings};
@@ -18,7 +20,7 @@ use crate::retention::{CutPlan, cut_ranges};
 use crate::scan::ReadSegments;
 use crate::{RangeSet, Records};
 use bytes::{Bytes, BytesMut};
-use holdfast_format::journal::{Cursors, SegmentHeader, Switches};
+use holdfast_format::journal::{Cursors, SegmentHeader};
 use holdfast_format::{BLOCK_LEN, Block, BlockError, ReadFailed};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId, ResourceId};
 use std::collections::BTreeMap;
@@ -474,42 +476,6 @@ impl<F: Files> Log<F> {
         result
     }
 
-    /// The journal has failed, and what was written to it is about to go to the disk: also what is
-    /// not durable here, which the next opening may not find. Says so durably, so that what is
-    /// appended after that one continues nothing.
-    ///
-    /// # Errors
-    /// When it is not known to have worked.
-    pub fn begin_rescue(&mut self) -> io::Result<()> {
-        self.journal.fail();
-        if self.given_up || self.journal.head() == self.journal.durable() {
-            return Ok(());
-        }
-        let switches = Switches { bypassed: true, ..self.journal.switches() };
-        self.journal.set_switches(switches);
-        if self.store_cursors().is_ok() {
-            return Ok(());
-        }
-        self.files.create(RESCUED, BLOCK_LEN as u64)?;
-        self.files.sync(RESCUED)?;
-        self.files.sync_dir()
-    }
-
-    /// Marks the journal as given up, durably: the next opening begins with an empty one, whatever
-    /// is left of this one. Once that has worked nothing is left to be done.
-    ///
-    /// # Errors
-    /// When it is not known to have worked.
-    pub fn give_up(&mut self) -> io::Result<()> {
-        self.journal.fail();
-        if !self.given_up {
-            self.files.rename(CURSORS, GIVEN_UP)?;
-            self.files.sync_dir()?;
-            self.given_up = true;
-        }
-        Ok(())
-    }
-
     /// Begins with an empty journal, which follows. Nothing of this one counts any more.
     ///
     /// # Errors
@@ -946,22 +912,6 @@ fn len_of(range: ByteRange) -> io::Result<usize> {
 fn make_cursors<F: Files>(files: &mut F) -> io::Result<()> {
     files.create(CURSORS, CURSORS_BYTES)?;
     files.sync(CURSORS)?;
-    files.sync_dir()
-}
-
-/// Takes away all files of a journal that was given up; the mark at the very end.
-fn remove_all<F: Files>(files: &mut F) -> io::Result<()> {
-    let names = files.list()?;
-    let ours = |name: &&String| {
-        number_of(name, "segment-").or_else(|| number_of(name, "spare-")).is_some()
-            || *name == CURSORS
-            || *name == RESCUED
-    };
-    for name in names.iter().filter(ours) {
-        files.remove(name)?;
-    }
-    files.sync_dir()?;
-    files.remove(GIVEN_UP)?;
     files.sync_dir()
 }
 
