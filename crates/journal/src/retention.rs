@@ -30,11 +30,16 @@ impl Journal {
     }
 
     /// The block to write next for the cursors, and to which copy. It must be durable before the
-    /// one after it is written.
+    /// one after it is written; tell [`Self::cursors_not_stored`] if it may not be.
     pub fn advance_cursors(&mut self) -> (u8, Block) {
         self.cursors = self.cursors();
         self.cursors.sequence += 1;
         (self.cursors.copy(), self.cursors.encode())
+    }
+
+    /// What [`Self::advance_cursors`] gave is not durable: the next ones go to the same copy.
+    pub const fn cursors_not_stored(&mut self) {
+        self.cursors.sequence = self.cursors.sequence.saturating_sub(1);
     }
 
     /// The switches of this node.

@@ -306,3 +306,72 @@ fn after_an_error_nothing_more_is_promised() {
         }
     }
 }
+
+/// After a failed sync what was written goes to the disk, also what is not durable in the journal.
+#[test]
+fn a_rescue_that_is_cut_off_is_never_taken_for_the_same_history() {
+    let limits = WriteBackLimits { bytes: 8 << 10, runs: 2, run_bytes: 4 << 10 };
+    let mut bypasses = 0;
+    for (seed, cursors_fail) in (0..12).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let mut dice = Dice::new(seed);
+        let sim = Sim::new(State::with_disk(usize::try_from(DISK).unwrap()), false);
+        let mut log = open(&sim, PLAIN, 1);
+        let mut all = Vec::new();
+        for count in [6, 3] {
+            for _ in 0..count {
+                let op = Pushed::any(&mut dice, seed ^ all.len() as u64);
+                log.push(op.op(all.len() as u64 * TIME_STEP, false)).unwrap();
+                all.push(op);
+            }
+            if count == 6 { log.flush().unwrap() } else { log.pump().unwrap() }
+        }
+        let flushed = usize::try_from(log.journal().durable_ticket().0).unwrap();
+        sim.0.borrow_mut().fail_sync = true;
+        if log.flush().is_ok() {
+            continue;
+        }
+        let begin = sim.0.borrow().steps.len();
+        sim.0.borrow_mut().fail_sync = cursors_fail;
+        log.begin_rescue().unwrap();
+        let mut disk = sim.clone();
+        while log.write_back(&mut disk, limits, false).unwrap() {}
+        log.write_back(&mut disk, limits, true).unwrap();
+        log.give_up().unwrap();
+        let tracing = sim.0.borrow();
+        let mut state = tracing.start.clone();
+        for (n, step) in (1..).zip(&tracing.steps) {
+            state.apply(step);
+            (state.pushed, state.completed, state.flushed) = (all.len(), all.len(), flushed);
+            for crash in CRASHES.into_iter().filter(|_| n >= begin) {
+                let sim = Sim::new(state.crash(crash, &mut dice), false);
+                let log = open(&sim, PLAIN, 2);
+                bypasses += usize::from(check_rescued(&sim, &log, &all, flushed, crash));
+            }
+        }
+    }
+    assert!(bypasses > 100, "{bypasses}");
+}
+
+/// What the disk has of a rescue is either what the journal says, or it is said that it is not;
+/// whether it is.
+fn check_rescued(sim: &Sim, log: &Log<Sim>, all: &[Pushed], flushed: usize, crash: Crash) -> bool {
+    let tail = log.journal().status().tail;
+    let records = log.records(tail).unwrap();
+    if log.journal().links().is_empty() {
+        assert!(read_all(sim, log) == replayed(all), "given up before all was on the disk");
+        return false;
+    }
+    if !log.journal().switches().bypassed {
+        check(sim, log, all, crash);
+        return false;
+    }
+    let found = records.len();
+    assert!(found >= flushed, "{found} of {flushed} ({crash:?})");
+    let states: Vec<Vec<u8>> = (found..=all.len()).map(|n| replayed(&all[..n])).collect();
+    for (block, now) in read_all(sim, log).chunks(512).enumerate() {
+        let at = block * 512..(block + 1) * 512;
+        let known = |state: &Vec<u8>| state[at.clone()] == *now;
+        assert!(crash == Crash::Any || states.iter().any(known), "sector {block} ({crash:?})");
+    }
+    true
+}

@@ -427,6 +427,62 @@ fn after_a_failed_sync_nothing_is_called_durable() {
 }
 
 #[test]
+fn cursors_that_could_not_be_stored_are_not_the_only_good_ones() {
+    // A block of cursors of which a part was written is of no use: it differs from the one before in
+    // more than one sector.
+    let change = |log: &mut Log<Sim>| {
+        append(log, [write(0, 1)]);
+        let to = log.journal().durable();
+        (0..32).for_each(|peer| log.journal_mut().peer_reached(node(peer), to, to));
+    };
+    for seed in 0..40 {
+        let sim = sim();
+        let mut log = open(&sim, 1);
+        for _ in 0..2 {
+            change(&mut log);
+            log.store_cursors().unwrap();
+        }
+        // The copy that could not be stored may be torn, so the other one must stay.
+        for _ in 0..3 {
+            change(&mut log);
+            sim.0.borrow_mut().fail_sync = true;
+            log.store_cursors().unwrap_err();
+        }
+        let state = sim.0.borrow().now.crash(Crash::Any, &mut Dice::new(seed));
+        let log = open(&Sim::new(state, false), 2);
+        assert!(log.journal().cursors().sequence >= 2, "seed {seed}");
+    }
+}
+
+#[test]
+fn what_was_given_up_can_be_given_up_again() {
+    let sim = sim();
+    let mut log = open(&sim, 1);
+    append(&mut log, [write(0, 1)]);
+    log.give_up().unwrap();
+    log.give_up().unwrap();
+    assert_eq!(positions(&open(&sim, 2)), []);
+}
+
+#[test]
+fn a_file_in_the_making_is_nobodys_until_it_is_taken() {
+    let sim = sim();
+    let len = options(1).settings.segment_bytes;
+    let mut files = sim.clone();
+    files.create("making-0", len).unwrap();
+    let mut log = open(&sim, 1);
+    assert_eq!(log.spares(), 0);
+    assert!(!sim.list().unwrap().contains(&"making-0".into()));
+    for (name, number) in [("making-1", 7), ("making-2", 8)] {
+        files.create(name, len).unwrap();
+        log.spare_made(name, number).unwrap();
+        assert!(!sim.list().unwrap().contains(&name.into()));
+    }
+    assert_eq!(log.spares(), 1);
+    assert!(sim.list().unwrap().contains(&"spare-0000000000000007".into()));
+}
+
+#[test]
 fn nothing_that_is_not_durable_is_given_to_peers() {
     let sim = sim();
     let mut log = open(&sim, 1);

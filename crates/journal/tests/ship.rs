@@ -4,9 +4,10 @@
 
 mod support;
 
-use holdfast_journal::ship::{FollowStatus, Holding, Verdict};
-use holdfast_units::GenerationId;
-use support::ship::{SIZE, Secondary, World};
+use holdfast_journal::RangeSet;
+use holdfast_journal::ship::{FollowStatus, Holding, Leader, Notes as _, Verdict};
+use holdfast_units::{ByteRange, GenerationId, LogPosition};
+use support::ship::{RESOURCE, SIZE, Secondary, Store, World, node};
 
 fn seeds() -> u64 {
     std::env::var("HOLDFAST_SHIP_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(30)
@@ -567,4 +568,17 @@ fn each_generation_is_in_segments_of_its_own() {
         world.heal();
         assert_eq!(world.fills, fills, "turn {turn}: nothing of it breaks the chain");
     }
+}
+
+#[test]
+fn what_is_noted_of_a_cut_ends_with_the_resource() {
+    // Of records that cannot be read, the whole disk is told, which may be longer.
+    let (mut notes, peer) = (Store::default(), node(3));
+    let mut leader = Leader::new(RESOURCE, 1 << 20, 1);
+    let mut everything = RangeSet::new();
+    everything.insert(ByteRange::new(0, 9 << 20));
+    let (lost, needed) = ([(peer, everything)].into(), |_| LogPosition(0));
+    leader.cut(&lost, LogPosition(8192), &[], needed, &mut notes).unwrap();
+    let note = notes.load(peer).expect("it is noted");
+    assert_eq!(note.missing, [ByteRange::new(0, 1 << 20)]);
 }

@@ -20,6 +20,7 @@ mod gone;
 mod hostile;
 mod joining;
 mod journal;
+mod journal_faults;
 mod logpeer;
 mod logpeer_roles;
 mod metadata;

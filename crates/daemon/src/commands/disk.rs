@@ -78,12 +78,14 @@ pub(crate) async fn attach(
         }
         resource::stop(&resource).await?;
     }
-    if let Some(journal) = local.journal.clone().filter(|_| !same || request.discard_journal) {
-        // What it holds belongs to the disk, or the state, that is given up.
-        let (id, what) = (resource.id, format!("{what} for {name}"));
-        let slot = node.view().slot_of(id, node.uuid);
-        let slot = slot.ok_or_else(|| ApiError::no_such_resource(name))?;
-        blocking(move || journal::renew(&what, &journal, id, slot)).await?;
+    // What it holds belongs to the disk, or the state, that is given up.
+    let void = local.journal.clone().filter(|_| !same || request.discard_journal);
+    let slot = node.view().slot_of(resource.id, node.uuid);
+    let slot = slot.ok_or_else(|| ApiError::no_such_resource(name))?;
+    let attempt = format!("{what} for {name}");
+    if let Some(journal) = void.clone() {
+        let attempt = attempt.clone();
+        blocking(move || journal::forget_disk(&attempt, &journal)).await?;
     }
     // Metadata in the same place were overwritten by the new ones.
     let stays = |old: &LocalDisk| {
@@ -97,6 +99,12 @@ pub(crate) async fn attach(
             local.attached = true;
         })
         .await?;
+    if let Some(journal) = void {
+        // Not before the old disk is forgotten: that one lacks what is only in the journal. On the
+        // new one that does no harm, which gets everything from a peer.
+        let id = resource.id;
+        blocking(move || journal::renew(&attempt, &journal, id, slot)).await?;
+    }
     tell_diskful(node, &resource).await?;
     if let Some(old) = old {
         let id = resource.id;

@@ -108,6 +108,14 @@ pub(crate) fn end(name: &str, resource: ResourceId, disk: &LocalDisk, journal: &
     }
 }
 
+/// What a node that follows knows of its disk does not hold for the next one. Blocks.
+///
+/// # Errors
+/// When it cannot be forgotten.
+pub(crate) fn forget_disk(what: &str, journal: &LocalJournal) -> Result<(), ApiError> {
+    open::forget_disk(&journal.spec()).map_err(|error| under(what, refuse::journal(&error)))
+}
+
 /// Begins with an empty journal in the same place. Blocks.
 ///
 /// # Errors

@@ -222,10 +222,11 @@ impl JournalHandle {
 
     /// What is to be cut so that the journal fits its budget, and the ranges that each loser does
     /// not get: these must be durable in its bitmap before [`Self::cut`]. `None` when nothing is to
-    /// be cut. [`JournalView::cut_wanted`] says when to ask.
+    /// be cut. [`JournalView::cut_wanted`] says when to ask. Where records cannot be read, the losers
+    /// do not get anything of the whole disk, which may be longer than the resource.
     ///
     /// # Errors
-    /// When the records cannot be read: then the losers need everything.
+    /// [`JournalCallError::Closed`].
     pub async fn plan_cut(&self) -> Result<Option<(CutPlan, LostRanges)>, JournalCallError> {
         self.ask(Worker::plan_cut).await
     }

@@ -1,6 +1,7 @@
 //! From one mode to the other, and what becomes of a journal that fails.
 
 use super::worker::{Flight, Worker};
+use super::writeback::Trimming;
 use super::{JournalCallError, Mode};
 use holdfast_store::{DiskOp, Outcome, Ticket};
 use holdfast_units::GenerationId;
@@ -15,7 +16,7 @@ type Answer<T> = oneshot::Sender<Result<T, JournalCallError>>;
 pub(super) struct Wishes {
     leading: Vec<(GenerationId, Answer<()>)>,
     settling: Vec<Answer<()>>,
-    pub(super) trimming: Vec<Answer<u64>>,
+    pub(super) trimming: Vec<Trimming>,
     /// The flush before records are taken is under way.
     flushing_first: bool,
 }
@@ -32,7 +33,7 @@ impl Wishes {
             // Who asked may be gone.
             let _ = done.send(Err(error().into()));
         }
-        for done in self.trimming.drain(..) {
+        for (_, done) in self.trimming.drain(..) {
             let _ = done.send(Err(error().into()));
         }
     }
@@ -175,6 +176,7 @@ impl Worker {
         self.mode = Mode::Direct;
         self.unflushed_direct = false;
         self.moved = true;
+        self.answer_trims();
     }
 
     fn release_held(&mut self) {
@@ -223,6 +225,14 @@ impl Worker {
         self.moved = true;
     }
 
+    /// Before anything goes to the disk that the journal may not have after a crash.
+    pub(super) fn begin_rescue(&mut self) {
+        if let Err(error) = self.log.begin_rescue() {
+            // No other place has it. Nobody is answered before the journal is marked as given up.
+            tracing::error!("that a journal has failed could not be noted in it: {error}");
+        }
+    }
+
     fn is_rescued(&self) -> bool {
         self.back.is_idle() && self.log.journal().status().dirty_bytes == 0
     }
@@ -239,7 +249,7 @@ impl Worker {
         for ticket in syncing {
             ticket.complete(Ok(Outcome::Done));
         }
-        for done in self.wishes.trimming.drain(..) {
+        for (_, done) in self.wishes.trimming.drain(..) {
             let _ = done.send(Err(JournalCallError::Mode(Mode::Without)));
         }
         self.release_held();

@@ -8,7 +8,8 @@ use super::{Figures, JournalView, JournaledDisk, Mode};
 use bytes::Bytes;
 use holdfast_format::BlockError;
 use holdfast_journal::driver::{
-    Backing, CURSORS, Directory, DirectoryOptions, Files, GIVEN_UP, Log, LogError, Open, spare_name,
+    Backing, CURSORS, Directory, DirectoryOptions, Files, GIVEN_UP, Log, LogError, MAKING, Open,
+    RESCUED,
 };
 use holdfast_journal::ship::FOLLOWING;
 use holdfast_journal::{Damage, RecoverError, Settings, WriteBackLimits};
@@ -20,6 +21,7 @@ use rustix::fs::statvfs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use tokio::sync::{Semaphore, watch};
 
@@ -29,6 +31,8 @@ const MIN_SEGMENT: u64 = 4 << 20;
 const MAX_SEGMENT: u64 = 64 << 20;
 /// The names of spares that are made beforehand do not meet those of segments.
 const FIRST_SPARE: u64 = 1 << 63;
+/// How many files were begun to be made beforehand by this process.
+static MADE: AtomicU64 = AtomicU64::new(0);
 
 /// The journal of a resource on this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -256,16 +260,7 @@ pub(crate) fn make(
 /// Takes the files of a journal away, and the directory with `dir`. What cannot be removed stays.
 pub(crate) fn remove(spec: &JournalSpec, dir: bool) {
     let removed = claimed(&spec.dir).and_then(|mut files| {
-        let names = files.list().map_err(|error| JournalError::io(&spec.dir, error))?;
-        let ours = |name: &&String| {
-            let name = name.as_str();
-            let file = name.starts_with("segment-") || name.starts_with("spare-");
-            file || name == CURSORS || name == GIVEN_UP || name == FOLLOWING
-        };
-        for name in names.iter().filter(ours) {
-            files.remove(name).map_err(|error| JournalError::io(&spec.dir, error))?;
-        }
-        Ok(())
+        remove_files(&mut files).map_err(|error| JournalError::io(&spec.dir, error))
     });
     if let Err(error) = removed {
         tracing::warn!("a journal was not removed: {error}");
@@ -274,6 +269,47 @@ pub(crate) fn remove(spec: &JournalSpec, dir: bool) {
         // One that is not empty stays.
         let _ = std::fs::remove_dir(&spec.dir);
     }
+}
+
+/// What is left of it when that is interrupted counts for nothing.
+fn remove_files(files: &mut Directory) -> io::Result<()> {
+    let mut names = files.list()?;
+    if names.iter().any(|name| name == CURSORS) && !names.iter().any(|name| name == GIVEN_UP) {
+        files.rename(CURSORS, GIVEN_UP)?;
+        files.sync_dir()?;
+        names = files.list()?;
+    }
+    let ours = |name: &&String| {
+        let file = ["segment-", "spare-", MAKING].iter().any(|begin| name.starts_with(begin));
+        file || [CURSORS, RESCUED, FOLLOWING].contains(&name.as_str())
+    };
+    for name in names.iter().filter(ours) {
+        files.remove(name)?;
+    }
+    match names.iter().any(|name| name == GIVEN_UP) {
+        true => files.remove(GIVEN_UP),
+        false => Ok(()),
+    }
+}
+
+/// The disk is not the one any more that a node that follows knows something of: that is forgotten,
+/// durably. Without a journal there is nothing to forget.
+///
+/// # Errors
+/// When that could not be written.
+pub(crate) fn forget_disk(spec: &JournalSpec) -> Result<(), JournalError> {
+    let mut files = match claimed(&spec.dir) {
+        Err(JournalError::Missing { .. }) => return Ok(()),
+        files => files?,
+    };
+    let forget = |files: &mut Directory| -> io::Result<()> {
+        if files.list()?.iter().any(|name| name == FOLLOWING) {
+            files.remove(FOLLOWING)?;
+            files.sync_dir()?;
+        }
+        Ok(())
+    };
+    forget(&mut files).map_err(|error| JournalError::io(&spec.dir, error))
 }
 
 /// The files of a journal, claimed, for a node that follows.
@@ -495,12 +531,15 @@ pub(super) fn start(
 
 impl Worker {
     /// Has a spare made by a thread of its own. Whether it is on its way.
+    ///
+    /// That thread may go on when this journal is closed, and even when the directory is opened
+    /// again. So what it writes to is a segment's file only from the moment on when this journal
+    /// takes it, and no other thread of this process writes to a file of that name.
     pub(super) fn start_spare(&mut self, dir: PathBuf) -> bool {
-        let number = FIRST_SPARE + self.next_id();
+        let name = format!("{MAKING}{:016x}", MADE.fetch_add(1, Ordering::Relaxed));
         let (len, inbox) = (self.sizes.segment, self.inbox());
         let make = move || {
             let made = Directory::open(&dir, DirectoryOptions::default()).and_then(|mut files| {
-                let name = spare_name(number);
                 let made = files.create(&name, len).and_then(|()| files.sync(&name));
                 if made.is_err() {
                     // A part of one is of no use.
@@ -508,17 +547,16 @@ impl Worker {
                 }
                 made
             });
-            inbox.push(Order::Call(Box::new(move |worker| worker.spare_made(number, &made))));
+            inbox.push(Order::Call(Box::new(move |worker| worker.spare_made(&name, &made))));
         };
         thread::Builder::new().name("journal-spare".into()).spawn(make).is_ok()
     }
 
-    fn spare_made(&mut self, number: u64, made: &io::Result<()>) {
+    fn spare_made(&mut self, name: &str, made: &io::Result<()>) {
         self.spare_in_making = false;
+        let number = FIRST_SPARE + self.next_id();
         // Without one it is made when it is needed, or not: that is seen to there.
-        if made.is_ok() {
-            // One that is too many and stays is used by the next opening.
-            let _ = self.log.spare_made(number);
+        if made.is_ok() && self.log.spare_made(name, number).is_ok() {
             self.no_room = false;
             self.log.journal_mut().set_budget(self.sizes.budget);
         }

@@ -19,6 +19,9 @@ const FLUSH_EVERY: u64 = 32 << 20;
 /// Rounds at a time.
 const ROUNDS: usize = 2;
 
+/// Who waits for a trim, and what was written when he asked.
+pub(super) type Trimming = (LogPosition, oneshot::Sender<Result<u64, JournalCallError>>);
+
 /// What is being written back.
 #[derive(Default)]
 pub(super) struct Back {
@@ -28,6 +31,10 @@ pub(super) struct Back {
     unflushed: u64,
     /// The disk must be flushed once more, whatever was written back.
     flush_anyway: bool,
+    /// The journal has failed, and it is not durable yet that it did.
+    unmarked: bool,
+    /// Nothing more can be written back before the journal is synced.
+    pub(super) wants_sync: bool,
     /// The journal is being made shorter.
     shortens: bool,
     /// What waits is being made less.
@@ -62,6 +69,7 @@ impl Back {
     /// The journal has failed: what flushes wait for is on the disk after the next one.
     pub(super) fn rescue(&mut self) {
         self.flush_anyway = true;
+        self.unmarked = true;
     }
 }
 
@@ -109,6 +117,9 @@ impl Worker {
 
     /// Starts what is to be written back now.
     pub(super) fn write_back(&mut self) {
+        if std::mem::take(&mut self.back.unmarked) && self.broken.is_none() {
+            self.begin_rescue();
+        }
         let urgency = self.urgency();
         let rounds = match urgency {
             Urgency::None => 0,
@@ -141,19 +152,12 @@ impl Worker {
 
     /// The next writes. What is not durable in the journal yet must become so first.
     fn next_round(&mut self, urgency: Urgency) -> Option<WriteBack> {
-        if let Some(plan) = self.plan_round(urgency) {
-            return Some(plan);
-        }
+        let plan = self.plan_round(urgency);
         let journal = self.log.journal();
-        journal.sync_target()?;
-        if matches!(urgency, Urgency::Oldest(before) if before <= journal.durable()) {
-            return None;
-        }
-        if let Err(error) = self.log.sync() {
-            self.journal_failed("it could not be made durable", &error);
-        }
-        self.moved = true;
-        self.plan_round(urgency)
+        let durable = journal.sync_target().is_none()
+            || matches!(urgency, Urgency::Oldest(before) if before <= journal.durable());
+        self.back.wants_sync = plan.is_none() && !durable;
+        plan
     }
 
     fn plan_round(&mut self, urgency: Urgency) -> Option<WriteBack> {
@@ -234,48 +238,69 @@ impl Worker {
         }
         self.log.journal_mut().disk_flushed(token);
         self.pressed = false;
-        if self.mode != Mode::Lead {
+        if !matches!(self.mode, Mode::Lead | Mode::Draining) {
             return;
         }
         if let Err(error) = self.log.store_cursors() {
             return self.journal_failed("its cursors could not be stored", &error);
         }
         self.make_room();
+        self.answer_trims();
     }
 
     /// There is nothing more to write back now.
     fn written_back(&mut self) {
-        let status = self.log.journal().status();
-        let drained = status.dirty_bytes == 0 && self.mode == Mode::Lead;
-        if drained && !self.wishes.trimming.is_empty() {
-            self.log.journal_mut().trim();
-            self.recycle();
-            let freed = status.bytes - self.log.journal().status().bytes;
-            for done in self.wishes.trimming.drain(..) {
-                // Who asked may be gone.
-                let _ = done.send(Ok(freed));
-            }
+        if self.mode == Mode::Lead {
+            self.answer_trims();
         }
-        if drained && self.no_room && self.log.spares() == 0 && !self.cut_wanted {
+        let waits = match self.mode {
+            Mode::Lead => !self.cut_wanted,
+            // Nobody notes any more what peers lose.
+            Mode::Draining => !self.appending.is_empty(),
+            _ => false,
+        };
+        let drained = self.log.journal().status().dirty_bytes == 0;
+        if drained && waits && self.no_room && self.log.spares() == 0 {
             let error = io::Error::from(io::ErrorKind::StorageFull);
             self.journal_failed("there is no room for its next segment", &error);
         }
     }
 
-    /// Gives up what nobody needs, after everything was written back.
+    /// Gives up what nobody needs, for those who asked before what is written back now was written:
+    /// somebody who writes on and on does not keep them waiting.
+    pub(super) fn answer_trims(&mut self) {
+        let to = self.log.journal().written_back_to();
+        let asked = std::mem::take(&mut self.wishes.trimming);
+        let (done, waiting) = asked.into_iter().partition(|(head, _)| *head <= to);
+        self.wishes.trimming = waiting;
+        let done: Vec<Trimming> = done;
+        if done.is_empty() {
+            return;
+        }
+        let freed = self.trim_now();
+        for (_, done) in done {
+            // Who asked may be gone.
+            let _ = done.send(Ok(freed));
+        }
+    }
+
+    fn trim_now(&mut self) -> u64 {
+        let before = self.log.journal().status().bytes;
+        self.log.journal_mut().trim();
+        self.recycle();
+        before.saturating_sub(self.log.journal().status().bytes)
+    }
+
+    /// Gives up what nobody needs, after everything that is there now was written back.
     pub(super) fn trim(&mut self, done: oneshot::Sender<Result<u64, JournalCallError>>) {
         if self.broken.is_some() {
             return drop(done.send(Err(self.broken_error().into())));
         }
         match self.mode {
-            Mode::Lead => self.wishes.trimming.push(done),
+            Mode::Lead => self.wishes.trimming.push((self.log.journal().head(), done)),
             Mode::Direct => {
-                let before = self.log.journal().status().bytes;
-                self.log.journal_mut().trim();
-                self.recycle();
-                let freed = before.saturating_sub(self.log.journal().status().bytes);
                 // Who asked may be gone.
-                let _ = done.send(Ok(freed));
+                let _ = done.send(Ok(self.trim_now()));
             }
             mode => drop(done.send(Err(JournalCallError::Mode(mode)))),
         }

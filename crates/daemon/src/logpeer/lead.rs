@@ -327,14 +327,23 @@ impl Serving {
                 tracing::debug!("{error}");
             }
         }
+        let mut failing = false;
         if view.cut_wanted {
             match cut(leader, notes, source) {
                 Ok(()) => self.news.send_modify(|count| *count += 1),
-                Err(error) => tracing::error!("the journal is over its budget: {error}"),
+                Err(error) => {
+                    tracing::error!("the journal is over its budget: {error}");
+                    failing = true;
+                }
             }
         }
         let statuses = known.iter().filter_map(|n| Some((*n, leader.status(*n, now(), source)?)));
         self.shown.send_replace(statuses.collect());
+        drop(inner);
+        if failing {
+            // The reason is not gone the next moment.
+            std::thread::sleep(TICK);
+        }
     }
 }
 

@@ -5,9 +5,11 @@
 
 mod directory;
 mod offline;
+mod rescue;
 
 pub use directory::{Directory, DirectoryOptions};
 pub use offline::Offline;
+use rescue::remove_all;
 
 use crate::index::{PartSource, RunKind, RunPiece, WriteBackLimits};
 use crate::journal::{Batch, CopyError, Journal, Next, Settings};
@@ -28,6 +30,11 @@ use std::io;
 pub const CURSORS: &str = "cursors";
 /// What the file of cursors is renamed to when the journal is given up: nothing of it counts.
 pub const GIVEN_UP: &str = "given-up";
+/// Says that the journal had failed and what it held was on its way to the disk, where the cursors
+/// could not say so: what is appended next does not continue it.
+pub const RESCUED: &str = "rescued";
+/// What the name of a file begins with that is still being made, to become a spare.
+pub const MAKING: &str = "making-";
 const CURSORS_BYTES: u64 = 2 * BLOCK_LEN as u64;
 
 /// The name of a segment's file.
@@ -217,6 +224,7 @@ pub struct Log<F> {
     files: F,
     spares: Vec<u64>,
     max_spares: usize,
+    given_up: bool,
 }
 
 impl<F: Files> Log<F> {
@@ -232,12 +240,18 @@ impl<F: Files> Log<F> {
             names = files.list()?;
         }
         let numbers: Vec<u64> = names.iter().filter_map(|n| number_of(n, "segment-")).collect();
+        for name in names.iter().filter(|name| name.starts_with(MAKING)) {
+            // Whoever makes it does not know that it is of no use any more.
+            files.remove(name)?;
+        }
         let spares = names.iter().filter_map(|n| number_of(n, "spare-")).collect();
         let has_cursors = names.iter().any(|name| name == CURSORS);
-        let cursors = match has_cursors {
+        let mut cursors = match has_cursors {
             true => cursors_of(&read_cursors(&files)?, resource).map_err(LogError::Cursors)?,
             false => Cursors::new(resource),
         };
+        let rescued = names.iter().any(|name| name == RESCUED);
+        cursors.switches.bypassed |= rescued;
         let mut frames = Vec::new();
         let reader = Segments(&files);
         let found =
@@ -252,8 +266,13 @@ impl<F: Files> Log<F> {
         if !has_cursors {
             make_cursors(&mut files)?;
         }
-        let mut log = Self { journal, files, spares, max_spares: open.spares };
+        let mut log = Self { journal, files, spares, max_spares: open.spares, given_up: false };
         log.settle(&found)?;
+        if rescued {
+            log.store_cursors()?;
+            log.files.remove(RESCUED)?;
+            log.files.sync_dir()?;
+        }
         Ok((log, found))
     }
 
@@ -457,17 +476,6 @@ impl<F: Files> Log<F> {
         result
     }
 
-    /// Marks the journal as given up, durably: the next opening begins with an empty one, whatever
-    /// is left of this one.
-    ///
-    /// # Errors
-    /// When it is not known to have worked.
-    pub fn give_up(&mut self) -> io::Result<()> {
-        self.journal.fail();
-        self.files.rename(CURSORS, GIVEN_UP)?;
-        self.files.sync_dir()
-    }
-
     /// Begins with an empty journal, which follows. Nothing of this one counts any more.
     ///
     /// # Errors
@@ -476,6 +484,7 @@ impl<F: Files> Log<F> {
         let leads = self.journal.leads();
         let cleared = self.give_up().and_then(|()| remove_all(&mut self.files));
         cleared.and_then(|()| make_cursors(&mut self.files))?;
+        self.given_up = false;
         let settings = *self.journal.settings();
         let cursors =
             Cursors { switches: self.journal.switches(), ..Cursors::new(settings.resource) };
@@ -487,16 +496,18 @@ impl<F: Files> Log<F> {
         self.store_cursors()
     }
 
-    /// A file that waits to be a segment was made beforehand, under this number's name.
+    /// A file that can wait to be a segment was made beforehand, under a name that begins with
+    /// [`MAKING`]: it gets this number's name. Until then it was nobody's.
     ///
     /// # Errors
-    /// When it is one too many, and cannot be removed.
-    pub fn spare_made(&mut self, number: u64) -> io::Result<()> {
-        if self.spares.len() < self.max_spares {
+    /// When it cannot be renamed; or is one too many, and cannot be removed.
+    pub fn spare_made(&mut self, made: &str, number: u64) -> io::Result<()> {
+        if self.spares.len() < self.max_spares && !self.spares.contains(&number) {
+            self.files.rename(made, &spare_name(number))?;
             self.spares.push(number);
             Ok(())
         } else {
-            self.files.remove(&spare_name(number))
+            self.files.remove(made)
         }
     }
 
@@ -565,12 +576,21 @@ impl<F: Files> Log<F> {
     /// Writes the cursors, durably.
     ///
     /// # Errors
-    /// When that did not work: they stay what they were.
+    /// When that did not work: they stay what they were, and the next ones are written to the same
+    /// place, for the other copy is the one that is good.
     pub fn store_cursors(&mut self) -> io::Result<()> {
         let (copy, block) = self.journal.advance_cursors();
+        let stored = self.write_cursors(copy, &block);
+        if stored.is_err() {
+            self.journal.cursors_not_stored();
+        }
+        stored
+    }
+
+    fn write_cursors(&mut self, copy: u8, block: &Block) -> io::Result<()> {
         let offset = u64::from(copy) * BLOCK_LEN as u64;
-        let through =
-            self.files.write_through(CURSORS, offset, &[Bytes::copy_from_slice(&block)])?;
+        let block = Bytes::copy_from_slice(block);
+        let through = self.files.write_through(CURSORS, offset, &[block])?;
         if through { Ok(()) } else { self.files.sync(CURSORS) }
     }
 
@@ -907,21 +927,6 @@ fn make_cursors<F: Files>(files: &mut F) -> io::Result<()> {
     files.sync_dir()
 }
 
-/// Takes away all files of a journal that was given up; the mark at the very end.
-fn remove_all<F: Files>(files: &mut F) -> io::Result<()> {
-    let names = files.list()?;
-    let ours = |name: &&String| {
-        number_of(name, "segment-").or_else(|| number_of(name, "spare-")).is_some()
-            || *name == CURSORS
-    };
-    for name in names.iter().filter(ours) {
-        files.remove(name)?;
-    }
-    files.sync_dir()?;
-    files.remove(GIVEN_UP)?;
-    files.sync_dir()
-}
-
 /// The newest cursors. A file of them that was never written to stands for an empty journal.
 fn cursors_of(copies: &[Block; 2], resource: ResourceId) -> Result<Cursors, BlockError> {
     if let Some(cursors) = Cursors::newest([&copies[0], &copies[1]], resource) {
@@ -963,6 +968,10 @@ impl<F: Files + ?Sized> Files for Box<F> {
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
         (**self).sync(name)
+    }
+
+    fn sync_apart(&mut self, name: &str) -> io::Result<Option<SyncApart>> {
+        (**self).sync_apart(name)
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {

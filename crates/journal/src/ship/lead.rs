@@ -127,7 +127,7 @@ impl Leader {
     }
 
     /// What the journal is about to give up, for each loser of a cut; durable when this returns.
-    /// `segments` are those that are kept still.
+    /// `segments` are those that are kept still. Ranges behind the end of the resource do not count.
     ///
     /// # Errors
     /// When it could not be made durable: nothing may be cut.
@@ -151,6 +151,7 @@ impl Leader {
                 served.needs = needs;
             }
             served.missing.extend(ranges);
+            served.missing.remove(ByteRange::new(size, u64::MAX - size));
             served.keep_links(segments, up_to);
             if served.links.len() > MAX_NOTE_LINKS {
                 served.links.clear();
