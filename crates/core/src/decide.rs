@@ -27,7 +27,30 @@ pub(crate) fn decide(
     if both_primary(mine, theirs) {
         return Verdict::TwoPrimaries;
     }
-    leave_to_primary(guard(verdict, mine, theirs), mine, theirs)
+    match leave_to_primary(guard(verdict, mine, theirs), mine, theirs) {
+        Verdict::SourceBitmap if has_in_journal(me, mine, peer, theirs) => Verdict::SourceReplay,
+        Verdict::TargetBitmap if has_in_journal(peer, theirs, me, mine) => Verdict::TargetReplay,
+        other => other,
+    }
+}
+
+/// Whether what the target misses is in the source's journal: it is what it was when the source lost
+/// it, but for what the source did to it since.
+fn has_in_journal(source: NodeId, s: &StateReport, target: NodeId, t: &StateReport) -> bool {
+    let offered = !s.replays.is_none()
+        && s.replays == t.generations.current
+        && (t.untouched || s.replays_restarted);
+    let good = s.role == Role::Primary && s.disk == DiskState::UpToDate && !s.lost_cache;
+    let consistent =
+        matches!(t.disk, DiskState::Outdated | DiskState::Consistent | DiskState::UpToDate);
+    let as_it_was = t.role != Role::Primary
+        && t.bits == 0
+        && t.filled_from.is_none()
+        && !t.lost_cache
+        && !t.crashed_primary
+        && !s.saw_failure;
+    let doubt = doubts(s, target, t) || doubts(t, source, s);
+    offered && good && consistent && as_it_was && !doubt
 }
 
 /// The same verdict, seen from the other side.
@@ -39,6 +62,8 @@ pub(crate) fn mirror(verdict: Verdict) -> Verdict {
         Verdict::TargetFull => Verdict::SourceFull,
         Verdict::PausedSource => Verdict::PausedTarget,
         Verdict::PausedTarget => Verdict::PausedSource,
+        Verdict::SourceReplay => Verdict::TargetReplay,
+        Verdict::TargetReplay => Verdict::SourceReplay,
         same => same,
     }
 }
@@ -291,6 +316,9 @@ mod tests {
             serves: GenerationId::NONE,
             saw_failure: false,
             bits: 0,
+            replays: GenerationId::NONE,
+            replays_restarted: false,
+            untouched: false,
         }
     }
 

@@ -20,6 +20,8 @@ const VERDICTS: &[Verdict] = &[
     Verdict::PrimaryMustNotBeTarget,
     Verdict::PausedSource,
     Verdict::PausedTarget,
+    Verdict::SourceReplay,
+    Verdict::TargetReplay,
 ];
 const REFUSALS: &[RefusalCode] = &[
     RefusalCode::Version,
@@ -93,6 +95,7 @@ fn hello() -> impl Strategy<Value = Hello> {
 
 fn state() -> impl Strategy<Value = Box<StateReport>> {
     let flags = any::<(bool, bool, bool, bool, bool, bool)>();
+    let replay = (prop_oneof![Just(GenerationId::NONE), generation()], any::<(bool, bool)>());
     let option = || proptest::option::of(node());
     let followed = (option(), option(), option());
     (
@@ -103,8 +106,9 @@ fn state() -> impl Strategy<Value = Box<StateReport>> {
         followed,
         flags,
         any::<u64>(),
+        replay,
     )
-        .prop_map(|(serial, generations, role, disk, followed, flags, bits)| {
+        .prop_map(|(serial, generations, role, disk, followed, flags, bits, replay)| {
             Box::new(StateReport {
                 serial,
                 generations,
@@ -122,6 +126,9 @@ fn state() -> impl Strategy<Value = Box<StateReport>> {
                 serves: GenerationId(!bits),
                 saw_failure: flags.5,
                 bits,
+                replays: replay.0,
+                replays_restarted: replay.1.0,
+                untouched: replay.1.1,
             })
         })
 }
@@ -160,6 +167,15 @@ fn resync_data() -> impl Strategy<Value = Message> {
         let payload = if zeroes { Bytes::new() } else { data(range.len) };
         Message::ResyncData { asked, range, zeroes, payload }
     })
+}
+
+fn replay() -> impl Strategy<Value = Message> {
+    (any::<u32>(), any::<u64>(), any::<u64>(), range(256), any::<bool>()).prop_map(
+        |(round, id, left, range, zeroes)| {
+            let payload = if zeroes { Bytes::new() } else { data(range.len) };
+            Message::Replay { round, id, left, range, zeroes, payload }
+        },
+    )
 }
 
 /// One strategy for each kind, in the order of [`KINDS`].
@@ -218,6 +234,11 @@ fn each_kind() -> Vec<BoxedStrategy<Message>> {
         (node(), generation())
             .prop_map(|(peer, current)| Message::Synced { peer, current })
             .boxed(),
+        replay().boxed(),
+        (any::<u32>(), id(), select(RESULTS))
+            .prop_map(|(round, id, result)| Message::ReplayAck { round, id, result })
+            .boxed(),
+        any::<u32>().prop_map(|round| Message::ReplayDone { round }).boxed(),
     ]
 }
 
@@ -554,7 +575,7 @@ fn words_beyond_the_last_one_are_refused() {
         (Kind::Promote, 8, &[0; 9], 3),
         (Kind::PromoteReply, 8, &[0; 9], 4),
         (Kind::Refuse, 0, &[0; 2], 9),
-        (Kind::Verdict, 4, &[0; 572], 12),
+        (Kind::Verdict, 4, &[0; 572], 14),
         (Kind::State, 537, &[0; 567], 32),
         (Kind::Changed, 0, &[0; 10], 3),
         (Kind::Changed, 1, &[0; 10], 10),
