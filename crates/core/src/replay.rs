@@ -351,7 +351,8 @@ impl Core {
         let (len, position) = (weight(record), record.position);
         let new = position >= feed.again_before;
         if new && record.barrier > trail.flushed && flushes {
-            return self.flush_for(node);
+            // All that comes before it was sent.
+            return self.flush_for(node, position);
         }
         let full = feed.in_flight + len > window && feed.in_flight > 0;
         let late = !unlimited && feed.allowance < len.min(self.options.resync_rate);
@@ -381,14 +382,14 @@ impl Core {
     }
 
     /// Asks for a flush as soon as all that was sent is answered. Whether it did.
-    fn flush_for(&mut self, node: NodeId) -> bool {
+    fn flush_for(&mut self, node: NodeId, covers: LogPosition) -> bool {
         let id = FLUSH_BIT | (self.journal_reads + 1);
         let Some(peer) = self.peers.get_mut(&node) else { return false };
         let (Some(feed), Some(trail)) = (&mut peer.feed, &peer.trail) else { return false };
         if !trail.unanswered.is_empty() || feed.flushing.is_some() {
             return false;
         }
-        feed.flushing = Some((id, trail.next));
+        feed.flushing = Some((id, covers));
         self.journal_reads += 1;
         self.asked(node);
         self.send(node, Message::Flush { id });
@@ -442,8 +443,9 @@ impl Core {
         if !(written && all && trail.unresolved.is_empty() && trail.unanswered.is_empty()) {
             return;
         }
-        if trail.flushed < trail.next {
-            self.flush_for(node);
+        let next = trail.next;
+        if trail.flushed < next {
+            self.flush_for(node, next);
         } else if self.bump.is_none() {
             self.switch_to_live(node);
         }
