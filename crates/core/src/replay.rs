@@ -54,10 +54,20 @@ pub(crate) struct Trail {
     flushed: LogPosition,
 }
 
+impl Trail {
+    /// The first position that it needs.
+    fn begin(&self) -> LogPosition {
+        let first = self.unanswered.first_key_value().map(|(at, _)| *at);
+        first.map_or(self.next, |first| first.min(self.next))
+    }
+}
+
 /// A peer is being caught up from here.
 #[derive(Debug)]
 pub(crate) struct Feed {
     round: u32,
+    /// It is known where it begins.
+    begun: bool,
     begin: LogPosition,
     /// What lies before was sent on an earlier connection: only what was not answered is sent again.
     again_before: LogPosition,
@@ -208,11 +218,11 @@ impl Core {
         let Some(logged) = self.leads_by_log() else { return self.reset(node) };
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let Some(trail) = &peer.trail else { return self.reset(node) };
-        let first = trail.unanswered.first_key_value().map(|(at, _)| *at);
-        let begin = first.map_or(trail.next, |first| first.min(trail.next));
+        let begin = trail.begin();
         peer.feed = Some(Feed {
             round: peer.verdict_serial,
             begin,
+            begun: false,
             again_before: trail.next,
             read_at: begin,
             reading: None,
@@ -283,7 +293,13 @@ impl Core {
         let Some(logged) = self.logged else { return };
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let (Some(feed), Some(trail)) = (&mut peer.feed, &peer.trail) else { return };
-        let wanted = trail.unresolved.is_empty()
+        if !feed.begun && trail.unresolved.is_empty() {
+            feed.begun = true;
+            feed.begin = trail.begin();
+            feed.read_at = feed.begin;
+            feed.again_before = trail.next;
+        }
+        let wanted = feed.begun
             && feed.reading.is_none()
             && feed.queued < READ_BYTES
             && feed.read_at <= logged;
@@ -431,6 +447,9 @@ impl Core {
         let Some(peer) = self.peers.get(&node) else { return };
         let (Some(feed), Some(trail)) = (&peer.feed, &peer.trail) else { return };
         let left = logged.after(1).since(feed.read_at) + feed.queued;
+        if !feed.begun {
+            return;
+        }
         match self.switching {
             None if left < HOLD_BELOW && feed.hold_after <= now => {
                 self.switching = Some((node, now));
@@ -440,7 +459,7 @@ impl Core {
         }
         let written = self.writes.iter().all(|(_, write)| !write.is_local(Local::Pending));
         let all = feed.read_at > logged && feed.reading.is_none() && feed.queue.is_empty();
-        if !(written && all && trail.unresolved.is_empty() && trail.unanswered.is_empty()) {
+        if !(written && all && trail.unanswered.is_empty()) {
             return;
         }
         let next = trail.next;
