@@ -12,6 +12,7 @@
 
 mod cluster;
 mod device;
+mod far;
 pub mod files;
 mod node;
 mod program;
@@ -23,6 +24,7 @@ mod writer;
 
 pub use cluster::{Cluster, ClusterOptions};
 pub use device::{Mount, devices_unavailable};
+pub use far::Far;
 pub use node::Node;
 pub use program::{Output, run, run_ok, run_with_limit};
 pub use proxy::{Cut, Proxy};

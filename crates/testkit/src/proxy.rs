@@ -1,3 +1,4 @@
+use crate::far::{self, Far, Line};
 use rustix::net::sockopt::set_socket_linger;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -36,8 +37,15 @@ pub struct Proxy {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    to_server: AtomicU64,
-    to_client: AtomicU64,
+    to_server: Way,
+    to_client: Way,
+}
+
+/// One direction of all connections.
+#[derive(Debug, Default)]
+struct Way {
+    forwarded: AtomicU64,
+    line: Line,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +63,8 @@ struct State {
     delay: Duration,
     /// Bytes per second and direction; 0 for no limit.
     rate: u64,
+    /// What connections that are made from now on go through.
+    far: Option<Far>,
     ended: bool,
 }
 
@@ -157,10 +167,16 @@ impl Proxy {
         self.shared.change(|state| state.rate = bytes_per_second);
     }
 
+    /// Puts a long way between the ends of the connections that are made from now on, until it is
+    /// taken away again.
+    pub fn far(&self, far: Option<Far>) {
+        self.shared.change(|state| state.far = far);
+    }
+
     /// How many bytes were forwarded since the start: to the server, and to clients.
     #[must_use]
     pub fn forwarded(&self) -> (u64, u64) {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let count = |way: &Way| way.forwarded.load(Ordering::Relaxed);
         (count(&self.shared.to_server), count(&self.shared.to_client))
     }
 }
@@ -211,10 +227,10 @@ fn reset(stream: &TcpStream) {
 
 /// Both directions of a connection.
 fn forward(client: TcpStream, server: TcpStream, shared: &Arc<Shared>) {
-    let number = {
+    let (number, far) = {
         let mut state = shared.lock();
         state.newest += 1;
-        state.newest
+        (state.newest, state.far)
     };
     let streams = Arc::new((client, server));
     for stream in [&streams.0, &streams.1] {
@@ -227,9 +243,9 @@ fn forward(client: TcpStream, server: TcpStream, shared: &Arc<Shared>) {
     thread::spawn(move || watch(number, &watched, &watching));
     let (back, for_back) = (Arc::clone(&streams), Arc::clone(shared));
     let other = thread::spawn(move || {
-        pump(number, &back.1, &back.0, &for_back, &for_back.to_client);
+        pump(number, far, (&back.1, &back.0), &for_back, &for_back.to_client);
     });
-    pump(number, &streams.0, &streams.1, shared, &shared.to_server);
+    pump(number, far, (&streams.0, &streams.1), shared, &shared.to_server);
     // A thread that only forwards does not panic; if it did, the connection ends as well.
     let _ = other.join();
     drop(streams);
@@ -262,7 +278,19 @@ fn watch(number: u64, streams: &Arc<(TcpStream, TcpStream)>, shared: &Shared) {
 }
 
 /// One direction of a connection, until it ends or is cut.
-fn pump(number: u64, mut from: &TcpStream, to: &TcpStream, shared: &Shared, counter: &AtomicU64) {
+fn pump(
+    number: u64,
+    far: Option<Far>,
+    (mut from, to): (&TcpStream, &TcpStream),
+    shared: &Shared,
+    way: &Way,
+) {
+    if let Some(far) = far {
+        return far::carry(far, number, from, to, &way.line, |chunk, at| {
+            let wait = at.saturating_duration_since(Instant::now());
+            shared.pass(number, wait).is_ok() && deliver(number, to, chunk, shared, way)
+        });
+    }
     let mut buffer = vec![0; 64 << 10];
     loop {
         let (delay, rate) = {
@@ -285,13 +313,21 @@ fn pump(number: u64, mut from: &TcpStream, to: &TcpStream, shared: &Shared, coun
         if shared.pass(number, slow).is_err() {
             return;
         }
-        if !send(number, to, &buffer[..count], shared) {
+        if !deliver(number, to, &buffer[..count], shared, way) {
             break;
         }
-        counter.fetch_add(bytes, Ordering::Relaxed);
     }
     // An end of file travels as such; what goes the other way may go on.
     let _ = to.shutdown(Shutdown::Write);
+}
+
+/// Sends all of it, and counts it; whether it could.
+fn deliver(number: u64, to: &TcpStream, data: &[u8], shared: &Shared, way: &Way) -> bool {
+    let sent = send(number, to, data, shared);
+    if sent {
+        way.forwarded.fetch_add(data.len() as u64, Ordering::Relaxed);
+    }
+    sent
 }
 
 /// Whether all of it could be sent.
@@ -396,6 +432,30 @@ mod tests {
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.read_exact(&mut back).unwrap();
         assert_eq!(&back, b"held");
+    }
+
+    #[test]
+    fn a_long_way_takes_its_time_whatever_is_on_it() {
+        let one_way = Duration::from_millis(50);
+        let way = |one_lost_of, line| Some(Far { one_way, one_lost_of, line });
+        let time = |proxy: &Proxy, bytes: usize| {
+            let mut stream = connect(proxy);
+            let start = Instant::now();
+            round(&mut stream, &vec![3; bytes]).unwrap();
+            start.elapsed()
+        };
+        let proxy = proxy();
+        proxy.far(way(0, 0));
+        let much = time(&proxy, 1 << 20);
+        assert!(much >= 2 * one_way && much < 30 * one_way, "one trip for all of it: {much:?}");
+        proxy.far(way(1, 0));
+        let lost = time(&proxy, 1);
+        assert!(lost >= 6 * one_way, "what is lost comes a round trip later: {lost:?}");
+        proxy.far(way(0, 1 << 20));
+        let slow = time(&proxy, 256 << 10);
+        assert!(slow >= Duration::from_millis(300), "the line has so much a second: {slow:?}");
+        proxy.far(None);
+        assert!(time(&proxy, 1) < one_way);
     }
 
     #[test]

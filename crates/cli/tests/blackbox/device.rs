@@ -19,7 +19,7 @@ pub(crate) fn skipped() -> bool {
     reason.is_some()
 }
 
-fn device(cluster: &Cluster, index: usize) -> String {
+pub(crate) fn device(cluster: &Cluster, index: usize) -> String {
     let made = cluster[index].json(&["device", "r0"]);
     made["path"].as_str().expect("it has a path").to_owned()
 }

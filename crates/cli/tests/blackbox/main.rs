@@ -4,6 +4,7 @@
 //! the list of features that users of such systems rely on. From the environment:
 //!
 //! * `HOLDFAST_ROUNDS`: how often the failover goes round; `HOLDFAST_SEED`: what its moments are;
+//! * `HOLDFAST_OUTAGE_MIB`: how much is written while a log peer cannot be reached;
 //! * `HOLDFAST_BINARY`: another command to test than the one that was just built;
 //! * `HOLDFAST_KEEP`: set, it keeps the files of a test that failed.
 
@@ -24,6 +25,7 @@ mod nbd_abuse;
 mod nbd_clients;
 mod nbd_contexts;
 mod nbd_tls;
+mod outage;
 mod refusals;
 mod remote_disk;
 mod resize;

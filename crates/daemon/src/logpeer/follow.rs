@@ -525,7 +525,8 @@ fn now_ms() -> u64 {
 pub(super) const fn word_of(holding: Holding) -> &'static str {
     match holding {
         Holding::Nothing | Holding::Filling => "Inconsistent",
-        Holding::Recovering => "Consistent",
+        // A mixture until its own journal has been replayed as far as it was before.
+        Holding::Recovering => "Attaching",
         Holding::StateAt(_) => "UpToDate",
     }
 }

@@ -1,0 +1,148 @@
+//! Writing the journal to the disk, and saying durably how far that is.
+
+use super::super::codec::MAX_COPIED;
+use super::super::message::Verdict;
+use super::types::FollowError;
+use super::{Asked, Conn, FLUSH_MS, Follower, REPLAY_BYTES};
+use crate::driver::{Backing, Files, LogError, Logged};
+use crate::records::RecordsError;
+use holdfast_format::journal::{FollowState, RecordKind};
+use holdfast_units::LogPosition;
+use std::io;
+
+impl<O, F, D> Follower<O, F, D>
+where
+    O: FnMut() -> io::Result<F>,
+    F: Files,
+    D: Backing,
+{
+    /// Up to where may be replayed.
+    fn replay_to(&self) -> LogPosition {
+        let durable = self.durable();
+        let limited = durable.min(self.state.limit.unwrap_or(durable));
+        match self.state.state {
+            FollowState::Nothing | FollowState::Led => self.applied,
+            FollowState::Consistent if self.state.replay_paused => self.recover_to.min(limited),
+            FollowState::Consistent => limited,
+            // While it is copied nothing may come between; but what is to be filled anew must be
+            // replayed first.
+            FollowState::Filling if self.state.replay_paused => self.applied,
+            FollowState::Filling => {
+                let goes = self.state.fill_to.is_some() || self.verdict == Some(Verdict::Drain);
+                if goes { limited } else { self.applied }
+            }
+        }
+    }
+
+    /// Replays a part; whether there is more.
+    pub(super) fn replay(&mut self, now_ms: u64) -> Result<bool, FollowError> {
+        let to = self.replay_to();
+        if self.applied >= to {
+            return Ok(false);
+        }
+        if self.verdict == Some(Verdict::Drain) && !self.copied_unflushed.is_empty() {
+            self.flush_disk(now_ms)?;
+        }
+        let found = match self.log()?.records_from(self.applied, REPLAY_BYTES / 2) {
+            Err(LogError::Records(RecordsError::Damaged { position, .. })) => {
+                self.open_log(Some(position))?;
+                return Ok(true);
+            }
+            found => found?,
+        };
+        let mut moved = false;
+        for logged in found {
+            if logged.position >= to || self.is_early(now_ms, &logged) {
+                break;
+            }
+            if logged.next > self.state.applying {
+                self.flush_disk(now_ms)?;
+                self.state.applying = self.horizon(logged.next);
+                self.store()?;
+            }
+            self.apply(&logged)?;
+            self.applied = logged.next;
+            self.unflushed = true;
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    /// Up to where the disk may be written to without saying so again.
+    fn horizon(&self, next: LogPosition) -> LogPosition {
+        // With a delay or a pause, a crash must not make more be replayed than was.
+        if self.delay_ms > 0 || self.state.replay_paused {
+            next
+        } else {
+            next.max(self.applied.after(REPLAY_BYTES))
+        }
+    }
+
+    fn is_early(&self, now_ms: u64, logged: &Logged) -> bool {
+        let whole = self.state.state == FollowState::Consistent && logged.next > self.recover_to;
+        let now = i64::try_from(now_ms).unwrap_or(i64::MAX).saturating_add(self.ahead_ms);
+        let time = logged.op.time().unix_millis().saturating_add(self.delay_ms);
+        self.delay_ms > 0 && whole && i64::try_from(time).unwrap_or(i64::MAX) > now
+    }
+
+    fn apply(&mut self, logged: &Logged) -> Result<(), FollowError> {
+        let op = &logged.op;
+        let result = match op.kind() {
+            RecordKind::Write => self.disk.write(op.range().offset, op.payload()),
+            RecordKind::Zeroes => self.disk.zeroes(op.range(), false),
+            RecordKind::Discard => self.disk.zeroes(op.range(), true),
+            RecordKind::Flush => Ok(()),
+        };
+        result.map_err(FollowError::Disk)
+    }
+
+    pub(super) fn flush_when_due(&mut self, now_ms: u64, more: bool) -> Result<(), FollowError> {
+        let flies = |conn: &Conn| conn.asked.iter().any(|asked| matches!(asked, Asked::Copy(_)));
+        let all_came = self.copies_given_out && !self.conns.values().any(flies);
+        let copied = !self.copied_unflushed.is_empty()
+            && (self.copied_bytes >= self.options.copy_flush
+                || all_came
+                || self.copied_unflushed.len() >= MAX_COPIED);
+        let due = now_ms.saturating_sub(self.flushed_at) >= FLUSH_MS;
+        let ended = self
+            .state
+            .fill_to
+            .is_some_and(|to| self.state.state == FollowState::Filling && self.applied >= to);
+        let drained = !more && self.verdict == Some(Verdict::Drain);
+        if copied || ended || (self.unflushed && (due || drained)) {
+            self.flush_disk(now_ms)?;
+        }
+        Ok(())
+    }
+
+    /// Makes durable what was written to the disk; then it is said.
+    pub(super) fn flush_disk(&mut self, now_ms: u64) -> Result<(), FollowError> {
+        self.flushed_at = now_ms;
+        if !self.unflushed && self.copied_unflushed.is_empty() && !self.fill_ends() {
+            return Ok(());
+        }
+        self.disk.flush().map_err(FollowError::Disk)?;
+        self.unflushed = false;
+        self.copied.append(&mut self.copied_unflushed);
+        self.copied_bytes = 0;
+        let ends = self.fill_ends();
+        if self.state.replayed < self.applied || ends {
+            self.state.replayed = self.state.replayed.max(self.applied);
+            let tight = self.delay_ms > 0 || self.state.replay_paused;
+            self.state.applying =
+                if tight { self.applied } else { self.state.applying.max(self.applied) };
+            if ends {
+                self.state.state = FollowState::Consistent;
+                self.recover_to = self.applied;
+            }
+            self.store()?;
+        }
+        Ok(())
+    }
+
+    /// Everything of a filling is on the disk, and all that came meanwhile.
+    fn fill_ends(&self) -> bool {
+        self.state.state == FollowState::Filling
+            && self.state.fill_to.is_some_and(|to| self.applied >= to)
+    }
+}

@@ -1,0 +1,309 @@
+//! What comes from the leader: connections, verdicts, pieces, parts of a filling.
+
+use super::super::codec::MAX_PAYLOAD;
+use super::super::message::{
+    Answer, Block, Fetch, Head, Join, Piece, RefuseCode, Request, Verdict, Welcome,
+};
+use super::state::journal;
+use super::types::{ConnId, FollowError, Send, Trouble};
+use super::{Asked, Conn, Follower};
+use crate::compress::decompress;
+use crate::driver::{Backing, Files};
+use holdfast_format::journal::{FollowState, Following};
+use holdfast_units::{LogPosition, NodeId};
+use std::collections::VecDeque;
+use std::io;
+
+impl<O, F, D> Follower<O, F, D>
+where
+    O: FnMut() -> io::Result<F>,
+    F: Files,
+    D: Backing,
+{
+    /// Begins to follow a node, by connections to come. `bundle` is a random number.
+    pub fn meet(&mut self, leader: NodeId, bundle: u64) {
+        self.part();
+        (self.leader, self.bundle) = (leader, bundle);
+    }
+
+    /// All connections are gone.
+    pub fn part(&mut self) {
+        self.conns.clear();
+        self.out.clear();
+        self.first = None;
+        self.verdict = None;
+        self.head = None;
+        self.reported = None;
+        self.fetcher.forget();
+        self.round += 1;
+        self.must_greet = true;
+        // The leader may have lost with its power what it had read: only what it was told of
+        // while it lives counts.
+        self.unflushed |= !self.copied_unflushed.is_empty();
+        self.copied_unflushed.clear();
+        self.copied.clear();
+        self.copies_given_out = false;
+    }
+
+    /// A connection to the leader stands. The first one carries the reports; when it is gone, call
+    /// [`Self::part`] and close the others.
+    pub fn opened(&mut self, conn: ConnId) {
+        self.conns.insert(conn, Conn { asked: VecDeque::new(), ready: false });
+        if self.first.is_none() {
+            self.first = Some(conn);
+            self.must_greet = true;
+        } else if self.verdict.is_some() {
+            self.join(conn);
+        }
+    }
+
+    fn join(&mut self, conn: ConnId) {
+        let (resource, from, to) = (self.options.settings.resource, self.node, self.leader);
+        let join = Join { resource, from, to, bundle: self.bundle };
+        self.send(conn, Request::Join(join), Asked::Join);
+    }
+
+    /// A connection is gone that is not the first one.
+    pub fn closed(&mut self, conn: ConnId) {
+        let Some(gone) = self.conns.remove(&conn) else { return };
+        for asked in gone.asked {
+            match asked {
+                Asked::Fetch(fetch, round) if round == self.round => self.fetcher.lost(fetch),
+                Asked::Copy(_) => self.copies_given_out = false,
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, conn: ConnId, request: Request, asked: Asked) {
+        if let Some(to) = self.conns.get_mut(&conn) {
+            to.asked.push_back(asked);
+            self.out.push(Send { conn, request });
+        }
+    }
+
+    /// What is to be sent, in this order.
+    pub fn outgoing(&mut self) -> Vec<Send> {
+        std::mem::take(&mut self.out)
+    }
+
+    pub(super) fn follows(&self) -> bool {
+        matches!(self.verdict, Some(Verdict::Ship | Verdict::Fill { .. } | Verdict::FillOn))
+    }
+
+    pub(super) fn copies(&self) -> bool {
+        self.state.state == FollowState::Filling && self.state.fill_to.is_none() && self.follows()
+    }
+
+    /// An answer came. Whether the connection may go on: if not, close it.
+    ///
+    /// # Errors
+    /// [`FollowError`].
+    pub fn answer(
+        &mut self,
+        now_ms: u64,
+        conn: ConnId,
+        answer: Answer,
+    ) -> Result<bool, FollowError> {
+        let Some(asked) = self.conns.get_mut(&conn).and_then(|conn| conn.asked.pop_front()) else {
+            return Ok(false);
+        };
+        match (asked, answer) {
+            (Asked::Hello, Answer::Welcome(welcome)) => self.welcome(now_ms, conn, welcome)?,
+            (Asked::Join, Answer::Joined) => {
+                if let Some(conn) = self.conns.get_mut(&conn) {
+                    conn.ready = true;
+                }
+            }
+            (Asked::Await(_), Answer::Head(head)) => self.learn(now_ms, head)?,
+            (Asked::Fetch(fetch, round), Answer::Piece(piece)) => {
+                return Ok(self.piece(fetch, round, &piece));
+            }
+            (Asked::Copy(fill), Answer::Block(block)) => return self.block(fill, &block),
+            (asked, Answer::Refuse { code, text }) => {
+                match asked {
+                    Asked::Fetch(fetch, round) if round == self.round => self.fetcher.lost(fetch),
+                    Asked::Copy(_) => self.copies_given_out = false,
+                    _ => {}
+                }
+                if code == RefuseCode::Gone && Some(conn) != self.first {
+                    self.must_greet = true;
+                    return Ok(true);
+                }
+                self.trouble = Some(Trouble::Refused(code, text));
+                return Ok(false);
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn welcome(&mut self, now_ms: u64, conn: ConnId, welcome: Welcome) -> Result<(), FollowError> {
+        self.trouble = None;
+        self.round += 1;
+        self.fetcher.forget();
+        self.copies_given_out = false;
+        self.reported = None;
+        self.verdict = Some(welcome.verdict);
+        match welcome.verdict {
+            Verdict::Ship | Verdict::FillOn => {
+                if self.state.limit.take().is_some() {
+                    self.store()?;
+                }
+            }
+            Verdict::Fill { fill, segment, from } => self.begin_fill(fill, segment, from)?,
+            Verdict::Drain => {}
+            Verdict::Apart { common, .. } => {
+                let limit = common.unwrap_or(self.applied);
+                if self.state.limit != Some(limit) {
+                    self.state.limit = Some(limit);
+                    self.store()?;
+                }
+            }
+        }
+        let at = self.log()?.journal().head();
+        self.fetcher.restart(at.max(self.start()));
+        self.learn(now_ms, welcome.head)?;
+        if let Some(first) = self.conns.get_mut(&conn) {
+            first.ready = true;
+        }
+        let others: Vec<ConnId> = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| !conn.ready && conn.asked.is_empty())
+            .map(|(id, _)| *id)
+            .collect();
+        others.into_iter().for_each(|other| self.join(other));
+        Ok(())
+    }
+
+    /// Where an empty journal begins.
+    pub(super) fn start(&self) -> LogPosition {
+        if self.state.state == FollowState::Filling {
+            self.state.fill_from
+        } else {
+            LogPosition::START
+        }
+    }
+
+    fn begin_fill(
+        &mut self,
+        fill: u64,
+        segment: u64,
+        from: LogPosition,
+    ) -> Result<(), FollowError> {
+        self.copied_unflushed.clear();
+        self.copied.clear();
+        self.copied_bytes = 0;
+        self.unflushed = false;
+        // Before the first byte of it: the disk is nothing that anybody may use.
+        self.state = Following {
+            state: FollowState::Filling,
+            wipe: true,
+            replayed: from,
+            applying: from,
+            fill,
+            fill_from: from,
+            fill_segment: segment,
+            fill_to: None,
+            limit: None,
+            ..self.state
+        };
+        self.store()?;
+        self.wipe()?;
+        self.applied = from;
+        self.recover_to = from;
+        self.must_greet = false;
+        Ok(())
+    }
+
+    /// Forgets the journal, but not what is known of the disk.
+    pub(super) fn wipe(&mut self) -> Result<(), FollowError> {
+        self.log_mut()?.clear().map_err(journal)?;
+        self.state.wipe = false;
+        self.store()
+    }
+
+    fn learn(&mut self, now_ms: u64, head: Head) -> Result<(), FollowError> {
+        let theirs = i64::try_from(head.now.unix_millis()).unwrap_or(i64::MAX);
+        self.ahead_ms = theirs.saturating_sub(i64::try_from(now_ms).unwrap_or(i64::MAX));
+        let resource = self.options.settings.resource;
+        let mut segments = head.segments.clone();
+        segments.iter_mut().for_each(|(header, _)| header.resource = resource);
+        self.fetcher.learn(&segments);
+        let of_this = head.fill == self.state.fill && self.copies();
+        if of_this
+            && let Some(to) = head.fill_to
+            && self.copied_unflushed.is_empty()
+        {
+            self.state.fill_to = Some(to);
+            self.store()?;
+        } else if of_this && head.fill_left > 0 && self.settled() {
+            self.copies_given_out = false;
+        }
+        self.must_greet |= head.again;
+        self.head = Some(head);
+        Ok(())
+    }
+
+    /// Everything of a filling that was given out has come, is durable and was told.
+    fn settled(&self) -> bool {
+        let told = |asked: &Asked| matches!(asked, Asked::Copy(_) | Asked::Await(true));
+        let flies = |conn: &Conn| conn.asked.iter().any(told);
+        self.copied.is_empty()
+            && self.copied_unflushed.is_empty()
+            && !self.conns.values().any(flies)
+    }
+
+    pub(super) fn piece(&mut self, fetch: Fetch, round: u64, piece: &Piece) -> bool {
+        if round != self.round {
+            return true;
+        }
+        let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
+        let right = piece.segment == fetch.segment
+            && piece.from == fetch.from
+            && piece.len <= fetch.len
+            && len <= MAX_PAYLOAD;
+        let bytes = decompress(piece.compression, &piece.bytes, len).ok().filter(|_| right);
+        let Some(bytes) = bytes else {
+            self.fetcher.lost(fetch);
+            self.trouble = Some(Trouble::Damaged(fetch.from));
+            return false;
+        };
+        self.received += bytes.len() as u64;
+        self.transferred += piece.bytes.len() as u64;
+        self.fetcher.came(fetch, bytes);
+        true
+    }
+
+    /// Writes a part of a filling to the disk.
+    fn block(&mut self, fill: u64, block: &Block) -> Result<bool, FollowError> {
+        if !self.copies() || fill != self.state.fill || block.fill != fill {
+            return Ok(true);
+        }
+        if block.range.is_empty() {
+            self.copies_given_out = true;
+            return Ok(true);
+        }
+        let len = usize::try_from(block.range.len).unwrap_or(usize::MAX);
+        let within = block.range.end() <= self.options.size;
+        if block.zeroes && within {
+            self.disk.zeroes(block.range, true).map_err(FollowError::Disk)?;
+        } else {
+            let bytes = decompress(block.compression, &block.bytes, len.min(MAX_PAYLOAD)).ok();
+            let bytes = bytes.filter(|bytes| within && crc32c::crc32c(bytes) == block.crc);
+            let Some(bytes) = bytes else {
+                // Closing gives it back to the leader, who gives it out again.
+                self.trouble = Some(Trouble::Damaged(self.state.fill_from));
+                self.copies_given_out = false;
+                return Ok(false);
+            };
+            self.disk.write(block.range.offset, &bytes).map_err(FollowError::Disk)?;
+        }
+        self.copied_bytes += block.range.len;
+        self.received += block.range.len;
+        self.transferred += block.bytes.len() as u64;
+        self.copied_unflushed.push(block.range);
+        Ok(true)
+    }
+}

@@ -1,0 +1,126 @@
+//! How a node follows, and how that goes.
+
+use super::super::message::{RefuseCode, Request, Verdict};
+use crate::driver::LogError;
+use crate::journal::Settings;
+use holdfast_units::LogPosition;
+use std::io;
+
+/// The number of a connection; numbers are never used twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ConnId(pub u64);
+
+/// How a journal is followed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FollowOptions {
+    /// The journal of this node. Its budget is where fetching waits.
+    pub settings: Settings,
+    /// The bytes of the resource.
+    pub size: u64,
+    /// What pieces are asked for, in bytes.
+    pub piece: u32,
+    /// How many bytes of the journal are held in memory.
+    pub window: u64,
+    /// How many requests are on their way on one connection.
+    pub requests: usize,
+    /// So many bytes of a filling are written between two flushes.
+    pub copy_flush: u64,
+    /// Pieces may travel packed.
+    pub lz4: bool,
+}
+
+impl FollowOptions {
+    /// Sensible numbers: pieces of 512 KiB, 16 MiB in memory, 4 requests on a connection.
+    #[must_use]
+    pub const fn new(settings: Settings, size: u64) -> Self {
+        let (piece, window, copy_flush) = (512 << 10, 16 << 20, 16 << 20);
+        Self { settings, size, piece, window, requests: 4, copy_flush, lz4: true }
+    }
+}
+
+/// Why a node cannot follow any more. It can be opened again.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// The disk.
+    #[error("the disk failed: {0}")]
+    Disk(io::Error),
+    /// The journal.
+    #[error("the journal failed: {0}")]
+    Journal(String),
+}
+
+impl From<LogError> for FollowError {
+    fn from(error: LogError) -> Self {
+        Self::Journal(error.to_string())
+    }
+}
+
+/// What the disk is, for whoever wants to use it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Holding {
+    /// Nothing that counts.
+    Nothing,
+    /// A mixture, until it is filled.
+    Filling,
+    /// A mixture, until what was begun before a crash is replayed.
+    Recovering,
+    /// Exactly the state of the origin at this position.
+    StateAt(LogPosition),
+}
+
+/// What keeps a follower from going on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// The leader refuses it.
+    Refused(RefuseCode, String),
+    /// Its own journal is full until more is replayed.
+    NoRoom,
+    /// What the leader sends for this position is damaged.
+    Damaged(LogPosition),
+}
+
+/// How a follower stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FollowStatus {
+    /// What the disk is.
+    pub holding: Holding,
+    /// Everything before this is durable at the leader, as far as is known.
+    pub head: LogPosition,
+    /// Everything before this is durable in the journal here.
+    pub fetched: LogPosition,
+    /// Everything before this is on the disk.
+    pub replayed: LogPosition,
+    /// Where the journal here begins.
+    pub tail: LogPosition,
+    /// The bytes of its files.
+    pub bytes: u64,
+    /// How long what was not fetched has been at the leader, in milliseconds.
+    pub fetch_lag_ms: u64,
+    /// The same for what was not replayed.
+    pub replay_lag_ms: u64,
+    /// A filling still has so many bytes to copy.
+    pub fill_left: u64,
+    /// All the bytes that were fetched or copied since this was opened.
+    pub received: u64,
+    /// The bytes that came for that over the network.
+    pub transferred: u64,
+    /// Fetching is switched off.
+    pub fetch_paused: bool,
+    /// Replaying is switched off.
+    pub replay_paused: bool,
+    /// The leader lets it fetch.
+    pub follows: bool,
+    /// The last verdict.
+    pub verdict: Option<Verdict>,
+    /// What is in the way.
+    pub trouble: Option<Trouble>,
+}
+
+/// A request to send.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Send {
+    /// On this connection.
+    pub conn: ConnId,
+    /// What.
+    pub request: Request,
+}

@@ -1,0 +1,138 @@
+//! What is known of one follower.
+
+use super::super::message::{Await, Verdict};
+use super::types::{LeadError, Notes, Source};
+use crate::ranges::RangeSet;
+use holdfast_format::journal::{FollowerNote, MAX_NOTE_RANGES, SegmentHeader, SegmentLink};
+use holdfast_units::{ByteRange, LogPosition, NodeId, ResourceId};
+use std::collections::BTreeMap;
+
+pub(super) struct Served {
+    pub(super) fill: u64,
+    pub(super) from: LogPosition,
+    pub(super) needs: LogPosition,
+    pub(super) links: Vec<SegmentLink>,
+    pub(super) missing: RangeSet,
+    /// What the follower has of the filling, but was perhaps read before it was durable here.
+    pub(super) unsure: RangeSet,
+    /// There is a durable note: this node knows what the follower has.
+    pub(super) noted: bool,
+    /// The durable note says that something is missing.
+    pub(super) stored_missing: bool,
+    /// Bytes that were copied since the note was written.
+    pub(super) unnoted: u64,
+    pub(super) fill_to: Option<LogPosition>,
+    pub(super) bundle: Option<u64>,
+    pub(super) features: u64,
+    /// The follower must say hello again.
+    pub(super) again: bool,
+    /// Its last verdict lets it fetch.
+    pub(super) ships: bool,
+    pub(super) apart: Option<Verdict>,
+    pub(super) last: Option<Await>,
+    /// What each connection was given of the filling and was not said to be durable.
+    pub(super) handed: BTreeMap<u64, RangeSet>,
+    pub(super) cursor: u64,
+}
+
+impl Served {
+    pub(super) fn load(node: NodeId, notes: &impl Notes) -> Self {
+        let note = notes.load(node);
+        let noted = note.is_some();
+        let note = note.unwrap_or(FollowerNote {
+            resource: ResourceId([0; 16]),
+            node,
+            fill: 0,
+            from: LogPosition::START,
+            needs: LogPosition::START,
+            links: Vec::new(),
+            missing: Vec::new(),
+        });
+        let mut missing = RangeSet::new();
+        note.missing.iter().for_each(|range| missing.insert(*range));
+        Self {
+            fill: note.fill,
+            from: note.from,
+            needs: note.needs,
+            links: note.links,
+            stored_missing: !missing.is_empty(),
+            missing,
+            unsure: RangeSet::new(),
+            noted,
+            unnoted: 0,
+            fill_to: None,
+            bundle: None,
+            features: 0,
+            again: false,
+            ships: false,
+            apart: None,
+            last: None,
+            handed: BTreeMap::new(),
+            cursor: 0,
+        }
+    }
+
+    pub(super) fn store(
+        &mut self,
+        resource: ResourceId,
+        node: NodeId,
+        notes: &mut impl Notes,
+    ) -> Result<(), LeadError> {
+        let mut missing = self.missing.clone();
+        missing.extend(&self.unsure);
+        missing.coarsen(MAX_NOTE_RANGES);
+        self.stored_missing = !missing.is_empty();
+        notes.store(&FollowerNote {
+            resource,
+            node,
+            fill: self.fill,
+            from: self.from,
+            needs: self.needs,
+            links: self.links.clone(),
+            missing: missing.iter().collect(),
+        })?;
+        self.unnoted = 0;
+        Ok(())
+    }
+
+    /// The links of what was cut since the follower had everything, and of what is kept.
+    pub(super) fn history(&self, source: &impl Source) -> Vec<SegmentLink> {
+        let kept: Vec<SegmentLink> =
+            source.segments().iter().map(|(header, len)| header.link(*len)).collect();
+        let first = kept.first().map_or(u64::MAX, |link| link.number);
+        let gone = self.links.iter().filter(|link| link.number < first).copied();
+        let mut all: Vec<SegmentLink> = gone.chain(kept.iter().copied()).collect();
+        // What lies before the beginning of another history says nothing.
+        let goes_on = |pair: &[SegmentLink]| pair[1].chain == pair[0].chain_after();
+        let begun = all.windows(2).rposition(|pair| !goes_on(pair)).map_or(0, |at| at + 1);
+        all.drain(..begun);
+        all
+    }
+
+    /// Remembers whose history it is that ends at `up_to`.
+    pub(super) fn keep_links(&mut self, segments: &[(SegmentHeader, u64)], up_to: LogPosition) {
+        let (last, needs) = (self.links.last().map(|link| link.number), self.needs);
+        let links = segments.iter().map(|(header, len)| header.link(*len));
+        let next = |link: &SegmentLink| last.map_or(link.end() >= needs, |n| link.number > n);
+        self.links.extend(links.filter(|link| link.end() <= up_to && next(link)));
+    }
+
+    pub(super) fn hand_out(&mut self, conn: u64, most: u64) -> ByteRange {
+        let mut from = self.cursor;
+        while let Some(found) = self.missing.next_from(from) {
+            let mut range = ByteRange::new(found.offset, found.len.min(most));
+            let taken = self.handed.values().filter_map(|handed| handed.next_from(range.offset));
+            if let Some(taken) = taken.min_by_key(|taken| taken.offset) {
+                if taken.offset <= range.offset {
+                    from = taken.end();
+                    continue;
+                }
+                range.len = range.len.min(taken.offset - range.offset);
+            }
+            self.handed.entry(conn).or_default().insert(range);
+            self.cursor = range.end();
+            return range;
+        }
+        ByteRange::default()
+    }
+}
