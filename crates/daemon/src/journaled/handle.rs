@@ -387,7 +387,7 @@ impl JournalHandle {
         while view.changed().await.is_ok() {}
     }
 
-    async fn ask<T: Send + 'static>(
+    pub(super) async fn ask<T: Send + 'static>(
         &self,
         call: impl FnOnce(&mut Worker) -> Result<T, JournalCallError> + Send + 'static,
     ) -> Result<T, JournalCallError> {

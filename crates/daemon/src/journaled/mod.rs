@@ -14,6 +14,7 @@
 
 mod append;
 mod cache;
+mod catch_up;
 mod follow;
 mod handle;
 mod inbox;
