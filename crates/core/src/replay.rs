@@ -262,7 +262,6 @@ impl Core {
         }
         self.request_superblock(After::Nothing);
         self.hold(node);
-        self.notice(Notice::ResyncStarted(node, true, 0));
     }
 
     /// Goes on with all that are being caught up.
@@ -290,12 +289,13 @@ impl Core {
 
     /// Asks for more of the journal, when something is in it.
     fn read_for(&mut self, node: NodeId) {
+        let back = if self.has_bug(PlantedBug::ReplayAgain) { 128 << 10 } else { 0 };
         let Some(logged) = self.logged else { return };
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let (Some(feed), Some(trail)) = (&mut peer.feed, &peer.trail) else { return };
         if !feed.begun && trail.unresolved.is_empty() {
             feed.begun = true;
-            feed.begin = trail.begin();
+            feed.begin = LogPosition(trail.begin().0.saturating_sub(back));
             feed.read_at = feed.begin;
             feed.again_before = trail.next;
         }
@@ -486,6 +486,10 @@ impl Core {
         peer.bitmap_seen = true;
         peer.replication = ReplicationState::SyncSource;
         peer.resync = Some(Resync::new(now, 0));
+        // Should it be lost before they are done everywhere, it misses them like any that was sent to it.
+        for (_, write) in self.writes.iter_mut().filter(|(_, write)| write.is_running()) {
+            write.missed.remove(node);
+        }
         self.send(node, Message::ReplayDone { round: feed.round });
         self.refresh_sets();
         self.changed();
@@ -528,10 +532,14 @@ impl Core {
         let Some(caught) = peer.caught.as_mut().filter(|c| c.round == round && has_disk) else {
             return;
         };
+        let first = caught.done == 0;
         caught.done += write.range.len;
         caught.left = left;
         caught.carried += write.payload.len() as u64;
         peer.resync_received += write.payload.len() as u64;
+        if first {
+            self.notice(Notice::ResyncStarted(node, true, left + write.range.len));
+        }
         self.take_replay(node, link, (round, id), Incoming { missing: others, ..write });
     }
 

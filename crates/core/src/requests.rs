@@ -62,6 +62,11 @@ impl WriteRequest {
         self.range
     }
 
+    /// Whether it was started.
+    pub(crate) fn is_running(&self) -> bool {
+        self.stage == Stage::Running
+    }
+
     /// Whether the local part of it is so far.
     pub(crate) fn is_local(&self, local: Local) -> bool {
         self.stage == Stage::Running && self.local == local

@@ -213,3 +213,26 @@ fn a_peer_that_wrote_apart_is_not_caught_up() {
     assert_eq!(w.nodes[1].data.get(&1), Some(&9), "a person decides");
     assert_eq!(w.peer(0, 1).node, n(1));
 }
+
+#[test]
+fn a_write_that_is_still_under_way_elsewhere_is_missed_by_who_is_lost_again() {
+    let mut w = with_journal(3);
+    w.cut(0, 1);
+    w.nodes[2].hold_op = Some(
+        |action| matches!(action, Action::DiskWrite { range, .. } if range.offset == 5 * 4096),
+    );
+    let open = w.write(0, 5, 2);
+    w.heal_between(0, 1);
+    assert_level(&w, 1);
+    assert!(!w.ok(0, open), "the third has not stored it");
+    w.cut(0, 1);
+    // Another one that never got it may give its own block back to it.
+    assert_eq!(w.peer(0, 1).out_of_sync, 4096);
+    w.nodes[2].hold_op = None;
+    w.run();
+    assert!(w.ok(0, open));
+    w.log.clear();
+    w.heal();
+    assert_eq!(replayed(&w, 1), [Some(position(&w, 1)), None]);
+    assert_level(&w, 1);
+}
