@@ -1,11 +1,14 @@
 //! The grammar of the command line.
 
+mod cluster;
+
 use crate::archive::{ArchiveCommand, Restore, Rewind};
 use crate::daemon::NbdAccess;
-use crate::parse::{absolute_path, disk_place, duration, key_value, meta_place, name, name_or_all};
+use crate::parse::{absolute_path, disk_place, key_value, meta_place, name, name_or_all};
 use crate::parse::{positive_seconds, size};
 use crate::serve::Serve;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+pub(crate) use cluster::Cluster;
 use holdfast_api::request::{PauseWhat, WaitFor};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -167,6 +170,8 @@ pub(crate) enum Call {
     Get(Get),
     /// Wait until a state is reached
     Wait(Wait),
+    /// Show a resource that only other nodes have, too, in `status`; nothing of its data comes here
+    Watch(Watch),
     /// Show the state of this node and its resources
     Status(Status),
     /// Show what there is as events, and what happens from now on
@@ -211,47 +216,6 @@ pub(crate) struct Daemon {
     /// Whether to keep all its memory from being swapped out or dropped [default: true]
     #[arg(long, value_name = "BOOL")]
     pub(crate) lock_memory: Option<bool>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Cluster {
-    /// Make this node a cluster of one; prints the cluster's UUID
-    Create {
-        /// The cluster's name
-        #[arg(long, value_name = "NAME", value_parser = name)]
-        name: Option<String>,
-    },
-    /// Print a one-time token with which a node can join
-    Token {
-        /// How long it is good for
-        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
-        ttl: Duration,
-        /// Where the new node reaches this one [default: this node's address]
-        #[arg(long, value_name = "HOST:PORT")]
-        addr: Option<String>,
-    },
-    /// Join a cluster
-    Join {
-        /// What `cluster token` printed on one of its nodes
-        token: String,
-    },
-    /// Leave the cluster
-    Leave {
-        /// Leave also when the others cannot be told, or it is a member of resources
-        #[arg(long)]
-        force: bool,
-    },
-    /// Remove a node that is gone for good
-    Remove {
-        /// Which node
-        #[arg(value_parser = name)]
-        node: String,
-        /// Really: the node is not asked
-        #[arg(long)]
-        force: bool,
-    },
-    /// Show the nodes
-    Status,
 }
 
 #[derive(Debug, Subcommand)]
@@ -474,6 +438,16 @@ pub(crate) struct OfPeer {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Watch {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// Do not show it any more
+    #[arg(long)]
+    pub(crate) stop: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Set {
     /// The name of the resource
     #[arg(value_parser = name)]
@@ -570,8 +544,14 @@ pub(crate) struct Device {
     /// By which way of the kernel [default: auto]
     #[arg(long, value_name = "WAY", value_parser = ["auto", "ublk", "nbd", "fuse"])]
     pub(crate) via: Option<String>,
+    /// On a log peer whose replay is paused: the past state that it holds; fetching goes on
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Only the NBD export of that state, no block device
+    #[arg(long, requires = "read_only", conflicts_with = "via")]
+    pub(crate) export_only: bool,
     /// Take it away; refused while it is open
-    #[arg(long, conflicts_with = "via")]
+    #[arg(long, conflicts_with_all = ["via", "read_only"])]
     pub(crate) remove: bool,
 }
 

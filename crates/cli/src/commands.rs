@@ -1,14 +1,13 @@
 //! The commands that ask the daemon.
 
-use crate::args::{Call, Cluster, Create, Device, Join};
+use crate::args::{Call, Create, Device, Join};
 use crate::session::Session;
 use crate::{archive, attach, cluster, events, journal, options, status, wait};
 use holdfast_api::request::{
-    AttachDisk, ClusterCreate, ClusterCreated, ClusterJoin, ClusterLeave, ClusterRemove,
-    ClusterToken, Connect, DetachDisk, DeviceMade, Disconnect, Empty, Invalidate, Pause, Primary,
-    Resize, ResourceCreate, ResourceJoin, Secondary, TokenCreated,
+    AttachDisk, Connect, DetachDisk, DeviceMade, Disconnect, Empty, Invalidate, Pause, Primary,
+    Resize, ResourceCreate, ResourceJoin, Secondary,
 };
-use holdfast_api::{ApiError, request, routes, status::ClusterStatus};
+use holdfast_api::{ApiError, request, routes};
 use std::time::Duration;
 
 /// Runs one of them.
@@ -19,7 +18,7 @@ pub(crate) async fn run(
 ) -> Result<(), ApiError> {
     let of = |template: &str, name: &str| routes::of(template, name);
     match call {
-        Call::Cluster(command) => run_cluster(session, command).await,
+        Call::Cluster(command) => cluster::run(session, command, timeout).await,
         Call::Create(args) => create(session, args).await,
         Call::Join(args) => join(session, args).await,
         Call::Leave(a) => session.act(&of(routes::RESOURCE_LEAVE, &a.name), &Empty {}).await,
@@ -72,6 +71,10 @@ pub(crate) async fn run(
         Call::Set(args) => options::set(session, args).await,
         Call::Get(args) => options::get(session, &args).await,
         Call::Wait(args) => wait::run(session, &args, timeout).await,
+        Call::Watch(a) => {
+            let body = request::Watch { stop: a.stop };
+            session.act(&of(routes::RESOURCE_WATCH, &a.name), &body).await
+        }
         Call::Status(args) => status::run(session, &args).await,
         Call::Events(args) => events::run(session, &args).await,
         Call::Device(args) => device(session, args).await,
@@ -79,40 +82,6 @@ pub(crate) async fn run(
         Call::Attachments(args) => attach::list(session, &args).await,
         Call::Detach(args) => attach::detach(session, &args).await,
         Call::Abort(args) => attach::abort(session, &args).await,
-    }
-}
-
-async fn run_cluster(session: &Session, command: Cluster) -> Result<(), ApiError> {
-    match command {
-        Cluster::Create { name } => {
-            let body = ClusterCreate { name };
-            let made: ClusterCreated = session.post(routes::CLUSTER_CREATE, &body).await?;
-            session.result(&made, &made.uuid);
-            Ok(())
-        }
-        Cluster::Token { ttl, addr } => {
-            let body = ClusterToken { ttl_seconds: Some(ttl.as_secs()), addr };
-            let made: TokenCreated = session.post(routes::CLUSTER_TOKEN, &body).await?;
-            session.result(&made, &made.token);
-            Ok(())
-        }
-        Cluster::Join { token } => {
-            let joined: ClusterStatus =
-                session.post(routes::CLUSTER_JOIN, &ClusterJoin { token }).await?;
-            if session.ui.json {
-                session.ui.json(&joined);
-            } else if !session.ui.quiet {
-                session.ui.line(&cluster::joined(&joined));
-            }
-            Ok(())
-        }
-        Cluster::Leave { force } => {
-            session.act(routes::CLUSTER_LEAVE, &ClusterLeave { force }).await
-        }
-        Cluster::Remove { node, force } => {
-            session.act(routes::CLUSTER_REMOVE, &ClusterRemove { node, force }).await
-        }
-        Cluster::Status => cluster::status(session).await,
     }
 }
 
@@ -160,7 +129,9 @@ async fn device(session: &Session, args: Device) -> Result<(), ApiError> {
         return session.act(&path, &Empty {}).await;
     }
     let path = routes::of(routes::RESOURCE_DEVICE, &args.name);
-    let made: DeviceMade = session.post(&path, &request::Device { via: args.via }).await?;
+    let Device { via, read_only, export_only, .. } = args;
+    let body = request::Device { via, read_only, export_only };
+    let made: DeviceMade = session.post(&path, &body).await?;
     session.device(&made, &made.path, made.reason.as_deref());
     Ok(())
 }

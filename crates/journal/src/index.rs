@@ -3,7 +3,7 @@
 use crate::ranges::RangeSet;
 use holdfast_format::journal::{Compression, FrameHeader, Record, RecordKind};
 use holdfast_units::{ByteRange, LogPosition};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Where the payload of a record is, and how to read it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -128,15 +128,25 @@ struct Plan {
     done: Option<u64>,
 }
 
+/// The entries that a record still has.
+struct Live {
+    count: u32,
+    /// All of them lie in it.
+    range: ByteRange,
+}
+
+/// So many records at most are sorted for writing back the oldest ones.
+const AGED: usize = 2048;
+
 /// The interval map from disk range to the newest record that is not durable on the disk.
 #[derive(Default)]
 pub(crate) struct Index {
     entries: BTreeMap<u64, Entry>,
-    /// How many entries each record still has.
-    live: BTreeMap<LogPosition, u32>,
+    live: BTreeMap<LogPosition, Live>,
     /// Records that are not durable yet, and the oldest record that each took a range from. Until
-    /// it is durable, a crash can bring that one back: it still has to be in the journal.
-    held: BTreeMap<LogPosition, LogPosition>,
+    /// it is durable, a crash can bring that one back: it still has to be in the journal. In order,
+    /// of both; a record is left out when a later one took a range from one as old.
+    held: VecDeque<(LogPosition, LogPosition)>,
     bytes: u64,
     plans: BTreeMap<u64, Plan>,
     /// Where writes to the disk are under way.
@@ -146,6 +156,10 @@ pub(crate) struct Index {
     done: u64,
     /// Where the elevator is.
     sweep: u64,
+    /// Entries of the oldest records, in the order of the disk, that are written back next.
+    aged: VecDeque<u64>,
+    /// All records before this were among them, since the last flush.
+    aged_to: LogPosition,
 }
 
 impl Index {
@@ -161,12 +175,12 @@ impl Index {
     /// The oldest record that is not durable on the disk, or would not be after a crash.
     pub(crate) fn oldest(&self) -> Option<LogPosition> {
         let live = self.live.keys().next().copied();
-        self.held.values().copied().chain(live).min()
+        self.held.front().map(|(_, oldest)| *oldest).into_iter().chain(live).min()
     }
 
     /// All records before this are durable in the journal.
     pub(crate) fn synced(&mut self, durable: LogPosition) {
-        self.held = self.held.split_off(&durable);
+        while self.held.pop_front_if(|(position, _)| *position < durable).is_some() {}
     }
 
     /// Takes in the records of a frame whose position is at least `from`.
@@ -196,7 +210,8 @@ impl Index {
         };
         if let Some(oldest) = self.overlapping(record.range).map(|(_, entry)| entry.position).min()
         {
-            self.held.insert(position, oldest);
+            while self.held.pop_back_if(|(_, older)| *older >= oldest).is_some() {}
+            self.held.push_back((position, oldest));
         }
         self.carve(record.range);
         let (start, end) = (record.range.offset, record.range.end());
@@ -222,16 +237,20 @@ impl Index {
 
     fn put(&mut self, start: u64, entry: Entry) {
         self.bytes += entry.end - start;
-        *self.live.entry(entry.position).or_default() += 1;
+        let range = ByteRange::new(start, entry.end - start);
+        let live = self.live.entry(entry.position).or_insert(Live { count: 0, range });
+        live.count += 1;
+        let first = live.range.offset.min(start);
+        live.range = ByteRange::new(first, live.range.end().max(entry.end) - first);
         self.entries.insert(start, entry);
     }
 
     fn take(&mut self, start: u64) {
         let Some(entry) = self.entries.remove(&start) else { return };
         self.bytes -= entry.end - start;
-        if let Some(count) = self.live.get_mut(&entry.position) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(live) = self.live.get_mut(&entry.position) {
+            live.count -= 1;
+            if live.count == 0 {
                 self.live.remove(&entry.position);
             }
         }
@@ -277,39 +296,63 @@ impl Index {
         limits: WriteBackLimits,
         durable: LogPosition,
     ) -> Option<WriteBack> {
-        let mut runs: Vec<Run> = Vec::new();
-        let mut taken = Vec::new();
-        let mut bytes = 0;
+        let mut next = Choice::new(limits, durable);
         let up = self.entries.range(self.sweep..).chain(self.entries.range(..self.sweep));
         for (&start, entry) in up {
-            let range = ByteRange::new(start, entry.end - start);
-            let ready = entry.state == State::Dirty && entry.position < durable;
-            if !ready || self.busy.overlaps(range) {
-                continue;
-            }
-            let cost = if entry.kind == RunKind::Data { range.len } else { 0 };
-            let joins = runs.last().is_some_and(|run| {
-                run.kind == entry.kind
-                    && run.range.end() == start
-                    && (cost == 0 || run.range.len + cost <= limits.run_bytes)
-            });
-            let too_much = !taken.is_empty() && bytes + cost > limits.bytes;
-            if too_much || (!joins && runs.len() >= limits.runs) {
+            if !next.add(start, entry, &self.busy) {
                 break;
             }
-            bytes += cost;
-            taken.push(range);
-            let piece = entry.place.map(|place| RunPiece { range, place, skip: entry.skip });
-            match runs.last_mut().filter(|_| joins) {
-                Some(run) => {
-                    run.range.len += range.len;
-                    run.pieces.extend(piece);
+        }
+        self.sweep = next.taken.last()?.end();
+        self.begin_plan(next)
+    }
+
+    /// As [`Self::plan`], of the oldest records: a few thousand of them at a time are sorted.
+    pub(crate) fn plan_oldest(
+        &mut self,
+        limits: WriteBackLimits,
+        before: LogPosition,
+    ) -> Option<WriteBack> {
+        let mut next = Choice::new(limits, before);
+        loop {
+            if self.aged.is_empty() && !self.gather_oldest(before) {
+                break;
+            }
+            while let Some(&start) = self.aged.front() {
+                if let Some(entry) = self.entries.get(&start)
+                    && !next.add(start, entry, &self.busy)
+                {
+                    break;
                 }
-                None => runs.push(Run { range, kind: entry.kind, pieces: Vec::from_iter(piece) }),
+                self.aged.pop_front();
+            }
+            if !next.taken.is_empty() {
+                break;
             }
         }
-        let last = taken.last()?;
-        self.sweep = last.end();
+        self.begin_plan(next)
+    }
+
+    /// Sorts the entries of the oldest records that were not looked at since the last flush.
+    /// Whether there are any.
+    fn gather_oldest(&mut self, before: LogPosition) -> bool {
+        let mut starts = Vec::new();
+        let from = self.aged_to.min(before);
+        for (&position, live) in self.live.range(from..before).take(AGED) {
+            let of_record = self.overlapping(live.range).filter(|(_, e)| e.position == position);
+            starts.extend(of_record.map(|(start, _)| start));
+            self.aged_to = position.after(1);
+        }
+        starts.sort_unstable();
+        self.aged = starts.into();
+        !self.aged.is_empty()
+    }
+
+    fn begin_plan(&mut self, chosen: Choice) -> Option<WriteBack> {
+        let Choice { runs, taken, .. } = chosen;
+        if taken.is_empty() {
+            return None;
+        }
         let id = self.next_plan;
         self.next_plan += 1;
         for range in &taken {
@@ -343,7 +386,14 @@ impl Index {
             }
         } else {
             self.plans.remove(&id);
+            self.look_again();
         }
+    }
+
+    /// What was passed over may be written back now.
+    fn look_again(&mut self) {
+        self.aged.clear();
+        self.aged_to = LogPosition::START;
     }
 
     fn of_plan(&self, range: ByteRange, state: State) -> Vec<u64> {
@@ -358,6 +408,7 @@ impl Index {
 
     /// A flush of the disk is done that began when [`Self::flush_token`] was `token`.
     pub(crate) fn flushed(&mut self, token: u64) {
+        self.look_again();
         let covered = self.plans.iter().filter(|(_, plan)| plan.done.is_some_and(|n| n <= token));
         let covered: Vec<u64> = covered.map(|(id, _)| *id).collect();
         for id in covered {
@@ -368,6 +419,51 @@ impl Index {
                 }
             }
         }
+    }
+}
+
+/// What is chosen for a plan.
+struct Choice {
+    limits: WriteBackLimits,
+    before: LogPosition,
+    runs: Vec<Run>,
+    taken: Vec<ByteRange>,
+    bytes: u64,
+}
+
+impl Choice {
+    const fn new(limits: WriteBackLimits, before: LogPosition) -> Self {
+        Self { limits, before, runs: Vec::new(), taken: Vec::new(), bytes: 0 }
+    }
+
+    /// Takes an entry if it is to be written back now. False when it would be too much.
+    fn add(&mut self, start: u64, entry: &Entry, busy: &RangeSet) -> bool {
+        let range = ByteRange::new(start, entry.end - start);
+        let ready = entry.state == State::Dirty && entry.position < self.before;
+        if !ready || busy.overlaps(range) {
+            return true;
+        }
+        let cost = if entry.kind == RunKind::Data { range.len } else { 0 };
+        let joins = self.runs.last().is_some_and(|run| {
+            run.kind == entry.kind
+                && run.range.end() == start
+                && (cost == 0 || run.range.len + cost <= self.limits.run_bytes)
+        });
+        let too_much = !self.taken.is_empty() && self.bytes + cost > self.limits.bytes;
+        if too_much || (!joins && self.runs.len() >= self.limits.runs) {
+            return false;
+        }
+        self.bytes += cost;
+        self.taken.push(range);
+        let piece = entry.place.map(|place| RunPiece { range, place, skip: entry.skip });
+        match self.runs.last_mut().filter(|_| joins) {
+            Some(run) => {
+                run.range.len += range.len;
+                run.pieces.extend(piece);
+            }
+            None => self.runs.push(Run { range, kind: entry.kind, pieces: Vec::from_iter(piece) }),
+        }
+        true
     }
 }
 

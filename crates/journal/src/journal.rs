@@ -313,24 +313,38 @@ impl Journal {
         }
     }
 
+    /// Whether [`Self::next_step`] would be a write.
+    #[must_use]
+    pub fn is_write_next(&self) -> bool {
+        let ready = !self.failed
+            && self.written.since(self.synced) <= self.settings.unsynced_bytes
+            && !self.queue.is_empty()
+            && self.beginning.is_none()
+            && self.in_flight.len() < self.settings.batches.max(1);
+        ready && self.batch_that_fits().is_some()
+    }
+
     /// How many queued ops go into the next frame, and its length; `None` without room for one.
     fn batch_that_fits(&self) -> Option<(usize, u32)> {
         let (header, len) = self.segments.back().filter(|_| !self.must_begin)?;
         let room = header.capacity - SEGMENT_HEADER_LEN - len;
-        let mut records = Vec::new();
-        let (mut payloads, mut fitting) = (0, None);
+        let mut records = Vec::with_capacity(self.queue.len().min(MAX_FRAME_RECORDS));
+        let mut payloads = 0;
         for op in self.queue.iter().take(MAX_FRAME_RECORDS) {
             payloads += u64::from(op.record.stored_len);
             if !records.is_empty() && payloads > u64::from(self.settings.batch_bytes) {
                 break;
             }
             records.push(op.record);
-            match frame_len(&records, header.alignment) {
-                Some(len) if u64::from(len) <= room => fitting = Some((records.len(), len)),
-                _ => break,
-            }
         }
-        fitting
+        // Nearly always all of them fit.
+        while !records.is_empty() {
+            match frame_len(&records, header.alignment) {
+                Some(len) if u64::from(len) <= room => return Some((records.len(), len)),
+                _ => records.pop(),
+            };
+        }
+        None
     }
 
     fn begin_next(&mut self) -> Next {
@@ -537,6 +551,17 @@ impl Journal {
         self.index.plan(limits, up_to)
     }
 
+    /// As [`Self::write_back`], but only of records before `before`, the oldest ones first: a few
+    /// thousand of them at a time are sorted. What was overwritten since stays in the journal.
+    pub fn write_back_oldest(
+        &mut self,
+        limits: WriteBackLimits,
+        before: LogPosition,
+    ) -> Option<WriteBack> {
+        let up_to = if self.failed { self.written } else { self.synced };
+        self.index.plan_oldest(limits, before.min(up_to))
+    }
+
     /// All writes of a write-back are done; or, when it did not work, any of them.
     pub fn written_back(&mut self, id: u64, worked: bool) {
         self.index.plan_done(id, worked);
@@ -567,6 +592,14 @@ impl Journal {
     pub fn replayed(&mut self, position: LogPosition) {
         if !self.leads {
             self.replayed = self.replayed.max(position.min(self.synced));
+        }
+    }
+
+    /// Of a journal that follows: what is on the disk is made an earlier state, so that the journal
+    /// is needed from there on again.
+    pub fn rewound(&mut self, position: LogPosition) {
+        if !self.leads {
+            self.replayed = position.min(self.synced);
         }
     }
 

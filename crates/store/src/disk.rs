@@ -335,6 +335,7 @@ impl Disk {
         }
         // Cleared first: what completes after this line makes it readable again.
         self.wake.clear();
+        self.start_flush();
         let mut collected = std::mem::take(&mut self.collected);
         self.engine.collect(&mut collected);
         self.settle_all(&mut collected);

@@ -91,8 +91,9 @@ impl Engine {
         match self {
             Self::Cached(cached) => cached.kick(),
             Self::Uring(uring) => uring.kick(),
+            Self::External(external) => external.kick(),
             Self::Fault(fault) => fault.kick(),
-            Self::Inline(_) | Self::Memory(..) | Self::Blocking(_) | Self::External(_) => {}
+            Self::Inline(_) | Self::Memory(..) | Self::Blocking(_) => {}
         }
     }
 

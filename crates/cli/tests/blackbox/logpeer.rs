@@ -8,7 +8,7 @@ use holdfast_testkit::{
     Cluster, ClusterOptions, Cut, Ledger, Node, Rng, Writer, WriterOptions, files, wait_until,
 };
 
-const SIZE: u64 = 32 * MIB;
+pub(crate) const SIZE: u64 = 32 * MIB;
 const BLOCKS: usize = 4096;
 
 fn journal_of(node: &Node, size: &str) -> [String; 4] {

@@ -2,15 +2,18 @@
 
 use super::worker::{Appending, Worker, now};
 use super::{JournalCallError, LostRanges, Mode};
-use holdfast_journal::driver::Stepped;
+use holdfast_journal::driver::{Stepped, Syncing};
 use holdfast_journal::{Batch, CutPlan, Op, OpError, PushError, Ticket as Record};
 use holdfast_store::{DiskOp, Outcome, Ticket};
 use holdfast_units::LogPosition;
 use std::io;
 
-/// Who flushes after at most so many writes gets each write durable at once: together that is one
-/// trip to the device instead of two.
+/// Of a client that flushes after at most so many writes, what is written is made durable without
+/// waiting for the flush: that finds it done, or under way.
 const FEW_WRITES: u32 = 64;
+/// The share of what may be written and not synced from which on it is synced without being asked,
+/// so that nobody ever has to wait for it.
+const EARLY: u64 = 4;
 
 impl Worker {
     /// A flush: all that is completed is in a record that was pushed.
@@ -23,7 +26,7 @@ impl Worker {
         }
     }
 
-    /// Takes waiting writes into the journal, writes, syncs, and answers.
+    /// Takes waiting writes into the journal, writes, and answers.
     pub(super) fn append(&mut self) {
         if !matches!(self.mode, Mode::Lead | Mode::Draining) || self.broken.is_some() {
             return;
@@ -44,12 +47,69 @@ impl Worker {
                 Err(error) => return self.journal_failed("it could not be written", &error),
             }
         }
-        if !self.syncing.is_empty()
-            && let Err(error) = self.log.sync()
-        {
-            return self.journal_failed("it could not be made durable", &error);
-        }
         self.answer_durable();
+    }
+
+    /// As [`Self::append`], but only what needs no waiting for a device; also on another thread.
+    pub(super) fn append_cached(&mut self) {
+        loop {
+            self.push_held();
+            // A durable write is one trip to the device, when nothing before it has to be synced.
+            if self.is_durable_wanted() && self.log.journal().sync_target().is_none() {
+                return;
+            }
+            match self.log.step_cached() {
+                Ok(Some(batch)) => self.wrote(batch),
+                Ok(None) => return,
+                Err(error) => return self.journal_failed("it could not be written", &error),
+            }
+        }
+    }
+
+    /// Whether something is written that should become durable now.
+    pub(super) fn is_sync_wanted(&self) -> bool {
+        let journal = self.log.journal();
+        if journal.sync_target().is_none() || self.broken.is_some() {
+            return false;
+        }
+        let unsynced = journal.head().since(journal.durable());
+        let early = self.is_flushed_often() || unsynced > journal.settings().unsynced_bytes / EARLY;
+        match self.mode {
+            Mode::Lead => early || !self.syncing.is_empty(),
+            Mode::Draining => !self.syncing.is_empty(),
+            _ => false,
+        }
+    }
+
+    fn is_flushed_often(&self) -> bool {
+        self.flush_distance <= FEW_WRITES && self.writes_since_flush <= FEW_WRITES
+    }
+
+    /// Whether a moment of looking for work is better than to sleep.
+    pub(super) fn is_worth_polling(&self) -> bool {
+        self.mode == Mode::Lead && self.is_flushed_often()
+    }
+
+    /// Begins to make durable what should be. The journal can be used while it is waited for.
+    pub(super) fn begin_sync(&mut self) -> Option<Syncing> {
+        if !self.is_sync_wanted() {
+            return None;
+        }
+        match self.log.begin_sync() {
+            Ok(sync) => sync,
+            Err(error) => {
+                self.journal_failed("it could not be made durable", &error);
+                None
+            }
+        }
+    }
+
+    pub(super) fn end_sync(&mut self, sync: &Syncing, result: io::Result<()>) {
+        self.moved = true;
+        match self.log.end_sync(sync, result) {
+            Ok(()) => self.answer_durable(),
+            Err(error) => self.journal_failed("it could not be made durable", &error),
+        }
     }
 
     /// The filesystem has no room for another segment: one of those that are there must be given up
@@ -62,8 +122,7 @@ impl Worker {
     }
 
     fn is_durable_wanted(&self) -> bool {
-        let few = self.flush_distance <= FEW_WRITES && self.writes_since_flush <= FEW_WRITES;
-        few || !self.syncing.is_empty()
+        !self.syncing.is_empty()
             || self.appending.iter().any(|waiting| is_durable(&waiting.request))
     }
 
@@ -230,9 +289,12 @@ impl Worker {
     }
 }
 
-/// Whether it may only be answered when it is durable.
+/// Whether it may only be answered when it is durable. A flush is a record when it had to wait.
 fn is_durable(request: &DiskOp) -> bool {
-    matches!(request, DiskOp::Write { fua: true, .. } | DiskOp::WriteZeroes { fua: true, .. })
+    matches!(
+        request,
+        DiskOp::Flush | DiskOp::Write { fua: true, .. } | DiskOp::WriteZeroes { fua: true, .. }
+    )
 }
 
 fn op_of(request: &DiskOp) -> Result<Op, OpError> {

@@ -152,6 +152,7 @@ impl Worker {
         if self.mode != Mode::Follow || self.broken.is_some() {
             return drop(done.send(Err(JournalCallError::Mode(self.mode))));
         }
+        self.unflushed_direct = true;
         self.fly(Flight::Call(done), op);
     }
 }

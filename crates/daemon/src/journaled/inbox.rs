@@ -8,6 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// What is longer is copied and summed up by the thread, so that the shard has time for others.
+const SMALL: u64 = 128 << 10;
+
 /// One thing for the thread to do.
 pub(super) enum Order {
     /// An operation of the disk's client.
@@ -21,6 +24,8 @@ pub(super) enum Order {
 pub(super) struct Inbox {
     orders: Mutex<Orders>,
     bell: OwnedFd,
+    /// The thread is to look, whatever it does now.
+    called: AtomicBool,
     /// The thread sleeps, or is about to: the bell must be rung.
     asleep: AtomicBool,
 }
@@ -35,7 +40,7 @@ struct Orders {
 impl Inbox {
     pub(super) fn new() -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { orders: Mutex::default(), bell, asleep: AtomicBool::new(false) })
+        Ok(Self { orders: Mutex::default(), bell, called: AtomicBool::new(true), asleep: AtomicBool::new(false) })
     }
 
     fn orders(&self) -> MutexGuard<'_, Orders> {
@@ -43,7 +48,14 @@ impl Inbox {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Puts it in, and tells the thread.
     pub(super) fn push(&self, order: Order) {
+        self.put(order);
+        self.ring();
+    }
+
+    /// Puts it in. Somebody has to look soon.
+    pub(super) fn put(&self, order: Order) {
         {
             let mut orders = self.orders();
             if orders.closed {
@@ -53,6 +65,11 @@ impl Inbox {
             }
             orders.list.push(order);
         }
+    }
+
+    /// The thread is to look.
+    pub(super) fn ring(&self) {
+        self.called.store(true, Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst) {
             // A full counter is readable already, so an error has nothing to tell.
             let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
@@ -64,8 +81,19 @@ impl Inbox {
         std::mem::swap(&mut self.orders().list, into);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.orders().list.is_empty()
+    /// Takes operations up to the first one that is long, or the first call. Whether that was all.
+    pub(super) fn take_small(&self, into: &mut Vec<Order>) -> bool {
+        let mut orders = self.orders();
+        let small = |order: &Order| match order {
+            Order::Op(request, _) => request.range().len <= SMALL,
+            Order::Call(_) => false,
+        };
+        let end = orders.list.iter().position(|order| !small(order));
+        match end {
+            None => std::mem::swap(&mut orders.list, into),
+            Some(end) => into.extend(orders.list.drain(..end)),
+        }
+        end.is_none()
     }
 
     /// Nothing is taken any more; what is there is dropped.
@@ -78,10 +106,20 @@ impl Inbox {
         drop(left);
     }
 
+    /// The thread begins to look at everything.
+    pub(super) fn looks(&self) {
+        self.called.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether it is to look again.
+    pub(super) fn is_called(&self) -> bool {
+        self.called.load(Ordering::SeqCst)
+    }
+
     /// The thread is about to sleep. False when there is something to do, and it must not.
     pub(super) fn may_sleep(&self) -> bool {
         self.asleep.store(true, Ordering::SeqCst);
-        let may = self.is_empty();
+        let may = !self.is_called();
         if !may {
             self.asleep.store(false, Ordering::SeqCst);
         }

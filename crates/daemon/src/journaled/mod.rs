@@ -1,8 +1,9 @@
 //! A disk with a journal before it: between the replication core and the backing disk of a
 //! resource.
 //!
-//! One thread owns both the [`holdfast_journal::driver::Log`] and the backing
-//! [`holdfast_store::Disk`]. The core sees an external disk; what it promises is what every disk
+//! One worker owns both the [`holdfast_journal::driver::Log`] and the backing
+//! [`holdfast_store::Disk`]; a thread of its own drives it, and the shard where nothing has to be
+//! waited for. The core sees an external disk; what it promises is what every disk
 //! promises. `docs/design/journal.md` has the why.
 //!
 //! ```text
@@ -21,6 +22,7 @@ mod inbox;
 mod modes;
 pub(crate) mod open;
 mod reads;
+mod thread;
 mod worker;
 mod writeback;
 
@@ -37,6 +39,7 @@ use holdfast_units::{HybridTime, LogPosition};
 use inbox::{Inbox, Order};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use thread::Baton;
 
 /// What becomes of writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,6 +106,9 @@ pub struct JournalView {
 /// The disk that the core drives.
 struct JournaledDisk {
     inbox: Arc<Inbox>,
+    baton: Arc<Baton>,
+    /// Something was submitted since the last kick.
+    unkicked: bool,
 }
 
 /// How long a disk that is given up without [`JournalHandle::stop`] may take to write back.
@@ -110,7 +116,14 @@ const PARTING: Duration = Duration::from_secs(20);
 
 impl ExternalDisk for JournaledDisk {
     fn submit(&mut self, request: DiskOp, ticket: Ticket) {
-        self.inbox.push(Order::Op(request, ticket));
+        self.unkicked = true;
+        self.inbox.put(Order::Op(request, ticket));
+    }
+
+    fn kick(&mut self) {
+        if std::mem::take(&mut self.unkicked) {
+            self.baton.visit(&self.inbox);
+        }
     }
 }
 

@@ -21,6 +21,10 @@ pub(super) struct Wishes {
 }
 
 impl Wishes {
+    pub(super) const fn is_leading(&self) -> bool {
+        !self.leading.is_empty()
+    }
+
     /// Nothing of it will be.
     pub(super) fn refuse(&mut self, error: &dyn Fn() -> io::Error) {
         let leading = self.leading.drain(..).map(|(_, done)| done);
@@ -111,12 +115,14 @@ impl Worker {
     }
 
     fn lead_from_direct(&mut self) {
-        if self.wishes.flushing_first || !self.is_quiet() {
+        if self.wishes.flushing_first || self.is_passing() {
             return;
         }
         if self.unflushed_direct {
-            // A flush of the journal does not cover what went past it.
+            // A flush of the journal does not cover what went past it. Nor does this one cover what
+            // goes past the journal while it is under way: when it ends is too late to say so.
             self.wishes.flushing_first = true;
+            self.unflushed_direct = false;
             return self.fly(Flight::FlushFirst, DiskOp::Flush);
         }
         if self.log.journal().switches().bypassed && !self.log.journal_mut().begin_anew() {
@@ -128,9 +134,8 @@ impl Worker {
 
     pub(super) fn flushed_first(&mut self, result: io::Result<()>) {
         self.wishes.flushing_first = false;
-        match result {
-            Ok(()) => self.unflushed_direct = false,
-            Err(error) => self.break_disk("a flush failed", &error),
+        if let Err(error) = result {
+            self.break_disk("a flush failed", &error);
         }
     }
 

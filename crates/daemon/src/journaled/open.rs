@@ -2,6 +2,7 @@
 
 use super::handle::{CALLS, JournalHandle};
 use super::inbox::{Inbox, Order};
+use super::thread::Baton;
 use super::worker::{Worker, now};
 use super::{JournalView, JournaledDisk, Mode};
 use bytes::Bytes;
@@ -454,9 +455,14 @@ pub(super) fn start(
         problem: None,
     });
     let info = DiskInfo { block_size: 4096, ..disk.info().clone() };
-    let worker = Worker::new(log, disk, Arc::clone(&inbox), view, sizes, spare_dir);
-    thread::Builder::new().name("journal".into()).spawn(move || worker.run())?;
-    let outer = JournaledDisk { inbox: Arc::clone(&inbox) };
+    let completes = disk.event_fd().try_clone_to_owned()?;
+    let baton =
+        Baton::new(Worker::new(log, disk, Arc::clone(&inbox), view, sizes, spare_dir));
+    let outer =
+        JournaledDisk { inbox: Arc::clone(&inbox), baton: Arc::clone(&baton), unkicked: false };
+    let told = Arc::clone(&inbox);
+    let work = move || super::thread::run(&baton, &told, &completes);
+    thread::Builder::new().name("journal".into()).spawn(work)?;
     let outer = Disk::external(Box::new(outer), info, max_in_flight, pool)?;
     let handle = JournalHandle { inbox, permits: Arc::new(Semaphore::new(CALLS)), view: seen };
     Ok((outer, handle))

@@ -59,6 +59,17 @@ impl Worker {
         }
     }
 
+    /// What is read, when memory has it in one piece.
+    pub(super) fn read_from_memory(&self, range: ByteRange, holes: bool) -> Option<Outcome> {
+        match self.log.journal().lookup(range)[..] {
+            [Part { source: PartSource::Zeroes, .. }] if holes => Some(Outcome::Zeroes),
+            [Part { source: PartSource::Journal { place, skip }, .. }] => {
+                self.cached(&RunPiece { range, place, skip }).map(Outcome::Data)
+            }
+            _ => None,
+        }
+    }
+
     /// Starts a read.
     pub(super) fn read(&mut self, range: ByteRange, holes: bool, reader: Reader) {
         let parts = self.log.journal().lookup(range);
@@ -127,14 +138,18 @@ impl Worker {
 
     /// The data of a piece of a record: from memory, or from its segment, verified.
     pub(super) fn piece(&self, piece: &RunPiece) -> io::Result<Bytes> {
-        let Place { segment, offset, .. } = piece.place;
-        let range = usize::try_from(piece.skip).ok().zip(usize::try_from(piece.range.len).ok());
-        if let (Some(payload), Some((skip, len))) = (self.cache.get(segment, offset), range)
-            && payload.len() as u64 == piece.place.plain_len
-        {
-            return Ok(payload.slice(skip..skip + len));
+        match self.cached(piece) {
+            Some(data) => Ok(data),
+            None => self.log.piece(piece).map_err(io::Error::other),
         }
-        self.log.piece(piece).map_err(io::Error::other)
+    }
+
+    fn cached(&self, piece: &RunPiece) -> Option<Bytes> {
+        let Place { segment, offset, plain_len, .. } = piece.place;
+        let payload = self.cache.get(segment, offset)?;
+        let skip = usize::try_from(piece.skip).ok()?;
+        let end = skip.checked_add(usize::try_from(piece.range.len).ok()?)?;
+        (payload.len() as u64 == plain_len).then(|| payload.slice(skip..end))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The thread against disks and files that fail.
 
+mod faults;
+
 use super::open::{Sizes, open_log, start};
 use super::{JournalCallError, JournalHandle, JournalSpec, MIN_SIZE, Mode};
 use bytes::Bytes;
@@ -431,7 +433,7 @@ fn a_disk_that_fails_is_not_used_and_what_it_lacks_is_in_the_journal() {
 
 #[test]
 fn what_went_past_the_journal_is_flushed_before_records_are_taken() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::leading();
     rig.settle();
     rig.write(0, 1);
     assert!(rig.below.add("flush:error=EIO".parse().unwrap()).is_some());

@@ -10,12 +10,10 @@ use super::writeback::Back;
 use super::{JournalCallError, JournalView, Mode};
 use holdfast_journal::Ticket as Record;
 use holdfast_journal::driver::{Files, Log};
-use holdfast_nbd::Spinner;
 use holdfast_store::{
     BufferPool, Completion, Disk, DiskError, DiskOp, OpId, OpKind, Outcome, Ticket,
 };
 use holdfast_units::HybridTime;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -102,8 +100,11 @@ pub(super) struct Worker {
     /// Something was done that something else may follow from.
     pub(super) moved: bool,
     completed: Vec<Completion>,
-    /// How long the thread looks at its inbox before it sleeps, after it had something to do.
-    spin: Duration,
+    /// Reads that the shard left to the thread: something has to be waited for.
+    deferred: Vec<(DiskOp, Ticket)>,
+    visiting: Vec<Order>,
+    /// When the thread looks again by itself.
+    wakes: Option<Instant>,
 }
 
 impl Worker {
@@ -154,31 +155,21 @@ impl Worker {
             stale: false,
             moved: true,
             completed: Vec::new(),
-            spin: Spinner::usual_time(),
+            deferred: Vec::new(),
+            visiting: Vec::new(),
+            wakes: None,
         };
         worker.publish(true);
         worker
     }
 
-    /// Works until it is told to end.
-    pub(super) fn run(mut self) {
-        let _guard = EndWithThread;
-        let mut orders = Vec::new();
-        loop {
-            self.turn(&mut orders);
-            if self.is_over() {
-                break;
-            }
-            if !self.moved {
-                self.sleep();
-            }
-        }
-        self.close();
-    }
-
     /// Does all that can be done now.
     pub(super) fn turn(&mut self, orders: &mut Vec<Order>) {
         self.moved = false;
+        for (request, ticket) in std::mem::take(&mut self.deferred) {
+            self.moved = true;
+            self.op(request, ticket);
+        }
         self.inbox.take(orders);
         for order in orders.drain(..) {
             self.moved = true;
@@ -195,6 +186,45 @@ impl Worker {
         self.disk.kick();
         self.stale |= self.moved;
         self.publish(false);
+    }
+
+    /// On the shard's thread: appends what was submitted, and answers what memory can. Nothing that
+    /// waits for a device, and nothing with the backing disk, which belongs to the thread. Whether
+    /// nothing is left for the thread.
+    pub(super) fn visit(&mut self) -> bool {
+        if self.mode != Mode::Lead || self.broken.is_some() {
+            return false;
+        }
+        let mut orders = std::mem::take(&mut self.visiting);
+        let all = self.inbox.take_small(&mut orders);
+        for order in orders.drain(..) {
+            match order {
+                Order::Op(DiskOp::Read { range, holes }, ticket) => {
+                    match self.read_from_memory(range, holes) {
+                        Some(outcome) => ticket.complete(Ok(outcome)),
+                        None => self.deferred.push((DiskOp::Read { range, holes }, ticket)),
+                    }
+                }
+                Order::Op(request, ticket) => self.op(request, ticket),
+                Order::Call(_) => {}
+            }
+        }
+        self.visiting = orders;
+        self.append_cached();
+        self.stale = true;
+        let soon = Instant::now() + VIEW_AGE;
+        all && self.deferred.is_empty()
+            && self.held.is_empty()
+            && self.appending.is_empty()
+            && !self.is_sync_wanted()
+            && self.mode == Mode::Lead
+            && self.wakes.is_some_and(|at| at <= soon)
+    }
+
+    /// The thread is about to sleep, until this time at the latest.
+    pub(super) fn sleeps(&mut self) -> Option<Instant> {
+        self.wakes = self.next_time();
+        self.wakes
     }
 
     /// Takes what has completed on the disk, and gives it what waited.
@@ -249,6 +279,13 @@ impl Worker {
         self.flights.is_empty() && self.backlog.is_empty()
     }
 
+    /// Whether something is under way on the disk that went past the journal.
+    pub(super) fn is_passing(&self) -> bool {
+        let mut flights =
+            self.flights.values().chain(self.backlog.iter().map(|(flight, _)| flight));
+        flights.any(|flight| matches!(flight, Flight::Client(_) | Flight::Call(_)))
+    }
+
     fn landed(&mut self, flight: Flight, result: Result<Outcome, DiskError>) {
         self.moved = true;
         let result = result.map_err(|error| io_error(&error));
@@ -281,6 +318,10 @@ impl Worker {
                 self.held.push_back((request, ticket));
             }
             (Mode::Draining | Mode::Rescuing, request) => self.held.push_back((request, ticket)),
+            // They become records: while others go past the journal, it is never their turn.
+            (Mode::Direct, request) if self.wishes.is_leading() => {
+                self.held.push_back((request, ticket));
+            }
             // Behind those that wait.
             (_, request) if !self.held.is_empty() => self.held.push_back((request, ticket)),
             (Mode::Direct | Mode::Follow | Mode::Without, request) => self.pass(request, ticket),
@@ -335,7 +376,7 @@ impl Worker {
         self.end.is_some()
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         let Some(end) = self.end else { return false };
         let rests = matches!(self.mode, Mode::Direct | Mode::Follow | Mode::Without);
         let done = self.is_quiet() && (self.broken.is_some() || (rests && self.held.is_empty()));
@@ -343,7 +384,7 @@ impl Worker {
     }
 
     /// The last thing: what is written is durable, the cursors are stored.
-    fn close(mut self) {
+    pub(super) fn close(mut self) {
         self.inbox.close();
         let journal = self.log.journal().status();
         if !journal.failed {
@@ -363,36 +404,6 @@ impl Worker {
         let Self { log, disk, view, .. } = self;
         drop((log, disk));
         drop(view);
-    }
-
-    /// Waits for something to do.
-    fn sleep(&mut self) {
-        if self.spin() || !self.inbox.may_sleep() {
-            return;
-        }
-        let timeout = self.next_time().map(|at| at.saturating_duration_since(Instant::now()));
-        let timeout = timeout.map(|wait| {
-            // Not a moment too early: it would look, and sleep again.
-            Timespec::try_from(wait + Duration::from_millis(1))
-                .unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 })
-        });
-        let disk = self.disk.event_fd();
-        let mut fds = [PollFd::new(&*self.inbox, PollFlags::IN), PollFd::new(&disk, PollFlags::IN)];
-        // An interruption is the end of the wait.
-        let _ = poll(&mut fds, timeout.as_ref());
-        self.inbox.awake();
-    }
-
-    /// Looks for orders a moment longer; waking it costs more.
-    fn spin(&self) -> bool {
-        let begin = Instant::now();
-        while begin.elapsed() < self.spin {
-            if !self.inbox.is_empty() {
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        false
     }
 
     fn next_time(&self) -> Option<Instant> {
@@ -440,19 +451,6 @@ impl Worker {
             cut_wanted: self.cut_wanted,
             emergency: cursors.peers.iter().any(lost),
             problem: self.problem.clone(),
-        }
-    }
-}
-
-/// Ends the process when its thread panics: nobody would answer any more. After a restart everything
-/// is as after a crash, which is safe.
-struct EndWithThread;
-
-impl Drop for EndWithThread {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            tracing::error!("the thread of a journal panicked; the daemon ends");
-            std::process::abort();
         }
     }
 }

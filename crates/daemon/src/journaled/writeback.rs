@@ -1,10 +1,12 @@
 //! From the journal to the disk: sorted, merged, in idle moments and under pressure.
 
+use super::open::Sizes;
 use super::worker::{Flight, Worker};
 use super::{JournalCallError, Mode};
 use bytes::Bytes;
 use holdfast_journal::{Run, RunKind, WriteBack, WriteBackLimits};
 use holdfast_store::DiskOp;
+use holdfast_units::LogPosition;
 use std::collections::HashMap;
 use std::io;
 use std::time::{Duration, Instant};
@@ -26,6 +28,10 @@ pub(super) struct Back {
     unflushed: u64,
     /// The disk must be flushed once more, whatever was written back.
     flush_anyway: bool,
+    /// The journal is being made shorter.
+    shortens: bool,
+    /// What waits is being made less.
+    thins: bool,
 }
 
 struct Round {
@@ -39,7 +45,11 @@ enum Urgency {
     None,
     /// As nobody else does anything.
     Idle,
-    Full,
+    /// Only what has not been overwritten since this position, the oldest first: what is written
+    /// again and again need not reach the disk each time.
+    Oldest(LogPosition),
+    /// Everything, in the order of the disk.
+    All,
 }
 
 impl Back {
@@ -56,21 +66,33 @@ impl Back {
 }
 
 impl Worker {
-    fn urgency(&self) -> Urgency {
+    fn urgency(&mut self) -> Urgency {
         if self.broken.is_some() {
             return Urgency::None;
         }
         match self.mode {
-            Mode::Draining | Mode::Rescuing => return Urgency::Full,
+            Mode::Draining | Mode::Rescuing => return Urgency::All,
             Mode::Direct | Mode::Follow | Mode::Without => return Urgency::None,
             Mode::Lead => {}
         }
+        if !self.wishes.trimming.is_empty() {
+            return Urgency::All;
+        }
         let status = self.log.journal().status();
-        let waits = self.pressed || self.no_room || !self.wishes.trimming.is_empty();
-        let much = status.head.since(status.written_back) > self.sizes.budget / 2
-            || status.dirty_bytes > self.sizes.dirty / 4 * 3;
-        if waits || much {
-            Urgency::Full
+        if self.pressed || self.no_room {
+            return Urgency::Oldest(status.head);
+        }
+        // From one half of what may wait it goes on to three eighths, so that there is always much
+        // to sort.
+        let Sizes { budget, dirty, .. } = self.sizes;
+        let enough = |limit: u64, begun: bool| limit / 8 * if begun { 3 } else { 4 };
+        let waits = status.head.since(status.written_back);
+        self.back.shortens = waits > enough(budget, self.back.shortens);
+        self.back.thins = status.dirty_bytes > enough(dirty, self.back.thins) / 2 * 3;
+        if self.back.thins {
+            Urgency::Oldest(status.head)
+        } else if self.back.shortens {
+            Urgency::Oldest(LogPosition(status.head.0.saturating_sub(enough(budget, true))))
         } else if status.dirty_bytes > 0 && self.last_write.elapsed() >= IDLE {
             Urgency::Idle
         } else {
@@ -91,11 +113,11 @@ impl Worker {
         let rounds = match urgency {
             Urgency::None => 0,
             Urgency::Idle => 1,
-            Urgency::Full => ROUNDS,
+            Urgency::Oldest(_) | Urgency::All => ROUNDS,
         };
         let mut all = urgency == Urgency::None;
         while self.back.rounds.len() < rounds && self.broken.is_none() {
-            match self.next_round() {
+            match self.next_round(urgency) {
                 Some(plan) => self.begin_round(&plan),
                 None => {
                     all = true;
@@ -103,7 +125,7 @@ impl Worker {
                 }
             }
         }
-        let Back { rounds, flushing, unflushed, flush_anyway } = &self.back;
+        let Back { rounds, flushing, unflushed, flush_anyway, .. } = &self.back;
         let last = all && rounds.is_empty() && (*unflushed > 0 || *flush_anyway);
         if !flushing && (last || *unflushed >= FLUSH_EVERY) && self.broken.is_none() {
             self.back.flushing = true;
@@ -118,17 +140,29 @@ impl Worker {
     }
 
     /// The next writes. What is not durable in the journal yet must become so first.
-    fn next_round(&mut self) -> Option<WriteBack> {
-        let limits = WriteBackLimits { bytes: self.sizes.round, runs: 128, run_bytes: 1 << 20 };
-        if let Some(plan) = self.log.journal_mut().write_back(limits) {
+    fn next_round(&mut self, urgency: Urgency) -> Option<WriteBack> {
+        if let Some(plan) = self.plan_round(urgency) {
             return Some(plan);
         }
-        self.log.journal().sync_target()?;
+        let journal = self.log.journal();
+        journal.sync_target()?;
+        if matches!(urgency, Urgency::Oldest(before) if before <= journal.durable()) {
+            return None;
+        }
         if let Err(error) = self.log.sync() {
             self.journal_failed("it could not be made durable", &error);
         }
         self.moved = true;
-        self.log.journal_mut().write_back(limits)
+        self.plan_round(urgency)
+    }
+
+    fn plan_round(&mut self, urgency: Urgency) -> Option<WriteBack> {
+        let limits = WriteBackLimits { bytes: self.sizes.round, runs: 128, run_bytes: 1 << 20 };
+        let journal = self.log.journal_mut();
+        match urgency {
+            Urgency::Oldest(before) => journal.write_back_oldest(limits, before),
+            _ => journal.write_back(limits),
+        }
     }
 
     fn begin_round(&mut self, plan: &WriteBack) {

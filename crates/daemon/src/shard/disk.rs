@@ -128,10 +128,14 @@ impl DiskDriver {
         events.push_back(self.meta_event(done));
     }
 
-    /// Hands to the kernel what was submitted.
-    pub(super) fn kick(&mut self) {
-        if self.unkicked {
-            self.unkicked = false;
+    /// Hands on what was submitted. What a journal does at once, on this thread, ends here.
+    pub(super) fn kick(&mut self, events: &mut VecDeque<Event>) {
+        if !std::mem::take(&mut self.unkicked) {
+            return;
+        }
+        if self.journal.is_some() {
+            self.collect(events);
+        } else {
             self.disk.kick();
         }
     }

@@ -725,13 +725,15 @@ impl Inner {
             let Some(disk) = &mut self.disk else { break };
             disk.submit_waiting(&mut self.events);
             if self.events.is_empty() {
+                disk.kick(&mut self.events);
+            }
+            if self.events.is_empty() {
                 break;
             }
             self.run();
         }
         self.spinner.note(std::mem::take(&mut self.handled));
         if let Some(disk) = &mut self.disk {
-            disk.kick();
             if self.failure.is_none()
                 && let Some(failure) = disk.failure()
             {

@@ -1,6 +1,6 @@
 //! The real directory.
 
-use super::Files;
+use super::{Files, SyncApart};
 use bytes::Bytes;
 use rustix::fs::{
     Advice, FallocateFlags, FlockOperation, Mode, OFlags, fadvise, fallocate, fdatasync, flock,
@@ -14,7 +14,7 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 const ALIGN: usize = 4096;
 /// So many files are kept open.
@@ -34,7 +34,7 @@ pub struct DirectoryOptions {
 
 struct Open {
     /// Through the page cache: reads, and writes that are synced.
-    file: File,
+    file: Arc<File>,
     /// Around it.
     direct: Option<OwnedFd>,
 }
@@ -77,7 +77,7 @@ impl Directory {
         let mut open = self.open_files();
         if !open.contains_key(name) {
             let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let file = File::from(openat(&self.dir, name, flags, Mode::empty())?);
+            let file = Arc::new(File::from(openat(&self.dir, name, flags, Mode::empty())?));
             let through = flags | OFlags::DIRECT | OFlags::DSYNC;
             let direct = if self.direct_works {
                 openat(&self.dir, name, through, Mode::empty()).ok()
@@ -213,6 +213,11 @@ impl Files for Directory {
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
         self.with(name, |open| Ok(fdatasync(&open.file)?))
+    }
+
+    fn sync_apart(&mut self, name: &str) -> io::Result<Option<SyncApart>> {
+        let file = self.with(name, |open| Ok(Arc::clone(&open.file)))?;
+        Ok(Some(Box::new(move || Ok(fdatasync(&file)?))))
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {

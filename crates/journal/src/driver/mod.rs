@@ -86,6 +86,15 @@ pub trait Files {
     /// When that is not known to have worked.
     fn sync(&mut self, name: &str) -> io::Result<()>;
 
+    /// As [`Self::sync`], for another moment or thread: what was written when this was called is
+    /// durable when what it returns has worked. Nothing, where it is durable already.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    fn sync_apart(&mut self, name: &str) -> io::Result<Option<SyncApart>> {
+        self.sync(name).map(|()| None)
+    }
+
     /// Gives a file another name, which no file has.
     ///
     /// # Errors
@@ -103,6 +112,25 @@ pub trait Files {
     /// # Errors
     /// When that is not known to have worked.
     fn sync_dir(&mut self) -> io::Result<()>;
+}
+
+/// A sync that is still to be made: see [`Files::sync_apart`].
+pub type SyncApart = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// A sync that has begun: pass its end to [`Log::end_sync`].
+pub struct Syncing {
+    target: LogPosition,
+    rest: Option<SyncApart>,
+}
+
+impl Syncing {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// When it is not known to have worked.
+    pub fn wait(&mut self) -> io::Result<()> {
+        self.rest.take().map_or(Ok(()), |rest| rest())
+    }
 }
 
 /// Why a log could not be opened or used.
@@ -320,6 +348,21 @@ impl<F: Files> Log<F> {
         result
     }
 
+    /// Writes the next batch to the page cache, if that is what comes next: nothing that waits for
+    /// a device.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn step_cached(&mut self) -> io::Result<Option<Batch>> {
+        if !self.journal.is_write_next() {
+            return Ok(None);
+        }
+        match self.step(false)? {
+            Stepped::Wrote(batch) => Ok(Some(batch)),
+            _ => Ok(None),
+        }
+    }
+
     fn try_step(&mut self, durable: bool) -> io::Result<Stepped> {
         match self.journal.next_step() {
             Next::Idle | Next::Wait => return Ok(Stepped::Idle),
@@ -354,7 +397,7 @@ impl<F: Files> Log<F> {
 
     fn try_sync(&mut self) -> io::Result<()> {
         let Some(target) = self.journal.sync_target() else { return Ok(()) };
-        let last = self.journal.durable_segments().last().map(|(header, _)| header.number);
+        let last = self.journal.segments.back().map(|(header, _)| header.number);
         if let Some(number) = last {
             self.files.sync(&segment_name(number))?;
             self.journal.synced(target);
@@ -383,6 +426,35 @@ impl<F: Files> Log<F> {
         let result = self.try_sync();
         if result.is_err() {
             self.journal.fail();
+        }
+        result
+    }
+
+    /// Begins to make everything durable that is written, if something is not. It ends, perhaps on
+    /// another thread, with [`Syncing::wait`]; meanwhile anything may be appended.
+    ///
+    /// # Errors
+    /// As [`Self::sync`].
+    pub fn begin_sync(&mut self) -> io::Result<Option<Syncing>> {
+        let Some(target) = self.journal.sync_target() else { return Ok(None) };
+        let Some((header, _)) = self.journal.segments.back() else { return Ok(None) };
+        match self.files.sync_apart(&segment_name(header.number)) {
+            Ok(rest) => Ok(Some(Syncing { target, rest })),
+            Err(error) => {
+                self.journal.fail();
+                Err(error)
+            }
+        }
+    }
+
+    /// What [`Self::begin_sync`] began has ended.
+    ///
+    /// # Errors
+    /// The one that it is given: the journal has failed.
+    pub fn end_sync(&mut self, sync: &Syncing, result: io::Result<()>) -> io::Result<()> {
+        match &result {
+            Ok(()) => self.journal.synced(sync.target),
+            Err(_) => self.journal.fail(),
         }
         result
     }

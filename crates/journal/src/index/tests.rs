@@ -65,6 +65,8 @@ enum Step {
     },
     Sync,
     Plan,
+    /// The oldest ones, but so many of the newest records.
+    PlanOldest(u64),
     /// One of the plans under way is done, or failed.
     Done {
         which: usize,
@@ -80,6 +82,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(kind, first, blocks)| Step::Append { kind, first, blocks }),
         3 => Just(Step::Sync),
         3 => Just(Step::Plan),
+        3 => (0u64..6).prop_map(Step::PlanOldest),
         3 => (0usize..4, prop::bool::weighted(0.8))
             .prop_map(|(which, worked)| Step::Done { which, worked }),
         1 => Just(Step::FlushBegins),
@@ -122,8 +125,20 @@ proptest! {
                     synced = at;
                     index.synced(LogPosition(synced));
                 }
-                Step::Plan => {
-                    let Some(plan) = index.plan(LIMITS, LogPosition(synced)) else { continue };
+                Step::Plan | Step::PlanOldest(_) => {
+                    let newest = match step {
+                        Step::PlanOldest(newest) => usize::try_from(newest).unwrap(),
+                        _ => 0,
+                    };
+                    let before = log.iter().nth_back(newest).map_or(0, |frame| frame.position.0);
+                    let (synced, plan) = match step {
+                        Step::PlanOldest(_) => {
+                            let before = before.min(synced);
+                            (before, index.plan_oldest(LIMITS, LogPosition(before)))
+                        }
+                        _ => (synced, index.plan(LIMITS, LogPosition(synced))),
+                    };
+                    let Some(plan) = plan else { continue };
                     prop_assert!(plan.runs.len() <= LIMITS.runs);
                     let mut writes = Vec::new();
                     for run in &plan.runs {
@@ -221,4 +236,33 @@ fn overwrites_cost_the_disk_nothing() {
     assert!(index.oldest().is_some(), "the disk is not flushed");
     index.flushed(index.flush_token());
     assert_eq!((index.oldest(), index.len(), index.bytes()), (None, 0, 0));
+}
+
+#[test]
+fn only_the_oldest_records_are_written_back_and_sorted_by_place() {
+    let mut index = Index::default();
+    let (mut at, mut starts) = (0, Vec::new());
+    // Block 3 is written again and again; 9, 7 and 5 once, long ago.
+    for block in [3, 9, 3, 7, 3, 5, 3, 1] {
+        let header = frame(at, RecordKind::Write, block, 1);
+        index.add_frame(&header, at, 4096, LogPosition(0));
+        starts.push(at);
+        at = header.end().0;
+    }
+    index.synced(LogPosition(at));
+    let plan = index.plan_oldest(LIMITS, LogPosition(starts[6])).unwrap();
+    let blocks: Vec<u64> = plan.runs.iter().map(|run| run.range.offset / BLOCK).collect();
+    assert_eq!(blocks, [5, 7, 9]);
+    assert_eq!(index.plan_oldest(LIMITS, LogPosition(starts[6])), None);
+    index.plan_done(plan.id, true);
+    index.flushed(index.flush_token());
+    assert_eq!(index.oldest(), Some(LogPosition(starts[6])), "what is newer may stay");
+    // What did not work is tried again, and what was overwritten meanwhile is not.
+    let plan = index.plan_oldest(LIMITS, LogPosition(at)).unwrap();
+    let header = frame(at, RecordKind::Write, 1, 1);
+    index.add_frame(&header, at, 4096, LogPosition(0));
+    index.plan_done(plan.id, false);
+    let plan = index.plan_oldest(LIMITS, LogPosition(at)).unwrap();
+    assert_eq!(plan.runs.len(), 1);
+    assert_eq!(plan.runs[0].range, ByteRange::new(3 * BLOCK, BLOCK));
 }

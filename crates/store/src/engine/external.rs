@@ -16,6 +16,9 @@ pub trait ExternalDisk: Send {
     /// perhaps at once. A write with `fua` is over when it is durable. The range lies in the disk,
     /// and no flush is asked for while another is under way.
     fn submit(&mut self, request: DiskOp, ticket: Ticket);
+
+    /// All is submitted that there is for the moment. What is over in this call needs nobody woken.
+    fn kick(&mut self) {}
 }
 
 /// Whom to tell that an operation is over. One that is dropped tells of an I/O error.
@@ -47,8 +50,14 @@ impl Ticket {
             return;
         }
         let (op, tag, kind, range) = (self.op, self.tag, self.kind, self.range);
-        lock(&self.finished.list).push(Done { op, tag, kind, range, result });
-        self.finished.wake.signal();
+        let mut list = lock(&self.finished.list);
+        // Whoever looks at the list has been told already, or is about to look.
+        let told = list.attended || !list.done.is_empty();
+        list.done.push(Done { op, tag, kind, range, result });
+        drop(list);
+        if !told {
+            self.finished.wake.signal();
+        }
     }
 }
 
@@ -59,9 +68,16 @@ impl Drop for Ticket {
 }
 
 struct Finished {
-    /// Bounded by what the disk lets be in flight.
-    list: Mutex<Vec<Done>>,
+    list: Mutex<List>,
     wake: Arc<Wake>,
+}
+
+#[derive(Default)]
+struct List {
+    /// Bounded by what the disk lets be in flight.
+    done: Vec<Done>,
+    /// The one who takes it will do so in a moment, without being told.
+    attended: bool,
 }
 
 impl std::fmt::Debug for Finished {
@@ -88,12 +104,21 @@ impl External {
         self.disk.submit(request, Ticket { op, tag, kind, range, finished, told: false });
     }
 
-    pub(crate) fn collect(&self, out: &mut Vec<Done>) {
-        out.append(&mut lock(&self.finished.list));
+    pub(crate) fn kick(&mut self) {
+        self.disk.kick();
+    }
+
+    /// Kicks first. What is signalled must have been cleared before.
+    pub(crate) fn collect(&mut self, out: &mut Vec<Done>) {
+        lock(&self.finished.list).attended = true;
+        self.disk.kick();
+        let mut list = lock(&self.finished.list);
+        list.attended = false;
+        out.append(&mut list.done);
     }
 }
 
 /// What is locked here is whole between any two statements, so a panic elsewhere spoils nothing.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock(mutex: &Mutex<List>) -> MutexGuard<'_, List> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
