@@ -4,9 +4,10 @@ mod cluster;
 
 use crate::archive::{ArchiveCommand, Restore, Rewind};
 use crate::daemon::NbdAccess;
-use crate::parse::{absolute_path, disk_place, key_value, meta_place, name, name_or_all};
+use crate::parse::{absolute_path, disk_place, key_value, meta_place, name};
 use crate::parse::{positive_seconds, size};
 use crate::serve::Serve;
+use crate::several::{Names, names};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use cluster::Cluster;
 use holdfast_api::request::{PauseWhat, WaitFor};
@@ -136,9 +137,9 @@ pub(crate) enum Call {
     /// Delete a resource; the data stays on the disks
     Delete(Resource),
     /// Start a resource here
-    Up(ResourceOrAll),
+    Up(Resources),
     /// Stop a resource here
-    Down(ResourceOrAll),
+    Down(Resources),
     /// Make this node Primary
     Primary(Forced),
     /// Make this node Secondary
@@ -332,17 +333,17 @@ pub(crate) struct Resize {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ResourceOrAll {
-    /// The name of the resource, or `all`
-    #[arg(value_parser = name_or_all)]
-    pub(crate) name: String,
+pub(crate) struct Resources {
+    /// The name of the resource, several with commas between them, or `all`
+    #[arg(value_parser = names, value_name = "NAME")]
+    pub(crate) names: Names,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Forced {
-    /// The name of the resource
-    #[arg(value_parser = name)]
-    pub(crate) name: String,
+    /// The name of the resource, several with commas between them, or `all`
+    #[arg(value_parser = names, value_name = "NAME")]
+    pub(crate) names: Names,
     /// Do it although it may lose data
     #[arg(long)]
     pub(crate) force: bool,
@@ -370,9 +371,9 @@ pub(crate) struct AttachDisk {
 
 #[derive(Debug, Args)]
 pub(crate) struct Connect {
-    /// The name of the resource
-    #[arg(value_parser = name)]
-    pub(crate) name: String,
+    /// The name of the resource, several with commas between them, or `all`
+    #[arg(value_parser = names, value_name = "NAME")]
+    pub(crate) names: Names,
     /// Only this peer
     #[arg(long, value_name = "NODE", value_parser = name)]
     pub(crate) peer: Option<String>,
@@ -383,9 +384,9 @@ pub(crate) struct Connect {
 
 #[derive(Debug, Args)]
 pub(crate) struct Disconnect {
-    /// The name of the resource
-    #[arg(value_parser = name)]
-    pub(crate) name: String,
+    /// The name of the resource, several with commas between them, or `all`
+    #[arg(value_parser = names, value_name = "NAME")]
+    pub(crate) names: Names,
     /// Only this peer
     #[arg(long, value_name = "NODE", value_parser = name)]
     pub(crate) peer: Option<String>,
@@ -396,9 +397,9 @@ pub(crate) struct Disconnect {
 
 #[derive(Debug, Args)]
 pub(crate) struct Pause {
-    /// The name of the resource
-    #[arg(value_parser = name)]
-    pub(crate) name: String,
+    /// The name of the resource, several with commas between them, or `all`
+    #[arg(value_parser = names, value_name = "NAME")]
+    pub(crate) names: Names,
     /// What
     pub(crate) what: PauseArg,
 }

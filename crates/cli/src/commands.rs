@@ -2,12 +2,14 @@
 
 use crate::args::{Call, Create, Device, Join};
 use crate::session::Session;
+use crate::several::{Names, each};
 use crate::{archive, attach, cluster, events, journal, options, status, wait};
 use holdfast_api::request::{
     AttachDisk, Connect, DetachDisk, DeviceMade, Disconnect, Empty, Invalidate, Pause, Primary,
     Resize, ResourceCreate, ResourceJoin, Secondary,
 };
 use holdfast_api::{ApiError, request, routes};
+use serde::Serialize;
 use std::time::Duration;
 
 /// Runs one of them.
@@ -23,15 +25,15 @@ pub(crate) async fn run(
         Call::Join(args) => join(session, args).await,
         Call::Leave(a) => session.act(&of(routes::RESOURCE_LEAVE, &a.name), &Empty {}).await,
         Call::Delete(a) => session.act(&of(routes::RESOURCE_DELETE, &a.name), &Empty {}).await,
-        Call::Up(a) => session.act(&of(routes::RESOURCE_UP, &a.name), &Empty {}).await,
-        Call::Down(a) => session.act(&of(routes::RESOURCE_DOWN, &a.name), &Empty {}).await,
+        Call::Up(a) => run_all(session, routes::RESOURCE_UP, &a.names).await,
+        Call::Down(a) => run_all(session, routes::RESOURCE_DOWN, &a.names).await,
         Call::Primary(a) => {
             let body = Primary { force: a.force };
-            session.act(&of(routes::RESOURCE_PRIMARY, &a.name), &body).await
+            act_on(session, routes::RESOURCE_PRIMARY, &a.names, &body).await
         }
         Call::Secondary(a) => {
             let body = Secondary { force: a.force };
-            session.act(&of(routes::RESOURCE_SECONDARY, &a.name), &body).await
+            act_on(session, routes::RESOURCE_SECONDARY, &a.names, &body).await
         }
         Call::AttachDisk(a) => {
             let (force, discard_journal) = (a.force, a.discard_journal);
@@ -40,24 +42,24 @@ pub(crate) async fn run(
         }
         Call::DetachDisk(a) => {
             let body = DetachDisk { force: a.force };
-            session.act(&of(routes::RESOURCE_DETACH_DISK, &a.name), &body).await
+            act_on(session, routes::RESOURCE_DETACH_DISK, &a.names, &body).await
         }
         Call::Rewind(args) => archive::rewind(session, args).await,
         Call::Connect(a) => {
             let body = Connect { peer: a.peer, discard_my_data: a.discard_my_data };
-            session.act(&of(routes::RESOURCE_CONNECT, &a.name), &body).await
+            act_on(session, routes::RESOURCE_CONNECT, &a.names, &body).await
         }
         Call::Disconnect(a) => {
             let body = Disconnect { peer: a.peer, force: a.force };
-            session.act(&of(routes::RESOURCE_DISCONNECT, &a.name), &body).await
+            act_on(session, routes::RESOURCE_DISCONNECT, &a.names, &body).await
         }
         Call::Pause(a) => {
             let body = Pause { what: a.what.into() };
-            session.act(&of(routes::RESOURCE_PAUSE, &a.name), &body).await
+            act_on(session, routes::RESOURCE_PAUSE, &a.names, &body).await
         }
         Call::Resume(a) => {
             let body = Pause { what: a.what.into() };
-            session.act(&of(routes::RESOURCE_RESUME, &a.name), &body).await
+            act_on(session, routes::RESOURCE_RESUME, &a.names, &body).await
         }
         Call::Invalidate(a) => {
             let body = Invalidate { peer: a.peer };
@@ -82,6 +84,24 @@ pub(crate) async fn run(
         Call::Attachments(args) => attach::list(session, &args).await,
         Call::Detach(args) => attach::detach(session, &args).await,
         Call::Abort(args) => attach::abort(session, &args).await,
+    }
+}
+
+/// Makes the same call for each of some resources.
+async fn act_on<B: Serialize>(
+    session: &Session,
+    template: &str,
+    names: &Names,
+    body: &B,
+) -> Result<(), ApiError> {
+    each(session, names, async |name| session.act(&routes::of(template, name), body).await).await
+}
+
+/// As [`act_on`], but the daemon knows best which ones `all` are: also those that are stopped.
+async fn run_all(session: &Session, template: &str, names: &Names) -> Result<(), ApiError> {
+    match names {
+        Names::All => session.act(&routes::of(template, routes::ALL), &Empty {}).await,
+        Names::These(_) => act_on(session, template, names, &Empty {}).await,
     }
 }
 

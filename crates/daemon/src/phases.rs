@@ -64,14 +64,16 @@ pub(crate) async fn tell(request: Request, next: Next) -> Response {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Some(phase)) => Line::Phase(phase),
             // The work is over: its sender is gone.
-            Poll::Ready(None) => match answer.as_mut().map(|answer| answer.try_recv()) {
-                None => return Poll::Ready(None),
-                Some(found) => {
-                    answer = None;
-                    let (status, body) = found.unwrap_or_else(|_| broken());
-                    last(status, &body)
+            Poll::Ready(None) => {
+                match answer.as_mut().map(tokio::sync::oneshot::Receiver::try_recv) {
+                    None => return Poll::Ready(None),
+                    Some(found) => {
+                        answer = None;
+                        let (status, body) = found.unwrap_or_else(|_| broken());
+                        last(status, &body)
+                    }
                 }
-            },
+            }
         };
         Poll::Ready(Some(Ok::<Bytes, Infallible>(encode(&line))))
     });

@@ -87,7 +87,7 @@ async fn note_everywhere(node: &Arc<Node>) -> Result<(), ApiError> {
         return Ok(());
     }
     // Nobody has heard that it was decided, for it was not.
-    node.cluster(|state, now| state.cancel_split(now)).await?;
+    node.cluster(holdfast_cluster::ClusterState::cancel_split).await?;
     announce(node).await;
     let message =
         format!("the cluster was not split: these nodes were not reached: {}", missing.join(", "));
@@ -116,7 +116,7 @@ async fn cancel(node: &Arc<Node>, call: &ClusterSplit) -> Result<Done, ApiError>
     }
     phase("checking that no node has carried it out");
     need_all(node, false, "kept together").await?;
-    let fate = node.cluster(|state, now| state.cancel_split(now)).await?;
+    let fate = node.cluster(holdfast_cluster::ClusterState::cancel_split).await?;
     announce(node).await;
     Ok(Done::new(format!("the split of {} was taken back", fate.name)))
 }
