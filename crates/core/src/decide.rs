@@ -357,6 +357,45 @@ mod tests {
     }
 
     #[test]
+    fn only_a_peer_that_is_what_it_was_is_caught_up_from_the_journal() {
+        let primary = StateReport {
+            role: Role::Primary,
+            disk: DiskState::UpToDate,
+            primary: Some(node(0)),
+            primary_good: true,
+            bits: 1,
+            replays: GenerationId(100),
+            ..report(200, 100, &[100])
+        };
+        let away = StateReport { untouched: true, ..report(100, 0, &[]) };
+        assert_eq!(verdict(&primary, &away), Verdict::SourceReplay);
+        let killed = StateReport { doubtful: true, following: Some(node(0)), ..away.clone() };
+        assert_eq!(verdict(&primary, &killed), Verdict::SourceReplay);
+        let restarted = StateReport { untouched: false, ..away.clone() };
+        assert_eq!(verdict(&primary, &restarted), Verdict::SourceBitmap);
+        let two = StateReport { replays_restarted: true, ..primary.clone() };
+        assert_eq!(verdict(&two, &restarted), Verdict::SourceReplay);
+        for other in [
+            StateReport { bits: 1, ..away.clone() },
+            StateReport { lost_cache: true, ..away.clone() },
+            StateReport { doubtful: true, crashed_primary: true, ..away.clone() },
+            StateReport { disk: DiskState::Inconsistent, ..away.clone() },
+            StateReport { filled_from: Some(node(2)), ..away.clone() },
+            StateReport { generations: report(150, 0, &[100]).generations, ..away.clone() },
+        ] {
+            assert_ne!(verdict(&two, &other), Verdict::SourceReplay, "{other:?}");
+        }
+        for other in [
+            StateReport { replays: GenerationId::NONE, ..two.clone() },
+            StateReport { saw_failure: true, ..two.clone() },
+            StateReport { disk: DiskState::Outdated, ..two.clone() },
+            StateReport { role: Role::Secondary, ..two },
+        ] {
+            assert_ne!(verdict(&other, &away), Verdict::SourceReplay, "{other:?}");
+        }
+    }
+
+    #[test]
     fn a_victim_gives_its_data_up() {
         let mine = report(200, 100, &[100]);
         let victim = StateReport { discard_my_data: true, ..report(300, 100, &[100]) };
@@ -455,9 +494,10 @@ mod tests {
         (
             (prop_oneof![Just(4u64), 100u64..105], id.clone(), prop::collection::vec(id, 0..4)),
             (0u8..6, any::<[bool; 6]>(), 0u64..2, prop::option::of(0u8..3)),
+            (prop_oneof![Just(0u64), 100u64..105], any::<[bool; 2]>()),
         )
-            .prop_map(|((current, base, history), (disk, flags, bits, primary))| {
-                StateReport {
+            .prop_map(
+                |((current, base, history), (disk, flags, bits, primary), replay)| StateReport {
                     role: if flags[0] { Role::Primary } else { Role::Secondary },
                     disk: DiskState::ALL[usize::from(disk) + 4],
                     doubtful: flags[1],
@@ -467,9 +507,12 @@ mod tests {
                     primary: primary.map(node),
                     primary_good: flags[5],
                     bits,
+                    replays: GenerationId(replay.0),
+                    replays_restarted: replay.1[0],
+                    untouched: replay.1[1],
                     ..report(current, base, &history)
-                }
-            })
+                },
+            )
     }
 
     proptest! {

@@ -29,7 +29,7 @@ fn replayed(w: &World, to: u8) -> Vec<Option<u64>> {
 }
 
 fn position(w: &World, index: usize) -> u64 {
-    w.nodes[0].journal.as_ref().unwrap()[index].position.0
+    w.nodes[0].journal.as_ref().expect("it has one")[index].position.0
 }
 
 fn was_inconsistent(w: &World) -> bool {
