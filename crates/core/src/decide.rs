@@ -27,7 +27,30 @@ pub(crate) fn decide(
     if both_primary(mine, theirs) {
         return Verdict::TwoPrimaries;
     }
-    leave_to_primary(guard(verdict, mine, theirs), mine, theirs)
+    match leave_to_primary(guard(verdict, mine, theirs), mine, theirs) {
+        Verdict::SourceBitmap if has_in_journal(me, mine, peer, theirs) => Verdict::SourceReplay,
+        Verdict::TargetBitmap if has_in_journal(peer, theirs, me, mine) => Verdict::TargetReplay,
+        other => other,
+    }
+}
+
+/// Whether what the target misses is in the source's journal: it is what it was when the source lost
+/// it, but for what the source did to it since.
+fn has_in_journal(source: NodeId, s: &StateReport, target: NodeId, t: &StateReport) -> bool {
+    let offered = !s.replays.is_none()
+        && s.replays == t.generations.current
+        && (t.untouched || s.replays_restarted);
+    let good = s.role == Role::Primary && s.disk == DiskState::UpToDate && !s.lost_cache;
+    let consistent =
+        matches!(t.disk, DiskState::Outdated | DiskState::Consistent | DiskState::UpToDate);
+    let as_it_was = t.role != Role::Primary
+        && t.bits == 0
+        && t.filled_from.is_none()
+        && !t.lost_cache
+        && !t.crashed_primary
+        && !s.saw_failure;
+    let doubt = doubts(s, target, t) || doubts(t, source, s);
+    offered && good && consistent && as_it_was && !doubt
 }
 
 /// The same verdict, seen from the other side.
@@ -39,6 +62,8 @@ pub(crate) fn mirror(verdict: Verdict) -> Verdict {
         Verdict::TargetFull => Verdict::SourceFull,
         Verdict::PausedSource => Verdict::PausedTarget,
         Verdict::PausedTarget => Verdict::PausedSource,
+        Verdict::SourceReplay => Verdict::TargetReplay,
+        Verdict::TargetReplay => Verdict::SourceReplay,
         same => same,
     }
 }
@@ -291,6 +316,9 @@ mod tests {
             serves: GenerationId::NONE,
             saw_failure: false,
             bits: 0,
+            replays: GenerationId::NONE,
+            replays_restarted: false,
+            untouched: false,
         }
     }
 
@@ -326,6 +354,45 @@ mod tests {
             Verdict::SplitBrain
         );
         assert_eq!(verdict(&report(200, 0, &[]), &report(300, 0, &[])), Verdict::Unrelated);
+    }
+
+    #[test]
+    fn only_a_peer_that_is_what_it_was_is_caught_up_from_the_journal() {
+        let primary = StateReport {
+            role: Role::Primary,
+            disk: DiskState::UpToDate,
+            primary: Some(node(0)),
+            primary_good: true,
+            bits: 1,
+            replays: GenerationId(100),
+            ..report(200, 100, &[100])
+        };
+        let away = StateReport { untouched: true, ..report(100, 0, &[]) };
+        assert_eq!(verdict(&primary, &away), Verdict::SourceReplay);
+        let killed = StateReport { doubtful: true, following: Some(node(0)), ..away.clone() };
+        assert_eq!(verdict(&primary, &killed), Verdict::SourceReplay);
+        let restarted = StateReport { untouched: false, ..away.clone() };
+        assert_eq!(verdict(&primary, &restarted), Verdict::SourceBitmap);
+        let two = StateReport { replays_restarted: true, ..primary.clone() };
+        assert_eq!(verdict(&two, &restarted), Verdict::SourceReplay);
+        for other in [
+            StateReport { bits: 1, ..away.clone() },
+            StateReport { lost_cache: true, ..away.clone() },
+            StateReport { doubtful: true, crashed_primary: true, ..away.clone() },
+            StateReport { disk: DiskState::Inconsistent, ..away.clone() },
+            StateReport { filled_from: Some(node(2)), ..away.clone() },
+            StateReport { generations: report(150, 0, &[100]).generations, ..away.clone() },
+        ] {
+            assert_ne!(verdict(&two, &other), Verdict::SourceReplay, "{other:?}");
+        }
+        for other in [
+            StateReport { replays: GenerationId::NONE, ..two.clone() },
+            StateReport { saw_failure: true, ..two.clone() },
+            StateReport { disk: DiskState::Outdated, ..two.clone() },
+            StateReport { role: Role::Secondary, ..two },
+        ] {
+            assert_ne!(verdict(&other, &away), Verdict::SourceReplay, "{other:?}");
+        }
     }
 
     #[test]
@@ -427,9 +494,10 @@ mod tests {
         (
             (prop_oneof![Just(4u64), 100u64..105], id.clone(), prop::collection::vec(id, 0..4)),
             (0u8..6, any::<[bool; 6]>(), 0u64..2, prop::option::of(0u8..3)),
+            (prop_oneof![Just(0u64), 100u64..105], any::<[bool; 2]>()),
         )
-            .prop_map(|((current, base, history), (disk, flags, bits, primary))| {
-                StateReport {
+            .prop_map(
+                |((current, base, history), (disk, flags, bits, primary), replay)| StateReport {
                     role: if flags[0] { Role::Primary } else { Role::Secondary },
                     disk: DiskState::ALL[usize::from(disk) + 4],
                     doubtful: flags[1],
@@ -439,9 +507,12 @@ mod tests {
                     primary: primary.map(node),
                     primary_good: flags[5],
                     bits,
+                    replays: GenerationId(replay.0),
+                    replays_restarted: replay.1[0],
+                    untouched: replay.1[1],
                     ..report(current, base, &history)
-                }
-            })
+                },
+            )
     }
 
     proptest! {

@@ -7,8 +7,8 @@ use crate::event::{
 };
 use crate::generation::{Bump, Gens, NewGeneration};
 use crate::handshake::Stand;
-use crate::link::Peer;
 use crate::locks::{Locks, Owner};
+use crate::peer::Peer;
 use crate::peer_io::PeerWrite;
 use crate::persist::Meta;
 use crate::requests::{FlushRequest, ReadRequest, WriteRequest};
@@ -17,7 +17,8 @@ use crate::sync::{ResyncRead, ResyncWrite};
 use bytes::Bytes;
 use holdfast_format::SparseBitmap;
 use holdfast_units::{
-    BLOCK_SIZE, ByteRange, DiskState, GenerationId, MAX_NODES, Millis, NodeId, PeerSet, Role,
+    BLOCK_SIZE, ByteRange, DiskState, GenerationId, LogPosition, MAX_NODES, Millis, NodeId,
+    PeerSet, Role,
 };
 use holdfast_wire::Message;
 use slab::Slab;
@@ -132,6 +133,13 @@ pub struct Core {
     pub(crate) demotion: Option<CommandId>,
     pub(crate) stopping: Option<Stopping>,
     pub(crate) io_errors: u64,
+    /// The position of the last write of this Primary in the journal.
+    pub(crate) logged: Option<LogPosition>,
+    pub(crate) journal_reads: u64,
+    /// The peer for whom new writes wait, so that it gets the rest of the journal, and since when.
+    pub(crate) switching: Option<(NodeId, Millis)>,
+    /// Primaries that know how this node's disk has changed since both had the same.
+    pub(crate) untouched: PeerSet,
     /// See [`Snapshot::size`].
     pub(crate) client_size: u64,
     #[cfg(feature = "planted-bugs")]
@@ -196,6 +204,10 @@ impl Core {
             demotion: None,
             stopping: None,
             io_errors: 0,
+            logged: None,
+            journal_reads: 0,
+            switching: None,
+            untouched: PeerSet::EMPTY,
             client_size: config.size,
             #[cfg(feature = "planted-bugs")]
             planted: None,
@@ -236,6 +248,7 @@ impl Core {
             Event::PeerMessage(peer, link, message) => self.peer_message(peer, link, message),
             Event::PeerDown(peer, link) => self.peer_down(peer, link),
             Event::Command(id, command) => self.command(id, command),
+            Event::JournalRead(id, found) => self.journal_read(id, found),
             Event::Tick => {}
         }
     }
@@ -291,7 +304,8 @@ impl Core {
         let roles = self.role_deadline();
         let settle = self.settle_deadline();
         let rates = self.resync_deadline();
-        links.chain(roles).chain(settle).chain(rates).min()
+        let feeds = self.feed_deadline();
+        links.chain(roles).chain(settle).chain(rates).chain(feeds).min()
     }
 
     /// All there is to see.
@@ -327,7 +341,8 @@ impl Core {
             connection: p.connection,
             role: p.role,
             disk: p.disk,
-            replication: p.replication,
+            replication: p.shown_replication(),
+            behind: p.feed.is_some() || p.caught.is_some(),
             out_of_sync: p.left().count() * BLOCK_SIZE,
             pending: p.pending,
             sent: p.sent,
@@ -443,6 +458,11 @@ impl Core {
             self.disk_failed();
         }
         let ok = result.is_ok();
+        match (job, &result) {
+            (DiskJob::Write(key), Ok(DiskOutcome::Logged(at))) => self.write_logged(key, *at),
+            (DiskJob::Write(_), _) if self.logged.is_some() => self.forget_trails(),
+            _ => {}
+        }
         match job {
             DiskJob::Write(key) => self.write_local_done(key, ok),
             DiskJob::Read(key) => self.read_local_done(key, result),
@@ -516,6 +536,7 @@ impl Core {
         self.tick_links();
         self.tick_roles();
         self.tick_settle();
+        self.tick_feeds();
     }
 
     fn command(&mut self, id: CommandId, command: Command) {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use holdfast_format::{AlLog, MetaImage, SparseBitmap, Superblock};
-use holdfast_units::{ByteRange, DiskState, NodeId, PeerSet, Role};
+use holdfast_units::{ByteRange, DiskState, LogPosition, NodeId, PeerSet, Role};
 use holdfast_wire::Message;
 
 /// A client's request, named by the frontend.
@@ -75,6 +75,29 @@ pub enum DiskOutcome {
     Data(Bytes),
     /// All of the range is a hole; only for a read with `holes`.
     Zeroes,
+    /// A write is done, and in the journal before the disk: this is the position of its record. Later
+    /// writes have higher ones.
+    Logged(LogPosition),
+}
+
+/// A read of the journal, named by the core.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct JournalReadId(pub u64);
+
+/// A write in the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoggedWrite {
+    /// Its position.
+    pub position: LogPosition,
+    /// The position behind it.
+    pub next: LogPosition,
+    /// When it was submitted, all before this position was durable: whoever carries it out elsewhere
+    /// makes that durable first.
+    pub barrier: LogPosition,
+    /// Where.
+    pub range: ByteRange,
+    /// The data; `None` is zeroes.
+    pub data: Option<Bytes>,
 }
 
 /// Commands of people and of the daemon.
@@ -251,6 +274,10 @@ pub enum Event {
     PeerDown(NodeId, LinkId),
     /// A command.
     Command(CommandId, Command),
+    /// The writes that [`Action::ReadJournal`] asked for, as far as they were read, in order, and the
+    /// position behind them, which is higher than what was asked for; or they are not kept any more, or
+    /// cannot be read.
+    JournalRead(JournalReadId, Result<(Vec<LoggedWrite>, LogPosition), IoFailure>),
     /// Time has passed (see [`crate::Core::deadline`]).
     Tick,
 }
@@ -295,6 +322,17 @@ pub enum Action {
     DiskFlush {
         /// Names the operation.
         op: DiskOpId,
+    },
+    /// Read the writes of the journal from a position on, durable ones only: what is not durable yet
+    /// and was reported as [`DiskOutcome::Logged`] is made so. At least one, if any is there; no more
+    /// than about so many bytes. Answered by [`Event::JournalRead`].
+    ReadJournal {
+        /// Names the read.
+        id: JournalReadId,
+        /// From here on.
+        from: LogPosition,
+        /// About so many bytes.
+        bytes: u64,
     },
     /// Write these blocks of metadata (offset in the metadata area, content), then make them
     /// durable. The driver carries metadata writes out one after the other, in order.
@@ -425,6 +463,8 @@ pub struct PeerSnapshot {
     pub disk: DiskState,
     /// What goes on between the disks.
     pub replication: holdfast_units::ReplicationState,
+    /// It is being caught up from the journal (or this node by it): consistent, and gets no writes yet.
+    pub behind: bool,
     /// Bytes that differ, by the local bitmap.
     pub out_of_sync: u64,
     /// Writes, flushes and reads that the peer has not answered.

@@ -7,7 +7,7 @@
 
 use crate::engine::Core;
 use crate::event::LinkId;
-use crate::link::Peer;
+use crate::peer::Peer;
 use crate::persist::After;
 use crate::planted::PlantedBug;
 use holdfast_format::HISTORY_LEN;
@@ -228,6 +228,9 @@ impl Core {
 
     /// Starts the writes that waited for a new generation.
     fn go_on_with_writes(&mut self) {
+        if self.holds_writes() {
+            return;
+        }
         let waiting = std::mem::take(&mut self.want_generation);
         self.runnable.extend(waiting.into_iter().map(crate::locks::Owner::Write));
     }

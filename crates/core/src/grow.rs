@@ -7,7 +7,7 @@
 
 use crate::engine::Core;
 use crate::event::{Action, CommandId, Notice, Refusal};
-use crate::link::Peer;
+use crate::peer::Peer;
 use crate::persist::After;
 use holdfast_format::{MAX_DEVICE_SIZE, Placement};
 use holdfast_units::{BLOCK_SIZE, NodeId};

@@ -3,7 +3,7 @@
 use crate::decide::{decide, doubts, knows_newer, mirror};
 use crate::engine::Core;
 use crate::event::Notice;
-use crate::link::Peer;
+use crate::peer::Peer;
 use crate::persist::After;
 use holdfast_units::{ConnectionState, DiskState, GenerationId, NodeId, ReplicationState, Role};
 use holdfast_wire::{Message, StateReport, Verdict};
@@ -126,7 +126,7 @@ impl Core {
     fn report(&self, to: NodeId) -> StateReport {
         let peer = &self.peers[&to];
         let stand = self.stand();
-        StateReport {
+        let mut report = StateReport {
             serial: peer.serial,
             generations: self.gens.report(to),
             role: self.role,
@@ -143,7 +143,12 @@ impl Core {
             serves: self.serves(),
             saw_failure: peer.failed,
             bits: peer.bitmap.count(),
-        }
+            replays: GenerationId::NONE,
+            replays_restarted: false,
+            untouched: false,
+        };
+        self.report_replay(peer, &mut report);
+        report
     }
 
     /// Asks for a new verdict on a connection that is up.
@@ -253,6 +258,8 @@ impl Core {
             | Verdict::SourceFull
             | Verdict::TargetBitmap
             | Verdict::TargetFull
+            | Verdict::SourceReplay
+            | Verdict::TargetReplay
                 if !self.has_disk() || self.sizes_differ(node) =>
             {
                 // The disk failed since it was reported; or one of the two has yet to grow, and what is
@@ -316,7 +323,12 @@ impl Core {
         } else if decided && let Some(al) = &mut self.al {
             al.take_suspects(node);
         }
+        if verdict != Verdict::SourceReplay {
+            self.peers.get_mut(&node).into_iter().for_each(|p| p.trail = None);
+        }
         match verdict {
+            Verdict::SourceReplay => self.begin_feed(node, theirs),
+            Verdict::TargetReplay => self.begin_to_be_caught_up(node),
             Verdict::SourceBitmap | Verdict::SourceFull => {
                 self.become_source(node, verdict == Verdict::SourceFull, theirs);
             }
@@ -399,6 +411,7 @@ impl Core {
         }
         self.next_source();
         self.settle_with_all();
+        self.note_level(node);
         self.request_superblock(After::Nothing);
         if newer_bits {
             // Noted since the reports were made.

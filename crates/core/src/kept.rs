@@ -3,7 +3,7 @@
 //! A peer that keeps to the protocol stays far below every limit here. One that does not loses its
 //! connection, and with it all that was kept.
 
-use crate::link::Peer;
+use crate::peer::Peer;
 use holdfast_format::SparseBitmap;
 use holdfast_units::ByteRange;
 use holdfast_wire::{Message, StateReport};

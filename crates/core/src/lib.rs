@@ -14,13 +14,17 @@ mod event;
 mod generation;
 mod grow;
 mod handshake;
+mod invalidate;
 mod kept;
 mod link;
 mod locks;
+mod peer;
 mod peer_io;
 mod persist;
 mod planted;
+mod replay;
 mod requests;
+mod resync_end;
 mod roles;
 mod sync;
 mod zeroes;
@@ -29,7 +33,7 @@ pub use engine::Core;
 
 pub use event::{
     Action, Attachment, Command, CommandId, Config, DiskOpId, DiskOutcome, Event, IoFailure,
-    LinkId, MetaOpId, Notice, Options, PeerConfig, PeerSnapshot, Refusal, RequestId, RequestKind,
-    ResyncProgress, Snapshot,
+    JournalReadId, LinkId, LoggedWrite, MetaOpId, Notice, Options, PeerConfig, PeerSnapshot,
+    Refusal, RequestId, RequestKind, ResyncProgress, Snapshot,
 };
 pub use planted::PlantedBug;

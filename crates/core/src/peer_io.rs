@@ -20,12 +20,21 @@ enum Stage {
     Running,
 }
 
+/// What a write of a peer is answered as.
+#[derive(Clone, Copy, Debug)]
+enum Answers {
+    /// A write, by its number.
+    Write(u64),
+    /// A record of the journal, by round and position.
+    Replay(u32, u64),
+}
+
 /// A write that a peer sent.
 #[derive(Debug)]
 pub(crate) struct PeerWrite {
     peer: NodeId,
     link: LinkId,
-    seq: u64,
+    answers: Answers,
     range: ByteRange,
     data: Option<Bytes>,
     fua: bool,
@@ -83,6 +92,22 @@ impl Core {
             self.send(peer, Message::WriteAck { seq: write.seq, result: PeerResult::DiskFailed });
             return;
         }
+        self.touched_by(Some(peer));
+        self.take_peer_write(peer, link, Answers::Write(write.seq), write);
+    }
+
+    /// A write of the Primary's journal, which only this node gets now.
+    pub(crate) fn take_replay(
+        &mut self,
+        peer: NodeId,
+        link: LinkId,
+        (round, id): (u32, u64),
+        write: Incoming,
+    ) {
+        self.take_peer_write(peer, link, Answers::Replay(round, id), write);
+    }
+
+    fn take_peer_write(&mut self, peer: NodeId, link: LinkId, answers: Answers, write: Incoming) {
         if !self.peer_asks(peer) {
             return;
         }
@@ -91,7 +116,7 @@ impl Core {
         let key = self.peer_writes.insert(PeerWrite {
             peer,
             link,
-            seq: write.seq,
+            answers,
             range: write.range,
             data,
             fua: write.fua,
@@ -155,12 +180,16 @@ impl Core {
         }
         let standing = self.link_of(write.peer) == Some(write.link);
         // A write of a lost connection may be older than what a resync is about.
-        if ok && standing {
+        if ok && standing && matches!(write.answers, Answers::Write(_)) {
             self.newer_than_resync(write.range, write.missing);
         }
         let result = if ok { PeerResult::Ok } else { PeerResult::DiskFailed };
         if standing {
-            self.send(write.peer, Message::WriteAck { seq: write.seq, result });
+            let answer = match write.answers {
+                Answers::Write(seq) => Message::WriteAck { seq, result },
+                Answers::Replay(round, id) => Message::ReplayAck { round, id, result },
+            };
+            self.send(write.peer, answer);
         }
         self.unlock(write.range);
     }

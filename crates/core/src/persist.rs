@@ -4,8 +4,8 @@ use crate::actlog::{ActivityLog, extents};
 use crate::engine::{Core, DiskJob};
 use crate::event::{Action, Attachment, CommandId, LinkId, MetaOpId, Notice};
 use crate::generation::Gens;
-use crate::link::Peer;
 use crate::locks::Owner;
+use crate::peer::Peer;
 use crate::planted::PlantedBug;
 use holdfast_format::{
     AlLog, DiskFlags, MetaLayout, PageAddress, PeerFlags, PeerRecord, SparseBitmap, Superblock,
@@ -529,6 +529,7 @@ impl Core {
             self.served = self.gens.current;
         }
         self.disk = state;
+        self.forget_trails();
         if let Some(al) = self.al.take().as_mut() {
             self.runnable.extend(al.abandon());
         }

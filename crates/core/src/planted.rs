@@ -17,6 +17,12 @@ pub enum PlantedBug {
     NoGenerationBump,
     /// Flushes stay local.
     FlushNotForwarded,
+    /// Who is caught up from the journal gets again what it has answered.
+    ReplayAgain,
+    /// It is not flushed where the Primary was.
+    ReplayUnflushed,
+    /// Its bits are cleared when that begins.
+    ReplayClearsEarly,
 }
 
 impl Core {

@@ -10,7 +10,9 @@ use crate::event::{DiskOutcome, IoFailure, RequestId, RequestKind};
 use crate::locks::Owner;
 use crate::planted::PlantedBug;
 use bytes::Bytes;
-use holdfast_units::{ByteRange, DiskState, EXTENT_SIZE, MAX_REQUEST, NodeId, PeerSet, Role};
+use holdfast_units::{
+    ByteRange, DiskState, EXTENT_SIZE, LogPosition, MAX_REQUEST, NodeId, PeerSet, Role,
+};
 use holdfast_wire::{Message, PeerResult, WriteKind};
 
 /// How far the local part of a request is.
@@ -42,7 +44,9 @@ pub(crate) struct WriteRequest {
     range: ByteRange,
     data: Option<Bytes>,
     fua: bool,
-    seq: u64,
+    pub(crate) seq: u64,
+    /// Where it is in the journal.
+    pub(crate) position: Option<LogPosition>,
     stage: Stage,
     has_extents: bool,
     local: Local,
@@ -51,6 +55,27 @@ pub(crate) struct WriteRequest {
     good: bool,
     /// Members that do not have it for sure.
     pub(crate) missed: PeerSet,
+}
+
+impl WriteRequest {
+    pub(crate) fn range(&self) -> ByteRange {
+        self.range
+    }
+
+    /// Whether it was started.
+    pub(crate) fn is_running(&self) -> bool {
+        self.stage == Stage::Running
+    }
+
+    /// Whether the local part of it is so far.
+    pub(crate) fn is_local(&self, local: Local) -> bool {
+        self.stage == Stage::Running && self.local == local
+    }
+
+    /// Whether it is under way, and this peer, which has everything else, was sent it.
+    pub(crate) fn was_sent_to(&self, peer: NodeId) -> bool {
+        self.stage == Stage::Running && (self.waiting.contains(peer) || !self.missed.contains(peer))
+    }
 }
 
 /// A client's read.
@@ -121,6 +146,7 @@ impl Core {
             data,
             fua,
             seq: 0,
+            position: None,
             stage: Stage::Lock,
             has_extents: false,
             local: Local::None,
@@ -135,7 +161,7 @@ impl Core {
 
     /// What the write waited for is there; goes on as far as possible.
     pub(crate) fn advance_write(&mut self, key: usize) {
-        let generation_due = self.bump.is_some() || self.needs_bump();
+        let generation_due = self.bump.is_some() || self.needs_bump() || self.holds_writes();
         let Some(write) = self.writes.get_mut(key) else { return };
         let range = write.range;
         match write.stage {

@@ -5,7 +5,7 @@
 
 use crate::engine::{Core, DiskJob};
 use crate::event::{Action, CommandId, Refusal};
-use crate::link::Peer;
+use crate::peer::Peer;
 use crate::persist::After;
 use holdfast_units::{DiskState, GenerationId, Millis, NodeId, PeerSet, Role};
 use holdfast_wire::{Message, PromoteAnswer, PromoteStep};
@@ -219,6 +219,7 @@ impl Core {
         {
             self.send_settled();
             self.role = Role::Secondary;
+            self.forget_trails();
             self.bump_for = PeerSet::EMPTY;
             self.following = None;
             self.request_superblock(After::Demoted(id));
@@ -273,6 +274,8 @@ impl Core {
         let good = self.good_peers().next().and_then(|p| self.peers.get(&p));
         self.served = good.map_or(GenerationId::NONE, |p| p.current);
         self.role = Role::Primary;
+        self.forget_trails();
+        self.touched_by(None);
         self.following = None;
         self.outdated = false;
         self.refresh_sets();

@@ -7,9 +7,9 @@
 //! is worth what the source is.
 
 use crate::engine::{Core, DiskJob};
-use crate::event::{CommandId, DiskOutcome, IoFailure, Notice, Refusal, ResyncProgress};
-use crate::link::Peer;
+use crate::event::{DiskOutcome, IoFailure, Notice, ResyncProgress};
 use crate::locks::Owner;
+use crate::peer::Peer;
 use crate::persist::{After, bytes};
 use crate::zeroes::{LEAST_ZEROES, first_stretch};
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use holdfast_units::{
     BLOCK_SIZE, ByteRange, DiskState, GenerationId, MAX_REQUEST, Millis, NodeId, PeerSet,
     ReplicationState, Role,
 };
-use holdfast_wire::{Generations, Message, StateReport};
+use holdfast_wire::{Message, StateReport};
 use std::collections::BTreeMap;
 
 /// The longest range that is asked for when the last ones were holes.
@@ -45,15 +45,17 @@ pub(crate) struct Resync {
     total: u64,
     carried: u64,
     /// Target: the ranges that were asked for and have not come, by offset, with their lengths.
-    pulls: BTreeMap<u64, u64>,
+    pub(crate) pulls: BTreeMap<u64, u64>,
     in_flight: u64,
     cursor: u64,
     ask: u64,
     /// Target: writes of received blocks under way.
-    writing: usize,
+    pub(crate) writing: usize,
     /// Blocks cleared since the bitmap was last written.
     since_checkpoint: u64,
-    completing: bool,
+    pub(crate) completing: bool,
+    /// Target: the source's generations are being taken over.
+    pub(crate) adopting: bool,
     /// Bytes that may be asked for now, when the rate is limited, and when that was counted.
     allowance: u64,
     counted: Millis,
@@ -98,6 +100,8 @@ impl Peer {
         self.bitmap_seen = false;
         self.generations_sent = false;
         self.resync = None;
+        self.feed = None;
+        self.caught = None;
         self.wanted.clear();
         self.fresher = None;
         self.replication = ReplicationState::Off;
@@ -111,7 +115,7 @@ impl Core {
 }
 
 impl Resync {
-    fn new(now: Millis, total: u64) -> Self {
+    pub(crate) fn new(now: Millis, total: u64) -> Self {
         Self {
             started: now,
             total,
@@ -123,6 +127,7 @@ impl Resync {
             writing: 0,
             since_checkpoint: 0,
             completing: false,
+            adopting: false,
             allowance: 0,
             counted: now,
         }
@@ -168,7 +173,7 @@ impl Resync {
 
 impl Core {
     pub(crate) fn resync_progress(&self, p: &Peer) -> Option<ResyncProgress> {
-        let resync = p.resync.as_ref()?;
+        let Some(resync) = &p.resync else { return self.replay_progress(p) };
         let left = p.left().count().min(resync.total);
         Some(ResyncProgress {
             done: bytes(resync.total - left),
@@ -199,7 +204,7 @@ impl Core {
     }
 
     /// Begins to be source for a peer whose data are of the generation `theirs`.
-    fn feed(&mut self, node: NodeId, full: bool, theirs: GenerationId) {
+    pub(crate) fn feed(&mut self, node: NodeId, full: bool, theirs: GenerationId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if full {
             peer.bitmap.set_all();
@@ -223,7 +228,7 @@ impl Core {
     }
 
     /// Whether another node writes: then the target may get writes before this source gets them.
-    fn follows_primary(&self) -> bool {
+    pub(crate) fn follows_primary(&self) -> bool {
         self.role != Role::Primary && self.is_near_primary()
     }
 
@@ -232,6 +237,7 @@ impl Core {
         if from_primary {
             self.give_way_to_primary(node);
         }
+        self.touched_by(None);
         let busy = self.peers.values().any(|p| p.node != node && p.is_target());
         if !busy {
             for peer in self.peers.values_mut() {
@@ -281,7 +287,7 @@ impl Core {
     }
 
     /// This node's data are no use to others until its own resync is done.
-    fn stop_being_source(&mut self, target_of: NodeId) {
+    pub(crate) fn stop_being_source(&mut self, target_of: NodeId) {
         let fed = |p: &&mut Peer| p.node != target_of && p.is_fed();
         let mut ended = Vec::new();
         for peer in self.peers.values_mut().filter(fed) {
@@ -294,7 +300,7 @@ impl Core {
     }
 
     /// Sends the bitmap about a member to a peer.
-    fn send_bitmap(&mut self, to: NodeId, about: NodeId) {
+    pub(crate) fn send_bitmap(&mut self, to: NodeId, about: NodeId) {
         let round = self.peers.get(&to).map_or(0, |p| p.verdict_serial);
         // A target gets what it lacks; as an account of what it misses, that could be undone.
         let whole = to != about;
@@ -394,7 +400,7 @@ impl Core {
     }
 
     /// What goes on with `node` waits until all has come that the others sent until now.
-    fn begin_barrier(&mut self, node: NodeId, others: &[NodeId]) {
+    pub(crate) fn begin_barrier(&mut self, node: NodeId, others: &[NodeId]) {
         let mut waits = Vec::new();
         for other in others {
             self.ping(*other);
@@ -405,7 +411,7 @@ impl Core {
         }
     }
 
-    fn has_passed(&self, barrier: &Barrier) -> bool {
+    pub(crate) fn has_passed(&self, barrier: &Barrier) -> bool {
         let answered = |p: &Peer, pongs: u64| !p.up || p.pongs >= pongs;
         barrier.0.iter().all(|(other, n)| self.peers.get(other).is_none_or(|p| answered(p, *n)))
     }
@@ -473,6 +479,7 @@ impl Core {
     pub(crate) fn pump_resyncs(&mut self) {
         self.pass_barriers();
         self.serve_targets();
+        self.pump_feeds();
         let target = self.peers.values().find(|p| p.is_syncing_target()).map(|p| p.node);
         let Some(node) = target else { return };
         if self.has_disk() && !self.is_decreeing() {
@@ -779,220 +786,6 @@ impl Core {
         }
     }
 
-    fn complete_if_done(&mut self, node: NodeId) {
-        let barrier = self.peers.get(&node).and_then(|p| p.barrier.as_ref());
-        if barrier.is_some_and(|b| !self.has_passed(b)) {
-            return;
-        }
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        let Some(resync) = &mut peer.resync else { return };
-        let done = peer.bitmap.count() == 0
-            && resync.pulls.is_empty()
-            && resync.writing == 0
-            && !resync.completing;
-        if !done {
-            return;
-        }
-        resync.completing = true;
-        let round = peer.round;
-        self.disk_flush(DiskJob::CompleteFlush { peer: node, round });
-    }
-
-    pub(crate) fn resync_flushed(&mut self, node: NodeId, round: u64) {
-        let Some(peer) = self.peers.get(&node) else { return };
-        if peer.round == round && peer.is_completing() {
-            self.send(node, Message::ResyncComplete);
-        }
-    }
-
-    /// The target has everything. Of those who have the same it is to be told only when they are still
-    /// there: one that died since may come back with less.
-    pub(crate) fn resync_complete(&mut self, node: NodeId) {
-        let replication = self.peers.get(&node).map(|p| p.replication);
-        if replication != Some(ReplicationState::SyncSource) {
-            return;
-        }
-        let others = self.peers.keys().copied().filter(|n| *n != node && self.is_same(*n));
-        self.begin_barrier(node, &others.collect::<Vec<_>>());
-    }
-
-    /// The target gets the generations, and what others miss; `there` are those who have answered.
-    fn send_generations(&mut self, node: NodeId, there: &[NodeId]) {
-        let Some(peer) = self.peers.get(&node) else { return };
-        if peer.replication != ReplicationState::SyncSource || self.disk < DiskState::Outdated {
-            return;
-        }
-        if peer.overtaken {
-            // It may miss what the Primary writes: not everything is what was missing.
-            self.renegotiate(node);
-            return;
-        }
-        // Every block that a Primary noted was fetched or written by itself: both were answered.
-        if self.role == Role::Primary && peer.left().count() > 0 {
-            let left = peer.left().count();
-            self.protocol_error(node, &format!("it ended a resync with {left} blocks to go"));
-            return;
-        }
-        let mut others: Vec<NodeId> = self.peers.keys().copied().filter(|n| *n != node).collect();
-        for other in &others {
-            // The target has the same data, and so the same doubts.
-            self.merge_suspects(*other);
-        }
-        // Of who has all that is here the account is complete, though empty.
-        others.retain(|n| {
-            self.peers[n].bitmap.count() > 0 || (there.contains(n) && self.is_same(*n))
-        });
-        if let Some(peer) = self.peers.get_mut(&node) {
-            peer.generations_sent = true;
-            peer.missed_again = None;
-        }
-        for other in others {
-            self.send_bitmap(node, other);
-        }
-        let generations = Box::new(self.gens.report(node));
-        let lost_cache = self.lost_cache;
-        self.send(node, Message::ResyncGenerations { generations, lost_cache });
-    }
-
-    /// This node has everything: it takes the source's generations over.
-    pub(crate) fn take_over(&mut self, node: NodeId, generations: &Generations, lost_cache: bool) {
-        let Some(peer) = self.peers.get(&node) else { return };
-        if !peer.is_completing() {
-            // It belongs to a resync that is over, and the source need not wait.
-            self.send(node, Message::ResyncAdopted { current: GenerationId::NONE });
-            return;
-        }
-        let round = peer.round;
-        self.outdated = peer.disk == DiskState::Outdated;
-        self.disk = if self.outdated { DiskState::Outdated } else { DiskState::UpToDate };
-        self.gens.current = generations.current;
-        self.gens.history = generations.history;
-        self.gens.fill_to(self.node, GenerationId::NONE);
-        for other in self.other_nodes().collect::<Vec<_>>() {
-            self.merge_suspects(other);
-            self.take_over_account(node, other, generations);
-        }
-        // The past that a decree broke with, which is in the source's own slot, is this node's too.
-        self.gens.slots[self.node.index()] = generations.slots[node.index()];
-        if let Some(new) = self.coming.take()
-            && new.previous == self.gens.current
-        {
-            self.gens.open(new.opened);
-            self.gens.push(new.current);
-        }
-        self.crashed_primary = false;
-        // What a crash left in doubt here is settled: the data are the source's, whose own doubts are
-        // in its account.
-        self.lost_cache = lost_cache;
-        if let Some(al) = &mut self.al {
-            al.forget_suspects();
-        }
-        self.write_dirty_pages();
-        self.request_superblock(After::Adopted { peer: node, round });
-        self.hold(node);
-        self.report_again();
-    }
-
-    /// What `other` misses is what the source says, what came since, and what was marked here: what
-    /// `other` noted about the source is not in the source's account. Only where the source knows it
-    /// to be equal does that account replace the marks.
-    fn take_over_account(&mut self, source: NodeId, other: NodeId, generations: &Generations) {
-        let i = other.index();
-        self.gens.slots[i] = generations.slots[i];
-        if other == source {
-            self.gens.slots[i] = GenerationId::NONE;
-        }
-        let Some(peer) = self.peers.get_mut(&other) else { return };
-        if self.gens.slots[i].is_none() {
-            // It misses nothing of this generation.
-            self.gens.known[i] = generations.current;
-        }
-        peer.failed &= other != source;
-        let complete = peer.account.as_ref().is_some_and(|account| account.count() == 0);
-        if other == source || complete {
-            peer.clear_bits();
-        }
-        peer.left_to_fill = None;
-        peer.filled_from = false;
-        // What a person gave up is gone by now: these are other data.
-        peer.discard_my_data = false;
-        for noted in [peer.account.take(), peer.missed_meanwhile.take()].into_iter().flatten() {
-            peer.add_bits(&noted);
-        }
-    }
-
-    /// Whether generations are being taken over, so that no verdict must be found meanwhile.
-    pub(crate) fn is_adopting(&self) -> bool {
-        self.peers.values().any(|p| p.is_completing() && self.disk > DiskState::Inconsistent)
-    }
-
-    pub(crate) fn adopted(&mut self, node: NodeId, round: u64) {
-        if !self.has_disk() {
-            return;
-        }
-        if self.peers.get(&node).is_some_and(|p| p.round == round) {
-            let current = self.gens.current;
-            if let Some(peer) = self.peers.get_mut(&node) {
-                peer.end_resync();
-                peer.replication = ReplicationState::Established;
-            }
-            self.send(node, Message::ResyncAdopted { current });
-            self.notice(Notice::ResyncFinished(node, true));
-        }
-        self.take_words();
-        self.settle_with_all();
-        self.clear_crash_marks();
-        self.refresh_sets();
-        self.announce();
-        self.next_source();
-        // What the source's account says of those that are connected here.
-        let others: Vec<NodeId> = self.peers.keys().copied().filter(|n| *n != node).collect();
-        for other in others {
-            self.compare_again(other);
-        }
-        self.changed();
-    }
-
-    /// The target took the generations over: both hold the same. With none, it did not.
-    pub(crate) fn target_adopted(&mut self, node: NodeId, current: GenerationId) {
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        if current.is_none() {
-            peer.generations_sent = false;
-            return;
-        }
-        if peer.replication != ReplicationState::SyncSource || !peer.generations_sent {
-            return;
-        }
-        peer.generations_sent = false;
-        let missed_again = peer.missed_again.take();
-        peer.end_resync();
-        peer.replication = ReplicationState::Established;
-        peer.failed = false;
-        peer.clear_bits();
-        let missed = missed_again.is_some();
-        if let Some(missed) = missed_again {
-            peer.add_bits(&missed);
-        }
-        peer.current = current;
-        peer.disk = self.disk;
-        // A generation that began since does not have what it missed from then on. Nor may a Primary
-        // count it among those that get its writes yet: that one says when it does.
-        let all = current == self.gens.current && !missed && !self.follows_primary();
-        self.gens.slots[node.index()] = if all { GenerationId::NONE } else { current };
-        self.gens.known[node.index()] = current;
-        self.refresh_sets();
-        if all {
-            self.tell_synced(node);
-        }
-        self.take_words();
-        self.settle_with_all();
-        self.clear_crash_marks();
-        self.write_dirty_pages();
-        self.request_superblock(After::Nothing);
-        self.notice(Notice::ResyncFinished(node, false));
-        self.changed();
-    }
-
     /// Connections that waited for another resync find out anew where they stand.
     pub(crate) fn next_source(&mut self) {
         if !self.has_disk() || self.peers.values().any(Peer::is_target) {
@@ -1004,97 +797,5 @@ impl Core {
         for node in waiting {
             self.renegotiate(node);
         }
-    }
-
-    pub(crate) fn invalidate(&mut self, id: CommandId, which: Option<NodeId>) {
-        let changing = self.promotion.is_some() || self.promise.is_some();
-        let result = match which {
-            _ if changing => Err(Refusal::Busy),
-            Some(node) => self.invalidate_peer(node),
-            None => self.invalidate_here(),
-        };
-        self.act(crate::Action::CommandDone(id, result));
-    }
-
-    fn invalidate_peer(&mut self, node: NodeId) -> Result<(), Refusal> {
-        let peer = self.peers.get(&node).ok_or(Refusal::NoSuchPeer)?;
-        if !peer.up {
-            return Err(Refusal::NotConnected);
-        }
-        if let Some(primary) = self.stand().primary.filter(|p| *p != self.node) {
-            return Err(Refusal::PeerIsPrimary(primary));
-        }
-        if peer.replication != ReplicationState::Established {
-            return Err(Refusal::ResyncRunning);
-        }
-        if peer.disk <= DiskState::Failed {
-            return Err(Refusal::Diskless);
-        }
-        if self.disk != DiskState::UpToDate {
-            return Err(Refusal::NoUpToDateData);
-        }
-        if self.sizes_differ(node) {
-            return Err(Refusal::Busy);
-        }
-        self.send(node, Message::Invalidate { receiver: true });
-        self.give_all_to(node);
-        Ok(())
-    }
-
-    fn invalidate_here(&mut self) -> Result<(), Refusal> {
-        if !self.has_disk() {
-            return Err(Refusal::Diskless);
-        }
-        if self.role == Role::Primary {
-            return Err(Refusal::IsPrimary);
-        }
-        if self.peers.values().any(|p| p.resync.is_some() || p.is_target()) {
-            return Err(Refusal::ResyncRunning);
-        }
-        let stand = self.stand();
-        let established = |n: &NodeId| {
-            self.peers.get(n).is_some_and(|p| p.replication == ReplicationState::Established)
-        };
-        let from = match stand.primary.filter(|_| stand.good) {
-            Some(primary) => self.good_peers().find(|p| *p == primary),
-            None => self.good_peers().find(established),
-        };
-        let source = from.filter(established).ok_or(Refusal::NoUpToDateData)?;
-        if self.sizes_differ(source) {
-            return Err(Refusal::Busy);
-        }
-        self.send(source, Message::Invalidate { receiver: false });
-        self.get_all_from(source);
-        Ok(())
-    }
-
-    pub(crate) fn peer_invalidates(&mut self, node: NodeId, receiver: bool) {
-        let established =
-            self.peers.get(&node).is_some_and(|p| p.replication == ReplicationState::Established);
-        let good = self.has_disk()
-            && if receiver { self.role != Role::Primary } else { self.disk == DiskState::UpToDate };
-        if !established || !good || self.sizes_differ(node) {
-            // It crossed something else: what both hold now decides.
-            self.reset(node);
-        } else if receiver {
-            self.get_all_from(node);
-        } else {
-            self.give_all_to(node);
-        }
-    }
-
-    fn give_all_to(&mut self, node: NodeId) {
-        let current = self.gens.current;
-        self.peers.get_mut(&node).into_iter().for_each(Peer::end_resync);
-        self.feed(node, true, current);
-        self.refresh_sets();
-        self.changed();
-    }
-
-    fn get_all_from(&mut self, node: NodeId) {
-        self.peers.get_mut(&node).into_iter().for_each(Peer::end_resync);
-        self.become_target(node, true, self.gens.current);
-        self.refresh_sets();
-        self.changed();
     }
 }

@@ -544,6 +544,7 @@ mod tests {
             connection,
             role,
             disk: DiskState::UpToDate,
+            behind: false,
             replication: ReplicationState::Established,
             out_of_sync: 0,
             pending: 0,

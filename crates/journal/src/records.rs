@@ -50,6 +50,9 @@ pub struct RecordAt {
     pub position: LogPosition,
     /// The position of the next record: where a cursor stands that is behind this one.
     pub next: LogPosition,
+    /// All before this position was durable when its frame was made: whoever carries records out
+    /// elsewhere makes that durable before this one.
+    pub barrier: LogPosition,
     /// The record.
     pub record: Record,
     /// Its payload, if it has one.
@@ -170,6 +173,7 @@ fn records_of(frame: &FrameHeader, segment: &SegmentHeader, offset: u64) -> VecD
         .zip(records)
         .map(|(index, (record, payload))| RecordAt {
             position: frame.position.after(index),
+            barrier: frame.durable,
             next: if index == last { frame.end() } else { frame.position.after(index + 1) },
             record: *record,
             place: place_of(record, segment.number, offset + u64::from(payload.start)),

@@ -90,7 +90,7 @@ impl World {
             RequestKind::Write { range, data: content::payload(range, stamp), fua }
         };
         let since = self.oracle.now();
-        self.request(n, kind, Asked::Write { write, fua }, since);
+        self.request(n, kind, Asked::Write { write, range, zeroes, fua }, since);
     }
 
     /// A client reads all that clients ever wrote to.
@@ -112,7 +112,7 @@ impl World {
         let id = RequestId(self.next_name);
         if self.trace.on {
             let text = match &what {
-                Asked::Write { write, fua } => {
+                Asked::Write { write, fua, .. } => {
                     let blocks = self.oracle.blocks_of(*write);
                     format!("write w{write} fua {fua} blocks {blocks:?}")
                 }
@@ -121,10 +121,12 @@ impl World {
             };
             note!(self, "n{n} client {id:?}: {text}");
         }
+        let logged_since = self.nodes[n].journal.tick();
         let node = &self.nodes[n];
         let pending = Pending {
             what,
             since,
+            logged_since,
             was_primary: node.is_primary(),
             was_up_to_date: node.is_up_to_date(),
             reached: self.reached(n),
@@ -149,6 +151,14 @@ impl World {
     ) {
         if result.is_ok() {
             self.stats.completed += 1;
+            match pending.what {
+                Asked::Write { write, range, zeroes, fua } => {
+                    let stamp = if zeroes { 0 } else { write };
+                    self.nodes[n].journal.completed(stamp, range, fua);
+                }
+                Asked::Flush => self.nodes[n].journal.flushed(pending.logged_since),
+                Asked::Read { .. } => {}
+            }
         } else {
             self.stats.failed += 1;
         }
@@ -160,7 +170,7 @@ impl World {
             pending.reached.iter().filter(|r| now.contains(r)).map(|(m, _)| *m).collect()
         };
         match (&pending.what, result) {
-            (Asked::Write { write, fua }, Ok(None)) => {
+            (Asked::Write { write, fua, .. }, Ok(None)) => {
                 let (write, fua) = (*write, *fua);
                 let holders = checks::acknowledged::holders(self, write);
                 // Who has it by luck, on a connection that the Primary has given up, may lose it.
@@ -235,6 +245,7 @@ fn receives(snap: &Snapshot, peer: usize) -> bool {
             && p.disk > DiskState::Failed
             && p.disk != DiskState::DUnknown
             && p.replication != ReplicationState::Off
+            && !p.behind
     })
 }
 

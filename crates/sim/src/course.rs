@@ -243,7 +243,8 @@ impl World {
             self.submit_write(primary, range, false, true);
         }
         self.quiet_moment();
-        if self.violation.is_none() && !self.is_well() {
+        // A connection that was cut before the healing may be noticed only now.
+        if !self.run_until_that(self.now + 20_000_000, Self::is_well) {
             self.fail("liveness", format!("the cluster fell ill again\n{}", self.states()));
         }
     }

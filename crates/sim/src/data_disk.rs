@@ -190,6 +190,12 @@ impl DataDisk {
         }
     }
 
+    /// Whether an operation is to be durable when it is done.
+    pub(crate) fn is_forced(&self, op: DiskOpId) -> bool {
+        let work = self.in_flight.get(&op).map(|flight| &flight.work);
+        matches!(work, Some(Work::Write { fua: true, .. } | Work::Zeroes { fua: true, .. }))
+    }
+
     /// The end of an operation that took effect.
     pub(crate) fn report(&mut self, op: DiskOpId) -> Option<Result<DiskOutcome, IoFailure>> {
         let flight = self.in_flight.remove(&op)?;

@@ -8,11 +8,23 @@ use crate::node::node_id;
 use crate::world::{Happening, World, note};
 use bytes::Bytes;
 use holdfast_core::{
-    Action, Attachment, Command, CommandId, Core, DiskOpId, Event, MetaOpId, Notice, RequestId,
+    Action, Attachment, Command, CommandId, Core, DiskOpId, DiskOutcome, Event, IoFailure,
+    JournalReadId, MetaOpId, Notice, RequestId,
 };
 use holdfast_format::MetaImage;
-use holdfast_units::{NodeId, PeerSet};
+use holdfast_units::{LogPosition, NodeId, PeerSet};
 use holdfast_wire::Message;
+
+/// What is promised of a disk that is caught up.
+pub(crate) const CAUGHT_UP: &str = "who is caught up is what a crash of its source could have left";
+
+/// Where a node got what it stores.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Source {
+    Resync,
+    Journal,
+    Other,
+}
 
 /// How a node goes down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +38,7 @@ pub(crate) enum Crash {
 /// A message in few words.
 pub(crate) fn brief(message: &Message) -> String {
     let text = match message {
+        Message::Replay { id, range, zeroes, .. } => format!("Replay {id} {range} zeroes {zeroes}"),
         Message::Write { seq, range, missing, settled, .. } => {
             format!("Write {seq} {range} missing {missing:?} settled {settled}")
         }
@@ -108,7 +121,11 @@ impl World {
     /// Gives an event to the node's core and does what it wants.
     pub(crate) fn feed(&mut self, n: usize, event: Event) {
         let clock = self.clock(n);
-        let resync = matches!(event, Event::PeerMessage(_, _, Message::ResyncData { .. }));
+        let source = match event {
+            Event::PeerMessage(_, _, Message::ResyncData { .. }) => Source::Resync,
+            Event::PeerMessage(_, _, Message::Replay { .. }) => Source::Journal,
+            _ => Source::Other,
+        };
         let Some(core) = self.nodes[n].core.as_mut() else { return };
         let mut actions = std::mem::take(&mut self.actions);
         core.on(clock, event, &mut actions);
@@ -121,7 +138,7 @@ impl World {
             checks::states::changed(self, n, &snapshot);
         }
         for action in actions.drain(..) {
-            self.perform(n, action, resync);
+            self.perform(n, action, source);
         }
         self.actions = actions;
         if self.nodes[n].is_up() {
@@ -129,7 +146,7 @@ impl World {
         }
     }
 
-    fn perform(&mut self, n: usize, action: Action, resync: bool) {
+    fn perform(&mut self, n: usize, action: Action, resync: Source) {
         match action {
             Action::Complete(id, result) => {
                 self.fingerprint.add(id.0 << 1 | u64::from(result.is_ok()));
@@ -145,6 +162,11 @@ impl World {
                 self.disk_start(n, op, Work::Zeroes { range, fua }, resync);
             }
             Action::DiskFlush { op } => self.disk_start(n, op, Work::Flush, resync),
+            Action::ReadJournal { id, from, .. } => {
+                let life = self.nodes[n].life;
+                let at = self.now + self.rng.delay(self.plan.disk_us);
+                self.queue.add(at, Happening::JournalRead { node: n, life, id, from });
+            }
             Action::MetaWrite { op, blocks } => self.meta_start(n, op, blocks),
             Action::CloseDisk => {
                 note!(self, "n{n} gives its disk up");
@@ -235,8 +257,9 @@ impl World {
         }
     }
 
-    fn disk_start(&mut self, n: usize, op: DiskOpId, work: Work, resync: bool) {
-        checks::disk_order(self, n, &work, resync);
+    fn disk_start(&mut self, n: usize, op: DiskOpId, work: Work, source: Source) {
+        checks::disk_order(self, n, &work, source);
+        self.nodes[n].journal.issued(op, &work);
         let fails = self.may_fail(n) && self.rng.below(1_000_000) < self.plan.data_errors;
         if fails {
             note!(self, "n{n} disk will fail at {work:?}");
@@ -250,7 +273,7 @@ impl World {
             };
             note!(self, "n{n} disk {op:?} {what}");
         }
-        let resync = resync && work.changes().is_some();
+        let resync = source == Source::Resync && work.changes().is_some();
         let result = self.nodes[n].data.start(op, work, fails, resync);
         self.check("disk operations", result);
         let life = self.nodes[n].life;
@@ -259,10 +282,25 @@ impl World {
     }
 
     pub(crate) fn disk_reported(&mut self, n: usize, op: DiskOpId) {
-        if let Some(outcome) = self.nodes[n].data.report(op) {
+        let fua = self.nodes[n].data.is_forced(op);
+        if let Some(mut outcome) = self.nodes[n].data.report(op) {
             note!(self, "n{n} disk {op:?} done: {}", outcome.is_ok());
+            if outcome.is_ok()
+                && let Some(position) = self.nodes[n].journal.done(op, fua)
+            {
+                outcome = Ok(DiskOutcome::Logged(position));
+            }
+            let checked = checks::caught_up::state(self, n);
+            self.check(CAUGHT_UP, checked);
             self.feed(n, Event::DiskDone(op, outcome));
         }
+    }
+
+    pub(crate) fn journal_read(&mut self, n: usize, id: JournalReadId, from: LogPosition) {
+        let cuts = self.plan.journal_cuts;
+        let found = self.nodes[n].journal.read(from, cuts, &mut self.rng);
+        note!(self, "n{n} journal from {from}: {:?}", found.as_ref().map(|(r, at)| (r.len(), *at)));
+        self.feed(n, Event::JournalRead(id, found.ok_or(IoFailure::NoData)));
     }
 
     fn meta_start(&mut self, n: usize, op: MetaOpId, blocks: crate::meta_disk::Blocks) {
@@ -344,6 +382,8 @@ impl World {
                 self.oracle.power_failed(n);
             }
         }
+        let checked = checks::caught_up::state(self, n);
+        self.check(CAUGHT_UP, checked);
         let close = if how == Crash::Kill { Close::Abrupt } else { Close::Silent };
         self.gone(n, close);
     }
@@ -363,6 +403,7 @@ impl World {
     fn gone(&mut self, n: usize, close: Close) {
         let node = &mut self.nodes[n];
         node.core = None;
+        node.journal.leads(false);
         node.snap = None;
         node.disk_open = false;
         node.wants.clear();

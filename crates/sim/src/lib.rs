@@ -12,6 +12,7 @@ mod content;
 mod course;
 mod data_disk;
 mod driver;
+mod journal;
 mod meta_disk;
 mod net;
 mod node;

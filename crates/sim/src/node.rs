@@ -1,7 +1,9 @@
 //! One virtual machine: a core or none, its disks, and what its driver has to remember.
 
 use crate::data_disk::DataDisk;
+use crate::journal::Journal;
 use crate::meta_disk::{MetaDisk, PLACEMENT};
+use crate::plan::Plan;
 use holdfast_core::{Config, Core, LinkId, Options, PeerConfig, RequestId, Snapshot};
 use holdfast_format::{MetaLayout, Superblock, al_blocks_for, format_blocks};
 use holdfast_units::{ByteRange, ConnectionState, DiskState, NodeId, ResourceId, Role};
@@ -15,6 +17,8 @@ pub(crate) struct Pending {
     pub(crate) what: Asked,
     /// The oracle's time at which it began.
     pub(crate) since: u64,
+    /// The same of the journal's.
+    pub(crate) logged_since: u64,
     pub(crate) was_primary: bool,
     pub(crate) was_up_to_date: bool,
     /// The peers that the Primary reached then, by which connection.
@@ -23,7 +27,7 @@ pub(crate) struct Pending {
 
 /// What a client asked for.
 pub(crate) enum Asked {
-    Write { write: u64, fua: bool },
+    Write { write: u64, range: ByteRange, zeroes: bool, fua: bool },
     Read { range: ByteRange },
     Flush,
 }
@@ -40,6 +44,9 @@ pub(crate) struct Node {
     pub(crate) disk_open: bool,
     pub(crate) data: DataDisk,
     pub(crate) meta: MetaDisk,
+    pub(crate) journal: Journal,
+    /// Its disk is what this node's journal has made of it, in that term as Primary.
+    pub(crate) caught_up_by: Option<(usize, u64)>,
     pub(crate) snap: Option<Snapshot>,
     /// What it was before the event that is being carried out, when that changed it.
     pub(crate) snap_before: Option<Snapshot>,
@@ -74,7 +81,9 @@ fn boot_id(boot: u64, node: NodeId) -> [u8; 16] {
 }
 
 impl Node {
-    pub(crate) fn new(index: usize, diskless: bool, size: u64, al_extents: u16, slots: u8) -> Self {
+    pub(crate) fn new(index: usize, plan: &Plan, slots: u8) -> Self {
+        let (diskless, size, al_extents) =
+            (plan.diskless[index], plan.size_at_start, plan.al_extents);
         let id = node_id(index);
         let layout = MetaLayout::new(size, al_extents, al_blocks_for(al_extents), slots, PLACEMENT)
             .expect("the plan gives possible sizes");
@@ -89,6 +98,8 @@ impl Node {
             disk_open: false,
             data: DataDisk::default(),
             meta: MetaDisk::new(layout.area().end(), &blocks),
+            journal: Journal::new(plan.journals[index]),
+            caught_up_by: None,
             snap: None,
             snap_before: None,
             standalone: BTreeSet::new(),

@@ -84,6 +84,10 @@ pub(crate) struct Plan {
     /// Chance of an error in a million operations on a data disk, and on metadata.
     pub(crate) data_errors: u64,
     pub(crate) meta_errors: u64,
+    /// Who has a journal.
+    pub(crate) journals: Vec<bool>,
+    /// Chance that it is cut when it is read, in a thousand.
+    pub(crate) journal_cuts: u64,
 }
 
 impl Plan {
@@ -134,6 +138,9 @@ impl Plan {
         let blocks = size / BLOCK_SIZE;
         let size_at_start =
             if rng.chance(300) { rng.between(blocks / 4, blocks - 1) * BLOCK_SIZE } else { size };
+        let often = rng.pick(&[0, 700, 1000]);
+        let journals = (0..nodes).map(|_| rng.chance(often)).collect();
+        let journal_cuts = rng.pick(&[0, 0, 20, 200]);
         let apart = class == Class::SplitBrain || class == Class::Everything && rng.coin();
         Self {
             class,
@@ -154,6 +161,8 @@ impl Plan {
             weights: weights(class, apart),
             data_errors: if has_disk_errors(class) { rng.pick(&[200, 1000, 4000]) } else { 0 },
             meta_errors: if has_disk_errors(class) { rng.pick(&[0, 500, 2000]) } else { 0 },
+            journals,
+            journal_cuts,
         }
     }
 

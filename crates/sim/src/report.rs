@@ -42,6 +42,10 @@ pub struct Stats {
     pub promotions: u64,
     /// Resyncs that were finished by their target.
     pub resyncs: u64,
+    /// Those of them by the journal of a Primary, and how many began.
+    pub caught_up: u64,
+    /// See `caught_up`.
+    pub catch_ups: u64,
     /// Split brains that were found by the cores.
     pub split_brains: u64,
     /// Times that nothing but force brought a healed cluster up.
@@ -61,6 +65,8 @@ impl Stats {
         self.disk_errors += other.disk_errors;
         self.promotions += other.promotions;
         self.resyncs += other.resyncs;
+        self.caught_up += other.caught_up;
+        self.catch_ups += other.catch_ups;
         self.split_brains += other.split_brains;
         self.decrees += other.decrees;
         self.virtual_us += other.virtual_us;

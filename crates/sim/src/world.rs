@@ -8,7 +8,8 @@ use crate::plan::Plan;
 use crate::queue::Queue;
 use crate::report::{Fingerprint, Stats, Trace, Violation};
 use crate::rng::Rng;
-use holdfast_core::{Action, Command, CommandId, DiskOpId, Event, LinkId, MetaOpId};
+use holdfast_core::{Action, Command, CommandId, DiskOpId, Event, JournalReadId, LinkId, MetaOpId};
+use holdfast_units::LogPosition;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// More steps than any run should need.
@@ -22,6 +23,7 @@ pub(crate) enum Happening {
     DiskReport { node: usize, life: u64, op: DiskOpId },
     MetaApply { node: usize, life: u64, op: MetaOpId },
     MetaReport { node: usize, life: u64, op: MetaOpId },
+    JournalRead { node: usize, life: u64, id: JournalReadId, from: LogPosition },
     Deliver { link: LinkId, side: usize },
     Dial(usize, usize),
     Start(usize),
@@ -78,9 +80,7 @@ pub(crate) use note;
 impl World {
     pub(crate) fn new(mut rng: Rng, plan: Plan, settings: Settings) -> Self {
         let slots = u8::try_from(plan.nodes()).expect("clusters are small");
-        let nodes = (0..plan.nodes())
-            .map(|i| Node::new(i, plan.diskless[i], plan.size_at_start, plan.al_extents, slots))
-            .collect();
+        let nodes = (0..plan.nodes()).map(|i| Node::new(i, &plan, slots)).collect();
         let tracked = plan.spots.iter().cloned().flatten().collect();
         let trace = Trace::new(settings.trace);
         Self {
@@ -182,6 +182,9 @@ impl World {
             }
             Happening::MetaReport { node, life, op } if self.lives(node, life) => {
                 self.meta_reported(node, op);
+            }
+            Happening::JournalRead { node, life, id, from } if self.lives(node, life) => {
+                self.journal_read(node, id, from);
             }
             Happening::Deliver { link, side } => self.deliver(link, side),
             Happening::Dial(a, b) => self.dial(a, b),

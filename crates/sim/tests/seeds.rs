@@ -76,6 +76,8 @@ fn seeds_are_different_runs_that_do_something() {
     assert!(sum(|run| run.stats.cuts) > 5);
     assert!(sum(|run| run.stats.promotions) > 20);
     assert!(sum(|run| run.stats.resyncs) > 20);
+    assert!(sum(|run| run.stats.caught_up) > 0);
+    assert!(sum(|run| run.stats.catch_ups) > sum(|run| run.stats.caught_up));
 }
 
 /// The promises that a planted bug breaks.
@@ -102,6 +104,15 @@ fn broken_by(bug: PlantedBug) -> &'static [&'static str] {
         PlantedBug::FlushNotForwarded => {
             &["a completed flush is durable", "a completed FUA write is durable"]
         }
+        PlantedBug::ReplayAgain | PlantedBug::ReplayUnflushed => {
+            &["who is caught up is what a crash of its source could have left"]
+        }
+        PlantedBug::ReplayClearsEarly => &[
+            "equal nodes are equal",
+            "what a peer misses is noted",
+            "a promoted node has every completed write",
+            "reads return the last completed write",
+        ],
     }
 }
 
@@ -141,4 +152,19 @@ fn a_missing_generation_is_found() {
 #[test]
 fn a_flush_that_stays_at_home_is_found() {
     finds(PlantedBug::FlushNotForwarded);
+}
+
+#[test]
+fn a_write_that_is_replayed_over_newer_ones_is_found() {
+    finds(PlantedBug::ReplayAgain);
+}
+
+#[test]
+fn a_replay_without_flushes_is_found() {
+    finds(PlantedBug::ReplayUnflushed);
+}
+
+#[test]
+fn bits_that_are_cleared_before_a_replay_is_through_are_found() {
+    finds(PlantedBug::ReplayClearsEarly);
 }

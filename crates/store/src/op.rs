@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use holdfast_units::ByteRange;
+use holdfast_units::{ByteRange, LogPosition};
 
 use crate::DiskError;
 
@@ -120,6 +120,9 @@ pub enum Outcome {
     Data(Bytes),
     /// A read with `holes` found only a hole: the range reads as zeros and holds no data.
     Zeroes,
+    /// A write was done, and is a record of a journal before the disk, at this position. Only a disk
+    /// that has one says so.
+    Logged(LogPosition),
 }
 
 /// The end of an operation.

@@ -65,10 +65,13 @@ enum Kind {
     PromoteReply = 27,
     Invalidate = 28,
     Synced = 29,
+    Replay = 30,
+    ReplayAck = 31,
+    ReplayDone = 32,
 }
 
 /// Every kind with its name, in the order of their numbers, from 1.
-const KINDS: [(Kind, &str); 29] = [
+const KINDS: [(Kind, &str); 32] = [
     (Kind::Hello, "Hello"),
     (Kind::State, "State"),
     (Kind::Verdict, "Verdict"),
@@ -98,6 +101,9 @@ const KINDS: [(Kind, &str); 29] = [
     (Kind::PromoteReply, "PromoteReply"),
     (Kind::Invalidate, "Invalidate"),
     (Kind::Synced, "Synced"),
+    (Kind::Replay, "Replay"),
+    (Kind::ReplayAck, "ReplayAck"),
+    (Kind::ReplayDone, "ReplayDone"),
 ];
 
 impl Kind {
@@ -132,11 +138,14 @@ impl Kind {
             Message::PromoteReply { .. } => Self::PromoteReply,
             Message::Invalidate { .. } => Self::Invalidate,
             Message::Synced { .. } => Self::Synced,
+            Message::Replay { .. } => Self::Replay,
+            Message::ReplayAck { .. } => Self::ReplayAck,
+            Message::ReplayDone { .. } => Self::ReplayDone,
         }
     }
 
     const fn may_have_payload(self) -> bool {
-        matches!(self, Self::Write | Self::ReadReply | Self::ResyncData)
+        matches!(self, Self::Write | Self::ReadReply | Self::ResyncData | Self::Replay)
     }
 }
 

@@ -12,6 +12,7 @@ pub use codec::{
 };
 pub use error::WireError;
 pub use message::{
-    Generations, HISTORY_LEN, Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PeerResult,
-    PromoteAnswer, PromoteStep, RefusalCode, StateReport, Verdict, WriteKind,
+    FEATURE_REPLAY, Generations, HISTORY_LEN, Hello, Message, PROTOCOL_VERSION,
+    PROTOCOL_VERSION_MIN, PeerResult, PromoteAnswer, PromoteStep, RefusalCode, StateReport,
+    Verdict, WriteKind,
 };

@@ -12,6 +12,8 @@ use holdfast_units::{ByteRange, DiskState, GenerationId, NodeId, PeerSet, Resour
 pub const PROTOCOL_VERSION: u16 = 1;
 /// The oldest protocol version that this build speaks.
 pub const PROTOCOL_VERSION_MIN: u16 = 1;
+/// Feature bit of [`Hello`]: the sender knows [`Message::Replay`] and what belongs to it.
+pub const FEATURE_REPLAY: u64 = 1;
 /// How many past generations a node remembers and tells.
 pub const HISTORY_LEN: usize = 32;
 
@@ -89,6 +91,15 @@ pub struct StateReport {
     pub saw_failure: bool,
     /// How many blocks the sender's bitmap has set for the receiver.
     pub bits: u64,
+    /// The generation of the receiver's data that the sender, as Primary, can bring up to date from its
+    /// journal; [`GenerationId::NONE`] when it cannot. Only for a receiver with [`FEATURE_REPLAY`], as
+    /// the next two.
+    pub replays: GenerationId,
+    /// That holds also for a receiver whose daemon was started since, as nobody else can have filled it.
+    pub replays_restarted: bool,
+    /// Nothing has changed the sender's disk but what the receiver sent, since it had the same as the
+    /// receiver as its Primary.
+    pub untouched: bool,
 }
 
 /// What the node with the lower number found, seen from itself.
@@ -119,6 +130,11 @@ pub enum Verdict {
     PausedSource = 10,
     /// The sender of the verdict has the older data, but a Primary is there that fills both.
     PausedTarget = 11,
+    /// The sender of the verdict is Primary, and sends what the receiver misses from its journal, in
+    /// order.
+    SourceReplay = 12,
+    /// The sender of the verdict gets what it misses from the receiver's journal, in order.
+    TargetReplay = 13,
 }
 
 /// Why a side ends a connection for good.
@@ -385,6 +401,36 @@ pub enum Message {
         /// not tied to it: the receiver may have missed the start of a generation.
         current: GenerationId,
     },
+    /// A write of the Primary's journal that the receiver misses. Those that come behind it overtake it
+    /// nowhere where the ranges overlap.
+    Replay {
+        /// The serial of the report whose verdict this belongs to.
+        round: u32,
+        /// Its position in the journal.
+        id: u64,
+        /// Bytes of the journal that come behind it.
+        left: u64,
+        /// Where.
+        range: ByteRange,
+        /// All of it is zero; there is no payload.
+        zeroes: bool,
+        /// The data, unless zeroes.
+        payload: Bytes,
+    },
+    /// Answers [`Message::Replay`].
+    ReplayAck {
+        /// As in what it answers.
+        round: u32,
+        /// As in what it answers.
+        id: u64,
+        /// How it went.
+        result: PeerResult,
+    },
+    /// The receiver has all that the journal held, durably; the sender's writes go to it from here on.
+    ReplayDone {
+        /// The serial of the report whose verdict this belongs to.
+        round: u32,
+    },
     /// Starts a full resync with the sender as target (`invalidate`), or with the receiver as target
     /// (`invalidate --peer`).
     Invalidate {
@@ -427,6 +473,9 @@ impl Message {
             Self::PromoteReply { .. } => "PromoteReply",
             Self::Invalidate { .. } => "Invalidate",
             Self::Synced { .. } => "Synced",
+            Self::Replay { .. } => "Replay",
+            Self::ReplayAck { .. } => "ReplayAck",
+            Self::ReplayDone { .. } => "ReplayDone",
         }
     }
 
@@ -437,6 +486,7 @@ impl Message {
             Self::Write { payload, .. }
             | Self::ReadReply { payload, .. }
             | Self::ResyncData { payload, .. }
+            | Self::Replay { payload, .. }
                 if !payload.is_empty() =>
             {
                 Some(payload)

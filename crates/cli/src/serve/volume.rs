@@ -387,7 +387,7 @@ impl Inner {
     ) {
         self.jobs[key].left -= 1;
         match result {
-            Ok(Outcome::Done) => {}
+            Ok(Outcome::Done | Outcome::Logged(_)) => {}
             Ok(Outcome::Data(data)) => {
                 self.jobs[key].data.push((piece.offset, ReadChunk::Data(data)));
             }

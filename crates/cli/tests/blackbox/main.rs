@@ -12,6 +12,7 @@ mod admin;
 mod archive;
 mod attach;
 mod bounds;
+mod catch_up;
 mod clusters;
 mod device;
 mod disks;

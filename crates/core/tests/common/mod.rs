@@ -6,12 +6,13 @@
 use bytes::Bytes;
 use holdfast_core::{
     Action, Attachment, Command, CommandId, Config, Core, DiskOpId, DiskOutcome, Event, IoFailure,
-    LinkId, Notice, Options, PeerConfig, Refusal, RequestId, RequestKind, Snapshot,
+    JournalReadId, LinkId, LoggedWrite, Notice, Options, PeerConfig, Refusal, RequestId,
+    RequestKind, Snapshot,
 };
 use holdfast_format::{
     DiskFlags, MetaImage, MetaLayout, Placement, ReadAt, Superblock, al_blocks_for, format_blocks,
 };
-use holdfast_units::{ByteRange, GenerationId, Millis, NodeId, PeerSet, ResourceId};
+use holdfast_units::{ByteRange, GenerationId, LogPosition, Millis, NodeId, PeerSet, ResourceId};
 use holdfast_wire::Message;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -30,6 +31,13 @@ pub struct Node {
     pub core: Option<Core>,
     pub diskless: bool,
     pub data: BTreeMap<u64, u8>,
+    /// The writes of its disk, when these go to a journal first.
+    pub journal: Option<Vec<LoggedWrite>>,
+    /// All before it is durable there.
+    pub barrier: LogPosition,
+    /// Reads of the journal are not answered.
+    pub hold_journal: Option<(JournalReadId, LogPosition)>,
+    pub holds_journal: bool,
     /// What a loss of power leaves of `data`.
     pub durable: BTreeMap<u64, u8>,
     /// What flushes under way make durable: the data that were there when they began.
@@ -55,6 +63,23 @@ pub struct Node {
     pub meta_writes: u64,
     pub crashed: bool,
     starts: u64,
+}
+
+impl Node {
+    /// Writes become records, when there is a journal. The position.
+    fn log(&mut self, action: &Action) -> Option<LogPosition> {
+        let (range, data) = match action {
+            Action::DiskWrite { range, data, .. } => (*range, Some(data.clone())),
+            Action::DiskZeroes { range, .. } => (*range, None),
+            _ => return None,
+        };
+        let barrier = self.barrier;
+        let journal = self.journal.as_mut()?;
+        let position = journal.last().map_or(LogPosition(1000), |last| last.next.after(100));
+        let next = position.after(range.len);
+        journal.push(LoggedWrite { position, next, barrier, range, data });
+        Some(position)
+    }
 }
 
 /// What is left of a metadata write that a crash cut off.
@@ -156,6 +181,10 @@ impl World {
                 core: None,
                 diskless: diskless == Some(i),
                 data: BTreeMap::new(),
+                journal: None,
+                barrier: LogPosition::START,
+                hold_journal: None,
+                holds_journal: false,
                 durable: BTreeMap::new(),
                 flushing: BTreeMap::new(),
                 flushed: DiskOpId(0),
@@ -381,6 +410,10 @@ impl World {
                     self.event(i, Event::MetaDone(op, Ok(())));
                 }
             }
+            Action::ReadJournal { id, from, .. } if node.holds_journal => {
+                node.hold_journal = Some((id, from));
+            }
+            Action::ReadJournal { id, from, .. } => self.read_journal(i, id, from),
             Action::CloseDisk => node.closed = true,
             Action::Send(to, link, message) => {
                 let to = to.number();
@@ -414,6 +447,23 @@ impl World {
         }
     }
 
+    fn read_journal(&mut self, i: u8, id: JournalReadId, from: LogPosition) {
+        let journal = self.nodes[usize::from(i)].journal.iter().flatten();
+        let found: Vec<LoggedWrite> = journal.filter(|w| w.position >= from).cloned().collect();
+        let next = found.last().map(|write| write.next);
+        let found = next.map(|next| (found, next)).ok_or(IoFailure::NoData);
+        self.event(i, Event::JournalRead(id, found));
+    }
+
+    /// Goes on with a read of the journal that waits.
+    pub fn go_on_reading(&mut self, i: u8) {
+        self.nodes[usize::from(i)].holds_journal = false;
+        if let Some((id, from)) = self.nodes[usize::from(i)].hold_journal.take() {
+            self.read_journal(i, id, from);
+        }
+        self.run();
+    }
+
     fn disk(&mut self, i: u8) -> bool {
         let node = &self.nodes[usize::from(i)];
         if node.hold_disk {
@@ -431,6 +481,8 @@ impl World {
         let (op, action) = node.held.remove(at);
         let covered = node.flushing.remove(&op);
         let blocks = |r: ByteRange| r.blocks();
+        let position = node.log(&action);
+        let done = || Ok(position.map_or(DiskOutcome::Done, DiskOutcome::Logged));
         let result = match action {
             Action::DiskRead { range, holes: true, .. }
                 if node.data.range(blocks(range)).next().is_none() =>
@@ -452,14 +504,14 @@ impl World {
                         value => node.data.insert(block, value),
                     };
                 }
-                Ok(DiskOutcome::Done)
+                done()
             }
             Action::DiskZeroes { range, .. } => {
                 let there: Vec<u64> = node.data.range(blocks(range)).map(|(b, _)| *b).collect();
                 for block in there {
                     node.data.remove(&block);
                 }
-                Ok(DiskOutcome::Done)
+                done()
             }
             _ if node.fail_flush => Err(IoFailure::Disk),
             _ => {
@@ -467,6 +519,8 @@ impl World {
                 if op > node.flushed {
                     node.flushed = op;
                     node.durable = covered.expect("it is a flush");
+                    let last = node.journal.iter().flatten().last();
+                    node.barrier = last.map_or(node.barrier, |write| write.next);
                 }
                 Ok(DiskOutcome::Done)
             }

@@ -30,7 +30,7 @@ impl Worker {
         if self.log.journal().durable_ticket() >= self.pushed {
             ticket.complete(Ok(Outcome::Done));
         } else {
-            self.syncing.push_back((self.pushed, ticket));
+            self.syncing.push_back((self.pushed, ticket, Outcome::Done));
         }
     }
 
@@ -219,10 +219,12 @@ impl Worker {
         }
         let written = self.log.journal().written_ticket();
         while let Some(waiting) = self.appending.pop_front_if(|waiting| waiting.record < written) {
+            let within = waiting.record.0.saturating_sub(batch.tickets.start);
+            let outcome = Outcome::Logged(batch.position.after(within));
             if is_durable(&waiting.request) {
-                self.syncing.push_back((Record(waiting.record.0 + 1), waiting.ticket));
+                self.syncing.push_back((Record(waiting.record.0 + 1), waiting.ticket, outcome));
             } else {
-                self.answer_write(&waiting.request, waiting.ticket);
+                self.answer_write(&waiting.request, waiting.ticket, outcome);
             }
         }
         self.answer_durable();
@@ -232,11 +234,11 @@ impl Worker {
         let durable = self.log.journal().durable_ticket();
         // Flushes and durable writes do not come in the order of their records.
         let waiting = std::mem::take(&mut self.syncing);
-        for (record, ticket) in waiting {
+        for (record, ticket, outcome) in waiting {
             if record <= durable {
-                ticket.complete(Ok(Outcome::Done));
+                ticket.complete(Ok(outcome));
             } else {
-                self.syncing.push_back((record, ticket));
+                self.syncing.push_back((record, ticket, outcome));
             }
         }
     }

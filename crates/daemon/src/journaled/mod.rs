@@ -15,6 +15,7 @@
 
 mod append;
 mod cache;
+mod catch_up;
 mod figures;
 mod follow;
 mod handle;

@@ -245,7 +245,7 @@ impl Worker {
         self.mode = Mode::Without;
         self.cache.clear();
         self.moved = true;
-        let syncing: Vec<Ticket> = self.syncing.drain(..).map(|(_, ticket)| ticket).collect();
+        let syncing: Vec<Ticket> = self.syncing.drain(..).map(|(_, ticket, _)| ticket).collect();
         for ticket in syncing {
             ticket.complete(Ok(Outcome::Done));
         }

@@ -1,5 +1,6 @@
 //! The thread against disks and files that fail.
 
+mod catch_up;
 mod faults;
 
 use super::open::{Sizes, open_log, start};

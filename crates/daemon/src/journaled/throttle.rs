@@ -21,8 +21,8 @@ pub(super) struct Throttle {
     rate: u64,
     /// Until when the writes that were answered take at this rate.
     busy_until: Option<Instant>,
-    /// Writes that are done, and when that is said.
-    slowed: VecDeque<(Instant, Ticket)>,
+    /// Writes that are done, with what came of them, and when that is said.
+    slowed: VecDeque<(Instant, Ticket, Outcome)>,
     /// How many there were.
     pub(super) count: u64,
 }
@@ -44,15 +44,17 @@ impl Throttle {
 
     /// When the next one is to be answered.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.slowed.front().map(|(due, _)| *due)
+        self.slowed.front().map(|(due, ..)| *due)
     }
 
     /// Answers those whose time has come, or all. Whether there was one.
     pub(super) fn answer(&mut self, all: bool) -> bool {
         let now = Instant::now();
         let before = self.slowed.len();
-        while let Some((_, ticket)) = self.slowed.pop_front_if(|(due, _)| all || *due <= now) {
-            ticket.complete(Ok(Outcome::Done));
+        while let Some((_, ticket, outcome)) =
+            self.slowed.pop_front_if(|(due, ..)| all || *due <= now)
+        {
+            ticket.complete(Ok(outcome));
         }
         before > self.slowed.len()
     }
@@ -75,7 +77,7 @@ impl JournalHandle {
 
 impl Worker {
     /// A write is in the journal: answers it, sooner or later.
-    pub(super) fn answer_write(&mut self, request: &DiskOp, ticket: Ticket) {
+    pub(super) fn answer_write(&mut self, request: &DiskOp, ticket: Ticket, outcome: Outcome) {
         let len = match request {
             DiskOp::Write { range, .. } => range.len,
             _ => 0,
@@ -89,8 +91,8 @@ impl Worker {
         };
         match due {
             // Due times only go forward.
-            Some(due) => self.throttle.slowed.push_back((due, ticket)),
-            None => ticket.complete(Ok(Outcome::Done)),
+            Some(due) => self.throttle.slowed.push_back((due, ticket, outcome)),
+            None => ticket.complete(Ok(outcome)),
         }
     }
 }

@@ -74,7 +74,7 @@ pub(super) struct Worker {
     pub(super) held: VecDeque<(DiskOp, Ticket)>,
     pub(super) appending: VecDeque<Appending>,
     /// What waits until all records before this one are durable.
-    pub(super) syncing: VecDeque<(Record, Ticket)>,
+    pub(super) syncing: VecDeque<(Record, Ticket, Outcome)>,
     /// The record behind the last one that was pushed.
     pub(super) pushed: Record,
     /// How many flushes in a row came when nobody else waited for one.
@@ -378,7 +378,7 @@ impl Worker {
         let failed = || io::Error::from_raw_os_error(errno);
         let held = self.held.drain(..).map(|(_, ticket)| ticket);
         let appending = self.appending.drain(..).map(|appending| appending.ticket);
-        let syncing = self.syncing.drain(..).map(|(_, ticket)| ticket);
+        let syncing = self.syncing.drain(..).map(|(_, ticket, _)| ticket);
         for ticket in held.chain(appending).chain(syncing).collect::<Vec<_>>() {
             ticket.complete(Err(failed()));
         }

@@ -35,7 +35,9 @@ impl Backing for OwnDisk {
     fn read(&mut self, range: ByteRange) -> io::Result<Bytes> {
         match self.do_it(DiskOp::Read { range, holes: false })? {
             Outcome::Data(data) => Ok(data),
-            Outcome::Done | Outcome::Zeroes => Err(io::ErrorKind::UnexpectedEof.into()),
+            Outcome::Done | Outcome::Zeroes | Outcome::Logged(_) => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
         }
     }
 

@@ -168,6 +168,7 @@ impl DiskDriver {
             Ok(Outcome::Done) => Ok(DiskOutcome::Done),
             Ok(Outcome::Data(data)) => Ok(DiskOutcome::Data(data)),
             Ok(Outcome::Zeroes) => Ok(DiskOutcome::Zeroes),
+            Ok(Outcome::Logged(at)) => Ok(DiskOutcome::Logged(at)),
             Err(error) => {
                 let what = format!("the disk {}: {error}", self.path.display());
                 self.failed(DiskFailure { what, full: error.kind == DiskErrorKind::NoSpace });

@@ -18,6 +18,7 @@
 //! loop. Messages and replies go into the queue of their connection, whose task sends what has
 //! come together. `docs/design/shard.md` has the why.
 
+mod catch_up;
 mod disk;
 mod export;
 mod frontend;

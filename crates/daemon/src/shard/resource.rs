@@ -1,5 +1,6 @@
 //! One resource on its shard: the core, and what carries out its actions.
 
+use super::catch_up::{JournalRead, read_journal};
 use super::disk::DiskDriver;
 use super::export::{Topic, allocation, set_bits};
 use super::frontend::Frontend;
@@ -110,6 +111,8 @@ struct Inner {
     pending: BTreeMap<CommandId, Pending>,
     /// Roles changed, and the journal is to be told before the command is answered.
     journal_orders: Option<mpsc::UnboundedSender<JournalOrder>>,
+    /// The journal is to be read for a peer.
+    journal_reads: Option<mpsc::UnboundedSender<JournalRead>>,
     last_command: u64,
     /// The last promotion is done, durably.
     promoted: bool,
@@ -177,6 +180,8 @@ pub(super) fn start(
         }
         None => (None, None),
     };
+    let (journal_reads, reads) = mpsc::unbounded_channel();
+    let journal_reads = Some(journal_reads);
     let attachment = parts.as_mut().and_then(|parts| parts.attachment.take());
     let journal = parts.as_ref().and_then(|parts| parts.journal.clone());
     let (driver, completions) = match parts {
@@ -208,6 +213,7 @@ pub(super) fn start(
             last_connection: 0,
             pending: BTreeMap::new(),
             journal_orders,
+            journal_reads,
             last_command: 0,
             promoted: false,
             changes_since: 0,
@@ -230,6 +236,9 @@ pub(super) fn start(
         let task = spawn_local(drive_disk(Rc::clone(&resource), ready));
         resource.inner.borrow_mut().disk_task = Some(task.abort_handle());
         spawn_local(drive_metadata(Rc::clone(&resource), meta_ends));
+    }
+    if let Some(journal) = journal.clone() {
+        spawn_local(read_journal(Rc::clone(&resource), journal, reads));
     }
     if let Some(orders) = orders {
         spawn_local(keep_journal(Rc::clone(&resource), orders));
@@ -601,6 +610,16 @@ impl Inner {
                 Some(disk) => disk.flush(op),
                 None => self.events.push_back(no_disk(op)),
             },
+            Action::ReadJournal { id, from, bytes } => {
+                let asked = self
+                    .journal_reads
+                    .as_ref()
+                    .map(|reads| reads.send(JournalRead { id, from, bytes }));
+                if !matches!(asked, Some(Ok(()))) {
+                    let gone = Err(holdfast_core::IoFailure::NoData);
+                    self.events.push_back(Event::JournalRead(id, gone));
+                }
+            }
             Action::MetaWrite { op, blocks } => match &mut self.disk {
                 Some(disk) => disk.write_meta(op, blocks, &mut self.events),
                 None => {
@@ -887,6 +906,7 @@ impl Runner {
         let journal = {
             let mut inner = resource.inner.borrow_mut();
             inner.journal_orders = None;
+            inner.journal_reads = None;
             inner.journal.take()
         };
         if let Some(journal) = journal {

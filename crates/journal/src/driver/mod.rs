@@ -175,6 +175,8 @@ pub struct Logged {
     pub position: LogPosition,
     /// The position of the next one: where a cursor stands that is behind this one.
     pub next: LogPosition,
+    /// All before this position was durable when its frame was made.
+    pub barrier: LogPosition,
     /// The op.
     pub op: Op,
 }
@@ -687,7 +689,8 @@ impl<F: Files> Log<F> {
             let Some(found) = records.next()? else { break };
             let op = op_of(&records, &found)?;
             bytes += op.payload().len() as u64;
-            all.push(Logged { position: found.position, next: found.next, op });
+            let crate::RecordAt { position, next, barrier, .. } = found;
+            all.push(Logged { position, next, barrier, op });
         }
         Ok(all)
     }

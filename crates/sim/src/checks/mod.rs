@@ -3,6 +3,7 @@
 
 pub(crate) mod acknowledged;
 mod activity_log;
+pub(crate) mod caught_up;
 pub(crate) mod durable;
 pub(crate) mod equality;
 mod failed_disk;
@@ -16,15 +17,21 @@ pub(crate) mod states;
 mod two_primaries;
 
 use crate::data_disk::Work;
+use crate::driver::Source;
 use crate::world::World;
 
 pub(crate) use secondary::secondary;
 
 /// What must hold when an operation on a data disk is issued.
-pub(crate) fn disk_order(world: &mut World, n: usize, work: &Work, resync: bool) {
+pub(crate) fn disk_order(world: &mut World, n: usize, work: &Work, source: Source) {
     let checked = failed_disk::check(world, n);
     world.check("a disk is not used after a failed flush", checked);
     if let Some(range) = work.changes() {
+        if source == Source::Journal {
+            let checked = caught_up::before_write(world, n);
+            world.check("who is caught up is durably Outdated before the first write", checked);
+        }
+        let resync = source == Source::Resync;
         let checked = if resync {
             resync_target::before_write(world, n)
         } else {

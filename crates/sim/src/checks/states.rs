@@ -14,7 +14,9 @@ pub(crate) fn changed(world: &mut World, n: usize, new: &Snapshot) {
         note!(world, "n{n} is {}", line(new));
     }
     new_contacts(world, n, &old, new);
+    world.nodes[n].journal.leads(new.role == Role::Primary);
     follow_disk(world, n, &old, new);
+    follow_journal(world, n, &old, new);
     if world.trace.on && old.disk != new.disk {
         note!(world, "copies: {}", world.oracle.differences());
     }
@@ -80,11 +82,41 @@ fn follow_disk(world: &mut World, n: usize, old: &Snapshot, new: &Snapshot) {
         world.nodes[n].may_give_up = false;
         world.nodes[n].lost_cache = false;
     }
+    let caught_up = world.nodes[n].caught_up_by.is_some()
+        && old.disk == DiskState::Outdated
+        && new.disk == DiskState::UpToDate
+        && source(old).is_some();
+    if caught_up {
+        world.stats.caught_up += 1;
+        if !world.oracle.adopt(n) {
+            world.fail("a resync ends with its source's word", format!("n{n} is {}", new.disk));
+        }
+    }
     if new.disk <= DiskState::Failed && old.disk > DiskState::Failed && world.nodes[n].failed {
         world.oracle.forget(n);
     }
     if usable(new.disk) && !world.oracle.counts(n) {
         found_equal(world, n, new);
+    }
+}
+
+/// A copy that is being caught up from the journal of a Primary, or was.
+fn follow_journal(world: &mut World, n: usize, old: &Snapshot, new: &Snapshot) {
+    let source = |snap: &Snapshot| {
+        let gives = |p: &&holdfast_core::PeerSnapshot| {
+            p.behind && p.replication == ReplicationState::SyncTarget
+        };
+        snap.peers.iter().find(gives).map(|p| p.node.index())
+    };
+    let begins = source(new).filter(|_| source(old).is_none());
+    if let Some(source) = begins {
+        world.stats.catch_ups += 1;
+        let checked = split_brain::overwritten(world, n, old.disk, source);
+        world.check("nobody's data are overwritten unasked", checked);
+        world.nodes[n].caught_up_by = Some((source, world.nodes[source].journal.term));
+    }
+    if new.role == Role::Primary || new.disk != DiskState::Outdated {
+        world.nodes[n].caught_up_by = None;
     }
 }
 

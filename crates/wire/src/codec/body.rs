@@ -70,6 +70,9 @@ impl Writer<'_> {
             serves,
             saw_failure,
             bits,
+            replays,
+            replays_restarted,
+            untouched,
         } = report;
         self.u32(*serial);
         self.generations(generations);
@@ -87,6 +90,12 @@ impl Writer<'_> {
         self.u64(serves.0);
         self.bool(*saw_failure);
         self.u64(*bits);
+        // Builds that do not know these fields are not told anything by them.
+        let flags = u8::from(*replays_restarted) | u8::from(*untouched) << 1;
+        if !replays.is_none() || flags != 0 {
+            self.u64(replays.0);
+            self.u8(flags);
+        }
     }
 
     /// The text up to the last whole character that fits.
@@ -208,7 +217,7 @@ impl Reader<'_> {
     }
 
     fn state(&mut self) -> Result<Box<StateReport>, WireError> {
-        Ok(Box::new(StateReport {
+        let mut report = Box::new(StateReport {
             serial: self.u32()?,
             generations: self.generations()?,
             role: self.word("role", Role::from_number)?,
@@ -225,7 +234,18 @@ impl Reader<'_> {
             serves: self.generation()?,
             saw_failure: self.bool("saw_failure")?,
             bits: self.u64()?,
-        }))
+            replays: GenerationId::NONE,
+            replays_restarted: false,
+            untouched: false,
+        });
+        if !self.rest.is_empty() {
+            report.replays = self.generation()?;
+            let said = |flags: &u8| *flags < 4 && (*flags > 0 || !report.replays.is_none());
+            let flags = self.word("replay flags", |flags| Some(flags).filter(said))?;
+            report.replays_restarted = flags & 1 != 0;
+            report.untouched = flags & 2 != 0;
+        }
+        Ok(report)
     }
 
     fn text(&mut self) -> Result<String, WireError> {
@@ -327,6 +347,19 @@ pub(super) fn write(message: &Message, w: &mut Writer<'_>) {
             w.u64(current.0);
         }
         Message::Settled { seq } => w.u64(*seq),
+        Message::Replay { round, id, left, range, zeroes, payload: _ } => {
+            w.u32(*round);
+            w.u64(*id);
+            w.u64(*left);
+            w.range(*range);
+            w.bool(*zeroes);
+        }
+        Message::ReplayAck { round, id, result } => {
+            w.u32(*round);
+            w.u64(*id);
+            w.u8(*result as u8);
+        }
+        Message::ReplayDone { round } => w.u32(*round),
         Message::Missed { peers, range } => {
             w.u32(peers.bits());
             w.range(*range);
@@ -431,6 +464,11 @@ pub(super) fn read(kind: Kind, r: &mut Reader<'_>, payload: Bytes) -> Result<Mes
             Message::PromoteReply { id: r.u64()?, answer: r.word("answer", promote_answer)? }
         }
         Kind::Invalidate => Message::Invalidate { receiver: r.bool("receiver")? },
+        Kind::Replay => read_replay(r, payload)?,
+        Kind::ReplayAck => {
+            Message::ReplayAck { round: r.u32()?, id: r.u64()?, result: r.result()? }
+        }
+        Kind::ReplayDone => Message::ReplayDone { round: r.u32()? },
     })
 }
 
@@ -483,6 +521,13 @@ fn read_resync_data(r: &mut Reader<'_>, payload: Bytes) -> Result<Message, WireE
     Ok(Message::ResyncData { asked, range, zeroes, payload })
 }
 
+fn read_replay(r: &mut Reader<'_>, payload: Bytes) -> Result<Message, WireError> {
+    let (round, id, left) = (r.u32()?, r.u64()?, r.u64()?);
+    let (range, zeroes) = (r.range(MAX_DATALESS_RANGE)?, r.bool("zeroes")?);
+    r.expect_payload(&payload, range, if zeroes { 0 } else { range.len })?;
+    Ok(Message::Replay { round, id, left, range, zeroes, payload })
+}
+
 const fn verdict(number: u8) -> Option<Verdict> {
     Some(match number {
         0 => Verdict::InSync,
@@ -497,6 +542,8 @@ const fn verdict(number: u8) -> Option<Verdict> {
         9 => Verdict::PrimaryMustNotBeTarget,
         10 => Verdict::PausedSource,
         11 => Verdict::PausedTarget,
+        12 => Verdict::SourceReplay,
+        13 => Verdict::TargetReplay,
         _ => return None,
     })
 }
