@@ -4,6 +4,8 @@
 
 #[path = "remap/bed.rs"]
 mod bed;
+#[path = "remap/crash.rs"]
+mod crash;
 #[path = "remap/model.rs"]
 mod model;
 #[path = "remap/opening.rs"]
@@ -12,3 +14,5 @@ mod opening;
 mod requests;
 #[path = "remap/spares.rs"]
 mod spares;
+#[path = "remap/world.rs"]
+mod world;

@@ -271,10 +271,10 @@ impl FaultHandle {
         lock(&self.control).spots.mend(range);
     }
 
-    /// How many sectors of 512 bytes are bad, in whatever way.
+    /// The offsets of all sectors of 512 bytes that are bad, and in which way.
     #[must_use]
-    pub fn bad_sectors(&self) -> usize {
-        lock(&self.control).spots.len()
+    pub fn bad_sectors(&self) -> Vec<(u64, BadSector)> {
+        lock(&self.control).spots.list()
     }
 
     /// How often a rule has come into play; zeros for one that does not exist.

@@ -32,8 +32,8 @@ impl Spots {
         });
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
+    pub(super) fn list(&self) -> Vec<(u64, BadSector)> {
+        self.0.iter().map(|(sector, bad)| (sector * SECTOR, *bad)).collect()
     }
 
     /// Where the first sector of the range begins that cannot be read.
@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(spots.first_unreadable(at(4096, 512)), None);
         assert_eq!(spots.first_unreadable(at(4096, 513)), Some(4608));
         assert_eq!(spots.write(at(4096, 8192)), Some(8192));
-        assert_eq!(spots.len(), 2);
+        assert_eq!(spots.list(), [(0, BadSector::Stuck), (8192, BadSector::Forever)]);
         spots.mend(at(0, 512));
         assert_eq!(spots.write(at(0, 512)), None);
     }

@@ -48,7 +48,7 @@ impl Bed {
         let pool = BufferPool::new(16 << 20);
         let mut bed = Self { main, spares: Vec::new(), pool };
         for (id, slots) in (1..).zip(slots) {
-            let store = MemoryStore::new(u64::from(*slots) * u64::from(unit) + (1 << 20));
+            let store = MemoryStore::new(u64::from(*slots) * u64::from(unit) + (96 << 10));
             let format = format(id, unit, *slots, bed.main.size());
             format_spare(&mut bed.plain(&store), None, &OWNER, &format).unwrap();
             bed.spares.push(store);
@@ -68,8 +68,7 @@ impl Bed {
         let spare = |i: usize| SpareAt::Disk(Box::new(self.plain(&self.spares[i])));
         let mut disk = self.plain(&self.main).with_spares(vec![spare(0)], &OWNER).unwrap();
         for i in 1..self.spares.len() {
-            let loaded =
-                holdfast_store::load_spare(self.plain(&self.spares[i]), &OWNER).unwrap();
+            let loaded = holdfast_store::load_spare(self.plain(&self.spares[i]), &OWNER).unwrap();
             disk.remap_now(RemapOp::AddSpare(Some(loaded))).0.unwrap();
         }
     }

@@ -36,7 +36,8 @@ fn a_long_write_over_bad_blocks_is_split_and_all_of_it_is_written() {
     rig.write(blocks(0, 256), 5);
     assert!(rig.fills(blocks(0, 256)).iter().all(|fill| *fill == 5));
     assert_eq!(rig.stats().mapped, bad.len() as u64);
-    let entries: Vec<_> = rig.disk.remap_entries().map(|entry| entry.range.offset / BLOCK).collect();
+    let entries: Vec<_> =
+        rig.disk.remap_entries().map(|entry| entry.range.offset / BLOCK).collect();
     let mut sorted = entries.clone();
     sorted.sort_unstable();
     assert_eq!(sorted, bad);
