@@ -48,7 +48,7 @@ impl Bed {
         let pool = BufferPool::new(16 << 20);
         let mut bed = Self { main, spares: Vec::new(), pool };
         for (id, slots) in (1..).zip(slots) {
-            let store = MemoryStore::new(u64::from(*slots) * u64::from(unit) + (96 << 10));
+            let store = MemoryStore::new(u64::from(*slots) * u64::from(unit) + (128 << 10));
             let format = format(id, unit, *slots, bed.main.size());
             format_spare(&mut bed.plain(&store), None, &OWNER, &format).unwrap();
             bed.spares.push(store);

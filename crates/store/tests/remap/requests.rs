@@ -318,3 +318,23 @@ fn a_late_write_is_not_lost_when_its_block_is_moved() {
     assert_eq!(rig.fills(blocks(3, 1)), [6]);
     assert_eq!(rig.stats().mapped, 1);
 }
+
+#[test]
+fn a_write_waits_while_its_block_is_moved() {
+    let bed = Bed::new(64, 4096, &[8]);
+    let mut rig = bed.open();
+    rig.write(blocks(3, 1), 1);
+    rig.spares[0].add("write:count=1:hold".parse().unwrap()).unwrap();
+    let what = RemapOp::Move { range: blocks(3, 1), imported: false };
+    assert_eq!(rig.disk.remap(OpId(1), what), None, "its slot is being written");
+    let data = Bytes::from(vec![2; 4096]);
+    let write = DiskOp::Write { range: blocks(3, 1), data, fua: false };
+    assert_eq!(rig.disk.submit(OpId(2), write), None, "it must not go to the old place");
+    rig.spares[0].release();
+    let mut done = Vec::new();
+    while rig.disk.in_flight() > 0 {
+        rig.disk.wait(&mut done, std::time::Duration::from_secs(10));
+    }
+    assert!(done.iter().all(|completion| completion.result.is_ok()));
+    assert_eq!((rig.stats().mapped, rig.fills(blocks(3, 1))), (1, vec![2]));
+}
