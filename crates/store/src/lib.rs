@@ -44,7 +44,7 @@ pub use error::{DiskError, DiskErrorKind, OpenError, OpenErrorKind};
 pub use op::{Completion, DiskOp, MAX_TRANSFER, OpId, OpKind, Outcome};
 pub use open::{DirectMode, EngineChoice, OpenOptions, create_file};
 pub use remap::{
-    DiskIdentity, LoadedSpare, PartialRead, RemapEntry, RemapOp, RemapReport, RemapStats, SpareAt,
-    SpareError, SpareErrorKind, SpareFill, SpareFormat, SpareInfo, format_spare, load_spare,
-    read_spare_header,
+    BadListError, DiskIdentity, LoadedSpare, PartialRead, RemapEntry, RemapOp, RemapReport,
+    RemapStats, SpareAt, SpareError, SpareErrorKind, SpareFill, SpareFormat, SpareInfo,
+    format_spare, load_spare, read_bad_list, read_spare_header,
 };

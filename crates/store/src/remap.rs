@@ -3,6 +3,7 @@
 
 mod asked;
 mod layer;
+mod lists;
 mod locks;
 mod map;
 mod place;
@@ -18,6 +19,7 @@ use rustix::io::Errno;
 use crate::Disk;
 use crate::engine::Engine;
 pub(crate) use layer::Remap;
+pub use lists::{BadListError, read_bad_list};
 pub use setup::{
     DiskIdentity, LoadedSpare, SpareAt, SpareError, SpareErrorKind, SpareFormat, format_spare,
     load_spare, read_spare_header,
@@ -65,7 +67,7 @@ pub enum RemapOp {
         range: ByteRange,
     },
     /// Use this spare, too. It must have been formatted for this disk, and be empty.
-    AddSpare(Option<LoadedSpare>),
+    AddSpare(LoadedSpare),
     /// Use this spare no more. The last one cannot be removed.
     RemoveSpare {
         /// Which.

@@ -5,7 +5,6 @@ use rustix::io::Errno;
 
 use super::layer::{Remap, Target};
 use super::place::{Placing, Wish};
-use super::setup::LoadedSpare;
 use super::spare::Spare;
 use super::task::{Phase, Step, Task, Work};
 use super::{RemapOp, RemapReport};
@@ -68,7 +67,7 @@ impl Remap {
             RemapOp::Move { .. } => Wish::Move,
             RemapOp::MoveBack { .. } => Wish::Return,
             RemapOp::AddSpare(spare) => {
-                let spare = spare.take();
+                let spare = spare.spare.take();
                 return self.add_spare(id, spare);
             }
             RemapOp::RemoveSpare { .. } => return self.evacuate(id),
@@ -188,8 +187,8 @@ impl Remap {
         self.write_headers(id, &order);
     }
 
-    fn add_spare(&mut self, id: usize, loaded: Option<LoadedSpare>) {
-        let Some(LoadedSpare { mut spare }) = loaded else {
+    fn add_spare(&mut self, id: usize, loaded: Option<Box<Spare>>) {
+        let Some(mut spare) = loaded else {
             return self.fail_asked(id, Errno::INVAL);
         };
         let known = self.spares.iter().flatten().any(|s| s.header.spare == spare.header.spare);
@@ -207,7 +206,7 @@ impl Remap {
         if number == self.spares.len() {
             self.spares.push(None);
         }
-        self.spares[number] = Some(spare);
+        self.spares[number] = Some(*spare);
         self.tasks[id].added = Some(number);
         self.new_members(|members| {
             if !members.contains(&new) {

@@ -165,12 +165,14 @@ impl SpareErrorKind {
 
 /// A spare that was read and checked, to be added to a disk.
 pub struct LoadedSpare {
-    pub(super) spare: Spare,
+    /// Gone when it was taken into use.
+    pub(super) spare: Option<Box<Spare>>,
 }
 
 impl std::fmt::Debug for LoadedSpare {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LoadedSpare").field("header", &self.spare.header).finish_non_exhaustive()
+        let header = self.spare.as_ref().map(|spare| &spare.header);
+        f.debug_struct("LoadedSpare").field("header", &header).finish_non_exhaustive()
     }
 }
 
@@ -365,7 +367,7 @@ pub fn load_spare(mut disk: Disk, owner: &DiskIdentity) -> Result<LoadedSpare, S
     let found = read(&mut bed(&mut disk, None)?, owner)?;
     let Found { header, table, .. } = found;
     let backing = Backing::Disk(Box::new(disk));
-    Ok(LoadedSpare { spare: in_use(header, table, backing) })
+    Ok(LoadedSpare { spare: Some(Box::new(in_use(header, table, backing))) })
 }
 
 fn in_use(header: SpareHeader, table: Table, backing: Backing) -> Spare {

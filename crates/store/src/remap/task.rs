@@ -325,12 +325,12 @@ impl Remap {
             let bad = ByteRange::new(start, bytes.end().min(range.end()) - start);
             self.tasks[id].bad.push(bad);
         } else {
-            self.to_place(id, unit, Reason::WriteError, None);
+            self.add_placing(id, unit, Reason::WriteError, None);
         }
     }
 
     /// A unit of a write has to find a place.
-    fn to_place(&mut self, id: usize, unit: u64, reason: Reason, failed: Option<SlotRef>) {
+    fn add_placing(&mut self, id: usize, unit: u64, reason: Reason, failed: Option<SlotRef>) {
         let unit_len = self.map.unit_len();
         let bytes = self.map.bytes(&(unit..unit + 1));
         let Some(request) = self.tasks[id].request() else { return };
@@ -413,7 +413,7 @@ impl Remap {
         if kind == OpKind::Read {
             self.tasks[id].bad.push(piece.range);
         } else {
-            self.to_place(id, units.start, Reason::WriteError, piece.slot);
+            self.add_placing(id, units.start, Reason::WriteError, piece.slot);
         }
     }
 
@@ -498,7 +498,7 @@ impl Remap {
 }
 
 /// Sorted, neighbours made one.
-fn merged(mut ranges: Vec<ByteRange>) -> Vec<ByteRange> {
+pub(super) fn merged(mut ranges: Vec<ByteRange>) -> Vec<ByteRange> {
     ranges.sort_unstable();
     let mut merged: Vec<ByteRange> = Vec::new();
     for range in ranges {

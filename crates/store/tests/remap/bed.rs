@@ -69,7 +69,7 @@ impl Bed {
         let mut disk = self.plain(&self.main).with_spares(vec![spare(0)], &OWNER).unwrap();
         for i in 1..self.spares.len() {
             let loaded = holdfast_store::load_spare(self.plain(&self.spares[i]), &OWNER).unwrap();
-            disk.remap_now(RemapOp::AddSpare(Some(loaded))).0.unwrap();
+            disk.remap_now(RemapOp::AddSpare(loaded)).0.unwrap();
         }
     }
 

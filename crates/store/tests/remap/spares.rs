@@ -130,7 +130,7 @@ fn a_spare_is_added_while_the_disk_is_used() {
     let shape = format(2, 4096, 4, bed.main.size());
     format_spare(&mut bed.plain(&store), None, &OWNER, &shape).unwrap();
     let loaded = load_spare(bed.plain(&store), &OWNER).unwrap();
-    rig.ask(RemapOp::AddSpare(Some(loaded)));
+    rig.ask(RemapOp::AddSpare(loaded));
     rig.write(blocks(0, 5), 3);
     assert_eq!((rig.stats().mapped, rig.stats().free, rig.stats().slots), (5, 1, 6));
     assert_eq!(rig.disk.spares().len(), 2);
@@ -142,12 +142,12 @@ fn a_spare_is_added_while_the_disk_is_used() {
     // It is not taken a second time, nor one of another kind.
     let mut rig = bed.open();
     let again = load_spare(bed.plain(&bed.spares[1]), &OWNER).unwrap();
-    assert!(rig.disk.remap_now(RemapOp::AddSpare(Some(again))).0.is_err());
+    assert!(rig.disk.remap_now(RemapOp::AddSpare(again)).0.is_err());
     let store = MemoryStore::new(1 << 20);
     let shape = format(3, 512, 4, bed.main.size());
     format_spare(&mut bed.plain(&store), None, &OWNER, &shape).unwrap();
     let other = load_spare(bed.plain(&store), &OWNER).unwrap();
-    assert!(rig.disk.remap_now(RemapOp::AddSpare(Some(other))).0.is_err());
+    assert!(rig.disk.remap_now(RemapOp::AddSpare(other)).0.is_err());
     assert_eq!(rig.disk.spares().len(), 2);
 }
 
