@@ -94,7 +94,8 @@ pub(crate) struct External {
 
 impl External {
     pub(crate) fn new(disk: Box<dyn ExternalDisk>, wake: &Arc<Wake>) -> Self {
-        let finished = Arc::new(Finished { list: Mutex::default(), wake: Mutex::new(Arc::clone(wake)) });
+        let finished =
+            Arc::new(Finished { list: Mutex::default(), wake: Mutex::new(Arc::clone(wake)) });
         Self { disk, finished }
     }
 
