@@ -46,6 +46,10 @@ pub enum BlockKind {
     JournalCursors = 5,
     /// One of the two copies of what a node that follows knows of its disk.
     JournalFollowing = 6,
+    /// One of the two copies of the header of a spare for bad sectors.
+    Spare = 7,
+    /// A block of a spare's table.
+    SpareTable = 8,
 }
 
 impl BlockKind {
@@ -57,6 +61,8 @@ impl BlockKind {
             4 => Some(Self::JournalSegment),
             5 => Some(Self::JournalCursors),
             6 => Some(Self::JournalFollowing),
+            7 => Some(Self::Spare),
+            8 => Some(Self::SpareTable),
             _ => None,
         }
     }
@@ -69,6 +75,8 @@ impl BlockKind {
             Self::JournalSegment => "journal",
             Self::JournalCursors => "journal's cursors",
             Self::JournalFollowing => "follower's state",
+            Self::Spare => "spare's header",
+            Self::SpareTable => "spare's table",
         }
     }
 }
@@ -214,6 +222,9 @@ pub fn looks_used(block: &Block) -> Option<&'static str> {
         Some(
             BlockKind::JournalSegment | BlockKind::JournalCursors | BlockKind::JournalFollowing,
         ) => "the journal of a Holdfast resource",
+        Some(BlockKind::Spare | BlockKind::SpareTable) => {
+            "the bad sectors of a disk of a Holdfast resource"
+        }
         None => "metadata of Holdfast",
     })
 }

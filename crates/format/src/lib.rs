@@ -16,6 +16,7 @@ mod block;
 pub mod journal;
 mod layout;
 mod meta;
+pub mod remap;
 mod superblock;
 #[cfg(test)]
 mod testing;

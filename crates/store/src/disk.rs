@@ -1,5 +1,6 @@
 //! What holds for every engine: bounds, alignment, merging of flushes, poison.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -8,16 +9,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_units::{BLOCK_SIZE, ByteRange};
-use rustix::io::Errno;
 
 use crate::engine::external::{External, ExternalDisk};
 use crate::engine::fault::Fault;
-use crate::engine::{Done, Engine, Job, Tag};
+use crate::engine::{Done, Engine, Job, Mark, More, Tag};
 use crate::file::BackingFile;
 use crate::wake::Wake;
 use crate::{
     BufferPool, Completion, DiskError, DiskErrorKind, DiskOp, FaultHandle, FaultRule, MAX_TRANSFER,
-    MemoryStore, OpId, OpKind, Outcome,
+    MemoryStore, OpId, OpKind, Outcome, PartialRead, RemapOp, RemapReport,
 };
 
 /// What a disk is on.
@@ -117,7 +117,12 @@ pub struct Disk {
     /// Completed, and not yet handed to the caller.
     ready: Vec<Completion>,
     collected: Vec<Done>,
+    /// What is to be said of operations that were completed lately.
+    details: VecDeque<(OpId, More)>,
 }
+
+/// Of so many operations that ended lately more can be told than their completion says.
+const MAX_DETAILS: usize = 64;
 
 /// At most one flush is with the engine. It begins with the next kick, for all that wait for one
 /// by then; those that come later share the next one.
@@ -183,6 +188,7 @@ impl Disk {
             max_in_flight,
             ready: Vec::new(),
             collected: Vec::new(),
+            details: VecDeque::new(),
         }
     }
 
@@ -247,6 +253,120 @@ impl Disk {
     /// that is not larger changes nothing. What the backing does not have fails when it is used.
     pub fn grown_to(&mut self, size: u64) {
         self.info.size = self.info.size.max(size);
+        if let Engine::Remap(remap) = &mut self.engine {
+            remap.grown_to(size);
+        }
+    }
+
+    /// Whether another operation would not be refused with `Busy`.
+    pub(crate) const fn has_room(&self) -> bool {
+        self.in_flight < self.max_in_flight
+    }
+
+    pub(crate) fn uncache(&self, range: ByteRange) {
+        self.engine.uncache(range);
+    }
+
+    /// Signals another eventfd from now on. Nothing may be in flight.
+    pub(crate) fn rewire(&mut self, wake: &Arc<Wake>) -> io::Result<()> {
+        self.engine.rewire(wake)?;
+        self.wake = Arc::clone(wake);
+        Ok(())
+    }
+
+    /// Has another disk signal this one's eventfd.
+    pub(crate) fn share_wake(&self, other: &mut Self) -> io::Result<()> {
+        other.rewire(&self.wake)
+    }
+
+    /// Puts a layer around the engine.
+    pub(crate) fn wrapped(
+        mut self,
+        wrap: impl FnOnce(Engine, &BufferPool, &Arc<Wake>) -> Engine,
+        block_size: u32,
+        notes: Vec<String>,
+    ) -> Self {
+        self.engine = wrap(self.engine, &self.pool, &self.wake);
+        self.info.block_size = block_size;
+        self.info.notes.extend(notes);
+        self
+    }
+
+    pub(crate) const fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Asks the layer for bad sectors for something. `Some` when it is over already; otherwise its
+    /// completion comes out of [`Self::completions`]. What was done, [`Self::remap_report`] says.
+    /// Refused with `Invalid` on a disk without spares.
+    #[must_use]
+    pub fn remap(&mut self, op: OpId, what: RemapOp) -> Option<Completion> {
+        let range = what.range();
+        let refusal = if self.poisoned {
+            Some(DiskErrorKind::Poisoned)
+        } else if range.offset > self.size() || range.len > self.size() - range.offset {
+            Some(DiskErrorKind::OutOfRange)
+        } else if self.info.read_only {
+            Some(DiskErrorKind::ReadOnly)
+        } else if !self.has_room() {
+            Some(DiskErrorKind::Busy)
+        } else {
+            match &self.engine {
+                Engine::Remap(remap) if !remap.refuses(&what) => None,
+                _ => Some(DiskErrorKind::Invalid),
+            }
+        };
+        if let Some(kind) = refusal {
+            let result = Err(DiskError::refused(kind, OpKind::Write, range));
+            return Some(Completion { op, result });
+        }
+        self.in_flight += 1;
+        let before = self.ready.len();
+        let Engine::Remap(remap) = &mut self.engine else { return None };
+        let done = remap.ask(op, what)?;
+        self.settle(done);
+        self.over(op, before)
+    }
+
+    /// As [`Self::execute`], for [`Self::remap`].
+    ///
+    /// # Errors
+    /// What it ended with; [`DiskErrorKind::Busy`] when operations are in flight.
+    pub fn remap_now(&mut self, what: RemapOp) -> (Result<(), DiskError>, RemapReport) {
+        if self.in_flight > 0 {
+            let error = DiskError::refused(DiskErrorKind::Busy, OpKind::Write, what.range());
+            return (Err(error), RemapReport::default());
+        }
+        let mut done = Vec::from_iter(self.remap(OpId(0), what));
+        while done.is_empty() {
+            self.wait(&mut done, Duration::from_secs(1));
+        }
+        let result = done.pop().map_or(Ok(()), |completion| completion.result.map(|_| ()));
+        (result, self.remap_report(OpId(0)).unwrap_or_default())
+    }
+
+    /// What could be read by an operation that ended with [`DiskErrorKind::Unreadable`]. It is told
+    /// once, and kept for the last 64 such operations.
+    #[must_use]
+    pub fn partial(&mut self, op: OpId) -> Option<PartialRead> {
+        let is_it = |(of, more): &(OpId, More)| *of == op && matches!(more, More::Partial(_));
+        let at = self.details.iter().rposition(is_it)?;
+        match self.details.remove(at) {
+            Some((_, More::Partial(partial))) => Some(partial),
+            _ => None,
+        }
+    }
+
+    /// What an operation of [`Self::remap`] has done that has ended. It is told once, and kept for
+    /// the last 64 of them.
+    #[must_use]
+    pub fn remap_report(&mut self, op: OpId) -> Option<RemapReport> {
+        let is_it = |(of, more): &(OpId, More)| *of == op && matches!(more, More::Report(_));
+        let at = self.details.iter().rposition(is_it)?;
+        match self.details.remove(at) {
+            Some((_, More::Report(report))) => Some(report),
+            _ => None,
+        }
     }
 
     /// Whether a flush may hold up the calling thread where that is the fastest way, for as long as
@@ -298,9 +418,14 @@ impl Disk {
         } else {
             let tag = self.tag(&request);
             let request = self.aligned(request);
-            let done = self.engine.submit(Job { op, tag, request })?;
+            let done = self.engine.submit(Job { op, tag, mark: Mark::default(), request })?;
             self.settle(done);
         }
+        self.over(op, before)
+    }
+
+    /// The completion of an operation that ended while it was submitted.
+    fn over(&mut self, op: OpId, before: usize) -> Option<Completion> {
         if self.ready.len() == before + 1 && self.ready.last().is_some_and(|c| c.op == op) {
             self.in_flight -= 1;
             return self.ready.pop();
@@ -338,6 +463,11 @@ impl Disk {
         }
         // Cleared first: what completes after this line makes it readable again.
         self.wake.clear();
+        self.gather(out);
+    }
+
+    /// As [`Self::completions`], for a disk whose eventfd another one clears.
+    pub(crate) fn gather(&mut self, out: &mut Vec<Completion>) {
         self.start_flush();
         let mut collected = std::mem::take(&mut self.collected);
         self.engine.collect(&mut collected);
@@ -394,7 +524,10 @@ impl Disk {
         };
         let refusal = if self.poisoned {
             DiskErrorKind::Poisoned
-        } else if range.offset > self.size() || range.len > self.size() - range.offset {
+        } else if range.offset > self.size()
+            || range.len > self.size() - range.offset
+            || self.engine.is_reserved(range)
+        {
             DiskErrorKind::OutOfRange
         } else if !right_length
             || !range.offset.is_multiple_of(block)
@@ -463,7 +596,8 @@ impl Disk {
         while !self.flusher.active
             && let Some(first) = self.flusher.waiting.first()
         {
-            let job = Job { op: first.op, tag: Tag::Flush, request: DiskOp::Flush };
+            let (op, mark) = (first.op, Mark::default());
+            let job = Job { op, tag: Tag::Flush, mark, request: DiskOp::Flush };
             std::mem::swap(&mut self.flusher.running, &mut self.flusher.waiting);
             self.flusher.active = true;
             if let Some(done) = self.engine.submit(job) {
@@ -488,23 +622,42 @@ impl Disk {
         if failed_flush {
             self.poison();
         }
-        let Done { op, tag, kind, range, result } = done;
+        let Done { op, tag, mark: _, kind, range, result, more } = done;
         let result = result.map_err(|errno| {
             let mut error = DiskError::from_errno(errno, kind, range);
-            if failed_flush {
-                error.kind = DiskErrorKind::FlushFailed;
+            match more.as_deref() {
+                _ if failed_flush => error.kind = DiskErrorKind::FlushFailed,
+                Some(More::Partial(_)) => error.kind = DiskErrorKind::Unreadable,
+                Some(More::SpareFull) => error.kind = DiskErrorKind::SpareFull,
+                Some(More::Report(report)) if report.full > 0 => {
+                    error.kind = DiskErrorKind::SpareFull;
+                }
+                _ => {}
             }
             error
         });
+        if let Some(more) = more {
+            self.detail(op, *more);
+        }
         let poisoned = Err(DiskError::refused(DiskErrorKind::Poisoned, kind, range));
         let result = match (tag, result) {
             (Tag::Flush, result) => return self.flushed(&result),
-            (Tag::Torn, Ok(_)) => Err(DiskError::from_errno(Errno::IO, kind, range)),
             (Tag::Durable | Tag::FlushAfter | Tag::OwnFlush, Ok(_)) if self.poisoned => poisoned,
             (Tag::FlushAfter, Ok(_)) => return self.flush(Waiter { op, kind, range }),
             (_, result) => result,
         };
         self.ready.push(Completion { op, result });
+    }
+
+    /// Keeps what is to be said of an operation, for who asks.
+    fn detail(&mut self, op: OpId, more: More) {
+        if matches!(more, More::Request(_) | More::SpareFull) {
+            return;
+        }
+        if self.details.len() == MAX_DETAILS {
+            self.details.pop_front();
+        }
+        self.details.push_back((op, more));
     }
 
     /// Answers those whose flush is over, and starts the next one if somebody waits for it.
@@ -556,7 +709,7 @@ mod tests {
     use rustix::io::Errno;
 
     use super::{Disk, Waiter};
-    use crate::engine::{Done, Tag};
+    use crate::engine::{Done, Mark, Tag};
     use crate::{BufferPool, DiskErrorKind, MemoryStore, OpId, OpKind, Outcome};
 
     #[test]
@@ -566,7 +719,15 @@ mod tests {
         disk.flusher.active = true;
         disk.flusher.running =
             vec![Waiter { op: OpId(2), kind: OpKind::Flush, range: ByteRange::default() }];
-        let done = |op, tag, result| Done { op: OpId(op), tag, kind: OpKind::Write, range, result };
+        let done = |op, tag, result| Done {
+            op: OpId(op),
+            tag,
+            mark: Mark::default(),
+            kind: OpKind::Write,
+            range,
+            result,
+            more: None,
+        };
         disk.settle_all(&mut vec![
             done(0, Tag::Durable, Ok(Outcome::Done)),
             done(1, Tag::Plain, Ok(Outcome::Done)),

@@ -7,14 +7,18 @@ pub(crate) mod external;
 pub(crate) mod fault;
 pub(crate) mod inline;
 pub(crate) mod memory;
+pub(crate) mod spots;
 pub(crate) mod uring;
 
+use std::io;
 use std::sync::Arc;
 
 use holdfast_units::ByteRange;
 use rustix::io::Errno;
 
 use crate::file::BackingFile;
+use crate::remap::{PartialRead, Remap, RemapReport};
+use crate::wake::Wake;
 use crate::{BufferPool, DiskOp, OpId, OpKind, Outcome};
 
 /// What [`crate::Disk`] has to do when a job is done.
@@ -32,23 +36,41 @@ pub(crate) enum Tag {
     Flush,
     /// A flush that the engine merges with others by itself. Pass the result on.
     OwnFlush,
-    /// Only a part was written, by order of a fault rule: report an error.
-    Torn,
 }
+
+/// What a layer writes on a job to know it again. Engines hand it back as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Mark(pub(crate) usize);
 
 /// An operation inside an engine.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) op: OpId,
     pub(crate) tag: Tag,
+    pub(crate) mark: Mark,
     pub(crate) request: DiskOp,
 }
 
 impl Job {
-    pub(crate) const fn done(&self, result: Result<Outcome, Errno>) -> Done {
+    pub(crate) fn done(&self, result: Result<Outcome, Errno>) -> Done {
         let (kind, range) = (self.request.kind(), self.request.range());
-        Done { op: self.op, tag: self.tag, kind, range, result }
+        // A failed request goes back whole: who can do something about it needs its data.
+        let more = result.is_err().then(|| Box::new(More::Request(self.request.clone())));
+        Done { op: self.op, tag: self.tag, mark: self.mark, kind, range, result, more }
     }
+}
+
+/// What else is to be said of a job that has ended.
+#[derive(Debug)]
+pub(crate) enum More {
+    /// It failed; this is what was asked for.
+    Request(DiskOp),
+    /// A read failed in part.
+    Partial(PartialRead),
+    /// What could not be written had to go to a spare, and none has a slot left.
+    SpareFull,
+    /// What was done about bad sectors.
+    Report(RemapReport),
 }
 
 /// The end of a job.
@@ -56,9 +78,11 @@ impl Job {
 pub(crate) struct Done {
     pub(crate) op: OpId,
     pub(crate) tag: Tag,
+    pub(crate) mark: Mark,
     pub(crate) kind: OpKind,
     pub(crate) range: ByteRange,
     pub(crate) result: Result<Outcome, Errno>,
+    pub(crate) more: Option<Box<More>>,
 }
 
 pub(crate) enum Engine {
@@ -69,6 +93,7 @@ pub(crate) enum Engine {
     Memory(memory::MemoryStore, BufferPool),
     External(external::External),
     Fault(Box<fault::Fault>),
+    Remap(Box<Remap>),
 }
 
 impl Engine {
@@ -85,6 +110,7 @@ impl Engine {
                 None
             }
             Self::Fault(fault) => fault.submit(job),
+            Self::Remap(remap) => remap.submit(job),
         }
     }
 
@@ -95,14 +121,17 @@ impl Engine {
             Self::Uring(uring) => uring.kick(),
             Self::External(external) => external.kick(),
             Self::Fault(fault) => fault.kick(),
+            Self::Remap(remap) => remap.kick(),
             Self::Inline(_) | Self::Memory(..) | Self::Blocking(_) => {}
         }
     }
 
     /// Whether a flush may hold up the calling thread, where that is a choice.
     pub(crate) fn flush_here(&mut self, here: bool) {
-        if let Self::Cached(cached) = self {
-            cached.flush_here(here);
+        match self {
+            Self::Cached(cached) => cached.flush_here(here),
+            Self::Remap(remap) => remap.flush_here(here),
+            _ => {}
         }
     }
 
@@ -118,8 +147,45 @@ impl Engine {
     pub(crate) fn in_memory(&self, range: ByteRange) -> Option<&Arc<BackingFile>> {
         match self {
             Self::Inline(inline) => inline.in_memory(range),
+            Self::Remap(remap) => remap.in_memory(range),
             _ => None,
         }
+    }
+
+    /// Forgets what the page cache has of this range, so that the next read asks the device. As far
+    /// as that can be done.
+    pub(crate) fn uncache(&self, range: ByteRange) {
+        match self {
+            Self::Inline(inline) => inline.file().uncache(range),
+            Self::Cached(cached) => cached.file().uncache(range),
+            Self::Uring(uring) => uring.file().uncache(range),
+            Self::Blocking(blocking) => blocking.uncache(range),
+            Self::Fault(fault) => fault.uncache(range),
+            Self::Memory(..) | Self::External(_) | Self::Remap(_) => {}
+        }
+    }
+
+    /// Whether a part of the range is not for those who use the disk.
+    pub(crate) fn is_reserved(&self, range: ByteRange) -> bool {
+        match self {
+            Self::Remap(remap) => remap.is_reserved(range),
+            _ => false,
+        }
+    }
+
+    /// Signals another eventfd from now on. Nothing may be in flight.
+    pub(crate) fn rewire(&mut self, wake: &Arc<Wake>) -> io::Result<()> {
+        match self {
+            Self::Inline(inline) => inline.rewire(wake),
+            Self::Cached(cached) => return cached.rewire(wake),
+            Self::Uring(uring) => return uring.rewire(wake),
+            Self::Blocking(blocking) => blocking.rewire(wake),
+            Self::External(external) => external.rewire(wake),
+            Self::Fault(fault) => return fault.rewire(wake),
+            Self::Memory(..) => {}
+            Self::Remap(_) => return Err(io::ErrorKind::Unsupported.into()),
+        }
+        Ok(())
     }
 
     /// Appends what is done, without waiting.
@@ -130,16 +196,18 @@ impl Engine {
             Self::Blocking(blocking) => blocking.collect(out),
             Self::External(external) => external.collect(out),
             Self::Fault(fault) => fault.collect(out),
+            Self::Remap(remap) => remap.collect(out),
             Self::Inline(inline) => inline.collect(out),
             Self::Memory(..) => {}
         }
     }
 
     /// Whether every job is done when `submit` returns.
-    pub(crate) const fn is_inline(&self) -> bool {
+    pub(crate) fn is_inline(&self) -> bool {
         match self {
             Self::Inline(inline) => inline.is_alone(),
             Self::Memory(..) => true,
+            Self::Remap(remap) => remap.is_inline(),
             _ => false,
         }
     }

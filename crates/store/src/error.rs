@@ -25,6 +25,10 @@ pub enum DiskErrorKind {
     FlushFailed,
     /// An earlier flush failed, so the disk is not used any more.
     Poisoned,
+    /// Some blocks of the range cannot be read; [`crate::Disk::partial`] has the others.
+    Unreadable,
+    /// A block cannot be written, and no spare has room for it.
+    SpareFull,
 }
 
 impl DiskErrorKind {
@@ -38,6 +42,8 @@ impl DiskErrorKind {
             Self::Busy => "too many operations are in flight",
             Self::FlushFailed => "the data could not be made durable",
             Self::Poisoned => "an earlier flush failed and the disk is not used any more",
+            Self::Unreadable => "some of its blocks cannot be read",
+            Self::SpareFull => "a block cannot be written and no spare has room for it",
         }
     }
 }

@@ -4,11 +4,14 @@
 
 use std::fs::File;
 use std::io::IoSliceMut;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
 use holdfast_units::ByteRange;
-use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, seek};
+use rustix::fs::{
+    Advice, FallocateFlags, FlockOperation, SeekFrom, fadvise, fallocate, flock, seek,
+};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::mapped::Mapping;
@@ -78,6 +81,13 @@ impl BackingFile {
         match &self.mapping {
             Some(mapping) => mapping.send(socket, range),
             None => Err(std::io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Has the next read of this range ask the device, as far as the kernel does that. Advice.
+    pub(crate) fn uncache(&self, range: ByteRange) {
+        if self.mapping.is_none() {
+            let _ = fadvise(&self.file, range.offset, NonZeroU64::new(range.len), Advice::DontNeed);
         }
     }
 

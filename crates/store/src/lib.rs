@@ -31,6 +31,7 @@ mod file;
 mod mapped;
 mod op;
 mod open;
+mod remap;
 mod wake;
 
 pub use buffer::{AlignedBuf, BUFFER_ALIGN, BufferPool};
@@ -38,6 +39,12 @@ pub use disk::{BackingKind, Disk, DiskInfo, EngineKind, Lent};
 pub use engine::external::{ExternalDisk, Ticket};
 pub use engine::fault::{FaultHandle, FaultHits, FaultOp, FaultOutcome, FaultRule, FaultRuleError};
 pub use engine::memory::MemoryStore;
+pub use engine::spots::BadSector;
 pub use error::{DiskError, DiskErrorKind, OpenError, OpenErrorKind};
 pub use op::{Completion, DiskOp, MAX_TRANSFER, OpId, OpKind, Outcome};
 pub use open::{DirectMode, EngineChoice, OpenOptions, create_file};
+pub use remap::{
+    BadListError, DiskIdentity, LoadedSpare, PartialRead, RemapEntry, RemapOp, RemapReport,
+    RemapStats, SpareAt, SpareError, SpareErrorKind, SpareFill, SpareFormat, SpareInfo,
+    format_spare, load_spare, read_bad_list, read_spare_header,
+};

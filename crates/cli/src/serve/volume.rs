@@ -484,6 +484,8 @@ const fn error_of(error: &DiskError) -> NbdError {
         DiskErrorKind::Io
         | DiskErrorKind::Busy
         | DiskErrorKind::FlushFailed
+        | DiskErrorKind::Unreadable
+        | DiskErrorKind::SpareFull
         | DiskErrorKind::Poisoned => NbdError::Io,
     }
 }

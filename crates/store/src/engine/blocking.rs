@@ -2,10 +2,11 @@
 
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
+use holdfast_units::ByteRange;
 use rustix::io::Errno;
 
 use super::{Done, Job};
@@ -21,13 +22,14 @@ pub(crate) struct Blocking {
     /// `None` only during `drop`. Unbounded by type; the disk bounds what is in flight.
     jobs: Option<Sender<Job>>,
     finished: Arc<Finished>,
+    file: Weak<BackingFile>,
     /// Disconnected when the last thread has given up its file.
     alive: Receiver<()>,
 }
 
 struct Finished {
     list: Mutex<Vec<Done>>,
-    wake: Arc<Wake>,
+    wake: Mutex<Arc<Wake>>,
 }
 
 impl Blocking {
@@ -40,7 +42,8 @@ impl Blocking {
         let (jobs, queue) = channel();
         let (token, alive) = channel();
         let queue = Arc::new(Mutex::new(queue));
-        let finished = Arc::new(Finished { list: Mutex::default(), wake: Arc::clone(wake) });
+        let finished =
+            Arc::new(Finished { list: Mutex::default(), wake: Mutex::new(Arc::clone(wake)) });
         for _ in 0..threads {
             let worker = Worker {
                 queue: Arc::clone(&queue),
@@ -51,7 +54,17 @@ impl Blocking {
             };
             thread::Builder::new().name("holdfast-disk".into()).spawn(move || worker.run())?;
         }
-        Ok(Self { jobs: Some(jobs), finished, alive })
+        Ok(Self { jobs: Some(jobs), finished, file: Arc::downgrade(file), alive })
+    }
+
+    pub(crate) fn uncache(&self, range: ByteRange) {
+        if let Some(file) = self.file.upgrade() {
+            file.uncache(range);
+        }
+    }
+
+    pub(crate) fn rewire(&self, wake: &Arc<Wake>) {
+        *lock(&self.finished.wake) = Arc::clone(wake);
     }
 
     pub(crate) fn submit(&self, job: Job) -> Option<Done> {
@@ -91,7 +104,7 @@ impl Worker {
             let done = job.done(self.file.run(&job.request, &self.pool));
             drop(job);
             lock(&self.finished.list).push(done);
-            self.finished.wake.signal();
+            lock(&self.finished.wake).signal();
         }
     }
 }

@@ -7,12 +7,14 @@
 //! woken by it would take as long as a fast disk does. Where flushes turn out slow, they leave the
 //! thread alone for a while.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::uring::Uring;
 use super::{Done, Job};
 use crate::file::BackingFile;
+use crate::wake::Wake;
 use crate::{BufferPool, DiskOp, Outcome};
 
 /// A flush that takes longer is slow.
@@ -72,6 +74,14 @@ impl Cached {
                 self.ring.submit(job)
             }
         }
+    }
+
+    pub(crate) const fn file(&self) -> &Arc<BackingFile> {
+        &self.file
+    }
+
+    pub(crate) fn rewire(&mut self, wake: &Arc<Wake>) -> io::Result<()> {
+        self.ring.rewire(wake)
     }
 
     pub(crate) fn kick(&mut self) {

@@ -5,10 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
-use super::{Done, Job, Tag};
+use super::{Done, Job, Mark, Tag};
 use crate::wake::Wake;
-use crate::{DiskOp, OpId, OpKind, Outcome};
-use holdfast_units::ByteRange;
+use crate::{DiskOp, OpId, Outcome};
 
 /// What drives a disk that is neither a file nor a block device. See [`crate::Disk::external`].
 pub trait ExternalDisk: Send {
@@ -33,8 +32,8 @@ pub trait ExternalDisk: Send {
 pub struct Ticket {
     op: OpId,
     tag: Tag,
-    kind: OpKind,
-    range: ByteRange,
+    mark: Mark,
+    request: DiskOp,
     finished: Arc<Finished>,
     told: bool,
 }
@@ -56,14 +55,16 @@ impl Ticket {
         if std::mem::replace(&mut self.told, true) {
             return;
         }
-        let (op, tag, kind, range) = (self.op, self.tag, self.kind, self.range);
+        let Self { op, tag, mark, .. } = *self;
+        let request = std::mem::replace(&mut self.request, DiskOp::Flush);
+        let done = Job { op, tag, mark, request }.done(result);
         let mut list = lock(&self.finished.list);
         // Whoever looks at the list has been told already, or is about to look.
         let told = list.attended || !list.done.is_empty();
-        list.done.push(Done { op, tag, kind, range, result });
+        list.done.push(done);
         drop(list);
         if !told {
-            self.finished.wake.signal();
+            lock(&self.finished.wake).signal();
         }
     }
 }
@@ -76,7 +77,7 @@ impl Drop for Ticket {
 
 struct Finished {
     list: Mutex<List>,
-    wake: Arc<Wake>,
+    wake: Mutex<Arc<Wake>>,
 }
 
 #[derive(Default)]
@@ -100,15 +101,20 @@ pub(crate) struct External {
 
 impl External {
     pub(crate) fn new(disk: Box<dyn ExternalDisk>, wake: &Arc<Wake>) -> Self {
-        let finished = Arc::new(Finished { list: Mutex::default(), wake: Arc::clone(wake) });
+        let finished =
+            Arc::new(Finished { list: Mutex::default(), wake: Mutex::new(Arc::clone(wake)) });
         Self { disk, finished }
     }
 
     pub(crate) fn submit(&mut self, job: Job) {
-        let Job { op, tag, request } = job;
-        let (kind, range) = (request.kind(), request.range());
+        let Job { op, tag, mark, request } = job;
+        let again = request.clone();
         let finished = Arc::clone(&self.finished);
-        self.disk.submit(request, Ticket { op, tag, kind, range, finished, told: false });
+        self.disk.submit(request, Ticket { op, tag, mark, request: again, finished, told: false });
+    }
+
+    pub(crate) fn rewire(&self, wake: &Arc<Wake>) {
+        *lock(&self.finished.wake) = Arc::clone(wake);
     }
 
     pub(crate) fn merges_flushes(&self) -> bool {
@@ -130,6 +136,6 @@ impl External {
 }
 
 /// What is locked here is whole between any two statements, so a panic elsewhere spoils nothing.
-fn lock(mutex: &Mutex<List>) -> MutexGuard<'_, List> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,14 +1,17 @@
 //! An engine around another one that fails on demand.
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use holdfast_units::{ByteRange, parse_size};
 use rustix::io::Errno;
+use slab::Slab;
 
-use super::{Done, Engine, Job, Tag};
+use super::spots::{BadSector, Spots};
+use super::{Done, Engine, Job, Mark, Tag};
 use crate::wake::Wake;
 use crate::{DiskOp, OpKind, Outcome};
 
@@ -221,14 +224,14 @@ pub struct FaultHits {
 #[derive(Clone)]
 pub struct FaultHandle {
     control: Arc<Mutex<Control>>,
-    wake: Arc<Wake>,
 }
 
-#[derive(Default)]
 struct Control {
     rules: Vec<(FaultRule, FaultHits)>,
+    spots: Spots,
     held: Vec<Held>,
     next_held: u64,
+    wake: Arc<Wake>,
 }
 
 struct Held {
@@ -257,6 +260,23 @@ impl FaultHandle {
         lock(&self.control).rules.clear();
     }
 
+    /// Makes every sector of 512 bytes of the range bad in this way; an overlapping one of before is
+    /// forgotten. What lies between is as it was.
+    pub fn spoil(&self, range: ByteRange, bad: BadSector) {
+        lock(&self.control).spots.spoil(range, bad);
+    }
+
+    /// Makes every sector of the range good again. What it holds is what was written last.
+    pub fn mend(&self, range: ByteRange) {
+        lock(&self.control).spots.mend(range);
+    }
+
+    /// The offsets of all sectors of 512 bytes that are bad, and in which way.
+    #[must_use]
+    pub fn bad_sectors(&self) -> Vec<(u64, BadSector)> {
+        lock(&self.control).spots.list()
+    }
+
     /// How often a rule has come into play; zeros for one that does not exist.
     #[must_use]
     pub fn hits(&self, rule: usize) -> FaultHits {
@@ -274,14 +294,18 @@ impl FaultHandle {
         for held in &mut lock(&self.control).held {
             held.due |= !held.timed;
         }
-        self.wake.signal();
+        self.signal();
+    }
+
+    fn signal(&self) {
+        lock(&self.control).wake.signal();
     }
 
     fn expire(&self, number: u64) {
         for held in &mut lock(&self.control).held {
             held.due |= held.number == number;
         }
-        self.wake.signal();
+        self.signal();
     }
 }
 
@@ -299,7 +323,12 @@ pub(crate) struct Fault {
     /// Torn writes end on a multiple of this.
     block_size: u64,
     due: Vec<Job>,
+    /// Jobs of which only a part is being written.
+    torn: Slab<Job>,
 }
+
+/// The marks of jobs that are torn, above all that others use.
+const TORN: usize = 1 << (usize::BITS - 1);
 
 impl Fault {
     pub(crate) fn new(
@@ -309,14 +338,30 @@ impl Fault {
         rules: &[FaultRule],
     ) -> (Self, FaultHandle) {
         let rules = rules.iter().take(MAX_RULES).map(|rule| (*rule, FaultHits::default()));
-        let control = Control { rules: rules.collect(), ..Control::default() };
-        let handle = FaultHandle { control: Arc::new(Mutex::new(control)), wake };
-        (Self { inner, handle: handle.clone(), block_size, due: Vec::new() }, handle)
+        let control = Control {
+            rules: rules.collect(),
+            spots: Spots::default(),
+            held: Vec::new(),
+            next_held: 0,
+            wake,
+        };
+        let handle = FaultHandle { control: Arc::new(Mutex::new(control)) };
+        let (due, torn) = (Vec::new(), Slab::new());
+        (Self { inner, handle: handle.clone(), block_size, due, torn }, handle)
+    }
+
+    pub(crate) fn rewire(&mut self, wake: &Arc<Wake>) -> io::Result<()> {
+        lock(&self.handle.control).wake = Arc::clone(wake);
+        self.inner.rewire(wake)
+    }
+
+    pub(crate) fn uncache(&self, range: ByteRange) {
+        self.inner.uncache(range);
     }
 
     pub(crate) fn submit(&mut self, job: Job) -> Option<Done> {
         match self.strike(&job.request) {
-            None => self.inner.submit(job),
+            None => self.meet_spots(job),
             Some(FaultOutcome::Error(number)) => {
                 Some(job.done(Err(Errno::from_raw_os_error(number))))
             }
@@ -347,18 +392,50 @@ impl Fault {
     }
 
     fn tear(&mut self, job: Job, bytes: u64) -> Option<Done> {
-        let DiskOp::Write { range, data, fua } = job.request else {
+        let DiskOp::Write { range, data, .. } = &job.request else {
             return Some(job.done(Err(Errno::IO)));
         };
         let len = bytes.min(range.len) / self.block_size * self.block_size;
-        let part = usize::try_from(len).map_or(data.clone(), |len| data.slice(..len));
-        let range = ByteRange::new(range.offset, len);
-        let torn =
-            Job { op: job.op, tag: Tag::Torn, request: DiskOp::Write { range, data: part, fua } };
         if len == 0 {
-            return Some(torn.done(Err(Errno::IO)));
+            return Some(job.done(Err(Errno::IO)));
         }
-        self.inner.submit(torn)
+        let data = usize::try_from(len).map_or(data.clone(), |len| data.slice(..len));
+        let range = ByteRange::new(range.offset, len);
+        let request = DiskOp::Write { range, data, fua: false };
+        let (op, entry) = (job.op, self.torn.vacant_entry());
+        let mark = Mark(TORN | entry.key());
+        entry.insert(job);
+        let done = self.inner.submit(Job { op, tag: Tag::Plain, mark, request })?;
+        Some(self.untorn(done))
+    }
+
+    /// A part was written: that is an error of the whole.
+    fn untorn(&mut self, done: Done) -> Done {
+        match done.mark.0 & TORN {
+            0 => done,
+            _ => match self.torn.try_remove(done.mark.0 & !TORN) {
+                Some(job) => job.done(Err(Errno::IO)),
+                None => done,
+            },
+        }
+    }
+
+    /// Bad sectors fail like those of a drive: a read that touches one fails, a write writes what
+    /// lies before the first that takes nothing, and then fails.
+    fn meet_spots(&mut self, job: Job) -> Option<Done> {
+        let range = job.request.range();
+        let met = {
+            let mut control = lock(&self.handle.control);
+            match job.request.kind() {
+                OpKind::Read => control.spots.first_unreadable(range),
+                OpKind::Write | OpKind::WriteZeroes => control.spots.write(range),
+                OpKind::Flush | OpKind::Discard => None,
+            }
+        };
+        match met {
+            None => self.inner.submit(job),
+            Some(bad) => self.tear(job, bad.saturating_sub(range.offset)),
+        }
     }
 
     fn hold(&self, job: Job, timed: bool) -> u64 {
@@ -392,7 +469,12 @@ impl Fault {
         due.extend(lock(&self.handle.control).held.extract_if(.., |held| held.due).map(|h| h.job));
         out.extend(due.drain(..).filter_map(|job| self.inner.submit(job)));
         self.due = due;
+        let before = out.len();
         self.inner.collect(out);
+        if !self.torn.is_empty() {
+            let collected = out.split_off(before);
+            out.extend(collected.into_iter().map(|done| self.untorn(done)));
+        }
     }
 }
 

@@ -56,6 +56,16 @@ impl Inline {
         self.helper.is_none()
     }
 
+    pub(crate) const fn file(&self) -> &Arc<BackingFile> {
+        &self.file
+    }
+
+    pub(crate) fn rewire(&self, wake: &Arc<Wake>) {
+        if let Some((_, helper)) = &self.helper {
+            helper.rewire(wake);
+        }
+    }
+
     pub(crate) fn in_memory(&self, range: ByteRange) -> Option<&Arc<BackingFile>> {
         Some(&self.file).filter(|file| file.has_in_memory(range))
     }

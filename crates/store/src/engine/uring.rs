@@ -128,6 +128,21 @@ impl Uring {
         None
     }
 
+    pub(crate) const fn file(&self) -> &Arc<BackingFile> {
+        &self.file
+    }
+
+    pub(crate) fn rewire(&mut self, wake: &Arc<Wake>) -> io::Result<()> {
+        let submitter = self.ring.submitter();
+        submitter.unregister_eventfd()?;
+        submitter.register_eventfd(wake.as_fd().as_raw_fd())?;
+        self.wake = Arc::clone(wake);
+        if let Some(helper) = &self.helper {
+            helper.rewire(wake);
+        }
+        Ok(())
+    }
+
     /// Whether the ring has nothing to do.
     pub(crate) fn is_idle(&self) -> bool {
         self.slots.is_empty() && self.ended.is_empty()
@@ -349,7 +364,7 @@ mod tests {
     use rustix::io::Errno;
 
     use super::{MAX_RETRIES, Next, Slot, Uring};
-    use crate::engine::{Job, Tag};
+    use crate::engine::{Job, Mark, Tag};
     use crate::file::BackingFile;
     use crate::wake::Wake;
     use crate::{BackingKind, BufferPool, DiskOp, OpId, Outcome};
@@ -358,7 +373,7 @@ mod tests {
         let range = ByteRange::new(4096, 8192);
         let data = Bytes::from(vec![1; 8192]);
         let request = DiskOp::Write { range, data, fua: tag == Tag::Durable };
-        let job = Job { op: OpId(1), tag, request };
+        let job = Job { op: OpId(1), tag, mark: Mark::default(), request };
         Slot { job, buffer: None, done: 0, retries: 0, durable_error: None }
     }
 

@@ -6,11 +6,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
+use holdfast_format::remap::SpareId;
 use holdfast_store::{
-    BufferPool, Completion, DirectMode, Disk, DiskOp, EngineChoice, EngineKind, MemoryStore,
-    OpenOptions, Outcome, create_file,
+    BufferPool, Completion, DirectMode, Disk, DiskIdentity, DiskOp, EngineChoice, EngineKind,
+    MemoryStore, OpenOptions, Outcome, RemapOp, SpareAt, SpareFormat, create_file, format_spare,
 };
-use holdfast_units::ByteRange;
+use holdfast_units::{ByteRange, ResourceId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 pub struct Bed {
@@ -24,6 +25,7 @@ pub struct Bed {
     hand_off: Option<usize>,
     memory: Option<MemoryStore>,
     faults: bool,
+    spares: Option<Spares>,
     // Dropped in this order: the device must be gone before the file under it.
     device: Option<LoopDevice>,
     scratch: Option<tempfile::TempDir>,
@@ -54,7 +56,63 @@ impl Bed {
     }
 
     fn with_faults(&self, disk: Disk) -> Disk {
-        if self.faults { disk.with_faults(&[]).0 } else { disk }
+        let disk = if self.faults { disk.with_faults(&[]).0 } else { disk };
+        match &self.spares {
+            Some(spares) if !disk.info().read_only => spares.around(disk, self),
+            _ => disk,
+        }
+    }
+
+    /// The same with a spare, and with some blocks in it.
+    fn spared(mut self, name: &'static str) -> Self {
+        let store = MemoryStore::new(1 << 20);
+        let mut file = None;
+        if let Some(scratch) = &self.scratch {
+            let path = scratch.path().join("spare");
+            create_file(&path, 1 << 20).unwrap();
+            file = Some(path);
+        }
+        let spares = Spares { store, file };
+        let format = SpareFormat {
+            id: SpareId([1; 16]),
+            unit: 4096,
+            slots: None,
+            force: false,
+            disk_size: 0,
+            created: 0,
+        };
+        format_spare(&mut spares.open(&self), None, &OWNER, &format).unwrap();
+        (self.name, self.spares, self.knows_holes) = (name, Some(spares), false);
+        self
+    }
+}
+
+const OWNER: DiskIdentity = DiskIdentity { resource: ResourceId([1; 16]), disk: [2; 16] };
+
+/// A spare for a bed.
+struct Spares {
+    store: MemoryStore,
+    file: Option<PathBuf>,
+}
+
+impl Spares {
+    fn open(&self, bed: &Bed) -> Disk {
+        match &self.file {
+            Some(path) => Disk::open(path, &OpenOptions::default(), &bed.pool).unwrap(),
+            None => Disk::memory(&self.store, &bed.pool).unwrap(),
+        }
+    }
+
+    fn around(&self, disk: Disk, bed: &Bed) -> Disk {
+        let spares = vec![SpareAt::Disk(Box::new(self.open(bed)))];
+        let mut disk = disk.with_spares(spares, &OWNER).unwrap();
+        for first in [0, 2, 3, 12, 256, 1023] {
+            let range = ByteRange::of_blocks(first..first + 1);
+            if range.end() <= disk.size() {
+                disk.remap_now(RemapOp::Move { range, imported: false }).0.unwrap();
+            }
+        }
+        disk
     }
 }
 
@@ -81,6 +139,8 @@ pub fn beds(size: u64) -> Vec<Bed> {
         on_disk("inline, on a disk", EngineKind::Inline, DirectMode::Never),
         Bed::memory("memory", size, false),
         Bed::memory("memory, with a fault layer", size, true),
+        Bed::memory("memory, with a spare", size, false).spared("memory, with a spare"),
+        on_disk("threads", EngineKind::Blocking, DirectMode::Never).spared("threads, with a spare"),
     ];
     if let Ok(scratch) = tempfile::tempdir_in("/dev/shm") {
         let name = "inline, in memory";
@@ -101,6 +161,8 @@ pub fn beds(size: u64) -> Vec<Bed> {
         beds.push(on_disk("page cache, io_uring beside", EngineKind::Cached, DirectMode::Never));
         if direct {
             beds.push(on_disk("io_uring, direct", EngineKind::Uring, DirectMode::Always));
+            let bed = on_disk("io_uring", EngineKind::Uring, DirectMode::Always);
+            beds.push(bed.spared("io_uring, direct, with a spare"));
             let mut faulty =
                 on_disk("io_uring with a fault layer", EngineKind::Uring, DirectMode::Always);
             faulty.faults = true;
@@ -144,6 +206,7 @@ impl Bed {
             hand_off: None,
             memory: None,
             faults: false,
+            spares: None,
             device: None,
             scratch: Some(scratch),
         }
@@ -161,6 +224,7 @@ impl Bed {
             hand_off: None,
             memory: Some(MemoryStore::new(size)),
             faults,
+            spares: None,
             device: None,
             scratch: None,
         }
