@@ -411,7 +411,12 @@ impl Disk {
         self.in_flight += 1;
         let before = self.ready.len();
         if kind == OpKind::Flush && self.engine.merges_flushes() {
-            let done = self.engine.submit(Job { op, tag: Tag::OwnFlush, request })?;
+            let done = self.engine.submit(Job {
+                op,
+                tag: Tag::OwnFlush,
+                mark: Mark::default(),
+                request,
+            })?;
             self.settle(done);
         } else if kind == OpKind::Flush {
             self.flush(Waiter { op, kind, range });

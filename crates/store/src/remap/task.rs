@@ -374,7 +374,7 @@ impl Remap {
                         buffer[start..start + data.len()].copy_from_slice(&data);
                     }
                 }
-                Ok(Outcome::Done | Outcome::Zeroes) => {}
+                Ok(Outcome::Done | Outcome::Zeroes | Outcome::Logged(_)) => {}
                 Err(fail) => self.piece_failed(id, piece, fail),
             },
             Step::Header { .. } => {
