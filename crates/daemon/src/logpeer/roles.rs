@@ -222,6 +222,12 @@ async fn take_over(
 ) -> Result<NodeRecord, ApiError> {
     let name = resource.name();
     let view = node.view();
+    let status = following.view().status;
+    if let Some(status) = status.filter(|status| status.fetch_paused || status.replay_paused) {
+        let what = if status.fetch_paused { "fetch" } else { "replay" };
+        return Err(refuse(&name, &format!("the {what} of this node is paused"))
+            .hint(format!("`holdfast resume {name} {what}` first")));
+    }
     let leader = following.view().leader.ok_or_else(|| {
         refuse(&name, "the node that leads is not in reach").hint(format!(
             "connect it, or run `holdfast primary {name} --force`, which leads with what is here: \
@@ -231,12 +237,6 @@ async fn take_over(
     let members = view.peers_of(resource.id, node.uuid);
     let leader = members.get(&leader).and_then(|peer| view.records.node(peer.uuid));
     let leader = leader.ok_or_else(|| refuse(&name, "the node that leads is not known"))?;
-    let status = following.view().status;
-    if let Some(status) = status.filter(|status| status.fetch_paused || status.replay_paused) {
-        let what = if status.fetch_paused { "fetch" } else { "replay" };
-        return Err(refuse(&name, &format!("the {what} of this node is paused"))
-            .hint(format!("`holdfast resume {name} {what}` first")));
-    }
     let nearly =
         |status: &FollowStatus| status.follows && status.head.since(status.replayed) <= NEARLY;
     phase("catching up with the Primary");
