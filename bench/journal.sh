@@ -3,35 +3,39 @@
 #   bare     fio on a preallocated file that was written once: in place, fdatasync after each write
 #   append   fio writing one such file from its beginning on, one write and fdatasync after the other
 #   group    fio writing so many blocks with one O_DIRECT+O_DSYNC write: what grouping them allows at best
+#   nbdkit   nbdkit's file plugin, in place, through NBD
+#   wire     holdfast, a resource without a journal in /dev/shm: what the same client gets of a disk that costs nothing
 #   plain    holdfast, a resource without a journal, through NBD
 #   journal  holdfast, a resource with a journal on the same filesystem, through NBD
 # Prints medians of operations a second, and ratios; then what an overwrite-heavy load writes to the disk below the journal.
 #
-#   bench/journal.sh [--rounds N] [--secs S] [--size MIB] [--journal MIB] [--dir DIR] [--holdfast PATH] [--only "..."]
+#   bench/journal.sh [--rounds N] [--secs S] [--size MIB] [--journal MIB] [--dir DIR] [--holdfast PATH] [--load PATH]
+#                    [--only "..."]
 #
-# Parts (--only): sync1 sync4 sync16 (4 KiB random writes, each followed by a flush, 1, 4 and 16 at a time), async32 (without a flush,
-# 32 under way), overwrite (64 MiB, written to at random all over), recover (kill -9 with the journal full, time until it is Primary).
-# The block device below --dir must be in /proc/diskstats for `overwrite`. Needs fio with its nbd engine, nbdinfo, python3.
+# Parts (--only): sync1 sync4 sync16 (4 KiB random writes, each followed by a flush, 1, 4 and 16 at a time), fua1 fua16 (writes that
+# are durable by themselves, with the lean client crates/nbd/examples/load.rs), async32 (without a flush, 32 under way), overwrite (64 MiB, written to at random all over), recover (kill -9 with the journal full, time until it is Primary).
+# The block device below --dir must be in /proc/diskstats for `overwrite`. Needs fio with its nbd engine, nbdkit, nbdinfo, python3.
 set -euo pipefail
 export LC_ALL=C
 . "$(dirname "$0")/lib.sh"
 ROUNDS=5 SECS=2 SIZE=1024 JOURNAL=1024 DIR=/var/tmp HOLDFAST=$(dirname "$0")/../target/release/holdfast
-ONLY="sync1 sync4 sync16 async32 overwrite recover"
+LOAD=$(dirname "$0")/../target/release/examples/load
+ONLY="sync1 sync4 sync16 fua1 fua16 async32 overwrite recover"
 ON_CLIENT=()
 while [ $# -gt 0 ]; do
   case $1 in
     --rounds) ROUNDS=$2 ;; --secs) SECS=$2 ;; --size) SIZE=$2 ;; --journal) JOURNAL=$2 ;; --dir) DIR=$2 ;;
-    --holdfast) HOLDFAST=$2 ;; --only) ONLY=$2 ;;
-    *) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    --holdfast) HOLDFAST=$2 ;; --load) LOAD=$2 ;; --only) ONLY=$2 ;;
+    *) sed -n '2,19s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
   shift 2
 done
 W=$(mktemp -d "$DIR/hfbench.XXXXXX")
 export HOLDFAST_SOCKET=$W/control.sock
-DAEMON=
+DAEMON='' NBDKIT='' WIRE=/dev/shm/hfbench.$$
 cleanup() {
-  [ -z "$DAEMON" ] || { kill "$DAEMON" 2>/dev/null || true; wait "$DAEMON" 2>/dev/null || true; }
-  rm -rf "$W"
+  for pid in $DAEMON $NBDKIT; do kill "$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; done
+  rm -rf "$W" "$WIRE"
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
@@ -43,7 +47,16 @@ start_daemon() {
   cat "$W/log" >&2; exit 1
 }
 
-uri() { echo "nbd+unix:///$1?socket=$W/nbd.sock"; }
+uri() {
+  case $1 in nbdkit) echo "nbd+unix:///?socket=$W/nbdkit.sock" ;; *) echo "nbd+unix:///$1?socket=$W/nbd.sock" ;; esac
+}
+
+lean() { # WHO WRITERS: as with_fio
+  "$LOAD" "$(uri "$1")" --op fua --connections "$2" --seconds "$SECS" | python3 -c '
+import json, sys
+j = json.load(sys.stdin)
+print(j["iops"], j["mbps"], j["p50"], j["p99"], j["ops"])'
+}
 
 on_file() { # FILE OPTIONS: as with_fio, for a file
   local file=$1; shift
@@ -63,11 +76,13 @@ run() { # WHO PART: IOPS ...
     append-sync*) on_file "$W/bare" --ioengine=psync --rw=write --bs=4k --fdatasync=1 ;;
     group-sync*) # as many writes a second as blocks that come in one
       on_file "$W/bare" --ioengine=psync --rw=write --bs=$((4 * n))k --direct=1 --sync=dsync | awk -v n="$n" '{ $1 *= n; print }' ;;
-    plain-sync* | journal-sync*) with_fio "$(uri "$1")" --rw=randwrite --bs=4k --iodepth=1 --numjobs="$n" --fsync=1 ;;
+    group-fua*) run group "sync${2#fua}" ;;
+    *-fua*) lean "$1" "${2#fua}" ;;
+    nbdkit-sync* | wire-sync* | plain-sync* | journal-sync*) with_fio "$(uri "$1")" --rw=randwrite --bs=4k --iodepth=1 --numjobs="$n" --fsync=1 ;;
     bare-async32) on_file "$W/bare" --ioengine=io_uring --rw=randwrite --bs=4k --iodepth=32 --direct=1 ;;
     append-async32) on_file "$W/bare" --ioengine=psync --rw=write --bs=4k --fdatasync=32 ;;
     group-async32) on_file "$W/bare" --ioengine=psync --rw=write --bs=128k --direct=1 --sync=dsync | awk '{ $1 *= 32; print }' ;;
-    plain-async32 | journal-async32) with_fio "$(uri "$1")" --rw=randwrite --bs=4k --iodepth=32 ;;
+    nbdkit-async32 | wire-async32 | plain-async32 | journal-async32) with_fio "$(uri "$1")" --rw=randwrite --bs=4k --iodepth=32 ;;
   esac
 }
 
@@ -88,12 +103,19 @@ sync
 start_daemon
 "$HOLDFAST" -q create plain --disk "$W/plain.disk"
 "$HOLDFAST" -q create journal --disk "$W/journal.disk" --journal "$W/journal.d" --journal-size "${JOURNAL}M"
-WHO=(bare append group plain journal)
+mkdir "$WIRE"
+cp "$W/bare" "$WIRE/wire.disk"
+"$HOLDFAST" -q create wire --disk "$WIRE/wire.disk"
+nbdkit -f --log=null -U "$W/nbdkit.sock" file "$W/bare" >"$W/nbdkit.log" 2>&1 &
+NBDKIT=$!
+for _ in $(seq 100); do [ ! -S "$W/nbdkit.sock" ] || break; sleep 0.1; done
+WHO=(bare append group nbdkit wire plain journal)
 for part in $ONLY; do
   case $part in overwrite | recover) continue ;; esac
   for ((r = 0; r < ROUNDS; r++)); do
     for ((k = 0; k < ${#WHO[@]}; k++)); do
       who=${WHO[$(((k + r) % ${#WHO[@]}))]}
+      case $who-$part in bare-fua* | append-fua*) continue ;; esac
       echo "$part $who $(run "$who" "$part")"
       if [ "$who" = journal ]; then "$HOLDFAST" -q log trim journal; fi # what it left is not the next one's load
     done

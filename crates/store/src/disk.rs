@@ -290,7 +290,10 @@ impl Disk {
         }
         self.in_flight += 1;
         let before = self.ready.len();
-        if kind == OpKind::Flush {
+        if kind == OpKind::Flush && self.engine.merges_flushes() {
+            let done = self.engine.submit(Job { op, tag: Tag::OwnFlush, request })?;
+            self.settle(done);
+        } else if kind == OpKind::Flush {
             self.flush(Waiter { op, kind, range });
         } else {
             let tag = self.tag(&request);
@@ -497,7 +500,7 @@ impl Disk {
         let result = match (tag, result) {
             (Tag::Flush, result) => return self.flushed(&result),
             (Tag::Torn, Ok(_)) => Err(DiskError::from_errno(Errno::IO, kind, range)),
-            (Tag::Durable | Tag::FlushAfter, Ok(_)) if self.poisoned => poisoned,
+            (Tag::Durable | Tag::FlushAfter | Tag::OwnFlush, Ok(_)) if self.poisoned => poisoned,
             (Tag::FlushAfter, Ok(_)) => return self.flush(Waiter { op, kind, range }),
             (_, result) => result,
         };
@@ -544,7 +547,7 @@ impl std::fmt::Debug for Disk {
 }
 
 fn is_failed_flush(done: &Done) -> bool {
-    matches!(done.tag, Tag::Flush | Tag::DurableFailed) && done.result.is_err()
+    matches!(done.tag, Tag::Flush | Tag::OwnFlush | Tag::DurableFailed) && done.result.is_err()
 }
 
 #[cfg(test)]

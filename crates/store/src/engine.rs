@@ -30,6 +30,8 @@ pub(crate) enum Tag {
     FlushAfter,
     /// This was a flush on behalf of those that wait for one.
     Flush,
+    /// A flush that the engine merges with others by itself. Pass the result on.
+    OwnFlush,
     /// Only a part was written, by order of a fault rule: report an error.
     Torn,
 }
@@ -101,6 +103,14 @@ impl Engine {
     pub(crate) fn flush_here(&mut self, here: bool) {
         if let Self::Cached(cached) = self {
             cached.flush_here(here);
+        }
+    }
+
+    /// Whether flushes are given to it as they come, also several at a time.
+    pub(crate) fn merges_flushes(&self) -> bool {
+        match self {
+            Self::External(external) => external.merges_flushes(),
+            _ => false,
         }
     }
 

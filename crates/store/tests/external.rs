@@ -8,6 +8,7 @@ use holdfast_store::{
     OpKind, Outcome, Ticket,
 };
 use holdfast_units::ByteRange;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -92,4 +93,39 @@ fn errors_are_told_and_a_ticket_that_is_lost_is_one() {
     asked.recv().unwrap().1.complete(Err(io::ErrorKind::TimedOut.into()));
     assert_eq!(next(&mut disk), [(3, Err(DiskErrorKind::FlushFailed))]);
     assert!(disk.is_poisoned());
+}
+
+/// Does what it is asked for when it is kicked.
+#[derive(Default)]
+struct AtOnce(Vec<Ticket>);
+
+impl ExternalDisk for AtOnce {
+    fn submit(&mut self, _: DiskOp, ticket: Ticket) {
+        self.0.push(ticket);
+    }
+
+    fn kick(&mut self) {
+        self.0.drain(..).for_each(|ticket| ticket.complete(Ok(Outcome::Done)));
+    }
+}
+
+#[test]
+fn what_is_over_when_it_is_kicked_comes_at_once_and_wakes_nobody() {
+    let (told, _asked) = disk();
+    let info = told.info().clone();
+    let pool = BufferPool::new(0);
+    let mut disk = Disk::external(Box::<AtOnce>::default(), info, 8, &pool).unwrap();
+    assert!(disk.submit(OpId(1), write(0, false)).is_none());
+    assert!(disk.submit(OpId(2), DiskOp::Flush).is_none());
+    let mut out = Vec::new();
+    disk.completions(&mut out);
+    let ended: Vec<u64> = out.iter().map(|done| done.op.0).collect();
+    assert_eq!(ended, [1, 2]);
+    let mut fds = [PollFd::from_borrowed_fd(disk.event_fd(), PollFlags::IN)];
+    assert_eq!(poll(&mut fds, Some(&Timespec::default())), Ok(0), "nobody was woken");
+    // Who only kicks is told.
+    assert!(disk.submit(OpId(3), write(0, false)).is_none());
+    disk.kick();
+    let mut fds = [PollFd::from_borrowed_fd(disk.event_fd(), PollFlags::IN)];
+    assert_eq!(poll(&mut fds, Some(&Timespec::default())), Ok(1));
 }

@@ -7,10 +7,15 @@ use holdfast_journal::{Batch, CutPlan, Op, OpError, PushError, Ticket as Record}
 use holdfast_store::{DiskOp, Outcome, Ticket};
 use holdfast_units::LogPosition;
 use std::io;
+use std::time::{Duration, Instant};
 
-/// Of a client that flushes after at most so many writes, what is written is made durable without
-/// waiting for the flush: that finds it done, or under way.
+/// When so many flushes came that found nobody else waiting for a sync, and each after a few writes
+/// only, what is written is made durable without waiting for the flush: that finds it done, or under
+/// way. With several clients such a sync would hold up the one that all of them wait for.
+const ALONE: u32 = 8;
 const FEW_WRITES: u32 = 64;
+/// Who wanted something durable wants more of it soon.
+const SOON: Duration = Duration::from_millis(1);
 /// The share of what may be written and not synced from which on it is synced without being asked,
 /// so that nobody ever has to wait for it.
 const EARLY: u64 = 4;
@@ -18,7 +23,10 @@ const EARLY: u64 = 4;
 impl Worker {
     /// A flush: all that is completed is in a record that was pushed.
     pub(super) fn flush_op(&mut self, ticket: Ticket) {
-        self.flush_distance = std::mem::take(&mut self.writes_since_flush);
+        let few = std::mem::take(&mut self.writes_since_flush) <= FEW_WRITES;
+        let alone = few && self.syncing.is_empty();
+        self.lone_flushes = if alone { self.lone_flushes.saturating_add(1) } else { 0 };
+        self.wanted_durable = Some(Instant::now());
         if self.log.journal().durable_ticket() >= self.pushed {
             ticket.complete(Ok(Outcome::Done));
         } else {
@@ -73,21 +81,23 @@ impl Worker {
             return false;
         }
         let unsynced = journal.head().since(journal.durable());
-        let early = self.is_flushed_often() || unsynced > journal.settings().unsynced_bytes / EARLY;
+        let early = self.is_flushed_by_one() || unsynced > journal.settings().unsynced_bytes / EARLY;
+        let asked = !self.syncing.is_empty() || self.back.wants_sync;
         match self.mode {
-            Mode::Lead => early || !self.syncing.is_empty(),
-            Mode::Draining => !self.syncing.is_empty(),
+            Mode::Lead => early || asked,
+            Mode::Draining => asked,
             _ => false,
         }
     }
 
-    fn is_flushed_often(&self) -> bool {
-        self.flush_distance <= FEW_WRITES && self.writes_since_flush <= FEW_WRITES
+    fn is_flushed_by_one(&self) -> bool {
+        self.lone_flushes >= ALONE && self.writes_since_flush <= FEW_WRITES
     }
 
     /// Whether a moment of looking for work is better than to sleep.
     pub(super) fn is_worth_polling(&self) -> bool {
-        self.mode == Mode::Lead && self.is_flushed_often()
+        let soon = self.wanted_durable.is_some_and(|at| at.elapsed() < SOON);
+        self.mode == Mode::Lead && soon
     }
 
     /// Begins to make durable what should be. The journal can be used while it is waited for.
@@ -95,6 +105,7 @@ impl Worker {
         if !self.is_sync_wanted() {
             return None;
         }
+        self.back.wants_sync = false;
         match self.log.begin_sync() {
             Ok(sync) => sync,
             Err(error) => {
@@ -288,15 +299,24 @@ impl Worker {
 }
 
 /// Whether it may only be answered when it is durable. A flush is a record when it had to wait.
-fn is_durable(request: &DiskOp) -> bool {
+pub(super) fn is_durable(request: &DiskOp) -> bool {
     matches!(
         request,
         DiskOp::Flush | DiskOp::Write { fua: true, .. } | DiskOp::WriteZeroes { fua: true, .. }
     )
 }
 
+/// Whether all bytes are zero. Compares the data with itself, one byte further: as fast as memory.
+fn is_zero(data: &[u8]) -> bool {
+    data.first() == Some(&0) && data[1..] == data[..data.len() - 1]
+}
+
 fn op_of(request: &DiskOp) -> Result<Op, OpError> {
     match request {
+        // They need no room, neither here nor on the way to a peer.
+        DiskOp::Write { range, data, fua } if is_zero(data) => {
+            Op::zeroes(*range, now(), false, *fua)
+        }
         DiskOp::Write { range, data, fua } => Op::write(range.offset, data.clone(), now(), *fua),
         DiskOp::WriteZeroes { range, unmap, fua } => Op::zeroes(*range, now(), *unmap, *fua),
         DiskOp::Discard { range } => Op::zeroes(*range, now(), true, false),

@@ -119,6 +119,10 @@ impl ExternalDisk for JournaledDisk {
         self.inbox.put(Order::Op(request, ticket));
     }
 
+    fn merges_flushes(&self) -> bool {
+        true
+    }
+
     fn kick(&mut self) {
         if std::mem::take(&mut self.unkicked) {
             self.baton.visit(&self.inbox);

@@ -6,7 +6,7 @@ use super::open::{Sizes, open_log, start};
 use super::{JournalCallError, JournalHandle, JournalSpec, MIN_SIZE, Mode};
 use bytes::Bytes;
 use holdfast_format::journal::PeerSwitches;
-use holdfast_journal::driver::{Directory, DirectoryOptions, Files, GIVEN_UP};
+use holdfast_journal::driver::{Directory, DirectoryOptions, Files, GIVEN_UP, SyncApart};
 use holdfast_journal::{Relation, compare};
 use holdfast_store::{
     BufferPool, Disk, DiskError, DiskOp, FaultHandle, FaultRule, MemoryStore, OpId, Outcome,
@@ -31,6 +31,8 @@ struct Faults {
     sync: Option<(&'static str, Errno)>,
     create: Option<(&'static str, Errno)>,
     rename: Option<(&'static str, Errno)>,
+    /// Syncs that are waited for apart do not end.
+    hold_syncs: bool,
 }
 
 /// A real directory whose calls fail when they are told to.
@@ -82,6 +84,20 @@ impl Files for Faulty {
     fn sync(&mut self, name: &str) -> io::Result<()> {
         self.check(name, |faults| faults.sync)?;
         self.files.sync(name)
+    }
+
+    fn sync_apart(&mut self, name: &str) -> io::Result<Option<SyncApart>> {
+        let (rest, faults, name) =
+            (self.files.sync_apart(name)?, Arc::clone(&self.faults), name.to_owned());
+        Ok(Some(Box::new(move || {
+            while faults.lock().unwrap().hold_syncs {
+                std::thread::yield_now();
+            }
+            match faults.lock().unwrap().sync {
+                Some((prefix, errno)) if name.starts_with(prefix) => Err(errno.into()),
+                _ => rest.map_or(Ok(()), |rest| rest()),
+            }
+        })))
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
@@ -320,6 +336,76 @@ fn a_durable_write_is_answered_when_it_is_durable() {
         rig.flush();
         let view = rig.status();
         assert_eq!(view.durable, view.head);
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_sync_but_who_asked_for_it() {
+    for fails in [false, true] {
+        let mut rig = Rig::leading();
+        rig.set_faults(Faults { hold_syncs: true, ..Faults::default() });
+        rig.write(0, 1);
+        let disk = rig.disk.as_mut().unwrap();
+        assert!(disk.submit(OpId(100), DiskOp::Flush).is_none());
+        disk.kick();
+        let mut done = Vec::new();
+        for block in 1..40 {
+            let range = ByteRange::new(block * 4096, 4096);
+            let request = DiskOp::Write { range, data: Bytes::from(vec![2; 4096]), fua: false };
+            assert!(disk.submit(OpId(block), request).is_none());
+            let read = DiskOp::Read { range: ByteRange::new(0, 4096), holes: false };
+            assert!(disk.submit(OpId(200 + block), read).is_none());
+            while done.len() < 2 {
+                disk.wait(&mut done, PATIENCE);
+            }
+            let mut ended: Vec<u64> = done.drain(..).map(|done| done.op.0).collect();
+            ended.sort_unstable();
+            assert_eq!(ended, [block, 200 + block], "neither waits for the sync");
+        }
+        assert_eq!(rig.handle.view().durable, LogPosition::START);
+        let sync = fails.then_some(("segment", Errno::IO));
+        rig.set_faults(Faults { sync, ..Faults::default() });
+        rig.disk.as_mut().unwrap().wait(&mut done, PATIENCE);
+        assert!(done[0].op == OpId(100) && done[0].result.is_ok());
+        if fails {
+            assert_eq!(rig.status().mode, Mode::Without);
+            assert_eq!(rig.below(0..1), [1], "the flush was of that");
+        }
+        assert_eq!(rig.read(1..40), [2; 39]);
+    }
+}
+
+#[test]
+fn zeroes_take_no_room() {
+    let mut rig = Rig::leading();
+    rig.write(7, 7);
+    let before = rig.status().head;
+    let range = ByteRange::new(0, 1 << 20);
+    let data = Bytes::from(vec![0; 1 << 20]);
+    rig.run(DiskOp::Write { range, data, fua: true }).unwrap();
+    assert!(rig.status().head.since(before) <= 4096, "a megabyte of zeroes is one record");
+    assert_eq!(rig.read(0..256), [0; 256]);
+    rig.reopen(Duration::ZERO);
+    assert_eq!(rig.read(0..256), [0; 256]);
+}
+
+#[test]
+fn what_is_written_again_and_again_hardly_reaches_the_disk() {
+    let mut rig = Rig::leading();
+    let count = rig.below.add("write:after=1000000:drop".parse().unwrap()).unwrap();
+    let writes: u64 = 8000;
+    for n in 0..writes {
+        // No two of them are neighbours. Several times what the journal may hold.
+        rig.write(n % 64 * 2, u8::try_from(n % 250).unwrap());
+    }
+    let status = rig.status();
+    assert!(status.written_back > LogPosition::START, "the journal was made shorter: {status:?}");
+    let reached = rig.below.hits(count).selected;
+    assert!(reached < writes / 4, "{reached} of {writes}");
+    rig.settle();
+    for block in 0..64 {
+        let last = u8::try_from((writes - 64 + block) % 250).unwrap();
+        assert_eq!(rig.below(block * 2..block * 2 + 1), [last]);
     }
 }
 

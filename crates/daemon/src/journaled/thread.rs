@@ -29,7 +29,7 @@ impl Baton {
             if let Some(held) = self.try_take() {
                 return held;
             }
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
         // A thread that panics with it ends the process.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -46,10 +46,20 @@ impl Baton {
     /// On the shard's thread: does what was submitted as far as nothing has to be waited for, and
     /// leaves the rest to the journal's thread.
     pub(super) fn visit(&self, inbox: &Inbox) {
-        let all = self.try_take().and_then(|mut held| held.as_mut().map(|worker| worker.visit()));
-        if all != Some(true) {
-            inbox.ring();
+        match self.try_visit() {
+            Some(true) => {}
+            Some(false) => inbox.ring(),
+            None => {
+                inbox.ring();
+                // It may have been given away before it was called, for as long as a sync takes.
+                self.try_visit();
+            }
         }
+    }
+
+    /// Whether nothing is left for the thread; nothing when it has the worker.
+    fn try_visit(&self) -> Option<bool> {
+        self.try_take()?.as_mut().map(|worker| worker.visit())
     }
 }
 
@@ -71,6 +81,11 @@ pub(super) fn run(baton: &Baton, inbox: &Inbox, disk: &OwnedFd) {
         }
         if let Some(mut sync) = worker.begin_sync() {
             drop(held);
+            // What came while the thread had the worker does not wait for the sync.
+            while inbox.is_called() {
+                inbox.looks();
+                baton.take().as_mut().map(|worker| worker.visit());
+            }
             let result = sync.wait();
             if let Some(worker) = baton.take().as_mut() {
                 worker.end_sync(&sync, result);
@@ -94,7 +109,8 @@ fn sleep(inbox: &Inbox, disk: &OwnedFd, wake: Option<Instant>, spin: Duration) {
         if inbox.is_called() {
             return;
         }
-        std::hint::spin_loop();
+        // Somebody else may want this CPU, and be the one who calls.
+        std::thread::yield_now();
     }
     if !inbox.may_sleep() {
         return;

@@ -1,5 +1,6 @@
 //! The thread: its loop, what is in flight on the backing disk, and what operations do by mode.
 
+use super::append::is_durable;
 use super::cache::Cache;
 use super::follow::Replay;
 use super::inbox::{Inbox, Order};
@@ -24,6 +25,8 @@ use tokio::sync::{oneshot, watch};
 
 /// Figures in the view are at most so old, apart from what is durable.
 const VIEW_AGE: Duration = Duration::from_millis(100);
+/// And that one so old. Telling it wakes other threads, which takes more than a small write.
+const DURABLE_AGE: Duration = Duration::from_millis(1);
 
 /// What is under way on the backing disk.
 pub(super) enum Flight {
@@ -73,9 +76,11 @@ pub(super) struct Worker {
     pub(super) syncing: VecDeque<(Record, Ticket)>,
     /// The record behind the last one that was pushed.
     pub(super) pushed: Record,
-    /// How many writes came between two flushes, lately.
-    pub(super) flush_distance: u32,
+    /// How many flushes in a row came when nobody else waited for one.
+    pub(super) lone_flushes: u32,
     pub(super) writes_since_flush: u32,
+    /// When something was last to be made durable for somebody.
+    pub(super) wanted_durable: Option<Instant>,
     /// There is no room for another segment's file.
     pub(super) no_room: bool,
     /// The journal takes no more until something is written back.
@@ -97,6 +102,8 @@ pub(super) struct Worker {
     published: Instant,
     /// Something has changed since.
     stale: bool,
+    /// More has become durable since.
+    durable_news: bool,
     /// Something was done that something else may follow from.
     pub(super) moved: bool,
     completed: Vec<Completion>,
@@ -134,8 +141,9 @@ impl Worker {
             appending: VecDeque::new(),
             syncing: VecDeque::new(),
             pushed: Record(0),
-            flush_distance: u32::MAX,
+            lone_flushes: 0,
             writes_since_flush: 0,
+            wanted_durable: None,
             no_room: false,
             pressed: false,
             cut_wanted: false,
@@ -153,6 +161,7 @@ impl Worker {
             end: None,
             published: now,
             stale: false,
+            durable_news: false,
             moved: true,
             completed: Vec::new(),
             deferred: Vec::new(),
@@ -314,6 +323,9 @@ impl Worker {
             (Mode::Lead, DiskOp::Flush) => self.flush_op(ticket),
             (Mode::Lead, request) => {
                 self.last_write = Instant::now();
+                if is_durable(&request) {
+                    self.wanted_durable = Some(self.last_write);
+                }
                 self.writes_since_flush = self.writes_since_flush.saturating_add(1);
                 self.held.push_back((request, ticket));
             }
@@ -407,23 +419,27 @@ impl Worker {
     }
 
     fn next_time(&self) -> Option<Instant> {
-        let view = self.stale.then(|| self.published + VIEW_AGE);
+        let age = if self.durable_news { Some(DURABLE_AGE) } else { self.stale.then_some(VIEW_AGE) };
+        let view = age.map(|age| self.published + age);
         [self.end, self.next_write_back(), view].into_iter().flatten().min()
     }
 
     pub(super) fn publish(&mut self, always: bool) {
         let seen = self.view.borrow();
         let journal = self.log.journal();
-        let news = seen.durable != journal.durable()
+        let passed = self.published.elapsed();
+        self.durable_news = seen.durable != journal.durable();
+        let news = (self.durable_news && passed >= DURABLE_AGE)
             || seen.mode != self.mode
             || seen.cut_wanted != self.cut_wanted;
         drop(seen);
-        let due = self.stale && self.published.elapsed() >= VIEW_AGE;
+        let due = self.stale && passed >= VIEW_AGE;
         if !(always || news || due) {
             return;
         }
         self.published = Instant::now();
         self.stale = false;
+        self.durable_news = false;
         let view = self.view_now();
         self.view.send_if_modified(|seen| {
             let differs = *seen != view;

@@ -28,6 +28,8 @@ pub(super) struct Back {
     unflushed: u64,
     /// The disk must be flushed once more, whatever was written back.
     flush_anyway: bool,
+    /// Nothing more can be written back before the journal is synced.
+    pub(super) wants_sync: bool,
     /// The journal is being made shorter.
     shortens: bool,
     /// What waits is being made less.
@@ -141,19 +143,12 @@ impl Worker {
 
     /// The next writes. What is not durable in the journal yet must become so first.
     fn next_round(&mut self, urgency: Urgency) -> Option<WriteBack> {
-        if let Some(plan) = self.plan_round(urgency) {
-            return Some(plan);
-        }
+        let plan = self.plan_round(urgency);
         let journal = self.log.journal();
-        journal.sync_target()?;
-        if matches!(urgency, Urgency::Oldest(before) if before <= journal.durable()) {
-            return None;
-        }
-        if let Err(error) = self.log.sync() {
-            self.journal_failed("it could not be made durable", &error);
-        }
-        self.moved = true;
-        self.plan_round(urgency)
+        let durable = journal.sync_target().is_none()
+            || matches!(urgency, Urgency::Oldest(before) if before <= journal.durable());
+        self.back.wants_sync = plan.is_none() && !durable;
+        plan
     }
 
     fn plan_round(&mut self, urgency: Urgency) -> Option<WriteBack> {

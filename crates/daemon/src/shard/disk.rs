@@ -128,15 +128,24 @@ impl DiskDriver {
         events.push_back(self.meta_event(done));
     }
 
-    /// Hands on what was submitted. What a journal does at once, on this thread, ends here.
-    pub(super) fn kick(&mut self, events: &mut VecDeque<Event>) {
-        if !std::mem::take(&mut self.unkicked) {
-            return;
-        }
-        if self.journal.is_some() {
-            self.collect(events);
-        } else {
+    /// Hands to the kernel what was submitted; to a journal only with [`Self::kick_journal`].
+    pub(super) fn kick(&mut self) {
+        if self.journal.is_none() && std::mem::take(&mut self.unkicked) {
             self.disk.kick();
+        }
+    }
+
+    /// Whether something waits for [`Self::kick_journal`].
+    pub(super) const fn wants_journal(&self) -> bool {
+        self.journal.is_some() && self.unkicked
+    }
+
+    /// Has the journal do what was submitted: what needs no waiting is done on this thread, and is
+    /// over when this ends.
+    pub(super) fn kick_journal(&mut self, events: &mut VecDeque<Event>) {
+        if self.wants_journal() {
+            self.unkicked = false;
+            self.collect(events);
         }
     }
 

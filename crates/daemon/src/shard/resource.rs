@@ -59,6 +59,8 @@ pub(super) struct Resource {
     inner: RefCell<Inner>,
     /// The time of the next tick was moved forward.
     rearm: Notify,
+    /// Something was submitted to a disk with a journal.
+    kick: Notify,
     /// Something ended that closing waits for.
     ended: Notify,
 }
@@ -221,6 +223,7 @@ pub(super) fn start(
             notices: notices.clone(),
         }),
         rearm: Notify::new(),
+        kick: Notify::new(),
         ended: Notify::new(),
     });
     if let Some((ready, meta_ends)) = completions {
@@ -230,6 +233,7 @@ pub(super) fn start(
     }
     if let Some(orders) = orders {
         spawn_local(keep_journal(Rc::clone(&resource), orders));
+        spawn_local(kick_journal(Rc::clone(&resource)));
     }
     spawn_local(keep_time(Rc::clone(&resource)));
     resource.feed(attachment.map_or(Event::Tick, |found| Event::Attach(Box::new(found))));
@@ -275,6 +279,16 @@ async fn drive_disk(resource: Rc<Resource>, ready: AsyncFd<OwnedFd>) {
     while let Ok(mut guard) = ready.readable().await {
         guard.clear_ready();
         resource.collect_disk();
+        resource.finish();
+    }
+}
+
+/// Gives a journal what was submitted, when all that is ready to run has submitted: many writes
+/// become one frame.
+async fn kick_journal(resource: Rc<Resource>) {
+    while !resource.inner.borrow().is_closed() {
+        resource.kick.notified().await;
+        resource.kick_journal();
         resource.finish();
     }
 }
@@ -344,8 +358,13 @@ impl Resource {
         inner.finish();
         let over = inner.stopped || inner.disk.is_none();
         // At the end, so that the timer task sees it.
-        let rearm = inner.rearm() || inner.is_closed();
+        let closed = inner.is_closed();
+        let rearm = inner.rearm() || closed;
+        let kick = inner.disk.as_ref().is_some_and(DiskDriver::wants_journal) || closed;
         drop(inner);
+        if kick {
+            self.kick.notify_one();
+        }
         if rearm {
             self.rearm.notify_one();
         }
@@ -364,6 +383,15 @@ impl Resource {
             }
         }
         self.finish();
+    }
+
+    fn kick_journal(&self) {
+        let mut inner = self.inner.borrow_mut();
+        let inner = &mut *inner;
+        if let Some(disk) = &mut inner.disk {
+            disk.kick_journal(&mut inner.events);
+        }
+        inner.run();
     }
 
     fn collect_disk(&self) {
@@ -706,15 +734,13 @@ impl Inner {
             let Some(disk) = &mut self.disk else { break };
             disk.submit_waiting(&mut self.events);
             if self.events.is_empty() {
-                disk.kick(&mut self.events);
-            }
-            if self.events.is_empty() {
                 break;
             }
             self.run();
         }
         self.spinner.note(std::mem::take(&mut self.handled));
         if let Some(disk) = &mut self.disk {
+            disk.kick();
             if self.failure.is_none()
                 && let Some(failure) = disk.failure()
             {

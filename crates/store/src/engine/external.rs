@@ -14,11 +14,18 @@ use holdfast_units::ByteRange;
 pub trait ExternalDisk: Send {
     /// Starts an operation, without blocking; the ticket is told when it is over, on any thread,
     /// perhaps at once. A write with `fua` is over when it is durable. The range lies in the disk,
-    /// and no flush is asked for while another is under way.
+    /// and no flush is asked for while another is under way, unless it [merges](Self::merges_flushes)
+    /// them.
     fn submit(&mut self, request: DiskOp, ticket: Ticket);
 
     /// All is submitted that there is for the moment. What is over in this call needs nobody woken.
     fn kick(&mut self) {}
+
+    /// Whether it takes a flush while others are under way. Each covers what was over when it came;
+    /// after one that failed, all of them fail.
+    fn merges_flushes(&self) -> bool {
+        false
+    }
 }
 
 /// Whom to tell that an operation is over. One that is dropped tells of an I/O error.
@@ -102,6 +109,10 @@ impl External {
         let (kind, range) = (request.kind(), request.range());
         let finished = Arc::clone(&self.finished);
         self.disk.submit(request, Ticket { op, tag, kind, range, finished, told: false });
+    }
+
+    pub(crate) fn merges_flushes(&self) -> bool {
+        self.disk.merges_flushes()
     }
 
     pub(crate) fn kick(&mut self) {
