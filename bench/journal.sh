@@ -137,8 +137,10 @@ for part, rows in figures.items():
         print(f"| {part} | {who} | {middle:,.0f} ({min(iops):,.0f}-{max(iops):,.0f}) | {p50:.0f} / {p99:.0f} | {ours / middle:.2f} |")
 PY
 case " $ONLY " in *" overwrite "*)
-  # Written back counts in whole: everything that reaches the device, less what the journal itself took.
-  "$HOLDFAST" -q log trim journal
+  # Written back counts in whole: everything that reaches the device, less what the journal itself took. First the journal is
+  # filled, so that it makes no new segments any more: their files are written once with zeroes.
+  with_fio "$(uri journal)" --rw=randwrite --bs=4k --iodepth=32 --size=64M --io_size="${JOURNAL}M" --time_based=0 >/dev/null
+  "$HOLDFAST" -q wait journal --for primary --timeout 60
   sync
   head=$(figure head) before=$(sectors_written)
   set -- $(with_fio "$(uri journal)" --rw=randwrite --bs=4k --iodepth=32 --size=64M --runtime=$((SECS * 5)))

@@ -81,7 +81,8 @@ impl Worker {
             return false;
         }
         let unsynced = journal.head().since(journal.durable());
-        let early = self.is_flushed_by_one() || unsynced > journal.settings().unsynced_bytes / EARLY;
+        let early =
+            self.is_flushed_by_one() || unsynced > journal.settings().unsynced_bytes / EARLY;
         let asked = !self.syncing.is_empty() || self.back.wants_sync;
         match self.mode {
             Mode::Lead => early || asked,

@@ -40,7 +40,12 @@ struct Orders {
 impl Inbox {
     pub(super) fn new() -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { orders: Mutex::default(), bell, called: AtomicBool::new(true), asleep: AtomicBool::new(false) })
+        Ok(Self {
+            orders: Mutex::default(),
+            bell,
+            called: AtomicBool::new(true),
+            asleep: AtomicBool::new(false),
+        })
     }
 
     fn orders(&self) -> MutexGuard<'_, Orders> {

@@ -456,8 +456,7 @@ pub(super) fn start(
     });
     let info = DiskInfo { block_size: 4096, ..disk.info().clone() };
     let completes = disk.event_fd().try_clone_to_owned()?;
-    let baton =
-        Baton::new(Worker::new(log, disk, Arc::clone(&inbox), view, sizes, spare_dir));
+    let baton = Baton::new(Worker::new(log, disk, Arc::clone(&inbox), view, sizes, spare_dir));
     let outer =
         JournaledDisk { inbox: Arc::clone(&inbox), baton: Arc::clone(&baton), unkicked: false };
     let told = Arc::clone(&inbox);

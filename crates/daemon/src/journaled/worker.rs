@@ -419,7 +419,8 @@ impl Worker {
     }
 
     fn next_time(&self) -> Option<Instant> {
-        let age = if self.durable_news { Some(DURABLE_AGE) } else { self.stale.then_some(VIEW_AGE) };
+        let age =
+            if self.durable_news { Some(DURABLE_AGE) } else { self.stale.then_some(VIEW_AGE) };
         let view = age.map(|age| self.published + age);
         [self.end, self.next_write_back(), view].into_iter().flatten().min()
     }

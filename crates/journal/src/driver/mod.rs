@@ -953,6 +953,10 @@ impl<F: Files + ?Sized> Files for Box<F> {
         (**self).sync(name)
     }
 
+    fn sync_apart(&mut self, name: &str) -> io::Result<Option<SyncApart>> {
+        (**self).sync_apart(name)
+    }
+
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
         (**self).rename(from, to)
     }
