@@ -4,7 +4,7 @@ use crate::error::without_numbers;
 use crate::error::{ApiError, EXIT_NOT_REACHABLE, EXIT_REFUSED, EXIT_TIMED_OUT};
 use crate::error::{ErrorBody, ErrorCode};
 use crate::events::Event;
-use crate::routes;
+use crate::{phases, routes};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -153,6 +153,67 @@ impl Client {
         self.json(Method::POST, path, encode(&Method::POST, path, body)?).await
     }
 
+    /// `POST path` with a JSON body, the answer as JSON; `told` hears of each phase as it begins.
+    /// The limit of the client is for the whole.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn post_told<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+        mut told: impl FnMut(&str),
+    ) -> Result<T, ClientError> {
+        let method = Method::POST;
+        let body = encode(&method, path, body)?;
+        let exchange = async {
+            let response = self.send_for(method.clone(), path, body, phases::KIND).await?;
+            let kind = response.headers().get(header::CONTENT_TYPE);
+            if kind.is_none_or(|kind| kind.as_bytes() != phases::KIND.as_bytes()) {
+                let status = response.status();
+                return Ok((status, self.read(&method, path, response).await?.to_vec()));
+            }
+            self.read_lines(&method, path, response.into_body(), &mut told).await
+        };
+        let (status, answer) = self.in_time(&method, path, exchange).await?;
+        if !status.is_success() {
+            return Err(refusal(&method, path, status, &answer));
+        }
+        serde_json::from_slice(&answer).map_err(|why| not_understood(&method, path, &why))
+    }
+
+    /// Reads lines until the last one; what it says.
+    async fn read_lines(
+        &self,
+        method: &Method,
+        path: &str,
+        mut body: Incoming,
+        told: &mut impl FnMut(&str),
+    ) -> Result<(StatusCode, Vec<u8>), ClientError> {
+        let mut read = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame
+                .map_err(|why| self.not_reachable(&format!("it closed the connection: {why}")))?;
+            read.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            if read.len() > MAX_ANSWER {
+                return Err(not_understood(method, path, &"the answer is too long"));
+            }
+            while let Some(end) = read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = read.drain(..=end).collect();
+                let line = serde_json::from_slice(&line);
+                match line.map_err(|why| not_understood(method, path, &why))? {
+                    phases::Line::Phase(text) => told(&text),
+                    phases::Line::End { status, answer } => {
+                        let status = StatusCode::from_u16(status)
+                            .map_err(|why| not_understood(method, path, &why))?;
+                        return Ok((status, answer.to_string().into_bytes()));
+                    }
+                }
+            }
+        }
+        Err(self.not_reachable("it closed the connection before it had answered"))
+    }
+
     /// `PUT path` with a JSON body, the answer as JSON.
     ///
     /// # Errors
@@ -234,6 +295,16 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<Response<Incoming>, ClientError> {
+        self.send_for(method, path, body, "application/json").await
+    }
+
+    async fn send_for(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        kind: &str,
+    ) -> Result<Response<Incoming>, ClientError> {
         let connecting = tokio::time::timeout(CONNECT_TIMEOUT, UnixStream::connect(&self.socket));
         let stream = match connecting.await {
             Ok(Ok(stream)) => stream,
@@ -250,6 +321,7 @@ impl Client {
             .uri(path)
             .header(header::HOST, "localhost")
             .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ACCEPT, kind)
             .body(Full::new(body))
             .map_err(|why| not_understood(&method, path, &why))?;
         sender

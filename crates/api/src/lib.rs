@@ -11,6 +11,7 @@ pub mod error;
 pub mod events;
 pub mod journal;
 pub mod options;
+pub mod phases;
 pub mod request;
 pub mod routes;
 pub mod status;

@@ -100,6 +100,49 @@ pub struct ClusterRemove {
     pub force: bool,
 }
 
+/// `cluster merge`: this node's cluster becomes a part of another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterMerge {
+    /// What `cluster token` printed on a node of the other cluster.
+    pub token: String,
+    /// Also when nodes of one of the two are not reached: they follow when they are.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// `cluster split`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSplit {
+    /// The nodes that become a cluster of their own.
+    #[serde(default)]
+    pub nodes: Vec<String>,
+    /// The name of that; the present one with `-2` when left out.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Takes back a split that was begun and not decided; without nodes then.
+    #[serde(default)]
+    pub cancel: bool,
+}
+
+/// `cluster wait`: answers when every node has the same records, or refuses.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterWait {
+    /// How long, at most [`MAX_WAIT_SECONDS`]; 60 when left out.
+    #[serde(default)]
+    pub timeout_seconds: Option<f64>,
+}
+
+/// `cluster set`: all of them, or none when one is refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSet {
+    /// Key and value of each; an empty value forgets the key.
+    pub set: BTreeMap<String, String>,
+}
+
 /// `create`: a resource, on its first node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -278,6 +321,15 @@ pub struct Pause {
     pub what: PauseWhat,
 }
 
+/// `watch`: this node shows a resource that it is no member of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Watch {
+    /// Not any more.
+    #[serde(default)]
+    pub stop: bool,
+}
+
 /// What `wait` waits for. Without a peer, what speaks of peers must hold for every peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -347,14 +399,46 @@ pub struct Device {
     /// How: `auto` (also when left out), `ublk`, `nbd` or `fuse`.
     #[serde(default)]
     pub via: Option<String>,
+    /// On a log peer whose replay is paused: the past state that it holds, read-only. Writable when
+    /// left out, and on the Primary only.
+    #[serde(default)]
+    pub read_only: bool,
+    /// With `read_only`: only the NBD export, no block device.
+    #[serde(default)]
+    pub export_only: bool,
+}
+
+/// `rewind` of a log peer in place: to a position, to a time, or, with neither, to everything that it
+/// has fetched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rewind {
+    /// With all records before this position of the journal.
+    #[serde(default)]
+    pub position: Option<u64>,
+    /// With everything that was written until then: milliseconds since 1970.
+    #[serde(default)]
+    pub time_unix_ms: Option<u64>,
+}
+
+/// The answer to `rewind`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Rewound {
+    /// The position whose state the disk is; left out while it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<u64>,
+    /// It was restored from the archive.
+    pub from_archive: bool,
+    /// What happened, for people.
+    pub message: String,
 }
 
 /// The answer to `device`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceMade {
-    /// The block device.
+    /// The block device; with `export_only` the URI of the export.
     pub path: String,
-    /// How it is made: `ublk`, `nbd` or `fuse`.
+    /// How it is made: `ublk`, `nbd` or `fuse`; with `export_only` `export`.
     pub kind: String,
     /// Why in this way, as a phrase.
     #[serde(default, skip_serializing_if = "Option::is_none")]

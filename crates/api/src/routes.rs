@@ -22,6 +22,14 @@ pub const CLUSTER_JOIN: &str = "/v1/cluster/join";
 pub const CLUSTER_LEAVE: &str = "/v1/cluster/leave";
 /// `POST`.
 pub const CLUSTER_REMOVE: &str = "/v1/cluster/remove";
+/// `POST`: this node's cluster becomes a part of another one.
+pub const CLUSTER_MERGE: &str = "/v1/cluster/merge";
+/// `POST`: some nodes become a cluster of their own.
+pub const CLUSTER_SPLIT: &str = "/v1/cluster/split";
+/// `POST`: answers when all nodes have the same records.
+pub const CLUSTER_WAIT: &str = "/v1/cluster/wait";
+/// `GET`, `PUT`: what users keep in the cluster.
+pub const CLUSTER_KEYS: &str = "/v1/cluster/keys";
 /// `POST`: create a resource.
 pub const RESOURCES: &str = "/v1/resources";
 /// `GET`: one resource ([`crate::status::ResourceStatus`]).
@@ -32,6 +40,8 @@ pub const RESOURCE_JOIN: &str = "/v1/resources/{name}/join";
 pub const RESOURCE_LEAVE: &str = "/v1/resources/{name}/leave";
 /// `POST`.
 pub const RESOURCE_DELETE: &str = "/v1/resources/{name}/delete";
+/// `POST`: show a resource of other nodes.
+pub const RESOURCE_WATCH: &str = "/v1/resources/{name}/watch";
 /// `POST`; the name may be `all`.
 pub const RESOURCE_UP: &str = "/v1/resources/{name}/up";
 /// `POST`; the name may be `all`.
@@ -54,6 +64,8 @@ pub const RESOURCE_LOG: &str = "/v1/resources/{name}/log";
 pub const RESOURCE_LOG_ROTATE: &str = "/v1/resources/{name}/log/rotate";
 /// `POST`: give up what nobody needs.
 pub const RESOURCE_LOG_TRIM: &str = "/v1/resources/{name}/log/trim";
+/// `POST`: make the disk of a log peer the state of another moment.
+pub const RESOURCE_REWIND: &str = "/v1/resources/{name}/rewind";
 /// `POST`: make the local block device.
 pub const RESOURCE_DEVICE: &str = "/v1/resources/{name}/device";
 /// `POST`: take it away.

@@ -21,6 +21,35 @@ pub struct NodeStatus {
     /// The exports of other machines that are attached to this node, by name.
     #[serde(default)]
     pub attachments: Vec<AttachmentStatus>,
+    /// The resources that this node only watches, by name; left out when there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guests: Vec<GuestStatus>,
+}
+
+/// A resource that the node is no member of and watches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestStatus {
+    /// Its name.
+    pub name: String,
+    /// The size of the device, in bytes.
+    pub size_bytes: u64,
+    /// Its members, as they say themselves, by name.
+    pub members: Vec<GuestMember>,
+}
+
+/// A member of a resource, as it says itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestMember {
+    /// The node.
+    pub node: String,
+    /// Whether it answered.
+    pub alive: bool,
+    /// Its role, or `Unknown`.
+    pub role: String,
+    /// Its disk, or `DUnknown`.
+    pub disk: String,
+    /// Why it did not answer; `null` when it did.
+    pub problem: Option<String>,
 }
 
 /// A cluster, as one node sees it.
@@ -74,6 +103,10 @@ pub struct ResourceStatus {
     pub device: Option<String>,
     /// How the local device is made: `ublk`, `nbd` or `fuse`; `null` when there is none.
     pub device_kind: Option<String>,
+    /// This node follows the journal, and shows the past state that it holds: device and export are
+    /// read-only.
+    #[serde(default)]
+    pub read_only: bool,
     /// The device that an earlier run of the daemon left waits, with its I/O, until this node is
     /// Primary again: after so many more seconds its I/O fails. `null` when there is none.
     pub device_waits_seconds: Option<u64>,
@@ -291,6 +324,7 @@ mod tests {
                 ..ResourceStatus::default()
             }],
             attachments: vec![AttachmentStatus::default()],
+            guests: Vec::new(),
         }
     }
 

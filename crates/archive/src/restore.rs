@@ -7,7 +7,7 @@ use crate::piece::CHUNK;
 use crate::reader::{Archive, ArchivedSegments};
 use crate::store::Store;
 use bytes::Bytes;
-use holdfast_format::journal::{RecordKind, SEGMENT_HEADER_LEN};
+use holdfast_format::journal::{RecordKind, SEGMENT_HEADER_LEN, SegmentHeader};
 use holdfast_journal::driver::Backing;
 use holdfast_journal::{Records, RecordsError};
 use holdfast_units::{ByteRange, HybridTime, LogPosition};
@@ -249,6 +249,18 @@ impl<S: Store> Archive<S> {
             }
         }
         run.target.flush().map_err(ArchiveError::Target)
+    }
+
+    /// The segment of the journal that the position of a plan lies in or at the end of; `None` when
+    /// there is none: nothing was written since the base image.
+    ///
+    /// # Errors
+    /// When the archive does not have it whole.
+    pub fn segment_of(&self, plan: &Plan) -> Result<Option<SegmentHeader>, ArchiveError> {
+        let line = &self.manifest.lines[plan.line_index];
+        let at = plan.position.0;
+        let found = line.segments.iter().rfind(|one| one.base <= at && at <= one.end().0);
+        found.map(|segment| self.header(line, segment)).transpose()
     }
 
     fn restore_base(

@@ -75,6 +75,12 @@ pub struct Rewind {
 }
 
 impl Rewind {
+    /// The first record that is replayed.
+    #[must_use]
+    pub const fn from(&self) -> LogPosition {
+        self.from
+    }
+
     /// The bytes of the journal that are gone through.
     #[must_use]
     pub const fn log_bytes(&self) -> u64 {

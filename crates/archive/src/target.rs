@@ -63,6 +63,16 @@ impl FileTarget {
         Ok(Self { file, blank: !device && !go_on, device })
     }
 
+    /// Opens a file or a block device that the caller has claimed: all of it is written over.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open_claimed(path: &Path) -> io::Result<Self> {
+        let device = std::fs::metadata(path)?.file_type().is_block_device();
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(Self { file, blank: false, device })
+    }
+
     /// Opens a file or a block device that nobody writes to, to be read.
     ///
     /// # Errors

@@ -1,11 +1,15 @@
 //! The grammar of the command line.
 
+mod cluster;
+
 use crate::archive::{ArchiveCommand, Restore, Rewind};
 use crate::daemon::NbdAccess;
-use crate::parse::{absolute_path, disk_place, duration, key_value, meta_place, name, name_or_all};
+use crate::parse::{absolute_path, disk_place, key_value, meta_place, name};
 use crate::parse::{positive_seconds, size};
 use crate::serve::Serve;
+use crate::several::{Names, names};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+pub(crate) use cluster::Cluster;
 use holdfast_api::request::{PauseWhat, WaitFor};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -133,9 +137,9 @@ pub(crate) enum Call {
     /// Delete a resource; the data stays on the disks
     Delete(Resource),
     /// Start a resource here
-    Up(ResourceOrAll),
+    Up(Resources),
     /// Stop a resource here
-    Down(ResourceOrAll),
+    Down(Resources),
     /// Make this node Primary
     Primary(Forced),
     /// Make this node Secondary
@@ -167,6 +171,8 @@ pub(crate) enum Call {
     Get(Get),
     /// Wait until a state is reached
     Wait(Wait),
+    /// Show a resource that only other nodes have, too, in `status`; nothing of its data comes here
+    Watch(Watch),
     /// Show the state of this node and its resources
     Status(Status),
     /// Show what there is as events, and what happens from now on
@@ -211,47 +217,6 @@ pub(crate) struct Daemon {
     /// Whether to keep all its memory from being swapped out or dropped [default: true]
     #[arg(long, value_name = "BOOL")]
     pub(crate) lock_memory: Option<bool>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Cluster {
-    /// Make this node a cluster of one; prints the cluster's UUID
-    Create {
-        /// The cluster's name
-        #[arg(long, value_name = "NAME", value_parser = name)]
-        name: Option<String>,
-    },
-    /// Print a one-time token with which a node can join
-    Token {
-        /// How long it is good for
-        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
-        ttl: Duration,
-        /// Where the new node reaches this one [default: this node's address]
-        #[arg(long, value_name = "HOST:PORT")]
-        addr: Option<String>,
-    },
-    /// Join a cluster
-    Join {
-        /// What `cluster token` printed on one of its nodes
-        token: String,
-    },
-    /// Leave the cluster
-    Leave {
-        /// Leave also when the others cannot be told, or it is a member of resources
-        #[arg(long)]
-        force: bool,
-    },
-    /// Remove a node that is gone for good
-    Remove {
-        /// Which node
-        #[arg(value_parser = name)]
-        node: String,
-        /// Really: the node is not asked
-        #[arg(long)]
-        force: bool,
-    },
-    /// Show the nodes
-    Status,
 }
 
 #[derive(Debug, Subcommand)]
@@ -368,17 +333,17 @@ pub(crate) struct Resize {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ResourceOrAll {
-    /// The name of the resource, or `all`
-    #[arg(value_parser = name_or_all)]
-    pub(crate) name: String,
+pub(crate) struct Resources {
+    /// The name of the resource, several with commas between them, or `all`
+    #[arg(value_parser = names, value_name = "NAME")]
+    pub(crate) names: Names,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Forced {
-    /// The name of the resource
-    #[arg(value_parser = name)]
-    pub(crate) name: String,
+    /// The name of the resource, several with commas between them, or `all`
+    #[arg(value_parser = names, value_name = "NAME")]
+    pub(crate) names: Names,
     /// Do it although it may lose data
     #[arg(long)]
     pub(crate) force: bool,
@@ -406,9 +371,9 @@ pub(crate) struct AttachDisk {
 
 #[derive(Debug, Args)]
 pub(crate) struct Connect {
-    /// The name of the resource
-    #[arg(value_parser = name)]
-    pub(crate) name: String,
+    /// The name of the resource, several with commas between them, or `all`
+    #[arg(value_parser = names, value_name = "NAME")]
+    pub(crate) names: Names,
     /// Only this peer
     #[arg(long, value_name = "NODE", value_parser = name)]
     pub(crate) peer: Option<String>,
@@ -419,9 +384,9 @@ pub(crate) struct Connect {
 
 #[derive(Debug, Args)]
 pub(crate) struct Disconnect {
-    /// The name of the resource
-    #[arg(value_parser = name)]
-    pub(crate) name: String,
+    /// The name of the resource, several with commas between them, or `all`
+    #[arg(value_parser = names, value_name = "NAME")]
+    pub(crate) names: Names,
     /// Only this peer
     #[arg(long, value_name = "NODE", value_parser = name)]
     pub(crate) peer: Option<String>,
@@ -432,9 +397,9 @@ pub(crate) struct Disconnect {
 
 #[derive(Debug, Args)]
 pub(crate) struct Pause {
-    /// The name of the resource
-    #[arg(value_parser = name)]
-    pub(crate) name: String,
+    /// The name of the resource, several with commas between them, or `all`
+    #[arg(value_parser = names, value_name = "NAME")]
+    pub(crate) names: Names,
     /// What
     pub(crate) what: PauseArg,
 }
@@ -471,6 +436,16 @@ pub(crate) struct OfPeer {
     /// Only this peer
     #[arg(long, value_name = "NODE", value_parser = name)]
     pub(crate) peer: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Watch {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// Do not show it any more
+    #[arg(long)]
+    pub(crate) stop: bool,
 }
 
 #[derive(Debug, Args)]
@@ -570,8 +545,14 @@ pub(crate) struct Device {
     /// By which way of the kernel [default: auto]
     #[arg(long, value_name = "WAY", value_parser = ["auto", "ublk", "nbd", "fuse"])]
     pub(crate) via: Option<String>,
+    /// On a log peer whose replay is paused: the past state that it holds; fetching goes on
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Only the NBD export of that state, no block device
+    #[arg(long, requires = "read_only", conflicts_with = "via")]
+    pub(crate) export_only: bool,
     /// Take it away; refused while it is open
-    #[arg(long, conflicts_with = "via")]
+    #[arg(long, conflicts_with_all = ["via", "read_only"])]
     pub(crate) remove: bool,
 }
 

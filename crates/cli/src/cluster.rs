@@ -1,13 +1,118 @@
-//! `cluster status`.
+//! `cluster`.
 
+use crate::args::Cluster;
 use crate::output::{Style, width};
-use crate::session::Session;
+use crate::session::{Session, with_phases};
 use crate::table::{Table, cell, plain};
+use holdfast_api::request::{
+    ClusterCreate, ClusterCreated, ClusterJoin, ClusterLeave, ClusterMerge, ClusterRemove,
+    ClusterSet, ClusterSplit, ClusterToken, ClusterWait, Done, TokenCreated,
+};
 use holdfast_api::status::{ClusterNode, ClusterStatus};
-use holdfast_api::{ApiError, routes};
+use holdfast_api::{ApiError, ErrorCode, routes};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long `cluster wait` waits when nobody says.
+const WAIT: Duration = Duration::from_secs(60);
+/// What an answer may take on top of that.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// Runs one of the commands.
+pub(crate) async fn run(
+    session: &Session,
+    command: Cluster,
+    timeout: Option<Duration>,
+) -> Result<(), ApiError> {
+    match command {
+        Cluster::Create { name } => {
+            let body = ClusterCreate { name };
+            let made: ClusterCreated = session.post(routes::CLUSTER_CREATE, &body).await?;
+            session.result(&made, &made.uuid);
+            Ok(())
+        }
+        Cluster::Token { ttl, addr } => {
+            let body = ClusterToken { ttl_seconds: Some(ttl.as_secs()), addr };
+            let made: TokenCreated = session.post(routes::CLUSTER_TOKEN, &body).await?;
+            session.result(&made, &made.token);
+            Ok(())
+        }
+        Cluster::Join { token } => {
+            let body = ClusterJoin { token };
+            member(session, routes::CLUSTER_JOIN, &body, "joined").await
+        }
+        Cluster::Merge { token, force } => {
+            let body = ClusterMerge { token, force };
+            member(session, routes::CLUSTER_MERGE, &body, "merged into").await
+        }
+        Cluster::Split { nodes, name, cancel } => {
+            session.act(routes::CLUSTER_SPLIT, &ClusterSplit { nodes, name, cancel }).await
+        }
+        Cluster::Wait => wait(session, timeout.unwrap_or(WAIT)).await,
+        Cluster::Set { pairs } => {
+            let body = ClusterSet { set: pairs.into_iter().collect() };
+            let done: Done = session.put(routes::CLUSTER_KEYS, &body).await?;
+            session.done(&done);
+            Ok(())
+        }
+        Cluster::Get { key } => get(session, key.as_deref()).await,
+        Cluster::Leave { force } => {
+            session.act(routes::CLUSTER_LEAVE, &ClusterLeave { force }).await
+        }
+        Cluster::Remove { node, force } => {
+            session.act(routes::CLUSTER_REMOVE, &ClusterRemove { node, force }).await
+        }
+        Cluster::Status => status(session).await,
+    }
+}
+
+/// Becomes a node of another cluster, and says of which.
+async fn member<B: Serialize>(
+    session: &Session,
+    path: &str,
+    body: &B,
+    what: &str,
+) -> Result<(), ApiError> {
+    let (cluster, phases) = session.post_told::<_, ClusterStatus>(path, body).await?;
+    if session.ui.json {
+        session.ui.json(&with_phases(&cluster, &phases));
+    } else if !session.ui.quiet {
+        session.ui.line(&became(what, &cluster));
+    }
+    Ok(())
+}
+
+async fn wait(session: &Session, limit: Duration) -> Result<(), ApiError> {
+    let body = ClusterWait { timeout_seconds: Some(limit.as_secs_f64()) };
+    let client = session.client.clone().with_timeout(limit + GRACE);
+    let done: Done = client.post(routes::CLUSTER_WAIT, &body).await?;
+    session.done(&done);
+    Ok(())
+}
+
+async fn get(session: &Session, key: Option<&str>) -> Result<(), ApiError> {
+    let all: BTreeMap<String, String> = session.get(routes::CLUSTER_KEYS).await?;
+    let Some(key) = key else {
+        if session.ui.json {
+            session.ui.json(&all);
+        } else {
+            session.ui.text(
+                &all.iter().map(|(key, value)| format!("{key}={value}\n")).collect::<String>(),
+            );
+        }
+        return Ok(());
+    };
+    let value = all.get(key).ok_or_else(|| {
+        let message = format!("the cluster keeps nothing under {key:?}");
+        ApiError::new(ErrorCode::NoSuchOption, message).hint("`holdfast cluster get` lists it all")
+    })?;
+    session.result(value, value);
+    Ok(())
+}
 
 /// Prints the nodes.
-pub(crate) async fn status(session: &Session) -> Result<(), ApiError> {
+async fn status(session: &Session) -> Result<(), ApiError> {
     let status: ClusterStatus = session.get(routes::CLUSTER).await?;
     if session.ui.json {
         session.ui.json(&status);
@@ -17,10 +122,10 @@ pub(crate) async fn status(session: &Session) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// What `cluster join` says.
-pub(crate) fn joined(status: &ClusterStatus) -> String {
+/// What `cluster join` and `cluster merge` say.
+fn became(what: &str, status: &ClusterStatus) -> String {
     let nodes = status.nodes.len();
-    format!("joined cluster {} ({}), which has {nodes} nodes now", status.name, status.uuid)
+    format!("{what} cluster {} ({}), which has {nodes} nodes now", status.name, status.uuid)
 }
 
 fn render(status: &ClusterStatus, width: Option<usize>, color: bool) -> String {

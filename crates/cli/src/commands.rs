@@ -1,14 +1,15 @@
 //! The commands that ask the daemon.
 
-use crate::args::{Call, Cluster, Create, Device, Join};
+use crate::args::{Call, Create, Device, Join};
 use crate::session::Session;
+use crate::several::{Names, each};
 use crate::{archive, attach, cluster, events, journal, options, status, wait};
 use holdfast_api::request::{
-    AttachDisk, ClusterCreate, ClusterCreated, ClusterJoin, ClusterLeave, ClusterRemove,
-    ClusterToken, Connect, DetachDisk, DeviceMade, Disconnect, Empty, Invalidate, Pause, Primary,
-    Resize, ResourceCreate, ResourceJoin, Secondary, TokenCreated,
+    AttachDisk, Connect, DetachDisk, DeviceMade, Disconnect, Empty, Invalidate, Pause, Primary,
+    Resize, ResourceCreate, ResourceJoin, Secondary,
 };
-use holdfast_api::{ApiError, request, routes, status::ClusterStatus};
+use holdfast_api::{ApiError, request, routes};
+use serde::Serialize;
 use std::time::Duration;
 
 /// Runs one of them.
@@ -19,20 +20,20 @@ pub(crate) async fn run(
 ) -> Result<(), ApiError> {
     let of = |template: &str, name: &str| routes::of(template, name);
     match call {
-        Call::Cluster(command) => run_cluster(session, command).await,
+        Call::Cluster(command) => cluster::run(session, command, timeout).await,
         Call::Create(args) => create(session, args).await,
         Call::Join(args) => join(session, args).await,
         Call::Leave(a) => session.act(&of(routes::RESOURCE_LEAVE, &a.name), &Empty {}).await,
         Call::Delete(a) => session.act(&of(routes::RESOURCE_DELETE, &a.name), &Empty {}).await,
-        Call::Up(a) => session.act(&of(routes::RESOURCE_UP, &a.name), &Empty {}).await,
-        Call::Down(a) => session.act(&of(routes::RESOURCE_DOWN, &a.name), &Empty {}).await,
+        Call::Up(a) => run_all(session, routes::RESOURCE_UP, &a.names).await,
+        Call::Down(a) => run_all(session, routes::RESOURCE_DOWN, &a.names).await,
         Call::Primary(a) => {
             let body = Primary { force: a.force };
-            session.act(&of(routes::RESOURCE_PRIMARY, &a.name), &body).await
+            act_on(session, routes::RESOURCE_PRIMARY, &a.names, &body).await
         }
         Call::Secondary(a) => {
             let body = Secondary { force: a.force };
-            session.act(&of(routes::RESOURCE_SECONDARY, &a.name), &body).await
+            act_on(session, routes::RESOURCE_SECONDARY, &a.names, &body).await
         }
         Call::AttachDisk(a) => {
             let (force, discard_journal) = (a.force, a.discard_journal);
@@ -41,24 +42,24 @@ pub(crate) async fn run(
         }
         Call::DetachDisk(a) => {
             let body = DetachDisk { force: a.force };
-            session.act(&of(routes::RESOURCE_DETACH_DISK, &a.name), &body).await
+            act_on(session, routes::RESOURCE_DETACH_DISK, &a.names, &body).await
         }
         Call::Rewind(args) => archive::rewind(session, args).await,
         Call::Connect(a) => {
             let body = Connect { peer: a.peer, discard_my_data: a.discard_my_data };
-            session.act(&of(routes::RESOURCE_CONNECT, &a.name), &body).await
+            act_on(session, routes::RESOURCE_CONNECT, &a.names, &body).await
         }
         Call::Disconnect(a) => {
             let body = Disconnect { peer: a.peer, force: a.force };
-            session.act(&of(routes::RESOURCE_DISCONNECT, &a.name), &body).await
+            act_on(session, routes::RESOURCE_DISCONNECT, &a.names, &body).await
         }
         Call::Pause(a) => {
             let body = Pause { what: a.what.into() };
-            session.act(&of(routes::RESOURCE_PAUSE, &a.name), &body).await
+            act_on(session, routes::RESOURCE_PAUSE, &a.names, &body).await
         }
         Call::Resume(a) => {
             let body = Pause { what: a.what.into() };
-            session.act(&of(routes::RESOURCE_RESUME, &a.name), &body).await
+            act_on(session, routes::RESOURCE_RESUME, &a.names, &body).await
         }
         Call::Invalidate(a) => {
             let body = Invalidate { peer: a.peer };
@@ -72,6 +73,10 @@ pub(crate) async fn run(
         Call::Set(args) => options::set(session, args).await,
         Call::Get(args) => options::get(session, &args).await,
         Call::Wait(args) => wait::run(session, &args, timeout).await,
+        Call::Watch(a) => {
+            let body = request::Watch { stop: a.stop };
+            session.act(&of(routes::RESOURCE_WATCH, &a.name), &body).await
+        }
         Call::Status(args) => status::run(session, &args).await,
         Call::Events(args) => events::run(session, &args).await,
         Call::Device(args) => device(session, args).await,
@@ -82,37 +87,21 @@ pub(crate) async fn run(
     }
 }
 
-async fn run_cluster(session: &Session, command: Cluster) -> Result<(), ApiError> {
-    match command {
-        Cluster::Create { name } => {
-            let body = ClusterCreate { name };
-            let made: ClusterCreated = session.post(routes::CLUSTER_CREATE, &body).await?;
-            session.result(&made, &made.uuid);
-            Ok(())
-        }
-        Cluster::Token { ttl, addr } => {
-            let body = ClusterToken { ttl_seconds: Some(ttl.as_secs()), addr };
-            let made: TokenCreated = session.post(routes::CLUSTER_TOKEN, &body).await?;
-            session.result(&made, &made.token);
-            Ok(())
-        }
-        Cluster::Join { token } => {
-            let joined: ClusterStatus =
-                session.post(routes::CLUSTER_JOIN, &ClusterJoin { token }).await?;
-            if session.ui.json {
-                session.ui.json(&joined);
-            } else if !session.ui.quiet {
-                session.ui.line(&cluster::joined(&joined));
-            }
-            Ok(())
-        }
-        Cluster::Leave { force } => {
-            session.act(routes::CLUSTER_LEAVE, &ClusterLeave { force }).await
-        }
-        Cluster::Remove { node, force } => {
-            session.act(routes::CLUSTER_REMOVE, &ClusterRemove { node, force }).await
-        }
-        Cluster::Status => cluster::status(session).await,
+/// Makes the same call for each of some resources.
+async fn act_on<B: Serialize>(
+    session: &Session,
+    template: &str,
+    names: &Names,
+    body: &B,
+) -> Result<(), ApiError> {
+    each(session, names, async |name| session.act(&routes::of(template, name), body).await).await
+}
+
+/// As [`act_on`], but the daemon knows best which ones `all` are: also those that are stopped.
+async fn run_all(session: &Session, template: &str, names: &Names) -> Result<(), ApiError> {
+    match names {
+        Names::All => session.act(&routes::of(template, routes::ALL), &Empty {}).await,
+        Names::These(_) => act_on(session, template, names, &Empty {}).await,
     }
 }
 
@@ -160,7 +149,9 @@ async fn device(session: &Session, args: Device) -> Result<(), ApiError> {
         return session.act(&path, &Empty {}).await;
     }
     let path = routes::of(routes::RESOURCE_DEVICE, &args.name);
-    let made: DeviceMade = session.post(&path, &request::Device { via: args.via }).await?;
+    let Device { via, read_only, export_only, .. } = args;
+    let body = request::Device { via, read_only, export_only };
+    let made: DeviceMade = session.post(&path, &body).await?;
     session.device(&made, &made.path, made.reason.as_deref());
     Ok(())
 }

@@ -17,6 +17,7 @@ mod output;
 mod parse;
 mod serve;
 mod session;
+mod several;
 mod status;
 mod table;
 mod usage;

@@ -129,6 +129,13 @@ impl Ui {
         }
     }
 
+    /// Says which phase of a command begins.
+    pub(crate) fn phase(&self, text: &str) {
+        if !self.json && !self.quiet {
+            say(&format!("{}\n", Style::Dim.paint(&format!("... {text}"), self.color_errors)));
+        }
+    }
+
     /// Prints why the command did not do what it should.
     pub(crate) fn error(&self, error: &ApiError) {
         let error = error.clone().plain();

@@ -12,11 +12,6 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// A name of a resource, or `all`.
-pub(crate) fn name_or_all(text: &str) -> Result<String, String> {
-    if text == holdfast_api::routes::ALL { Ok(text.to_owned()) } else { name(text) }
-}
-
 /// A size in bytes.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     holdfast_units::parse_size(text).map_err(|why| why.to_string())

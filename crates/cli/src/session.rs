@@ -6,6 +6,7 @@ use holdfast_api::request::Done;
 use holdfast_api::{ApiError, Client};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::time::Duration;
 
 /// How long an answer may take when nobody says.
@@ -52,10 +53,31 @@ impl Session {
         Ok(self.client.put(path, body).await?)
     }
 
+    /// `POST` of a command that says what it is about to do, which is printed on standard error;
+    /// with `--json` it is only collected.
+    pub(crate) async fn post_told<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<(T, Vec<String>), ApiError> {
+        self.ui.trace(&format!("> POST {path}"));
+        let mut phases = Vec::new();
+        let told = |phase: &str| {
+            self.ui.phase(phase);
+            phases.push(phase.to_owned());
+        };
+        let answer = self.client.post_told(path, body, told).await?;
+        Ok((answer, phases))
+    }
+
     /// `POST` of a command that only does something, and what it did.
     pub(crate) async fn act<B: Serialize>(&self, path: &str, body: &B) -> Result<(), ApiError> {
-        let done: Done = self.post(path, body).await?;
-        self.done(&done);
+        let (done, phases): (Done, _) = self.post_told(path, body).await?;
+        if self.ui.json {
+            self.ui.json(&with_phases(&done, &phases));
+        } else {
+            self.done(&done);
+        }
         Ok(())
     }
 
@@ -84,4 +106,13 @@ impl Session {
             self.ui.line(text);
         }
     }
+}
+
+/// An answer with the phases of the command in `phases`, if it had any.
+pub(crate) fn with_phases<T: Serialize>(answer: &T, phases: &[String]) -> Value {
+    let mut value = serde_json::to_value(answer).expect("the API's types have string keys");
+    if !phases.is_empty() {
+        value["phases"] = phases.into();
+    }
+    value
 }

@@ -9,8 +9,8 @@ use crate::session::Session;
 use crate::table::{Cell, Table, cell, shorten};
 use holdfast_api::attachment::AttachmentStatus;
 use holdfast_api::status::{
-    ArchiveStatus, DiskStatus, JournalStatus, NodeStatus, PeerProblem, PeerStatus, ReplayStatus,
-    ResourceStatus, ResyncStatus,
+    ArchiveStatus, DiskStatus, GuestStatus, JournalStatus, NodeStatus, PeerProblem, PeerStatus,
+    ReplayStatus, ResourceStatus, ResyncStatus,
 };
 use holdfast_api::{ApiError, routes};
 use holdfast_units::format_size;
@@ -40,7 +40,9 @@ async fn fetch(session: &Session, name: Option<&str>) -> Result<NodeStatus, ApiE
     if let Some(name) = name {
         status.resources.retain(|resource| resource.name == name);
         status.attachments.retain(|attachment| attachment.name == name);
-        if status.resources.is_empty() && status.attachments.is_empty() {
+        status.guests.retain(|guest| guest.name == name);
+        let attached = !status.attachments.is_empty();
+        if status.resources.is_empty() && status.guests.is_empty() && !attached {
             return Err(ApiError::no_such_resource(name));
         }
     }
@@ -87,7 +89,12 @@ fn render(status: &NodeStatus, width: Option<usize>, color: bool) -> String {
         lines.push(String::new());
         render_attachment(attachment, color, &mut lines);
     }
-    if status.resources.is_empty() && status.attachments.is_empty() {
+    for guest in &status.guests {
+        lines.push(String::new());
+        render_guest(guest, width, color, &mut lines);
+    }
+    let attached = !status.attachments.is_empty();
+    if status.resources.is_empty() && status.guests.is_empty() && !attached {
         lines.push(String::new());
         lines.push("no resources; `holdfast create NAME --disk PATH` makes one".to_owned());
     }
@@ -122,6 +129,12 @@ fn render_resource(
     if let Some(device) = &resource.device {
         head.push_str(&format!("  {device}"));
     }
+    if resource.read_only {
+        head.push_str(match resource.device {
+            Some(_) => " (read-only: a past state)",
+            None => "  exported read-only: a past state",
+        });
+    }
     lines.push(head);
     for trouble in troubles(resource) {
         lines.push(format!("  {}", Style::Bad.paint(&trouble, color)));
@@ -152,6 +165,21 @@ fn render_resource(
         if let Some(resync) = &peer.resync {
             lines.push(format!("  {}", resync_line(peer, resync, color)));
         }
+    }
+}
+
+/// A resource that this node only watches.
+fn render_guest(guest: &GuestStatus, width: Option<usize>, color: bool, lines: &mut Vec<String>) {
+    let name = Style::Bold.paint(&guest.name, color);
+    let size = format_size(guest.size_bytes);
+    lines.push(format!("{name}  {size}  (guest: this node is no member)"));
+    let mut table = Table::new(2, &["NODE", "ROLE", "DISK"]);
+    for member in &guest.members {
+        table.row(vec![cell(&*member.node, Style::Plain), role(&member.role), disk(&member.disk)]);
+    }
+    lines.extend(table.render(width, color));
+    for problem in guest.members.iter().filter_map(|member| member.problem.as_ref()) {
+        lines.push(format!("  {}", Style::Warn.paint(problem, color)));
     }
 }
 

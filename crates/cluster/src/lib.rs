@@ -20,20 +20,28 @@ mod views;
 
 pub use address::{Address, MAX_ADDRESSES, resolve};
 pub use identity::{Fingerprint, Identity};
-pub use join::{JoinRequest, JoinResponse, MAX_JOIN_REQUEST_BYTES, MAX_JOIN_RESPONSE_BYTES};
+pub use join::{
+    JoinRequest, JoinResponse, MAX_JOIN_REQUEST_BYTES, MAX_JOIN_RESPONSE_BYTES,
+    MAX_MERGE_REQUEST_BYTES, MergeRequest,
+};
 pub use records::{
     BATCH_BYTES, CLOCK_TROUBLE_MS, Digest, Key, MAX_KEY_BYTES, MAX_RECORDS, MAX_TOTAL_BYTES,
     MAX_VALUE_BYTES, MergeReport, Record, Records, Stamp, TOMBSTONE_KEEP_MS,
 };
 pub use refusal::{Code, Refusal};
-pub use state::{Change, ClusterState, MAX_CLUSTER_NODES, MAX_SYNC_BYTES, Membership, SyncMessage};
+pub use state::{
+    Change, ClusterState, MAX_CLUSTER_NODES, MAX_SYNC_BYTES, Membership, SplitPlan, SyncMessage,
+};
 pub use tls::{
     ACCEPT_TIMEOUT, Caller, HANDSHAKE_TIMEOUT, NodeTls, PinSet, PinnedNode, Purpose, authorize,
     explain, peer_fingerprint,
 };
 pub use token::{JoinToken, MAX_LIVE_TOKENS, MAX_TTL_SECONDS, Secret, TokenId};
 pub use uuid::Uuid;
-pub use views::{MemberRecord, NodeRecord, PairOptions, ResourceRecord, SLOT_HOLD_MS, Trouble};
+pub use views::{
+    ClusterName, ClusterRecord, MemberRecord, NodeRecord, PairOptions, ResourceRecord,
+    SLOT_HOLD_MS, SplitRecord, Trouble,
+};
 
 /// A point of wall-clock time in milliseconds since 1970-01-01 UTC, as the caller's clock says.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

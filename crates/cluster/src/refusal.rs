@@ -43,6 +43,8 @@ codes! {
     NodeBusy = "NODE_BUSY",
     /// The action needs `--force`.
     ForceNeeded = "FORCE_NEEDED",
+    /// No split of the cluster is under way.
+    NoSplit = "NO_SPLIT",
     /// A message of, or for, another cluster.
     OtherCluster = "OTHER_CLUSTER",
     /// The cluster has as many nodes as it can have.

@@ -13,12 +13,16 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 mod change;
+mod fate;
 mod file;
+mod merge;
+mod split;
 #[cfg(test)]
 mod tests;
 
 pub use change::Change;
 use change::{apply, forget_node};
+pub use split::SplitPlan;
 
 /// How many nodes a cluster can have.
 pub const MAX_CLUSTER_NODES: usize = 128;
@@ -45,6 +49,9 @@ struct Data {
     cluster: Option<Membership>,
     records: Records,
     tokens: Tokens,
+    /// The splits of clusters that were carried out here, or did not concern this node.
+    #[serde(default)]
+    settled: BTreeSet<Uuid>,
 }
 
 /// What two nodes of a cluster say to each other to have the same records, as JSON over
@@ -55,6 +62,10 @@ struct Data {
 pub struct SyncMessage {
     /// The cluster that it is about.
     pub cluster: Uuid,
+    /// What the cluster was before: clusters that were merged into it, or that it was split from.
+    /// A node of one of these learns by this exchange what became of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub formerly: Vec<Uuid>,
     /// What the sender has.
     pub digest: Digest,
     /// Some of what the receiver lacks.
@@ -459,7 +470,9 @@ impl ClusterState {
     /// [`Code::NotMember`].
     pub fn start_sync(&self) -> Result<SyncMessage, Refusal> {
         let cluster = self.need_member()?.uuid;
-        Ok(SyncMessage { cluster, digest: self.data.records.digest(), records: Vec::new() })
+        let records = &self.data.records;
+        let formerly = records.formerly(cluster);
+        Ok(SyncMessage { cluster, formerly, digest: records.digest(), records: Vec::new() })
     }
 
     /// Takes a message of the node `from` and makes the next one for it; also what has changed.
@@ -474,7 +487,11 @@ impl ClusterState {
         now: UnixMillis,
     ) -> Result<(SyncMessage, MergeReport), Refusal> {
         let cluster = self.need_member()?;
-        if message.cluster != cluster.uuid {
+        let is_same = message.cluster == cluster.uuid
+            || message.formerly.contains(&cluster.uuid)
+            || self.data.records.formerly(cluster.uuid).contains(&message.cluster);
+        // A call of one that is gone may still have been under way.
+        if !is_same || self.data.records.node(from).is_none() {
             return Err(other_cluster("the records of another node", &cluster.name));
         }
         let report = self.merge(message.records, now)?;
@@ -494,7 +511,14 @@ impl ClusterState {
             return Ok(MergeReport::default());
         }
         let mut next = self.data.clone();
-        let report = next.records.merge(list, now)?;
+        // What became of the cluster decides whether the rest is for this node.
+        let (fates, rest): (Vec<Record>, _) = list.into_iter().partition(|r| r.key.is_fate());
+        let mut report = next.records.merge(fates, now)?;
+        if !fate::settle(&mut next, self.identity.uuid())? {
+            let more = next.records.merge(rest, now)?;
+            report.changed.extend(more.changed);
+            report.clock_ahead.extend(more.clock_ahead);
+        }
         if !report.changed.is_empty() {
             self.commit(next)?;
         }
@@ -609,7 +633,9 @@ impl ClusterState {
         })
     }
 
-    fn commit(&mut self, next: Data) -> Result<(), Refusal> {
+    fn commit(&mut self, mut next: Data) -> Result<(), Refusal> {
+        fate::settle(&mut next, self.identity.uuid())?;
+        next.settled.retain(|cluster| next.records.fate(*cluster).is_some());
         file::save(&self.dir, &next, &mut |_| Ok(()))?;
         self.data = next;
         self.renew_pins();

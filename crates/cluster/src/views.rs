@@ -5,8 +5,11 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
+mod fate;
 #[cfg(test)]
 mod tests;
+
+pub use fate::{ClusterName, ClusterRecord, SplitRecord};
 
 /// For how long the slot of a member that left is given to others only when no other is free,
 /// in milliseconds: 7 days. Nodes that were away may still count what it missed.
@@ -16,6 +19,7 @@ const NODE: &str = "node";
 const RESOURCE: &str = "resource";
 const MEMBER: &str = "member";
 const OPTION: &str = "option";
+const USER: &str = "user";
 
 /// A node of the cluster. A node that left or was removed is a deleted record.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -119,6 +123,12 @@ impl Key {
     pub fn pair(resource: ResourceId, one: Uuid, other: Uuid) -> Self {
         let (low, high) = (one.min(other), one.max(other));
         Self::of(&format!("{OPTION}/{resource}/{low}/{high}"))
+    }
+
+    /// `user/NAME`: something that users keep; `None` when the name cannot be.
+    #[must_use]
+    pub fn user(name: &str) -> Option<Self> {
+        if name.contains('/') { None } else { Self::parse(&format!("{USER}/{name}")).ok() }
     }
 
     fn of(text: &str) -> Self {
@@ -335,6 +345,17 @@ impl Records {
         value.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
     }
 
+    /// What users keep here: keys and values.
+    #[must_use]
+    pub fn keys(&self) -> Vec<(String, String)> {
+        let live = self.of_kind(USER).filter(|record| !record.deleted);
+        let read = |record: &Record| {
+            let name = record.key.as_str().split_once('/')?.1.to_owned();
+            Some((name, serde_json::from_str(&record.value).ok()?))
+        };
+        live.filter_map(read).collect()
+    }
+
     fn view<T: View>(&self, key: &Key) -> Option<T> {
         self.version(key).filter(|record| !record.deleted).and_then(|r| read(r).ok())
     }
@@ -428,6 +449,7 @@ impl Records {
             NODE => read::<NodeRecord>(record).err(),
             RESOURCE => read::<ResourceRecord>(record).err(),
             MEMBER => read::<MemberRecord>(record).err(),
+            fate::CLUSTER => read::<ClusterRecord>(record).err(),
             OPTION if record.key.as_str().split('/').count() == 4 => {
                 serde_json::from_str::<PairOptions>(&record.value).err().map(|e| why(&e))
             }

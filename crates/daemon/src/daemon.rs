@@ -6,7 +6,7 @@ use crate::node::{Node, Parts};
 use crate::options::{NbdAccess, Settings};
 use crate::resource::{self, Resource};
 use crate::shard::{Shard, ShardOptions, TcpAccess, boot_id};
-use crate::{archiving, http, peer_api, peers, refuse};
+use crate::{archiving, guests, http, peer_api, peers, refuse};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Address, ClusterState};
 use holdfast_nbd::{AllowList, ServerTls};
@@ -54,6 +54,7 @@ impl Daemon {
         for local in locals {
             node.add_resource(Resource::new(local));
         }
+        guests::take_up(&node);
         tell_addresses(&node).await;
         tokio::spawn(peer_api::serve(Arc::clone(&node), listener));
         tokio::spawn(peers::keep_in_touch(Arc::clone(&node)));
@@ -157,10 +158,11 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
 }
 
 /// The devices that may have been left by an earlier run and that this one wants to go on with:
-/// those of resources that are to be Primary here, and of attachments.
+/// those of resources that are to be Primary or shown read-only here, and of attachments.
 fn wanted_devices(settings: &Settings, store: &LocalStore) -> BTreeSet<String> {
     let (locals, _) = store.load().unwrap_or_default();
-    let primaries = locals.into_iter().filter(|local| local.up && local.primary);
+    let primaries =
+        locals.into_iter().filter(|local| local.up && (local.primary || local.shows_past));
     let attached = commands::attach::known(settings);
     primaries.map(|local| local.name).chain(attached).collect()
 }

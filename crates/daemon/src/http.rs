@@ -3,7 +3,7 @@
 use crate::commands::{self, need_running};
 use crate::logpeer;
 use crate::node::Node;
-use crate::{metrics, refuse, status};
+use crate::{guests, metrics, phases, refuse, status};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
@@ -165,6 +166,10 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::CLUSTER_CREATE, post(cluster_create))
         .route(routes::CLUSTER_TOKEN, post(cluster_token))
         .route(routes::CLUSTER_JOIN, post(cluster_join))
+        .route(routes::CLUSTER_MERGE, post(cluster_merge))
+        .route(routes::CLUSTER_SPLIT, post(cluster_split))
+        .route(routes::CLUSTER_WAIT, post(cluster_wait))
+        .route(routes::CLUSTER_KEYS, get(cluster_keys).put(cluster_set))
         .route(routes::CLUSTER_LEAVE, post(cluster_leave))
         .route(routes::CLUSTER_REMOVE, post(cluster_remove))
         .route(routes::RESOURCES, post(create))
@@ -172,6 +177,7 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::RESOURCE_JOIN, post(join))
         .route(routes::RESOURCE_LEAVE, post(leave))
         .route(routes::RESOURCE_DELETE, post(delete))
+        .route(routes::RESOURCE_WATCH, post(watch))
         .route(routes::RESOURCE_UP, post(up))
         .route(routes::RESOURCE_DOWN, post(down))
         .route(routes::RESOURCE_PRIMARY, post(primary))
@@ -183,6 +189,7 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::RESOURCE_LOG, get(log))
         .route(routes::RESOURCE_LOG_ROTATE, post(log_rotate))
         .route(routes::RESOURCE_LOG_TRIM, post(log_trim))
+        .route(routes::RESOURCE_REWIND, post(rewind))
         .route(routes::RESOURCE_DEVICE, post(device))
         .route(routes::RESOURCE_DEVICE_REMOVE, post(device_remove))
         .route(routes::RESOURCE_ATTACH_DISK, post(attach_disk))
@@ -201,6 +208,7 @@ fn router(node: Arc<Node>) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(axum::middleware::from_fn(take_long_bodies))
         .layer(axum::middleware::map_response(as_refusal))
+        .layer(axum::middleware::from_fn(phases::tell))
         .with_state(node)
 }
 
@@ -267,7 +275,7 @@ where
     F: Future<Output = Result<T, ApiError>> + Send + 'static,
 {
     need_running(node)?;
-    let done = tokio::spawn(command).await;
+    let done = phases::spawn(command).await;
     let done = done.map_err(|error| refuse::internal("the command failed", &error))?;
     if let Err(error) = &done {
         tracing::debug!(code = error.code.as_str(), "{}", error.message);
@@ -277,6 +285,7 @@ where
 
 async fn status_of_node(State(node): App) -> Json<holdfast_api::status::NodeStatus> {
     status::refresh(&node).await;
+    guests::refresh(&node).await;
     let attachments = commands::attach::list(&node).await.unwrap_or_default();
     Json(status::node(&node, attachments))
 }
@@ -293,6 +302,7 @@ async fn version(State(node): App) -> Json<VersionInfo> {
 async fn metrics_text(State(node): App) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     status::refresh(&node).await;
+    guests::refresh(&node).await;
     let attachments = commands::attach::list(&node).await.unwrap_or_default();
     (kind, metrics::text(&status::node(&node, attachments))).into_response()
 }
@@ -350,6 +360,34 @@ async fn cluster_join(
     run(&node.clone(), async move { commands::cluster::join(&node, call).await }).await
 }
 
+async fn cluster_merge(
+    State(node): App,
+    body: Bytes,
+) -> Answer<holdfast_api::status::ClusterStatus> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::merge::merge(&node, call).await }).await
+}
+
+async fn cluster_split(State(node): App, body: Bytes) -> Answer<request::Done> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::split::split(&node, call).await }).await
+}
+
+/// Changes nothing, so it ends with its caller.
+async fn cluster_wait(State(node): App, body: Bytes) -> Answer<request::Done> {
+    let call: request::ClusterWait = read(&body)?;
+    Ok(Json(commands::keys::wait(&node, &call).await?))
+}
+
+async fn cluster_keys(State(node): App) -> Answer<BTreeMap<String, String>> {
+    Ok(Json(commands::keys::all(&node)?))
+}
+
+async fn cluster_set(State(node): App, body: Bytes) -> Answer<request::Done> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::keys::set(&node, call).await }).await
+}
+
 async fn cluster_leave(State(node): App, body: Bytes) -> Answer<request::Done> {
     let call = read(&body)?;
     run(&node.clone(), async move { commands::cluster::leave(&node, call).await }).await
@@ -402,12 +440,14 @@ on_resource! {
     disconnect, request::Done, commands::links::disconnect;
     invalidate, request::Done, commands::links::invalidate;
     resize, request::Done, commands::resize::resize;
+    rewind, request::Rewound, crate::logpeer::rewind::rewind;
     device, request::DeviceMade, commands::device::make;
     attach_disk, request::Done, commands::disk::attach;
     detach_disk, request::Done, commands::disk::detach;
     set_options, request::Done, commands::options::set;
     detach, request::Done, commands::attach::detach;
     abort, request::Done, commands::attach::abort;
+    watch, request::Done, guests::watch;
 }
 
 /// The same for those whose body is empty.

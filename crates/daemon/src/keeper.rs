@@ -5,6 +5,7 @@ use crate::commands::device;
 use crate::commands::join::make_room;
 use crate::commands::updown::publish;
 use crate::growth;
+use crate::logpeer;
 use crate::node::{Node, PeerMember};
 use crate::problems;
 use crate::resource::{Plan, Problem, Resource, core_options, plan, told};
@@ -205,6 +206,9 @@ impl Keeper {
 
     /// Brings the core's peers and options to what the records say.
     async fn follow_records(&mut self) {
+        if let Some(journal) = self.handle.journal().cloned() {
+            logpeer::forget_gone(&self.node, &self.resource, &journal).await;
+        }
         let Ok(plan) = plan(&self.node, &self.resource.local()) else {
             // The resource or the membership is gone: it will be stopped in a moment.
             return;

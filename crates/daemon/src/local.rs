@@ -78,6 +78,9 @@ pub(crate) struct Local {
     /// Another node leads by the log, and this one follows it, whatever its own protocol is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) follows: bool,
+    /// Its disk is shown read-only, as long as its replay is paused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) shows_past: bool,
     /// The peers that a person disconnected from.
     pub(crate) disconnected: BTreeSet<Uuid>,
 }
@@ -189,6 +192,7 @@ mod tests {
             up: true,
             primary: true,
             follows: true,
+            shows_past: true,
             disconnected: [Uuid::new_v4()].into(),
         }
     }

@@ -140,6 +140,8 @@ pub(crate) struct Node {
     resources: Mutex<BTreeMap<ResourceId, Arc<Resource>>>,
     /// The remote exports that are attached here.
     pub(crate) attachments: Attachments,
+    /// The resources that this node is no member of and shows.
+    pub(crate) guests: crate::guests::Guests,
     /// State files of resources that could not be used at the start.
     damaged: Mutex<Vec<Damaged>>,
     stopping: watch::Sender<bool>,
@@ -166,6 +168,7 @@ impl Node {
             view,
             resources: Mutex::default(),
             attachments: Attachments::default(),
+            guests: crate::guests::Guests::default(),
             damaged: Mutex::default(),
             stopping: watch::channel(false).0,
         };

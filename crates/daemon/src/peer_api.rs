@@ -3,6 +3,7 @@
 use crate::commands;
 use crate::doorstep::{Doorstep, Place, SUM_UP};
 use crate::events::unix_ms;
+use crate::guests;
 use crate::http::{self, Failure};
 use crate::logpeer;
 use crate::node::Node;
@@ -16,7 +17,7 @@ use holdfast_api::request::Done;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{
     ACCEPT_TIMEOUT, Caller, Fingerprint, JoinRequest, JoinResponse, MAX_JOIN_REQUEST_BYTES,
-    MAX_SYNC_BYTES, PinnedNode, Purpose, SyncMessage, Uuid,
+    MAX_MERGE_REQUEST_BYTES, MAX_SYNC_BYTES, PinnedNode, Purpose, SyncMessage, Uuid,
 };
 use holdfast_units::{NodeId, ResourceId};
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,8 @@ pub(crate) const HAND_OVER: &str = "/peer/v1/hand-over";
 pub(crate) const FOLLOW: &str = "/peer/v1/follow";
 /// A newcomer joins the cluster.
 pub(crate) const JOIN: &str = "/peer/v1/join";
+/// A node of another cluster has its cluster merged into this one.
+pub(crate) const MERGE: &str = "/peer/v1/merge";
 
 /// Connections of other nodes that are served at a time, data links not counted.
 const MAX_CONNECTIONS: usize = 256;
@@ -239,6 +242,7 @@ fn peer_router(node: Arc<Node>, peer: PinnedNode) -> Router {
         .route(MAY_DELETE, post(may_delete))
         .route(ROOM_TO_GROW, post(room_to_grow))
         .route(GROW, post(make_ready))
+        .route(guests::LOOK, post(look))
         .route(DIAL, post(dial))
         .route(LEADS, post(leads))
         .route(HAND_OVER, post(hand_over))
@@ -252,6 +256,7 @@ fn join_router(node: Arc<Node>, fingerprint: Fingerprint) -> Router {
     Router::new()
         .route(JOIN, post(join))
         .layer(DefaultBodyLimit::max(MAX_JOIN_REQUEST_BYTES))
+        .route(MERGE, post(merge).layer(DefaultBodyLimit::max(MAX_MERGE_REQUEST_BYTES)))
         .layer(Extension(fingerprint))
         .with_state(node)
 }
@@ -320,6 +325,16 @@ async fn dial(State(node): State<Arc<Node>>, Json(call): Json<AboutResource>) ->
     Json(Done::new("it dials"))
 }
 
+async fn look(
+    State(node): State<Arc<Node>>,
+    Json(call): Json<AboutResource>,
+) -> Result<Json<guests::Look>, Failure> {
+    guests::Look::of(&node, call.resource).map(Json).ok_or_else(|| {
+        let message = format!("node {} is no member of the resource", node.name);
+        ApiError::new(ErrorCode::NotMember, message).into()
+    })
+}
+
 async fn leads(
     State(node): State<Arc<Node>>,
     Json(call): Json<AboutResource>,
@@ -355,8 +370,16 @@ async fn join(
     Ok(Json(response))
 }
 
+async fn merge(
+    State(node): State<Arc<Node>>,
+    Extension(fingerprint): Extension<Fingerprint>,
+    Json(call): Json<commands::merge::Call>,
+) -> Result<Json<JoinResponse>, Failure> {
+    commands::merge::take_in(&node, fingerprint, call).await.map(Json).map_err(Failure::from)
+}
+
 /// Tells the other nodes of a newcomer, who cannot be called yet: it waits for the answer.
-async fn spread(node: &Arc<Node>, newcomer: Uuid) {
+pub(crate) async fn spread(node: &Arc<Node>, newcomer: Uuid) {
     let mut tasks = tokio::task::JoinSet::new();
     for other in node.others().into_iter().filter(|other| other.uuid != newcomer) {
         let node = Arc::clone(node);

@@ -145,6 +145,9 @@ async fn touch(node: Arc<Node>, other: Uuid) {
         let synced = sync_with(&node, &record).await;
         if let Err(error) = &synced {
             node.peers.not_reached(other, error.code == ErrorCode::PeerRefused);
+            if error.code == ErrorCode::PeerRefused {
+                follow_split(&node, other).await;
+            }
             if told != error.message {
                 tracing::info!("{}", error.message);
                 told.clone_from(&error.message);
@@ -164,6 +167,21 @@ async fn touch(node: Arc<Node>, other: Uuid) {
             _ = view.changed() => {}
             () = node.peers.changed.notified() => {}
         }
+    }
+}
+
+/// A node that knows this one not any more, and that a planned split separates from it, has carried
+/// that out.
+async fn follow_split(node: &Arc<Node>, other: Uuid) {
+    let view = node.view();
+    let Some(cluster) = &view.membership else { return };
+    if !view.records.are_to_part(cluster.uuid, node.uuid, other) {
+        return;
+    }
+    match node.cluster(move |state, now| state.refused_by(other, now)).await {
+        Ok(true) => tracing::info!("the cluster was split: this node follows"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!("{}", error.message),
     }
 }
 

@@ -23,7 +23,7 @@ const fn code_of(code: Code) -> ErrorCode {
         Code::NameTaken | Code::NodeExists => ErrorCode::AlreadyExists,
         Code::NodeUnknown => ErrorCode::NoSuchNode,
         Code::NodeBusy => ErrorCode::InUse,
-        Code::ForceNeeded | Code::BadTtl => ErrorCode::InvalidRequest,
+        Code::ForceNeeded | Code::BadTtl | Code::NoSplit => ErrorCode::InvalidRequest,
         Code::OtherCluster | Code::RefusedByPeer => ErrorCode::PeerRefused,
         Code::ClusterFull | Code::NoSlot | Code::RecordsFull | Code::TooManyTokens => {
             ErrorCode::TooManyNodes

@@ -10,7 +10,7 @@ use crate::local::{Local, LocalDisk, LocalJournal};
 use crate::logpeer::{self, Following, Serving};
 use crate::node::{Node, PeerMember};
 use crate::rate::RateMeter;
-use crate::shard::{Limits, OpenError, ResourceHandle, ResourceSpec, ResourceView};
+use crate::shard::{Limits, OpenError, PastHandle, ResourceHandle, ResourceSpec, ResourceView};
 use crate::task::Task;
 use crate::{refuse, remote};
 use holdfast_api::error::without_numbers;
@@ -50,6 +50,8 @@ pub(crate) struct State {
     pub(crate) running: Option<Running>,
     /// While this node follows the journal of another one.
     pub(crate) following: Option<Arc<Following>>,
+    /// Its disk as an export, while it is shown although this node follows.
+    pub(crate) past: Option<Arc<PastHandle>>,
     /// What this node does for those who follow it.
     pub(crate) serving: Option<Arc<Serving>>,
     /// How often it was started.
@@ -121,6 +123,7 @@ impl Resource {
             local,
             running: None,
             following: None,
+            past: None,
             serving: None,
             starts: 0,
             trouble: None,
@@ -433,6 +436,7 @@ async fn follow(node: &Arc<Node>, resource: &Arc<Resource>, local: &Local) -> Re
         state.trouble = None;
     }
     logpeer::tell(node, resource, &following);
+    logpeer::show_again(node, resource);
     resource.changed();
     Ok(())
 }
@@ -475,6 +479,10 @@ fn open_error(error: &OpenError) -> ApiError {
 /// # Errors
 /// When it did not end in time; it is not used any more in any case.
 pub(crate) async fn stop(resource: &Arc<Resource>) -> Result<(), ApiError> {
+    let past = resource.state().past.take();
+    if let Some(past) = past {
+        past.close().await;
+    }
     let following = resource.state().following.take();
     if let Some(following) = following {
         following.stop().await;

@@ -1,5 +1,6 @@
 //! The status document, made of what the parts of the daemon know.
 
+use crate::guests;
 use crate::journaled::{JournalHandle, JournalView};
 use crate::logpeer;
 use crate::node::Node;
@@ -27,7 +28,15 @@ pub(crate) fn node(node: &Arc<Node>, attachments: Vec<AttachmentStatus>) -> Node
         node.resources().iter().map(|one| resource(node, one)).collect();
     resources.sort_by(|a, b| a.name.cmp(&b.name));
     let cluster = cluster(node);
-    NodeStatus { version: version(), node: node.name.clone(), cluster, resources, attachments }
+    let guests = guests::show(node);
+    NodeStatus {
+        version: version(),
+        node: node.name.clone(),
+        cluster,
+        resources,
+        attachments,
+        guests,
+    }
 }
 
 /// Asks the shards for the newest figures of all resources.
@@ -132,6 +141,7 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         quorum: true,
         open_count: open_count(view.as_deref(), &state),
         device: device.map(|device| device.path.clone()),
+        read_only: state.past.is_some(),
         device_kind: device.map(|device| device.kind.to_owned()),
         device_waits_seconds: (state.device_waits)
             .map(|until| until.saturating_duration_since(Instant::now()).as_secs()),
@@ -203,18 +213,25 @@ fn disk_problem(state: &State, view: Option<&ResourceView>) -> Option<String> {
 /// the local device.
 fn open_count(view: Option<&ResourceView>, state: &State) -> u32 {
     let clients = view.map_or(0, |view| nbd_clients(view).len());
+    let clients =
+        clients + state.past.as_ref().map_or(0, |past| logpeer::past::clients(past).len());
     let users = state.device.as_ref().map_or(0, |device| device.openers.len());
     u32::try_from(clients + users).unwrap_or(u32::MAX)
 }
 
 /// The NBD clients of a resource that are not its local device, in words.
 pub(crate) fn nbd_clients(view: &ResourceView) -> Vec<String> {
+    strangers(&view.openers)
+}
+
+/// Those of the clients that are not this process, in words.
+pub(crate) fn strangers(clients: &[PeerAddress]) -> Vec<String> {
     let own = i32::try_from(std::process::id()).ok();
     let is_own = |opener: &PeerAddress| match opener {
         PeerAddress::Unix { pid, .. } => pid.is_some() && *pid == own,
         PeerAddress::Tcp(_) => false,
     };
-    view.openers.iter().filter(|opener| !is_own(opener)).map(ToString::to_string).collect()
+    clients.iter().filter(|opener| !is_own(opener)).map(ToString::to_string).collect()
 }
 
 fn peer_status(peer: &PeerSnapshot, node: String, protocol: &str, state: &State) -> PeerStatus {

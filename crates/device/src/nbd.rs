@@ -30,6 +30,8 @@ pub struct NbdOptions {
     pub connections: usize,
     /// How long a request waits for an answer, and how long for a lost connection to come back.
     pub timeout: Duration,
+    /// The export must be read-only; without this it must not be.
+    pub read_only: bool,
 }
 
 impl NbdOptions {
@@ -40,6 +42,7 @@ impl NbdOptions {
             export: export.into(),
             connections: 4,
             timeout: Duration::from_secs(30),
+            read_only: false,
         }
     }
 
@@ -85,7 +88,8 @@ impl NbdBackend {
     /// Makes the first connection.
     ///
     /// # Errors
-    /// [`NbdError`] when the export cannot be reached now, is read-only, does not keep several
+    /// [`NbdError`] when the export cannot be reached now, is read-only where it should not be or the
+    /// reverse, does not keep several
     /// connections coherent, or has blocks of more than 4096 bytes.
     pub fn connect(options: NbdOptions) -> Result<Self, NbdError> {
         let refuse = |reason| NbdError {
@@ -94,8 +98,9 @@ impl NbdBackend {
             reason,
         };
         let client = options.connect(STYLE).map_err(|error| refuse(error.to_string()))?;
-        if client.is_read_only() {
-            return Err(refuse("it is read-only".to_owned()));
+        if client.is_read_only() != options.read_only {
+            let what = if options.read_only { "it is not read-only" } else { "it is read-only" };
+            return Err(refuse(what.to_owned()));
         }
         if !client.flags().has(flag::CAN_MULTI_CONN) {
             let reason = "a flush on one connection does not cover writes on others";
@@ -146,7 +151,7 @@ fn again(
 ) -> io::Result<Client> {
     let client = options.connect(style)?;
     let smaller = size.fetch_max(client.size(), Ordering::Relaxed) > client.size();
-    if smaller || client.min_block() > block_size || client.is_read_only() {
+    if smaller || client.min_block() > block_size || client.is_read_only() != options.read_only {
         return Err(io::Error::other("the export is not the one that it was"));
     }
     Ok(client)
@@ -182,6 +187,10 @@ impl Backend for NbdBackend {
 
     fn block_size(&self) -> u32 {
         self.block_size
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.options.read_only
     }
 
     fn kernel_line(&self) -> Option<io::Result<KernelLine>> {

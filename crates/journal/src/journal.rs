@@ -595,6 +595,14 @@ impl Journal {
         }
     }
 
+    /// Of a journal that follows: what is on the disk is made an earlier state, so that the journal
+    /// is needed from there on again.
+    pub fn rewound(&mut self, position: LogPosition) {
+        if !self.leads {
+            self.replayed = position.min(self.synced);
+        }
+    }
+
     /// Whether this node appends.
     #[must_use]
     pub const fn leads(&self) -> bool {

@@ -17,7 +17,7 @@ fn seeds() -> u64 {
 fn trouble(world: &mut World) {
     let followers = world.secondaries.len() as u64;
     let one = usize::try_from(world.dice.below(followers)).unwrap();
-    match world.dice.below(14) {
+    match world.dice.below(15) {
         0 => world.crash_secondary(one),
         1 | 2 => world.plan_crash(one),
         3 => world.crash_primary(),
@@ -45,10 +45,24 @@ fn trouble(world: &mut World) {
             }
         }
         12 => world.damage = world.dice.one_in(2),
+        13 => rewind(world, one),
         _ => {
             world.start_secondary(one);
             world.check();
         }
+    }
+}
+
+/// Has a follower replay up to somewhere and stay there.
+fn rewind(world: &mut World, one: usize) {
+    let part = world.dice.below(101);
+    let Some(node) = world.secondaries[one].follower.as_mut() else { return };
+    let status = node.status();
+    let Holding::StateAt(at) = status.holding else { return };
+    let to = at.after(status.fetched.since(at) * part / 100);
+    // It may fail in the middle of a planned crash.
+    if node.set_switches(false, true).is_ok() && node.rewind(at, to).is_ok_and(|begun| begun) {
+        world.rewinds += 1;
     }
 }
 
@@ -83,15 +97,15 @@ fn run(seed: u64) -> World {
 fn a_disk_is_always_a_state_of_the_origin_and_ends_equal() {
     let first = std::env::var("HOLDFAST_SHIP_SEED").ok().and_then(|n| n.parse().ok());
     let range = first.map_or(0..seeds(), |seed: u64| seed..seed + 1);
-    let mut fills = 0;
+    let (mut fills, mut rewinds) = (0, 0);
     for seed in range {
-        let result = std::panic::catch_unwind(|| run(seed).fills);
+        let result = std::panic::catch_unwind(|| run(seed)).map(|w| (w.fills, w.rewinds));
         match result {
-            Ok(count) => fills += count,
+            Ok(counts) => (fills, rewinds) = (fills + counts.0, rewinds + counts.1),
             Err(_) => panic!("it fails with HOLDFAST_SHIP_SEED={seed}"),
         }
     }
-    assert!(fills > 0 || first.is_some());
+    assert!((fills > 0 && rewinds > 0) || first.is_some());
 }
 
 /// Lets both sides do what they can for so many steps of 10 ms.
@@ -350,4 +364,46 @@ fn what_is_noted_of_a_cut_ends_with_the_resource() {
     leader.cut(&lost, LogPosition(8192), &[], needed, &mut notes).unwrap();
     let note = notes.load(peer).expect("it is noted");
     assert_eq!(note.missing, [ByteRange::new(0, 1 << 20)]);
+}
+
+#[test]
+fn a_disk_on_its_way_is_no_state_whatever_happens_before_it_is_there() {
+    let mut interrupted = 0;
+    for step in 0..80 {
+        let mut world = in_step(300 + step, 60);
+        let set = |world: &mut World| {
+            let node = world.secondaries[0].follower.as_mut();
+            node.is_some_and(|node| node.set_switches(false, true).is_ok())
+        };
+        assert!(set(&mut world));
+        (0..60).for_each(|_| world.client());
+        world.primary.log.as_mut().unwrap().flush().unwrap();
+        world.record();
+        run_on(&mut world, 100);
+        let held = status(&world.secondaries[0]);
+        assert!(held.fetched > held.replayed);
+        world.fail_at(0, usize::try_from(step / 2).unwrap());
+        let node = world.secondaries[0].follower.as_mut().unwrap();
+        if node.rewind(held.replayed, held.fetched).is_ok_and(|begun| begun) {
+            run_on(&mut world, 1);
+        }
+        world.crash_secondary(0);
+        // It is interrupted again before it goes on: by a switch, or by an end in good order.
+        world.start_secondary(0);
+        let node = world.secondaries[0].follower.as_ref().unwrap();
+        interrupted += u64::from(node.holding() == Holding::Recovering);
+        if step % 2 == 0 {
+            assert!(set(&mut world));
+            world.crash_secondary(0);
+        } else {
+            world.stop_secondary(0);
+        }
+        world.start_secondary(0);
+        world.check();
+        run_on(&mut world, 20);
+        let status = status(&world.secondaries[0]);
+        assert!(matches!(status.holding, Holding::StateAt(_)) && status.replay_paused);
+        world.heal();
+    }
+    assert!(interrupted > 10, "{interrupted}");
 }

@@ -1,4 +1,5 @@
-//! `rewind --into`: a copy of a resource's disk at another record of its journal.
+//! `rewind`: the disk of a log peer, or with `--into` a copy of a resource's disk, at another record of
+//! its journal.
 
 use super::{moment, restore};
 use crate::parse::name;
@@ -6,10 +7,11 @@ use crate::session::Session;
 use clap::Args;
 use holdfast_api::error::without_numbers;
 use holdfast_api::status::{NodeStatus, ResourceStatus};
-use holdfast_api::{ApiError, ErrorCode, routes};
-use holdfast_archive::{FileTarget, JournalCopy, RewindError};
+use holdfast_api::{ApiError, ErrorCode, request, routes};
+use holdfast_archive::{FileTarget, JournalCopy, Moment, RewindError};
 use holdfast_format::journal::{FollowState, Following};
 use holdfast_journal::driver::{LogError, Offline};
+use holdfast_journal::ship::BACKWARDS;
 use holdfast_units::{LogPosition, format_size};
 use serde_json::json;
 use std::io::{self, ErrorKind};
@@ -17,18 +19,19 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub(crate) struct Rewind {
-    /// The name of the resource, which is down here, or a log peer whose replay is paused
+    /// The name of the resource: a log peer whose replay is paused, or with --into one that is down
     #[arg(value_parser = name)]
     name: String,
     /// Which state: a time (`2026-03-01T12:00:00Z`, `2026-03-01 12:00` local, `@UNIX`,
     /// `'15m ago'`), a position of the journal, or `latest`
     #[arg(long, value_name = "TIME|POSITION")]
     to: String,
-    /// The file or block device that gets the state; the resource stays as it is
+    /// A file or block device that gets the state, and the resource stays as it is; without this the
+    /// log peer's own disk becomes it
     #[arg(long, value_name = "PATH")]
     into: Option<PathBuf>,
     /// Overwrite what is in the file or on the device
-    #[arg(long)]
+    #[arg(long, requires = "into")]
     overwrite: bool,
 }
 
@@ -36,13 +39,11 @@ pub(crate) async fn rewind(session: &Session, args: Rewind) -> Result<(), ApiErr
     let refuse = |code, why: &str| {
         ApiError::new(code, format!("resource {} was not rewound: {why}", args.name))
     };
-    let Some(into) = args.into.clone() else {
-        let what = format!("rewind of resource {}", args.name);
-        return Err(ApiError::not_supported_yet(&what)
-            .hint("with --into PATH it makes a copy of that state"));
-    };
     let wanted = moment::parse(&args.to, jiff::Timestamp::now())
         .map_err(|why| refuse(ErrorCode::Usage, &why))?;
+    let Some(into) = args.into.clone() else {
+        return in_place(session, &args.name, wanted).await;
+    };
     let status: NodeStatus = session.get(routes::STATUS).await?;
     let resource = status.resources.into_iter().find(|resource| resource.name == args.name);
     let resource = resource.ok_or_else(|| ApiError::no_such_resource(&args.name))?;
@@ -108,6 +109,21 @@ pub(crate) async fn rewind(session: &Session, args: Rewind) -> Result<(), ApiErr
     Ok(())
 }
 
+/// The disk of a log peer becomes that state; the daemon does it.
+async fn in_place(session: &Session, name: &str, wanted: Moment) -> Result<(), ApiError> {
+    let body = match wanted {
+        Moment::Latest => request::Rewind::default(),
+        Moment::Position(position) => {
+            request::Rewind { position: Some(position.0), time_unix_ms: None }
+        }
+        Moment::Time(millis) => request::Rewind { position: None, time_unix_ms: Some(millis) },
+    };
+    let path = routes::of(routes::RESOURCE_REWIND, name);
+    let done: request::Rewound = session.post(&path, &body).await?;
+    session.result(&json!(done), &done.message);
+    Ok(())
+}
+
 /// Everything that is on the disk for sure, and what may be on it: two positions.
 fn state_of(
     journal: &Offline,
@@ -118,7 +134,8 @@ fn state_of(
     let led = following.is_none_or(|following| following.state == FollowState::Led);
     match following {
         Some(following) if !led => {
-            if following.wipe || following.state != FollowState::Consistent {
+            let goes_back = following.fill == BACKWARDS && following.replayed < following.applying;
+            if following.wipe || following.state != FollowState::Consistent || goes_back {
                 return Err("its disk is not the state of any moment yet");
             }
             Ok((following.replayed, following.applying.max(following.replayed)))

@@ -400,3 +400,23 @@ fn a_name_finds_its_node_by_the_resolver() {
     cluster[1].ok(&["cluster", "join", token.trim()]);
     assert_eq!(cluster[1].status().cluster.map(|c| c.nodes.len()), Some(2));
 }
+
+#[test]
+fn several_resources_are_named_with_commas_or_as_all() {
+    let cluster = cluster(1);
+    let node = &cluster[0];
+    for name in ["r0", "r1", "r2"] {
+        cluster.create(name, MIB, &[]);
+    }
+    let roles = || ["r0", "r1", "r2"].map(|name| node.resource(name).role);
+    node.ok(&["secondary", "r0,r2"]);
+    assert_eq!(roles(), ["Secondary", "Primary", "Secondary"]);
+    // One that fails does not keep the others from it.
+    node.refused(&["secondary", "r0,nothing,r1"], 4, "1 of 3 resources were not changed: nothing");
+    assert_eq!(roles(), ["Secondary"; 3]);
+    node.ok(&["primary", "all"]);
+    assert_eq!(roles(), ["Primary"; 3]);
+    node.refused(&["pause", "r0,", "sync"], 2, "");
+    node.ok(&["down", "r1,r0"]);
+    node.ok(&["up", "all"]);
+}

@@ -254,7 +254,7 @@ fn a_copy_is_rewound_while_the_resource_stays_as_it_is() {
     refused("4096", "what was there before is not in the journal");
     refused(&format!("@{}", before / 1000 - 5), "older than the journal");
     refused("99999999999", "it is not in the journal");
-    cluster[0].refused(&["rewind", "r0", "--to", "latest"], 1, "not supported by this version");
+    cluster[0].refused(&["rewind", "r0", "--to", "latest"], 1, "does not follow a journal");
     assert!(fs::read(cluster[0].disk("r0")).expect("it is there") == disk);
     cluster[0].ok(&["up", "r0"]);
     cluster[0].ok(&["primary", "r0"]);
@@ -334,4 +334,161 @@ fn whoever_is_primary_goes_on_with_the_archive() {
         restore(&cluster[0], &place, &to, &into);
         assert!(fs::read(&into).expect("it is there") == *state, "moment {index}");
     }
+}
+
+fn rewind(node: &Node, to: &str) -> serde_json::Value {
+    node.json(&["rewind", "r0", "--to", to])
+}
+
+fn disk_of(node: &Node) -> Vec<u8> {
+    let mut disk = fs::read(node.disk("r0")).expect("it is there");
+    disk.truncate(usize::try_from(SIZE).expect("it fits"));
+    disk
+}
+
+fn at(millis: u64) -> String {
+    format!("@{}.{:03}", millis / 1000, millis % 1000)
+}
+
+/// Writes here and there, and says when, and what the disk is then.
+fn moment(node: &Node, dice: &mut Rng, tag: u64) -> (u64, Vec<u8>) {
+    let blocks: Vec<u64> = (0..20 + dice.below(60)).map(|_| dice.below(SIZE / BLOCK)).collect();
+    write_blocks(node, "r0", tag, blocks);
+    if dice.below(3) == 0 {
+        let at = dice.below(SIZE / BLOCK - 100) * BLOCK;
+        node.open("r0").trim(at, 64 * BLOCK).expect("it can be trimmed");
+    }
+    let then = now();
+    // No later write is of the same millisecond.
+    wait_until(SOON, "the clock goes on", || now() > then);
+    (then, content(node))
+}
+
+fn wait_fetched(cluster: &Cluster) {
+    let head = || cluster[0].resource("r0").journal.expect("it has one").head;
+    cluster[1].wait_resource("r0", SOON, "all is fetched", |r| {
+        r.replay.as_ref().is_some_and(|replay| replay.fetched >= head())
+    });
+}
+
+fn assert_follows_again(cluster: &Cluster) {
+    cluster[1].ok(&["resume", "r0", "replay"]);
+    cluster[1].ok(&["wait", "r0", "--for", "replayed", "--timeout", "60"]);
+    let state = content(&cluster[0]);
+    wait_until(SOON, "it is equal to the Primary", || disk_of(&cluster[1]) == state);
+}
+
+#[test]
+fn a_paused_log_peer_is_rewound_to_any_record_that_it_has_there_and_back() {
+    let mut cluster = with_follower();
+    let mut dice = Rng::new(seed());
+    // So that all that was there before is in its journal.
+    cluster[0].open("r0").write_zeroes(0, SIZE).expect("it can be zeroed");
+    write_blocks(&cluster[0], "r0", 1, 0..300);
+    cluster[1].ok(&["wait", "r0", "--for", "replayed", "--timeout", "60"]);
+    cluster[0].refused(&["rewind", "r0", "--to", "latest"], 1, "does not follow a journal");
+    cluster[1].refused(&["rewind", "r0", "--to", "latest"], 1, "it replays the journal");
+    cluster[1].ok(&["pause", "r0", "replay"]);
+    let start = disk_of(&cluster[1]);
+    let early = now() - 3_600_000;
+    let moments: Vec<_> = (0..20).map(|i| moment(&cluster[0], &mut dice, 10 + i)).collect();
+    wait_fetched(&cluster);
+    assert!(disk_of(&cluster[1]) == start);
+    for (index, (millis, state)) in moments.iter().enumerate() {
+        let done = rewind(&cluster[1], &at(*millis));
+        assert!(disk_of(&cluster[1]) == *state, "moment {index}: {done}");
+        assert_eq!(done["from_archive"], false);
+        let resource = cluster[1].resource("r0");
+        assert_eq!(resource.replay.expect("it follows").paused, ["replay"]);
+        assert_eq!(resource.disk.state, "UpToDate");
+    }
+    // Back, in any order, by what the journal holds.
+    for index in [11, 3, 19, 0, 7] {
+        let (millis, state) = &moments[index];
+        let done = rewind(&cluster[1], &at(*millis));
+        assert!(disk_of(&cluster[1]) == *state, "back to moment {index}: {done}");
+    }
+    // Killed in the middle of it, it is the one or the other, and goes on by itself.
+    for index in [19, 2, 15] {
+        let before = disk_of(&cluster[1]);
+        let (millis, state) = &moments[index];
+        let to = at(*millis);
+        let mut command = cluster[1].command(&["rewind", "r0", "--to", &to]);
+        let mut running = command
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("it runs");
+        std::thread::sleep(std::time::Duration::from_millis(dice.below(60)));
+        cluster[1].kill9();
+        let _ = running.wait();
+        cluster[1].start();
+        cluster[1].wait_resource("r0", SOON, "it is a state", |r| r.disk.state == "UpToDate");
+        let now = disk_of(&cluster[1]);
+        assert!(now == *state || now == before, "moment {index}");
+    }
+    cluster[1].refused(&["rewind", "r0", "--to", &at(early)], 1, "archive");
+    cluster[1].refused(&["rewind", "r0", "--to", "99999999999"], 1, "it is not in the journal");
+    assert_follows_again(&cluster);
+}
+
+#[test]
+fn a_log_peer_goes_back_further_than_its_journal_by_the_archive() {
+    let mut cluster = with_follower();
+    let mut dice = Rng::new(seed());
+    write_blocks(&cluster[0], "r0", 1, 0..300);
+    let (first, state) = moment(&cluster[0], &mut dice, 2);
+    wait_fetched(&cluster);
+    cluster[1].ok(&["wait", "r0", "--for", "replayed", "--timeout", "60"]);
+    cluster[1].ok(&["pause", "r0", "replay"]);
+    cluster[1].refused(&["rewind", "r0", "--to", "4096"], 1, "an archive");
+    cluster[0].ok(&["set", "r0", &format!("archive={}", place_of(&cluster).display())]);
+    cluster[0].ok(&["set", "r0", "archive-interval=1s"]);
+    wait_complete(&cluster[0], now());
+    let (second, second_state) = moment(&cluster[0], &mut dice, 3);
+    let (_, third_state) = moment(&cluster[0], &mut dice, 4);
+    wait_complete(&cluster[0], now());
+    wait_fetched(&cluster);
+    rewind(&cluster[1], "latest");
+    assert!(disk_of(&cluster[1]) == third_state);
+    // Before the first image there is nothing.
+    cluster[1].refused(&["rewind", "r0", "--to", &at(first)], 1, "older than the oldest");
+    assert!(disk_of(&cluster[1]) == third_state && state != third_state);
+    let done = rewind(&cluster[1], &at(second));
+    assert_eq!(done["from_archive"], true, "{done}");
+    assert!(disk_of(&cluster[1]) == second_state);
+    assert_eq!(cluster[1].resource("r0").disk.state, "UpToDate");
+    // Its journal goes on from there.
+    assert_follows_again(&cluster);
+    assert_eq!(cluster[1].resource("r0").disk.state, "UpToDate");
+
+    // Where nothing goes on from there, it is compared with the Primary and filled when it resumes.
+    cluster[1].ok(&["pause", "r0", "replay"]);
+    for round in 0..6 {
+        write_blocks(&cluster[0], "r0", 50 + round, 0..4096);
+        wait_fetched(&cluster);
+        rewind(&cluster[1], "latest");
+    }
+    wait_complete(&cluster[0], now());
+    // Killed in the middle of it the disk is nothing, and says so, or one of both.
+    let before = disk_of(&cluster[1]);
+    let to = at(second);
+    let mut command = cluster[1].command(&["rewind", "r0", "--to", &to]);
+    let mut running = command
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("it runs");
+    std::thread::sleep(std::time::Duration::from_millis(20 + dice.below(150)));
+    cluster[1].kill9();
+    let _ = running.wait();
+    cluster[1].start();
+    cluster[1].wait_resource("r0", SOON, "it is up", |r| r.replay.is_some());
+    let found = cluster[1].resource("r0").disk.state;
+    let now = disk_of(&cluster[1]);
+    assert!(found == "Inconsistent" || now == before || now == second_state, "{found}");
+    let done = rewind(&cluster[1], &at(second));
+    assert!(disk_of(&cluster[1]) == second_state, "{done}");
+    assert_eq!(cluster[1].resource("r0").disk.state, "UpToDate");
+    assert_follows_again(&cluster);
 }

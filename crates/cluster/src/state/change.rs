@@ -1,6 +1,6 @@
 use crate::{
-    Code, Key, MemberRecord, NodeRecord, PairOptions, Records, Refusal, ResourceRecord, Trouble,
-    UnixMillis, Uuid,
+    ClusterRecord, Code, Key, MemberRecord, NodeRecord, PairOptions, Records, Refusal,
+    ResourceRecord, Trouble, UnixMillis, Uuid,
 };
 use holdfast_units::ResourceId;
 use serde::Serialize;
@@ -47,6 +47,10 @@ impl Change {
     #[must_use]
     pub fn pair(resource: ResourceId, one: Uuid, other: Uuid, options: &PairOptions) -> Self {
         Self::of(Key::pair(resource, one, other), options)
+    }
+
+    pub(super) fn fate(record: &ClusterRecord) -> Self {
+        Self::of(Key::cluster(record.uuid), record)
     }
 
     pub(super) fn node(record: &NodeRecord) -> Self {

@@ -1,4 +1,7 @@
 use super::*;
+
+mod fate;
+
 use crate::{MemberRecord, ResourceRecord};
 use holdfast_units::ResourceId;
 use std::collections::BTreeMap;

@@ -8,6 +8,7 @@ use crate::node::Node;
 use crate::options::NODE_PORT;
 use crate::peer_api::{JOIN, SYNC, SyncAnswer, SyncCall};
 use crate::peers::{CALL_TIMEOUT, call_node, connect, request, sync_with_all, version};
+use crate::phases::phase;
 use crate::{peer_api, refuse, status};
 use holdfast_api::request::{
     ClusterCreate, ClusterCreated, ClusterJoin, ClusterLeave, ClusterRemove, ClusterToken, Done,
@@ -15,7 +16,7 @@ use holdfast_api::request::{
 };
 use holdfast_api::status::ClusterStatus;
 use holdfast_api::{ApiError, ErrorCode};
-use holdfast_cluster::{Address, JoinResponse, JoinToken, SyncMessage};
+use holdfast_cluster::{Address, JoinResponse, JoinToken, NodeRecord, SyncMessage};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,12 +74,14 @@ pub(crate) async fn join(node: &Arc<Node>, call: ClusterJoin) -> Result<ClusterS
         let stream = node.tls.connect_to_join(socket, token.issuer, &to).await;
         request::<_, _, JoinResponse>(stream.map_err(refuse::cluster)?, &to, JOIN, &body).await
     };
+    phase("asking the node that issued the token");
     let response = tokio::time::timeout(CALL_TIMEOUT + GREETING, exchange).await;
     let response = response.unwrap_or_else(|_| {
         let message = "the cluster was not joined: the node that issued the token did not answer";
         Err(ApiError::new(ErrorCode::PeerNotReachable, message))
     })?;
     node.cluster(move |state, now| state.accept(&token, response, now)).await?;
+    phase("telling the other nodes");
     sync_with_all(node, GREETING).await;
     status::cluster(node).ok_or_else(|| {
         ApiError::new(ErrorCode::Internal, "the cluster was joined, and is not there any more")
@@ -104,12 +107,14 @@ pub(crate) async fn leave(node: &Arc<Node>, call: ClusterLeave) -> Result<Done, 
         // With force only: without it there are none. Nobody loses what is in use, though.
         release(node, &resource, "cluster leave was refused", false).await?;
     }
+    phase("telling the other nodes");
     let mut told = others.is_empty();
     for other in &others {
         let call = SyncCall { version: version(), clock_ms: unix_ms(), message: message.clone() };
         let answer: Result<SyncAnswer, ApiError> =
             call_node(node, other, SYNC, &call, CALL_TIMEOUT).await;
-        told |= answer.is_ok();
+        // One that does not know this node any more was told before.
+        told |= answer.map_or_else(|error| error.code == ErrorCode::PeerRefused, |_| true);
     }
     if !told && !force {
         return Err(ApiError::new(
@@ -118,6 +123,7 @@ pub(crate) async fn leave(node: &Arc<Node>, call: ClusterLeave) -> Result<Done, 
         )
         .hint("with --force it leaves without telling anybody"));
     }
+    phase("forgetting the cluster here");
     for resource in node.resources() {
         retire(node, &resource).await;
     }
@@ -137,10 +143,24 @@ pub(crate) async fn remove(node: &Arc<Node>, call: ClusterRemove) -> Result<Done
         return Err(ApiError::new(ErrorCode::InUse, message)
             .hint(format!("run `holdfast cluster leave` on {}", found.name)));
     }
+    if node.view().records.node_named(&call.node).is_none() && was_node(node, &call.node) {
+        return Ok(Done::new(format!("node {} is not in the cluster any more", call.node)));
+    }
     let (name, force) = (call.node.clone(), call.force);
     node.cluster(move |state, now| state.remove(&name, force, now)).await?;
+    phase("telling the other nodes");
     peer_api::announce(node).await;
     Ok(Done::new(format!("node {} was removed from the cluster", call.node)))
+}
+
+/// Whether a node of this name left the cluster or was removed.
+fn was_node(node: &Node, name: &str) -> bool {
+    let view = node.view();
+    let mut gone = view.records.of_kind("node").filter(|record| record.deleted);
+    gone.any(|record| {
+        let read: Option<NodeRecord> = serde_json::from_str(&record.value).ok();
+        read.is_some_and(|node| node.name == name)
+    })
 }
 
 /// The nodes.

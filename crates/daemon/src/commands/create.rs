@@ -5,6 +5,7 @@ use crate::disk::{Ends, Existing, Prepared, Wanted};
 use crate::events::unix_ms;
 use crate::local::{Local, LocalJournal};
 use crate::node::Node;
+use crate::phases::phase;
 use crate::resource::{self, Resource, core_options, random};
 use crate::shard::InitialContent;
 use crate::{commands, peer_api, problems};
@@ -43,6 +44,7 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
         existing: Existing::Keep,
     };
     let what = wanted.what.clone();
+    phase("checking the disk");
     let checked = blocking(move || wanted.check()).await?;
     let journal =
         journal::wanted(node, &what, request.journal.as_ref(), request.journal_size).await?;
@@ -55,10 +57,12 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
     let slot = NodeId::new(0).expect("0 is below the number of nodes");
     let generation = GenerationId(random()?.max(GenerationId::JUST_CREATED.0 + 1));
     let content = InitialContent::Current(generation);
+    phase("writing its metadata");
     let prepared = Arc::new(blocking(move || checked.prepare(slot, &[], content)).await?);
     let name = request.name.clone();
     let mut journaled = None;
     if let Some(spec) = journal {
+        phase("making its journal");
         let made = blocking(move || journal::make(&what, &spec, id, slot)).await;
         match made {
             Ok(made) => journaled = Some(made),
@@ -129,6 +133,7 @@ async fn establish(
     prepared: &Prepared,
     journal: Option<LocalJournal>,
 ) -> Result<(), ApiError> {
+    phase("telling the other nodes of it");
     let now = unix_ms();
     let record_name = request.name.clone();
     let record = ResourceRecord {
@@ -157,6 +162,7 @@ async fn establish(
         // Only when it is: until then nobody but this command promotes it.
         primary: false,
         follows: false,
+        shows_past: false,
         disconnected: BTreeSet::new(),
     };
     // Should the daemon die before that, its next start does.
@@ -172,6 +178,7 @@ async fn establish(
         _ => error,
     })?;
     claim_name(node, id, &record_name).await?;
+    phase("starting it");
     let resource = Resource::new(local);
     node.add_resource(Arc::clone(&resource));
     resource::start(node, &resource, false).await?;

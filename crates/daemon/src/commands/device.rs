@@ -1,10 +1,12 @@
 //! `device`: a resource as a local block device.
 
 use super::blocking;
+use crate::logpeer::past;
 use crate::node::Node;
 use crate::options::Settings;
 use crate::refuse;
 use crate::resource::{Device, Resource};
+use crate::status;
 use holdfast_api::request::{self, DeviceMade, Done};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_device::{DeviceOptions, LocalDevice, NbdBackend, NbdOptions, Via};
@@ -29,10 +31,11 @@ pub(crate) fn options(settings: &Settings) -> DeviceOptions {
     options
 }
 
-/// Makes the local device of a resource; the one that is there is fine too.
+/// Makes the local device of a resource; the one that is there is fine too. Read-only, it is the
+/// past state that a node which follows holds.
 ///
 /// # Errors
-/// When this node is not Primary, or the kernel offers no way.
+/// When this node is not Primary (read-only: does not hold a state), or the kernel offers no way.
 pub(crate) async fn make(
     node: &Arc<Node>,
     name: &str,
@@ -43,29 +46,70 @@ pub(crate) async fn make(
     })?;
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
+    if request.export_only && !request.read_only {
+        let message = format!("device {name} was not made: an export alone is read-only");
+        return Err(ApiError::new(ErrorCode::InvalidRequest, message));
+    }
+    let shown = resource.state().past.is_some();
+    if request.read_only {
+        past::show(node, &resource).await?;
+        super::updown::publish(node, &resource);
+    }
+    let made = attach(node, &resource, via, request.export_only).await;
+    if made.is_err() && request.read_only && !shown {
+        past::end(node, &resource, "the export was not taken away").await?;
+    }
+    made
+}
+
+async fn attach(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    via: Via,
+    export_only: bool,
+) -> Result<DeviceMade, ApiError> {
+    if export_only {
+        let path = status::resource(node, resource).nbd_uri;
+        return Ok(DeviceMade { path, kind: "export".to_owned(), reason: None });
+    }
     if let Some(device) = &resource.state().device {
         return Ok(told(device));
     }
-    let handle = resource.need_handle()?;
-    if !handle.snapshot().exported {
-        let message = format!("device {name} was not made: this node is not Primary");
-        return Err(ApiError::new(ErrorCode::NotPrimary, message)
-            .hint(format!("run `holdfast primary {name}` first")));
+    if resource.state().past.is_none() {
+        need_exported(&resource.name(), resource)?;
     }
-    let device = match take_over(node, &resource).await? {
+    let device = match take_over(node, resource).await? {
         Some(device) => device,
         None => {
-            let (owned, nbd, options) = parts(node, name, via);
+            let (owned, nbd, options) = parts(node, resource, via);
             let made = blocking(move || {
                 let backend = Arc::new(connect(&owned, nbd)?);
                 let made = LocalDevice::attach(&owned, Arc::clone(&backend) as _, &options);
                 made.map(|made| (made, backend)).map_err(|error| refuse::device(&error))
             });
             let (made, backend) = made.await?;
-            keep(node, &resource, made, backend)
+            keep(node, resource, made, backend)
         }
     };
     Ok(told(&device))
+}
+
+fn need_exported(name: &str, resource: &Resource) -> Result<(), ApiError> {
+    let refused = |error: ApiError| {
+        let hint = format!(
+            "run it on the Primary, or read what this node holds: `holdfast pause {name} replay`, \
+             then `holdfast device {name} --read-only`"
+        );
+        let follows = error.code == ErrorCode::Follows;
+        if follows { error.hint(hint) } else { error }
+    };
+    let handle = resource.need_handle().map_err(refused)?;
+    if !handle.snapshot().exported {
+        let message = format!("device {name} was not made: this node is not Primary");
+        return Err(ApiError::new(ErrorCode::NotPrimary, message)
+            .hint(format!("run `holdfast primary {name}` first")));
+    }
+    Ok(())
 }
 
 fn told(device: &Device) -> DeviceMade {
@@ -74,11 +118,13 @@ fn told(device: &Device) -> DeviceMade {
 }
 
 /// What a device of a resource is made with.
-fn parts(node: &Node, name: &str, via: Via) -> (String, NbdOptions, DeviceOptions) {
-    let mut nbd = NbdOptions::new(node.settings.nbd_socket(), name);
+fn parts(node: &Node, resource: &Resource, via: Via) -> (String, NbdOptions, DeviceOptions) {
+    let name = resource.name();
+    let mut nbd = NbdOptions::new(node.settings.nbd_socket(), name.as_str());
     nbd.connections = THREADS;
+    nbd.read_only = resource.state().past.is_some();
     let options = DeviceOptions { via, threads: THREADS, ..options(&node.settings) };
-    (name.to_owned(), nbd, options)
+    (name, nbd, options)
 }
 
 fn connect(name: &str, nbd: NbdOptions) -> Result<NbdBackend, ApiError> {
@@ -119,7 +165,7 @@ pub(crate) async fn take_over(
     if resource.state().device_waits.is_none() {
         return Ok(None);
     }
-    let (name, nbd, options) = parts(node, &resource.name(), Via::Auto);
+    let (name, nbd, options) = parts(node, resource, Via::Auto);
     let taken = blocking(move || {
         let backend = Arc::new(connect(&name, nbd)?);
         let taken = LocalDevice::recover(&name, Arc::clone(&backend) as _, &options);
@@ -171,12 +217,13 @@ pub(crate) async fn remove(node: &Arc<Node>, name: &str) -> Result<Done, ApiErro
     let _begun = resource.begin().await?;
     let has_none = {
         let state = resource.state();
-        state.device.is_none() && state.device_waits.is_none()
+        state.device.is_none() && state.device_waits.is_none() && state.past.is_none()
     };
     if has_none {
         let message = format!("the device of resource {name} was not found: it has none");
         return Err(ApiError::new(ErrorCode::NoSuchDevice, message));
     }
+    past::end(node, &resource, "the device was not taken away").await?;
     let waits = resource.state().device_waits.is_some();
     take_away(node, &resource, false).await.map_err(|error| {
         let message =

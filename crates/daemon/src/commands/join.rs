@@ -8,6 +8,7 @@ use crate::local::{Local, LocalJournal};
 use crate::node::{ClusterView, LOG, Node};
 use crate::peer_api::{self, JOIN_RESOURCE, JoinResource, MAKE_ROOM, MakeRoom};
 use crate::peers::{CALL_TIMEOUT, REMOVED, call_node, sync_with, sync_with_all};
+use crate::phases::phase;
 use crate::refuse;
 use crate::resource::{self, Resource};
 use crate::shard::InitialContent;
@@ -15,7 +16,8 @@ use holdfast_api::options::check;
 use holdfast_api::request::{Done, ResourceJoin};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{
-    Change, Key, MemberRecord, NodeRecord, ResourceRecord, Trouble, UnixMillis, Uuid,
+    Change, ClusterState, Code, Key, MemberRecord, NodeRecord, Refusal, ResourceRecord, Trouble,
+    UnixMillis, Uuid,
 };
 use holdfast_units::{DiskState, NodeId, ResourceId};
 use std::collections::BTreeSet;
@@ -47,12 +49,14 @@ pub(crate) async fn join(
     }
     let _making = node.making.lock().await;
     refuse_attached(node, name, &what)?;
+    phase("hearing what the other nodes know");
     let record = find(node, name, &what).await?;
     if node.resource(record.id).is_some() {
         let message = format!("{what}: it is a member already");
         return Err(ApiError::new(ErrorCode::AlreadyMember, message)
             .hint(format!("`holdfast status {name}` shows it")));
     }
+    phase("checking what is asked for");
     let checked = match &request.disk {
         Some(disk) => {
             let wanted = Wanted {
@@ -89,9 +93,11 @@ pub(crate) async fn join(
     let journal =
         journal::wanted(node, &what, request.journal.as_ref(), request.journal_size).await?;
     let call = JoinResource { resource: record.id, diskless: request.diskless, protocol };
+    phase("becoming a member");
     let slot = become_member(node, &record, &call, &what).await?;
     let prepared = match checked {
         Some(checked) => {
+            phase("writing the metadata of its disk");
             let others = others_with_disk(&node.view(), record.id, node.uuid);
             let prepare = move || checked.prepare(slot, &others, InitialContent::Nothing);
             let made = blocking(prepare).await;
@@ -107,6 +113,7 @@ pub(crate) async fn join(
     };
     let mut journaled = None;
     if let Some(spec) = journal {
+        phase("making its journal");
         let (id, what) = (record.id, what.clone());
         match blocking(move || journal::make(&what, &spec, id, slot)).await {
             Ok(made) => journaled = Some(made),
@@ -116,6 +123,7 @@ pub(crate) async fn join(
             }
         }
     }
+    phase("starting it");
     let place = match &prepared {
         Some(prepared) => format!("with the disk {}", prepared.disk.path.display()),
         None => "without a disk".to_owned(),
@@ -236,6 +244,7 @@ async fn establish(
         up: true,
         primary: false,
         follows: false,
+        shows_past: false,
         disconnected: BTreeSet::new(),
     };
     let (store, saved) = (node.store.clone(), local.clone());
@@ -377,6 +386,7 @@ pub(crate) async fn let_in(
         }
     }
     node.cluster(move |state, now| {
+        refuse_parting(state, id, newcomer)?;
         let slot = state.records().free_slot(id, newcomer, now)?;
         let member = MemberRecord {
             resource: id,
@@ -391,4 +401,19 @@ pub(crate) async fn let_in(
     })
     .await?;
     Ok(Done::new("it is a member now"))
+}
+
+/// While the cluster is being split, no resource gets members in both parts.
+fn refuse_parting(state: &ClusterState, id: ResourceId, newcomer: Uuid) -> Result<(), Refusal> {
+    let Some(cluster) = state.membership() else { return Ok(()) };
+    let records = state.records();
+    let parted = |member: &MemberRecord| records.are_to_part(cluster.uuid, member.node, newcomer);
+    if !records.members(id).iter().any(parted) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Code::NodeBusy,
+        "the node was not made a member: the cluster is being split, and it is in the other part",
+        "see `holdfast cluster status`",
+    ))
 }

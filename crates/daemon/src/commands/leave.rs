@@ -5,9 +5,11 @@ use super::{blocking, device, journal};
 use crate::disk;
 use crate::events::{Objects, Part};
 use crate::local::LocalDisk;
+use crate::logpeer;
 use crate::node::Node;
 use crate::peer_api::{self, AboutResource, MAY_DELETE};
 use crate::peers::{CALL_TIMEOUT, call_node};
+use crate::phases::phase;
 use crate::problems;
 use crate::resource::{self, Resource};
 use crate::status;
@@ -29,6 +31,7 @@ pub(crate) async fn leave(node: &Arc<Node>, name: &str) -> Result<Done, ApiError
     let resource = node.resource_named(name)?;
     let begun = resource.begin().await?;
     let what = "leave was refused";
+    phase("checking that nobody here needs it");
     super::updown::refuse_primary(&resource, what)?;
     if node.view().peers_of(resource.id, node.uuid).is_empty() {
         let message = format!("{what} for {name}: this node is its only member");
@@ -45,6 +48,7 @@ pub(crate) async fn leave(node: &Arc<Node>, name: &str) -> Result<Done, ApiError
         }
         release(node, &resource, what, false).await?;
     }
+    phase("telling the other nodes");
     let (id, own) = (resource.id, node.uuid);
     node.cluster(move |state, now| {
         let options = pair_keys(state.records(), id, Some(&own.to_string()));
@@ -54,6 +58,7 @@ pub(crate) async fn leave(node: &Arc<Node>, name: &str) -> Result<Done, ApiError
     .await?;
     peer_api::announce(node).await;
     drop(begun);
+    phase("ending it here");
     retire(node, &resource).await;
     Ok(Done::new(format!("node {} left resource {name}; the data stay on its disk", node.name)))
 }
@@ -113,6 +118,7 @@ pub(crate) async fn delete(node: &Arc<Node>, name: &str) -> Result<Done, ApiErro
     let begun = resource.begin().await?;
     let what = "delete was refused";
     let id = resource.id;
+    phase("asking all members");
     let view = node.view();
     for peer in view.peers_of(id, node.uuid).values() {
         let Some(record) = view.records.node(peer.uuid) else { continue };
@@ -134,6 +140,7 @@ pub(crate) async fn delete(node: &Arc<Node>, name: &str) -> Result<Done, ApiErro
     if resource.handle().is_some() {
         release(node, &resource, what, false).await?;
     }
+    phase("telling all nodes");
     node.cluster(move |state, now| {
         let records = state.records();
         let members: Vec<Key> =
@@ -145,6 +152,7 @@ pub(crate) async fn delete(node: &Arc<Node>, name: &str) -> Result<Done, ApiErro
     .await?;
     peer_api::announce(node).await;
     drop(begun);
+    phase("ending it here");
     retire(node, &resource).await;
     Ok(Done::new(format!("resource {name} was deleted; the data stay on the disks")))
 }
@@ -191,6 +199,7 @@ pub(crate) async fn retire(node: &Arc<Node>, resource: &Arc<Resource>) {
         tracing::warn!("{}", error.message);
     }
     let (store, local) = (node.store.clone(), resource.local());
+    let (state_dir, ended) = (node.settings.state_dir.clone(), Arc::clone(resource));
     let ended = blocking(move || {
         if let (Some(disk), Some(journal)) = (&local.disk, &local.journal) {
             journal::end(&local.name, local.id, disk, journal);
@@ -198,6 +207,7 @@ pub(crate) async fn retire(node: &Arc<Node>, resource: &Arc<Resource>) {
         if let Some(disk) = &local.disk {
             disk::wipe(disk, local.id);
         }
+        logpeer::end(&state_dir, &ended);
         store.remove(local.id)
     });
     if let Err(error) = ended.await {

@@ -2,7 +2,7 @@
 
 use super::core_command;
 use crate::dial::ask_to_dial;
-use crate::logpeer::Following;
+use crate::logpeer::{Following, past};
 use crate::node::{Node, PeerMember};
 use crate::refuse;
 use crate::resource::Resource;
@@ -50,7 +50,7 @@ pub(crate) async fn connect(
     let (peer, members) = chosen(node, &resource, request.peer.as_deref())?;
     if let Some(following) = resource.following() {
         if request.discard_my_data {
-            give_up(&resource, &following, "connect was refused").await?;
+            give_up(node, &resource, &following, "connect was refused").await?;
         }
         resource.dial_now.notify_one();
         return Ok(Done::new(format!("resource {name} follows {}", names(&members))));
@@ -89,7 +89,13 @@ pub(crate) async fn disconnect(
 }
 
 /// The data of a node that follows are given up, and copied again.
-async fn give_up(resource: &Resource, following: &Following, what: &str) -> Result<(), ApiError> {
+async fn give_up(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    following: &Following,
+    what: &str,
+) -> Result<(), ApiError> {
+    past::end(node, resource, what).await?;
     following.discard().await.map_err(|why| {
         let message = format!("{what} for {}: {why}", resource.name());
         ApiError::new(ErrorCode::DiskFailed, message)
@@ -116,7 +122,7 @@ pub(crate) async fn invalidate(
     let _begun = resource.begin().await?;
     let (peer, _) = chosen(node, &resource, request.peer.as_deref())?;
     if let (Some(following), None) = (resource.following(), peer) {
-        give_up(&resource, &following, "invalidate was refused").await?;
+        give_up(node, &resource, &following, "invalidate was refused").await?;
         return Ok(Done::new(format!("resource {name} fetches the data of this node again")));
     }
     let handle = resource.need_handle()?;

@@ -8,11 +8,14 @@ pub(crate) mod device;
 pub(crate) mod disk;
 pub(crate) mod join;
 pub(crate) mod journal;
+pub(crate) mod keys;
 pub(crate) mod leave;
 pub(crate) mod links;
+pub(crate) mod merge;
 pub(crate) mod options;
 pub(crate) mod resize;
 pub(crate) mod roles;
+pub(crate) mod split;
 pub(crate) mod updown;
 pub(crate) mod wait;
 

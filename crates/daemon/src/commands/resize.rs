@@ -6,6 +6,7 @@ use crate::growth::{goal, prepare, wait};
 use crate::node::{Node, PeerMember};
 use crate::peer_api::{self, AboutResource, GROW, MakeReady, ROOM_TO_GROW, RoomToGrow};
 use crate::peers::{CALL_TIMEOUT, call_node};
+use crate::phases::phase;
 use crate::resource::Resource;
 use holdfast_api::request::{Done, Resize};
 use holdfast_api::{ApiError, ErrorCode};
@@ -53,6 +54,7 @@ pub(crate) async fn resize(
         return Err(refused(name, ErrorCode::InvalidSize, &why)
             .hint(format!("{} would do", size / BLOCK_SIZE * BLOCK_SIZE)));
     }
+    phase("asking all members for their room");
     let rooms = rooms(node, &resource).await?;
     let present = goal(node, &resource, &view);
     let size = choose(name, request.size, present, &rooms)?;
@@ -60,10 +62,13 @@ pub(crate) async fn resize(
         let shown = format_size(size);
         return Ok(Done::new(format!("resource {name} has {shown} ({size} bytes) already")));
     }
+    phase("making all disks ready");
     make_ready(node, &resource, size).await?;
+    phase("agreeing on the size");
     agree(node, &resource, size).await?;
     // Who is not reached now hears of it later.
     let _ = peer_api::announce(node).await;
+    phase("growing on all members");
     if !wait(&handle, GROWING, |view| view.snapshot.size >= size).await {
         let message = format!(
             "resource {name} has not grown to {size} bytes everywhere: {} seconds were over",

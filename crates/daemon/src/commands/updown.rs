@@ -2,6 +2,7 @@
 
 use super::roles::release;
 use crate::events::{Part, of_resource};
+use crate::logpeer;
 use crate::node::Node;
 use crate::resource::{self, Resource};
 use crate::status;
@@ -111,6 +112,7 @@ async fn stop(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError
     if resource.handle().is_some() {
         release(node, resource, "down was refused", false).await?;
     }
+    logpeer::past::hide(node, resource, "down was refused").await?;
     resource.change_local(node, |local| local.up = false).await?;
     let stopped = resource::stop(resource).await;
     publish(node, resource);

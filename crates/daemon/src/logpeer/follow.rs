@@ -9,11 +9,12 @@ use crate::refuse;
 use crate::resource::Resource;
 use crate::task::Task;
 use holdfast_api::{ApiError, ErrorCode};
+use holdfast_format::journal::SegmentHeader;
 use holdfast_journal::driver::Directory;
 use holdfast_journal::ship::{
-    Answer, ConnId, FollowOptions, FollowStatus, Follower, Holding, Trouble,
+    Answer, ConnId, FollowError, FollowOptions, FollowStatus, Follower, Holding, Trouble,
 };
-use holdfast_units::{NodeId, ResourceId};
+use holdfast_units::{LogPosition, NodeId, ResourceId};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -44,6 +45,9 @@ pub(super) enum Order {
     Closed(ConnId),
     Answer(ConnId, Answer),
     Switches { fetch: bool, replay: bool, done: oneshot::Sender<Result<(), String>> },
+    Rewind { from: LogPosition, to: LogPosition, done: oneshot::Sender<Result<bool, String>> },
+    BeginRestore(oneshot::Sender<Result<bool, String>>),
+    Restored(LogPosition, Option<SegmentHeader>, oneshot::Sender<Result<bool, String>>),
     Delay(Duration),
     Discard(oneshot::Sender<Result<(), String>>),
     Stop(oneshot::Sender<()>),
@@ -155,11 +159,46 @@ impl Following {
     /// # Errors
     /// When that could not be written.
     pub(crate) async fn set_switches(&self, fetch: bool, replay: bool) -> Result<(), String> {
+        self.order(|done| Order::Switches { fetch, replay, done }).await
+    }
+
+    async fn order<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Order,
+    ) -> Result<T, String> {
         let (done, end) = oneshot::channel();
         let gone = || "it is being stopped".to_owned();
-        let order = Order::Switches { fetch, replay, done };
-        self.orders.send(order).await.map_err(|_| gone())?;
+        self.orders.send(order(done)).await.map_err(|_| gone())?;
         end.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Begins to make the disk the state at `to`, by the journal from `from` on; `false` when it
+    /// cannot be had so.
+    ///
+    /// # Errors
+    /// When journal or disk failed.
+    pub(crate) async fn rewind(&self, from: LogPosition, to: LogPosition) -> Result<bool, String> {
+        self.order(|done| Order::Rewind { from, to, done }).await
+    }
+
+    /// Says durably that the disk is nothing; the caller may write to it until [`Self::restored`].
+    ///
+    /// # Errors
+    /// When that could not be written.
+    pub(crate) async fn begin_restore(&self) -> Result<bool, String> {
+        self.order(Order::BeginRestore).await
+    }
+
+    /// The disk is durably the state at this position.
+    ///
+    /// # Errors
+    /// When that could not be written.
+    pub(crate) async fn restored(
+        &self,
+        at: LogPosition,
+        segment: Option<SegmentHeader>,
+    ) -> Result<bool, String> {
+        self.order(|done| Order::Restored(at, segment, done)).await
     }
 
     /// Gives up what is here: it is filled anew.
@@ -167,10 +206,7 @@ impl Following {
     /// # Errors
     /// When that could not be written.
     pub(crate) async fn discard(&self) -> Result<(), String> {
-        let (done, end) = oneshot::channel();
-        let gone = || "it is being stopped".to_owned();
-        self.orders.send(Order::Discard(done)).await.map_err(|_| gone())?;
-        end.await.unwrap_or_else(|_| Err(gone()))
+        self.order(Order::Discard).await
     }
 
     /// Ends it in good order: what was replayed is durable, journal and disk are free.
@@ -368,14 +404,12 @@ impl Thread {
                 }
             }
             Order::Switches { fetch, replay, done } => {
-                let set = match &mut self.logic {
-                    Some(logic) => {
-                        logic.set_switches(fetch, replay).map_err(|error| error.to_string())
-                    }
-                    None => Err("its journal is not open".to_owned()),
-                };
-                // Who asked may be gone.
-                let _ = done.send(set);
+                self.carry_out(done, |logic| logic.set_switches(fetch, replay));
+            }
+            Order::Rewind { from, to, done } => self.carry_out(done, |l| l.rewind(from, to)),
+            Order::BeginRestore(done) => self.carry_out(done, Follower::begin_restore),
+            Order::Restored(at, segment, done) => {
+                self.carry_out(done, |logic| logic.restored(at, segment));
             }
             Order::Delay(delay) => {
                 self.delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
@@ -383,17 +417,24 @@ impl Thread {
                     logic.set_delay(self.delay_ms);
                 }
             }
-            Order::Discard(done) => {
-                let gone = || Err("its journal is not open".to_owned());
-                let discarded = self
-                    .logic
-                    .as_mut()
-                    .map(|logic| logic.discard().map_err(|error| error.to_string()));
-                // Who asked may be gone.
-                let _ = done.send(discarded.unwrap_or_else(gone));
-            }
+            Order::Discard(done) => self.carry_out(done, Follower::discard),
             Order::Stop(_) => {}
         }
+    }
+
+    fn carry_out<T>(
+        &mut self,
+        done: oneshot::Sender<Result<T, String>>,
+        order: impl FnOnce(&mut Logic) -> Result<T, FollowError>,
+    ) {
+        let result = match &mut self.logic {
+            Some(logic) => order(logic).map_err(|error| error.to_string()),
+            None => Err("its journal is not open".to_owned()),
+        };
+        // Before it is answered, so that who asked sees what it led to.
+        self.publish();
+        // Who asked may be gone.
+        let _ = done.send(result);
     }
 
     fn part(&mut self) {
@@ -501,7 +542,9 @@ impl Thread {
                     format!("what comes for position {at} is damaged")
                 }
                 Some(Trouble::Refused(_, text)) => text.clone(),
-                None => "nothing comes although the node that leads is in reach".to_owned(),
+                Some(Trouble::Held) | None => {
+                    "nothing comes although the node that leads is in reach".to_owned()
+                }
             };
             let seconds = STALL.as_secs();
             self.notice.tell(&format!("nothing was fetched for {seconds} seconds: {why}"));
@@ -525,7 +568,8 @@ fn now_ms() -> u64 {
 pub(super) const fn word_of(holding: Holding) -> &'static str {
     match holding {
         Holding::Nothing | Holding::Filling => "Inconsistent",
-        Holding::Recovering => "Consistent",
+        // A mixture until its own journal has been replayed as far as it was before.
+        Holding::Recovering => "Attaching",
         Holding::StateAt(_) => "UpToDate",
     }
 }

@@ -146,7 +146,7 @@ async fn cut_wanted(views: &mut watch::Receiver<JournalView>) {
 }
 
 /// The members that follow this node by the log.
-fn followers_of(node: &Node, resource: &Resource) -> BTreeSet<NodeId> {
+pub(super) fn followers_of(node: &Node, resource: &Resource) -> BTreeSet<NodeId> {
     let view = node.view();
     let own = view.follows_by_log(resource.id, node.uuid);
     let peers = view.peers_of(resource.id, node.uuid).into_values();

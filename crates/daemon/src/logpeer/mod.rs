@@ -10,7 +10,10 @@
 
 mod disk;
 mod follow;
+mod gone;
 mod lead;
+pub(crate) mod past;
+pub(crate) mod rewind;
 mod roles;
 mod session;
 mod show;
@@ -18,7 +21,9 @@ mod source;
 mod wire;
 
 pub(crate) use follow::{FollowView, Following, start};
+pub(crate) use gone::{end, forget_gone};
 pub(crate) use lead::{Serving, keep, take};
+pub(crate) use past::show_again;
 pub(crate) use roles::{
     HandOver, HandedOver, Leads, follow_now, follows, hand_over, pause, promote, role_at_start,
     tell,

@@ -10,6 +10,7 @@ use crate::local::Local;
 use crate::node::Node;
 use crate::peer_api::{AboutResource, FOLLOW, HAND_OVER, LEADS};
 use crate::peers::{CALL_TIMEOUT, call_node};
+use crate::phases::phase;
 use crate::resource::{self, Resource, random};
 use crate::shard::InitialContent;
 use holdfast_api::request::{Done, Pause, PauseWhat};
@@ -134,7 +135,7 @@ pub(crate) fn tell(node: &Arc<Node>, resource: &Arc<Resource>, following: &Arc<F
 }
 
 /// Waits until following has come to something; the status then.
-async fn until(
+pub(super) async fn until(
     following: &Following,
     limit: Duration,
     mut is_so: impl FnMut(&FollowStatus) -> bool,
@@ -178,6 +179,7 @@ pub(crate) async fn promote(
     }
     let leader = if force { None } else { Some(take_over(node, resource, &following).await?) };
     if force {
+        super::past::end(node, resource, "primary was refused").await?;
         // All that is here counts.
         following.set_switches(true, false).await.map_err(|why| refuse(&name, &why))?;
         let all = |status: &FollowStatus| {
@@ -188,6 +190,7 @@ pub(crate) async fn promote(
         })?;
     }
     drop(following);
+    phase("leading from here");
     let promoted = lead(node, resource).await;
     if let Err(error) = promoted {
         if let Some(leader) = &leader {
@@ -236,6 +239,7 @@ async fn take_over(
     }
     let nearly =
         |status: &FollowStatus| status.follows && status.head.since(status.replayed) <= NEARLY;
+    phase("catching up with the Primary");
     until(following, CATCH_UP, nearly).await.map_err(|status| {
         let lag = status.map_or(0, |status| status.head.since(status.replayed));
         let why = format!("this node is {} behind", format_size(lag));
@@ -243,12 +247,14 @@ async fn take_over(
             .hint(format!("`holdfast wait {name} --for replayed` waits until it is not"))
     })?;
     let call = HandOver { resource: resource.id, back: false };
+    phase("having the Primary step back");
     let ended: HandedOver =
         call_node(node, &leader, HAND_OVER, &call, DRAIN).await.map_err(|error| {
             let message = format!("primary was refused for {name}: {}", error.message);
             ApiError { message, ..error }
         })?;
     let end = LogPosition(ended.end);
+    phase("replaying the rest");
     let all = |status: &FollowStatus| status.fetched >= end && status.replayed >= end;
     if until(following, DRAIN, all).await.is_err() {
         give_back(node, resource, &leader).await;
@@ -420,6 +426,9 @@ pub(crate) async fn pause(
     match request.what {
         PauseWhat::Fetch => fetch = on,
         _ => replay = on,
+    }
+    if !replay {
+        super::past::end(node, &resource, "resume was refused").await?;
     }
     following.set_switches(fetch, replay).await.map_err(|why| {
         let message = format!("{what} was refused for {name}: {why}");

@@ -117,7 +117,14 @@ fn problem_of(view: &FollowView) -> Option<PeerProblem> {
             message: "the journal of this node is full until more of it is replayed".to_owned(),
             hint: "resume the replay, or give it a larger journal".to_owned(),
         }),
-        _ => None,
+        Some(Trouble::Held) => Some(PeerProblem {
+            code: "REPLAY_PAUSED".to_owned(),
+            message: "the Primary's journal does not reach back to what this node has: it is to \
+                      be filled, and keeps its state while its replay is paused"
+                .to_owned(),
+            hint: "resume the replay when that state is not needed any more".to_owned(),
+        }),
+        Some(Trouble::Damaged(_)) | None => None,
     }
 }
 

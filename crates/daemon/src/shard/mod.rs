@@ -29,6 +29,7 @@ mod meta_io;
 mod metadata;
 mod open;
 mod outbox;
+mod past;
 mod registry;
 mod resource;
 mod socket;
@@ -46,6 +47,7 @@ pub use metadata::{
 };
 pub use open::OpenError;
 pub(crate) use open::open_backing;
+pub use past::{PastHandle, PastSpec};
 pub use socket::LinkSocket;
 pub use thread::{Shard, ShardOptions, TcpAccess};
 pub use view::{DiskFailure, DiskView, ResourceView};

@@ -1,6 +1,7 @@
 //! The resources of a shard, and the NBD exports that they are.
 
 use super::export::NbdExport;
+use super::past::Past;
 use super::resource::Resource;
 use holdfast_nbd::{
     ClientInfo, Export, ExportInfo, ExportSummary, Exports, OpenRefusal, Refusal, ShutdownHandle,
@@ -17,6 +18,14 @@ enum Place {
     /// It is being opened, or closed.
     Taken,
     Open(Rc<Resource>),
+    /// Its disk is shown as it was.
+    Shown(Rc<Past>),
+}
+
+/// What is behind an export.
+enum Found {
+    Open(Rc<Resource>),
+    Shown(Rc<Past>),
 }
 
 impl Registry {
@@ -34,6 +43,11 @@ impl Registry {
         self.0.borrow_mut().insert(name.to_owned(), Place::Open(Rc::clone(resource)));
     }
 
+    /// The disk of a resource that is not open is shown as it was.
+    pub(super) fn show(&self, name: &str, past: &Rc<Past>) {
+        self.0.borrow_mut().insert(name.to_owned(), Place::Shown(Rc::clone(past)));
+    }
+
     /// Nobody finds the resource any more, but its name stays taken.
     pub(super) fn hide(&self, name: &str) {
         self.0.borrow_mut().insert(name.to_owned(), Place::Taken);
@@ -48,13 +62,14 @@ impl Registry {
         let places = self.0.borrow();
         let exported = places.iter().filter(|(_, place)| match place {
             Place::Open(resource) => resource.is_exported(),
+            Place::Shown(_) => true,
             Place::Taken => false,
         });
         exported.map(|(name, _)| name.clone()).collect()
     }
 
     /// The resource behind an export. The name `""` means the only one that can be opened.
-    fn find(&self, name: &str) -> Result<(String, Rc<Resource>), OpenRefusal> {
+    fn find(&self, name: &str) -> Result<(String, Found), OpenRefusal> {
         let exported = self.exported();
         let name = match (name, exported.as_slice()) {
             ("", [only]) => only.as_str(),
@@ -67,8 +82,9 @@ impl Registry {
         let places = self.0.borrow();
         match places.get(name) {
             Some(Place::Open(resource)) if resource.is_exported() => {
-                Ok((name.to_owned(), Rc::clone(resource)))
+                Ok((name.to_owned(), Found::Open(Rc::clone(resource))))
             }
+            Some(Place::Shown(past)) => Ok((name.to_owned(), Found::Shown(Rc::clone(past)))),
             Some(_) => Err(OpenRefusal::new(
                 Refusal::Policy,
                 format!("the resource {name} is not Primary on this node"),
@@ -99,15 +115,20 @@ impl Exports for ConnectionExports {
     }
 
     fn info(&self, name: &str, _client: &ClientInfo) -> Result<ExportInfo, OpenRefusal> {
-        let (name, resource) = self.registry.find(name)?;
-        Ok(NbdExport::describe(&name, &resource))
+        Ok(match self.registry.find(name)? {
+            (name, Found::Open(resource)) => NbdExport::describe(&name, &resource),
+            (_, Found::Shown(past)) => past.info(),
+        })
     }
 
     fn open(&self, name: &str, client: &ClientInfo) -> Result<Rc<dyn Export>, OpenRefusal> {
-        let (name, resource) = self.registry.find(name)?;
+        let (name, found) = self.registry.find(name)?;
         let Some(end) = self.end.take() else {
             return Err(OpenRefusal::new(Refusal::Policy, "this connection has an export open"));
         };
-        Ok(Rc::new(NbdExport::open(&name, resource, client.address, end)))
+        Ok(match found {
+            Found::Open(resource) => Rc::new(NbdExport::open(&name, resource, client.address, end)),
+            Found::Shown(past) => Rc::new(past.open(client.address, end)),
+        })
     }
 }

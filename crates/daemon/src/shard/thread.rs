@@ -2,6 +2,7 @@
 
 use super::heap::keep_memory;
 use super::open::{OpenError, open_disk};
+use super::past::{self, PastHandle, PastSpec};
 use super::registry::{ConnectionExports, Registry};
 use super::resource;
 use super::{ResourceHandle, ResourceSpec};
@@ -75,6 +76,7 @@ pub struct TcpAccess {
 
 enum ToShard {
     Open(Box<ResourceSpec>, oneshot::Sender<Result<ResourceHandle, OpenError>>),
+    Show(PastSpec, oneshot::Sender<Result<PastHandle, OpenError>>),
     Unix(StdUnixListener),
     Tcp(StdTcpListener, TcpAccess),
 }
@@ -128,6 +130,17 @@ impl Shard {
     pub async fn open(&self, spec: ResourceSpec) -> Result<ResourceHandle, OpenError> {
         let (done, end) = oneshot::channel();
         let sent = self.orders.send(ToShard::Open(Box::new(spec), done)).await;
+        sent.map_err(|_| OpenError::Stopped)?;
+        end.await.unwrap_or(Err(OpenError::Stopped))
+    }
+
+    /// Shows the disk of a resource that is not open, read-only, as the export of its name.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing is shown then.
+    pub async fn show(&self, spec: PastSpec) -> Result<PastHandle, OpenError> {
+        let (done, end) = oneshot::channel();
+        let sent = self.orders.send(ToShard::Show(spec, done)).await;
         sent.map_err(|_| OpenError::Stopped)?;
         end.await.unwrap_or(Err(OpenError::Stopped))
     }
@@ -202,6 +215,12 @@ async fn run(options: ShardOptions, mut queue: mpsc::Receiver<ToShard>) {
                     let _ = done.send(open(&context, *spec).await);
                 });
             }
+            ToShard::Show(spec, done) => {
+                spawn_local(async move {
+                    // Who asked may be gone; the handle then ends what was shown.
+                    let _ = done.send(show(&context, spec).await);
+                });
+            }
             ToShard::Unix(listener) => drop(spawn_local(accept_unix(context, listener))),
             ToShard::Tcp(listener, access) => {
                 spawn_local(accept_tcp(context, listener, access));
@@ -235,6 +254,21 @@ async fn open_reserved(context: &Context, spec: ResourceSpec) -> Result<Resource
         spec.config.size = disk.attachment.superblock.layout.device_size();
     }
     Ok(resource::start(spec, disk, context)?)
+}
+
+async fn show(context: &Context, spec: PastSpec) -> Result<PastHandle, OpenError> {
+    if !context.registry.reserve(&spec.name) {
+        return Err(OpenError::NameTaken(spec.name));
+    }
+    let path = spec.path.clone();
+    let file = tokio::task::spawn_blocking(move || std::fs::File::open(path)).await;
+    match file.map_err(io::Error::other).and_then(|file| file) {
+        Ok(file) => Ok(past::show(&context.registry, spec, file)),
+        Err(error) => {
+            context.registry.remove(&spec.name);
+            Err(error.into())
+        }
+    }
 }
 
 async fn accept_unix(context: Rc<Context>, listener: StdUnixListener) {

@@ -3,10 +3,12 @@
 mod ask;
 mod copy;
 mod replay;
+mod rewind;
 mod state;
 mod talk;
 mod types;
 
+pub use rewind::BACKWARDS;
 pub use state::mark_led;
 pub use types::{ConnId, FollowError, FollowOptions, FollowStatus, Holding, Send, Trouble};
 
@@ -192,7 +194,7 @@ where
         };
         self.log = Some(log);
         let replayed = self.state.replayed;
-        self.log_mut()?.journal_mut().replayed(replayed);
+        self.log_mut()?.journal_mut().rewound(replayed);
         self.must_greet = true;
         Ok(())
     }
@@ -224,7 +226,7 @@ where
     pub fn close(mut self) -> Result<D, FollowError> {
         self.flush_log()?;
         self.flush_disk(0)?;
-        self.state.applying = self.state.replayed;
+        self.state.applying = self.state.replayed.max(self.recover_to);
         self.store()?;
         self.log_mut()?.store_cursors().map_err(journal)?;
         Ok(self.disk)
@@ -236,8 +238,12 @@ where
     /// [`FollowError`].
     pub fn set_switches(&mut self, fetch: bool, replay: bool) -> Result<(), FollowError> {
         (self.state.fetch_paused, self.state.replay_paused) = (fetch, replay);
+        if self.trouble == Some(Trouble::Held) && !replay {
+            self.trouble = None;
+            self.must_greet = true;
+        }
         self.flush_disk(self.flushed_at)?;
-        self.state.applying = self.state.replayed;
+        self.state.applying = self.state.replayed.max(self.recover_to);
         self.store()
     }
 
@@ -309,6 +315,7 @@ where
             transferred: self.transferred,
             fetch_paused: self.state.fetch_paused,
             replay_paused: self.state.replay_paused,
+            restored: self.is_restored(),
             follows: self.follows(),
             verdict: self.verdict,
             trouble: self.trouble.clone(),

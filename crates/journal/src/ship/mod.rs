@@ -15,8 +15,8 @@ pub use codec::{
     ShipError, ShipHeader, decode, encode, parse_header,
 };
 pub use follow::{
-    ConnId, FOLLOWING, FollowError, FollowOptions, FollowStatus, Follower, Holding, Send, Trouble,
-    mark_led,
+    BACKWARDS, ConnId, FOLLOWING, FollowError, FollowOptions, FollowStatus, Follower, Holding,
+    Send, Trouble, mark_led,
 };
 pub use lead::{
     FollowerStatus, LeadError, Leader, Notes, Refusal, Reply, Source, copy_block, fetch_piece,

@@ -168,6 +168,7 @@ pub(crate) struct World {
     /// Answers are damaged now and then.
     pub(crate) damage: bool,
     pub(crate) fills: u64,
+    pub(crate) rewinds: u64,
     /// Two histories went on from here.
     fork: Option<LogPosition>,
 }
@@ -262,6 +263,7 @@ impl World {
             sent: 0,
             damage: false,
             fills: 0,
+            rewinds: 0,
             fork: None,
         }
     }
@@ -490,6 +492,14 @@ impl World {
         secondary.first = None;
         let state = secondary.sim.0.borrow().now.crash(kind, &mut self.dice);
         secondary.sim = Sim::new(state, self.dice.one_in(2));
+    }
+
+    /// A follower ends in good order.
+    pub(crate) fn stop_secondary(&mut self, follower: usize) {
+        self.wires_of(follower).into_iter().for_each(|id| self.cut_wire(id));
+        let secondary = &mut self.secondaries[follower];
+        secondary.first = None;
+        drop(secondary.follower.take().unwrap().close().unwrap());
     }
 
     /// Lets one of the next steps of a follower fail, as if the crash came in its middle.

@@ -2,6 +2,7 @@
 
 use super::super::codec::MAX_COPIED;
 use super::super::message::Verdict;
+use super::rewind::BACKWARDS;
 use super::types::FollowError;
 use super::{Asked, Conn, FLUSH_MS, Follower, REPLAY_BYTES};
 use crate::driver::{Backing, Files, LogError, Logged};
@@ -129,8 +130,12 @@ where
         if self.state.replayed < self.applied || ends {
             self.state.replayed = self.state.replayed.max(self.applied);
             let tight = self.delay_ms > 0 || self.state.replay_paused;
-            self.state.applying =
-                if tight { self.applied } else { self.state.applying.max(self.applied) };
+            // What is being recovered may be on the disk already, in part, up to its end.
+            let at_least = self.applied.max(self.recover_to);
+            self.state.applying = if tight { at_least } else { self.state.applying.max(at_least) };
+            if self.state.fill == BACKWARDS && self.applied >= self.recover_to {
+                self.state.fill = 0;
+            }
             if ends {
                 self.state.state = FollowState::Consistent;
                 self.recover_to = self.applied;

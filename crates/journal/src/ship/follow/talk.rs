@@ -151,6 +151,11 @@ where
                     self.store()?;
                 }
             }
+            Verdict::Fill { .. } | Verdict::Drain if self.is_held() => {
+                // Whoever paused it wants this state: it is not given up without being asked.
+                self.trouble = Some(Trouble::Held);
+                self.verdict = None;
+            }
             Verdict::Fill { fill, segment, from } => self.begin_fill(fill, segment, from)?,
             Verdict::Drain => {}
             Verdict::Apart { common, .. } => {

@@ -75,6 +75,8 @@ pub enum Trouble {
     Refused(RefuseCode, String),
     /// Its own journal is full until more is replayed.
     NoRoom,
+    /// It is to be filled, and keeps its state because its replay is paused.
+    Held,
     /// What the leader sends for this position is damaged.
     Damaged(LogPosition),
 }
@@ -108,6 +110,8 @@ pub struct FollowStatus {
     pub fetch_paused: bool,
     /// Replaying is switched off.
     pub replay_paused: bool,
+    /// The disk is being restored from an archive, or that was interrupted.
+    pub restored: bool,
     /// The leader lets it fetch.
     pub follows: bool,
     /// The last verdict.

@@ -1,0 +1,371 @@
+//! Two clusters that become one, and one that becomes two, while everything runs. Rows 106 to 109,
+//! 140 and 145 of the list.
+
+use crate::{MIB, SOON, SYNC, binary, rounds, seed};
+use holdfast_testkit::{
+    Cluster, ClusterOptions, Ledger, Node, Rng, Writer, WriterOptions, files, wait_until,
+};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+const SIZE: u64 = 16 * MIB;
+const BLOCKS: usize = 512;
+
+/// Makes a resource on the first of these nodes and lets the others be members.
+fn resource(cluster: &Cluster, name: &str, nodes: &[usize]) {
+    for (at, node) in nodes.iter().enumerate() {
+        let node = &cluster[*node];
+        let disk = node.disk(name);
+        files::make_sparse(&disk, SIZE);
+        let disk = disk.display().to_string();
+        node.ok(&[if at == 0 { "create" } else { "join" }, name, "--disk", &disk]);
+    }
+    for node in nodes {
+        cluster[*node].wait_synced(name, SYNC);
+    }
+}
+
+/// Alpha and beta with r0, gamma and delta with r1: two clusters.
+fn two() -> Cluster {
+    let cluster = Cluster::strangers(&binary(), 4, ClusterOptions::default());
+    for (one, other, name) in [(0, 1, "lab"), (2, 3, "office")] {
+        cluster[one].ok(&["cluster", "create", "--name", name]);
+        let token = cluster[one].ok(&["cluster", "token"]);
+        cluster[other].ok(&["cluster", "join", token.trim()]);
+    }
+    resource(&cluster, "r0", &[0, 1]);
+    resource(&cluster, "r1", &[2, 3]);
+    cluster
+}
+
+fn names(node: &Node) -> Vec<String> {
+    node.status().cluster.into_iter().flat_map(|c| c.nodes).map(|node| node.name).collect()
+}
+
+fn uuid(node: &Node) -> String {
+    node.status().cluster.map(|cluster| cluster.uuid).unwrap_or_default()
+}
+
+const ALL: [&str; 4] = ["alpha", "beta", "delta", "gamma"];
+
+#[track_caller]
+fn wait_one(cluster: &Cluster) {
+    wait_until(SOON, "all nodes are in one cluster, and alive", || {
+        cluster.nodes().iter().all(|node| {
+            let status = node.status().cluster.unwrap_or_default();
+            names(node) == ALL
+                && status.nodes.iter().all(|node| node.alive)
+                && status.problems.is_empty()
+                && uuid(node) == uuid(&cluster[0])
+        })
+    });
+    cluster[3].ok(&["cluster", "wait"]);
+}
+
+#[track_caller]
+fn wait_two(cluster: &Cluster) {
+    wait_until(SOON, "there are two clusters, and all nodes are alive", || {
+        [[0, 1], [2, 3]].iter().all(|part| {
+            let mut due = part.map(|node| cluster[node].name().to_owned());
+            due.sort();
+            part.iter().all(|node| {
+                let status = cluster[*node].status().cluster.unwrap_or_default();
+                names(&cluster[*node]) == due
+                    && status.nodes.iter().all(|node| node.alive)
+                    && status.problems.is_empty()
+                    && status.uuid == uuid(&cluster[part[0]])
+            })
+        })
+    });
+    assert_ne!(uuid(&cluster[0]), uuid(&cluster[2]));
+}
+
+fn write(cluster: &Cluster) -> [Writer; 2] {
+    [(0, "r0"), (2, "r1")].map(|(node, name)| {
+        let ledger = Ledger::new(seed() + node as u64, BLOCKS);
+        let writer = Writer::start(&cluster[node].uri(name), ledger, WriterOptions::default());
+        writer.wait_acknowledged(50);
+        writer
+    })
+}
+
+/// What goes on writing did so without an error, and both members have it all.
+fn check(cluster: &Cluster, writers: [Writer; 2]) {
+    for ((writer, name), nodes) in writers.into_iter().zip(["r0", "r1"]).zip([[0, 1], [2, 3]]) {
+        writer.wait_acknowledged(writer.acknowledged() + 50);
+        let mut ledger = writer.stop_well();
+        for node in nodes {
+            let status = cluster[node].wait_synced(name, SYNC);
+            assert!(status.peers.iter().all(|peer| peer.connection == "Connected"));
+        }
+        ledger.verify_export(&cluster[nodes[0]].uri(name));
+        cluster.assert_equal_disks(name, SIZE, &nodes);
+    }
+}
+
+/// How often the links of a resource were made.
+fn resynced(cluster: &Cluster) -> Vec<u64> {
+    let of = |node: usize, name| {
+        let peers = cluster[node].resource(name).peers;
+        peers.iter().map(|peer| peer.resync_sent_bytes).sum()
+    };
+    vec![of(0, "r0"), of(2, "r1")]
+}
+
+#[test]
+fn row_106_two_clusters_become_one_while_both_are_written_to() {
+    let cluster = two();
+    let token = cluster[0].ok(&["cluster", "token"]);
+    let token = token.trim();
+    let before = (uuid(&cluster[0]), uuid(&cluster[2]));
+    // A common name is refused, and nothing has changed.
+    resource(&cluster, "same", &[0]);
+    resource(&cluster, "same", &[3]);
+    cluster[2].refused(&["cluster", "merge", token], 1, "both have resources named same");
+    assert_eq!((uuid(&cluster[0]), uuid(&cluster[2])), before);
+    assert_eq!((names(&cluster[0]).len(), names(&cluster[2]).len()), (2, 2));
+    cluster[3].ok(&["delete", "same"]);
+
+    let copied = resynced(&cluster);
+    let writers = write(&cluster);
+    let output = cluster[2].cli(&["cluster", "merge", token]);
+    assert_eq!(output.status, 0, "{output}");
+    assert!(output.stdout.starts_with("merged into cluster lab "), "{output}");
+    assert!(output.stderr.contains("... bringing the two together\n"), "{output}");
+    for node in cluster.nodes() {
+        assert_eq!(names(node), ALL, "all know all when it returns");
+    }
+    wait_one(&cluster);
+    check(&cluster, writers);
+    assert_eq!(resynced(&cluster), copied, "nothing is copied");
+    // Again, on any node of it: nothing to do.
+    for node in [2, 3] {
+        cluster[node].ok(&["cluster", "merge", token, "-q"]);
+    }
+    // Row 107: a resource moves into the other half.
+    let disk = cluster[2].disk("r0");
+    cluster[2].ok(&["join", "r0", "--disk", &disk.display().to_string(), "--json"]);
+    cluster[2].wait_synced("r0", SYNC);
+    cluster[0].ok(&["secondary", "r0"]);
+    cluster[2].ok(&["primary", "r0"]);
+    cluster[0].ok(&["leave", "r0"]);
+    cluster[1].ok(&["leave", "r0"]);
+    assert_eq!(cluster[2].resource("r0").role, "Primary");
+}
+
+#[test]
+fn a_merge_needs_all_nodes_and_with_force_the_others_follow() {
+    let mut cluster = two();
+    cluster[3].stop();
+    let token = cluster[0].ok(&["cluster", "token"]);
+    let token = token.trim();
+    cluster[2].refused(
+        &["cluster", "merge", token],
+        1,
+        "these of its nodes were not reached: delta",
+    );
+    cluster[1].stop();
+    // The refusal comes from the other side, too.
+    cluster[3].start();
+    cluster[2].refused(
+        &["cluster", "merge", token],
+        1,
+        "these of its nodes were not reached: beta",
+    );
+    cluster[2].ok(&["cluster", "merge", token, "--force", "--timeout", "120"]);
+    cluster[1].start();
+    wait_one(&cluster);
+    cluster[1].stop();
+    cluster[0].refused(&["cluster", "wait", "--timeout", "1"], 1, "not reached: beta");
+}
+
+/// Starts a command and does not wait for it.
+fn begin(node: &Node, arguments: &[&str]) -> Child {
+    let mut command = node.command(arguments);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
+    command.spawn().expect("the command starts")
+}
+
+/// Kills the daemon of a node a moment after a command was begun on `by`, and starts it again.
+fn kill_during(
+    cluster: &mut Cluster,
+    by: usize,
+    arguments: &[&str],
+    victim: usize,
+    after: Duration,
+) {
+    let mut command = begin(&cluster[by], arguments);
+    let started = Instant::now();
+    wait_until(SOON, "the moment has come", || started.elapsed() >= after);
+    cluster[victim].kill9();
+    let _ = command.wait();
+    cluster[victim].start();
+}
+
+#[test]
+fn a_merge_that_was_interrupted_anywhere_and_repeated_ends_well() {
+    let mut dice = Rng::new(seed());
+    for round in 0..rounds() + 1 {
+        let mut cluster = two();
+        let token = cluster[0].ok(&["cluster", "token"]).trim().to_owned();
+        let victim = [2, 0, 3][usize::try_from(round % 3).unwrap_or(0)];
+        let after = Duration::from_millis(dice.below(60));
+        kill_during(&mut cluster, 2, &["cluster", "merge", &token], victim, after);
+        let repeated = Instant::now();
+        wait_until(SOON, "it can be repeated", || {
+            let output = cluster[2].cli(&["cluster", "merge", &token]);
+            output.status == 0 || repeated.elapsed() > SOON
+        });
+        wait_one(&cluster);
+        for (name, nodes) in [("r0", [0, 1]), ("r1", [2, 3])] {
+            for node in nodes {
+                cluster[node].wait_resource(name, SOON, "its members are connected", |status| {
+                    status.peers.len() == 1 && status.peers[0].connection == "Connected"
+                });
+            }
+        }
+    }
+}
+
+fn merged() -> Cluster {
+    let cluster = two();
+    let token = cluster[0].ok(&["cluster", "token"]);
+    cluster[2].ok(&["cluster", "merge", token.trim()]);
+    wait_one(&cluster);
+    cluster
+}
+
+#[test]
+fn row_108_a_cluster_becomes_two_while_both_parts_are_written_to() {
+    let mut cluster = merged();
+    resource(&cluster, "both", &[1, 3]);
+    let split = ["cluster", "split", "gamma", "delta", "--name", "office"];
+    cluster[0].refused(&split, 1, "both (beta, delta)");
+    assert_eq!(names(&cluster[3]), ALL);
+    cluster[3].wait_synced("both", SYNC);
+    cluster[3].ok(&["leave", "both"]);
+    cluster[0].refused(&["cluster", "split", "nobody"], 4, "it has no node");
+    cluster[0].refused(&["cluster", "split", "--cancel"], 1, "no split");
+
+    let token = cluster[3].ok(&["cluster", "token"]);
+    let writers = write(&cluster);
+    let done = cluster[0].ok(&split);
+    assert!(done.starts_with("office (delta, gamma) is a cluster of its own now"), "{done}");
+    wait_two(&cluster);
+    check(&cluster, writers);
+    for node in [0, 3] {
+        let done = cluster[node].ok(&split);
+        assert!(done.contains("already"), "{done}");
+    }
+    // What one part knew of the other is no use any more.
+    cluster[0].refused(&["join", "r1", "--diskless"], 4, "");
+    cluster[0].refused(&["cluster", "merge", token.trim()], 1, "");
+    let restarted = [1, 2];
+    for node in restarted {
+        cluster[node].restart();
+    }
+    wait_two(&cluster);
+    let resources = |node: &Node| -> Vec<String> {
+        node.status().resources.into_iter().map(|resource| resource.name).collect()
+    };
+    assert_eq!(
+        (resources(&cluster[0]), resources(&cluster[2])),
+        (vec!["r0".into()], vec!["r1".into()])
+    );
+    // And together again: what each part has buried of the other is alive.
+    let token = cluster[2].ok(&["cluster", "token"]);
+    cluster[0].ok(&["cluster", "merge", token.trim()]);
+    wait_one(&cluster);
+    assert_eq!(resources(&cluster[1]), ["both", "r0"]);
+    assert_eq!(resources(&cluster[3]), ["r1"]);
+}
+
+#[test]
+fn a_split_that_was_interrupted_anywhere_ends_whole() {
+    let mut dice = Rng::new(seed() + 1);
+    for round in 0..rounds() + 1 {
+        let mut cluster = merged();
+        let split = ["cluster", "split", "gamma", "delta"];
+        let victim = [0, 2, 1][usize::try_from(round % 3).unwrap_or(0)];
+        let after = Duration::from_millis(dice.below(60));
+        kill_during(&mut cluster, 0, &split, victim, after);
+        wait_until(SOON, "it can be repeated", || cluster[0].cli(&split).status == 0);
+        wait_two(&cluster);
+        for (name, nodes) in [("r0", [0, 1]), ("r1", [2, 3])] {
+            for node in nodes {
+                cluster[node].wait_resource(name, SOON, "its members are connected", |status| {
+                    status.peers.len() == 1 && status.peers[0].connection == "Connected"
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_split_needs_all_nodes() {
+    let mut cluster = merged();
+    cluster[1].stop();
+    cluster[0].refused(&["cluster", "split", "gamma", "delta"], 1, "not reached: beta");
+    assert_eq!(names(&cluster[2]), ALL);
+    cluster[1].start();
+    wait_one(&cluster);
+}
+
+#[test]
+fn row_145_what_users_keep_in_the_cluster_is_the_same_everywhere() {
+    let cluster = crate::cluster(2);
+    cluster[0].ok(&["cluster", "set", "site.one=Berlin", "contact=ops=24"]);
+    assert_eq!(cluster[1].ok(&["cluster", "get", "contact"]).trim(), "ops=24");
+    assert_eq!(cluster[1].ok(&["cluster", "get"]), "contact=ops=24\nsite.one=Berlin\n");
+    cluster[1].ok(&["cluster", "set", "contact="]);
+    cluster[0].ok(&["cluster", "wait"]);
+    cluster[0].refused(&["cluster", "get", "contact"], 4, "keeps nothing");
+    for bad in ["../x=1", "a/b=1", ".hidden=1"] {
+        cluster[0].refused(&["cluster", "set", bad], 1, "was not set");
+    }
+    let long = format!("k={}", "x".repeat(5000));
+    cluster[0].refused(&["cluster", "set", "fine=1", &long], 1, "at most 4096 bytes");
+    assert_eq!(cluster[1].ok(&["cluster", "get"]), "site.one=Berlin\n", "all or none");
+}
+
+#[test]
+fn row_109_a_guest_sees_a_resource_and_has_nothing_of_it() {
+    let mut cluster = crate::cluster(3);
+    cluster.resource("r0", SIZE, 2);
+    let guest = |cluster: &Cluster| {
+        let mut guests = cluster[2].status().guests;
+        (guests.len() == 1).then(|| guests.remove(0))
+    };
+    cluster[2].refused(&["status", "r0"], 4, "");
+    cluster[2].refused(&["watch", "nothing"], 4, "no resource of that name");
+    for options in [&["watch", "r0"][..], &["watch", "r0", "--stop"]] {
+        cluster[0].refused(options, 1, "is a member");
+    }
+    cluster[2].ok(&["watch", "r0"]);
+    let shown = guest(&cluster).expect("it is shown");
+    assert_eq!((shown.name.as_str(), shown.size_bytes), ("r0", SIZE));
+    let members: Vec<_> =
+        shown.members.iter().map(|m| (m.node.as_str(), m.role.as_str(), m.disk.as_str())).collect();
+    assert_eq!(members, [("alpha", "Primary", "UpToDate"), ("beta", "Secondary", "UpToDate")]);
+    assert!(cluster[2].ok(&["status", "r0"]).contains("guest: this node is no member"));
+    assert!(cluster[2].status().resources.is_empty());
+    // Over a restart, and when a member is away.
+    cluster[2].restart();
+    cluster[0].kill9();
+    wait_until(SOON, "the silence is told", || {
+        guest(&cluster).is_some_and(|guest| {
+            let alpha = &guest.members[0];
+            !alpha.alive && alpha.role == "Unknown" && guest.members[1].alive
+        })
+    });
+    cluster[1].ok(&["primary", "r0", "--force"]);
+    assert_eq!(guest(&cluster).expect("it is shown").members[1].role, "Primary");
+    let there = |name: &str| cluster[2].state_dir().join(name).exists();
+    assert!(there("watched.state") && !cluster[2].disk("r0").exists());
+    cluster[2].ok(&["watch", "r0", "--stop"]);
+    assert!(guest(&cluster).is_none() && !cluster[2].state_dir().join("watched.state").exists());
+    // A guest that becomes a member is none any more.
+    cluster[2].ok(&["watch", "r0"]);
+    cluster.join_resource(&cluster[2], "r0", SIZE, &[]);
+    assert!(guest(&cluster).is_none());
+}
