@@ -421,6 +421,7 @@ mod tests {
                 ..ResourceStatus::default()
             }],
             attachments: Vec::new(),
+            guests: Vec::new(),
         }
     }
 
