@@ -446,6 +446,7 @@ mod tests {
                 ..ResourceStatus::default()
             }],
             attachments: Vec::new(),
+            guests: Vec::new(),
         }
     }
 

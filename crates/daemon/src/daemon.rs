@@ -1,7 +1,7 @@
 //! The daemon from start to stop.
 
 use crate::commands::{self, blocking, updown};
-use crate::local::LocalStore;
+use crate::local::{Local, LocalStore};
 use crate::node::{Node, Parts};
 use crate::options::{NbdAccess, Settings};
 use crate::resource::{self, Resource};
@@ -52,6 +52,10 @@ impl Daemon {
         }
         node.set_damaged(damaged);
         for local in locals {
+            if commands::create::take_back(&node, &local).await {
+                continue;
+            }
+            let local = Local { pending: false, ..local };
             node.add_resource(Resource::new(local));
         }
         guests::take_up(&node);

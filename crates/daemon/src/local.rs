@@ -81,6 +81,9 @@ pub(crate) struct Local {
     /// Its disk is shown read-only, as long as its replay is paused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) shows_past: bool,
+    /// It is being created, and the cluster may not know of it yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) pending: bool,
     /// The peers that a person disconnected from.
     pub(crate) disconnected: BTreeSet<Uuid>,
 }
@@ -193,6 +196,7 @@ mod tests {
             primary: true,
             follows: true,
             shows_past: true,
+            pending: false,
             disconnected: [Uuid::new_v4()].into(),
         }
     }

@@ -1,7 +1,7 @@
 //! `create`: a resource, on its first node.
 
 use super::{blocking, journal, used_disks};
-use crate::disk::{Ends, Existing, Prepared, Wanted};
+use crate::disk::{self, Ends, Existing, Prepared, Wanted};
 use crate::events::unix_ms;
 use crate::local::{Local, LocalJournal};
 use crate::node::Node;
@@ -63,6 +63,13 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
     let mut journaled = None;
     if let Some(spec) = journal {
         phase("making its journal");
+        // Should the daemon die meanwhile, its next start removes what is there.
+        let begun = LocalJournal { dir: spec.dir.clone(), size: spec.size, made_dir: false };
+        let (store, saved) = (node.store.clone(), begun_local(id, &name, &prepared, begun));
+        if let Err(error) = blocking(move || store.save(&saved)).await {
+            undo(node, id, &prepared, None).await;
+            return Err(error);
+        }
         let made = blocking(move || journal::make(&what, &spec, id, slot)).await;
         match made {
             Ok(made) => journaled = Some(made),
@@ -123,6 +130,23 @@ fn taken(name: &str, why: &str) -> ApiError {
         .hint(format!("choose another name, or become a member with `holdfast join {name}`"))
 }
 
+/// What is known of a resource whose journal is about to be made.
+fn begun_local(id: ResourceId, name: &str, prepared: &Prepared, journal: LocalJournal) -> Local {
+    Local {
+        id,
+        name: name.to_owned(),
+        disk: Some(prepared.disk.clone()),
+        journal: Some(journal),
+        attached: true,
+        up: false,
+        primary: false,
+        follows: false,
+        shows_past: false,
+        pending: true,
+        disconnected: BTreeSet::new(),
+    }
+}
+
 /// Records, local state, core, role.
 async fn establish(
     node: &Arc<Node>,
@@ -163,10 +187,12 @@ async fn establish(
         primary: false,
         follows: false,
         shows_past: false,
+        pending: false,
         disconnected: BTreeSet::new(),
     };
     // Should the daemon die before that, its next start does.
-    let (store, saved) = (node.store.clone(), Local { primary: true, ..local.clone() });
+    let saved = Local { primary: true, pending: true, ..local.clone() };
+    let store = node.store.clone();
     blocking(move || store.save(&saved)).await?;
     node.cluster(move |state, now| {
         state.change(vec![Change::resource(&record), Change::member(&member)], now)
@@ -229,6 +255,27 @@ async fn undo(
     for error in [forgotten.map(drop).err(), undone.await.err()].into_iter().flatten() {
         tracing::warn!("undoing a failed command: {}", error.message);
     }
+}
+
+/// Takes back a resource whose creation ended with the daemon before the cluster knew of it. Whether
+/// it was one.
+pub(crate) async fn take_back(node: &Arc<Node>, local: &Local) -> bool {
+    if !local.pending || node.view().records.version(&Key::resource(local.id)).is_some() {
+        return false;
+    }
+    let (store, gone) = (node.store.clone(), local.clone());
+    let removed = blocking(move || {
+        gone.journal.iter().for_each(journal::remove);
+        if let Some(disk) = &gone.disk {
+            disk::wipe(disk, gone.id);
+        }
+        store.remove(gone.id)
+    });
+    if let Err(error) = removed.await {
+        tracing::warn!("undoing a failed command: {}", error.message);
+    }
+    tracing::info!("resource {} was not created: the daemon ended meanwhile", local.name);
+    true
 }
 
 /// How many extents the activity log of a new member has.

@@ -248,6 +248,7 @@ async fn establish(
         primary: false,
         follows: false,
         shows_past: false,
+        pending: false,
         disconnected: BTreeSet::new(),
     };
     let (store, saved) = (node.store.clone(), local.clone());

@@ -8,7 +8,7 @@ use crate::{refuse, status};
 use holdfast_api::request::ClusterMerge;
 use holdfast_api::status::ClusterStatus;
 use holdfast_api::{ApiError, ErrorCode};
-use holdfast_cluster::{Fingerprint, JoinResponse, JoinToken, MergeRequest};
+use holdfast_cluster::{Fingerprint, JoinResponse, JoinToken, MergeRequest, Uuid};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -100,7 +100,8 @@ pub(crate) async fn take_in(
     let check = MergeRequest { commit: false, ..request.clone() };
     node.cluster(move |state, now| state.admit_cluster(&check, fingerprint, now)).await?;
     if !commit {
-        need_all(node, force, "merged with another one").await?;
+        // It may be known from an attempt that was interrupted, and not know this cluster yet.
+        need_all_but(node, Some(asking), force, "merged with another one").await?;
     }
     let answer =
         node.cluster(move |state, now| state.admit_cluster(&request, fingerprint, now)).await?;
@@ -116,8 +117,18 @@ pub(crate) async fn take_in(
 /// # Errors
 /// `PEER_NOT_REACHABLE` with the names of the others, unless with force.
 pub(crate) async fn need_all(node: &Arc<Node>, force: bool, what: &str) -> Result<(), ApiError> {
+    need_all_but(node, None, force, what).await
+}
+
+async fn need_all_but(
+    node: &Arc<Node>,
+    but: Option<Uuid>,
+    force: bool,
+    what: &str,
+) -> Result<(), ApiError> {
     let reached = sync_with_all(node, GREETING).await;
-    let others = node.others().into_iter().map(|other| other.name);
+    let others = node.others().into_iter().filter(|other| Some(other.uuid) != but);
+    let others = others.map(|other| other.name);
     let missing: Vec<String> = others.filter(|name| !reached.contains(name)).collect();
     if missing.is_empty() || force {
         return Ok(());
