@@ -445,6 +445,7 @@ mod tests {
                 ..ResourceStatus::default()
             }],
             attachments: Vec::new(),
+            guests: Vec::new(),
         }
     }
 
