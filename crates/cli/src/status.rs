@@ -425,6 +425,7 @@ mod tests {
             |name: &str, alive| ClusterNode { name: name.into(), alive, ..ClusterNode::default() };
         NodeStatus {
             version: "0.1.0".into(),
+            guests: Vec::new(),
             node: "alpha".into(),
             cluster: Some(ClusterStatus {
                 name: "home".into(),
@@ -445,7 +446,6 @@ mod tests {
                 ..ResourceStatus::default()
             }],
             attachments: Vec::new(),
-            guests: Vec::new(),
         }
     }
 

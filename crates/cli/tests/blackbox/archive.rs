@@ -492,3 +492,52 @@ fn a_log_peer_goes_back_further_than_its_journal_by_the_archive() {
     assert_eq!(cluster[1].resource("r0").disk.state, "UpToDate");
     assert_follows_again(&cluster);
 }
+
+/// A loop device over a file; `None` where none can be made.
+struct Loop(String);
+
+impl Loop {
+    fn over(file: &Path) -> Option<Self> {
+        let made =
+            std::process::Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+        let made = made.ok().filter(|made| made.status.success())?;
+        Some(Self(String::from_utf8(made.stdout).ok()?.trim().to_owned()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_state_is_restored_onto_a_block_device() {
+    let cluster = archived();
+    let place = place_of(&cluster).display().to_string();
+    write_blocks(&cluster[0], "r0", 1, 0..700);
+    let state = content(&cluster[0]);
+    wait_complete(&cluster[0], now());
+    let backing = cluster.scratch().join("device");
+    fs::write(&backing, vec![0x5a; usize::try_from(SIZE + MIB).expect("it fits")])
+        .expect("it can be written");
+    let Some(device) = Loop::over(&backing) else {
+        return eprintln!("skipped: no loop device can be made");
+    };
+    let line = ["restore", "r0", "--from", &place, "--to", "latest", "--into", &device.0];
+    cluster[0].refused(&line, 1, "there is data");
+    let held = fs::OpenOptions::new().read(true).open(&device.0).expect("it can be opened");
+    cluster[0].ok(&[&line[..], &["--overwrite"]].concat());
+    drop(held);
+    let mut found = fs::read(&device.0).expect("it can be read");
+    assert_eq!(found.len() as u64, SIZE + MIB);
+    assert!(found[state.len()..].iter().all(|byte| *byte == 0x5a), "what is behind stays");
+    found.truncate(state.len());
+    assert!(found == state);
+    // One that is too small is refused.
+    drop(device);
+    fs::write(&backing, vec![0; 1 << 20]).expect("it can be written");
+    let Some(device) = Loop::over(&backing) else { return };
+    let line = ["restore", "r0", "--from", &place, "--to", "latest", "--into", &device.0];
+    cluster[0].refused(&line, 1, "the state needs");
+}
