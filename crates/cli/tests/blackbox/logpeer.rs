@@ -131,8 +131,12 @@ fn after_a_cut_link_it_catches_up_and_is_a_past_state_all_the_time() {
     cluster[0].proxy().cut(Cut::Reset);
     cluster[1].wait_peer("r0", "alpha", SOON, "the link is gone", |p| p.connection != "Connected");
     write_blocks(&cluster[0], "r0", 2, 100..800);
-    let late = cluster[0].peer("r0", "beta").replay.expect("it follows");
-    assert!(late.lag_bytes > 0, "{late:?}");
+    let mut late = None;
+    wait_until(SOON, "the Primary says that it lags", || {
+        late = cluster[0].peer("r0", "beta").replay.filter(|replay| replay.lag_bytes > 0);
+        late.is_some()
+    });
+    let late = late.expect("it was waited for");
     assert_eq!(disk_state(&cluster[1]), "UpToDate", "an old state is a state");
     cluster[0].proxy().heal();
     wait_until(SYNC, "it catches up", || {

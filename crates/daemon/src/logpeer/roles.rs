@@ -272,12 +272,6 @@ async fn take_over(
             .hint(format!("`holdfast resume {name} {what}` first")));
     }
     let view = node.view();
-    let status = following.view().status;
-    if let Some(status) = status.filter(|status| status.fetch_paused || status.replay_paused) {
-        let what = if status.fetch_paused { "fetch" } else { "replay" };
-        return Err(refuse(&name, &format!("the {what} of this node is paused"))
-            .hint(format!("`holdfast resume {name} {what}` first")));
-    }
     let leader = following.view().leader.ok_or_else(|| {
         refuse(&name, "the node that leads is not in reach").hint(format!(
             "connect it, or run `holdfast primary {name} --force`, which leads with what is here: \
