@@ -446,7 +446,6 @@ mod tests {
                 ..ResourceStatus::default()
             }],
             attachments: Vec::new(),
-            guests: Vec::new(),
         }
     }
 
