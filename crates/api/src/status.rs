@@ -374,7 +374,7 @@ mod tests {
             "resources": [{
                 "name": "", "role": "", "size_bytes": 0, "suspended": [], "quorum": false,
                 "open_count": 0, "device": null, "device_kind": null, "device_waits_seconds": null,
-                "nbd_uri": "",
+                "nbd_uri": "", "read_only": false,
                 "disk": {"state": "", "path": null, "io_errors": 0, "checksum_errors": 0,
                     "healed_blocks": 0, "remapped_sectors": 0, "spare_sectors_free": 0,
                     "problem": null},
