@@ -35,6 +35,8 @@ fn the_table_is_the_one_that_is_documented() {
         ("archive-interval", "60", "1 s .. 86400 s", "resource"),
         ("archive-keep", "2592000", "0 s .. 86400000 s", "resource"),
         ("connect-int", "2", "1 s .. 120 s", "peer"),
+        ("journal-size", "0", "0 B .. 16 TiB", "resource"),
+        ("journal-throttle", "0", "0 .. 99", "resource"),
         ("ko-count", "7", "0 .. 200", "peer"),
         ("max-in-flight-bytes", "67108864", "1 MiB .. 4 GiB", "resource"),
         ("max-in-flight-requests", "4096", "64 .. 65536", "resource"),
