@@ -132,7 +132,9 @@ impl Ui {
     /// Says which phase of a command begins.
     pub(crate) fn phase(&self, text: &str) {
         if !self.json && !self.quiet {
-            say(&format!("{}\n", Style::Dim.paint(&format!("... {text}"), self.color_errors)));
+            // That nobody reads it does not end the command.
+            let mut stdout = io::stdout().lock();
+            let _ = writeln!(stdout, "... {text}").and_then(|()| stdout.flush());
         }
     }
 
