@@ -270,7 +270,7 @@ fn a_wrong_command_line_is_exit_2_and_calls_nobody() {
         "up a/b",
         "up -- -x",
         "up none",
-        "primary all",
+        "delete all",
         "create r0",
         "create r0 --disk /d --size 1X",
         "create r0 --disk /d --size -1",
@@ -314,7 +314,6 @@ fn what_is_not_there_yet_is_refused_and_calls_nobody() {
         ("rename r0 r1", "rename of resource r0"),
         ("verify r0 --repair", "verify of resource r0"),
         ("scrub r0", "scrub of resource r0"),
-        ("rewind r0 --to 12:00", "rewind of resource r0"),
         ("badblocks add r0 17", "badblocks add of resource r0"),
         ("top", "top"),
         ("create r0 --disk /d --checksums", "creating resource r0 with --checksums"),
@@ -333,7 +332,7 @@ fn what_is_not_there_yet_is_refused_and_calls_nobody() {
 fn status_is_the_document_or_a_table() {
     let document = r#"{"version":"0.1.0","node":"alpha","cluster":null,"resources":[
         {"name":"r0","role":"Primary","size_bytes":4096,"suspended":[],"quorum":true,
-         "open_count":0,"device":null,"device_kind":null,"device_waits_seconds":null,"nbd_uri":"nbd+unix:///r0?socket=s",
+         "open_count":0,"device":null,"device_kind":null,"read_only":false,"device_waits_seconds":null,"nbd_uri":"nbd+unix:///r0?socket=s",
          "disk":{"state":"UpToDate","path":"/d","io_errors":0,"checksum_errors":0,
                  "healed_blocks":0,"remapped_sectors":0,"spare_sectors_free":0,
                  "problem":null},

@@ -419,7 +419,11 @@ fn a_paused_log_peer_is_rewound_to_any_record_that_it_has_there_and_back() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .expect("it runs");
-        std::thread::sleep(std::time::Duration::from_millis(dice.below(60)));
+        // Killed at some moment of it, or behind it.
+        let moment = std::time::Duration::from_millis(dice.below(60));
+        holdfast_testkit::holds_within(moment, || {
+            running.try_wait().is_ok_and(|end| end.is_some())
+        });
         cluster[1].kill9();
         let _ = running.wait();
         cluster[1].start();
@@ -479,7 +483,8 @@ fn a_log_peer_goes_back_further_than_its_journal_by_the_archive() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .expect("it runs");
-    std::thread::sleep(std::time::Duration::from_millis(20 + dice.below(150)));
+    let moment = std::time::Duration::from_millis(20 + dice.below(150));
+    holdfast_testkit::holds_within(moment, || running.try_wait().is_ok_and(|end| end.is_some()));
     cluster[1].kill9();
     let _ = running.wait();
     cluster[1].start();

@@ -21,7 +21,7 @@ fn op(number: u64) -> DiskOp {
     if number % 7 == 3 {
         return DiskOp::WriteZeroes { range, unmap: true, fua: false };
     }
-    let data = Bytes::from(number.to_le_bytes().repeat(512));
+    let data = Bytes::from((number + 1).to_le_bytes().repeat(512));
     DiskOp::Write { range, data, fua: number % 11 == 5 }
 }
 
