@@ -7,6 +7,7 @@ use holdfast_api::{ApiError, Client};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 /// How long an answer may take when nobody says.
@@ -53,20 +54,27 @@ impl Session {
         Ok(self.client.put(path, body).await?)
     }
 
-    /// `POST` of a command that says what it is about to do, which is printed on standard error;
-    /// with `--json` it is only collected.
+    /// `POST` of a command that says what it is about to do, which is printed on standard output;
+    /// with `--json` it is only collected. Into a file or a pipe all is printed when it is done: a
+    /// command that is refused prints nothing but its error.
     pub(crate) async fn post_told<B: Serialize, T: DeserializeOwned>(
         &self,
         path: &str,
         body: &B,
     ) -> Result<(T, Vec<String>), ApiError> {
         self.ui.trace(&format!("> POST {path}"));
-        let mut phases = Vec::new();
+        let mut phases: Vec<String> = Vec::new();
+        let at_once = std::io::stdout().is_terminal();
         let told = |phase: &str| {
-            self.ui.phase(phase);
             phases.push(phase.to_owned());
+            if at_once {
+                self.ui.phase(phase);
+            }
         };
         let answer = self.client.post_told(path, body, told).await?;
+        if !at_once {
+            phases.iter().for_each(|phase| self.ui.phase(phase));
+        }
         Ok((answer, phases))
     }
 

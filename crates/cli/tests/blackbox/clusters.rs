@@ -248,7 +248,7 @@ fn row_108_a_cluster_becomes_two_while_both_parts_are_written_to() {
     let token = cluster[3].ok(&["cluster", "token"]);
     let writers = write(&cluster);
     let done = cluster[0].ok(&split);
-    assert!(done.starts_with("office (delta, gamma) is a cluster of its own now"), "{done}");
+    assert!(done.contains("\noffice (delta, gamma) is a cluster of its own now"), "{done}");
     wait_two(&cluster);
     check(&cluster, writers);
     for node in [0, 3] {
@@ -399,9 +399,9 @@ fn commands_tell_their_phases() {
     cluster[0].ok(&["secondary", "r0"]);
     let deleted = cluster[0].cli(&["delete", "r0"]);
     assert!(deleted.stdout.starts_with("... asking all members\n"), "{deleted}");
-    // A refusal comes through as ever, and says how far it came.
+    // A refusal comes through as ever.
     let refused = cluster[0].cli(&["create", "r9", "--disk", "/no/such/dir/x"]);
-    assert_eq!((refused.status, refused.stdout.as_str()), (1, "... checking the disk\n"));
+    assert_eq!((refused.status, refused.stdout.as_str()), (1, ""));
     assert!(refused.stderr.starts_with("error: "), "{refused}");
 }
 
