@@ -213,6 +213,7 @@ impl Worker {
         if self.mode != Mode::Lead || self.broken.is_some() {
             return false;
         }
+        self.throttle.answer(false);
         let mut orders = std::mem::take(&mut self.visiting);
         let all = self.inbox.take_small(&mut orders);
         for order in orders.drain(..) {

@@ -154,8 +154,11 @@ impl Worker {
     fn next_round(&mut self, urgency: Urgency) -> Option<WriteBack> {
         let plan = self.plan_round(urgency);
         let journal = self.log.journal();
+        // What overwrote an old record keeps the position back until it is durable itself.
+        let idle = self.back.is_idle() && self.back.unflushed == 0;
+        let reached = |before| !idle || journal.written_back_to() >= before;
         let durable = journal.sync_target().is_none()
-            || matches!(urgency, Urgency::Oldest(before) if before <= journal.durable());
+            || matches!(urgency, Urgency::Oldest(at) if at <= journal.durable() && reached(at));
         self.back.wants_sync = plan.is_none() && !durable;
         plan
     }
