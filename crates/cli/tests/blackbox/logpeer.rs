@@ -256,7 +256,7 @@ fn a_delay_holds_the_disk_of_one_follower_behind() {
         round += 1;
         write_blocks(&cluster[0], "r0", round, 0..50);
         let replay = cluster[1].resource("r0").replay.expect("it follows");
-        replay.fetched == replay.head && replay.replayed < replay.fetched
+        replay.replayed < replay.fetched
     });
     let before = files::fingerprint(&cluster[1].disk("r0"), SIZE);
     let replayed = cluster[1].resource("r0").replay.expect("it follows").replayed;
