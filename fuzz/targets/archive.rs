@@ -15,6 +15,7 @@ use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use std::io;
 use std::sync::LazyLock;
+use std::time::SystemTime;
 
 /// A change of some bytes.
 #[derive(Arbitrary, Debug)]
@@ -101,6 +102,9 @@ impl Store for Fixed {
     }
     fn remove(&self, _: &str) -> io::Result<()> {
         Ok(())
+    }
+    fn put_at(&self, _: &str) -> io::Result<Option<SystemTime>> {
+        Ok(None)
     }
     fn list(
         &self,
