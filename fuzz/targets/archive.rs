@@ -55,6 +55,7 @@ static MANIFEST: LazyLock<Vec<u8>> = LazyLock::new(|| {
         chain: [7; 16],
         predecessor: None,
         generation: GenerationId(9),
+        packed: false,
     };
     let object = |end| LogObject { end, time: end, epoch: 3, sha256: Digest::of(b"x") };
     let mut segment = Segment::new(&header);

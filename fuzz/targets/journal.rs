@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 #[derive(Arbitrary, Debug)]
 struct Input {
     fine: bool,
-    ops: Vec<(u8, u8, bool)>,
+    ops: Vec<(u8, u8, u8)>,
     patches: Vec<Patch>,
     /// Frames decoded from any bytes.
     raw: Vec<u8>,
@@ -55,11 +55,11 @@ fn settings(fine: bool, epoch: u64) -> Settings {
     }
 }
 
-fn append(journal: &mut Journal, files: &mut Files, ops: &[(u8, u8, bool)], alone: bool) {
+fn append(journal: &mut Journal, files: &mut Files, ops: &[(u8, u8, u8)], alone: bool) {
     for (kind, block, packed) in ops.iter().take(24) {
         let (range, time) = (ByteRange::new(u64::from(*block) * 4096, 4096), HybridTime(0));
         let payload = Bytes::from(vec![*block; 4096]);
-        let packed = if *packed { Compression::Lz4 } else { Compression::None };
+        let packed = [Compression::None, Compression::Lz4, Compression::Zstd][usize::from(packed % 3)];
         let op = match kind % 4 {
             0 => Op::flush(time),
             1 => Op::zeroes(range, time, true, false).expect("a block"),
@@ -177,9 +177,9 @@ fuzz_target!(|input: Input| {
         if found.segments.iter().any(|(header, _)| header.capacity != SEGMENT as u64) {
             continue;
         }
-        append(&mut journal, &mut files, &[(2, 1, false), (2, 2, true)], true);
+        append(&mut journal, &mut files, &[(2, 1, 0), (2, 2, 1), (2, 3, 2)], true);
         let (again, records_again) = find(&files, &cursors, None).expect("it went on");
-        assert_eq!(records_again, records + 2);
+        assert_eq!(records_again, records + 3);
         assert_eq!(count(&files, &again), records_again);
     }
 });

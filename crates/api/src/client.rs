@@ -73,6 +73,10 @@ impl ClientError {
     pub fn to_api_error(&self) -> ApiError {
         let message = self.to_string();
         match self {
+            Self::NotReachable { why, .. } if why.contains("permission denied") => {
+                ApiError::new(ErrorCode::NotReachable, message)
+                    .hint("only root and the user of the daemon may call it; try again with sudo")
+            }
             Self::NotReachable { .. } => ApiError::new(ErrorCode::NotReachable, message).hint(
                 "is it running? start it with `holdfast daemon`, or name its socket with --socket",
             ),

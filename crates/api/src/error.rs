@@ -128,6 +128,10 @@ codes! {
     NotConnected = "NOT_CONNECTED", 409, EXIT_REFUSED;
     /// It is connected already.
     AlreadyConnected = "ALREADY_CONNECTED", 409, EXIT_REFUSED;
+    /// Copies of the data differ.
+    DataDiffers = "DATA_DIFFERS", 409, EXIT_REFUSED;
+    /// A `verify` or `scrub` is running, or none is where one was meant.
+    SurveyState = "SURVEY_STATE", 409, EXIT_REFUSED;
     /// A resync is running.
     ResyncRunning = "RESYNC_RUNNING", 409, EXIT_REFUSED;
     /// This would give up the last good copy of the data.

@@ -5,16 +5,19 @@
 //! listed in [`calls`]; the same list makes the OpenAPI document.
 
 pub mod attachment;
+pub mod badblocks;
 pub mod calls;
 pub mod client;
 pub mod error;
 pub mod events;
+pub mod health;
 pub mod journal;
 pub mod options;
 pub mod phases;
 pub mod request;
 pub mod routes;
 pub mod status;
+pub mod survey;
 
 pub use client::{Client, ClientError, EventStream};
 pub use error::{ApiError, ErrorBody, ErrorCode};

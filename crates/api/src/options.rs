@@ -17,6 +17,8 @@ pub type OptionMap = BTreeMap<String, String>;
 pub enum Scope {
     /// The resource as a whole.
     Resource,
+    /// What the node keeps on which it is set, and nobody else.
+    Node,
     /// The way to a peer; set for the resource, it holds for every peer without a value of its own.
     Peer,
 }
@@ -27,6 +29,7 @@ impl Scope {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Resource => "resource",
+            Self::Node => "node",
             Self::Peer => "peer",
         }
     }
@@ -118,8 +121,67 @@ pub enum Kind {
         /// Words that the grammar has, but this version refuses.
         not_yet: &'static [&'static str],
     },
+    /// A part of each day, `HH:MM-HH:MM` in local time, or `always`, which is the default.
+    Window,
     /// A directory by its absolute path, `s3://BUCKET/PREFIX`, or `none`, which is the default.
     Directory,
+}
+
+/// The option that each node has for itself.
+pub const CHECKSUMS: &str = "checksums";
+
+/// A part of each day, in minutes since midnight of local time; over midnight where the end is not
+/// behind the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DayWindow {
+    /// Its first minute.
+    from: u16,
+    /// The minute behind its last one.
+    to: u16,
+}
+
+impl DayWindow {
+    /// All day.
+    pub const ALWAYS: Self = Self { from: 0, to: 0 };
+
+    /// Reads `HH:MM-HH:MM` or `always`.
+    fn parse(text: &str) -> Option<Self> {
+        if text == "always" {
+            return Some(Self::ALWAYS);
+        }
+        let (from, to) = text.split_once('-')?;
+        Some(Self { from: minute(from)?, to: minute(to)? }).filter(|w| w.from != w.to)
+    }
+
+    /// Whether a minute of the day is in it.
+    #[must_use]
+    pub const fn contains(self, minute: u16) -> bool {
+        if self.from < self.to {
+            self.from <= minute && minute < self.to
+        } else {
+            self.from <= minute || minute < self.to
+        }
+    }
+}
+
+impl std::fmt::Display for DayWindow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if *self == Self::ALWAYS {
+            return f.write_str("always");
+        }
+        let Self { from, to } = self;
+        write!(f, "{:02}:{:02}-{:02}:{:02}", from / 60, from % 60, to / 60, to % 60)
+    }
+}
+
+/// `HH:MM` as minutes since midnight.
+fn minute(text: &str) -> Option<u16> {
+    let (hour, minute) = text.split_once(':')?;
+    let number = |text: &str, below: u16| {
+        let digits = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse().ok().filter(|n: &u16| digits && *n < below)
+    };
+    Some(number(hour, 24)? * 60 + number(minute, 60)?)
 }
 
 /// What stands where there is no directory.
@@ -183,10 +245,22 @@ pub const OPTIONS: &[OptionSpec] = &[
         number(Unit::Seconds, 30 * 86_400, 0, 1000 * 86_400),
         "how old a moment may be that can be restored from the archive; 0 keeps everything",
     ),
+    OptionSpec {
+        name: CHECKSUMS,
+        kind: Kind::Word { words: &["off", "on"], not_yet: &[] },
+        scope: Scope::Node,
+        description: "whether this node keeps a checksum for each block of its disk, to find what \
+                      changed on it",
+    },
     peer(
         "connect-int",
         number(Unit::Seconds, 2, 1, 120),
         "the pause between two attempts to reach a peer",
+    ),
+    resource(
+        "journal-compression",
+        Kind::Word { words: &["none", "lz4", "zstd"], not_yet: &[] },
+        "how the journal of each member stores what is written, where that makes it shorter",
     ),
     resource(
         "journal-size",
@@ -250,10 +324,30 @@ pub const OPTIONS: &[OptionSpec] = &[
         number(Unit::BytesPerSecond, 0, 0, 8 << 30),
         "how fast a resync may go; 0 means as fast as it can",
     ),
+    resource(
+        "scrub-interval",
+        number(Unit::Seconds, 14 * 86_400, 0, 1000 * 86_400),
+        "how often everything on a node's disk is read, and compared with the peers; 0 never does",
+    ),
+    resource(
+        "scrub-rate",
+        number(Unit::BytesPerSecond, 32 << 20, 0, 8 << 30),
+        "how fast a scrub may read; it goes slower while clients are busy; 0 means as fast as it can",
+    ),
+    resource(
+        "scrub-window",
+        Kind::Window,
+        "the part of the day in which scrubs are made that are due",
+    ),
     peer(
         "timeout",
         number(Unit::Deciseconds, 60, 1, 600),
         "how long a peer may take to answer a request; after ko-count of them it is dropped",
+    ),
+    resource(
+        "verify-rate",
+        number(Unit::BytesPerSecond, 0, 0, 8 << 30),
+        "how fast a verify may read; 0 means as fast as it can",
     ),
 ];
 
@@ -321,6 +415,10 @@ impl OptionSpec {
                 }
                 Err(self.refuse(&format!("must be {}", words.join(" or ")), value))
             }
+            Kind::Window => match DayWindow::parse(value) {
+                Some(window) => Ok(window.to_string()),
+                None => Err(self.refuse("must be HH:MM-HH:MM, or always", value)),
+            },
             Kind::Directory => {
                 let path = (value.starts_with('/') || value.starts_with(BUCKET_SCHEME))
                     && !value.contains('\0');
@@ -351,6 +449,7 @@ impl OptionSpec {
         match self.kind {
             Kind::Number { default, .. } => default.to_string(),
             Kind::Word { words, .. } => words.first().copied().unwrap_or_default().to_owned(),
+            Kind::Window => DayWindow::ALWAYS.to_string(),
             Kind::Directory => NO_DIRECTORY.to_owned(),
         }
     }
@@ -360,7 +459,7 @@ impl OptionSpec {
     pub const fn unit(&self) -> &'static str {
         match self.kind {
             Kind::Number { unit, .. } => unit.as_str(),
-            Kind::Word { .. } | Kind::Directory => "",
+            Kind::Word { .. } | Kind::Window | Kind::Directory => "",
         }
     }
 
@@ -372,6 +471,7 @@ impl OptionSpec {
                 format!("{} .. {}", unit.show(min), unit.show(max))
             }
             Kind::Word { words, .. } => words.join(" | "),
+            Kind::Window => "HH:MM-HH:MM | always".to_owned(),
             Kind::Directory => format!("PATH | {NO_DIRECTORY}"),
         }
     }
@@ -457,6 +557,8 @@ pub struct Settings {
     pub max_in_flight_bytes: u64,
     /// How many requests may be under way.
     pub max_in_flight_requests: u32,
+    /// How journals store what is written: `none`, `lz4` or `zstd`.
+    pub journal_compression: String,
     /// How much each journal may take, in bytes; 0 leaves it as it was made.
     pub journal_size: u64,
     /// The percentage of a journal from which on large writes are slowed down; 0 means never.
@@ -467,6 +569,14 @@ pub struct Settings {
     pub resync_rate: u64,
     /// How many bytes of resync may be under way.
     pub resync_in_flight: u64,
+    /// Bytes per second of a verify; 0 means no limit.
+    pub verify_rate: u64,
+    /// Bytes per second of a scrub; 0 means no limit.
+    pub scrub_rate: u64,
+    /// How often everything is read; zero means never.
+    pub scrub_interval: Duration,
+    /// When in the day that is done.
+    pub scrub_window: DayWindow,
     /// The directory of the archive, if there is to be one.
     pub archive: Option<String>,
     /// How old the newest base image may be; zero means any age.
@@ -503,11 +613,16 @@ impl Settings {
                 .expect("the range of the option ends below 2^16"),
             max_in_flight_bytes: number("max-in-flight-bytes"),
             max_in_flight_requests: small("max-in-flight-requests"),
+            journal_compression: text("journal-compression"),
             journal_size: number("journal-size"),
             journal_throttle: number("journal-throttle"),
             replay_delay: Duration::from_secs(number("replay-delay")),
             resync_rate: number("resync-rate"),
             resync_in_flight: number("resync-in-flight"),
+            verify_rate: number("verify-rate"),
+            scrub_rate: number("scrub-rate"),
+            scrub_interval: Duration::from_secs(number("scrub-interval")),
+            scrub_window: DayWindow::parse(&text("scrub-window")).unwrap_or(DayWindow::ALWAYS),
             archive: Some(text("archive")).filter(|place| place != NO_DIRECTORY),
             archive_base_age: Duration::from_secs(number("archive-base-age")),
             archive_interval: Duration::from_secs(number("archive-interval")),

@@ -164,6 +164,15 @@ pub struct ResourceCreate {
     /// How large it may grow, in bytes; 1 GiB when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal_size: Option<u64>,
+    /// Its spares for bad sectors: files or block devices of their own, absolute paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spare: Vec<String>,
+    /// Bytes at the end of the disk that are its spare: the resource is so much smaller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spare_size: Option<u64>,
+    /// Keep a checksum for each block of the disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checksums: bool,
     /// Options, as `set` takes them.
     #[serde(default)]
     pub set: BTreeMap<String, String>,
@@ -188,6 +197,15 @@ pub struct ResourceJoin {
     /// How large it may grow, in bytes; 1 GiB when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal_size: Option<u64>,
+    /// Its spares for bad sectors: files or block devices of their own, absolute paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spare: Vec<String>,
+    /// Bytes at the end of the disk that are its spare: the resource is so much smaller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spare_size: Option<u64>,
+    /// Keep a checksum for each block of the disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub checksums: bool,
     /// How writes travel to this node; `C` when left out.
     #[serde(default)]
     pub protocol: Option<String>,
@@ -284,6 +302,29 @@ pub struct DetachDisk {
     /// Detach also the last good copy.
     #[serde(default)]
     pub force: bool,
+}
+
+/// `replace-disk`: the data of this node move to another disk while the resource is used.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceDisk {
+    /// The new backing file or device, an absolute path, or the URI of an NBD export. Left out only
+    /// with `stop`.
+    #[serde(default)]
+    pub disk: Option<String>,
+    /// Where the metadata will be: `internal`, an absolute path, or left out: at the end of the new
+    /// disk if they are at the end of the old one, otherwise where they are.
+    #[serde(default)]
+    pub meta: Option<String>,
+    /// Overwrite the new disk also when it holds a filesystem, a partition table or the like.
+    #[serde(default)]
+    pub force: bool,
+    /// At most so many bytes a second; 0, or left out: as fast as the load allows.
+    #[serde(default)]
+    pub rate: u64,
+    /// End the move that is under way: the old disk stays.
+    #[serde(default)]
+    pub stop: bool,
 }
 
 /// What `pause` and `resume` switch.

@@ -56,6 +56,14 @@ pub const RESOURCE_CONNECT: &str = "/v1/resources/{name}/connect";
 pub const RESOURCE_DISCONNECT: &str = "/v1/resources/{name}/disconnect";
 /// `POST`.
 pub const RESOURCE_INVALIDATE: &str = "/v1/resources/{name}/invalidate";
+/// `POST`: compare the members' data; `GET`: how that goes ([`crate::survey::SurveyReports`]).
+pub const RESOURCE_VERIFY: &str = "/v1/resources/{name}/verify";
+/// `POST`: read everything; `GET`: how that goes ([`crate::survey::SurveyReports`]).
+pub const RESOURCE_SCRUB: &str = "/v1/resources/{name}/scrub";
+/// `GET`: how this node's disk is ([`crate::health::DiskHealth`]).
+pub const RESOURCE_HEALTH: &str = "/v1/resources/{name}/health";
+/// `POST`: forget the errors that were counted.
+pub const RESOURCE_HEALTH_CLEAR: &str = "/v1/resources/{name}/health/clear";
 /// `POST`: make it larger.
 pub const RESOURCE_RESIZE: &str = "/v1/resources/{name}/resize";
 /// `GET`: the segments of the journal ([`crate::journal::JournalLog`]).
@@ -74,6 +82,18 @@ pub const RESOURCE_DEVICE_REMOVE: &str = "/v1/resources/{name}/device/remove";
 pub const RESOURCE_ATTACH_DISK: &str = "/v1/resources/{name}/attach-disk";
 /// `POST`.
 pub const RESOURCE_DETACH_DISK: &str = "/v1/resources/{name}/detach-disk";
+/// `POST`: move the data of this node to another disk, or stop that.
+pub const RESOURCE_REPLACE_DISK: &str = "/v1/resources/{name}/replace-disk";
+/// `GET`: what the table of bad sectors says ([`crate::badblocks::BadBlocks`]). Query `from=N`.
+pub const RESOURCE_BADBLOCKS: &str = "/v1/resources/{name}/badblocks";
+/// `POST`: move blocks into the spare.
+pub const RESOURCE_BADBLOCKS_ADD: &str = "/v1/resources/{name}/badblocks/add";
+/// `POST`: move blocks back.
+pub const RESOURCE_BADBLOCKS_REMOVE: &str = "/v1/resources/{name}/badblocks/remove";
+/// `POST`: give this node's disk another spare.
+pub const RESOURCE_SPARE_ADD: &str = "/v1/resources/{name}/spares/add";
+/// `POST`: take a spare away.
+pub const RESOURCE_SPARE_REMOVE: &str = "/v1/resources/{name}/spares/remove";
 /// `POST`.
 pub const RESOURCE_PAUSE: &str = "/v1/resources/{name}/pause";
 /// `POST`.

@@ -4,6 +4,8 @@
 //! per second. Fields may be added; none is renamed or removed.
 
 use crate::attachment::AttachmentStatus;
+use crate::health::DiskHealth;
+use crate::survey::SurveyReport;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -123,6 +125,12 @@ pub struct ResourceStatus {
     /// The archive that this node writes to; left out when it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archive: Option<ArchiveStatus>,
+    /// The `verify` that goes on here, or the last one; left out when there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<SurveyReport>,
+    /// The `scrub` that goes on here, or the last one; left out when there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<SurveyReport>,
     /// Fetch and replay of a log peer; `null` when this node is none.
     pub replay: Option<ReplayStatus>,
     /// The other nodes of the resource.
@@ -140,16 +148,114 @@ pub struct DiskStatus {
     pub io_errors: u64,
     /// Blocks whose checksum did not match.
     pub checksum_errors: u64,
+    /// Whether a checksum is kept for each block: `off`, `building`, `on`, or `failed`; empty when
+    /// that is not known, because the disk is not in use.
+    #[serde(default)]
+    pub checksums: String,
+    /// How many percent of the disk have theirs.
+    #[serde(default)]
+    pub checksums_percent: u8,
+    /// Why none are kept although they should be; `null` otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksums_problem: Option<String>,
     /// Blocks that were repaired from a peer.
     pub healed_blocks: u64,
-    /// Sectors that live in the spare region.
+    /// Blocks of 4 KiB of which there is no good copy on this disk: who reads them gets them from a peer, or
+    /// an error. Writing them, and a peer that has them, puts an end to that.
+    #[serde(default)]
+    pub unreadable_blocks: u64,
+    /// Where the first of them are, at most 64 stretches.
+    #[serde(default)]
+    pub unreadable: Vec<UnreadableRange>,
+    /// Blocks of 4096 bytes that live in a spare.
     pub remapped_sectors: u64,
-    /// Sectors that the spare region still has.
+    /// Blocks of 4096 bytes for which the spares still have room.
     pub spare_sectors_free: u64,
+    /// Blocks for which the spares were made.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub spare_sectors: u64,
+    /// Blocks that have no good copy here: reads fail until they are written.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost_sectors: u64,
+    /// How full the spares are: `fine`, `low` from 80 %, `critical` from 95 %, `full`; left out
+    /// without spares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spare_fill: Option<String>,
+    /// The spares for bad sectors.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spares: Vec<SpareStatus>,
     /// Why it is not in use although it should be (which file, which error, and the way out);
     /// `null` when it is, or there is none.
     #[serde(default)]
     pub problem: Option<String>,
+    /// The data are being moved to another disk, or that has failed; left out otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replacing: Option<DiskReplacing>,
+    /// How well the disk is, and why; left out without a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<DiskHealth>,
+}
+
+/// How far the data of a node have been moved to another disk.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DiskReplacing {
+    /// The new backing file or device.
+    pub path: String,
+    /// `waiting` (the old disk is not in use), `copying`, `finishing`, or `failed`: the old disk
+    /// stays.
+    pub state: String,
+    /// How much was copied, 0 to 100, with two digits.
+    pub percent: f64,
+    /// The same in bytes.
+    pub bytes_done: u64,
+    /// Of how many.
+    pub bytes_total: u64,
+    /// How fast it goes now.
+    pub rate_bytes_per_second: u64,
+    /// How long it takes from now on; 0 when that is not known.
+    pub eta_seconds: u64,
+    /// Blocks of 4096 bytes that the old disk could not read, and that nobody has written since. As
+    /// long as there are any, the move does not end.
+    pub unreadable_blocks: u64,
+    /// What is in the way, one sentence; `null` when nothing is.
+    pub problem: Option<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// A spare of a disk. Counts are of blocks of 4096 bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SpareStatus {
+    /// Its id, as its header and the table have it; empty while it is not in use.
+    pub id: String,
+    /// The file or block device; `null` when it is a part of the disk itself.
+    pub path: Option<String>,
+    /// Where it begins on the disk, in bytes, when it is a part of it.
+    pub offset: Option<u64>,
+    /// For how many blocks it has slots.
+    pub sectors: u64,
+    /// How many of them can be taken.
+    pub free: u64,
+    /// Blocks that are in it.
+    pub remapped: u64,
+    /// Slots that are kept for blocks without a good copy.
+    pub lost: u64,
+    /// Slots that failed.
+    pub bad: u64,
+    /// It is being removed.
+    pub leaving: bool,
+}
+
+/// A stretch of blocks that cannot be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UnreadableRange {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
 }
 
 /// The transaction log of a resource.
@@ -193,6 +299,16 @@ pub struct JournalStatus {
     /// since it was opened.
     #[serde(default)]
     pub slowed_writes: u64,
+    /// How it stores what is written: `none`, `lz4` or `zstd` (`journal-compression`).
+    #[serde(default)]
+    pub compression: String,
+    /// Bytes that were written into it, as they were submitted, since it was opened; zeroes do not
+    /// count.
+    #[serde(default)]
+    pub payload_bytes: u64,
+    /// Bytes that these take in it, without headers and padding.
+    #[serde(default)]
+    pub stored_bytes: u64,
     /// How often something in it was made durable, since it was opened.
     #[serde(default)]
     pub syncs: u64,
@@ -278,6 +394,9 @@ pub struct PeerStatus {
     pub tls: bool,
     /// The running resync; `null` when there is none.
     pub resync: Option<ResyncStatus>,
+    /// The `verify` that is running between the two; left out when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<ResyncStatus>,
     /// Payload of writes and resync sent to it since the daemon started, in bytes.
     #[serde(default)]
     pub sent_bytes: u64,
@@ -366,6 +485,12 @@ mod tests {
                     "sent_bytes": 0, "received_bytes": 0,
                     "resync_sent_bytes": 0, "resync_received_bytes": 0, "replay": replay,
                     "problem": {"code": "", "message": "", "hint": ""}}]);
+        let journal = json!({"head": 0, "tail": 0, "bytes": 0, "limit_bytes": 0,
+                    "emergency": false, "path": "", "durable": 0, "written_back": 0,
+                    "dirty_bytes": 0, "needed_bytes": 0, "budget_bytes": 0, "warning_percent": 0,
+                    "cuts": 0, "slowed_writes": 0, "compression": "", "payload_bytes": 0,
+                    "stored_bytes": 0, "syncs": 0, "sync_micros": 0, "longest_sync_micros": 0,
+                    "problem": null});
         json!({
             "version": "0.1.0", "node": "alpha",
             "cluster": {"uuid": "", "name": "", "nodes": [{"name": "", "address": "",
@@ -376,14 +501,11 @@ mod tests {
                 "open_count": 0, "device": null, "device_kind": null, "read_only": false, "device_waits_seconds": null,
                 "nbd_uri": "",
                 "disk": {"state": "", "path": null, "io_errors": 0, "checksum_errors": 0,
-                    "healed_blocks": 0, "remapped_sectors": 0, "spare_sectors_free": 0,
+                    "checksums": "", "checksums_percent": 0,
+                    "healed_blocks": 0, "unreadable_blocks": 0, "unreadable": [], "remapped_sectors": 0, "spare_sectors_free": 0,
                     "problem": null},
                 "generation": "", "promotable": false,
-                "journal": {"head": 0, "tail": 0, "bytes": 0, "limit_bytes": 0,
-                    "emergency": false, "path": "", "durable": 0, "written_back": 0,
-                    "dirty_bytes": 0, "needed_bytes": 0, "budget_bytes": 0, "warning_percent": 0,
-                    "cuts": 0, "slowed_writes": 0, "syncs": 0, "sync_micros": 0, "longest_sync_micros": 0,
-                    "problem": null},
+                "journal": journal,
                 "replay": replay,
                 "peers": peers,
             }],

@@ -1,8 +1,10 @@
 //! The grammar of the command line.
 
 mod cluster;
+mod status;
 
 use crate::archive::{ArchiveCommand, Restore, Rewind};
+use crate::badblocks::{BadBlocksCommand, SpareCommand};
 use crate::daemon::NbdAccess;
 use crate::parse::{absolute_path, disk_place, key_value, meta_place, name};
 use crate::parse::{positive_seconds, size};
@@ -11,6 +13,7 @@ use crate::several::{Names, names};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use cluster::Cluster;
 use holdfast_api::request::{PauseWhat, WaitFor};
+pub(crate) use status::{Every, Form, Health, Status};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -148,6 +151,8 @@ pub(crate) enum Call {
     AttachDisk(AttachDisk),
     /// Cease to use this node's disk of a resource
     DetachDisk(Forced),
+    /// Move this node's data of a resource to another disk, while it is in use
+    ReplaceDisk(ReplaceDisk),
     /// Connect to the peers of a resource
     Connect(Connect),
     /// Disconnect from the peers of a resource
@@ -158,11 +163,28 @@ pub(crate) enum Call {
     Resume(Pause),
     /// Give this node's data up and fetch it again from a peer
     Invalidate(OfPeer),
+    /// Compare the data of the connected members while they are in use
+    ///
+    /// Every block is compared by a strong digest. Blocks that differ are marked as out of sync with
+    /// the peer, reported, and make the exit status 1.
+    Verify(Verify),
+    /// Read everything on this node's disk, compare it with the peers, and repair what is wrong
+    ///
+    /// It goes on in the background, slowly while clients are busy, also after a restart of the
+    /// daemon. Scrubs are also made by themselves: see the options scrub-interval, scrub-window and
+    /// scrub-rate.
+    Scrub(Scrub),
     /// Make a resource larger on all its members, while it is in use
     Resize(Resize),
     /// Look at the journal of a resource, rotate it, or trim it
     #[command(subcommand)]
     Log(Log),
+    /// Look at the bad sectors of this node's disk, and move blocks into its spare and back
+    #[command(subcommand)]
+    Badblocks(BadBlocksCommand),
+    /// List, add and remove the spares for bad sectors of this node's disk
+    #[command(subcommand)]
+    Spare(SpareCommand),
     /// Make a copy of this node's disk at another record of its journal
     Rewind(Rewind),
     /// Set options
@@ -175,6 +197,8 @@ pub(crate) enum Call {
     Watch(Watch),
     /// Show the state of this node and its resources
     Status(Status),
+    /// Show how well this node's disk of a resource is, and why; or forget its errors
+    Health(Health),
     /// Show what there is as events, and what happens from now on
     Events(Events),
     /// Make a local block device of a resource, or take it away
@@ -187,6 +211,63 @@ pub(crate) enum Call {
     Detach(Detach),
     /// Fail all pending requests of an attached export now, and hold new ones for a while
     Abort(Abort),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// The resource
+    #[arg(value_name = "NAME", value_parser = name)]
+    pub(crate) name: String,
+    /// The first byte to compare, in whole blocks of 4096 [default: the start of the device]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) start: Option<u64>,
+    /// The byte behind the last one to compare [default: the end of the device]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) stop: Option<u64>,
+    /// Compare only with this peer
+    #[arg(long, value_name = "NODE", value_parser = name)]
+    pub(crate) peer: Option<String>,
+    /// Write what is right to the copies that are wrong: with three or more copies what most of them
+    /// hold; with two that of the Primary, or without one that of this node
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Do not wait for the end
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// Hold the one that goes on
+    #[arg(long, group = "verify-do", conflicts_with_all = ["start", "stop", "peer", "repair"])]
+    pub(crate) pause: bool,
+    /// Let it go on
+    #[arg(long, group = "verify-do", conflicts_with_all = ["start", "stop", "peer", "repair"])]
+    pub(crate) resume: bool,
+    /// End it
+    #[arg(long, group = "verify-do", conflicts_with_all = ["start", "stop", "peer", "repair"])]
+    pub(crate) cancel: bool,
+    /// Show how it goes, or what came out of the last one
+    #[arg(long, group = "verify-do", conflicts_with_all = ["start", "stop", "peer", "repair"])]
+    pub(crate) report: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Scrub {
+    /// The resource
+    #[arg(value_name = "NAME", value_parser = name)]
+    pub(crate) name: String,
+    /// Hold the one that goes on, also over a restart of the daemon
+    #[arg(long, group = "scrub-do")]
+    pub(crate) pause: bool,
+    /// Let it go on
+    #[arg(long, group = "scrub-do")]
+    pub(crate) resume: bool,
+    /// End it
+    #[arg(long, group = "scrub-do")]
+    pub(crate) stop: bool,
+    /// Show how it goes, and what came out of the last one
+    #[arg(long, group = "scrub-do")]
+    pub(crate) report: bool,
+    /// Wait for its end
+    #[arg(long, conflicts_with_all = ["pause", "stop", "report"])]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Args)]
@@ -220,6 +301,9 @@ pub(crate) struct Daemon {
     /// What all journals of this node may take together [default: what each was made with]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) journal_budget: Option<u64>,
+    /// The program that reads SMART values, or off [default: smartctl, if it is installed]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) smartctl: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -246,45 +330,32 @@ pub(crate) struct Create {
     /// Where the metadata is: `internal`, or a path [default: in the state directory]
     #[arg(long, value_name = "internal|PATH", value_parser = meta_place)]
     pub(crate) meta: Option<String>,
-    /// Where the journal is: a directory, which is made when the one above it is there [default: there
-    /// is none]
-    #[arg(long, value_name = "DIR", value_parser = absolute_path)]
+    /// Where the journal is: a directory, which is made when the one above it is there; or a block
+    /// device or a file of a fixed size, which it has to itself [default: there is none]
+    #[arg(long, value_name = "PATH", value_parser = absolute_path)]
     pub(crate) journal: Option<String>,
-    /// How large the journal may grow [default: 1 GiB]
+    /// How large the journal may grow [default: 1 GiB; all of a device]
     #[arg(long, value_name = "SIZE", value_parser = size, requires = "journal")]
     pub(crate) journal_size: Option<u64>,
     /// Set an option; can be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) set: Vec<(String, String)>,
-    #[command(flatten)]
-    pub(crate) later: Later,
-}
-
-/// Options of `create` and `join` that this version refuses.
-#[derive(Debug, Args)]
-pub(crate) struct Later {
-    /// A spare file or device for bad sectors (not supported by this version yet)
-    #[arg(long, value_name = "PATH")]
-    pub(crate) spare: Option<PathBuf>,
-    /// A spare region at the end of the disk (not supported by this version yet)
-    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "spare")]
-    pub(crate) spare_size: Option<u64>,
-    /// A checksum for every block (not supported by this version yet)
+    /// Keep a checksum for every block, to find what changed on the disk
     #[arg(long)]
     pub(crate) checksums: bool,
+    #[command(flatten)]
+    pub(crate) spares: Spares,
 }
 
-impl Later {
-    /// The option that was given; `None` when none was.
-    pub(crate) fn given(&self) -> Option<&'static str> {
-        [
-            (self.spare.is_some(), "--spare"),
-            (self.spare_size.is_some(), "--spare-size"),
-            (self.checksums, "--checksums"),
-        ]
-        .into_iter()
-        .find_map(|(given, option)| given.then_some(option))
-    }
+/// Where the bad sectors of a disk go.
+#[derive(Debug, Args)]
+pub(crate) struct Spares {
+    /// A spare for bad sectors: a file or block device of its own; can be given more than once
+    #[arg(long, value_name = "PATH", value_parser = absolute_path)]
+    pub(crate) spare: Vec<String>,
+    /// So much at the end of the disk is a spare for bad sectors; the resource is smaller by it
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "spare")]
+    pub(crate) spare_size: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -308,14 +379,17 @@ pub(crate) struct Join {
     /// is none]
     #[arg(long, value_name = "DIR", value_parser = absolute_path, conflicts_with = "diskless")]
     pub(crate) journal: Option<String>,
-    /// How large the journal may grow [default: 1 GiB]
+    /// How large the journal may grow [default: 1 GiB; all of a device]
     #[arg(long, value_name = "SIZE", value_parser = size, requires = "journal")]
     pub(crate) journal_size: Option<u64>,
     /// Overwrite the disk also when it holds a filesystem, a partition table or the like
     #[arg(long, conflicts_with = "diskless")]
     pub(crate) force: bool,
+    /// Keep a checksum for every block, to find what changed on the disk
+    #[arg(long, conflicts_with = "diskless")]
+    pub(crate) checksums: bool,
     #[command(flatten)]
-    pub(crate) later: Later,
+    pub(crate) spares: Spares,
 }
 
 #[derive(Debug, Args)]
@@ -370,6 +444,31 @@ pub(crate) struct AttachDisk {
     /// Begin with an empty journal; what was only in the old one is fetched from a peer
     #[arg(long)]
     pub(crate) discard_journal: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplaceDisk {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// The new backing file or block device, or the URI of an NBD export; it is overwritten
+    #[arg(long, value_name = "PATH", value_parser = disk_place, required_unless_present = "stop")]
+    pub(crate) disk: Option<String>,
+    /// Where the metadata will be: `internal`, or a path [default: where it is]
+    #[arg(long, value_name = "internal|PATH", value_parser = meta_place, conflicts_with = "stop")]
+    pub(crate) meta: Option<String>,
+    /// Overwrite the new disk also when it holds a filesystem, a partition table or the like
+    #[arg(long, conflicts_with = "stop")]
+    pub(crate) force: bool,
+    /// Copy at most so many bytes a second [default: as many as the load allows]
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "stop")]
+    pub(crate) rate: Option<u64>,
+    /// Wait until the new disk is the disk of this node, and show how far it is
+    #[arg(long, conflicts_with = "stop")]
+    pub(crate) wait: bool,
+    /// End the move that is under way; the old disk stays
+    #[arg(long, conflicts_with = "disk")]
+    pub(crate) stop: bool,
 }
 
 #[derive(Debug, Args)]
@@ -521,16 +620,6 @@ impl From<WaitArg> for WaitFor {
             WaitArg::Replayed => Self::Replayed,
         }
     }
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Status {
-    /// Only this resource
-    #[arg(value_parser = name)]
-    pub(crate) name: Option<String>,
-    /// Show it again every second
-    #[arg(short, long)]
-    pub(crate) watch: bool,
 }
 
 #[derive(Debug, Args)]

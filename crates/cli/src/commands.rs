@@ -3,13 +3,17 @@
 use crate::args::{Call, Create, Device, Join};
 use crate::session::Session;
 use crate::several::{Names, each};
-use crate::{archive, attach, cluster, events, journal, options, status, wait};
+use crate::{
+    archive, attach, badblocks, cluster, events, health, journal, options, replace_disk, status,
+    survey, wait,
+};
 use holdfast_api::request::{
     AttachDisk, Connect, DetachDisk, DeviceMade, Disconnect, Empty, Invalidate, Pause, Primary,
     Resize, ResourceCreate, ResourceJoin, Secondary,
 };
 use holdfast_api::{ApiError, request, routes};
 use serde::Serialize;
+use std::process::ExitCode;
 use std::time::Duration;
 
 /// Runs one of them.
@@ -17,7 +21,7 @@ pub(crate) async fn run(
     session: &Session,
     call: Call,
     timeout: Option<Duration>,
-) -> Result<(), ApiError> {
+) -> Result<ExitCode, ApiError> {
     let of = |template: &str, name: &str| routes::of(template, name);
     match call {
         Call::Cluster(command) => cluster::run(session, command, timeout).await,
@@ -44,6 +48,7 @@ pub(crate) async fn run(
             let body = DetachDisk { force: a.force };
             act_on(session, routes::RESOURCE_DETACH_DISK, &a.names, &body).await
         }
+        Call::ReplaceDisk(args) => replace_disk::run(session, args, timeout).await,
         Call::Rewind(args) => archive::rewind(session, args).await,
         Call::Connect(a) => {
             let body = Connect { peer: a.peer, discard_my_data: a.discard_my_data };
@@ -65,10 +70,14 @@ pub(crate) async fn run(
             let body = Invalidate { peer: a.peer };
             session.act(&of(routes::RESOURCE_INVALIDATE, &a.name), &body).await
         }
+        Call::Verify(args) => survey::verify(session, args, timeout).await,
+        Call::Scrub(args) => survey::scrub(session, args, timeout).await,
         Call::Resize(a) => {
             let body = Resize { size: a.size };
             session.act(&of(routes::RESOURCE_RESIZE, &a.name), &body).await
         }
+        Call::Badblocks(command) => badblocks::run(session, command).await,
+        Call::Spare(command) => badblocks::spare(session, command).await,
         Call::Log(command) => journal::run(session, command).await,
         Call::Set(args) => options::set(session, args).await,
         Call::Get(args) => options::get(session, &args).await,
@@ -77,7 +86,8 @@ pub(crate) async fn run(
             let body = request::Watch { stop: a.stop };
             session.act(&of(routes::RESOURCE_WATCH, &a.name), &body).await
         }
-        Call::Status(args) => status::run(session, &args).await,
+        Call::Status(args) => return status::run(session, &args).await,
+        Call::Health(args) => health::run(session, &args).await,
         Call::Events(args) => events::run(session, &args).await,
         Call::Device(args) => device(session, args).await,
         Call::Attach(args) => attach::attach(session, args).await,
@@ -85,6 +95,7 @@ pub(crate) async fn run(
         Call::Detach(args) => attach::detach(session, &args).await,
         Call::Abort(args) => attach::abort(session, &args).await,
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 /// Makes the same call for each of some resources.
@@ -106,12 +117,6 @@ async fn run_all(session: &Session, template: &str, names: &Names) -> Result<(),
 }
 
 async fn create(session: &Session, args: Create) -> Result<(), ApiError> {
-    if let Some(option) = args.later.given() {
-        return Err(ApiError::not_supported_yet(&format!(
-            "creating resource {} with {option}",
-            args.name
-        )));
-    }
     let body = ResourceCreate {
         name: args.name,
         disk: args.disk,
@@ -119,24 +124,24 @@ async fn create(session: &Session, args: Create) -> Result<(), ApiError> {
         meta: args.meta,
         journal: args.journal,
         journal_size: args.journal_size,
+        spare: args.spares.spare,
+        spare_size: args.spares.spare_size,
+        checksums: args.checksums,
         set: args.set.into_iter().collect(),
     };
     session.act(routes::RESOURCES, &body).await
 }
 
 async fn join(session: &Session, args: Join) -> Result<(), ApiError> {
-    if let Some(option) = args.later.given() {
-        return Err(ApiError::not_supported_yet(&format!(
-            "joining resource {} with {option}",
-            args.name
-        )));
-    }
     let body = ResourceJoin {
         disk: args.disk,
         diskless: args.diskless,
         meta: args.meta,
         journal: args.journal,
         journal_size: args.journal_size,
+        spare: args.spares.spare,
+        spare_size: args.spares.spare_size,
+        checksums: args.checksums,
         protocol: args.protocol,
         force: args.force,
     };

@@ -38,7 +38,7 @@ impl From<NbdAccess> for holdfast_daemon::NbdAccess {
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(args: Daemon, socket: Option<PathBuf>) -> Result<(), ApiError> {
     let Daemon { config, name, state_dir, listen, advertise, .. } = args;
-    let Daemon { nbd_listen, nbd_access, http, lock_memory, journal_budget, .. } = args;
+    let Daemon { nbd_listen, nbd_access, http, lock_memory, journal_budget, smartctl, .. } = args;
     holdfast_daemon::run(&DaemonOptions {
         config,
         name,
@@ -51,6 +51,7 @@ pub(crate) fn run(args: Daemon, socket: Option<PathBuf>) -> Result<(), ApiError>
         socket,
         lock_memory,
         journal_budget,
+        smartctl,
         device_holder: Some(vec!["/proc/self/exe".into(), crate::args::HOLD_DEVICE.into()]),
         git: crate::version::GIT.to_owned(),
     })

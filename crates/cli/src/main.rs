@@ -3,11 +3,13 @@
 mod archive;
 mod args;
 mod attach;
+mod badblocks;
 mod cluster;
 mod commands;
 mod daemon;
 mod demo;
 mod events;
+mod health;
 mod journal;
 mod manual;
 mod meta;
@@ -15,10 +17,12 @@ mod not_yet;
 mod options;
 mod output;
 mod parse;
+mod replace_disk;
 mod serve;
 mod session;
 mod several;
 mod status;
+mod survey;
 mod table;
 mod usage;
 mod version;
@@ -73,7 +77,7 @@ fn dispatch(matches: &ArgMatches, ui: &Ui) -> Result<ExitCode, ApiError> {
         Command::Demo(arguments) => demo::run(ui, &arguments),
         Command::Call(call) => {
             let session = Session::new(ui, &cli.global);
-            runtime()?.block_on(commands::run(&session, call, cli.global.timeout))
+            return runtime()?.block_on(commands::run(&session, call, cli.global.timeout));
         }
     }
     .map(|()| ExitCode::SUCCESS)

@@ -106,6 +106,7 @@ fn more_about(name: &str) -> &'static str {
         "holdfast" => include_str!("manual/holdfast.roff"),
         "holdfast-attach" => include_str!("manual/attach.roff"),
         "holdfast-serve" => include_str!("manual/serve.roff"),
+        "holdfast-status" => include_str!("manual/status.roff"),
         _ => "",
     }
 }

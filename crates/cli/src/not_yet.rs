@@ -1,8 +1,8 @@
 //! Commands that the interface names and this version refuses: their grammar, so that a command
 //! line written for a later version is understood, and one clear sentence.
 
-use crate::parse::{name, size};
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use crate::parse::name;
+use clap::{Arg, ArgMatches, Command};
 use holdfast_api::ApiError;
 
 /// Adds the commands to the grammar.
@@ -32,16 +32,8 @@ const RESOURCE: &str = "resource";
 
 fn commands() -> Vec<Command> {
     vec![
-        of_resource("verify", "Compare the data of the nodes").args([
-            option("start", "SIZE").value_parser(size),
-            option("stop", "SIZE").value_parser(size),
-            option("peer", "NODE").value_parser(name),
-            flag("repair"),
-        ]),
-        of_resource("scrub", "Read everything and repair what is bad"),
         of_resource("rename", "Give a resource another name")
             .arg(Arg::new("new").value_name("NEW").required(true).value_parser(name)),
-        group("badblocks", "Look at the table of remapped sectors", &["ls", "add", "import"]),
         later("top", "Watch all resources"),
     ]
 }
@@ -54,21 +46,6 @@ fn of_resource(command: &'static str, about: &str) -> Command {
     later(command, about).arg(resource())
 }
 
-fn group(command: &'static str, about: &str, actions: &[&'static str]) -> Command {
-    later(command, about).subcommand_required(true).subcommands(actions.iter().map(|action| {
-        let rest = Arg::new("argument").num_args(0..).value_name("ARGUMENT");
-        Command::new(*action).args([resource(), rest])
-    }))
-}
-
 fn resource() -> Arg {
     Arg::new(RESOURCE).value_name("NAME").required(true).value_parser(name)
-}
-
-fn option(long: &'static str, value: &'static str) -> Arg {
-    Arg::new(long).long(long).value_name(value)
-}
-
-fn flag(long: &'static str) -> Arg {
-    Arg::new(long).long(long).action(ArgAction::SetTrue)
 }

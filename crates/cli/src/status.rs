@@ -1,6 +1,9 @@
 //! `status`.
 
-use crate::args::Status;
+mod check;
+mod forms;
+
+use crate::args::{Every, Form, Status};
 use crate::attach::{headline as headline_of, mirrored};
 use crate::cluster::span;
 use crate::events::time;
@@ -8,35 +11,153 @@ use crate::output::{Style, Ui, width};
 use crate::session::Session;
 use crate::table::{Cell, Table, cell, shorten};
 use holdfast_api::attachment::AttachmentStatus;
+use holdfast_api::error::without_numbers;
 use holdfast_api::status::{
-    ArchiveStatus, DiskStatus, GuestStatus, JournalStatus, NodeStatus, PeerProblem, PeerStatus,
-    ReplayStatus, ResourceStatus, ResyncStatus,
+    ArchiveStatus, DiskReplacing, DiskStatus, GuestStatus, JournalStatus, NodeStatus, PeerProblem,
+    PeerStatus, ReplayStatus, ResourceStatus, ResyncStatus,
 };
-use holdfast_api::{ApiError, routes};
+use holdfast_api::survey::SurveyReport;
+use holdfast_api::{ApiError, ErrorCode, routes};
 use holdfast_units::format_size;
-use std::io::IsTerminal;
-use std::time::Duration;
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How often `--watch` looks.
+/// How often `--watch` looks when nobody says.
 pub(crate) const WATCH: Duration = Duration::from_secs(1);
+/// It does not look more often.
+const SHORTEST: Duration = Duration::from_millis(50);
+/// No document that was kept is longer, in bytes.
+const MAX_DOCUMENT: u64 = 64 << 20;
 
 /// Prints the state of this node, or of one resource.
-pub(crate) async fn run(session: &Session, args: &Status) -> Result<(), ApiError> {
-    let name = args.name.as_deref();
-    if args.watch {
-        return watch(session, name).await;
+pub(crate) async fn run(session: &Session, args: &Status) -> Result<ExitCode, ApiError> {
+    let (name, every) = wanted(args)?;
+    let form = match args.format {
+        Some(form) if session.ui.json && form != Form::Json => {
+            let message = "the command was not understood: --json is another form than --format";
+            return Err(ApiError::new(ErrorCode::Usage, message).hint("give one of the two"));
+        }
+        Some(form) => form,
+        None if session.ui.json => Form::Json,
+        None => Form::Table,
+    };
+    let header = form == Form::Csv && !args.no_header && !forms::appends();
+    let mut printer = Printer { ui: &session.ui, form, header, redraw: false };
+    if let Some(every) = every {
+        printer.redraw = form == Form::Table && io::stdout().is_terminal();
+        tokio::select! {
+            ended = watch(session, name, every, &mut printer) => ended?,
+            // Whoever has seen enough says so.
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        return Ok(ExitCode::SUCCESS);
     }
-    let status = fetch(session, name).await?;
+    let (status, time) = match &args.from {
+        Some(path) => of_document(path, name)?,
+        None => (fetch(session, name).await?, unix_seconds(SystemTime::now())),
+    };
+    if !args.check {
+        printer.print(&status, time);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let found = check::check(&status, name);
     if session.ui.json {
-        session.ui.json(&status);
+        session.ui.json(&found);
     } else {
-        session.ui.text(&render(&status, width(), session.ui.color));
+        session.ui.line(&found.line());
     }
-    Ok(())
+    Ok(ExitCode::from(found.exit_code))
+}
+
+/// The resource that was asked for, and how often to look at it. The word after `--watch` may be
+/// either.
+fn wanted(args: &Status) -> Result<(Option<&str>, Option<Duration>), ApiError> {
+    match (&args.watch, args.name.as_deref()) {
+        (None, name) => Ok((name, None)),
+        (Some(Every::Time(every)), name) => Ok((name, Some((*every).max(SHORTEST)))),
+        (Some(Every::Name(name)), None) => Ok((Some(name), Some(WATCH))),
+        (Some(Every::Name(word)), Some(_)) => {
+            let message = format!(
+                "the command was not understood: {word:?} after --watch is no number of seconds"
+            );
+            Err(ApiError::new(ErrorCode::Usage, message).hint("for example --watch 0.5"))
+        }
+    }
+}
+
+/// A document that `status --json` printed, and when it was written.
+fn of_document(path: &Path, name: Option<&str>) -> Result<(NodeStatus, u64), ApiError> {
+    let refuse = |why: &dyn std::fmt::Display| {
+        let why = without_numbers(&why.to_string());
+        let message = format!("the document {} was not read: {why}", path.display());
+        ApiError::new(ErrorCode::InvalidRequest, message)
+            .hint("give a file that `holdfast status --json` wrote")
+    };
+    let mut text = String::new();
+    let time = if path == Path::new("-") {
+        let input = io::stdin().lock();
+        input.take(MAX_DOCUMENT + 1).read_to_string(&mut text).map_err(|why| refuse(&why))?;
+        SystemTime::now()
+    } else {
+        let file = File::open(path).map_err(|why| refuse(&why))?;
+        let written = file.metadata().and_then(|meta| meta.modified());
+        file.take(MAX_DOCUMENT + 1).read_to_string(&mut text).map_err(|why| refuse(&why))?;
+        written.unwrap_or(UNIX_EPOCH)
+    };
+    if text.len() as u64 > MAX_DOCUMENT {
+        return Err(refuse(&"it is too long"));
+    }
+    let status = serde_json::from_str(&text).map_err(|why| refuse(&why))?;
+    Ok((only(status, name)?, unix_seconds(time)))
+}
+
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Prints the state, once or again and again.
+struct Printer<'a> {
+    ui: &'a Ui,
+    form: Form,
+    /// The header of the CSV form is still to be printed.
+    header: bool,
+    redraw: bool,
+}
+
+impl Printer<'_> {
+    fn print(&mut self, status: &NodeStatus, time: u64) {
+        let text = match self.form {
+            Form::Json => return self.ui.json(status),
+            Form::Table => render(status, width(), self.ui.color),
+            Form::Line => forms::lines(status),
+            Form::Csv => {
+                let header =
+                    if std::mem::take(&mut self.header) { forms::header() } else { String::new() };
+                header + &forms::csv(status, time)
+            }
+        };
+        self.ui.text(&text);
+    }
+
+    /// One look of many.
+    fn print_again(&mut self, status: &NodeStatus) {
+        match self.form {
+            Form::Json => self.ui.json_line(status),
+            Form::Table => show(self.ui, &render(status, width(), self.ui.color), self.redraw),
+            Form::Line | Form::Csv => self.print(status, unix_seconds(SystemTime::now())),
+        }
+    }
 }
 
 async fn fetch(session: &Session, name: Option<&str>) -> Result<NodeStatus, ApiError> {
-    let mut status: NodeStatus = session.get(routes::STATUS).await?;
+    only(session.get(routes::STATUS).await?, name)
+}
+
+/// What it says of this resource or attachment.
+fn only(mut status: NodeStatus, name: Option<&str>) -> Result<NodeStatus, ApiError> {
     if let Some(name) = name {
         status.resources.retain(|resource| resource.name == name);
         status.attachments.retain(|attachment| attachment.name == name);
@@ -49,20 +170,22 @@ async fn fetch(session: &Session, name: Option<&str>) -> Result<NodeStatus, ApiE
     Ok(status)
 }
 
-/// Shows it again every second, also while the daemon is away, until the command is stopped.
-async fn watch(session: &Session, name: Option<&str>) -> Result<(), ApiError> {
-    let ui = &session.ui;
-    let redraw = std::io::stdout().is_terminal() && !ui.json;
+/// Shows it again and again, also while the daemon is away, until the command is stopped.
+async fn watch(
+    session: &Session,
+    name: Option<&str>,
+    every: Duration,
+    printer: &mut Printer<'_>,
+) -> Result<(), ApiError> {
     // The first look must succeed: a mistyped name or socket is not worth watching.
     let mut look = Ok(fetch(session, name).await?);
     loop {
         match look {
-            Ok(status) if ui.json => ui.json_line(&status),
-            Ok(status) => show(ui, &render(&status, width(), ui.color), redraw),
-            Err(error) if redraw => show(ui, &format!("error: {error}\n"), redraw),
-            Err(error) => ui.error(&error),
+            Ok(status) => printer.print_again(&status),
+            Err(error) if printer.redraw => show(printer.ui, &format!("error: {error}\n"), true),
+            Err(error) => printer.ui.error(&error),
         }
-        tokio::time::sleep(WATCH).await;
+        tokio::time::sleep(every).await;
         look = fetch(session, name).await;
     }
 }
@@ -158,20 +281,46 @@ fn render_resource(
         ]);
     }
     lines.extend(table.render(width, color));
+    lines
+        .extend(resource.disk.replacing.as_ref().map(|new| format!("  {}", replacing(new, color))));
     lines.extend(resource.journal.as_ref().map(|journal| format!("  {}", journal_line(journal))));
     lines.extend(resource.replay.as_ref().map(|replay| format!("  {}", replay_line(replay))));
     let tail = resource.journal.as_ref().map_or(0, |journal| journal.tail);
     let bar = resource.replay.as_ref().and_then(|replay| log_bar(replay, tail));
     lines.extend(bar.map(|bar| format!("  {bar}")));
     lines.extend(resource.archive.as_ref().map(|archive| format!("  {}", archive_line(archive))));
+    for (what, run) in [("verify", &resource.verify), ("scrub", &resource.scrub)] {
+        lines.extend(run.as_ref().map(|run| format!("  {}", survey_line(what, run))));
+    }
     for peer in &resource.peers {
         if let Some(bar) = peer.replay.as_ref().and_then(|replay| log_bar(replay, tail)) {
             lines.push(format!("  {}: {bar}", shorten(&peer.node, 10)));
         }
-        if let Some(resync) = &peer.resync {
+        if let Some(resync) = peer.resync.as_ref().or(peer.verify.as_ref()) {
             lines.push(format!("  {}", resync_line(peer, resync, color)));
         }
     }
+}
+
+/// `disk moves to /dev/sdc  43.10 %  1.2 GiB of 2.8 GiB  210 MiB/s  ETA 8 s`
+fn replacing(new: &DiskReplacing, color: bool) -> String {
+    let mut line = match &*new.state {
+        "failed" => String::new(),
+        state => format!(
+            "disk moves to {}  {:.2} %  {} of {}  {}  ETA {}  ({state})",
+            new.path,
+            new.percent,
+            format_size(new.bytes_done),
+            format_size(new.bytes_total),
+            rate(new.rate_bytes_per_second),
+            if new.eta_seconds == 0 { "-".to_owned() } else { span(new.eta_seconds) },
+        ),
+    };
+    if let Some(problem) = &new.problem {
+        line.push_str(if line.is_empty() { "" } else { "\n  " });
+        line.push_str(&Style::Bad.paint(problem, color));
+    }
+    line
 }
 
 /// A resource that this node only watches.
@@ -191,12 +340,17 @@ fn render_guest(guest: &GuestStatus, width: Option<usize>, color: bool, lines: &
 
 fn journal_line(journal: &JournalStatus) -> String {
     let JournalStatus { bytes, limit_bytes, dirty_bytes, path, .. } = journal;
-    format!(
+    let mut line = format!(
         "journal {path}: {} of {}, {} not on the disk yet",
         format_size(*bytes),
         format_size(*limit_bytes),
         format_size(*dirty_bytes)
-    )
+    );
+    let percent = journal.stored_bytes.saturating_mul(100).checked_div(journal.payload_bytes);
+    if let Some(percent) = percent.filter(|_| !["", "none"].contains(&&*journal.compression)) {
+        line.push_str(&format!(", stored as {percent} % ({})", journal.compression));
+    }
+    line
 }
 
 fn archive_line(archive: &ArchiveStatus) -> String {
@@ -237,14 +391,35 @@ fn troubles(resource: &ResourceStatus) -> Vec<String> {
     if !resource.quorum {
         troubles.push("quorum is lost".to_owned());
     }
-    let DiskStatus { io_errors, checksum_errors, .. } = resource.disk;
+    let DiskStatus { io_errors, checksum_errors, healed_blocks, unreadable_blocks, .. } =
+        resource.disk;
     // A problem says which of the two it was.
     if io_errors > 0 && resource.disk.problem.is_none() {
         troubles.push(format!("the disk or its metadata had {io_errors} I/O errors"));
     }
+    if healed_blocks > 0 {
+        troubles.push(format!("{healed_blocks} blocks could not be read and were repaired"));
+    }
+    if unreadable_blocks > 0 {
+        let first = resource.disk.unreadable.first().map_or(0, |range| range.offset);
+        troubles.push(format!(
+            "{unreadable_blocks} blocks cannot be read here, the first at offset {first}; a peer \
+             that has them repairs them when it is connected, and so does writing them"
+        ));
+    }
     if checksum_errors > 0 {
         troubles.push(format!("{checksum_errors} blocks had a wrong checksum"));
     }
+    if resource.disk.remapped_sectors > 0 {
+        let (moved, free) = (resource.disk.remapped_sectors, resource.disk.spare_sectors_free);
+        troubles
+            .push(format!("{moved} blocks of the disk are in its spares, {free} slots are free"));
+    }
+    if resource.disk.checksums == "building" {
+        let percent = resource.disk.checksums_percent;
+        troubles.push(format!("checksums are being computed, {percent} % of the disk has them"));
+    }
+    troubles.extend(resource.disk.checksums_problem.clone());
     if let Some(problem) = &resource.disk.problem {
         troubles.push(format!("the disk is not used: {problem}"));
     }
@@ -379,6 +554,20 @@ fn resync_line(peer: &PeerStatus, resync: &ResyncStatus, color: bool) -> String 
     )
 }
 
+/// `scrub running: 12.5 %, 32 MiB/s, ETA 0:10, 0 blocks differed, 0 repaired, 0 unreadable`.
+fn survey_line(what: &str, run: &SurveyReport) -> String {
+    let SurveyReport { state, percent, differing_blocks, repaired_blocks, .. } = run;
+    let pace = match run.rate_bytes_per_second {
+        0 => String::new(),
+        pace => format!(", {}, ETA {}", rate(pace), span(run.eta_seconds)),
+    };
+    format!(
+        "{what} {state}: {percent:.1} %{pace}, {differing_blocks} blocks differed, \
+         {repaired_blocks} repaired, {} unreadable",
+        run.unreadable_blocks
+    )
+}
+
 /// Whether a resync goes `to` the peer or comes `from` it.
 pub(crate) fn way(replication: &str) -> &'static str {
     if replication.ends_with('T') || replication.ends_with("Target") { "from" } else { "to" }
@@ -411,7 +600,7 @@ mod tests {
         }
     }
 
-    fn sample() -> NodeStatus {
+    pub(super) fn sample() -> NodeStatus {
         let mut gamma = peer("gamma", ["Secondary", "Inconsistent", "Connected", "SyncSource"]);
         gamma.out_of_sync_bytes = 128 << 20;
         gamma.resync = Some(ResyncStatus {
@@ -446,6 +635,35 @@ mod tests {
                 ..ResourceStatus::default()
             }],
             attachments: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_word_after_watch_is_a_time_or_a_name() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            status: Status,
+        }
+        let of = |line: &str| {
+            let words = std::iter::once("status").chain(line.split_whitespace());
+            let line = Line::try_parse_from(words).map_err(|_| ())?;
+            let (name, every) = wanted(&line.status).map_err(|_| ())?;
+            Ok((name.map(str::to_owned), every.map(|every| every.as_secs_f64())))
+        };
+        let due = |name: Option<&str>, every| Ok((name.map(str::to_owned), every));
+        assert_eq!(of(""), due(None, None));
+        assert_eq!(of("r0"), due(Some("r0"), None));
+        assert_eq!(of("-w"), due(None, Some(1.0)));
+        assert_eq!(of("--watch r0"), due(Some("r0"), Some(1.0)));
+        assert_eq!(of("r0 --watch"), due(Some("r0"), Some(1.0)));
+        assert_eq!(of("-w 0.5 r0"), due(Some("r0"), Some(0.5)));
+        assert_eq!(of("r0 -w0.25"), due(Some("r0"), Some(0.25)));
+        assert_eq!(of("--watch=2 7"), due(Some("7"), Some(2.0)));
+        assert_eq!(of("-w 0"), due(None, Some(0.05)));
+        for wrong in ["-w x r0", "-w -1", "-w a/b", "--from f -w", "--check --format csv"] {
+            assert_eq!(of(wrong), Err(()), "{wrong}");
         }
     }
 

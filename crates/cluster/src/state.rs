@@ -303,6 +303,11 @@ impl ClusterState {
             apply(&mut next.records, vec![Change::node(&node)], own, now)?;
             self.commit(next)?;
         }
+        self.join_response()
+    }
+
+    /// What a node is told that was let in.
+    fn join_response(&self) -> Result<JoinResponse, Refusal> {
         let cluster = self.need_member()?;
         Ok(JoinResponse {
             cluster: cluster.uuid,

@@ -3,10 +3,11 @@
 use crate::actlog::ActivityLog;
 use crate::event::{
     Action, Command, CommandId, Config, DiskOpId, DiskOutcome, Event, IoFailure, LinkId, MetaOpId,
-    Notice, Options, PeerConfig, PeerSnapshot, RequestId, Snapshot,
+    Notice, Options, PeerConfig, PeerSnapshot, RequestId, ResyncProgress, Snapshot,
 };
 use crate::generation::{Bump, Gens, NewGeneration};
 use crate::handshake::Stand;
+use crate::heal::Healing;
 use crate::locks::{Locks, Owner};
 use crate::peer::Peer;
 use crate::peer_io::PeerWrite;
@@ -14,6 +15,7 @@ use crate::persist::Meta;
 use crate::requests::{FlushRequest, ReadRequest, WriteRequest};
 use crate::roles::{Promise, Promotion, Stopping};
 use crate::sync::{ResyncRead, ResyncWrite};
+use crate::verify::Surveys;
 use bytes::Bytes;
 use holdfast_format::SparseBitmap;
 use holdfast_units::{
@@ -23,6 +25,9 @@ use holdfast_units::{
 use holdfast_wire::Message;
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
+
+/// So many stretches of unreadable blocks are listed in a snapshot.
+const MOST_SHOWN: usize = 64;
 
 /// What a disk operation was for.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +48,14 @@ pub(crate) enum DiskJob {
     ResyncRead(usize),
     /// One run of what a resync source sent.
     ResyncWrite(usize),
+    /// Blocks of a resync of which the source has no good copy.
+    ResyncLost(usize),
+    /// A part of what was healed.
+    Heal(usize),
+    /// What nobody else has is read again, before it is said to be lost.
+    HealCheck(usize),
+    /// A read for a peer that heals.
+    HealRead(usize),
     /// Before extents are given up.
     ActivityLogFlush,
     /// Before the progress of a resync is made durable.
@@ -55,6 +68,22 @@ pub(crate) enum DiskJob {
     DecreeFlush,
     /// Before the resource stops.
     StopFlush,
+    /// A chunk of a run that compares.
+    VerifyLook { id: u64, whole: bool },
+    /// This node's copy of a span, or what is to replace others.
+    VerifySpan { id: u64, whole: bool },
+    /// This node's copy, for a peer.
+    VerifyServe { peer: NodeId, link: LinkId, id: u64, range: ByteRange, locked: bool, whole: bool },
+    /// Blocks of this node are replaced.
+    VerifyRepair(usize),
+}
+
+/// A disk operation under way.
+struct DiskOp {
+    job: DiskJob,
+    range: ByteRange,
+    /// What of it was lost when it began, if it is a read.
+    lost: Vec<ByteRange>,
 }
 
 /// The replication engine of one resource on one node. See the crate's documentation.
@@ -110,7 +139,8 @@ pub struct Core {
     pub(crate) resync_writes: Slab<ResyncWrite>,
     /// How often blocks of a resync have come.
     pub(crate) resync_writes_begun: u64,
-    disk_ops: Slab<DiskJob>,
+    pub(crate) healing: Healing,
+    disk_ops: Slab<DiskOp>,
     /// A flush before the progress of a resync is made durable is under way: one at a time.
     pub(crate) checkpointing: bool,
     /// Numbers of flushes of the local disk: issued, and done up to.
@@ -142,9 +172,13 @@ pub struct Core {
     pub(crate) untouched: PeerSet,
     /// See [`Snapshot::size`].
     pub(crate) client_size: u64,
+    pub(crate) surveys: Surveys,
     #[cfg(feature = "planted-bugs")]
     pub(crate) planted: Option<crate::PlantedBug>,
 }
+
+/// Names of disk operations leave the two highest bits to the driver, for operations of its own.
+const DISK_SERIALS: u64 = 0x3FFF_FFFF;
 
 impl Core {
     /// A node that is Secondary, not connected, and Diskless until [`Event::Attach`] comes. Links
@@ -188,6 +222,7 @@ impl Core {
             resync_reads: Slab::new(),
             resync_writes: Slab::new(),
             resync_writes_begun: 0,
+            healing: Healing::new(config.size / BLOCK_SIZE),
             disk_ops: Slab::new(),
             checkpointing: false,
             flush_issued: 0,
@@ -209,6 +244,7 @@ impl Core {
             switching: None,
             untouched: PeerSet::EMPTY,
             client_size: config.size,
+            surveys: Surveys::default(),
             #[cfg(feature = "planted-bugs")]
             planted: None,
             config,
@@ -267,7 +303,9 @@ impl Core {
             self.send_reports();
             self.answer_states();
             self.deliver_held();
+            self.pump_heals();
             self.pump_resyncs();
+            self.pump_surveys();
             self.finish_role_changes();
             // Behind everything that can want an extent: nothing may wait for the next event.
             self.plan_activity_log();
@@ -285,6 +323,10 @@ impl Core {
                 Owner::PeerWrite(key) => self.advance_peer_write(key),
                 Owner::ResyncWrite(key) => self.start_resync_write(key),
                 Owner::ResyncRead(key) => self.start_resync_read(key),
+                Owner::Heal(key) => self.advance_heal(key),
+                Owner::HealRead(key) => self.start_heal_read(key),
+                Owner::Span(id) => self.span_locked(id),
+                Owner::Repair(key) => self.advance_repair(key),
             }
         }
     }
@@ -305,7 +347,10 @@ impl Core {
         let settle = self.settle_deadline();
         let rates = self.resync_deadline();
         let feeds = self.feed_deadline();
-        links.chain(roles).chain(settle).chain(rates).chain(feeds).min()
+        let heals = self.heal_deadline();
+        let surveys = self.survey_deadline();
+        let all = links.chain(roles).chain(settle).chain(rates).chain(feeds);
+        all.chain(heals).chain(surveys).min()
     }
 
     /// All there is to see.
@@ -325,6 +370,11 @@ impl Core {
             in_flight: self.in_flight(),
             missing: self.missing,
             io_errors: self.io_errors,
+            healed_blocks: self.healing.healed,
+            unreadable_blocks: self.healing.lost.count(),
+            unreadable: self.healing.first_lost(MOST_SHOWN),
+            healing_blocks: self.healing.pending(),
+            surveys: self.surveys.progress(),
         }
     }
 
@@ -335,13 +385,20 @@ impl Core {
         self.peers.get(&peer).filter(|peer| !peer.diskless).map(Peer::left)
     }
 
+    /// The blocks of which there is no good copy on the local disk: whoever reads them gets them from a
+    /// peer, or an error. They are healed when a peer comes that has them, or written.
+    #[must_use]
+    pub fn unreadable(&self) -> &SparseBitmap {
+        &self.healing.lost
+    }
+
     fn peer_snapshot(&self, p: &Peer) -> PeerSnapshot {
         PeerSnapshot {
             node: p.node,
             connection: p.connection,
             role: p.role,
             disk: p.disk,
-            replication: p.shown_replication(),
+            replication: self.replication_shown(p),
             behind: p.feed.is_some() || p.caught.is_some(),
             out_of_sync: p.left().count() * BLOCK_SIZE,
             pending: p.pending,
@@ -350,6 +407,12 @@ impl Core {
             resync_sent: p.resync_sent,
             resync_received: p.resync_received,
             resync: self.resync_progress(p),
+            verify: self.verify_of(p).map(|(done, total, started)| ResyncProgress {
+                done,
+                total,
+                carried: 0,
+                started,
+            }),
             diskless: p.diskless,
             size: p.size,
         }
@@ -410,15 +473,23 @@ impl Core {
         self.disk > DiskState::Failed
     }
 
-    fn disk_op(&mut self, job: DiskJob) -> DiskOpId {
-        let key = self.disk_ops.insert(job) as u64;
-        self.disk_serial = (self.disk_serial + 1) & 0xFFFF_FFFF;
+    pub(crate) fn disk_op(&mut self, job: DiskJob, range: ByteRange) -> DiskOpId {
+        let lost = match job {
+            DiskJob::Read(_)
+            | DiskJob::PeerRead { .. }
+            | DiskJob::VerifyLook { .. }
+            | DiskJob::VerifySpan { .. }
+            | DiskJob::VerifyServe { .. } => self.lost_in(range),
+            _ => Vec::new(),
+        };
+        let key = self.disk_ops.insert(DiskOp { job, range, lost }) as u64;
+        self.disk_serial = (self.disk_serial + 1) & DISK_SERIALS;
         // The serial makes a stale completion harmless in release builds and visible in tests.
         DiskOpId(self.disk_serial << 32 | key)
     }
 
     pub(crate) fn disk_read(&mut self, job: DiskJob, range: ByteRange, holes: bool) {
-        let op = self.disk_op(job);
+        let op = self.disk_op(job, range);
         self.act(Action::DiskRead { op, range, holes });
     }
 
@@ -429,7 +500,9 @@ impl Core {
         data: Option<Bytes>,
         fua: bool,
     ) {
-        let op = self.disk_op(job);
+        // That blocks are not lost any more is made durable when it is done: so the data must be.
+        let fua = fua || self.healing.is_lost(range);
+        let op = self.disk_op(job, range);
         self.act(match data {
             Some(data) => Action::DiskWrite { op, range, data, fua },
             None => Action::DiskZeroes { op, range, fua },
@@ -437,7 +510,7 @@ impl Core {
     }
 
     pub(crate) fn disk_flush(&mut self, job: DiskJob) {
-        let op = self.disk_op(job);
+        let op = self.disk_op(job, ByteRange::default());
         self.flush_issued += 1;
         self.flush_numbers.insert(op, self.flush_issued);
         let number = self.flush_issued;
@@ -447,16 +520,59 @@ impl Core {
 
     fn disk_done(&mut self, op: DiskOpId, result: Result<DiskOutcome, IoFailure>) {
         let key = usize::try_from(op.0 & 0xFFFF_FFFF).unwrap_or(usize::MAX);
-        let Some(job) = self.disk_ops.try_remove(key) else { return };
+        let Some(DiskOp { job, range, lost }) = self.disk_ops.try_remove(key) else { return };
         let number = self.flush_numbers.remove(&op);
         if let (Some(number), Ok(_)) = (number, &result) {
             self.flush_done = self.flush_done.max(number);
             self.peers.values_mut().for_each(|p| p.flush_ends(number));
         }
-        if result.is_err() {
-            self.io_errors += 1;
-            self.disk_failed();
-        }
+        let result = match (job, result) {
+            // What cannot be stored again is lost, and nothing else.
+            (DiskJob::Heal(_) | DiskJob::ResyncLost(_), Err(failure)) => {
+                self.io_errors += 1;
+                Err(failure)
+            }
+            (_, Err(failure)) => {
+                self.io_errors += 1;
+                self.disk_failed();
+                Err(failure)
+            }
+            // It looks itself where the first lost block is: the range may be a very long hole.
+            (DiskJob::ResyncRead(_), Ok(DiskOutcome::Zeroes)) => Ok(DiskOutcome::Zeroes),
+            (
+                DiskJob::Read(_)
+                | DiskJob::PeerRead { .. }
+                | DiskJob::HealRead(_)
+                | DiskJob::ResyncRead(_)
+                | DiskJob::VerifyLook { .. }
+                | DiskJob::VerifySpan { .. }
+                | DiskJob::VerifyServe { .. },
+                Ok(outcome),
+            ) => Ok(self.without_lost(range, lost, outcome)),
+            (
+                DiskJob::Write(_)
+                | DiskJob::PeerWrite(_)
+                | DiskJob::ResyncWrite(_)
+                | DiskJob::VerifyRepair(_),
+                Ok(outcome),
+            ) => {
+                if !self.written(job, range, &outcome) {
+                    return;
+                }
+                Ok(outcome)
+            }
+            (_, result) => result,
+        };
+        self.job_done(job, range, result);
+    }
+
+    /// A disk operation ended, and all that it means for the disk itself was done.
+    pub(crate) fn job_done(
+        &mut self,
+        job: DiskJob,
+        range: ByteRange,
+        result: Result<DiskOutcome, IoFailure>,
+    ) {
         let ok = result.is_ok();
         match (job, &result) {
             (DiskJob::Write(key), Ok(DiskOutcome::Logged(at))) => self.write_logged(key, *at),
@@ -472,6 +588,13 @@ impl Core {
             DiskJob::PeerFlush { peer, link, id } => self.peer_flush_done(peer, link, id, ok),
             DiskJob::ResyncRead(key) => self.resync_read_done(key, result),
             DiskJob::ResyncWrite(key) => self.resync_write_done(key, ok),
+            DiskJob::ResyncLost(key) => self.resync_write_done(key, true),
+            DiskJob::Heal(key) => self.heal_stored(key, range, ok),
+            DiskJob::HealCheck(key) => match result {
+                Ok(DiskOutcome::Partial { bad, .. }) => self.heal_checked(key, bad),
+                _ => self.heal_checked(key, Vec::new()),
+            },
+            DiskJob::HealRead(key) => self.heal_read_done(key, result),
             DiskJob::ActivityLogFlush if ok => self.write_activity_log(),
             DiskJob::CheckpointFlush if ok => {
                 self.checkpointing = false;
@@ -480,6 +603,12 @@ impl Core {
             DiskJob::CompleteFlush { peer, round } if ok => self.resync_flushed(peer, round),
             DiskJob::TargetFlush { peer, round } if ok => self.target_flushed(peer, round),
             DiskJob::StopFlush => self.stop_flushed(),
+            DiskJob::VerifyLook { id, whole } => self.look_read(id, whole, &result),
+            DiskJob::VerifySpan { id, whole } => self.span_read(id, whole, &result),
+            DiskJob::VerifyServe { peer, link, id, range, locked, whole } => {
+                self.verify_served((peer, link, id), (range, locked, whole), &result);
+            }
+            DiskJob::VerifyRepair(key) => self.repair_done(key, ok),
             _ => {}
         }
     }
@@ -492,6 +621,7 @@ impl Core {
 
     /// The peers and sets that requests are steered by, after a peer or the disk changed.
     pub(crate) fn refresh_sets(&mut self) {
+        self.healing.peers_changed();
         let before = self.receivers;
         let without = self.role == Role::Primary && !self.has_disk();
         for peer in self.peers.values_mut() {
@@ -558,6 +688,8 @@ impl Core {
                 self.act(Action::CommandDone(id, Ok(())));
             }
             Command::Grow { size } => self.grow(id, size),
+            Command::Survey(order) => self.survey(id, order),
+            Command::SurveyControl(kind, action) => self.survey_action(id, kind, action),
             Command::Stop => self.stop(id),
         }
     }

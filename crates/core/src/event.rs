@@ -1,7 +1,8 @@
 //! What the core is told, and what it answers.
 
+use crate::verify::{SurveyAction, SurveyEnd, SurveyKind, SurveyOrder, SurveyProgress};
 use bytes::Bytes;
-use holdfast_format::{AlLog, MetaImage, SparseBitmap, Superblock};
+use holdfast_format::{AlLog, DiskFlags, MetaImage, SparseBitmap, Superblock};
 use holdfast_units::{ByteRange, DiskState, LogPosition, NodeId, PeerSet, Role};
 use holdfast_wire::Message;
 
@@ -78,6 +79,14 @@ pub enum DiskOutcome {
     /// A write is done, and in the journal before the disk: this is the position of its record. Later
     /// writes have higher ones.
     Logged(LogPosition),
+    /// A read of which some blocks cannot be had from this disk, while the others can: the disk as such
+    /// works.
+    Partial {
+        /// As long as the range, or the part of it that was read; what the bad blocks hold means nothing.
+        data: Bytes,
+        /// The bad blocks: sorted, within the range, whole blocks, at least one.
+        bad: Vec<ByteRange>,
+    },
 }
 
 /// A read of the journal, named by the core.
@@ -148,6 +157,11 @@ pub enum Command {
         /// The new size in bytes: a multiple of 4096. One that is not larger changes nothing.
         size: u64,
     },
+    /// Compare copies, or read everything. Ends when that has begun; [`Notice::SurveyEnded`] says how it
+    /// went.
+    Survey(SurveyOrder),
+    /// Do this to a run of [`Command::Survey`].
+    SurveyControl(SurveyKind, SurveyAction),
     /// Stop in good order: demote, flush, write the bitmaps, mark the metadata clean, say goodbye.
     Stop,
 }
@@ -180,6 +194,11 @@ pub struct Options {
     pub resync_rate: u64,
     /// How many bytes of resync are asked for ahead.
     pub resync_window: u64,
+    /// Upper bound of what `verify` reads here, in bytes per second; 0 is none.
+    pub verify_rate: u64,
+    /// Upper bound of what `scrub` reads here, in bytes per second; 0 is none. It goes slower while
+    /// clients are busy.
+    pub scrub_rate: u64,
 }
 
 impl Default for Options {
@@ -192,6 +211,8 @@ impl Default for Options {
             al_extents: 1237,
             resync_rate: 0,
             resync_window: 16 << 20,
+            verify_rate: 0,
+            scrub_rate: 0,
         }
     }
 }
@@ -227,6 +248,8 @@ pub struct Attachment {
     pub log_again: Option<(u32, Box<[u8; 4096]>)>,
     /// The bitmaps of the members.
     pub bitmaps: Vec<(NodeId, SparseBitmap)>,
+    /// The blocks of which there is no good copy on the disk.
+    pub unreadable: SparseBitmap,
     /// What was damaged, in words.
     pub damage: Vec<String>,
 }
@@ -243,13 +266,25 @@ impl Attachment {
             }
             bitmaps.push((node, bitmap));
         }
+        let own = image.superblock.node;
+        let says_lost = image.superblock.flags.contains(DiskFlags::LOST);
+        let mut unreadable = SparseBitmap::new(image.superblock.layout.blocks());
+        for (_, bitmap, lost) in image.bitmaps([own].into_iter().collect()) {
+            // A broken page of a disk that lost nothing says nothing.
+            if lost == 0 || says_lost {
+                unreadable = bitmap;
+            }
+            if lost > 0 && says_lost {
+                damage.push(format!("{lost} pages of the list of unreadable blocks were damaged"));
+            }
+        }
         let log = match &image.al {
             Ok(recovered) => Ok(recovered.log.clone()),
             Err(damaged) => Err(damaged.next_sequence),
         };
         let again = image.al.as_ref().ok().and_then(|recovered| recovered.again);
         let log_again = again.map(|(index, block)| (index, Box::new(block)));
-        Self { superblock: image.superblock.clone(), log, log_again, bitmaps, damage }
+        Self { superblock: image.superblock.clone(), log, log_again, bitmaps, unreadable, damage }
     }
 }
 
@@ -322,6 +357,24 @@ pub enum Action {
     DiskFlush {
         /// Names the operation.
         op: DiskOpId,
+    },
+    /// These blocks of the disk could not be read: store these data in their place, durably, so that they
+    /// can be read from then on. Ends with [`DiskOutcome::Done`] when they read back as they are.
+    DiskRepair {
+        /// Names the operation.
+        op: DiskOpId,
+        /// Where.
+        range: ByteRange,
+        /// The data.
+        data: Bytes,
+    },
+    /// Of these blocks there is no good copy: reads of the disk are to fail until they are written, where
+    /// the disk can remember that. The core remembers it, too.
+    DiskMarkLost {
+        /// Names the operation.
+        op: DiskOpId,
+        /// Which.
+        range: ByteRange,
     },
     /// Read the writes of the journal from a position on, durable ones only: what is not durable yet
     /// and was reported as [`DiskOutcome::Logged`] is made so. At least one, if any is there; no more
@@ -398,6 +451,19 @@ pub enum Notice {
     },
     /// The size that clients get is larger now.
     Grown(u64),
+    /// So many blocks of the local disk that could not be read were fetched from a peer, and stored
+    /// again, since this was told last.
+    Healed(u64),
+    /// So many blocks have no good copy on the local disk any more, nor at any peer that is connected,
+    /// since this was told last.
+    Unreadable {
+        /// Some of them.
+        first: ByteRange,
+        /// How many.
+        blocks: u64,
+    },
+    /// A run of [`Command::Survey`] has ended, and how far it came.
+    SurveyEnded(SurveyEnd, Box<SurveyProgress>),
 }
 
 /// Why a command was not carried out. The daemon makes sentences of these.
@@ -435,6 +501,12 @@ pub enum Refusal {
     InUse,
     /// The metadata cannot become larger where they are.
     CannotGrow,
+    /// Such a run is going on.
+    SurveyRunning,
+    /// No such run is going on.
+    NoSurvey,
+    /// The range is not whole blocks inside the device.
+    BadRange,
 }
 
 /// How a resync goes.
@@ -479,6 +551,8 @@ pub struct PeerSnapshot {
     pub resync_received: u64,
     /// A resync that is running.
     pub resync: Option<ResyncProgress>,
+    /// A `verify` that is running between the two disks.
+    pub verify: Option<ResyncProgress>,
     /// It has no disk, by wish.
     pub diskless: bool,
     /// Its size in bytes, as it said last; `None` when it said nothing since the start.
@@ -513,6 +587,16 @@ pub struct Snapshot {
     pub in_flight: u64,
     /// Members whose disk this node takes to miss writes.
     pub missing: PeerSet,
-    /// Disk errors since the start.
+    /// Disk errors since the start; each block that could not be read counts.
     pub io_errors: u64,
+    /// Blocks that could not be read here, were fetched from a peer, and are stored again, since the start.
+    pub healed_blocks: u64,
+    /// Blocks of which there is no good copy on the local disk ([`crate::Core::unreadable`]).
+    pub unreadable_blocks: u64,
+    /// Where the first of them are: at most 64 stretches.
+    pub unreadable: Vec<ByteRange>,
+    /// Blocks that are being healed, or wait for that.
+    pub healing_blocks: u64,
+    /// The runs of [`Command::Survey`] that are going on.
+    pub surveys: Vec<SurveyProgress>,
 }

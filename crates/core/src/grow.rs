@@ -54,6 +54,7 @@ impl Core {
             self.reset(node);
         }
         self.peers.values_mut().for_each(|peer| peer.grow(blocks));
+        self.healing.grow(blocks);
         let told: Vec<NodeId> =
             self.peers.values().filter(|p| p.link.is_some()).map(|p| p.node).collect();
         for node in told {
@@ -109,6 +110,7 @@ impl Peer {
     fn grow(&mut self, blocks: u64) {
         let parts = [
             &mut self.left_to_fill,
+            &mut self.differing,
             &mut self.noted_since_start,
             &mut self.stored_now,
             &mut self.unsettled_given_up,

@@ -51,6 +51,7 @@ impl Core {
             self.coming = None;
         }
         self.stood = stand;
+        self.surveys.epoch += 1;
         self.report_again();
         let mine = stand.primary == Some(self.node);
         let unsettled = |p: &&Peer| {

@@ -14,6 +14,7 @@ mod event;
 mod generation;
 mod grow;
 mod handshake;
+mod heal;
 mod invalidate;
 mod kept;
 mod link;
@@ -27,6 +28,7 @@ mod requests;
 mod resync_end;
 mod roles;
 mod sync;
+mod verify;
 mod zeroes;
 
 pub use engine::Core;
@@ -37,3 +39,4 @@ pub use event::{
     Refusal, RequestId, RequestKind, ResyncProgress, Snapshot,
 };
 pub use planted::PlantedBug;
+pub use verify::{MAX_FOUND, SurveyAction, SurveyEnd, SurveyKind, SurveyOrder, SurveyProgress};

@@ -17,11 +17,13 @@ use crate::peer::Peer;
 use crate::peer_io::Incoming;
 use crate::persist::{After, Meta};
 use crate::replay::Replayed;
+use crate::sync::Content;
 use holdfast_units::{
     ConnectionState, DiskState, GenerationId, Millis, NodeId, PeerSet, ReplicationState, Role,
 };
 use holdfast_wire::{
-    FEATURE_REPLAY, Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RefusalCode, WriteKind,
+    FEATURE_HEAL, FEATURE_REPLAY, FEATURE_VERIFY, Hello, Message, PROTOCOL_VERSION,
+    PROTOCOL_VERSION_MIN, RefusalCode, WriteKind,
 };
 
 /// Said of a peer of which more would have to be kept than there can be.
@@ -74,7 +76,7 @@ impl Core {
         Message::Hello(Hello {
             version_min: PROTOCOL_VERSION_MIN,
             version_max: PROTOCOL_VERSION,
-            features: FEATURE_REPLAY,
+            features: FEATURE_REPLAY | FEATURE_HEAL | FEATURE_VERIFY,
             resource: self.config.resource,
             from: self.node,
             to,
@@ -114,6 +116,7 @@ impl Core {
         if peer.vouched {
             self.take_word_for(node);
         }
+        self.surveys_lost_peer(node);
         // What it had when the Primary said so it may lose with its power from now on.
         self.peers.get_mut(&node).into_iter().for_each(|p| p.vouched = false);
         if !was_up {
@@ -121,6 +124,7 @@ impl Core {
         }
         self.refresh_sets();
         self.requests_lost_peer(node);
+        self.heals_lost_peer(node);
         self.bump_lost(node);
         self.role_changes_lost_peer(node);
         if was_primary {
@@ -262,6 +266,13 @@ impl Core {
             }
             Message::FlushAck { id, result } => self.flush_acked(node, id, result),
             Message::Read { id, range } => self.peer_read(node, link, id, range),
+            Message::HealRead { id, range } => self.heal_requested(node, link, id, range),
+            Message::ReadReply { id, result, payload } if Self::is_heal(id) => {
+                self.heal_answered(node, id, result, payload);
+            }
+            Message::ReadReply { id, result, payload } if Self::is_span_read(id) => {
+                self.span_read_answered(node, id, result, payload);
+            }
             Message::ReadReply { id, result, payload } => {
                 self.read_answered(node, id, result, payload);
             }
@@ -284,7 +295,11 @@ impl Core {
             Message::Synced { peer, current } => self.member_synced(node, peer, current),
             Message::ResyncRequest { range } => self.resync_requested(node, range),
             Message::ResyncData { asked, range, zeroes, payload } => {
-                self.resync_data(node, asked, range, zeroes, payload);
+                let content = if zeroes { Content::Zeroes } else { Content::Data(payload) };
+                self.resync_data(node, asked, range, content);
+            }
+            Message::ResyncLost { asked, range } => {
+                self.resync_data(node, asked, range, Content::Lost);
             }
             Message::ResyncAck { range } => self.resync_acked(node, range),
             Message::ResyncComplete => self.resync_complete(node),
@@ -300,6 +315,26 @@ impl Core {
             }
             Message::ReplayAck { round, id, result } => self.replay_acked(node, round, id, result),
             Message::ReplayDone { round } => self.replay_done(node, round),
+            Message::VerifyRequest { id, range, locked } => {
+                self.verify_requested(node, link, id, range, locked);
+            }
+            Message::VerifyReply { id, epoch, result, digests } => {
+                self.verify_answered(node, id, epoch, result, digests);
+            }
+            Message::VerifySpan { id, range, repair } => {
+                self.span_wanted(node, link, id, range, repair);
+            }
+            Message::VerifySpanReply { id, valid, found } => {
+                self.span_resolved(node, id, valid, found);
+            }
+            Message::VerifyRepair { id, epoch, range, zeroes, payload } => {
+                let data = (!zeroes).then_some(payload);
+                self.repair_wanted(node, link, (id, epoch), range, data);
+            }
+            Message::VerifyRepaired { id, .. } => self.span_repaired(node, id),
+            Message::VerifyProgress { running, done, total } => {
+                self.verify_progress(node, running, done, total);
+            }
             Message::Promote { id, step } => self.peer_promotes(node, id, step),
             Message::PromoteReply { id, answer } => self.promote_answered(node, id, answer),
             Message::Invalidate { receiver } => self.peer_invalidates(node, receiver),
@@ -398,6 +433,7 @@ impl Core {
         self.refresh_sets();
         if received && disk_lost {
             self.requests_lost_peer(node);
+            self.heals_lost_peer(node);
             self.bump_lost(node);
         }
         self.follow(node);

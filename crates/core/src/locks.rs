@@ -14,6 +14,14 @@ pub(crate) enum Owner {
     ResyncWrite(usize),
     /// A read for a resync target.
     ResyncRead(usize),
+    /// Blocks that are healed.
+    Heal(usize),
+    /// A read for a peer that heals.
+    HealRead(usize),
+    /// Copies that are compared.
+    Span(u64),
+    /// Blocks of this node that were found to be wrong.
+    Repair(usize),
 }
 
 /// Ranges in use. Those held never overlap; one that overlaps a held one, or one that came before
@@ -59,6 +67,16 @@ impl Locks {
                 at += 1;
             }
         }
+    }
+
+    /// Whether a comparison of copies holds some of the range, or waits for it.
+    pub(crate) fn has_span(&self, range: ByteRange) -> bool {
+        let is_span = |owner: &Owner| matches!(owner, Owner::Span(_));
+        let held = self.held.range(..range.end()).rev();
+        held.map(|(_, held)| held)
+            .take_while(|(end, _)| *end > range.offset)
+            .any(|(_, owner)| is_span(owner))
+            || self.waiting.iter().any(|(w, owner)| w.overlaps(range) && is_span(owner))
     }
 
     fn is_held(&self, range: ByteRange) -> bool {

@@ -78,6 +78,10 @@ pub(crate) struct Peer {
     pub(crate) fill_goal: GenerationId,
     /// This node has stored blocks of a resync from it that did not end.
     pub(crate) filled_from: bool,
+    /// What of `bitmap` was set because its copy was found to differ.
+    pub(crate) differing: Option<SparseBitmap>,
+    /// It compares its copy with this node's: bytes done, and all, and since when.
+    pub(crate) verified: Option<(u64, u64, Millis)>,
     pub(crate) resync: Option<Resync>,
     /// What it needs from the journal of this Primary, if that is known and enough.
     pub(crate) trail: Option<Trail>,
@@ -179,6 +183,8 @@ impl Peer {
             stored_before: VecDeque::new(),
             fill_goal: GenerationId::NONE,
             filled_from: false,
+            differing: None,
+            verified: None,
             resync: None,
             trail: None,
             feed: None,
@@ -337,6 +343,7 @@ impl Peer {
         self.stored_now = None;
         self.stored_before.clear();
         self.noted_since_start = None;
+        self.differing = None;
         self.bitmap.clear_all() > 0
     }
 

@@ -56,7 +56,7 @@ pub(crate) struct Incoming {
 
 impl Core {
     /// Counts a request of a peer. False when there are more than the protocol allows.
-    fn peer_asks(&mut self, node: NodeId) -> bool {
+    pub(crate) fn peer_asks(&mut self, node: NodeId) -> bool {
         let Some(peer) = self.peers.get_mut(&node) else { return false };
         if peer.requests_here >= MOST_REQUESTS {
             self.protocol_error(node, "it asked for more at once than the protocol allows");
@@ -66,7 +66,7 @@ impl Core {
         true
     }
 
-    fn peer_is_answered(&mut self, node: NodeId) {
+    pub(crate) fn peer_is_answered(&mut self, node: NodeId) {
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.requests_here = peer.requests_here.saturating_sub(1);
         }
@@ -92,6 +92,7 @@ impl Core {
             self.send(peer, Message::WriteAck { seq: write.seq, result: PeerResult::DiskFailed });
             return;
         }
+        self.surveys.requests += 1;
         self.touched_by(Some(peer));
         self.take_peer_write(peer, link, Answers::Write(write.seq), write);
     }

@@ -131,6 +131,7 @@ impl Core {
                 peer.bitmap = bitmap;
             }
         }
+        self.healing.lost = found.unreadable;
         for message in found.damage {
             self.notice(Notice::MetaDamaged(message));
         }
@@ -250,6 +251,7 @@ impl Core {
         flags.set(DiskFlags::PRIMARY, self.role == Role::Primary || self.crashed_primary);
         flags.set(DiskFlags::CLEAN, meta.clean);
         flags.set(DiskFlags::FAILED, false);
+        flags.set(DiskFlags::LOST, self.healing.lost.count() > 0);
         let (offset, block) = superblock.advance();
         let wanted = meta.wanted;
         if let Some(meta) = &mut self.meta {
@@ -266,12 +268,38 @@ impl Core {
         }
     }
 
-    fn write_blocks(&mut self, blocks: Vec<(u64, Box<[u8; 4096]>)>, job: MetaJob) {
-        let Some(meta) = &mut self.meta else { return };
+    /// Starts a write; its name, unless there is no disk.
+    fn write_blocks(
+        &mut self,
+        blocks: Vec<(u64, Box<[u8; 4096]>)>,
+        job: MetaJob,
+    ) -> Option<MetaOpId> {
+        let meta = self.meta.as_mut()?;
         meta.next_op += 1;
         let op = MetaOpId(meta.next_op);
         meta.jobs.insert(op, job);
         self.act(Action::MetaWrite { op, blocks });
+        Some(op)
+    }
+
+    /// Writes what changed of the list of lost blocks. The name of the last write, which is durable
+    /// behind all others.
+    pub(crate) fn write_lost_pages(&mut self) -> Option<MetaOpId> {
+        let mut last = None;
+        loop {
+            let pages = self.healing.lost.take_dirty_pages(PAGES_PER_WRITE);
+            let layout = self.meta.as_ref().map(|meta| meta.superblock.layout)?;
+            if pages.is_empty() || !layout.has_slot(self.node) {
+                return last;
+            }
+            let (resource, node) = (self.config.resource, self.node);
+            let encode = |page: &u32| {
+                let address = PageAddress::new(resource, &layout, node, *page);
+                (address.offset(), Box::new(self.healing.lost.encode_page(&address)))
+            };
+            let blocks = pages.iter().map(encode).collect();
+            last = self.write_blocks(blocks, MetaJob::Pages);
+        }
     }
 
     pub(crate) fn meta_written(&mut self, op: MetaOpId, ok: bool) {
@@ -282,7 +310,7 @@ impl Core {
         match job {
             MetaJob::Superblock(version) => self.superblock_durable(version),
             MetaJob::ActivityLog => self.activity_log_durable(),
-            MetaJob::Pages => {}
+            MetaJob::Pages => self.lost_pages_durable(op),
         }
     }
 
@@ -529,6 +557,7 @@ impl Core {
             self.served = self.gens.current;
         }
         self.disk = state;
+        self.end_surveys();
         self.forget_trails();
         if let Some(al) = self.al.take().as_mut() {
             self.runnable.extend(al.abandon());
@@ -549,6 +578,7 @@ impl Core {
         for (_, after) in waiting {
             self.after(after);
         }
+        self.heals_lost_disk();
         self.changed();
     }
 }

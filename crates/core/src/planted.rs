@@ -23,6 +23,14 @@ pub enum PlantedBug {
     ReplayUnflushed,
     /// Its bits are cleared when that begins.
     ReplayClearsEarly,
+    /// What was fetched to heal a block is stored although a newer write came meanwhile.
+    HealOverNewer,
+    /// Blocks that nobody has are read from the disk, whatever that gives.
+    LostIsRead,
+    /// A block is lost when a read has failed, whatever was written while that was under way.
+    LoseUnseen,
+    /// Copies are compared while they are written to.
+    VerifyUnlocked,
 }
 
 impl Core {

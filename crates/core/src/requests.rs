@@ -9,9 +9,9 @@ use crate::engine::{Core, DiskJob};
 use crate::event::{DiskOutcome, IoFailure, RequestId, RequestKind};
 use crate::locks::Owner;
 use crate::planted::PlantedBug;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use holdfast_units::{
-    ByteRange, DiskState, EXTENT_SIZE, LogPosition, MAX_REQUEST, NodeId, PeerSet, Role,
+    BLOCK_SIZE, ByteRange, DiskState, EXTENT_SIZE, LogPosition, MAX_REQUEST, NodeId, PeerSet, Role,
 };
 use holdfast_wire::{Message, PeerResult, WriteKind};
 
@@ -83,8 +83,14 @@ impl WriteRequest {
 pub(crate) struct ReadRequest {
     id: RequestId,
     range: ByteRange,
+    /// The part that is asked for now; all of it, unless somebody could not give all.
+    part: ByteRange,
+    /// Who could not give this part, or is being asked.
     tried: PeerSet,
     pub(crate) at: Option<NodeId>,
+    /// What was got by parts, and the parts that are still to come, with who could not give them.
+    got: Option<BytesMut>,
+    rest: Vec<(ByteRange, PeerSet)>,
 }
 
 /// A client's flush.
@@ -100,6 +106,7 @@ pub(crate) struct FlushRequest {
 
 impl Core {
     pub(crate) fn request(&mut self, id: RequestId, kind: RequestKind) {
+        self.surveys.requests += 1;
         let refusal = self.request_refusal(&kind);
         if let Some(failure) = refusal {
             self.complete(id, Err(failure));
@@ -354,32 +361,80 @@ impl Core {
     }
 
     fn read(&mut self, id: RequestId, range: ByteRange) {
-        let key = self.reads.insert(ReadRequest { id, range, tried: PeerSet::EMPTY, at: None });
+        let (tried, at, got) = (PeerSet::EMPTY, None, None);
+        let read = ReadRequest { id, range, part: range, tried, at, got, rest: Vec::new() };
+        let key = self.reads.insert(read);
         self.route_read(key);
     }
 
     /// Sends a read to where the data are good: here, or at a peer that was not asked yet.
     fn route_read(&mut self, key: usize) {
         let Some(read) = self.reads.get(key) else { return };
-        let (range, tried) = (read.range, read.tried);
-        if !tried.contains(self.node) && self.is_good_here(range) {
+        let (part, tried) = (read.part, read.tried);
+        if !tried.contains(self.node) && self.is_good_here(part) {
             let read = &mut self.reads[key];
             read.tried.insert(self.node);
             read.at = None;
-            self.disk_read(DiskJob::Read(key), range, false);
+            self.disk_read(DiskJob::Read(key), part, false);
             return;
         }
-        let next = self.good_peers().find(|p| !tried.contains(*p));
+        // Whoever differs here is not asked for what this disk should have.
+        let here = tried.contains(self.node);
+        let equal = |p: &NodeId| !here || self.peers[p].bitmap.count_range(part.blocks()) == 0;
+        let next = self.good_peers().find(|p| !tried.contains(*p) && equal(p));
         let Some(peer) = next else {
-            let read = self.reads.remove(key);
-            self.complete(read.id, Err(IoFailure::NoData));
+            self.split_read(key);
             return;
         };
         let read = &mut self.reads[key];
         read.tried.insert(peer);
         read.at = Some(peer);
         self.asked(peer);
-        self.send(peer, Message::Read { id: key as u64, range });
+        self.send(peer, Message::Read { id: key as u64, range: part });
+    }
+
+    /// Nobody has all of the part: where several were asked, each may have another half of it.
+    fn split_read(&mut self, key: usize) {
+        let Some(read) = self.reads.get(key) else { return };
+        let (part, tried) = (read.part, read.tried);
+        let somebody = self.good_peers().any(|peer| tried.contains(peer));
+        if part.len <= BLOCK_SIZE || !somebody {
+            let read = self.reads.remove(key);
+            self.complete(read.id, Err(IoFailure::NoData));
+            return;
+        }
+        let half = part.len / 2 / BLOCK_SIZE * BLOCK_SIZE;
+        let mut again = PeerSet::EMPTY;
+        if tried.contains(self.node) && self.disk == DiskState::UpToDate {
+            again.insert(self.node);
+        }
+        let read = &mut self.reads[key];
+        let behind = ByteRange::new(part.offset + half, part.len - half);
+        read.rest.push((behind, again));
+        (read.part, read.tried) = (ByteRange::new(part.offset, half), again);
+        self.route_read(key);
+    }
+
+    /// A part of a read is there. The rest is asked for; behind the last one the client is answered.
+    fn read_got(&mut self, key: usize, data: Bytes) {
+        let Some(read) = self.reads.get_mut(key) else { return };
+        if read.part == read.range {
+            let read = self.reads.remove(key);
+            self.complete(read.id, Ok(Some(data)));
+            return;
+        }
+        let (all, part) = (read.range, read.part);
+        let len = usize::try_from(all.len).unwrap_or(usize::MAX);
+        let at = usize::try_from(part.offset - all.offset).unwrap_or(usize::MAX);
+        let got = read.got.get_or_insert_with(|| BytesMut::zeroed(len));
+        got[at..at + data.len()].copy_from_slice(&data);
+        if let Some((part, tried)) = read.rest.pop() {
+            (read.part, read.tried) = (part, tried);
+            self.route_read(key);
+            return;
+        }
+        let read = self.reads.remove(key);
+        self.complete(read.id, Ok(read.got.map(BytesMut::freeze)));
     }
 
     /// Whether the local disk has the current data of a range.
@@ -396,11 +451,26 @@ impl Core {
     }
 
     pub(crate) fn read_local_done(&mut self, key: usize, result: Result<DiskOutcome, IoFailure>) {
-        let Some(read) = self.reads.get(key) else { return };
+        let takes_all = self.has_bug(PlantedBug::LostIsRead);
+        let Some(read) = self.reads.get_mut(key) else { return };
         match result {
-            Ok(DiskOutcome::Data(data)) if data.len() as u64 == read.range.len => {
-                let read = self.reads.remove(key);
-                self.complete(read.id, Ok(Some(data)));
+            Ok(DiskOutcome::Data(data)) if data.len() as u64 == read.part.len => {
+                self.read_got(key, data);
+            }
+            Ok(DiskOutcome::Partial { data, .. }) if takes_all => self.read_got(key, data),
+            // What is good is kept; the rest is asked of peers, part by part.
+            Ok(DiskOutcome::Partial { data, bad }) if data.len() as u64 == read.part.len => {
+                let (all, part) = (read.range, read.part);
+                let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+                let at = bytes(part.offset - all.offset);
+                let got = read.got.get_or_insert_with(|| BytesMut::zeroed(bytes(all.len)));
+                got[at..at + data.len()].copy_from_slice(&data);
+                let tried = read.tried;
+                read.rest.extend(bad.into_iter().map(|bad| (bad, tried)));
+                if let Some((part, tried)) = read.rest.pop() {
+                    (read.part, read.tried) = (part, tried);
+                }
+                self.route_read(key);
             }
             _ => self.route_read(key),
         }
@@ -414,10 +484,10 @@ impl Core {
             return;
         }
         self.answered(peer);
-        let fits = result == PeerResult::Ok && data.len() as u64 == self.reads[key].range.len;
-        if fits {
-            let read = self.reads.remove(key);
-            self.complete(read.id, Ok(Some(data)));
+        let part = self.reads[key].part;
+        if result == PeerResult::Ok && data.len() as u64 == part.len {
+            self.lost_in(part).into_iter().for_each(|lost| self.heal(lost));
+            self.read_got(key, data);
         } else {
             self.route_read(key);
         }

@@ -151,6 +151,10 @@ impl Core {
         if !self.peer_writes.is_empty() && !self.is_near_primary() {
             return;
         }
+        if self.is_repairing() {
+            // What it writes elsewhere must not come behind what the next Primary writes.
+            return;
+        }
         for (node, id) in std::mem::take(&mut self.prepares) {
             let answer = self.promise_to(node);
             self.send(node, Message::PromoteReply { id, answer });
@@ -174,6 +178,7 @@ impl Core {
         if behind {
             return PromoteAnswer::YouAreOutdated;
         }
+        self.surveys.epoch += 1;
         self.promise = Some(Promise { peer: node, until: self.now.after(PROMISE_MS) });
         PromoteAnswer::Yes
     }
@@ -432,7 +437,10 @@ impl Core {
 
     fn progress_stop(&mut self) {
         let Some(stopping) = &self.stopping else { return };
-        let idle = self.in_flight() == 0 && self.bump.is_none() && self.peer_writes.is_empty();
+        let idle = self.in_flight() == 0
+            && self.bump.is_none()
+            && self.peer_writes.is_empty()
+            && !self.healing.is_storing();
         if stopping.flushing || !(idle || stopping.deadline <= self.now) {
             return;
         }

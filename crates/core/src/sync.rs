@@ -7,7 +7,7 @@
 //! is worth what the source is.
 
 use crate::engine::{Core, DiskJob};
-use crate::event::{DiskOutcome, IoFailure, Notice, ResyncProgress};
+use crate::event::{Action, DiskOutcome, IoFailure, Notice, ResyncProgress};
 use crate::locks::Owner;
 use crate::peer::Peer;
 use crate::persist::{After, bytes};
@@ -69,14 +69,28 @@ pub(crate) struct ResyncRead {
     asked: ByteRange,
 }
 
+/// What a source gives.
+#[derive(Clone, Debug)]
+pub(crate) enum Content {
+    Data(Bytes),
+    Zeroes,
+    /// It has no good copy.
+    Lost,
+}
+
+impl Content {
+    fn len(&self) -> u64 {
+        if let Self::Data(data) = self { data.len() as u64 } else { 0 }
+    }
+}
+
 /// Blocks that came from a source.
 #[derive(Debug)]
 pub(crate) struct ResyncWrite {
     peer: NodeId,
     round: u64,
     range: ByteRange,
-    payload: Bytes,
-    zeroes: bool,
+    content: Content,
     runs: usize,
     failed: bool,
 }
@@ -99,6 +113,7 @@ impl Peer {
         self.overtaken = false;
         self.bitmap_seen = false;
         self.generations_sent = false;
+        self.differing = None;
         self.resync = None;
         self.feed = None;
         self.caught = None;
@@ -401,14 +416,20 @@ impl Core {
 
     /// What goes on with `node` waits until all has come that the others sent until now.
     pub(crate) fn begin_barrier(&mut self, node: NodeId, others: &[NodeId]) {
+        let barrier = self.barrier(others);
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.barrier = Some(barrier);
+        }
+    }
+
+    /// Passed when all has come that the others sent until now.
+    pub(crate) fn barrier(&mut self, others: &[NodeId]) -> Barrier {
         let mut waits = Vec::new();
         for other in others {
             self.ping(*other);
             waits.extend(self.peers.get(other).map(|p| (*other, p.pings)));
         }
-        if let Some(peer) = self.peers.get_mut(&node) {
-            peer.barrier = Some(Barrier(waits));
-        }
+        Barrier(waits)
     }
 
     pub(crate) fn has_passed(&self, barrier: &Barrier) -> bool {
@@ -593,6 +614,18 @@ impl Core {
         }
     }
 
+    /// Whether this is still the resync of that peer.
+    pub(crate) fn is_round(&self, node: NodeId, round: u64) -> bool {
+        self.round_of(node) == round
+    }
+
+    /// Reads for a target what could not be read before.
+    pub(crate) fn read_for_target(&mut self, node: NodeId, asked: ByteRange) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.wanted.push_front(asked);
+        }
+    }
+
     /// A read for a target is over.
     fn end_resync_read(&mut self, read: &ResyncRead) {
         if let Some(peer) = self.peers.get_mut(&read.peer) {
@@ -605,7 +638,16 @@ impl Core {
         let Some(read) = self.resync_reads.get(key) else { return };
         let asked = read.asked;
         if self.has_disk() && self.round_of(read.peer) == read.round {
-            self.disk_read(DiskJob::ResyncRead(key), asked, true);
+            let lost = self.lost_in(asked).first().map_or(asked.end(), |lost| lost.offset);
+            if lost > asked.offset {
+                let range = ByteRange::new(asked.offset, lost - asked.offset);
+                self.disk_read(DiskJob::ResyncRead(key), range, true);
+            } else {
+                let read = self.resync_reads.remove(key);
+                self.heal(ByteRange::new(asked.offset, BLOCK_SIZE));
+                self.end_resync_read(&read);
+                self.park(read.peer, read.round, asked);
+            }
         } else {
             let read = self.resync_reads.remove(key);
             self.end_resync_read(&read);
@@ -617,8 +659,28 @@ impl Core {
         let (node, asked) = (read.peer, read.asked);
         // What was read for an earlier round may be older than what the new bitmap stands for.
         if self.round_of(node) == read.round {
+            let result = match result {
+                // What cannot be read ends the answer; at its start it is healed before there is one.
+                Ok(DiskOutcome::Partial { data, bad }) => {
+                    let first = bad.first().map_or(asked.end(), |bad| bad.offset);
+                    let good = usize::try_from(first - asked.offset).unwrap_or(usize::MAX);
+                    if good == 0 {
+                        if let Some(bad) = bad.first().filter(|_| !self.is_healing(asked)) {
+                            self.lose(&[*bad]);
+                        }
+                        self.end_resync_read(&read);
+                        self.park(node, read.round, asked);
+                        return;
+                    }
+                    Ok(DiskOutcome::Data(data.slice(..good.min(data.len()))))
+                }
+                result => result,
+            };
             let (range, zeroes, payload) = match result {
-                Ok(DiskOutcome::Zeroes) => (asked, true, Bytes::new()),
+                Ok(DiskOutcome::Zeroes) => {
+                    let lost = self.lost_in(asked).first().map_or(asked.end(), |lost| lost.offset);
+                    (ByteRange::new(asked.offset, lost - asked.offset), true, Bytes::new())
+                }
                 Ok(DiskOutcome::Data(data)) if !data.is_empty() => {
                     let (len, zeroes) = first_stretch(&data);
                     let range = ByteRange::new(asked.offset, len as u64);
@@ -645,12 +707,12 @@ impl Core {
         node: NodeId,
         asked: ByteRange,
         range: ByteRange,
-        zeroes: bool,
-        payload: Bytes,
+        content: Content,
     ) {
         let fits = asked.contains(range) && asked.offset == range.offset && !range.is_empty();
-        let payload_fits =
-            if zeroes { payload.is_empty() } else { payload.len() as u64 == range.len };
+        let zeroes = matches!(content, Content::Zeroes);
+        let payload = content.len();
+        let payload_fits = !matches!(content, Content::Data(_)) || payload == range.len;
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let Some(resync) = &mut peer.resync else { return };
         let pull = resync.pulls.remove(&asked.offset);
@@ -663,8 +725,8 @@ impl Core {
             return;
         }
         resync.in_flight -= asked.len.min(MAX_REQUEST);
-        resync.carried += payload.len() as u64;
-        peer.resync_received += payload.len() as u64;
+        resync.carried += payload;
+        peer.resync_received += payload;
         resync.adapt(asked, range, zeroes);
         if range.len < asked.len {
             resync.cursor = resync.cursor.min(range.end() / BLOCK_SIZE);
@@ -676,8 +738,7 @@ impl Core {
             peer: node,
             round,
             range,
-            payload,
-            zeroes,
+            content,
             runs: 0,
             failed: false,
         });
@@ -689,8 +750,7 @@ impl Core {
     /// Writes the blocks whose bits are still set; the others were written anew meanwhile.
     pub(crate) fn start_resync_write(&mut self, key: usize) {
         let Some(write) = self.resync_writes.get(key) else { return };
-        let (node, range, zeroes) = (write.peer, write.range, write.zeroes);
-        let payload = write.payload.clone();
+        let (node, range, content) = (write.peer, write.range, write.content.clone());
         let still = self.round_of(node) == write.round && self.has_disk();
         let mut runs = Vec::new();
         if still && let Some(peer) = self.peers.get(&node) {
@@ -711,10 +771,21 @@ impl Core {
             self.finish_resync_write(key);
             return;
         }
+        if matches!(content, Content::Lost) {
+            self.lose(&runs);
+        }
         for run in runs {
             let from = usize::try_from(run.offset - range.offset).unwrap_or(usize::MAX);
             let len = usize::try_from(run.len).unwrap_or(usize::MAX);
-            let data = (!zeroes).then(|| payload.slice(from..from + len));
+            let data = match &content {
+                Content::Data(data) => Some(data.slice(from..from + len)),
+                Content::Zeroes => None,
+                Content::Lost => {
+                    let op = self.disk_op(DiskJob::ResyncLost(key), run);
+                    self.act(Action::DiskMarkLost { op, range: run });
+                    continue;
+                }
+            };
             self.disk_write(DiskJob::ResyncWrite(key), run, data, false);
         }
     }

@@ -6,7 +6,7 @@ use crate::node::{Node, Parts};
 use crate::options::{NbdAccess, Settings};
 use crate::resource::{self, Resource};
 use crate::shard::{Shard, ShardOptions, TcpAccess, boot_id};
-use crate::{archiving, guests, http, peer_api, peers, refuse, space};
+use crate::{archiving, guests, health, http, peer_api, peers, refuse, space};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Address, ClusterState};
 use holdfast_nbd::{AllowList, ServerTls};
@@ -68,6 +68,8 @@ impl Daemon {
         tokio::spawn(commands::attach::tell(Arc::clone(&node)));
         tokio::spawn(archiving::run(Arc::clone(&node)));
         tokio::spawn(space::run(Arc::clone(&node)));
+        tokio::spawn(health::run(Arc::clone(&node)));
+        tokio::spawn(health::run_smart(Arc::clone(&node)));
         tokio::spawn(http::serve(Arc::clone(&node), control));
         Ok(started)
     }
@@ -96,6 +98,7 @@ impl Daemon {
             tracing::error!("not all resources stopped in time; they are treated as after a crash");
         }
         node.stop_shard().await;
+        health::save_all(&node).await;
         for socket in [&node.settings.socket, &node.settings.nbd_socket()] {
             // Who starts next replaces what is left.
             let _ = fs::remove_file(socket);

@@ -2,7 +2,8 @@
 //! the other one waits for it.
 
 use crate::node::{Node, PeerMember};
-use crate::peer_api::{AboutResource, DIAL, Opening, open_link};
+use crate::opening::{Opening, open_link};
+use crate::peer_api::{AboutResource, DIAL};
 use crate::peers::{CALL_TIMEOUT, call_node, connect};
 use crate::resource::Resource;
 use crate::shard::{LinkOrigin, ResourceHandle};

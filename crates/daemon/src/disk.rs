@@ -1,8 +1,9 @@
 //! Backing disks on the control side: what may be used for a new member, making it ready, and
 //! giving it back. Everything here blocks.
 
-use crate::local::LocalDisk;
-use crate::shard::{CreateMetadata, InitialContent, create_metadata};
+use crate::local::{LocalDisk, LocalSpare};
+use crate::shard::{CreateMetadata, InitialContent, NewSpares, create_with_region};
+use crate::spares::{self, Planned};
 use crate::{refuse, remote};
 use holdfast_api::request::META_INTERNAL;
 use holdfast_api::{ApiError, ErrorCode};
@@ -71,6 +72,8 @@ pub(crate) struct Wanted {
     pub(crate) state_dir: PathBuf,
     pub(crate) used: Vec<Used>,
     pub(crate) existing: Existing,
+    /// The spares for bad sectors that it is to have.
+    pub(crate) spares: Planned,
 }
 
 /// What becomes of what is on a disk.
@@ -101,6 +104,8 @@ pub(crate) struct Ends {
     pub(crate) left_over: u64,
     /// Bytes for internal metadata.
     pub(crate) metadata: u64,
+    /// Bytes that are a spare for bad sectors.
+    pub(crate) spare: u64,
 }
 
 /// What was made, so that it can be undone.
@@ -143,7 +148,8 @@ impl Wanted {
         }
         self.check_foreign(&path, "the disk")?;
         let meta = self.meta_place(&path)?;
-        let disk = LocalDisk { path, meta };
+        let disk = LocalDisk::new(path, meta);
+        self.check_spares(&disk)?;
         if let Some(uri) = remote::uri_of(&disk.path) {
             let ends = self.check_remote(&disk, uri)?;
             return Ok(Checked { wanted: self, disk, make_file: None, ends });
@@ -219,14 +225,15 @@ impl Wanted {
                 "check the path; a file is made when its directory exists and --size is given",
             ));
         };
+        let spare = self.spares.region.unwrap_or(0);
         if disk.meta.is_some() {
-            return Ok(size);
+            return Ok(size + spare);
         }
         let placement = Placement::External { base: 0 };
         let blocks = al_blocks_for(self.al_extents);
         let layout = MetaLayout::new(size, self.al_extents, blocks, SLOTS, placement)
             .map_err(|error| self.refuse(ErrorCode::InvalidSize, &error.to_string()))?;
-        Ok(size + layout.area().len)
+        Ok(size + spare + layout.area().len)
     }
 
     /// Checks a disk that is there.
@@ -261,15 +268,22 @@ impl Wanted {
                 .refuse(ErrorCode::MetadataExists, &why)
                 .hint("if nobody needs them any more, overwrite the last 8 KiB with zeroes"));
         }
+        let spare = self.spares.region.unwrap_or(0);
+        let free = length.saturating_sub(spare);
         let room = if disk.meta.is_none() {
-            MetaLayout::usable_size(length, al_blocks_for(self.al_extents), SLOTS)
+            MetaLayout::usable_size(free, al_blocks_for(self.al_extents), SLOTS)
                 .map_err(|error| self.refuse(ErrorCode::DiskTooSmall, &error.to_string()))?
         } else {
-            length / BLOCK_SIZE * BLOCK_SIZE
+            free
         };
         let needs = self.size.unwrap_or(BLOCK_SIZE);
         if needs > room {
-            let beside = if disk.meta.is_none() { " beside its metadata" } else { "" };
+            let beside = match (disk.meta.is_none(), spare > 0) {
+                (true, true) => " beside its metadata and its spare",
+                (true, false) => " beside its metadata",
+                (false, true) => " beside its spare",
+                (false, false) => "",
+            };
             let why = format!(
                 "the disk {shown} is too small: it has room for {} ({room} bytes){beside}, the \
                  resource needs {} ({needs} bytes)",
@@ -283,7 +297,8 @@ impl Wanted {
         self.check_content(disk, length, room)?;
         Ok(Ends {
             left_over: if self.size.is_none() { bytes - length } else { 0 },
-            metadata: if disk.meta.is_none() { length - room } else { 0 },
+            metadata: if disk.meta.is_none() { free - room } else { 0 },
+            spare,
         })
     }
 
@@ -311,7 +326,7 @@ impl Wanted {
             return Err(self.overwrites(&disk.path, found.what));
         }
         let left_over = if self.size.is_none() { size - room } else { 0 };
-        Ok(Ends { left_over, metadata: 0 })
+        Ok(Ends { left_over, ..Ends::default() })
     }
 
     fn overwrites(&self, disk: &Path, what: &str) -> ApiError {
@@ -329,7 +344,7 @@ impl Wanted {
         let shown = disk.path.display();
         let found = match self.existing {
             Existing::Overwrite => None,
-            Existing::Keep if disk.meta.is_some() => None,
+            Existing::Keep if disk.meta.is_some() && self.spares.region.is_none() => None,
             Existing::Keep | Existing::OverwriteUnknown => signature_of(&disk.path),
         };
         let Some(found) = found else { return Ok(()) };
@@ -339,6 +354,14 @@ impl Wanted {
         }
         if found.end.unwrap_or(length) <= room {
             return Ok(());
+        }
+        if disk.meta.is_some() {
+            let why = format!(
+                "the disk {shown} holds {what} that goes to where its spare would be, at its end"
+            );
+            return Err(self
+                .refuse(ErrorCode::DiskHoldsData, &why)
+                .hint("shrink it first, or put the spare elsewhere: --spare PATH"));
         }
         let why = format!(
             "the disk {shown} holds {what} that goes to where its metadata would be, at its end"
@@ -364,8 +387,10 @@ impl Wanted {
     /// That no other resource of this node has the path.
     fn check_free(&self, path: &Path, what: &str) -> Result<(), ApiError> {
         for used in &self.used {
-            let paths = [Some(&used.disk.path), used.disk.meta.as_ref()];
-            let hit = paths.into_iter().flatten().any(|p| p == path || same_object(p, path));
+            let spares = used.disk.spares.iter().filter_map(LocalSpare::path);
+            let paths = [Some(used.disk.path.as_path()), used.disk.meta.as_deref()];
+            let mut paths = paths.into_iter().flatten().chain(spares);
+            let hit = paths.any(|p| p == path || same_object(p, path));
             if hit {
                 let why =
                     format!("{what} {} belongs to {} of this node", path.display(), used.owner);
@@ -387,7 +412,7 @@ impl Checked {
         others: &[NodeId],
         content: InitialContent,
     ) -> Result<Prepared, ApiError> {
-        let Self { wanted, disk, make_file, ends } = self;
+        let Self { wanted, mut disk, make_file, ends } = self;
         if disk.meta.as_ref().is_some_and(|meta| meta.starts_with(&wanted.state_dir)) {
             let dir = wanted.state_dir.join("meta");
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
@@ -401,7 +426,14 @@ impl Checked {
         }
         let made_file = make_file.is_some();
         let (what, resource) = (wanted.what, wanted.resource);
-        let made = create_metadata(&CreateMetadata {
+        let planned = wanted.spares;
+        let spares = match planned.is_empty() {
+            true => None,
+            false => {
+                Some(NewSpares { id: spares::new_disk_id()?, region: planned.region.unwrap_or(0) })
+            }
+        };
+        let made = create_with_region(&CreateMetadata {
             disk: disk.spec(),
             size: wanted.size,
             resource,
@@ -409,12 +441,13 @@ impl Checked {
             al_extents: wanted.al_extents,
             slots: Some(SLOTS),
             content,
+            spares,
         });
         let fail = |error: ApiError| {
             Err(ApiError { message: format!("{what}: {}", error.message), ..error })
         };
-        let size = match made {
-            Ok(size) => size,
+        let (size, region) = match made {
+            Ok(made) => made,
             Err(error) => {
                 if made_file {
                     remove_file(&disk.path);
@@ -422,7 +455,17 @@ impl Checked {
                 return fail(refuse::metadata(&error));
             }
         };
+        let region =
+            region.map(|range| LocalSpare::Region { offset: range.offset, len: range.len });
+        let paths = planned.paths.iter().cloned().map(LocalSpare::Path);
+        disk.spares = region.into_iter().chain(paths).collect();
         let prepared = Prepared { disk, size, ends, resource, made_file };
+        if let Some(NewSpares { id, .. }) = spares
+            && let Err(error) = spares::make(&prepared.disk.spec(), resource, id, planned.force)
+        {
+            prepared.undo();
+            return fail(error);
+        }
         if let Err(full) = room::reserve(&prepared.disk, resource, others) {
             prepared.undo();
             return fail(full.here());
@@ -431,10 +474,27 @@ impl Checked {
     }
 }
 
+impl Checked {
+    /// Makes the file, if it is not there; no metadata. Whether it was made.
+    ///
+    /// # Errors
+    /// When it could not be made.
+    pub(crate) fn prepare_data(self) -> Result<(LocalDisk, bool), ApiError> {
+        let Self { wanted, disk, make_file, .. } = self;
+        if let Some(length) = make_file {
+            holdfast_store::create_file(&disk.path, length).map_err(|error| {
+                let error = refuse::disk(&error);
+                ApiError { message: format!("{}: {}", wanted.what, error.message), ..error }
+            })?;
+        }
+        Ok((disk, make_file.is_some()))
+    }
+}
+
 impl Prepared {
     /// Takes back what was made.
     pub(crate) fn undo(&self) {
-        wipe(&self.disk, self.resource);
+        give_up(&self.disk, self.resource);
         if self.made_file {
             remove_file(&self.disk.path);
         }
@@ -454,15 +514,21 @@ pub(crate) fn renew_metadata(
     others: &[NodeId],
     content: InitialContent,
 ) -> Result<(), ApiError> {
+    // Its spares hold parts of the data, so it keeps them, and they stay where they are.
+    let spec = disk.spec();
+    let length = length_of(&disk.path).unwrap_or(0);
+    let id = spares::disk_id(&spec, length, resource);
+    let region = disk.spares.iter().map(LocalSpare::region_len).sum();
     wipe(disk, resource);
-    create_metadata(&CreateMetadata {
-        disk: disk.spec(),
+    create_with_region(&CreateMetadata {
+        disk: spec,
         size: Some(size),
         resource,
         node,
         al_extents,
         slots: Some(SLOTS),
         content,
+        spares: id.map(|id| NewSpares { id, region }),
     })
     .map_err(|error| refuse::metadata(&error))?;
     room::reserve(disk, resource, others).map_err(|full| full.here())
@@ -471,6 +537,23 @@ pub(crate) fn renew_metadata(
 /// Where the metadata of a resource are when nobody says.
 pub(crate) fn own_meta(state_dir: &Path, resource: ResourceId) -> PathBuf {
     state_dir.join("meta").join(format!("{resource}.meta"))
+}
+
+/// Ends the use of a disk for a resource: what is in its spares goes back onto it, as far as it takes
+/// it, and the spares and the metadata are given up. What cannot be done is left, and said in the log.
+pub(crate) fn give_up(disk: &LocalDisk, resource: ResourceId) {
+    if !disk.spares.is_empty() {
+        spares::end(&disk.spec(), resource);
+    }
+    wipe(disk, resource);
+}
+
+/// The same for a disk whose data are of no use any more.
+pub(crate) fn abandon(disk: &LocalDisk, resource: ResourceId) {
+    if !disk.spares.is_empty() {
+        spares::retire_all(&disk.spec(), resource);
+    }
+    wipe(disk, resource);
 }
 
 /// Removes the metadata of a resource, so that its disk can be used for another. The data stay.
@@ -511,10 +594,19 @@ fn placement(disk: &LocalDisk) -> io::Result<Placement> {
     })
 }
 
-fn remove_file(path: &Path) {
+pub(crate) fn remove_file(path: &Path) {
     if let Err(error) = fs::remove_file(path) {
         tracing::warn!("{} was not removed: {error}", path.display());
     }
+}
+
+/// Has the metadata of a disk say that it has no spares, if they say that it has some.
+///
+/// # Errors
+/// When they cannot be written.
+pub(crate) fn unmark(disk: &LocalDisk, resource: ResourceId) -> Result<(), String> {
+    let size = if disk.meta.is_some() { 0 } else { length_of(&disk.path).unwrap_or(0) };
+    spares::unmark(&disk.spec(), size, resource).map_err(|error| error.to_string())
 }
 
 /// Where a path leads to, as far as it exists.
@@ -546,7 +638,7 @@ fn internal_owner(path: &Path, device_len: u64) -> Option<ResourceId> {
 }
 
 /// Whether two paths lead to the same file or device.
-fn same_object(one: &Path, other: &Path) -> bool {
+pub(crate) fn same_object(one: &Path, other: &Path) -> bool {
     let id = |path: &Path| {
         let found = fs::metadata(path).ok()?;
         Some(if found.file_type().is_block_device() {
@@ -577,5 +669,6 @@ fn loop_device_of(path: &Path) -> Option<String> {
 pub(crate) mod growth;
 pub(crate) mod room;
 mod signature;
+mod spare;
 #[cfg(test)]
 mod tests;

@@ -161,13 +161,30 @@ pub(crate) fn of_resource(status: &ResourceStatus) -> Objects {
         ("nbd_uri", status.nbd_uri.clone()),
     ];
     objects.insert(ObjectKey::new("resource", name, None), fields(resource));
+    let replacing = status.disk.replacing.as_ref().map(|new| new.state.clone());
+    let health = status.disk.health.as_ref();
     let disk = [
+        ("health", health.map_or_else(String::new, |health| health.level.clone())),
+        ("health_score", health.map_or_else(String::new, |health| health.score.to_string())),
         ("state", status.disk.state.clone()),
         ("path", status.disk.path.clone().unwrap_or_default()),
         ("io_errors", status.disk.io_errors.to_string()),
+        ("healed_blocks", status.disk.healed_blocks.to_string()),
+        ("unreadable_blocks", status.disk.unreadable_blocks.to_string()),
         ("problem", status.disk.problem.clone().unwrap_or_default()),
+        ("replacing", replacing.unwrap_or_default()),
     ];
-    objects.insert(ObjectKey::new("disk", name, None), fields(disk));
+    let mut disk = fields(disk);
+    if let Some(fill) = &status.disk.spare_fill {
+        let spares = [
+            ("spare_fill", fill.clone()),
+            ("remapped_sectors", status.disk.remapped_sectors.to_string()),
+            ("lost_sectors", status.disk.lost_sectors.to_string()),
+            ("spare_sectors_free", status.disk.spare_sectors_free.to_string()),
+        ];
+        disk.extend(fields(spares));
+    }
+    objects.insert(ObjectKey::new("disk", name, None), disk);
     if let Some(path) = &status.device {
         let kind = status.device_kind.clone().unwrap_or_default();
         let device = [("path", path.clone()), ("kind", kind)];

@@ -86,6 +86,11 @@ async fn grow(
     if handle.snapshot().snapshot.own_size >= size {
         return Ok(());
     }
+    if resource.local().replacing.is_some() {
+        let message = "its data are being moved to another disk on this node, which gets the size \
+                       that it has now";
+        return Err(ApiError::new(ErrorCode::Busy, message).hint("it grows after that by itself"));
+    }
     // Nobody else prepares a larger size while the core takes this one.
     let guard = prepare(node, resource, size).await?;
     let result = handle.command(Command::Grow { size }).await;

@@ -3,7 +3,7 @@
 use crate::commands::{self, need_running};
 use crate::logpeer;
 use crate::node::Node;
-use crate::{guests, metrics, phases, refuse, status};
+use crate::{guests, health, metrics, phases, refuse, status};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use futures_util::{Stream, StreamExt, stream};
 use holdfast_api::attachment::{Attached, AttachmentStatus};
+use holdfast_api::badblocks::{BadBlocks, BadBlocksDone};
 use holdfast_api::request::{self, VersionInfo};
 use holdfast_api::{ApiError, ErrorBody, ErrorCode, Event, calls, routes};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -186,6 +187,10 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::RESOURCE_DISCONNECT, post(disconnect))
         .route(routes::RESOURCE_INVALIDATE, post(invalidate))
         .route(routes::RESOURCE_RESIZE, post(resize))
+        .route(routes::RESOURCE_VERIFY, get(verify_reports).post(verify))
+        .route(routes::RESOURCE_SCRUB, get(scrub_reports).post(scrub))
+        .route(routes::RESOURCE_HEALTH, get(health_of))
+        .route(routes::RESOURCE_HEALTH_CLEAR, post(health_clear))
         .route(routes::RESOURCE_LOG, get(log))
         .route(routes::RESOURCE_LOG_ROTATE, post(log_rotate))
         .route(routes::RESOURCE_LOG_TRIM, post(log_trim))
@@ -194,6 +199,12 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::RESOURCE_DEVICE_REMOVE, post(device_remove))
         .route(routes::RESOURCE_ATTACH_DISK, post(attach_disk))
         .route(routes::RESOURCE_DETACH_DISK, post(detach_disk))
+        .route(routes::RESOURCE_REPLACE_DISK, post(replace_disk))
+        .route(routes::RESOURCE_BADBLOCKS, get(badblocks))
+        .route(routes::RESOURCE_BADBLOCKS_ADD, post(badblocks_add))
+        .route(routes::RESOURCE_BADBLOCKS_REMOVE, post(badblocks_remove))
+        .route(routes::RESOURCE_SPARE_ADD, post(spare_add))
+        .route(routes::RESOURCE_SPARE_REMOVE, post(spare_remove))
         .route(routes::RESOURCE_PAUSE, post(pause))
         .route(routes::RESOURCE_RESUME, post(resume))
         .route(routes::RESOURCE_WAIT, post(wait))
@@ -412,11 +423,32 @@ async fn resource(
     Ok(Json(status::resource(&node, &resource)))
 }
 
+async fn health_of(
+    State(node): App,
+    Path(name): Path<String>,
+) -> Answer<holdfast_api::health::DiskHealth> {
+    Ok(Json(health::of(&node, &name).await?))
+}
+
 async fn log(
     State(node): App,
     Path(name): Path<String>,
 ) -> Answer<holdfast_api::journal::JournalLog> {
     Ok(Json(commands::journal::list(&node, &name).await?))
+}
+
+async fn verify_reports(
+    State(node): App,
+    Path(name): Path<String>,
+) -> Answer<holdfast_api::survey::SurveyReports> {
+    Ok(Json(commands::survey::reports(&node, &name, holdfast_core::SurveyKind::Verify)?))
+}
+
+async fn scrub_reports(
+    State(node): App,
+    Path(name): Path<String>,
+) -> Answer<holdfast_api::survey::SurveyReports> {
+    Ok(Json(commands::survey::reports(&node, &name, holdfast_core::SurveyKind::Scrub)?))
 }
 
 /// A call on a resource or an attachment whose command takes the node, the name and the body.
@@ -439,11 +471,18 @@ on_resource! {
     connect, request::Done, commands::links::connect;
     disconnect, request::Done, commands::links::disconnect;
     invalidate, request::Done, commands::links::invalidate;
+    verify, request::Done, commands::survey::verify;
+    scrub, request::Done, commands::survey::scrub;
     resize, request::Done, commands::resize::resize;
     rewind, request::Rewound, crate::logpeer::rewind::rewind;
     device, request::DeviceMade, commands::device::make;
     attach_disk, request::Done, commands::disk::attach;
     detach_disk, request::Done, commands::disk::detach;
+    replace_disk, request::Done, commands::replace_disk::replace;
+    badblocks_add, BadBlocksDone, commands::badblocks::add;
+    badblocks_remove, BadBlocksDone, commands::badblocks::remove;
+    spare_add, request::Done, commands::spare::add;
+    spare_remove, request::Done, commands::spare::remove;
     set_options, request::Done, commands::options::set;
     detach, request::Done, commands::attach::detach;
     abort, request::Done, commands::attach::abort;
@@ -472,6 +511,7 @@ plain_on_resource! {
     device_remove, commands::device::remove;
     log_rotate, commands::journal::rotate;
     log_trim, commands::journal::trim;
+    health_clear, health::clear;
 }
 
 async fn join(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
@@ -506,6 +546,22 @@ async fn attachments(State(node): App) -> Answer<Vec<AttachmentStatus>> {
 
 async fn attachment(State(node): App, Path(name): Path<String>) -> Answer<AttachmentStatus> {
     Ok(Json(commands::attach::show(&node, &name).await?))
+}
+
+/// The query of the table of bad sectors.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FromRow {
+    #[serde(default)]
+    from: u64,
+}
+
+async fn badblocks(
+    State(node): App,
+    Path(name): Path<String>,
+    Query(query): Query<FromRow>,
+) -> Answer<BadBlocks> {
+    Ok(Json(commands::badblocks::list(&node, &name, query.from).await?))
 }
 
 /// The query of the calls about options.

@@ -11,7 +11,9 @@ use crate::problems;
 use crate::resource::{Plan, Problem, Resource, core_options, plan, told};
 use crate::shard::{ResourceHandle, ResourceView};
 use holdfast_api::status::PeerProblem;
-use holdfast_core::{Command, Notice, Options, PeerConfig, Snapshot};
+use holdfast_core::{
+    Command, Notice, Options, PeerConfig, Snapshot, SurveyEnd, SurveyKind, SurveyProgress,
+};
 use holdfast_device::LocalDevice;
 use holdfast_units::{ConnectionState, NodeId, PeerSet, Role};
 use std::collections::BTreeMap;
@@ -177,7 +179,7 @@ impl Keeper {
             problems::forget_solved(&mut state.problems, &view.snapshot);
             state.rates.retain(|peer, _| view.snapshot.peers.iter().any(|p| p.node == *peer));
             for peer in &view.snapshot.peers {
-                match peer.resync {
+                match peer.resync.or(peer.verify) {
                     Some(resync) => {
                         state.rates.entry(peer.node).or_default().note(now, resync.done);
                     }
@@ -487,13 +489,36 @@ fn is_trouble(notice: &Notice) -> bool {
         | Notice::ProtocolError(..)
         | Notice::SizesDiffer { .. }
         | Notice::DiskFailed
+        | Notice::Unreadable { .. }
         | Notice::MetaDamaged(_) => true,
+        Notice::SurveyEnded(_, run) => run.differing > 0 || run.unreadable > 0,
         Notice::PeerDiskFailed(_)
         | Notice::PeerTimeout(_)
         | Notice::ResyncStarted(..)
         | Notice::Grown(_)
+        | Notice::Healed(_)
         | Notice::ResyncFinished(..) => false,
     }
+}
+
+/// How a `verify` or `scrub` ended.
+fn survey_sentence(end: SurveyEnd, run: &SurveyProgress) -> String {
+    let what = match run.kind {
+        SurveyKind::Verify => "verify",
+        SurveyKind::Scrub => "scrub",
+    };
+    let how = match end {
+        SurveyEnd::Done => "has ended",
+        SurveyEnd::Stopped => "was stopped",
+        SurveyEnd::PeerLost(_) => "was given up: a peer is gone",
+        SurveyEnd::DiskLost => "was given up: the disk is not used any more",
+    };
+    let SurveyProgress { differing, repaired, unreadable, .. } = run;
+    let size = holdfast_units::format_size(run.done);
+    format!(
+        "the {what} {how}: {size} read, {differing} blocks differed, {repaired} of them were \
+         repaired, {unreadable} could not be read"
+    )
 }
 
 /// A notice as a sentence, and the peer that it is about.
@@ -512,6 +537,16 @@ fn sentence(notice: &Notice, resource: &str) -> (Option<NodeId>, String) {
             let shown = holdfast_units::format_size(*size);
             (None, format!("the resource has grown: it has {shown} ({size} bytes) now"))
         }
+        Notice::Healed(blocks) => {
+            let what = "blocks that could not be read were repaired from a peer";
+            (None, format!("healed: {blocks} {what}"))
+        }
+        Notice::Unreadable { first, blocks } => {
+            let what = "blocks cannot be read here, nor had from a connected peer";
+            let at = first.offset;
+            (None, format!("unreadable: {blocks} {what}; the first at offset {at}"))
+        }
+        Notice::SurveyEnded(end, run) => (None, survey_sentence(*end, run)),
         Notice::MetaDamaged(what) => {
             (None, format!("metadata are damaged: {what}; what they covered is copied again"))
         }
@@ -553,6 +588,7 @@ mod tests {
             resync_sent: 0,
             resync_received: 0,
             resync: None,
+            verify: None,
             diskless: false,
             size: None,
         }
@@ -572,7 +608,12 @@ mod tests {
             al_writes: 0,
             in_flight: 0,
             missing: PeerSet::EMPTY,
+            surveys: Vec::new(),
             io_errors: 0,
+            healed_blocks: 0,
+            unreadable_blocks: 0,
+            unreadable: Vec::new(),
+            healing_blocks: 0,
         }
     }
 

@@ -3,11 +3,12 @@
 
 use crate::journaled::JournalSpec;
 use crate::shard::{DiskSpec, MetaPlace};
+use crate::spares::SpareSpec;
 use crate::statefile;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::Uuid;
 use holdfast_store::DirectMode;
-use holdfast_units::ResourceId;
+use holdfast_units::{ByteRange, ResourceId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
@@ -26,21 +27,97 @@ pub(crate) struct LocalDisk {
     pub(crate) path: PathBuf,
     /// Where the metadata are; `None` at the disk's end.
     pub(crate) meta: Option<PathBuf>,
+    /// All spares that it has for bad sectors.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) spares: Vec<LocalSpare>,
+}
+
+/// A spare of a disk.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum LocalSpare {
+    /// A file or device of its own.
+    Path(PathBuf),
+    /// A part of the disk.
+    Region { offset: u64, len: u64 },
+}
+
+impl LocalSpare {
+    /// Its path, when it is not a part of the disk.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Region { .. } => None,
+        }
+    }
+
+    /// Where it begins on the disk, in bytes, when it is a part of it.
+    pub(crate) const fn region_offset(&self) -> Option<u64> {
+        match self {
+            Self::Path(_) => None,
+            Self::Region { offset, .. } => Some(*offset),
+        }
+    }
+
+    /// How much of the disk it is, in bytes.
+    pub(crate) const fn region_len(&self) -> u64 {
+        match self {
+            Self::Path(_) => 0,
+            Self::Region { len, .. } => *len,
+        }
+    }
+
+    /// The same for the data plane.
+    pub(crate) fn spec(&self) -> SpareSpec {
+        match self {
+            Self::Path(path) => SpareSpec::Path(path.clone()),
+            Self::Region { offset, len } => SpareSpec::Region(ByteRange::new(*offset, *len)),
+        }
+    }
 }
 
 impl LocalDisk {
+    /// A disk without spares.
+    pub(crate) const fn new(path: PathBuf, meta: Option<PathBuf>) -> Self {
+        Self { path, meta, spares: Vec::new() }
+    }
+
     /// The same for the data plane.
     pub(crate) fn spec(&self) -> DiskSpec {
         let meta = self.meta.clone().map_or(MetaPlace::Internal, MetaPlace::File);
-        DiskSpec { path: self.path.clone(), meta, direct: DirectMode::Auto }
+        let spares = self.spares.iter().map(LocalSpare::spec).collect();
+        DiskSpec {
+            path: self.path.clone(),
+            meta,
+            direct: DirectMode::Auto,
+            spares,
+            checksums: None,
+        }
     }
+
+    /// Whether a part of the disk is a spare.
+    pub(crate) fn has_region(&self) -> bool {
+        self.spares.iter().any(|spare| matches!(spare, LocalSpare::Region { .. }))
+    }
+}
+
+/// A disk to which the data are being moved.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LocalReplacing {
+    /// The new disk, and where the metadata will be.
+    pub(crate) disk: LocalDisk,
+    /// At most so many bytes a second; 0 for as many as there are.
+    pub(crate) rate: u64,
+    /// Whether the file was made for it.
+    pub(crate) made_file: bool,
 }
 
 /// A journal.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LocalJournal {
-    /// The directory of its files.
+    /// The directory of its files, or the device that holds them.
     pub(crate) dir: PathBuf,
     /// The bytes that they may take.
     pub(crate) size: u64,
@@ -66,9 +143,18 @@ pub(crate) struct Local {
     pub(crate) name: String,
     /// The disk; `None` for a member without one.
     pub(crate) disk: Option<LocalDisk>,
+    /// Where the data of the disk are being moved to. It counts for nothing yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) replacing: Option<LocalReplacing>,
+    /// The disk before this one, as long as its metadata are not overwritten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) retired: Option<LocalDisk>,
     /// The journal before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) journal: Option<LocalJournal>,
+    /// Whether a checksum is kept for each block of the disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) checksums: bool,
     /// Whether the disk is to be used (`detach-disk` switches it off).
     pub(crate) attached: bool,
     /// Whether the resource is to be started here.
@@ -109,6 +195,8 @@ impl Damaged {
 #[derive(Clone, Debug)]
 pub(crate) struct LocalStore {
     dir: PathBuf,
+    /// What is known of the health of their disks.
+    health: PathBuf,
 }
 
 impl LocalStore {
@@ -117,13 +205,16 @@ impl LocalStore {
     /// # Errors
     /// When the directory cannot be made.
     pub(crate) fn open(state_dir: &Path) -> Result<Self, ApiError> {
-        let dir = state_dir.join("resources");
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .map_err(|error| failed("made", &dir, &error))?;
-        Ok(Self { dir })
+        let make = |name: &str| -> Result<PathBuf, ApiError> {
+            let dir = state_dir.join(name);
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&dir)
+                .map_err(|error| failed("made", &dir, &error))?;
+            Ok(dir)
+        };
+        Ok(Self { dir: make("resources")?, health: make("health")? })
     }
 
     /// All that can be read, and those that cannot.
@@ -146,13 +237,27 @@ impl LocalStore {
         statefile::write(&path, HEAD, local).map_err(|error| failed("written", &path, &error))
     }
 
+    /// Whether this is the version that is there: none came after it that may be durable.
+    pub(crate) fn is_there(&self, local: &Local) -> bool {
+        statefile::read::<Local>(&self.path(local.id), HEAD).is_ok_and(|found| found == *local)
+    }
+
     /// Removes it durably. That it is not there is no error.
     ///
     /// # Errors
     /// When the system refuses.
     pub(crate) fn remove(&self, id: ResourceId) -> Result<(), ApiError> {
+        if let Err(error) = statefile::remove(&self.health_path(id)) {
+            // It does not matter to anybody that it stays.
+            tracing::warn!("{} was not removed: {error}", self.health_path(id).display());
+        }
         let path = self.path(id);
         statefile::remove(&path).map_err(|error| failed("removed", &path, &error))
+    }
+
+    /// Where it is kept what is known of the health of a resource's disk.
+    pub(crate) fn health_path(&self, id: ResourceId) -> PathBuf {
+        self.health.join(format!("{id}.state"))
     }
 
     fn path(&self, id: ResourceId) -> PathBuf {
@@ -189,8 +294,21 @@ mod tests {
         Local {
             id: ResourceId([id; 16]),
             name: "r0".into(),
-            disk: Some(LocalDisk { path: "/dev/x".into(), meta: None }),
+            replacing: Some(LocalReplacing {
+                disk: LocalDisk::new("/dev/y".into(), None),
+                rate: 7,
+                made_file: false,
+            }),
+            retired: Some(LocalDisk::new("/dev/z".into(), None)),
+            disk: Some(LocalDisk {
+                spares: vec![
+                    LocalSpare::Path("/dev/y".into()),
+                    LocalSpare::Region { offset: 8192, len: 4096 },
+                ],
+                ..LocalDisk::new("/dev/x".into(), None)
+            }),
             journal: Some(LocalJournal { dir: "/j".into(), size: 5, made_dir: true }),
+            checksums: true,
             attached: true,
             up: true,
             primary: true,

@@ -1,11 +1,14 @@
 //! `/metrics`: the status document as Prometheus text.
 
+mod health;
 mod journal;
 
 use holdfast_api::attachment::{AttachmentConnection, AttachmentStatus};
 use holdfast_api::status::{
-    ArchiveStatus, JournalStatus, NodeStatus, PeerStatus, ReplayStatus, ResourceStatus,
+    ArchiveStatus, DiskReplacing, JournalStatus, NodeStatus, PeerStatus, ReplayStatus,
+    ResourceStatus,
 };
+use holdfast_api::survey::SurveyReport;
 use journal::OF_JOURNAL;
 use std::fmt::Write;
 use std::time::Duration;
@@ -44,6 +47,11 @@ pub(crate) fn text(status: &NodeStatus) -> String {
             .collect();
         put(name, kind, help, lines);
     }
+    for (name, kind, help, value) in OF_SPARES {
+        let with = status.resources.iter().filter(|r| r.disk.spare_fill.is_some());
+        let line = |r: &ResourceStatus| (labels(&[("resource", &r.name)]), value(r));
+        put(name, kind, help, with.map(line).collect());
+    }
     put("holdfast_role", "gauge", "This node's role, 1 for the one that it has.", {
         let role =
             |r: &ResourceStatus| vec![("resource", r.name.clone()), ("role", r.role.clone())];
@@ -55,6 +63,9 @@ pub(crate) fn text(status: &NodeStatus) -> String {
         };
         words(status, disk)
     });
+    for Metric { name, kind, help, lines } in health::of(status) {
+        put(name, kind, help, lines);
+    }
     for (name, kind, help, value) in OF_JOURNAL {
         let journals = status.resources.iter().filter_map(|r| Some((r, r.journal.as_ref()?)));
         let line = |(r, j): (&ResourceStatus, &JournalStatus)| {
@@ -73,12 +84,29 @@ pub(crate) fn text(status: &NodeStatus) -> String {
         };
         put(name, kind, help, own.chain(theirs).map(line).collect());
     }
+    for (name, kind, help, value) in OF_REPLACING {
+        let moves = status.resources.iter().filter_map(|r| Some((r, r.disk.replacing.as_ref()?)));
+        let line = |(r, new): (&ResourceStatus, &DiskReplacing)| {
+            (labels(&[("resource", &r.name)]), value(new))
+        };
+        put(name, kind, help, moves.map(line).collect());
+    }
     for (name, kind, help, value) in OF_ARCHIVE {
         let archives = status.resources.iter().filter_map(|r| Some((r, r.archive.as_ref()?)));
         let line = |(r, a): (&ResourceStatus, &ArchiveStatus)| {
             (labels(&[("resource", &r.name)]), value(a))
         };
         put(name, kind, help, archives.map(line).collect());
+    }
+    for (name, kind, help, value) in OF_SURVEY {
+        let runs = status.resources.iter().flat_map(|r| {
+            let both = [("verify", &r.verify), ("scrub", &r.scrub)];
+            both.into_iter().filter_map(move |(what, run)| Some((r, what, run.as_ref()?)))
+        });
+        let line = |(r, what, run): (&ResourceStatus, &str, &SurveyReport)| {
+            (labels(&[("resource", &r.name), ("kind", what)]), value(run))
+        };
+        put(name, kind, help, runs.map(line).collect());
     }
     for (name, kind, help, value) in OF_PEER {
         let lines = peers(status).map(|(r, p)| (peer_labels(r, p, None), value(p))).collect();
@@ -134,7 +162,7 @@ type OfResource = (&'static str, &'static str, &'static str, fn(&ResourceStatus)
 type OfPeer = (&'static str, &'static str, &'static str, fn(&PeerStatus) -> u64);
 type WordOfPeer = (&'static str, &'static str, fn(&PeerStatus) -> &str);
 
-const OF_RESOURCE: [OfResource; 4] = [
+const OF_RESOURCE: [OfResource; 8] = [
     ("holdfast_size_bytes", "gauge", "The size of a resource.", |r| r.size_bytes),
     ("holdfast_open_count", "gauge", "Clients that have it open here.", |r| {
         u64::from(r.open_count)
@@ -145,18 +173,103 @@ const OF_RESOURCE: [OfResource; 4] = [
     ("holdfast_disk_io_errors_total", "counter", "Disk errors since the start.", |r| {
         r.disk.io_errors
     }),
+    (
+        "holdfast_disk_healed_blocks_total",
+        "counter",
+        "Blocks that could not be read and were repaired from a peer since the start.",
+        |r| r.disk.healed_blocks,
+    ),
+    (
+        "holdfast_disk_unreadable_blocks",
+        "gauge",
+        "Blocks of which there is no good copy on the disk.",
+        |r| r.disk.unreadable_blocks,
+    ),
+    (
+        "holdfast_disk_checksum_errors_total",
+        "counter",
+        "Blocks that were read and did not fit their checksum, since the disk was opened.",
+        |r| r.disk.checksum_errors,
+    ),
+    (
+        "holdfast_disk_checksums_percent",
+        "gauge",
+        "How much of the disk has checksums, in percent.",
+        |r| u64::from(r.disk.checksums_percent),
+    ),
+];
+
+type OfReplacing = (&'static str, &'static str, &'static str, fn(&DiskReplacing) -> u64);
+
+const OF_REPLACING: [OfReplacing; 4] = [
+    ("holdfast_replacing_bytes", "gauge", "What a new disk gets before it is used.", |new| {
+        new.bytes_total
+    }),
+    ("holdfast_replacing_done_bytes", "gauge", "How much of it was copied.", |new| new.bytes_done),
+    ("holdfast_replacing_unreadable_blocks", "gauge", "Blocks the old disk cannot read.", |new| {
+        new.unreadable_blocks
+    }),
+    ("holdfast_replacing_failed", "gauge", "Whether a new disk could not be used.", |new| {
+        u64::from(new.state == "failed")
+    }),
+];
+
+/// Of disks with spares for bad sectors, in blocks of 4096 bytes.
+const OF_SPARES: [OfResource; 5] = [
+    ("holdfast_remapped_sectors", "gauge", "Blocks of the disk that live in a spare.", |r| {
+        r.disk.remapped_sectors
+    }),
+    ("holdfast_lost_sectors", "gauge", "Blocks of the disk that have no good copy here.", |r| {
+        r.disk.lost_sectors
+    }),
+    ("holdfast_spare_sectors", "gauge", "Blocks for which the spares were made.", |r| {
+        r.disk.spare_sectors
+    }),
+    ("holdfast_spare_sectors_free", "gauge", "Blocks for which they have room.", |r| {
+        r.disk.spare_sectors_free
+    }),
+    ("holdfast_spare_sectors_bad", "gauge", "Slots of the spares that failed.", |r| {
+        r.disk.spares.iter().map(|spare| spare.bad).sum()
+    }),
+];
+
+type OfSurvey = (&'static str, &'static str, &'static str, fn(&SurveyReport) -> u64);
+
+const OF_SURVEY: [OfSurvey; 7] = [
+    ("holdfast_survey_running", "gauge", "Whether a verify or scrub goes on.", |run| {
+        u64::from(run.ended_unix_ms.is_none())
+    }),
+    (
+        "holdfast_survey_read_bytes",
+        "gauge",
+        "What the last verify or scrub has read here.",
+        |run| run.bytes_done,
+    ),
+    ("holdfast_survey_total_bytes", "gauge", "What it has to read here.", |run| run.bytes_total),
+    ("holdfast_survey_differing_blocks", "gauge", "Blocks that it found to differ.", |run| {
+        run.differing_blocks
+    }),
+    ("holdfast_survey_repaired_blocks", "gauge", "Those of them that it repaired.", |run| {
+        run.repaired_blocks
+    }),
+    ("holdfast_survey_unreadable_blocks", "gauge", "Blocks that it could not read here.", |run| {
+        run.unreadable_blocks
+    }),
+    (
+        "holdfast_survey_ended_timestamp_seconds",
+        "gauge",
+        "When the last verify or scrub ended; 0 while it goes on.",
+        |run| run.ended_unix_ms.unwrap_or(0) / 1000,
+    ),
 ];
 
 type OfReplay = (&'static str, &'static str, &'static str, fn(&ReplayStatus) -> u64);
 
 const OF_REPLAY: [OfReplay; 11] = [
-    (
-        "holdfast_log_head",
-        "counter",
-        "The end of the Primary's journal, as far as is known.",
-        |r| r.head,
-    ),
-    ("holdfast_log_fetched", "counter", "What lies before is in the log peer's journal.", |r| {
+    ("holdfast_log_head", "gauge", "The end of the Primary's journal, as far as is known.", |r| {
+        r.head
+    }),
+    ("holdfast_log_fetched", "gauge", "What lies before is in the log peer's journal.", |r| {
         r.fetched
     }),
     ("holdfast_log_replayed", "gauge", "What lies before is on the log peer's disk.", |r| {
@@ -190,7 +303,7 @@ const OF_REPLAY: [OfReplay; 11] = [
 type OfArchive = (&'static str, &'static str, &'static str, fn(&ArchiveStatus) -> u64);
 
 const OF_ARCHIVE: [OfArchive; 5] = [
-    ("holdfast_archive_position", "counter", "What lies before is archived.", |a| a.position),
+    ("holdfast_archive_position", "gauge", "What lies before is archived.", |a| a.position),
     (
         "holdfast_archive_complete_milliseconds",
         "gauge",

@@ -144,6 +144,8 @@ pub(crate) struct Node {
     pub(crate) guests: crate::guests::Guests,
     /// The room of all journals together.
     pub(crate) space: crate::space::NodeSpace,
+    /// What the devices below the disks say of themselves.
+    pub(crate) smart: crate::health::Smart,
     /// State files of resources that could not be used at the start.
     damaged: Mutex<Vec<Damaged>>,
     stopping: watch::Sender<bool>,
@@ -172,6 +174,7 @@ impl Node {
             attachments: Attachments::default(),
             guests: crate::guests::Guests::default(),
             space: crate::space::NodeSpace::default(),
+            smart: crate::health::Smart::default(),
             damaged: Mutex::default(),
             stopping: watch::channel(false).0,
         };

@@ -55,6 +55,9 @@ pub struct DaemonOptions {
     pub device_holder: Option<Vec<PathBuf>>,
     /// What all journals of this node may take together, in bytes; no limit when nobody says.
     pub journal_budget: Option<u64>,
+    /// The program that reads SMART values, or `off`; smartctl, where it is installed, when nobody
+    /// says.
+    pub smartctl: Option<PathBuf>,
     /// The revision that the program was built from, for `GET /v1/version`; may be empty.
     pub git: String,
 }
@@ -74,7 +77,7 @@ pub struct NbdAccess {
 }
 
 /// The keys of the configuration file.
-pub const CONFIG_KEYS: [&str; 13] = [
+pub const CONFIG_KEYS: [&str; 14] = [
     "name",
     "state-dir",
     "listen",
@@ -88,6 +91,7 @@ pub const CONFIG_KEYS: [&str; 13] = [
     "socket",
     "lock-memory",
     "journal-budget",
+    "smartctl",
 ];
 
 /// The configuration file: the options' names as keys.
@@ -110,6 +114,18 @@ struct ConfigFile {
     socket: Option<PathBuf>,
     lock_memory: Option<bool>,
     journal_budget: Option<String>,
+    smartctl: Option<PathBuf>,
+}
+
+/// What reads the SMART values of devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SmartProgram {
+    /// Nothing.
+    Off,
+    /// smartctl, where it is installed.
+    Installed,
+    /// This program.
+    At(PathBuf),
 }
 
 /// What holds after the command line, the configuration file and the defaults were put together.
@@ -127,6 +143,7 @@ pub(crate) struct Settings {
     pub(crate) lock_memory: bool,
     pub(crate) device_holder: Option<Vec<PathBuf>>,
     pub(crate) journal_budget: Option<u64>,
+    pub(crate) smartctl: SmartProgram,
     pub(crate) git: String,
 }
 
@@ -187,6 +204,11 @@ impl Settings {
             lock_memory: options.lock_memory.or(file.lock_memory).unwrap_or(true),
             device_holder: options.device_holder.clone(),
             journal_budget: journal_budget(options.journal_budget, file.journal_budget.as_deref())?,
+            smartctl: match options.smartctl.clone().or(file.smartctl) {
+                None => SmartProgram::Installed,
+                Some(word) if word == Path::new("off") => SmartProgram::Off,
+                Some(given) => SmartProgram::At(absolute(&given)?),
+            },
             socket: path(&options.socket, file.socket, DEFAULT_SOCKET)?,
             git,
         })
@@ -322,6 +344,13 @@ mod tests {
         assert_eq!(settings.nbd_socket(), Path::new("/run/holdfast/nbd.sock"));
         assert_eq!(settings.git, "unknown");
         assert!(settings.lock_memory);
+        assert_eq!(settings.smartctl, SmartProgram::Installed);
+        for (text, due) in [
+            ("smartctl = \"off\"", SmartProgram::Off),
+            ("smartctl = \"/opt/smartctl\"", SmartProgram::At("/opt/smartctl".into())),
+        ] {
+            assert_eq!(with_file(text, DaemonOptions::default()).unwrap().smartctl, due);
+        }
         let unlocked = with_file("lock-memory = false", DaemonOptions::default()).unwrap();
         assert!(!unlocked.lock_memory);
         assert_eq!(settings.advertise, [Address::parse("h:1", None).unwrap()]);

@@ -2,10 +2,12 @@
 //! connected.
 
 use crate::events::unix_ms;
+use crate::health;
 use crate::node::Node;
 use crate::peers::REMOVED;
 use crate::resource::Problem;
 use crate::space;
+use crate::spares;
 use holdfast_api::status::PeerProblem;
 use holdfast_cluster::{Key, Records, Trouble, UnixMillis, Uuid};
 use holdfast_core::{Notice, Snapshot};
@@ -42,11 +44,14 @@ pub(crate) fn of_cluster(node: &Node) -> BTreeSet<String> {
     });
     let left_out = node.resources().into_iter().flat_map(|resource| {
         let state = resource.state();
-        state.no_room.values().chain(&state.growth_trouble).cloned().collect::<Vec<_>>()
+        let left_out = state.no_room.values().chain(&state.growth_trouble).cloned();
+        left_out.chain(spares::problems(&state)).collect::<Vec<_>>()
     });
     let split = late_split(node);
     let space = space::problems(node);
-    found.chain(refusing).chain(damaged).chain(left_out).chain(split).chain(space).collect()
+    let health = health::problems(node);
+    let found = found.chain(refusing).chain(damaged).chain(left_out).chain(split).chain(space);
+    found.chain(health).collect()
 }
 
 /// A split that was begun a while ago and is not decided.
@@ -154,6 +159,9 @@ pub(crate) fn of_notice(notice: &Notice, resource: &str) -> Option<(NodeId, Peer
         }
         Notice::DiskFailed
         | Notice::Grown(_)
+        | Notice::SurveyEnded(..)
+        | Notice::Healed(_)
+        | Notice::Unreadable { .. }
         | Notice::PeerDiskFailed(_)
         | Notice::PeerTimeout(_)
         | Notice::ResyncStarted(..)

@@ -1,11 +1,11 @@
 //! Makes the sentences that people read of what the other rooms refuse.
 
 use crate::journaled::JournalError;
-use crate::shard::MetadataError;
+use crate::shard::{MetadataError, SparesError};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::Code;
 use holdfast_core::Refusal;
-use holdfast_store::OpenErrorKind;
+use holdfast_store::{OpenErrorKind, SpareError, SpareErrorKind};
 use holdfast_units::NodeId;
 
 /// A refusal of the cluster's state.
@@ -112,7 +112,16 @@ pub(crate) fn core(
         Refusal::CannotGrow => of(
             ErrorCode::NotSupportedYet,
             "its metadata, at the end of the disk, would have to move",
-        ),
+        )
+        .hint(format!(
+            "if they have moved to a file since it was started, it grows after `holdfast down \
+             {resource}` and `holdfast up {resource}`"
+        )),
+        Refusal::SurveyRunning => of(ErrorCode::SurveyState, "one is running already")
+            .hint(format!("`holdfast status {resource}` shows how far it is")),
+        Refusal::NoSurvey => of(ErrorCode::SurveyState, "none is running")
+            .hint(format!("`holdfast status {resource}` shows what goes on")),
+        Refusal::BadRange => of(ErrorCode::InvalidSize, "the range is not inside of the device"),
         Refusal::InUse => of(ErrorCode::InUse, "requests of clients are under way")
             .hint("stop the clients first, or add --force to fail their requests"),
     }
@@ -184,14 +193,56 @@ pub(crate) fn disk(error: &holdfast_store::OpenError) -> ApiError {
     ApiError::new(code, error.to_string())
 }
 
+fn spare_open(error: &holdfast_store::OpenError) -> ApiError {
+    let refusal = disk(error);
+    let message = format!("the spare of a disk cannot be used: {}", refusal.message);
+    ApiError { message, ..refusal }
+        .hint("without it old data would be read; bring it back, then try again")
+}
+
+/// Why a disk cannot be used with its spares, or a spare cannot be made.
+pub(crate) fn spares(error: &SparesError) -> ApiError {
+    use SpareErrorKind as K;
+    let code = match error {
+        SparesError::Open { error, .. } => return spare_open(error),
+        SparesError::Unknown(_) | SparesError::NotMarked { .. } => ErrorCode::DiskUnusable,
+        SparesError::Io { .. } => ErrorCode::MetadataInvalid,
+        SparesError::Spare(error) => match error.kind {
+            K::Layout(_) => ErrorCode::DiskTooSmall,
+            K::NotEmpty(_) => ErrorCode::DiskHoldsData,
+            K::Disk(_) => ErrorCode::DiskFailed,
+            _ => ErrorCode::DiskUnusable,
+        },
+    };
+    let refusal = ApiError::new(code, error.to_string());
+    match error {
+        SparesError::Unknown(_) => refusal.hint(
+            "bring the state directory of this node back; or give up this copy of the data and fill \
+             it from a peer: `holdfast leave` and `holdfast join`",
+        ),
+        SparesError::NotMarked { .. } => {
+            refusal.hint("give the disk that the spare was used with, or take the spare away")
+        }
+        SparesError::Spare(SpareError { kind: K::NotEmpty(_), .. }) => refusal.hint(
+            "choose another; if nobody needs what is on it, overwrite its first and last MiB with \
+             zeroes",
+        ),
+        SparesError::Spare(SpareError { kind: K::Missing(_), .. }) => {
+            refusal.hint("bring the missing device or file back")
+        }
+        _ => refusal,
+    }
+}
+
 /// Why a journal cannot be made or used.
 pub(crate) fn journal(error: &JournalError) -> ApiError {
     use JournalError as E;
     let code = match error {
         E::Missing { .. } | E::Foreign { .. } | E::Damaged { .. } => ErrorCode::JournalUnusable,
         E::InUse(_) => ErrorCode::DiskBusy,
-        E::Occupied(_) => ErrorCode::MetadataExists,
-        E::NoRoom { .. } => ErrorCode::NoSpace,
+        E::Occupied(_) | E::Used(_) => ErrorCode::MetadataExists,
+        E::NoPlace { .. } => ErrorCode::InvalidPath,
+        E::NoRoom { .. } | E::TooShort { .. } => ErrorCode::NoSpace,
         E::Io { error, .. } if error.kind() == std::io::ErrorKind::StorageFull => {
             ErrorCode::NoSpace
         }
@@ -200,17 +251,26 @@ pub(crate) fn journal(error: &JournalError) -> ApiError {
     let lost = "if it is lost, `holdfast attach-disk NAME --discard-journal` goes on without what \
                 was only in it";
     let hint = match error {
-        E::Missing { .. } => format!("mount or bring back its filesystem; {lost}"),
-        E::Foreign { .. } => format!("put the right directory there; {lost}"),
+        E::Missing { .. } => format!("mount or bring back its filesystem or device; {lost}"),
+        E::Foreign { .. } => format!("put the right directory or device there; {lost}"),
         E::Damaged { .. } => format!("restore it from a copy; {lost}"),
         E::InUse(_) => "stop whoever uses it first, or choose another directory".to_owned(),
         E::Occupied(_) => {
             "choose another directory, or remove its files if nobody needs them".to_owned()
         }
+        E::Used(_) => {
+            "choose another device, or wipe it if nobody needs what is there (`wipefs -a`, or zeroes \
+             over its first and last 128 KiB)"
+                .to_owned()
+        }
+        E::NoPlace { .. } => {
+            "give a directory, a block device or a file of a fixed size (`fallocate -l`)".to_owned()
+        }
+        E::TooShort { .. } => "give a smaller --journal-size, or leave it out".to_owned(),
         E::NoRoom { .. } => {
             "make room, give a smaller --journal-size, or choose another".to_owned()
         }
-        E::Io { .. } => "check the directory and its filesystem".to_owned(),
+        E::Io { .. } => "check the directory and its filesystem, or the device".to_owned(),
     };
     ApiError::new(code, error.to_string()).hint(hint)
 }

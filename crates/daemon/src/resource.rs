@@ -1,17 +1,24 @@
 //! A resource that this node is a member of: what is kept of it, and its core while it is up.
 
+use crate::checksums;
 use crate::comeback;
 use crate::commands::device;
 use crate::dial;
 use crate::disk::room;
 use crate::growth;
+use crate::health::{self, Health};
 use crate::keeper;
 use crate::local::{Local, LocalDisk, LocalJournal};
 use crate::logpeer::{self, Following, Serving};
 use crate::node::{Node, PeerMember};
 use crate::rate::RateMeter;
-use crate::shard::{Limits, OpenError, PastHandle, ResourceHandle, ResourceSpec, ResourceView};
+use crate::replacing::{self, Replacing};
+use crate::shard::{
+    DiskSpec, Limits, OpenError, PastHandle, ResourceHandle, ResourceSpec, ResourceView,
+};
 use crate::space::Space;
+use crate::spares::tell_map;
+use crate::survey::{self, Surveys};
 use crate::task::Task;
 use crate::{refuse, remote};
 use holdfast_api::error::without_numbers;
@@ -20,6 +27,7 @@ use holdfast_api::status::{ArchiveStatus, PeerProblem};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_core::{Config, Options, PeerConfig};
 use holdfast_device::{LocalDevice, NbdBackend};
+use holdfast_store::SpareFill;
 use holdfast_units::{NodeId, ResourceId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,11 +82,19 @@ pub(crate) struct State {
     pub(crate) growth_trouble: Option<String>,
     /// How much room the journal has.
     pub(crate) space: Space,
+    /// How full the spares of the disk were when that was last told.
+    pub(crate) spare_fill: Option<SpareFill>,
     /// How far the followers had fetched when that was last looked at, while writes may be slowed
     /// down.
     pub(crate) fetched: Option<(Instant, BTreeMap<u8, u64>)>,
+    /// Its data are being moved to another disk, or that has failed.
+    pub(crate) replacing: Option<Replacing>,
     /// How the archive stands, while this node writes to it.
     pub(crate) archive: Option<ArchiveStatus>,
+    /// What is compared and read through.
+    pub(crate) surveys: Surveys,
+    /// How the disk is.
+    pub(crate) health: Health,
 }
 
 /// Why a peer is not connected.
@@ -112,7 +128,7 @@ pub(crate) struct Device {
 pub(crate) struct Running {
     pub(crate) handle: ResourceHandle,
     /// They end when this is dropped.
-    _tasks: [Task; 4],
+    _tasks: [Task; 6],
 }
 
 /// What a resource is started with, from records and local state.
@@ -140,8 +156,12 @@ impl Resource {
             no_room: BTreeMap::new(),
             growth_trouble: None,
             space: Space::default(),
+            spare_fill: None,
             fetched: None,
+            replacing: None,
             archive: None,
+            surveys: Surveys::default(),
+            health: Health::default(),
         };
         let id = state.local.id;
         let (changes, _) = watch::channel(0);
@@ -273,6 +293,8 @@ pub(crate) fn core_options(set: &OptionMap) -> (Options, Limits) {
         al_extents: u32::from(settings.al_extents),
         resync_rate: settings.resync_rate,
         resync_window: settings.resync_in_flight,
+        verify_rate: settings.verify_rate,
+        scrub_rate: settings.scrub_rate,
     };
     let requests = usize::try_from(settings.max_in_flight_requests).unwrap_or(usize::MAX);
     let limits =
@@ -367,7 +389,10 @@ async fn open_core(
 ) -> Result<(), ApiError> {
     let local = resource.local();
     let plan = plan(node, &local)?;
-    let disk = local.disk.as_ref().filter(|_| local.attached).map(LocalDisk::spec);
+    replacing::settle(&local).await;
+    let sums = checksums::wanted_at(&node.settings.state_dir, &local);
+    let disk = local.disk.as_ref().filter(|_| local.attached);
+    let disk = disk.map(|disk| DiskSpec { checksums: sums, ..disk.spec() });
     let spec = ResourceSpec {
         name: plan.name.clone(),
         config: plan.config.clone(),
@@ -376,6 +401,7 @@ async fn open_core(
         limits: plan.limits,
     };
     let shard = node.shard()?;
+    health::load(node, resource).await;
     if let Some(disk) = local.disk.clone().filter(|_| local.attached) {
         reserve_room(&plan, disk).await;
     }
@@ -411,8 +437,20 @@ async fn open_core(
     let dial = dial::run(Arc::clone(node), Arc::clone(resource), handle.clone());
     let growth = growth::run(Arc::clone(node), Arc::clone(resource), handle.clone());
     let leads = logpeer::keep(Arc::clone(node), Arc::clone(resource), handle.clone());
-    let tasks =
-        [Task::spawn(keeper.run()), Task::spawn(dial), Task::spawn(growth), Task::spawn(leads)];
+    if let Some(changes) = handle.map_changes().subscribe() {
+        // It ends with the disk.
+        tokio::spawn(tell_map(Arc::clone(node), plan.name.clone(), changes));
+    }
+    let sums = checksums::run(handle.checksums().cloned());
+    let surveys = survey::run(Arc::clone(node), Arc::clone(resource), handle.clone());
+    let tasks = [
+        Task::spawn(keeper.run()),
+        Task::spawn(dial),
+        Task::spawn(growth),
+        Task::spawn(leads),
+        Task::spawn(sums),
+        Task::spawn(surveys),
+    ];
     {
         let mut state = resource.state();
         state.local.name.clone_from(&plan.name);
@@ -430,12 +468,14 @@ async fn open_core(
     if let Some(trouble) = trouble {
         node.hub.notice(&plan.name, None, &format!("the disk is not used: {trouble}"));
     }
+    replacing::resume(node, resource);
     resource.changed();
     Ok(())
 }
 
 /// Starts a resource on a node that follows by the log.
 async fn follow(node: &Arc<Node>, resource: &Arc<Resource>, local: &Local) -> Result<(), ApiError> {
+    replacing::settle(local).await;
     let following = Arc::new(logpeer::start(node, resource, local).await?);
     {
         let mut state = resource.state();
@@ -443,6 +483,7 @@ async fn follow(node: &Arc<Node>, resource: &Arc<Resource>, local: &Local) -> Re
         state.starts += 1;
         state.trouble = None;
     }
+    replacing::resume(node, resource);
     logpeer::tell(node, resource, &following);
     logpeer::show_again(node, resource);
     resource.changed();
@@ -474,6 +515,7 @@ fn open_error(error: &OpenError) -> ApiError {
     match error {
         OpenError::Disk(error) => refuse::disk(error),
         OpenError::Metadata(error) => refuse::metadata(error),
+        OpenError::Spares(error) => refuse::spares(error),
         OpenError::Journal(error) => refuse::journal(error),
         OpenError::NameTaken(_) => ApiError::new(ErrorCode::Busy, error.to_string())
             .hint("it may still be stopping; try again in a few seconds"),
@@ -499,8 +541,14 @@ pub(crate) async fn stop(resource: &Arc<Resource>) -> Result<(), ApiError> {
     let running = resource.state().running.take();
     let Some(running) = running else { return Ok(()) };
     let handle = running.handle.clone();
+    health::take(resource, &handle).await;
     // The tasks hold handles too.
     drop(running);
+    // It goes on at the next start.
+    let replacing = resource.state().replacing.take();
+    if let Some(replacing) = replacing {
+        replacing.close();
+    }
     let serving = resource.state().serving.take();
     if let Some(serving) = serving {
         serving.end();

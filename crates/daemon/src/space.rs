@@ -1,10 +1,12 @@
 //! The room of the journals of this node: how large each may be, and warnings before it is gone.
 
+use crate::journaled::open::room_on_device;
 use crate::local::LocalJournal;
 use crate::node::Node;
 use crate::resource::Resource;
 use crate::shard::JournalHandle;
 use holdfast_api::options::Settings;
+use holdfast_format::journal::Compression;
 use holdfast_units::format_size;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -102,12 +104,19 @@ fn of_node(level: u64) -> String {
     )
 }
 
-/// The option `journal-size`, if it was set, becomes the size that this node keeps.
+/// The option `journal-size`, if it was set, becomes the size that this node keeps: as much of it as a
+/// device has.
 async fn follow_option(node: &Arc<Node>, resource: &Arc<Resource>) {
     let Some(record) = node.view().records.resource(resource.id) else { return };
     let wanted = Settings::resolve(&record.options, None).journal_size;
-    let differs = resource.local().journal.is_some_and(|journal| journal.size != wanted);
-    if wanted == 0 || !differs {
+    let Some(journal) = resource.local().journal.filter(|_| wanted != 0) else { return };
+    if journal.size == wanted {
+        return;
+    }
+    let dir = journal.dir.clone();
+    let room = tokio::task::spawn_blocking(move || room_on_device(&dir)).await.ok().flatten();
+    let wanted = room.map_or(wanted, |room| wanted.min(room));
+    if journal.size == wanted {
         return;
     }
     let change = resource.change_local(node, |local| {
@@ -138,6 +147,7 @@ async fn look_at(
         let _ = handle.set_limit(share).await;
     }
     throttle(node, resource, &handle).await;
+    pack(node, resource, &handle).await;
     let view = handle.view();
     let percent = view.figures.fill_percent();
     let dir = journal.dir.clone();
@@ -168,6 +178,17 @@ async fn look_at(
         node.cluster_changed();
     }
     view.figures.needed_bytes
+}
+
+/// Tells the journal how to store what is written.
+async fn pack(node: &Arc<Node>, resource: &Arc<Resource>, handle: &JournalHandle) {
+    let Some(record) = node.view().records.resource(resource.id) else { return };
+    let wanted = Settings::resolve(&record.options, None).journal_compression;
+    let wanted = Compression::named(&wanted).unwrap_or_default();
+    if handle.view().compression != wanted {
+        // A closed one is looked at again when it is open.
+        let _ = handle.set_compression(wanted).await;
+    }
 }
 
 /// Tells the journal from when on it slows writes down, and to what.
@@ -250,7 +271,11 @@ fn is_short(before: bool, free: u64, may_grow: u64) -> bool {
     free < due
 }
 
+/// What a filesystem has free for the files of a journal; nothing for a device, which is theirs.
 fn free_bytes(dir: &Path) -> Option<u64> {
+    if !dir.is_dir() {
+        return None;
+    }
     let found = rustix::fs::statvfs(dir).ok()?;
     Some(found.f_bavail.saturating_mul(found.f_frsize))
 }

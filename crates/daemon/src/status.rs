@@ -1,23 +1,32 @@
 //! The status document, made of what the parts of the daemon know.
 
+use crate::checksums;
 use crate::guests;
+use crate::health;
 use crate::journaled::{JournalHandle, JournalView};
-use crate::logpeer;
+use crate::local::LocalSpare;
+use crate::logpeer::{self, FollowView};
 use crate::node::Node;
 use crate::peers::version;
 use crate::problems;
+use crate::replacing::Replacing;
 use crate::resource::{Resource, State};
 use crate::shard::ResourceView;
+use crate::spares::SparesView;
+use crate::survey;
 use holdfast_api::attachment::AttachmentStatus;
 use holdfast_api::error::without_numbers;
 use holdfast_api::options::Settings;
 use holdfast_api::status::{
     ClusterNode, ClusterStatus, DiskStatus, JournalStatus, NodeStatus, PeerStatus, ResourceStatus,
-    ResyncStatus,
+    ResyncStatus, SpareStatus, UnreadableRange,
 };
-use holdfast_core::PeerSnapshot;
+use holdfast_core::{PeerSnapshot, ResyncProgress, SurveyKind};
 use holdfast_nbd::{NbdUri, PeerAddress};
-use holdfast_units::{ConnectionState, DiskState, GenerationId, NodeId, ReplicationState, Role};
+use holdfast_store::{SpareFill, SpareInfo};
+use holdfast_units::{
+    ByteRange, ConnectionState, DiskState, GenerationId, NodeId, ReplicationState, Role,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -40,8 +49,9 @@ pub(crate) fn node(node: &Arc<Node>, attachments: Vec<AttachmentStatus>) -> Node
 }
 
 /// Asks the shards for the newest figures of all resources.
-pub(crate) async fn refresh(node: &Node) {
+pub(crate) async fn refresh(node: &Arc<Node>) {
     for resource in node.resources() {
+        health::look(node, &resource).await;
         if let Some(handle) = resource.handle() {
             handle.refresh().await;
         }
@@ -101,6 +111,8 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         .collect();
     let options = record.as_ref().map(|record| record.options.clone()).unwrap_or_default();
     let protocol = Settings::resolve(&options, None).protocol;
+    let verify = survey::shown(node, resource, SurveyKind::Verify);
+    let scrub = survey::shown(node, resource, SurveyKind::Scrub);
     let state = resource.state();
     let view = state.running.as_ref().map(|running| running.handle.snapshot());
     let snapshot = view.as_ref().map(|view| &view.snapshot);
@@ -135,6 +147,22 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
     peers.sort_by(|a, b| a.node.cmp(&b.node));
     let name = state.local.name.clone();
     let device = state.device.as_ref();
+    let mut disk = DiskStatus {
+        state: match &following {
+            Some(view) => logpeer::disk_word(view),
+            None => snapshot.map_or(DiskState::Diskless, |s| s.disk).as_str(),
+        }
+        .to_owned(),
+        path: state.local.disk.as_ref().map(|disk| disk.path.display().to_string()),
+        io_errors: snapshot.map_or(0, |s| s.io_errors),
+        healed_blocks: snapshot.map_or(0, |s| s.healed_blocks),
+        unreadable_blocks: snapshot.map_or(0, |s| s.unreadable_blocks),
+        unreadable: snapshot.map_or_else(Vec::new, |s| s.unreadable.iter().map(shown).collect()),
+        problem: disk_problem(&state, view.as_deref()),
+        replacing: state.replacing.as_ref().map(Replacing::show),
+        ..spares(&state, view.as_deref(), following.as_ref(), checksums::status(&state))
+    };
+    disk.health = health::show(node, &state, &disk);
     ResourceStatus {
         role: match &following {
             Some(_) => Role::Secondary,
@@ -152,17 +180,7 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         device_waits_seconds: (state.device_waits)
             .map(|until| until.saturating_duration_since(Instant::now()).as_secs()),
         nbd_uri: NbdUri::unix(node.settings.nbd_socket(), name.clone()).to_string(),
-        disk: DiskStatus {
-            state: match &following {
-                Some(view) => logpeer::disk_word(view),
-                None => snapshot.map_or(DiskState::Diskless, |s| s.disk).as_str(),
-            }
-            .to_owned(),
-            path: state.local.disk.as_ref().map(|disk| disk.path.display().to_string()),
-            io_errors: snapshot.map_or(0, |s| s.io_errors),
-            problem: disk_problem(&state, view.as_deref()),
-            ..DiskStatus::default()
-        },
+        disk,
         generation: snapshot.map_or(GenerationId::NONE, |s| s.generation).to_string(),
         promotable: match &following {
             Some(view) => logpeer::disk_word(view) == "UpToDate",
@@ -174,9 +192,15 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         }),
         replay: following.as_ref().and_then(logpeer::replay_of),
         archive: state.archive.clone(),
+        verify,
+        scrub,
         peers,
         name,
     }
+}
+
+fn shown(range: &ByteRange) -> UnreadableRange {
+    UnreadableRange { offset: range.offset, length: range.len }
 }
 
 /// The journal, as far as it can be seen: that of a resource that is down is empty here.
@@ -200,11 +224,64 @@ fn journal(state: &State) -> Option<JournalStatus> {
         warning_percent: state.space.level(),
         cuts: of(|view| view.figures.cuts),
         slowed_writes: of(|view| view.figures.slowed),
+        compression: view.as_ref().map_or_else(String::new, |v| v.compression.as_str().to_owned()),
+        payload_bytes: of(|view| view.figures.payload_bytes),
+        stored_bytes: of(|view| view.figures.stored_bytes),
         syncs: of(|view| view.figures.syncs),
         sync_micros: of(|view| view.figures.sync_micros),
         longest_sync_micros: of(|view| view.figures.longest_sync_micros),
         problem: view.and_then(|view| view.problem.as_deref().map(without_numbers)),
     })
+}
+
+/// The spares of the disk: as they are while they are in use, otherwise where they are.
+fn spares(
+    state: &State,
+    view: Option<&ResourceView>,
+    following: Option<&FollowView>,
+    of_checksums: DiskStatus,
+) -> DiskStatus {
+    let in_use = view.and_then(|view| view.spares.as_ref());
+    let in_use = in_use.or_else(|| following.and_then(|view| view.spares.as_ref()));
+    let Some(SparesView { stats, spares }) = in_use else {
+        let known = state.local.disk.iter().flat_map(|disk| &disk.spares);
+        let place = |spare: &LocalSpare| SpareStatus {
+            path: spare.path().map(|path| path.display().to_string()),
+            offset: spare.region_offset(),
+            ..SpareStatus::default()
+        };
+        return DiskStatus { spares: known.map(place).collect(), ..of_checksums };
+    };
+    let one = |spare: &SpareInfo| SpareStatus {
+        id: spare.id.to_string(),
+        path: spare.path.as_ref().map(|path| path.display().to_string()),
+        offset: spare.region.map(|range| range.offset),
+        sectors: spare.slots,
+        free: spare.free,
+        remapped: spare.mapped,
+        lost: spare.lost,
+        bad: spare.bad_slots,
+        leaving: spare.leaving,
+    };
+    DiskStatus {
+        remapped_sectors: stats.mapped,
+        spare_sectors_free: stats.free,
+        spare_sectors: stats.slots,
+        lost_sectors: stats.lost,
+        spare_fill: Some(fill_word(stats.fill).to_owned()),
+        spares: spares.iter().map(one).collect(),
+        ..of_checksums
+    }
+}
+
+/// One word for how full spares are.
+const fn fill_word(fill: SpareFill) -> &'static str {
+    match fill {
+        SpareFill::Fine => "fine",
+        SpareFill::Low => "low",
+        SpareFill::Critical => "critical",
+        SpareFill::Full => "full",
+    }
 }
 
 /// Why the disk is not in use although it should be, and the way out.
@@ -249,7 +326,7 @@ pub(crate) fn strangers(clients: &[PeerAddress]) -> Vec<String> {
 }
 
 fn peer_status(peer: &PeerSnapshot, node: String, protocol: &str, state: &State) -> PeerStatus {
-    let resync = peer.resync.map(|resync| {
+    let shown = |resync: ResyncProgress| {
         let rate = state.rates.get(&peer.node);
         let rate = rate.map_or(0, |meter| meter.rate(Instant::now(), resync.done));
         let left = resync.total.saturating_sub(resync.done);
@@ -260,7 +337,7 @@ fn peer_status(peer: &PeerSnapshot, node: String, protocol: &str, state: &State)
             rate_bytes_per_second: rate,
             eta_seconds: left.checked_div(rate).unwrap_or(0),
         }
-    });
+    };
     PeerStatus {
         node,
         connection: peer.connection.as_str().to_owned(),
@@ -271,7 +348,8 @@ fn peer_status(peer: &PeerSnapshot, node: String, protocol: &str, state: &State)
         out_of_sync_bytes: peer.out_of_sync,
         pending_requests: peer.pending,
         tls: peer.connection == ConnectionState::Connected,
-        resync,
+        resync: peer.resync.map(shown),
+        verify: peer.verify.map(shown),
         sent_bytes: peer.sent + peer.resync_sent,
         received_bytes: peer.received + peer.resync_received,
         resync_sent_bytes: peer.resync_sent,
@@ -297,7 +375,8 @@ fn peer_of_down(name: &str, protocol: &str) -> PeerStatus {
     }
 }
 
-fn percent(done: u64, total: u64) -> f64 {
+/// With two digits.
+pub(crate) fn percent(done: u64, total: u64) -> f64 {
     if total == 0 {
         return 100.0;
     }

@@ -50,6 +50,14 @@ pub enum BlockKind {
     Spare = 7,
     /// A block of a spare's table.
     SpareTable = 8,
+    /// One of the two copies of the header of a disk's checksums.
+    Checksums = 9,
+    /// Which pages of checksums can be believed: one of the two copies.
+    ChecksumState = 10,
+    /// A page of checksums.
+    ChecksumPage = 11,
+    /// One of the two copies of the table of a device that holds a journal.
+    JournalDevice = 16,
 }
 
 impl BlockKind {
@@ -63,6 +71,10 @@ impl BlockKind {
             6 => Some(Self::JournalFollowing),
             7 => Some(Self::Spare),
             8 => Some(Self::SpareTable),
+            9 => Some(Self::Checksums),
+            10 => Some(Self::ChecksumState),
+            11 => Some(Self::ChecksumPage),
+            16 => Some(Self::JournalDevice),
             _ => None,
         }
     }
@@ -77,6 +89,10 @@ impl BlockKind {
             Self::JournalFollowing => "follower's state",
             Self::Spare => "spare's header",
             Self::SpareTable => "spare's table",
+            Self::Checksums => "checksums' header",
+            Self::ChecksumState => "checksums' state",
+            Self::ChecksumPage => "checksums",
+            Self::JournalDevice => "table of a journal's device",
         }
     }
 }
@@ -220,10 +236,16 @@ pub fn looks_used(block: &Block) -> Option<&'static str> {
         Some(BlockKind::ActivityLog) => "the activity log of a Holdfast resource",
         Some(BlockKind::Bitmap) => "a bitmap of a Holdfast resource",
         Some(
-            BlockKind::JournalSegment | BlockKind::JournalCursors | BlockKind::JournalFollowing,
+            BlockKind::JournalSegment
+            | BlockKind::JournalCursors
+            | BlockKind::JournalFollowing
+            | BlockKind::JournalDevice,
         ) => "the journal of a Holdfast resource",
         Some(BlockKind::Spare | BlockKind::SpareTable) => {
             "the bad sectors of a disk of a Holdfast resource"
+        }
+        Some(BlockKind::Checksums | BlockKind::ChecksumState | BlockKind::ChecksumPage) => {
+            "the checksums of a disk of a Holdfast resource"
         }
         None => "metadata of Holdfast",
     })

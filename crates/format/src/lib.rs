@@ -13,6 +13,7 @@
 mod al;
 mod bitmap;
 mod block;
+pub mod checksums;
 pub mod journal;
 mod layout;
 mod meta;
@@ -35,4 +36,6 @@ pub use meta::{
     Finding, MetaDump, MetaError, MetaImage, PeerDump, ReadAt, ReadFailed, Severity, StoredPage,
     format_blocks,
 };
-pub use superblock::{DiskFlags, HISTORY_LEN, KNOWN_FEATURES, PeerFlags, PeerRecord, Superblock};
+pub use superblock::{
+    DiskFlags, FEATURE_SPARES, HISTORY_LEN, KNOWN_FEATURES, PeerFlags, PeerRecord, Superblock,
+};

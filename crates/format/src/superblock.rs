@@ -11,8 +11,15 @@ use std::fmt;
 /// How many past generations are kept.
 pub const HISTORY_LEN: usize = 32;
 
-/// The incompatible format features that this program knows: none yet.
-pub const KNOWN_FEATURES: u32 = 0;
+/// The disk has spares for its bad sectors: parts of its data are there.
+pub const FEATURE_SPARES: u32 = 1;
+
+/// Feature bit: the node's own bitmap has blocks of which there is no good copy here. It is there as
+/// long as [`DiskFlags::LOST`] is.
+const FEATURE_LOST: u32 = 1 << 3;
+
+/// The incompatible format features that this program knows.
+pub const KNOWN_FEATURES: u32 = FEATURE_SPARES | FEATURE_LOST;
 
 const PEERS: usize = MAX_NODES as usize;
 const NO_NODE: u8 = 255;
@@ -36,10 +43,11 @@ const AT_CURRENT: usize = 120;
 const AT_HISTORY: usize = 128;
 const AT_PEERS: usize = AT_HISTORY + HISTORY_LEN * 8;
 const PEER_LEN: usize = 24;
+const AT_DISK_ID: usize = AT_PEERS + PEERS * PEER_LEN;
 
 const _: () = assert!(AT_PEERS == 384);
-const _: () = assert!(AT_PEERS + PEERS * PEER_LEN == 1152);
-const _: () = assert!(AT_PEERS + PEERS * PEER_LEN <= BLOCK_LEN);
+const _: () = assert!(AT_DISK_ID == 1152);
+const _: () = assert!(AT_DISK_ID + 16 <= BLOCK_LEN);
 
 /// Makes a set of named bits. Bits without a name are kept as they are, so that an older program
 /// does not lose what a newer one wrote.
@@ -147,6 +155,8 @@ flags! {
         OUTDATED = 4,
         /// The disk failed, or a flush on it did, and was given up.
         FAILED = 5,
+        /// Of some blocks there is no good copy here: the node's own bitmap says of which.
+        LOST = 6,
     }
 }
 
@@ -212,6 +222,9 @@ pub struct Superblock {
     pub history: [GenerationId; HISTORY_LEN],
     /// What is known of the peers, by node number.
     pub peers: [PeerRecord; PEERS],
+    /// The identity of the disk, when it has spares for its bad sectors. It must not be used without
+    /// them then: parts of its data are there.
+    pub spares: Option<[u8; 16]>,
     /// Where everything lies.
     pub layout: MetaLayout,
 }
@@ -232,6 +245,7 @@ impl Superblock {
             current: GenerationId::JUST_CREATED,
             history: [GenerationId::NONE; HISTORY_LEN],
             peers: [PeerRecord::default(); PEERS],
+            spares: None,
             layout,
         }
     }
@@ -259,7 +273,10 @@ impl Superblock {
         put(b, AT_NODE, [self.node.number()]);
         put(b, AT_FOLLOWING, [self.following.map_or(NO_NODE, NodeId::number)]);
         put(b, AT_FLAGS, self.flags.bits().to_le_bytes());
-        put(b, AT_FEATURES, KNOWN_FEATURES.to_le_bytes());
+        let spares = if self.spares.is_some() { FEATURE_SPARES } else { 0 };
+        let lost = if self.flags.contains(DiskFlags::LOST) { FEATURE_LOST } else { 0 };
+        put(b, AT_FEATURES, (spares | lost).to_le_bytes());
+        put(b, AT_DISK_ID, self.spares.unwrap_or_default());
         put(b, AT_COMPATIBLE, self.compatible_features.to_le_bytes());
         put(b, AT_BOOT, self.boot);
         put(b, AT_CURRENT, self.current.0.to_le_bytes());
@@ -285,7 +302,8 @@ impl Superblock {
     /// [`BlockError::Features`] mean that they are whole, but not for this program.
     pub fn decode(block: &Block, copy: u8) -> Result<Self, BlockError> {
         let resource = block::open(block, BlockKind::Superblock, u64::from(copy & 1))?;
-        let unknown = get_u32(block, AT_FEATURES) & !KNOWN_FEATURES;
+        let features = get_u32(block, AT_FEATURES);
+        let unknown = features & !KNOWN_FEATURES;
         if unknown != 0 {
             return Err(BlockError::Features { unknown });
         }
@@ -321,6 +339,7 @@ impl Superblock {
                     flags: PeerFlags::from_bits(get_u32(block, at + 16)),
                 }
             }),
+            spares: (features & FEATURE_SPARES != 0).then(|| get(block, AT_DISK_ID)),
             layout: decode_layout(block)?,
         };
         if superblock.copy() == copy & 1 {

@@ -3,41 +3,34 @@
 use bytes::Bytes;
 use holdfast_format::journal::Compression;
 
+/// The level of Zstandard: the fastest one that makes more of a database's pages than LZ4 does.
+const LEVEL: i32 = 1;
+
 /// Why a payload could not be unpacked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CompressError {
-    /// This program was built without it.
-    #[error("this program was built without {0:?}")]
-    Unsupported(Compression),
     /// The bytes are not what a compressor makes of so many bytes.
     #[error("the compressed payload is damaged")]
     Damaged,
 }
 
-/// Whether this program can pack and unpack so.
-#[must_use]
-pub const fn supported(compression: Compression) -> bool {
-    match compression {
-        Compression::None | Compression::Lz4 => true,
-        Compression::Zstd => cfg!(feature = "zstd"),
-    }
-}
-
-/// Packs a payload; `None` when it would not become shorter, or this program cannot do it.
+/// Packs a payload; `None` when it would not become shorter.
 #[must_use]
 pub fn compress(compression: Compression, plain: &[u8]) -> Option<Bytes> {
     let packed = match compression {
         Compression::None => return None,
         Compression::Lz4 => lz4_flex::block::compress(plain),
-        Compression::Zstd => zstd_compress(plain)?,
+        Compression::Zstd => zstd::bulk::compress(plain, LEVEL).ok()?,
     };
-    (!packed.is_empty() && packed.len() < plain.len()).then(|| packed.into())
+    // A copy: compressors reserve for the worst case, and who counts the bytes counts these.
+    let shorter = !packed.is_empty() && packed.len() < plain.len();
+    shorter.then(|| Bytes::copy_from_slice(&packed))
 }
 
 /// Unpacks a payload that has `plain_len` bytes then; never makes more of it.
 ///
 /// # Errors
-/// [`CompressError`]: it is not exactly so long, is damaged, or cannot be unpacked here.
+/// [`CompressError`]: it is not exactly so long, or damaged.
 pub fn decompress(
     compression: Compression,
     stored: &Bytes,
@@ -52,35 +45,17 @@ pub fn decompress(
             plain.truncate(len);
             plain.into()
         }
-        Compression::Zstd => zstd_decompress(stored, plain_len)?.into(),
+        Compression::Zstd => {
+            let plain = zstd::bulk::decompress(stored, plain_len);
+            plain.map_err(|_| CompressError::Damaged)?.into()
+        }
     };
     if plain.len() == plain_len { Ok(plain) } else { Err(CompressError::Damaged) }
 }
 
-#[cfg(feature = "zstd")]
-fn zstd_compress(plain: &[u8]) -> Option<Vec<u8>> {
-    const LEVEL: i32 = 1;
-    zstd::bulk::compress(plain, LEVEL).ok()
-}
-
-#[cfg(not(feature = "zstd"))]
-const fn zstd_compress(_plain: &[u8]) -> Option<Vec<u8>> {
-    None
-}
-
-#[cfg(feature = "zstd")]
-fn zstd_decompress(stored: &[u8], plain_len: usize) -> Result<Vec<u8>, CompressError> {
-    zstd::bulk::decompress(stored, plain_len).map_err(|_| CompressError::Damaged)
-}
-
-#[cfg(not(feature = "zstd"))]
-const fn zstd_decompress(_stored: &[u8], _plain_len: usize) -> Result<Vec<u8>, CompressError> {
-    Err(CompressError::Unsupported(Compression::Zstd))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{CompressError, compress, decompress, supported};
+    use super::{CompressError, compress, decompress};
     use bytes::Bytes;
     use holdfast_format::journal::Compression;
     use proptest::prelude::*;
@@ -93,7 +68,7 @@ mod tests {
             (0u32..4096).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         for kind in ALL {
             let packed = compress(kind, &[7; 4096]);
-            assert_eq!(packed.is_some(), kind != Compression::None && supported(kind));
+            assert_eq!(packed.is_some(), kind != Compression::None);
             if let Some(packed) = packed {
                 assert!(packed.len() < 200);
                 assert_eq!(decompress(kind, &packed, 4096).unwrap(), vec![7; 4096]);

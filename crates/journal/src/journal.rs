@@ -6,7 +6,7 @@ use crate::op::{Op, PushError, Ticket};
 use crate::recover::{Found, links};
 use bytes::Bytes;
 use holdfast_format::journal::{
-    Cursors, FrameContext, FrameError, FrameHeader, MAX_FRAME_LEN, MAX_FRAME_RECORDS,
+    Compression, Cursors, FrameContext, FrameError, FrameHeader, MAX_FRAME_LEN, MAX_FRAME_RECORDS,
     SEGMENT_HEADER_LEN, SegmentHeader, SegmentLink, frame_len,
 };
 use holdfast_units::{
@@ -44,6 +44,8 @@ pub struct Settings {
     pub keep_bytes: u64,
     /// The files of segments shall not take more bytes.
     pub budget_bytes: u64,
+    /// What shall be pushed compressed: see [`Journal::packing`].
+    pub compression: Compression,
 }
 
 impl Settings {
@@ -64,6 +66,7 @@ impl Settings {
             dirty_parts: 256 << 10,
             keep_bytes: 0,
             budget_bytes: 1 << 30,
+            compression: Compression::None,
         }
     }
 }
@@ -286,11 +289,36 @@ impl Journal {
         }
         self.time = self.time.max(op.record.time);
         op.record.time = self.time;
+        if op.is_packed() {
+            self.begin_packed();
+        }
         self.queued_bytes += bytes;
         self.queue.push_back(op);
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         Ok(ticket)
+    }
+
+    /// How ops are to be compressed before they are pushed; `None` also while the last segment says
+    /// that nothing in it is compressed, and another one cannot be begun yet.
+    #[must_use]
+    pub fn packing(&self) -> Compression {
+        let unpacked = |header: &SegmentHeader| !header.packed;
+        let begun = self.beginning.as_ref().is_some_and(unpacked);
+        let last = self.segments.back().filter(|_| !self.must_begin);
+        let last = last.is_some_and(|(header, len)| unpacked(header) && *len == 0);
+        if begun || last { Compression::None } else { self.settings.compression }
+    }
+
+    /// How ops shall be compressed from now on.
+    pub fn set_compression(&mut self, compression: Compression) {
+        self.settings.compression = compression;
+    }
+
+    /// Compressed records go into segments whose header says so.
+    fn begin_packed(&mut self) {
+        self.must_begin |=
+            self.segments.back().is_some_and(|(header, len)| !header.packed && *len > 0);
     }
 
     /// What is to be done next. Ask again until it is `Idle` or `Wait`, and after every change.
@@ -371,6 +399,8 @@ impl Journal {
             chain: before.map_or(first_chain, |link| link.chain_after()),
             predecessor: before.map(|link| (link.origin, link.epoch, link.len)),
             generation: self.generation,
+            packed: self.settings.compression != Compression::None
+                || self.queue.iter().any(Op::is_packed),
         };
         self.beginning = Some(header);
         Next::Begin(header)
@@ -606,6 +636,12 @@ impl Journal {
     #[must_use]
     pub const fn generation(&self) -> GenerationId {
         self.generation
+    }
+
+    /// The number of the segment that is appended to.
+    #[must_use]
+    pub fn last_segment(&self) -> Option<u64> {
+        self.segments.back().map(|(header, _)| header.number)
     }
 
     /// Whether the next record begins a segment of its own.

@@ -30,7 +30,7 @@ mod scan;
 pub mod ship;
 
 pub use chain::{Relation, compare};
-pub use compress::{CompressError, compress, decompress, supported};
+pub use compress::{CompressError, compress, decompress};
 pub use index::{Part, PartSource, Place, Run, RunKind, RunPiece, WriteBack, WriteBackLimits};
 pub use journal::{Batch, BatchId, CopyError, Journal, JournalStatus, Next, Settings};
 pub use op::{Op, OpError, PushError, Ticket};

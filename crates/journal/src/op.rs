@@ -114,6 +114,12 @@ impl Op {
         Self { record, stored: payload }
     }
 
+    /// Whether its payload is stored compressed.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        self.record.compression != Compression::None
+    }
+
     /// What it changes; empty for a flush.
     #[must_use]
     pub const fn range(&self) -> ByteRange {

@@ -353,6 +353,7 @@ fn judge_nameless<R: ReadSegments>(
             chain: [0; 16],
             predecessor: None,
             generation: GenerationId::NONE,
+            packed: false,
         };
         let mut scanner = Scanner::new(reader, assumed);
         let later = scanner.later_evidence();

@@ -10,14 +10,17 @@
 mod support;
 
 use bytes::Bytes;
+use holdfast_format::journal::DEVICE_DATA_AT;
 use holdfast_format::journal::{Compression, RecordKind};
-use holdfast_journal::driver::{Backing, Log, Open};
+use holdfast_journal::driver::{Backing, Device, Files, Log, Open};
 use holdfast_journal::{Op, Settings, WriteBackLimits};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId, ResourceId};
-use support::{CRASHES, Crash, Dice, Sim, State, Step};
+use support::{CRASHES, Crash, Dice, Sim, SimMedia, State, Step};
 
 const BLOCKS: u64 = 12;
 const DISK: u64 = BLOCKS * 4096;
+/// Tables, cursors, and room for nine segments.
+const DEVICE: u64 = DEVICE_DATA_AT + (4 + 9 * 9) * 4096;
 /// The time of an op tells which one it is; it may be raised a little.
 const TIME_STEP: u64 = 1000;
 
@@ -53,7 +56,11 @@ impl Pushed {
 
     fn op(&self, time: u64, packed: bool) -> Op {
         let time = HybridTime(time);
-        let compression = if packed { Compression::Lz4 } else { Compression::None };
+        let compression = match self.range.offset / 4096 % 3 {
+            0 if packed => Compression::Lz4,
+            1 if packed => Compression::Zstd,
+            _ => Compression::None,
+        };
         let data = Bytes::from(self.data.clone());
         match self.kind {
             RecordKind::Write => {
@@ -81,9 +88,10 @@ struct Shape {
     through: bool,
     packed: bool,
     unsynced_bytes: u64,
+    device: bool,
 }
 
-fn open(sim: &Sim, shape: Shape, epoch: u64) -> Log<Sim> {
+fn open(sim: &Sim, shape: Shape, epoch: u64) -> Log<Box<dyn Files>> {
     let node = NodeId::new(0).unwrap();
     let settings = Settings {
         segment_bytes: 9 * 4096,
@@ -101,13 +109,27 @@ fn open(sim: &Sim, shape: Shape, epoch: u64) -> Log<Sim> {
         cut: None,
         spares: 1,
     };
-    Log::open(sim.clone(), &open).expect("a crash is no damage").0
+    let files: Box<dyn Files> = match shape.device {
+        true => Box::new(on_device(sim)),
+        false => Box::new(sim.clone()),
+    };
+    Log::open(files, &open).expect("a crash is no damage").0
+}
+
+/// The device, made if it is new.
+fn on_device(sim: &Sim) -> Device<SimMedia> {
+    match Device::open(SimMedia(sim.clone())) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Device::format(SimMedia(sim.clone())).expect("it is long enough")
+        }
+        device => device.expect("a crash is no damage"),
+    }
 }
 
 /// Does anything for a while, until a step fails. The log found `base` ops when it was opened.
 fn work(
     sim: &Sim,
-    log: &mut Log<Sim>,
+    log: &mut Log<Box<dyn Files>>,
     base: usize,
     all: &mut Vec<Pushed>,
     dice: &mut Dice,
@@ -150,7 +172,7 @@ fn work(
 }
 
 /// Opens what a crash left and checks the promises; how many ops were found.
-fn check(sim: &Sim, log: &Log<Sim>, all: &[Pushed], crash: Crash) -> usize {
+fn check(sim: &Sim, log: &Log<Box<dyn Files>>, all: &[Pushed], crash: Crash) -> usize {
     let (pushed, completed, flushed) = {
         let tracing = sim.0.borrow();
         (tracing.start.pushed, tracing.start.completed, tracing.start.flushed)
@@ -189,7 +211,7 @@ fn check(sim: &Sim, log: &Log<Sim>, all: &[Pushed], crash: Crash) -> usize {
     count
 }
 
-fn read_all(sim: &Sim, log: &Log<Sim>) -> Vec<u8> {
+fn read_all(sim: &Sim, log: &Log<Box<dyn Files>>) -> Vec<u8> {
     let disk: &mut dyn Backing = &mut sim.clone();
     log.read(ByteRange::new(0, DISK), disk).unwrap().to_vec()
 }
@@ -248,25 +270,39 @@ fn sweep(
 
 fn run(seed: u64, shape: Shape) -> usize {
     let mut dice = Dice::new(seed);
-    let sim = Sim::new(State::with_disk(usize::try_from(DISK).unwrap()), shape.through);
+    let mut state = State::with_disk(usize::try_from(DISK).unwrap());
+    if shape.device {
+        // Of an earlier use.
+        let old = (0..DEVICE).map(|n| if n < DEVICE_DATA_AT { 0 } else { n.to_le_bytes()[1] | 1 });
+        state.add_file("device", old.collect());
+    }
+    let sim = Sim::new(state, shape.through);
     let mut log = open(&sim, shape, seed);
     let mut all = Vec::new();
     for _ in 0..3 {
         work(&sim, &mut log, 0, &mut all, &mut dice, shape);
     }
     let tracing = sim.0.borrow();
-    sweep((&tracing.start, &tracing.steps), &all, &mut dice, shape, 3, 2)
+    // A device is longer, and each crash copies it.
+    let (stride, depth) = if shape.device { (20, 1) } else { (3, 2) };
+    sweep((&tracing.start, &tracing.steps), &all, &mut dice, shape, stride, depth)
 }
 
-const PLAIN: Shape =
-    Shape { alignment: 4096, through: false, packed: false, unsynced_bytes: 1 << 20 };
+const PLAIN: Shape = Shape {
+    alignment: 4096,
+    through: false,
+    packed: false,
+    unsynced_bytes: 1 << 20,
+    device: false,
+};
 
 /// Runs seeds from `first` on: 2, or as many as `HOLDFAST_JOURNAL_SEEDS` says.
 fn seeds(first: u64, shape: Shape) {
     let count = std::env::var("HOLDFAST_JOURNAL_SEEDS").ok().and_then(|text| text.parse().ok());
     for seed in first..first + count.unwrap_or(2) {
         let opened = run(seed, shape);
-        assert!(opened > 300, "seed {seed}: only {opened} crashes were tried");
+        let least = if shape.device { 100 } else { 300 };
+        assert!(opened > least, "seed {seed}: only {opened} crashes were tried");
     }
 }
 
@@ -284,6 +320,12 @@ fn around_the_page_cache() {
 fn small_sectors_and_compression() {
     let shape = Shape { alignment: 512, packed: true, unsynced_bytes: 16 << 10, ..PLAIN };
     seeds(2000, shape);
+}
+
+#[test]
+fn on_a_device() {
+    seeds(3000, Shape { device: true, ..PLAIN });
+    seeds(4000, Shape { device: true, through: true, packed: true, ..PLAIN });
 }
 
 #[test]
@@ -354,7 +396,13 @@ fn a_rescue_that_is_cut_off_is_never_taken_for_the_same_history() {
 
 /// What the disk has of a rescue is either what the journal says, or it is said that it is not;
 /// whether it is.
-fn check_rescued(sim: &Sim, log: &Log<Sim>, all: &[Pushed], flushed: usize, crash: Crash) -> bool {
+fn check_rescued(
+    sim: &Sim,
+    log: &Log<Box<dyn Files>>,
+    all: &[Pushed],
+    flushed: usize,
+    crash: Crash,
+) -> bool {
     let tail = log.journal().status().tail;
     let records = log.records(tail).unwrap();
     if log.journal().links().is_empty() {

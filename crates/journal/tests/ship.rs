@@ -5,7 +5,9 @@
 mod support;
 
 use holdfast_journal::RangeSet;
-use holdfast_journal::ship::{FollowStatus, Holding, Leader, Notes as _, Verdict};
+use holdfast_journal::ship::{
+    FollowStatus, Holding, Leader, Notes as _, RefuseCode, Trouble, Verdict,
+};
 use holdfast_units::{ByteRange, GenerationId, LogPosition};
 use support::ship::{RESOURCE, SIZE, Secondary, Store, World, node};
 
@@ -528,6 +530,19 @@ fn a_disk_that_is_equal_is_compared_and_not_sent() {
 }
 
 #[test]
+fn what_cannot_be_read_while_it_is_compared_is_sent() {
+    let mut world = World::new(600, 1, 60 * 16 * 4096);
+    (0..SIZE / 4096).for_each(|block| world.write(5, block, 1));
+    world.heal();
+    world.secondaries[0].follower.as_mut().unwrap().discard().unwrap();
+    world.secondaries[0].sim.0.borrow_mut().unreadable = Some(SIZE / 2 + 5000);
+    run_on(&mut world, 60);
+    world.heal();
+    let unreadable = world.secondaries[0].sim.0.borrow().unreadable;
+    assert_eq!(unreadable, None, "it was written");
+}
+
+#[test]
 fn a_crash_does_not_make_more_be_replayed_than_the_delay_lets() {
     for seed in 0..20 {
         let mut world = in_step(700 + seed, 60);
@@ -581,4 +596,36 @@ fn what_is_noted_of_a_cut_ends_with_the_resource() {
     leader.cut(&lost, LogPosition(8192), &[], needed, &mut notes).unwrap();
     let note = notes.load(peer).expect("it is noted");
     assert_eq!(note.missing, [ByteRange::new(0, 1 << 20)]);
+}
+
+#[test]
+fn who_does_not_know_of_compressed_records_gets_none() {
+    let mut world = World::new(7, 1, 40 << 20);
+    world.old = true;
+    world.write(5, 0, 4);
+    world.heal();
+    world.old = false;
+    // Enough of them for all ways of storing; a follower of today takes them.
+    (0..200).for_each(|n| world.write(5, n % 8, 4));
+    world.heal();
+    let packed = |world: &World| {
+        let segments = world.primary.log.as_ref().unwrap().journal().durable_segments();
+        segments.iter().filter(|(header, _)| header.packed).count()
+    };
+    assert!(packed(&world) > 0);
+    let reached = status(&world.secondaries[0]).fetched;
+    world.old = true;
+    world.stop_secondary(0);
+    world.write(5, 0, 4);
+    world.start_secondary(0);
+    (0..500).for_each(|_| world.step(10));
+    let now = status(&world.secondaries[0]);
+    assert_eq!(now.fetched, reached);
+    assert!(
+        matches!(&now.trouble, Some(Trouble::Refused(RefuseCode::Version, why)) if why.contains("compressed")),
+        "{now:?}"
+    );
+    // It is updated.
+    world.old = false;
+    world.heal();
 }

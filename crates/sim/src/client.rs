@@ -123,12 +123,16 @@ impl World {
         }
         let logged_since = self.nodes[n].journal.tick();
         let node = &self.nodes[n];
+        let lost = self.lost_of(&what);
         let pending = Pending {
             what,
             since,
             logged_since,
             was_primary: node.is_primary(),
             was_up_to_date: node.is_up_to_date(),
+            at: self.now,
+            lost,
+            good: self.good_peers(n),
             reached: self.reached(n),
         };
         self.nodes[n].pending.insert(id, pending);
@@ -140,6 +144,25 @@ impl World {
         let Some(snap) = &self.nodes[n].snap else { return Vec::new() };
         let peers = (0..self.nodes.len()).filter(|m| *m != n && receives(snap, *m));
         peers.filter_map(|m| self.net.joint_link(n, m).map(|link| (m, link))).collect()
+    }
+
+    /// What of a read is lost, and where.
+    fn lost_of(&self, what: &Asked) -> Vec<(usize, u64)> {
+        let Asked::Read { range } = what else { return Vec::new() };
+        let pairs = (0..self.nodes.len()).flat_map(|m| range.blocks().map(move |b| (m, b)));
+        pairs.filter(|(m, block)| self.nodes[*m].says_lost(*block)).collect()
+    }
+
+    /// Those of them that have good data, as both sides say.
+    pub(crate) fn good_peers(&self, n: usize) -> Vec<(usize, LinkId)> {
+        let good = |m: usize| {
+            let node = &self.nodes[m];
+            let seen = self.nodes[n].peer(m);
+            node.is_up_to_date()
+                && node.disk_open
+                && seen.is_some_and(|p| p.disk == DiskState::UpToDate && p.out_of_sync == 0)
+        };
+        self.reached(n).into_iter().filter(|(m, _)| good(*m)).collect()
     }
 
     /// A request was answered.
@@ -199,6 +222,10 @@ impl World {
             (Asked::Read { range }, Ok(Some(data))) => {
                 let checked = checks::reads::check(self, n, *range, &data, pending);
                 self.check("reads return the last completed write", checked);
+            }
+            (Asked::Read { range }, Err(failure)) => {
+                let checked = checks::unreadable::check(self, n, *range, failure, pending);
+                self.check("a read fails only where nobody has the data", checked);
             }
             (_, Err(_)) => {}
             (what, Ok(_)) => self.fail("answers", format!("n{n} answers {what} out of kind")),

@@ -2,10 +2,12 @@
 //! everything is healed and must be well within a bounded time.
 
 use crate::checks;
+use crate::driver::NO_DIFFERENCE;
 use crate::node::node_id;
 use crate::world::{World, note};
-use holdfast_core::Command;
-use holdfast_units::{ConnectionState, DiskState, ReplicationState};
+use holdfast_core::{Command, SurveyKind, SurveyOrder};
+use holdfast_units::{BLOCK_SIZE, ConnectionState, DiskState, ReplicationState};
+use holdfast_wire::RepairMode;
 
 /// A cluster without faults must be well after so long.
 const HEAL_US: u64 = 240_000_000;
@@ -13,6 +15,16 @@ const HEAL_US: u64 = 240_000_000;
 const LOOK_US: u64 = 500_000;
 /// Requests must have ended after so long, whatever is cut or down.
 const ANSWER_US: u64 = 60_000_000;
+
+/// A comparison of everything that repairs what it finds.
+fn compare(sure: bool) -> Command {
+    let (kind, repair) = if sure {
+        (SurveyKind::Scrub, RepairMode::Majority)
+    } else {
+        (SurveyKind::Verify, RepairMode::Always)
+    };
+    Command::Survey(SurveyOrder { kind, range: None, peer: None, repair, from: 0 })
+}
 
 impl World {
     /// Lives through the whole run.
@@ -74,7 +86,87 @@ impl World {
             self.refresh();
             let checked = checks::out_of_sync::check(self);
             self.check("what a peer misses is noted", checked);
+            if self.violation.is_none() && self.rng.chance(500) {
+                self.corrupt_and_repair();
+            }
         }
+    }
+
+    /// A block of one copy changes by itself: a comparison finds it, and repairs it from the others.
+    fn corrupt_and_repair(&mut self) {
+        if !self.is_well() {
+            // Who comes back may be filled from the copy that changed before that is found.
+            return;
+        }
+        let up = self.up();
+        let equal = |n: usize, m: usize| checks::equality::count_as_equal(self, n, m);
+        let group = up.iter().copied().map(|n| {
+            let mut equals: Vec<usize> = Vec::new();
+            for m in up.iter().copied().filter(|m| *m != n && equal(n.min(*m), n.max(*m))) {
+                if equals.iter().all(|other| equal(m.min(*other), m.max(*other))) {
+                    equals.push(m);
+                }
+            }
+            (n, equals)
+        });
+        let Some((n, equals)) = group.max_by_key(|(_, equals)| equals.len()) else { return };
+        let with_primary = |m: usize| self.nodes[m].is_primary();
+        let primaries = self.primaries();
+        // Where the Primary has no disk, or is not among them, it may be another one's turn.
+        let settled = match primaries.as_slice() {
+            [] => true,
+            [primary] => with_primary(n) || equals.contains(primary),
+            _ => false,
+        };
+        let idle = |m: &usize| self.nodes[*m].snap.as_ref().is_some_and(|s| s.surveys.is_empty());
+        if !settled || equals.is_empty() || !up.iter().all(idle) {
+            return;
+        }
+        let spot = self.plan.spots[self.rng.index(self.plan.spots.len())].clone();
+        let block = self.rng.between(spot.start, spot.end - 1);
+        let size = self.nodes[n].snap.as_ref().map_or(0, |snap| snap.own_size);
+        if block >= size / BLOCK_SIZE {
+            // It has yet to grow.
+            return;
+        }
+        let all: Vec<usize> = equals.iter().copied().chain([n]).collect();
+        if all.iter().any(|m| self.nodes[*m].has_unreadable(block..block + 1)) {
+            // What another copy cannot be read of is fetched from this one.
+            return;
+        }
+        let sure = all.len() > 2;
+        // Of two copies that of the Primary counts, or of who compares.
+        let right = primaries.first().copied().unwrap_or(n);
+        let wrong = if sure {
+            self.rng.pick(&all)
+        } else {
+            all.iter().copied().find(|m| *m != right).unwrap_or(n)
+        };
+        let stamp = self.nodes[wrong].data.get(block).0[0] + 1_000_000;
+        if !self.nodes[wrong].data.corrupt(block, crate::content::Block::whole(stamp)) {
+            return;
+        }
+        note!(self, "block {block} of n{wrong} changes by itself");
+        let who = if sure { self.rng.pick(&all) } else { right };
+        (self.corrupted, self.surveyed) = (Some((wrong, block)), None);
+        self.command(who, compare(sure));
+        let ended = |world: &Self| world.surveyed.is_some();
+        if !self.run_until_that(self.now + 20_000_000, ended) {
+            self.fail("liveness", format!("a comparison did not end\n{}", self.states()));
+            return;
+        }
+        let counts = self.surveyed.as_ref().map(|found| (found.differing, found.repaired));
+        // A copy that went bad meanwhile may have been healed from the one that had changed.
+        if counts.is_none_or(|(differing, repaired)| differing == 0 || repaired != differing) {
+            let what = format!("block {block} of n{wrong} was not repaired: {:?}", self.surveyed);
+            self.fail(NO_DIFFERENCE, what);
+        }
+        self.run_until(self.now + 400_000);
+        self.corrupted = None;
+        self.stats.corrupted += 1;
+        self.refresh();
+        let checked = checks::equality::check(self);
+        self.check("equal nodes are equal", checked);
     }
 
     fn open_requests(&self) -> String {

@@ -9,23 +9,44 @@ use crate::rng::Rng;
 use bytes::Bytes;
 use holdfast_core::{DiskOpId, DiskOutcome, IoFailure};
 use holdfast_units::{BLOCK_SIZE, ByteRange};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// An operation on the disk.
 #[derive(Clone, Debug)]
 pub(crate) enum Work {
-    Read { range: ByteRange, holes: bool },
-    Write { range: ByteRange, data: Bytes, fua: bool },
-    Zeroes { range: ByteRange, fua: bool },
+    Read {
+        range: ByteRange,
+        holes: bool,
+    },
+    Write {
+        range: ByteRange,
+        data: Bytes,
+        fua: bool,
+    },
+    Zeroes {
+        range: ByteRange,
+        fua: bool,
+    },
     Flush,
+    /// Blocks that could not be read are stored again.
+    Repair {
+        range: ByteRange,
+        data: Bytes,
+    },
+    /// There is no good copy of these blocks.
+    MarkLost {
+        range: ByteRange,
+    },
 }
 
 impl Work {
     /// Which part of the disk it changes.
     pub(crate) fn changes(&self) -> Option<ByteRange> {
         match self {
-            Self::Write { range, .. } | Self::Zeroes { range, .. } => Some(*range),
-            Self::Read { .. } | Self::Flush => None,
+            Self::Write { range, .. } | Self::Zeroes { range, .. } | Self::Repair { range, .. } => {
+                Some(*range)
+            }
+            Self::Read { .. } | Self::Flush | Self::MarkLost { .. } => None,
         }
     }
 }
@@ -55,13 +76,23 @@ pub(crate) struct DataDisk {
     pending: BTreeMap<u64, Vec<Version>>,
     in_flight: BTreeMap<DiskOpId, InFlight>,
     reports: u64,
+    time: u64,
     /// After how many reports the last write of a resync was reported, and until which all are
     /// flushed.
     resynced_at: u64,
     flushed_until: u64,
     /// A flush failed since the disk was opened.
     flush_failed: bool,
+    /// Blocks that cannot be read until they are written. What they hold is remembered here all the same.
+    bad: BTreeSet<u64>,
+    /// When blocks that were bad were last written.
+    healed: BTreeMap<u64, u64>,
+    /// Blocks of which the core has said that there is no good copy, and which were not written since.
+    lost: BTreeSet<u64>,
 }
+
+/// What a reader finds in a block that cannot be read, if it looks.
+const GARBAGE: u64 = 1 << 40;
 
 /// A longer stretch with data in it is answered in part when the reader allows holes.
 const LONGEST_PART: u64 = 64 * BLOCK_SIZE;
@@ -80,6 +111,16 @@ impl DataDisk {
         self.now.get(&block).copied().unwrap_or(Block::ZERO)
     }
 
+    /// The medium changes a block that is durable by itself. False when it is not durable.
+    pub(crate) fn corrupt(&mut self, block: u64, content: Block) -> bool {
+        let settled = !self.pending.contains_key(&block);
+        if settled {
+            put(&mut self.now, block, content);
+            put(&mut self.durable, block, content);
+        }
+        settled
+    }
+
     fn get_durable(&self, block: u64) -> Block {
         self.durable.get(&block).copied().unwrap_or(Block::ZERO)
     }
@@ -90,7 +131,39 @@ impl DataDisk {
         blocks.sort_unstable();
         blocks.dedup();
         blocks.retain(|block| self.get(*block) != other.get(*block));
+        // Of a lost block nobody says what it holds.
+        blocks.retain(|block| !self.is_lost(*block) && !other.is_lost(*block));
         blocks
+    }
+
+    /// The block cannot be read from now on.
+    pub(crate) fn spoil(&mut self, block: u64) {
+        self.bad.insert(block);
+    }
+
+    /// Whether the core has said that there is no good copy of the block.
+    pub(crate) fn is_lost(&self, block: u64) -> bool {
+        self.lost.contains(&block)
+    }
+
+    /// Whether one of these blocks cannot be read.
+    pub(crate) fn has_bad(&self, blocks: std::ops::Range<u64>) -> bool {
+        self.bad.range(blocks).next().is_some()
+    }
+
+    /// Whether the block could not be read at some time since then.
+    pub(crate) fn was_bad(&self, block: u64, since: u64) -> bool {
+        self.bad.contains(&block)
+            || self.lost.contains(&block)
+            || self.healed.get(&block).is_some_and(|at| *at >= since)
+    }
+
+    /// Notes that blocks were written at this time.
+    fn restore(&mut self, block: u64, now: u64) {
+        let (bad, lost) = (self.bad.remove(&block), self.lost.remove(&block));
+        if bad || lost {
+            self.healed.insert(block, now);
+        }
     }
 
     /// Whether a power failure now could lose this content of the block, once it was written.
@@ -139,7 +212,7 @@ impl DataDisk {
         fails: bool,
         resync: bool,
     ) -> Result<(), String> {
-        if let Work::Write { range, data, .. } = &work {
+        if let Work::Write { range, data, .. } | Work::Repair { range, data } = &work {
             content::parse(*range, data)?;
         }
         if let Some(range) = work.changes() {
@@ -160,20 +233,25 @@ impl DataDisk {
     }
 
     /// The operation takes effect.
-    pub(crate) fn apply(&mut self, op: DiskOpId, rng: &mut Rng) {
+    pub(crate) fn apply(&mut self, op: DiskOpId, now: u64, rng: &mut Rng) {
+        self.time = now;
         let Some(flight) = self.in_flight.get(&op) else { return };
         let (work, fails, issued_at) = (flight.work.clone(), flight.fails, flight.issued_at);
         let outcome = if fails {
             match work {
                 Work::Flush => self.lose_cache(rng),
                 Work::Write { .. } | Work::Zeroes { .. } => self.store_part(op, &work, rng),
-                Work::Read { .. } => {}
+                Work::Read { .. } | Work::Repair { .. } | Work::MarkLost { .. } => {}
             }
             Err(IoFailure::Disk)
         } else {
             Ok(match work {
                 Work::Read { range, holes } => self.read(range, holes),
-                Work::Write { .. } | Work::Zeroes { .. } => {
+                Work::MarkLost { range } => {
+                    self.lost.extend(range.blocks());
+                    DiskOutcome::Done
+                }
+                Work::Write { .. } | Work::Zeroes { .. } | Work::Repair { .. } => {
                     for (block, content) in self.contents(&work) {
                         self.store(op, block, content, false);
                     }
@@ -190,10 +268,28 @@ impl DataDisk {
         }
     }
 
+    /// Whether an operation took effect that could not read all.
+    pub(crate) fn gave_part(&self, op: DiskOpId) -> bool {
+        let outcome = self.in_flight.get(&op).and_then(|flight| flight.outcome.as_ref());
+        matches!(outcome, Some(Ok(DiskOutcome::Partial { .. })))
+    }
+
+    /// Whether an operation stores again what could not be read.
+    pub(crate) fn is_repair(&self, op: DiskOpId) -> bool {
+        self.in_flight.get(&op).is_some_and(|flight| matches!(flight.work, Work::Repair { .. }))
+    }
+
     /// Whether an operation is to be durable when it is done.
     pub(crate) fn is_forced(&self, op: DiskOpId) -> bool {
         let work = self.in_flight.get(&op).map(|flight| &flight.work);
-        matches!(work, Some(Work::Write { fua: true, .. } | Work::Zeroes { fua: true, .. }))
+        matches!(
+            work,
+            Some(
+                Work::Write { fua: true, .. }
+                    | Work::Zeroes { fua: true, .. }
+                    | Work::Repair { .. }
+            )
+        )
     }
 
     /// The end of an operation that took effect.
@@ -221,7 +317,8 @@ impl DataDisk {
             }
             let fua = match flight.work {
                 Work::Write { fua, .. } | Work::Zeroes { fua, .. } => fua,
-                Work::Read { .. } | Work::Flush => false,
+                Work::Repair { .. } => true,
+                Work::Read { .. } | Work::Flush | Work::MarkLost { .. } => false,
             };
             if fua && !failed {
                 self.flush_range(range, reports);
@@ -279,35 +376,48 @@ impl DataDisk {
     }
 
     fn read(&self, range: ByteRange, holes: bool) -> DiskOutcome {
-        if holes && self.now.range(range.blocks()).next().is_none() {
+        let is_bad = |range: ByteRange| self.bad.range(range.blocks()).next().is_some();
+        if holes && self.now.range(range.blocks()).next().is_none() && !is_bad(range) {
             return DiskOutcome::Zeroes;
         }
         let len = if holes { range.len.min(LONGEST_PART) } else { range.len };
         let range = ByteRange::new(range.offset, len);
+        if is_bad(range) {
+            let found = |block| {
+                if self.bad.contains(&block) { Block::whole(GARBAGE) } else { self.get(block) }
+            };
+            let bad = self.bad.range(range.blocks());
+            let bad = bad.map(|block| ByteRange::of_blocks(*block..block + 1)).collect();
+            return DiskOutcome::Partial { data: content::render(range, found), bad };
+        }
         DiskOutcome::Data(content::render(range, |block| self.get(block)))
     }
 
     /// What each block of a write gets. Of zeroes, only blocks that are not zero everywhere.
     fn contents(&self, work: &Work) -> Vec<(u64, Block)> {
         match work {
-            Work::Write { range, data, .. } => {
+            Work::Write { range, data, .. } | Work::Repair { range, data } => {
                 let blocks = content::parse(*range, data).expect("was checked when it was issued");
                 range.blocks().zip(blocks).collect()
             }
             Work::Zeroes { range, .. } => {
                 let touched = self.now.range(range.blocks()).map(|(block, _)| *block);
+                let bad = self.bad.range(range.blocks()).copied();
+                let lost = self.lost.range(range.blocks()).copied();
                 let cached = self.pending.range(range.blocks()).map(|(block, _)| *block);
                 let stored = self.durable.range(range.blocks()).map(|(block, _)| *block);
-                let mut blocks: Vec<u64> = touched.chain(cached).chain(stored).collect();
+                let mut blocks: Vec<u64> =
+                    touched.chain(cached).chain(stored).chain(bad).chain(lost).collect();
                 blocks.sort_unstable();
                 blocks.dedup();
                 blocks.into_iter().map(|block| (block, Block::ZERO)).collect()
             }
-            Work::Read { .. } | Work::Flush => Vec::new(),
+            Work::Read { .. } | Work::Flush | Work::MarkLost { .. } => Vec::new(),
         }
     }
 
     fn store(&mut self, op: DiskOpId, block: u64, content: Block, reported: bool) {
+        self.restore(block, self.time);
         put(&mut self.now, block, content);
         let reported = reported.then_some(self.reports);
         self.pending.entry(block).or_default().push(Version { content, op, reported });
@@ -373,7 +483,7 @@ mod tests {
 
     fn run(disk: &mut DataDisk, rng: &mut Rng, op: u64, work: Work) {
         disk.start(DiskOpId(op), work, false, false).unwrap();
-        disk.apply(DiskOpId(op), rng);
+        disk.apply(DiskOpId(op), 0, rng);
         disk.report(DiskOpId(op)).unwrap().unwrap();
     }
 
@@ -401,9 +511,9 @@ mod tests {
         let range = ByteRange::of_blocks(0..1);
         let work = Work::Write { range, data: payload(range, 5), fua: false };
         disk.start(DiskOpId(1), work, false, false).unwrap();
-        disk.apply(DiskOpId(1), &mut rng);
+        disk.apply(DiskOpId(1), 0, &mut rng);
         disk.start(DiskOpId(2), Work::Flush, false, false).unwrap();
-        disk.apply(DiskOpId(2), &mut rng);
+        disk.apply(DiskOpId(2), 0, &mut rng);
         assert!(disk.is_volatile(0, Block::whole(5)));
     }
 

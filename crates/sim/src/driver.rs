@@ -12,11 +12,14 @@ use holdfast_core::{
     JournalReadId, MetaOpId, Notice, RequestId,
 };
 use holdfast_format::MetaImage;
-use holdfast_units::{LogPosition, NodeId, PeerSet};
+use holdfast_units::{ByteRange, LogPosition, NodeId, PeerSet};
 use holdfast_wire::Message;
 
 /// What is promised of a disk that is caught up.
 pub(crate) const CAUGHT_UP: &str = "who is caught up is what a crash of its source could have left";
+
+/// What is promised of comparisons.
+pub(crate) const NO_DIFFERENCE: &str = "a comparison finds what differs and nothing else";
 
 /// Where a node got what it stores.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -162,6 +165,12 @@ impl World {
                 self.disk_start(n, op, Work::Zeroes { range, fua }, resync);
             }
             Action::DiskFlush { op } => self.disk_start(n, op, Work::Flush, resync),
+            Action::DiskRepair { op, range, data } => {
+                self.disk_start(n, op, Work::Repair { range, data }, Source::Other);
+            }
+            Action::DiskMarkLost { op, range } => {
+                self.disk_start(n, op, Work::MarkLost { range }, Source::Other);
+            }
             Action::ReadJournal { id, from, .. } => {
                 let life = self.nodes[n].life;
                 let at = self.now + self.rng.delay(self.plan.disk_us);
@@ -218,6 +227,14 @@ impl World {
                     self.fail("metadata", format!("n{n} found its metadata damaged: {what}"));
                 }
             }
+            Notice::SurveyEnded(_, progress) => {
+                self.stats.compared += progress.compared;
+                self.surveyed = Some((**progress).clone());
+                if progress.differing > 0 && self.corrupted.is_none() {
+                    let found = &progress.found;
+                    self.fail(NO_DIFFERENCE, format!("n{n} found differences: {found:?}"));
+                }
+            }
             Notice::UnrelatedData(peer) => {
                 self.fail("generations", format!("n{n} takes the data of {peer:?} for unrelated"));
             }
@@ -260,7 +277,15 @@ impl World {
     fn disk_start(&mut self, n: usize, op: DiskOpId, work: Work, source: Source) {
         checks::disk_order(self, n, &work, source);
         self.nodes[n].journal.issued(op, &work);
-        let fails = self.may_fail(n) && self.rng.below(1_000_000) < self.plan.data_errors;
+        if let Work::Read { range, .. } = &work {
+            self.spoil(n, *range);
+        }
+        let stubborn = matches!(work, Work::Repair { .. })
+            && self.rng.below(1000) < self.plan.stubborn
+            && self.trouble_on;
+        let may_fail = !matches!(work, Work::Repair { .. } | Work::MarkLost { .. });
+        let fails =
+            may_fail && self.may_fail(n) && self.rng.below(1_000_000) < self.plan.data_errors;
         if fails {
             note!(self, "n{n} disk will fail at {work:?}");
             self.stats.disk_errors += 1;
@@ -274,16 +299,37 @@ impl World {
             note!(self, "n{n} disk {op:?} {what}");
         }
         let resync = source == Source::Resync && work.changes().is_some();
-        let result = self.nodes[n].data.start(op, work, fails, resync);
+        let result = self.nodes[n].data.start(op, work, fails || stubborn, resync);
         self.check("disk operations", result);
         let life = self.nodes[n].life;
         let at = self.now + self.rng.delay(self.plan.disk_us);
         self.queue.add(at, Happening::DiskApply { node: n, life, op });
     }
 
+    /// Blocks go bad, here and perhaps on others, just when they are read.
+    fn spoil(&mut self, n: usize, range: ByteRange) {
+        if !self.trouble_on || self.rng.below(1000) >= self.plan.bad_blocks {
+            return;
+        }
+        let (first, len) = (range.blocks().start, range.len / 4096);
+        // What nobody has used is not looked at much.
+        let block = first + self.rng.below(len.min(64));
+        self.nodes[n].data.spoil(block);
+        self.stats.bad_blocks += 1;
+        note!(self, "n{n} block {block} goes bad");
+        for m in (0..self.nodes.len()).filter(|m| *m != n) {
+            if self.rng.chance(150) {
+                self.nodes[m].data.spoil(block);
+                note!(self, "n{m} block {block} goes bad");
+            }
+        }
+    }
+
     pub(crate) fn disk_reported(&mut self, n: usize, op: DiskOpId) {
         let fua = self.nodes[n].data.is_forced(op);
+        let repairs = self.nodes[n].data.is_repair(op);
         if let Some(mut outcome) = self.nodes[n].data.report(op) {
+            self.stats.healed += u64::from(repairs && outcome.is_ok());
             note!(self, "n{n} disk {op:?} done: {}", outcome.is_ok());
             if outcome.is_ok()
                 && let Some(position) = self.nodes[n].journal.done(op, fua)
@@ -393,7 +439,7 @@ impl World {
         note!(self, "n{n} stopped");
         let ops: Vec<DiskOpId> = self.nodes[n].data.names();
         for op in ops {
-            self.nodes[n].data.apply(op, &mut self.rng);
+            self.nodes[n].data.apply(op, self.now, &mut self.rng);
             self.nodes[n].data.report(op);
         }
         self.nodes[n].meta.finish();

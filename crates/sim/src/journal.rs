@@ -86,7 +86,7 @@ impl Journal {
                 self.flushes.insert(op, self.next);
                 return;
             }
-            Work::Read { .. } => return,
+            Work::Read { .. } | Work::Repair { .. } | Work::MarkLost { .. } => return,
         };
         let position = self.next;
         self.next = position.after(1 + data.as_ref().map_or(0, |data| data.len() as u64));

@@ -21,6 +21,12 @@ pub(crate) struct Pending {
     pub(crate) logged_since: u64,
     pub(crate) was_primary: bool,
     pub(crate) was_up_to_date: bool,
+    /// When it began.
+    pub(crate) at: u64,
+    /// Those of them that had good data, as it said.
+    pub(crate) good: Vec<(usize, LinkId)>,
+    /// Blocks of a read that a node said then that it had no good copy of.
+    pub(crate) lost: Vec<(usize, u64)>,
     /// The peers that the Primary reached then, by which connection.
     pub(crate) reached: Vec<(usize, LinkId)>,
 }
@@ -65,6 +71,19 @@ pub(crate) struct Node {
     pub(crate) may_give_up: bool,
     /// The power failed since the copy was last known to be equal to another one.
     pub(crate) lost_cache: bool,
+}
+
+impl Node {
+    /// Whether some of these blocks cannot be read.
+    pub(crate) fn has_unreadable(&self, blocks: std::ops::Range<u64>) -> bool {
+        self.data.has_bad(blocks.clone())
+            || self.core.as_ref().is_some_and(|core| core.unreadable().count_range(blocks) > 0)
+    }
+
+    /// Whether its core says that it has no good copy of the block.
+    pub(crate) fn says_lost(&self, block: u64) -> bool {
+        self.core.as_ref().is_some_and(|core| core.unreadable().get(block))
+    }
 }
 
 /// Node numbers of virtual nodes are their indices.

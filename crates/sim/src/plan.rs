@@ -57,6 +57,7 @@ pub(crate) struct Weights {
     pub(crate) connect: u64,
     pub(crate) invalidate: u64,
     pub(crate) detach: u64,
+    pub(crate) verify: u64,
 }
 
 /// See the module.
@@ -84,6 +85,10 @@ pub(crate) struct Plan {
     /// Chance of an error in a million operations on a data disk, and on metadata.
     pub(crate) data_errors: u64,
     pub(crate) meta_errors: u64,
+    /// Chance that a block of what is read goes bad, and that a bad one cannot be stored again, in a
+    /// thousand.
+    pub(crate) bad_blocks: u64,
+    pub(crate) stubborn: u64,
     /// Who has a journal.
     pub(crate) journals: Vec<bool>,
     /// Chance that it is cut when it is read, in a thousand.
@@ -141,6 +146,9 @@ impl Plan {
         let often = rng.pick(&[0, 700, 1000]);
         let journals = (0..nodes).map(|_| rng.chance(often)).collect();
         let journal_cuts = rng.pick(&[0, 0, 20, 200]);
+        let bad = if class == Class::Calm { 500 } else { 400 };
+        let bad_blocks = if rng.chance(bad) { rng.pick(&[10, 50, 200]) } else { 0 };
+        let stubborn = rng.pick(&[0, 0, 100, 500]);
         let apart = class == Class::SplitBrain || class == Class::Everything && rng.coin();
         Self {
             class,
@@ -161,6 +169,8 @@ impl Plan {
             weights: weights(class, apart),
             data_errors: if has_disk_errors(class) { rng.pick(&[200, 1000, 4000]) } else { 0 },
             meta_errors: if has_disk_errors(class) { rng.pick(&[0, 500, 2000]) } else { 0 },
+            bad_blocks,
+            stubborn,
             journals,
             journal_cuts,
         }
@@ -198,7 +208,7 @@ fn spots(size: u64, rng: &mut Rng) -> Vec<std::ops::Range<u64>> {
 }
 
 fn weights(class: Class, apart: bool) -> Weights {
-    let mut weights = Weights { demote: 4, promote: 10, stop: 2, ..Weights::default() };
+    let mut weights = Weights { demote: 4, promote: 10, stop: 2, verify: 4, ..Weights::default() };
     let (mut kill, mut links, mut power, mut commands) = (false, false, false, false);
     match class {
         Class::Calm => {}

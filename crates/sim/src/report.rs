@@ -38,6 +38,10 @@ pub struct Stats {
     pub cuts: u64,
     /// Errors that disks reported.
     pub disk_errors: u64,
+    /// Blocks that went bad.
+    pub bad_blocks: u64,
+    /// Repairs of blocks.
+    pub healed: u64,
     /// Times that a node became Primary.
     pub promotions: u64,
     /// Resyncs that were finished by their target.
@@ -50,6 +54,10 @@ pub struct Stats {
     pub split_brains: u64,
     /// Times that nothing but force brought a healed cluster up.
     pub decrees: u64,
+    /// Bytes that nodes compared with their peers' copies.
+    pub compared: u64,
+    /// Blocks that changed by themselves, and were found and repaired.
+    pub corrupted: u64,
     /// Virtual time in microseconds.
     pub virtual_us: u64,
 }
@@ -63,12 +71,16 @@ impl Stats {
         self.crashes += other.crashes;
         self.cuts += other.cuts;
         self.disk_errors += other.disk_errors;
+        self.bad_blocks += other.bad_blocks;
+        self.healed += other.healed;
         self.promotions += other.promotions;
         self.resyncs += other.resyncs;
         self.caught_up += other.caught_up;
         self.catch_ups += other.catch_ups;
         self.split_brains += other.split_brains;
         self.decrees += other.decrees;
+        self.compared += other.compared;
+        self.corrupted += other.corrupted;
         self.virtual_us += other.virtual_us;
     }
 }

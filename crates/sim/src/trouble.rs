@@ -4,8 +4,9 @@ use crate::driver::Crash;
 use crate::node::node_id;
 use crate::plan::Weights;
 use crate::world::{Happening, World, note};
-use holdfast_core::Command;
-use holdfast_units::{DiskState, ReplicationState};
+use holdfast_core::{Command, SurveyKind, SurveyOrder};
+use holdfast_units::{ByteRange, DiskState, ReplicationState};
+use holdfast_wire::RepairMode;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -24,9 +25,10 @@ enum Kind {
     Connect,
     Invalidate,
     Detach,
+    Verify,
 }
 
-fn kinds(weights: &Weights) -> [(Kind, u64); 15] {
+fn kinds(weights: &Weights) -> [(Kind, u64); 16] {
     [
         (Kind::Kill, weights.kill),
         (Kind::Power, weights.power),
@@ -43,6 +45,7 @@ fn kinds(weights: &Weights) -> [(Kind, u64); 15] {
         (Kind::Connect, weights.connect),
         (Kind::Invalidate, weights.invalidate),
         (Kind::Detach, weights.detach),
+        (Kind::Verify, weights.verify),
     ]
 }
 
@@ -147,12 +150,23 @@ impl World {
                 }
             }
             Kind::Invalidate => self.invalidate(n, m),
+            Kind::Verify => self.survey(n),
             Kind::Detach => {
                 if self.may_detach(n) {
                     self.command(n, Command::Detach);
                 }
             }
         }
+    }
+
+    /// Has a node compare its copy with the others', as it is; whatever it finds is wrong.
+    fn survey(&mut self, n: usize) {
+        let kind = self.rng.pick(&[SurveyKind::Verify, SurveyKind::Scrub]);
+        let repair = self.rng.pick(&[RepairMode::Never, RepairMode::Majority, RepairMode::Always]);
+        let spot = self.plan.spots[self.rng.index(self.plan.spots.len())].clone();
+        let whole = self.rng.chance(100);
+        let range = (!whole).then(|| ByteRange::of_blocks(spot));
+        self.command(n, Command::Survey(SurveyOrder { kind, range, peer: None, repair, from: 0 }));
     }
 
     fn other_than(&mut self, n: usize) -> usize {

@@ -63,6 +63,10 @@ pub(crate) struct World {
     pub(crate) tracked: BTreeSet<u64>,
     pub(crate) actions: Vec<Action>,
     pub(crate) last_change: u64,
+    /// A block that changed by itself: the node and the block.
+    pub(crate) corrupted: Option<(usize, u64)>,
+    /// How the last comparison went.
+    pub(crate) surveyed: Option<holdfast_core::SurveyProgress>,
     immediate_ticks: u64,
 }
 
@@ -108,6 +112,8 @@ impl World {
             tracked,
             actions: Vec::new(),
             last_change: 0,
+            corrupted: None,
+            surveyed: None,
             immediate_ticks: 0,
         }
     }
@@ -168,8 +174,11 @@ impl World {
         match what {
             Happening::Tick { node, life } => self.tick(node, life),
             Happening::DiskApply { node, life, op } if self.lives(node, life) => {
-                self.nodes[node].data.apply(op, &mut self.rng);
-                let at = self.now + self.rng.delay(self.plan.disk_us / 4);
+                self.nodes[node].data.apply(op, self.now, &mut self.rng);
+                // A disk tries for long before it says that it cannot read something.
+                let slow = self.nodes[node].data.gave_part(op);
+                let delay = if slow { self.plan.disk_us * 8 } else { self.plan.disk_us / 4 };
+                let at = self.now + self.rng.delay(delay);
                 self.queue.add(at, Happening::DiskReport { node, life, op });
             }
             Happening::DiskReport { node, life, op } if self.lives(node, life) => {

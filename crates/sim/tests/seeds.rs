@@ -65,7 +65,7 @@ fn a_seed_gives_the_same_run_bit_for_bit() {
 
 #[test]
 fn seeds_are_different_runs_that_do_something() {
-    let runs: Vec<Outcome> = (0..20).map(|seed| run(seed, &Settings::default())).collect();
+    let runs: Vec<Outcome> = (0..40).map(|seed| run(seed, &Settings::default())).collect();
     let mut prints: Vec<u64> = runs.iter().map(|run| run.fingerprint).collect();
     prints.sort_unstable();
     prints.dedup();
@@ -76,7 +76,11 @@ fn seeds_are_different_runs_that_do_something() {
     assert!(sum(|run| run.stats.cuts) > 5);
     assert!(sum(|run| run.stats.promotions) > 20);
     assert!(sum(|run| run.stats.resyncs) > 20);
+    assert!(sum(|run| run.stats.bad_blocks) > 20);
+    assert!(sum(|run| run.stats.healed) > 5);
     assert!(sum(|run| run.stats.caught_up) > 0);
+    assert!(sum(|run| run.stats.compared) > 100 << 20);
+    assert!(sum(|run| run.stats.corrupted) > 5);
     assert!(sum(|run| run.stats.catch_ups) > sum(|run| run.stats.caught_up));
 }
 
@@ -107,6 +111,22 @@ fn broken_by(bug: PlantedBug) -> &'static [&'static str] {
         PlantedBug::ReplayAgain | PlantedBug::ReplayUnflushed => {
             &["who is caught up is what a crash of its source could have left"]
         }
+        PlantedBug::HealOverNewer => &[
+            "equal nodes are equal",
+            "reads return the last completed write",
+            "a promoted node has every completed write",
+            "a completed flush is durable",
+            "what a member missed is durably known before completion",
+            "what a peer misses is noted",
+            "a comparison finds what differs and nothing else",
+        ],
+        PlantedBug::LoseUnseen => &["a block is lost only if it cannot be read"],
+        PlantedBug::LostIsRead => &["reads return the last completed write"],
+        PlantedBug::VerifyUnlocked => &[
+            "a comparison finds what differs and nothing else",
+            "equal nodes are equal",
+            "reads return the last completed write",
+        ],
         PlantedBug::ReplayClearsEarly => &[
             "equal nodes are equal",
             "what a peer misses is noted",
@@ -165,6 +185,26 @@ fn a_replay_without_flushes_is_found() {
 }
 
 #[test]
+fn copies_that_are_compared_while_they_are_written_to_are_found() {
+    finds(PlantedBug::VerifyUnlocked);
+}
+
+#[test]
 fn bits_that_are_cleared_before_a_replay_is_through_are_found() {
     finds(PlantedBug::ReplayClearsEarly);
+}
+
+#[test]
+fn a_repair_over_a_newer_write_is_found() {
+    finds(PlantedBug::HealOverNewer);
+}
+
+#[test]
+fn what_a_disk_gives_in_place_of_a_lost_block_is_found() {
+    finds(PlantedBug::LostIsRead);
+}
+
+#[test]
+fn a_block_that_is_given_up_after_it_was_written_is_found() {
+    finds(PlantedBug::LoseUnseen);
 }

@@ -1,6 +1,7 @@
 //! What holds for every engine: bounds, alignment, merging of flushes, poison.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -12,12 +13,15 @@ use holdfast_units::{BLOCK_SIZE, ByteRange};
 
 use crate::engine::external::{External, ExternalDisk};
 use crate::engine::fault::Fault;
+use crate::engine::uring::Uring;
 use crate::engine::{Done, Engine, Job, Mark, More, Tag};
 use crate::file::BackingFile;
+use crate::open::is_in_memory;
+use crate::replace::{Link, LinkEnd, Replace};
 use crate::wake::Wake;
 use crate::{
     BufferPool, Completion, DiskError, DiskErrorKind, DiskOp, FaultHandle, FaultRule, MAX_TRANSFER,
-    MemoryStore, OpId, OpKind, Outcome, PartialRead, RemapOp, RemapReport,
+    MemoryStore, OpId, OpKind, Outcome, PartialRead, RemapOp, RemapReport, ReplaceHandle,
 };
 
 /// What a disk is on.
@@ -119,10 +123,12 @@ pub struct Disk {
     collected: Vec<Done>,
     /// What is to be said of operations that were completed lately.
     details: VecDeque<(OpId, More)>,
+    /// To those who may have the backing replaced.
+    replace: Option<LinkEnd>,
 }
 
 /// Of so many operations that ended lately more can be told than their completion says.
-const MAX_DETAILS: usize = 64;
+const MAX_DETAILS: usize = 1024;
 
 /// At most one flush is with the engine. It begins with the next kick, for all that wait for one
 /// by then; those that come later share the next one.
@@ -169,6 +175,22 @@ impl std::fmt::Debug for Lent {
     }
 }
 
+/// The eventfd of a disk, for other disks that are to signal it.
+#[derive(Clone)]
+pub struct Bell(Arc<Wake>);
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl std::fmt::Debug for Bell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bell").finish_non_exhaustive()
+    }
+}
+
 impl Disk {
     pub(crate) fn new(
         engine: Engine,
@@ -189,6 +211,7 @@ impl Disk {
             ready: Vec::new(),
             collected: Vec::new(),
             details: VecDeque::new(),
+            replace: None,
         }
     }
 
@@ -234,6 +257,49 @@ impl Disk {
         Ok(Self::new(engine, info, pool.clone(), wake, max_in_flight))
     }
 
+    /// A file that is open for `O_DIRECT`, as a disk of `size` bytes over io_uring. What completes
+    /// signals the eventfd that `bell` belongs to, and comes out of [`Self::gather`].
+    ///
+    /// # Errors
+    /// When it lives in memory, or the kernel has no io_uring for this process.
+    pub fn of_direct_file(
+        file: File,
+        size: u64,
+        max_in_flight: u32,
+        pool: &BufferPool,
+        bell: &Bell,
+    ) -> io::Result<Self> {
+        if is_in_memory(&file) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let info = DiskInfo {
+            path: None,
+            kind: BackingKind::File,
+            engine: EngineKind::Uring,
+            size,
+            read_only: false,
+            direct: true,
+            block_size: 4096,
+            discard: false,
+            discard_zeroes: false,
+            fast_zeroes: false,
+            rotational: None,
+            volatile_cache: None,
+            notes: Vec::new(),
+        };
+        let file = Arc::new(BackingFile::new(file, BackingKind::File, false, None));
+        let engine = Uring::start(&file, pool, &bell.0, max_in_flight)?;
+        let engine = Engine::Uring(Box::new(engine));
+        let most = usize::try_from(max_in_flight).unwrap_or(1);
+        Ok(Self::new(engine, info, pool.clone(), Arc::clone(&bell.0), most))
+    }
+
+    /// What other disks may signal, so that whoever waits for this one learns of them, too.
+    #[must_use]
+    pub fn bell(&self) -> Bell {
+        Bell(Arc::clone(&self.wake))
+    }
+
     /// The same disk, failing as `rules` say; the handle changes that while it is in use.
     #[must_use]
     pub fn with_faults(mut self, rules: &[FaultRule]) -> (Self, FaultHandle) {
@@ -253,9 +319,7 @@ impl Disk {
     /// that is not larger changes nothing. What the backing does not have fails when it is used.
     pub fn grown_to(&mut self, size: u64) {
         self.info.size = self.info.size.max(size);
-        if let Engine::Remap(remap) = &mut self.engine {
-            remap.grown_to(size);
-        }
+        self.engine.grown_to(size);
     }
 
     /// Whether another operation would not be refused with `Busy`.
@@ -263,7 +327,8 @@ impl Disk {
         self.in_flight < self.max_in_flight
     }
 
-    pub(crate) fn uncache(&self, range: ByteRange) {
+    /// Has the page cache forget a range that was flushed, so that the next read of it asks the device.
+    pub fn uncache(&self, range: ByteRange) {
         self.engine.uncache(range);
     }
 
@@ -292,8 +357,44 @@ impl Disk {
         self
     }
 
+    /// To have the backing, and the spares that it has, replaced by another one while the disk is
+    /// used. To be called before anything is submitted, and before [`Self::with_checksums`].
+    #[must_use]
+    pub fn replace_handle(&mut self) -> ReplaceHandle {
+        if let Some(LinkEnd(link)) = &self.replace {
+            return ReplaceHandle::new(link);
+        }
+        let link = Link::new(&self.wake);
+        let nothing = Engine::Memory(MemoryStore::new(0), self.pool.clone());
+        let engine = std::mem::replace(&mut self.engine, nothing);
+        let usable = if self.info.read_only { 0 } else { self.size() };
+        let replace = Replace::new(engine, usable, &link, &self.wake);
+        self.engine = Engine::Replace(Box::new(replace));
+        let handle = ReplaceHandle::new(&link);
+        self.replace = Some(LinkEnd(link));
+        handle
+    }
+
+    fn is_called(&self) -> bool {
+        self.replace.as_ref().is_some_and(|LinkEnd(link)| link.is_called())
+    }
+
     pub(crate) const fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    pub(crate) const fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
+    /// Waits for a signal of the eventfd, at most so long.
+    pub(crate) fn doze(&self, most: Duration) {
+        self.wake.wait(most);
+    }
+
+    /// Whether every operation is over when it was submitted.
+    pub(crate) fn is_inline(&self) -> bool {
+        self.engine.is_inline()
     }
 
     /// Asks the layer for bad sectors for something. `Some` when it is over already; otherwise its
@@ -311,8 +412,8 @@ impl Disk {
         } else if !self.has_room() {
             Some(DiskErrorKind::Busy)
         } else {
-            match &self.engine {
-                Engine::Remap(remap) if !remap.refuses(&what) => None,
+            match self.engine.remap() {
+                Some(remap) if !remap.refuses(&what) => None,
                 _ => Some(DiskErrorKind::Invalid),
             }
         };
@@ -322,8 +423,7 @@ impl Disk {
         }
         self.in_flight += 1;
         let before = self.ready.len();
-        let Engine::Remap(remap) = &mut self.engine else { return None };
-        let done = remap.ask(op, what)?;
+        let done = self.engine.ask(op, what)?;
         self.settle(done);
         self.over(op, before)
     }
@@ -463,7 +563,7 @@ impl Disk {
 
     /// Appends what has completed since the last call to `out`, without waiting. Kicks, too.
     pub fn completions(&mut self, out: &mut Vec<Completion>) {
-        if self.engine.is_inline() && self.ready.is_empty() {
+        if self.engine.is_inline() && self.ready.is_empty() && !self.is_called() {
             return;
         }
         // Cleared first: what completes after this line makes it readable again.
@@ -472,7 +572,7 @@ impl Disk {
     }
 
     /// As [`Self::completions`], for a disk whose eventfd another one clears.
-    pub(crate) fn gather(&mut self, out: &mut Vec<Completion>) {
+    pub fn gather(&mut self, out: &mut Vec<Completion>) {
         self.start_flush();
         let mut collected = std::mem::take(&mut self.collected);
         self.engine.collect(&mut collected);

@@ -7,6 +7,7 @@ pub(crate) mod external;
 pub(crate) mod fault;
 pub(crate) mod inline;
 pub(crate) mod memory;
+pub(crate) mod nested;
 pub(crate) mod spots;
 pub(crate) mod uring;
 
@@ -17,7 +18,9 @@ use holdfast_units::ByteRange;
 use rustix::io::Errno;
 
 use crate::file::BackingFile;
-use crate::remap::{PartialRead, Remap, RemapReport};
+use crate::integrity::Integrity;
+use crate::remap::{PartialRead, Remap, RemapOp, RemapReport};
+use crate::replace::{Replace, Work};
 use crate::wake::Wake;
 use crate::{BufferPool, DiskOp, OpId, OpKind, Outcome};
 
@@ -94,6 +97,9 @@ pub(crate) enum Engine {
     External(external::External),
     Fault(Box<fault::Fault>),
     Remap(Box<Remap>),
+    Replace(Box<Replace>),
+    Nested(Box<nested::Nested>),
+    Integrity(Box<Integrity>),
 }
 
 impl Engine {
@@ -111,6 +117,9 @@ impl Engine {
             }
             Self::Fault(fault) => fault.submit(job),
             Self::Remap(remap) => remap.submit(job),
+            Self::Replace(replace) => replace.submit(Work::Job(job)),
+            Self::Nested(nested) => nested.submit(job),
+            Self::Integrity(layer) => layer.submit(job),
         }
     }
 
@@ -122,6 +131,9 @@ impl Engine {
             Self::External(external) => external.kick(),
             Self::Fault(fault) => fault.kick(),
             Self::Remap(remap) => remap.kick(),
+            Self::Replace(replace) => replace.kick(),
+            Self::Nested(nested) => nested.kick(),
+            Self::Integrity(layer) => layer.kick(),
             Self::Inline(_) | Self::Memory(..) | Self::Blocking(_) => {}
         }
     }
@@ -131,6 +143,8 @@ impl Engine {
         match self {
             Self::Cached(cached) => cached.flush_here(here),
             Self::Remap(remap) => remap.flush_here(here),
+            Self::Integrity(layer) => layer.below.flush_here(here),
+            Self::Replace(replace) => replace.current_mut().flush_here(here),
             _ => {}
         }
     }
@@ -139,6 +153,8 @@ impl Engine {
     pub(crate) fn merges_flushes(&self) -> bool {
         match self {
             Self::External(external) => external.merges_flushes(),
+            Self::Integrity(layer) => layer.below.merges_flushes(),
+            Self::Replace(replace) => replace.current().merges_flushes(),
             _ => false,
         }
     }
@@ -148,6 +164,9 @@ impl Engine {
         match self {
             Self::Inline(inline) => inline.in_memory(range),
             Self::Remap(remap) => remap.in_memory(range),
+            Self::Replace(replace) => replace.current().in_memory(range),
+            Self::Nested(nested) => nested.engine().in_memory(range),
+            Self::Integrity(layer) => layer.in_memory(range),
             _ => None,
         }
     }
@@ -161,7 +180,11 @@ impl Engine {
             Self::Uring(uring) => uring.file().uncache(range),
             Self::Blocking(blocking) => blocking.uncache(range),
             Self::Fault(fault) => fault.uncache(range),
-            Self::Memory(..) | Self::External(_) | Self::Remap(_) => {}
+            Self::Nested(nested) => nested.engine().uncache(range),
+            Self::Replace(replace) => replace.current().uncache(range),
+            Self::Remap(remap) => remap.uncache_main(range),
+            Self::Integrity(layer) => layer.below.uncache(range),
+            Self::Memory(..) | Self::External(_) => {}
         }
     }
 
@@ -169,6 +192,8 @@ impl Engine {
     pub(crate) fn is_reserved(&self, range: ByteRange) -> bool {
         match self {
             Self::Remap(remap) => remap.is_reserved(range),
+            Self::Replace(replace) => replace.current().is_reserved(range),
+            Self::Integrity(layer) => layer.below.is_reserved(range),
             _ => false,
         }
     }
@@ -183,7 +208,10 @@ impl Engine {
             Self::External(external) => external.rewire(wake),
             Self::Fault(fault) => return fault.rewire(wake),
             Self::Memory(..) => {}
-            Self::Remap(_) => return Err(io::ErrorKind::Unsupported.into()),
+            Self::Replace(replace) => return replace.rewire(wake),
+            Self::Remap(_) | Self::Integrity(_) | Self::Nested(_) => {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
         }
         Ok(())
     }
@@ -197,6 +225,9 @@ impl Engine {
             Self::External(external) => external.collect(out),
             Self::Fault(fault) => fault.collect(out),
             Self::Remap(remap) => remap.collect(out),
+            Self::Replace(replace) => replace.collect(out),
+            Self::Nested(nested) => nested.collect(out),
+            Self::Integrity(layer) => layer.collect(out),
             Self::Inline(inline) => inline.collect(out),
             Self::Memory(..) => {}
         }
@@ -208,7 +239,50 @@ impl Engine {
             Self::Inline(inline) => inline.is_alone(),
             Self::Memory(..) => true,
             Self::Remap(remap) => remap.is_inline(),
+            Self::Integrity(layer) => layer.is_inline(),
+            Self::Replace(replace) => replace.is_inline(),
+            Self::Nested(nested) => nested.is_inline(),
             _ => false,
+        }
+    }
+
+    /// The layer for bad sectors, when there is one.
+    pub(crate) fn remap(&self) -> Option<&Remap> {
+        match self {
+            Self::Remap(remap) => Some(remap),
+            Self::Integrity(layer) => layer.below.remap(),
+            Self::Replace(replace) => replace.current().remap(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn remap_mut(&mut self) -> Option<&mut Remap> {
+        match self {
+            Self::Remap(remap) => Some(remap),
+            Self::Integrity(layer) => layer.below.remap_mut(),
+            Self::Replace(replace) => replace.current_mut().remap_mut(),
+            _ => None,
+        }
+    }
+
+    /// Asks the layer for bad sectors, which must be there, for something.
+    pub(crate) fn ask(&mut self, op: OpId, what: RemapOp) -> Option<Done> {
+        match self {
+            Self::Remap(remap) => remap.ask(op, what),
+            Self::Integrity(layer) => layer.ask(op, what),
+            Self::Replace(replace) => replace.submit(Work::Ask(op, what)),
+            _ => None,
+        }
+    }
+
+    /// The disk has become larger.
+    pub(crate) fn grown_to(&mut self, size: u64) {
+        match self {
+            Self::Remap(remap) => remap.grown_to(size),
+            Self::Integrity(layer) => layer.grown_to(size),
+            Self::Replace(replace) => replace.grown_to(size),
+            Self::Nested(nested) => nested.grown_to(size),
+            _ => {}
         }
     }
 }

@@ -28,23 +28,30 @@ mod disk;
 mod engine;
 mod error;
 mod file;
+mod integrity;
 mod mapped;
 mod op;
 mod open;
 mod remap;
+mod replace;
 mod wake;
 
 pub use buffer::{AlignedBuf, BUFFER_ALIGN, BufferPool};
-pub use disk::{BackingKind, Disk, DiskInfo, EngineKind, Lent};
+pub use disk::{BackingKind, Bell, Disk, DiskInfo, EngineKind, Lent};
 pub use engine::external::{ExternalDisk, Ticket};
 pub use engine::fault::{FaultHandle, FaultHits, FaultOp, FaultOutcome, FaultRule, FaultRuleError};
 pub use engine::memory::MemoryStore;
 pub use engine::spots::BadSector;
 pub use error::{DiskError, DiskErrorKind, OpenError, OpenErrorKind};
+pub use integrity::{
+    ChecksumError, ChecksumFile, ChecksumHandle, ChecksumMode, ChecksumStats, remove_checksums,
+};
 pub use op::{Completion, DiskOp, MAX_TRANSFER, OpId, OpKind, Outcome};
 pub use open::{DirectMode, EngineChoice, OpenOptions, create_file};
 pub use remap::{
-    BadListError, DiskIdentity, LoadedSpare, PartialRead, RemapEntry, RemapOp, RemapReport,
-    RemapStats, SpareAt, SpareError, SpareErrorKind, SpareFill, SpareFormat, SpareInfo,
-    format_spare, load_spare, read_bad_list, read_spare_header,
+    BadListError, DiskIdentity, LoadedSpare, PartialRead, RemapChange, RemapEntry, RemapFate,
+    RemapOp, RemapReport, RemapStats, RemapWatch, SpareAt, SpareError, SpareErrorKind, SpareFill,
+    SpareFormat, SpareInfo, format_spare, load_spare, read_bad_list, read_spare_header,
+    retire_spare,
 };
+pub use replace::{MAX_LEFT_OVER, ReplaceHandle, ReplaceState, ReplaceStatus, RetiredDisk};

@@ -7,7 +7,8 @@ use crate::DiskError;
 /// but the size of the disk.
 pub const MAX_TRANSFER: u64 = 32 << 20;
 
-/// The caller's name for an operation. The disk only hands it back, so it need not be unique.
+/// The caller's name for an operation. The disk only hands it back, so it need not be unique. Numbers
+/// from 2^63 on are the disk's own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct OpId(pub u64);
 

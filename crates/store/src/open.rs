@@ -239,7 +239,7 @@ fn kind_of(path: &Path, metadata: &fs::Metadata) -> Result<BackingKind, OpenErro
     Err(OpenError::new(path, OpenErrorKind::NotADisk(other)))
 }
 
-fn is_in_memory(file: &File) -> bool {
+pub(crate) fn is_in_memory(file: &File) -> bool {
     let magic = fstatfs(file).map(|stat| stat.f_type);
     // The type of the number differs between machines; the magic numbers are 32 bits.
     magic.is_ok_and(|magic| {

@@ -17,13 +17,13 @@ use holdfast_units::{ByteRange, ResourceId};
 use rustix::io::Errno;
 
 use crate::Disk;
-use crate::engine::Engine;
 pub(crate) use layer::Remap;
 pub use lists::{BadListError, read_bad_list};
 pub use setup::{
     DiskIdentity, LoadedSpare, SpareAt, SpareError, SpareErrorKind, SpareFormat, format_spare,
-    load_spare, read_spare_header,
+    load_spare, read_spare_header, retire_spare,
 };
+pub(crate) use task::merged;
 
 /// What a read found that failed in part.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -199,6 +199,33 @@ pub struct RemapEntry {
     pub slot: u32,
 }
 
+/// What has become of a unit, when the tables of the spares say so durably.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RemapFate {
+    /// It is in this slot of this spare now.
+    Placed(SpareId, u32),
+    /// It has no good copy here.
+    Lost,
+    /// It is where it belongs again.
+    Returned,
+    /// This slot of this spare failed, and is used no more.
+    SlotFailed(SpareId, u32),
+}
+
+/// A change of what the tables of the spares say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RemapChange {
+    /// The unit of the main disk.
+    pub range: ByteRange,
+    /// What has become of it.
+    pub fate: RemapFate,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Who is told of changes.
+pub type RemapWatch = Box<dyn FnMut(&[RemapChange]) + Send>;
+
 /// What happened since the disk was opened.
 #[derive(Clone, Copy, Default, Debug)]
 struct Counters {
@@ -223,11 +250,16 @@ struct Details {
 }
 
 impl Disk {
-    fn layer(&self) -> Option<&Remap> {
-        match self.engine() {
-            Engine::Remap(remap) => Some(remap),
-            _ => None,
+    /// Has every change of the tables of the spares told, on the thread that drives the disk, when it
+    /// is durable. The one who is told must not wait. Nothing happens on a disk without spares.
+    pub fn watch_remap(&mut self, watch: RemapWatch) {
+        if let Some(remap) = self.engine_mut().remap_mut() {
+            remap.watch = Some(watch);
         }
+    }
+
+    fn layer(&self) -> Option<&Remap> {
+        self.engine().remap()
     }
 
     /// What the layer for bad sectors has and did; `None` for a disk without spares.

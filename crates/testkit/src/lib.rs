@@ -4,12 +4,14 @@
 //! * [`Cluster`] makes nodes, [`Node`] is one: a directory, and a daemon while it runs.
 //! * [`Writer`] writes numbered blocks without pause, its [`Ledger`] says what must be there.
 //! * [`Proxy`] stands between nodes and cuts, stalls, delays and counts.
+//! * [`BadDisk`] is a file whose blocks fail on command.
 //! * [`files`] compares and fills backing files, [`wait_until`] is the one way to wait.
 //!
 //! Everything here is for tests: what goes wrong panics with what is known about it, and a panic
 //! prints the end of each node's log. Every wait has a limit. Only processes that were started
 //! here are ever killed, by their number.
 
+mod bad_disk;
 mod cluster;
 mod device;
 mod far;
@@ -22,6 +24,7 @@ mod scratch;
 mod wait;
 mod writer;
 
+pub use bad_disk::{Bad, BadDisk, IoCounts};
 pub use cluster::{Cluster, ClusterOptions};
 pub use device::{Mount, devices_unavailable};
 pub use far::Far;

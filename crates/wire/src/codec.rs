@@ -24,6 +24,10 @@ pub const MAX_BODY: usize = 128 << 10;
 pub const MAX_REFUSAL_TEXT: usize = 200;
 /// The most runs in one [`Message::Bitmap`].
 pub const MAX_BITMAP_RUNS: usize = 4096;
+/// The most blocks whose digests are asked for, and that are compared, at a time.
+pub const MAX_VERIFY_BLOCKS: usize = 256;
+/// The most entries in one [`Message::VerifySpanReply`].
+pub const MAX_DIFFERING: usize = 4096;
 /// The longest range in bytes that travels without its data: zeroes and resync requests.
 pub const MAX_DATALESS_RANGE: u64 = 128 << 20;
 
@@ -68,10 +72,19 @@ enum Kind {
     Replay = 30,
     ReplayAck = 31,
     ReplayDone = 32,
+    HealRead = 33,
+    ResyncLost = 34,
+    VerifyRequest = 35,
+    VerifyReply = 36,
+    VerifySpan = 37,
+    VerifySpanReply = 38,
+    VerifyRepair = 39,
+    VerifyRepaired = 40,
+    VerifyProgress = 41,
 }
 
 /// Every kind with its name, in the order of their numbers, from 1.
-const KINDS: [(Kind, &str); 32] = [
+const KINDS: [(Kind, &str); 41] = [
     (Kind::Hello, "Hello"),
     (Kind::State, "State"),
     (Kind::Verdict, "Verdict"),
@@ -104,6 +117,15 @@ const KINDS: [(Kind, &str); 32] = [
     (Kind::Replay, "Replay"),
     (Kind::ReplayAck, "ReplayAck"),
     (Kind::ReplayDone, "ReplayDone"),
+    (Kind::HealRead, "HealRead"),
+    (Kind::ResyncLost, "ResyncLost"),
+    (Kind::VerifyRequest, "VerifyRequest"),
+    (Kind::VerifyReply, "VerifyReply"),
+    (Kind::VerifySpan, "VerifySpan"),
+    (Kind::VerifySpanReply, "VerifySpanReply"),
+    (Kind::VerifyRepair, "VerifyRepair"),
+    (Kind::VerifyRepaired, "VerifyRepaired"),
+    (Kind::VerifyProgress, "VerifyProgress"),
 ];
 
 impl Kind {
@@ -141,11 +163,23 @@ impl Kind {
             Message::Replay { .. } => Self::Replay,
             Message::ReplayAck { .. } => Self::ReplayAck,
             Message::ReplayDone { .. } => Self::ReplayDone,
+            Message::HealRead { .. } => Self::HealRead,
+            Message::ResyncLost { .. } => Self::ResyncLost,
+            Message::VerifyRequest { .. } => Self::VerifyRequest,
+            Message::VerifyReply { .. } => Self::VerifyReply,
+            Message::VerifySpan { .. } => Self::VerifySpan,
+            Message::VerifySpanReply { .. } => Self::VerifySpanReply,
+            Message::VerifyRepair { .. } => Self::VerifyRepair,
+            Message::VerifyRepaired { .. } => Self::VerifyRepaired,
+            Message::VerifyProgress { .. } => Self::VerifyProgress,
         }
     }
 
     const fn may_have_payload(self) -> bool {
-        matches!(self, Self::Write | Self::ReadReply | Self::ResyncData | Self::Replay)
+        matches!(
+            self,
+            Self::Write | Self::ReadReply | Self::ResyncData | Self::Replay | Self::VerifyRepair
+        )
     }
 }
 

@@ -14,6 +14,12 @@ pub const PROTOCOL_VERSION: u16 = 1;
 pub const PROTOCOL_VERSION_MIN: u16 = 1;
 /// Feature bit of [`Hello`]: the sender knows [`Message::Replay`] and what belongs to it.
 pub const FEATURE_REPLAY: u64 = 1;
+/// Feature bit of [`Hello`]: the sender knows [`Message::HealRead`] and [`Message::ResyncLost`].
+pub const FEATURE_HEAL: u64 = 2;
+/// Feature bit of [`Hello`]: the sender knows [`Message::VerifyRequest`] and what belongs to it.
+pub const FEATURE_VERIFY: u64 = 4;
+/// The strong digest (BLAKE3) of a block.
+pub type Digest = [u8; 32];
 /// How many past generations a node remembers and tells.
 pub const HISTORY_LEN: usize = 32;
 
@@ -209,6 +215,33 @@ pub enum PromoteAnswer {
     YouAreOutdated = 3,
 }
 
+/// What is to be done about blocks that differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RepairMode {
+    /// They are only found.
+    Never = 0,
+    /// What most of three or more copies hold is written to the others.
+    Majority = 1,
+    /// As `Majority`; where there are two copies, that of the Primary, or of the node that compares.
+    Always = 2,
+}
+
+/// Blocks of one node that differ from what they are compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Differing {
+    /// Whose copy.
+    pub node: NodeId,
+    /// The first block.
+    pub first: u64,
+    /// How many.
+    pub blocks: u64,
+    /// They were written anew, and are the same now.
+    pub repaired: bool,
+    /// Most of three or more copies hold the same, so this one is wrong.
+    pub majority: bool,
+}
+
 /// One message. Ranges are in bytes and whole blocks of 4096.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -290,7 +323,16 @@ pub enum Message {
         /// Where.
         range: ByteRange,
     },
-    /// Answers [`Message::Read`].
+    /// A read of blocks that the sender's disk cannot read, so that it can store them again: carried out
+    /// in order with the writes of these blocks, behind all that the Primary has sent until then.
+    /// Only for a receiver with [`FEATURE_HEAL`]. Answered by [`Message::ReadReply`].
+    HealRead {
+        /// Chosen by the sender.
+        id: u64,
+        /// Where.
+        range: ByteRange,
+    },
+    /// Answers [`Message::Read`] and [`Message::HealRead`].
     ReadReply {
         /// Which read.
         id: u64,
@@ -351,6 +393,15 @@ pub enum Message {
         zeroes: bool,
         /// The data, unless zeroes.
         payload: Bytes,
+    },
+    /// Answers a part of [`Message::ResyncRequest`]: the source has no good copy of these blocks, nor does
+    /// anybody that it can ask. The target has none from now on, until they are written. Only for a
+    /// receiver with [`FEATURE_HEAL`].
+    ResyncLost {
+        /// What was asked for.
+        asked: ByteRange,
+        /// The first blocks of it.
+        range: ByteRange,
     },
     /// The target has stored these blocks.
     ResyncAck {
@@ -431,6 +482,74 @@ pub enum Message {
         /// The serial of the report whose verdict this belongs to.
         round: u32,
     },
+    /// Asks for the digests of the receiver's blocks.
+    VerifyRequest {
+        /// Chosen by the sender.
+        id: u64,
+        /// Where.
+        range: ByteRange,
+        /// No write to the range is under way at the sender, which is Primary or sees none: the answer
+        /// counts. Else it is a first look.
+        locked: bool,
+    },
+    /// Answers [`Message::VerifyRequest`].
+    VerifyReply {
+        /// Which request.
+        id: u64,
+        /// Names what the sender sees of Primaries; another number, another view.
+        epoch: u64,
+        /// How it went; `NoData` when the sender's copy is not to be compared now.
+        result: PeerResult,
+        /// One for each block, when it went well; none at all where all is zero.
+        digests: Vec<Digest>,
+    },
+    /// Asks the Primary to compare all copies of a range while nobody writes to it.
+    VerifySpan {
+        /// Chosen by the sender.
+        id: u64,
+        /// Where.
+        range: ByteRange,
+        /// What to do about differences.
+        repair: RepairMode,
+    },
+    /// Answers [`Message::VerifySpan`].
+    VerifySpanReply {
+        /// Which one.
+        id: u64,
+        /// It was possible.
+        valid: bool,
+        /// What differed.
+        found: Vec<Differing>,
+    },
+    /// Blocks of the receiver that were found to be wrong are to be replaced.
+    VerifyRepair {
+        /// Chosen by the sender.
+        id: u64,
+        /// As in the last [`Message::VerifyReply`]; it is refused when that has changed.
+        epoch: u64,
+        /// Where.
+        range: ByteRange,
+        /// All of it is zero; there is no payload.
+        zeroes: bool,
+        /// The data, unless zeroes.
+        payload: Bytes,
+    },
+    /// Answers [`Message::VerifyRepair`], when it is durable.
+    VerifyRepaired {
+        /// Which one.
+        id: u64,
+        /// How it went.
+        result: PeerResult,
+    },
+    /// How far the sender's `verify` with the receiver is; for people.
+    VerifyProgress {
+        /// Whether it goes on.
+        running: bool,
+        /// Bytes compared.
+        done: u64,
+        /// Bytes to be compared.
+        total: u64,
+    },
     /// Starts a full resync with the sender as target (`invalidate`), or with the receiver as target
     /// (`invalidate --peer`).
     Invalidate {
@@ -458,6 +577,8 @@ impl Message {
             Self::FlushAck { .. } => "FlushAck",
             Self::Read { .. } => "Read",
             Self::ReadReply { .. } => "ReadReply",
+            Self::HealRead { .. } => "HealRead",
+            Self::ResyncLost { .. } => "ResyncLost",
             Self::NewGeneration { .. } => "NewGeneration",
             Self::GenerationAck { .. } => "GenerationAck",
             Self::Settled { .. } => "Settled",
@@ -476,6 +597,13 @@ impl Message {
             Self::Replay { .. } => "Replay",
             Self::ReplayAck { .. } => "ReplayAck",
             Self::ReplayDone { .. } => "ReplayDone",
+            Self::VerifyRequest { .. } => "VerifyRequest",
+            Self::VerifyReply { .. } => "VerifyReply",
+            Self::VerifySpan { .. } => "VerifySpan",
+            Self::VerifySpanReply { .. } => "VerifySpanReply",
+            Self::VerifyRepair { .. } => "VerifyRepair",
+            Self::VerifyRepaired { .. } => "VerifyRepaired",
+            Self::VerifyProgress { .. } => "VerifyProgress",
         }
     }
 
@@ -487,6 +615,7 @@ impl Message {
             | Self::ReadReply { payload, .. }
             | Self::ResyncData { payload, .. }
             | Self::Replay { payload, .. }
+            | Self::VerifyRepair { payload, .. }
                 if !payload.is_empty() =>
             {
                 Some(payload)

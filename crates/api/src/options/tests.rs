@@ -34,7 +34,9 @@ fn the_table_is_the_one_that_is_documented() {
         ("archive-base-age", "604800", "0 s .. 8640000 s", "resource"),
         ("archive-interval", "60", "1 s .. 86400 s", "resource"),
         ("archive-keep", "2592000", "0 s .. 86400000 s", "resource"),
+        ("checksums", "off", "off | on", "node"),
         ("connect-int", "2", "1 s .. 120 s", "peer"),
+        ("journal-compression", "none", "none | lz4 | zstd", "resource"),
         ("journal-size", "0", "0 B .. 16 TiB", "resource"),
         ("journal-throttle", "0", "0 .. 99", "resource"),
         ("ko-count", "7", "0 .. 200", "peer"),
@@ -47,7 +49,11 @@ fn the_table_is_the_one_that_is_documented() {
         ("replay-delay", "0", "0 s .. 2592000 s", "peer"),
         ("resync-in-flight", "16777216", "1 MiB .. 256 MiB", "peer"),
         ("resync-rate", "0", "0 B/s .. 8 GiB/s", "peer"),
+        ("scrub-interval", "1209600", "0 s .. 86400000 s", "resource"),
+        ("scrub-rate", "33554432", "0 B/s .. 8 GiB/s", "resource"),
+        ("scrub-window", "always", "HH:MM-HH:MM | always", "resource"),
         ("timeout", "60", "1 ds .. 600 ds", "peer"),
+        ("verify-rate", "0", "0 B/s .. 8 GiB/s", "resource"),
     ];
     let expected: Vec<_> =
         expected.iter().map(|(n, d, r, s)| (*n, (*d).to_owned(), (*r).to_owned(), *s)).collect();
@@ -71,6 +77,11 @@ fn refusals_are_one_clear_sentence() {
         ("protocol", "D", "protocol must be C; \"D\" was given"),
         ("protocol", "log", "protocol log is not supported by this version yet"),
         ("on-no-data", "suspend-io", "on-no-data suspend-io is not supported by this version yet"),
+        (
+            "scrub-window",
+            "25:00-1:00",
+            "scrub-window must be HH:MM-HH:MM, or always; \"25:00-1:00\" was given",
+        ),
         ("nope", "1", "option nope was not found: there is no option of that name"),
     ];
     for (name, value, message) in cases {
@@ -101,6 +112,22 @@ fn suffixes_become_plain_numbers() {
     }
     assert_eq!(find("max-in-flight-bytes").unwrap().show("67108864"), "64 MiB");
     assert_eq!(find("ping-int").unwrap().show("10"), "10 s");
+}
+
+#[test]
+fn a_window_may_go_over_midnight() {
+    let window = |text: &str| DayWindow::parse(text).unwrap();
+    let night = window("22:30-04:00");
+    let inside = |w: DayWindow| (0..24 * 60).filter(|minute| w.contains(*minute)).count();
+    assert!(night.contains(22 * 60 + 30) && night.contains(0) && !night.contains(4 * 60));
+    assert_eq!(inside(night), 330);
+    assert_eq!((inside(window("09:00-10:00")), inside(window("always"))), (60, 24 * 60));
+    assert_eq!(check("scrub-window", "22:30-04:00").unwrap(), "22:30-04:00");
+    for wrong in
+        ["", "1:00-2:00", "01:00", "01:00-01:00", "24:00-01:00", "01:60-02:00", "+1:00-02:00"]
+    {
+        assert!(check("scrub-window", wrong).is_err(), "{wrong}");
+    }
 }
 
 #[test]

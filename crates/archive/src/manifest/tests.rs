@@ -16,6 +16,7 @@ fn header() -> SegmentHeader {
         chain: [0xab; 16],
         predecessor: None,
         generation: GenerationId(9),
+        packed: false,
     }
 }
 

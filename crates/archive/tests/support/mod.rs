@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use holdfast_archive::{Archive, Checkpoint, Moment, Source, SourceError, Store, Version};
-use holdfast_format::journal::SegmentHeader;
+use holdfast_format::journal::{Compression, SegmentHeader};
 use holdfast_journal::driver::{Backing, Files, Log, Open};
 use holdfast_journal::{Op, Settings, WriteBackLimits};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId, ResourceId};
@@ -174,7 +174,9 @@ impl Resource {
                 let unit = [self.stamp.to_le_bytes(), (!self.stamp).to_le_bytes()].concat();
                 let data: Bytes = unit.repeat(at(range.len) / 16).into();
                 self.model.write(range.offset, &data).unwrap();
-                Op::write(range.offset, data, time, false).unwrap()
+                let packing = [Compression::None, Compression::Lz4, Compression::Zstd];
+                let packing = packing[at(self.stamp / 50 % 3)];
+                Op::write_packed(range.offset, data, time, false, packing).unwrap()
             }
         };
         self.log.push(op).unwrap();

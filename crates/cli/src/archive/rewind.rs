@@ -154,6 +154,14 @@ fn places(
     refuse: &dyn Fn(ErrorCode, &str) -> ApiError,
 ) -> Result<(String, String, bool), ApiError> {
     let name = &resource.name;
+    if !resource.disk.spares.is_empty() {
+        let message = format!(
+            "resource {} was not rewound: its disk has spares, and a copy of such a disk is not \
+             supported by this version",
+            resource.name
+        );
+        return Err(ApiError::new(ErrorCode::NotSupportedYet, message));
+    }
     let disk = resource.disk.path.clone().filter(|path| path.starts_with('/'));
     let disk = disk.ok_or_else(|| {
         refuse(ErrorCode::NoDisk, "it has no disk that is a file or device of this node")
@@ -161,7 +169,7 @@ fn places(
     let journal = resource.journal.as_ref().map(|journal| journal.path.clone());
     let journal = journal.ok_or_else(|| {
         refuse(ErrorCode::NoJournal, "it has no journal on this node")
-            .hint("a journal is made with --journal DIR of `create` and `join`")
+            .hint("a journal is made with --journal PATH of `create` and `join`")
     })?;
     let paused = resource.replay.as_ref().map(|replay| replay.paused.iter().any(|p| p == "replay"));
     match (&*resource.role, paused) {

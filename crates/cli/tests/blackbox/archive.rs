@@ -88,6 +88,11 @@ fn twenty_moments_are_restored_byte_for_byte() {
                 cluster[0].ok(&["set", "r0", "archive-base-age=7d"]);
             }
             7 | 13 => {
+                // A line without a segment would not be gone on with.
+                wait_until(SOON, "something of the journal is archived", || {
+                    let archive = cluster[0].resource("r0").archive;
+                    archive.is_some_and(|archive| archive.complete_unix_ms >= then)
+                });
                 cluster[0].kill9();
                 cluster[0].start();
                 cluster[0].wait_resource("r0", SOON, "Primary again", |r| r.role == "Primary");

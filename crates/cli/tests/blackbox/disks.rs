@@ -8,8 +8,18 @@ use std::process::Command;
 
 /// A loop device over a file of the cluster's directory; it goes with that.
 pub(crate) fn loop_device(cluster: &Cluster, file: &str, arguments: &[&str]) -> Option<String> {
+    loop_of(cluster, file, 8 * MIB, arguments)
+}
+
+/// The same of another length.
+pub(crate) fn loop_of(
+    cluster: &Cluster,
+    file: &str,
+    len: u64,
+    arguments: &[&str],
+) -> Option<String> {
     let path = cluster.scratch().join(file);
-    files::make_sparse(&path, 8 * MIB);
+    files::make_sparse(&path, len);
     let output = run(Command::new("losetup").args(["--find", "--show"]).args(arguments).arg(path));
     if output.status != 0 {
         eprintln!("skipped: no loop device can be made here");

@@ -204,7 +204,7 @@ fn a_journal_that_is_not_this_resources_is_not_used() {
     let problem = cluster[0].resource("r0").disk.problem.expect("it says why");
     assert!(problem.contains("it belongs to another resource"), "{problem}");
     let problem = cluster[0].resource("r1").disk.problem.expect("it says why");
-    assert!(problem.contains("the directory does not exist"), "{problem}");
+    assert!(problem.contains("the directory or device does not exist"), "{problem}");
     cluster[0].refused(&["attach-disk", "r0"], 1, "belongs to another resource");
     // All is well when they are where they belong.
     fs::rename(&dir, &other).expect("it can be moved");

@@ -5,22 +5,28 @@
 //!
 //! * `HOLDFAST_ROUNDS`: how often the failover goes round; `HOLDFAST_SEED`: what its moments are;
 //! * `HOLDFAST_OUTAGE_MIB`: how much is written while a log peer cannot be reached;
+//! * `HOLDFAST_BAD_BLOCKS`: how many blocks of a disk that wears out are bad; it has a MiB for each;
 //! * `HOLDFAST_BINARY`: another command to test than the one that was just built;
 //! * `HOLDFAST_KEEP`: set, it keeps the files of a test that failed.
 
 mod admin;
 mod archive;
 mod attach;
+mod bad_sectors;
 mod bounds;
 mod catch_up;
+mod checksums;
 mod clusters;
 mod device;
 mod disks;
 mod failover;
 mod gone;
+mod healing;
+mod health;
 mod hostile;
 mod joining;
 mod journal;
+mod journal_device;
 mod journal_faults;
 mod logpeer;
 mod logpeer_roles;
@@ -31,15 +37,20 @@ mod nbd_clients;
 mod nbd_contexts;
 mod nbd_tls;
 mod outage;
+mod packed;
 mod past;
 mod refusals;
 mod remote_disk;
+mod replace_disk;
 mod resize;
 mod restart;
 mod resync;
 mod serve;
 mod space;
 mod split_brain;
+mod status_forms;
+mod surveys;
+mod worn_disks;
 
 use holdfast_testkit::{Cluster, ClusterOptions, Node, block_content};
 use std::time::Duration;

@@ -127,9 +127,13 @@ const CASES: &[Case] = &[
     (ALPHA, "abort nope --hold -1", 2, "USAGE"),
     // What later versions do.
     (ALPHA, "rename r0 r1", 1, "NOT_SUPPORTED_YET"),
-    (ALPHA, "verify r0", 1, "NOT_SUPPORTED_YET"),
+    (ALPHA, "verify r0 --start 8K --stop 4K", 1, "INVALID_SIZE"),
+    (ALPHA, "verify r0 --peer nobody", 4, "NO_SUCH_PEER"),
+    (ALPHA, "verify r0 --pause", 1, "SURVEY_STATE"),
+    (ALPHA, "verify r0 --pause --repair", 2, "USAGE"),
+    (ALPHA, "scrub nope", 4, "NO_SUCH_RESOURCE"),
+    (ALPHA, "scrub r0 --resume", 1, "SURVEY_STATE"),
     (ALPHA, "join r0 --disk {dir}/new --protocol Z", 2, "USAGE"),
-    (ALPHA, "create r1 --disk {dir}/new --checksums", 1, "NOT_SUPPORTED_YET"),
     // The cluster.
     (ALPHA, "cluster create", 1, "ALREADY_IN_CLUSTER"),
     (ALPHA, "cluster join hf1-nonsense", 1, "INVALID_TOKEN"),

@@ -83,12 +83,7 @@ impl ClusterState {
             apply(&mut next.records, vec![Change::node(&node)], own, now)?;
             self.commit(next)?;
         }
-        let cluster = self.need_member()?;
-        Ok(JoinResponse {
-            cluster: cluster.uuid,
-            name: cluster.name.clone(),
-            records: self.records().iter().cloned().collect(),
-        })
+        self.join_response()
     }
 
     /// Whether [`ClusterState::accept_cluster`] would take this answer now.

@@ -57,6 +57,9 @@ pub struct Node {
     /// Writes of metadata do not end.
     pub hold_meta: bool,
     pub fail_flush: bool,
+    /// Blocks that cannot be read until they are written, and those that cannot be stored again either.
+    pub bad: BTreeSet<u64>,
+    pub broken: BTreeSet<u64>,
     pub boot: [u8; 16],
     /// Dies while this metadata write is being made, counted from 0; how much of it is on disk.
     pub crash_at: Option<(u64, Torn)>,
@@ -199,6 +202,8 @@ impl World {
                 held: Vec::new(),
                 hold_meta: false,
                 fail_flush: false,
+                bad: BTreeSet::new(),
+                broken: BTreeSet::new(),
                 boot: [1; 16],
                 crash_at: None,
                 meta_writes: 0,
@@ -388,6 +393,8 @@ impl World {
             Action::DiskRead { op, .. }
             | Action::DiskWrite { op, .. }
             | Action::DiskZeroes { op, .. }
+            | Action::DiskRepair { op, .. }
+            | Action::DiskMarkLost { op, .. }
             | Action::DiskFlush { op } => {
                 if matches!(action, Action::DiskFlush { .. }) {
                     node.flushing.insert(op, node.data.clone());
@@ -485,7 +492,8 @@ impl World {
         let done = || Ok(position.map_or(DiskOutcome::Done, DiskOutcome::Logged));
         let result = match action {
             Action::DiskRead { range, holes: true, .. }
-                if node.data.range(blocks(range)).next().is_none() =>
+                if node.data.range(blocks(range)).next().is_none()
+                    && node.bad.range(blocks(range)).next().is_none() =>
             {
                 Ok(DiskOutcome::Zeroes)
             }
@@ -495,9 +503,23 @@ impl World {
                 for block in blocks(range) {
                     data.extend([node.data.get(&block).copied().unwrap_or(0); 4096]);
                 }
-                Ok(DiskOutcome::Data(data.into()))
+                let bad = node.bad.range(blocks(range));
+                let bad: Vec<_> = bad.map(|b| ByteRange::of_blocks(*b..b + 1)).collect();
+                let data = data.into();
+                Ok(if bad.is_empty() {
+                    DiskOutcome::Data(data)
+                } else {
+                    DiskOutcome::Partial { data, bad }
+                })
             }
-            Action::DiskWrite { range, data, .. } => {
+            Action::DiskRepair { range, .. }
+                if node.broken.range(blocks(range)).next().is_some() =>
+            {
+                Err(IoFailure::Disk)
+            }
+            Action::DiskMarkLost { .. } => Ok(DiskOutcome::Done),
+            Action::DiskWrite { range, data, .. } | Action::DiskRepair { range, data, .. } => {
+                node.bad.retain(|block| !blocks(range).contains(block));
                 for (k, block) in blocks(range).enumerate() {
                     match data[k * 4096] {
                         0 => node.data.remove(&block),
@@ -507,6 +529,7 @@ impl World {
                 done()
             }
             Action::DiskZeroes { range, .. } => {
+                node.bad.retain(|block| !blocks(range).contains(block));
                 let there: Vec<u64> = node.data.range(blocks(range)).map(|(b, _)| *b).collect();
                 for block in there {
                     node.data.remove(&block);

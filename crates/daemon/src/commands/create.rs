@@ -1,13 +1,15 @@
 //! `create`: a resource, on its first node.
 
 use super::{blocking, journal, used_disks};
+use crate::checksums;
 use crate::disk::{self, Ends, Existing, Prepared, Wanted};
 use crate::events::unix_ms;
-use crate::local::{Local, LocalJournal};
+use crate::local::{Local, LocalDisk, LocalJournal};
 use crate::node::Node;
 use crate::phases::phase;
 use crate::resource::{self, Resource, core_options, random};
 use crate::shard::InitialContent;
+use crate::spares::Planned;
 use crate::{commands, peer_api, problems};
 use holdfast_api::options::check_all;
 use holdfast_api::request::{Done, ResourceCreate};
@@ -27,7 +29,8 @@ pub(crate) const CLUSTER_NAME: &str = "holdfast";
 /// What is in the way; nothing has changed then.
 pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<Done, ApiError> {
     check_name(&request.name)?;
-    let options = check_all(&request.set)?;
+    let mut options = check_all(&request.set)?;
+    let checksums = checksums::wanted(&mut options, request.checksums);
     let _making = node.making.lock().await;
     refuse_taken(node, &request.name)?;
     let id = ResourceId(random_id()?);
@@ -42,6 +45,7 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
         state_dir: node.settings.state_dir.clone(),
         used: used_disks(node),
         existing: Existing::Keep,
+        spares: Planned::of(&request.spare, request.spare_size, false),
     };
     let what = wanted.what.clone();
     phase("checking the disk");
@@ -65,7 +69,8 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
         phase("making its journal");
         // Should the daemon die meanwhile, its next start removes what is there.
         let begun = LocalJournal { dir: spec.dir.clone(), size: spec.size, made_dir: false };
-        let (store, saved) = (node.store.clone(), begun_local(id, &name, &prepared, begun));
+        let (store, saved) =
+            (node.store.clone(), begun_local(id, &name, &prepared, begun, checksums));
         if let Err(error) = blocking(move || store.save(&saved)).await {
             undo(node, id, &prepared, None).await;
             return Err(error);
@@ -79,7 +84,10 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
             }
         }
     }
-    let made = establish(node, id, request, options, slot, &prepared, journaled.clone()).await;
+    let made = {
+        let wanted = Establish { id, options, slot, checksums, journal: journaled.clone() };
+        establish(node, request, wanted, &prepared).await
+    };
     if let Err(error) = made {
         undo(node, id, &prepared, journaled).await;
         return Err(error);
@@ -90,7 +98,8 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
         prepared.disk.path.display()
     );
     let disk = prepared.disk.path.display();
-    let Ends { left_over, metadata } = prepared.ends;
+    let Ends { left_over, metadata, spare } = prepared.ends;
+    message.push_str(&told_of_spares(&prepared.disk, spare));
     if metadata > 0 {
         let metadata = format_size(metadata);
         message.push_str(&format!("; the last {metadata} of {disk} hold its metadata"));
@@ -102,6 +111,19 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
         ));
     }
     Ok(Done::new(message))
+}
+
+/// What is said of the spares of a new disk, of whose own end `part` bytes are one.
+pub(super) fn told_of_spares(disk: &LocalDisk, part: u64) -> String {
+    if part > 0 {
+        let (part, disk) = (format_size(part), disk.path.display());
+        return format!("; {part} at the end of {disk} are its spare for bad sectors");
+    }
+    let paths: Vec<String> = disk.spares.iter().map(|spare| spare.spec().shown()).collect();
+    match paths.is_empty() {
+        true => String::new(),
+        false => format!("; its bad sectors go to {}", paths.join(", ")),
+    }
 }
 
 fn refuse_taken(node: &Node, name: &str) -> Result<(), ApiError> {
@@ -131,12 +153,21 @@ fn taken(name: &str, why: &str) -> ApiError {
 }
 
 /// What is known of a resource whose journal is about to be made.
-fn begun_local(id: ResourceId, name: &str, prepared: &Prepared, journal: LocalJournal) -> Local {
+fn begun_local(
+    id: ResourceId,
+    name: &str,
+    prepared: &Prepared,
+    journal: LocalJournal,
+    checksums: bool,
+) -> Local {
     Local {
         id,
         name: name.to_owned(),
         disk: Some(prepared.disk.clone()),
         journal: Some(journal),
+        replacing: None,
+        retired: None,
+        checksums,
         attached: true,
         up: false,
         primary: false,
@@ -147,16 +178,23 @@ fn begun_local(id: ResourceId, name: &str, prepared: &Prepared, journal: LocalJo
     }
 }
 
+/// What a resource is made with.
+struct Establish {
+    id: ResourceId,
+    options: BTreeMap<String, String>,
+    slot: NodeId,
+    checksums: bool,
+    journal: Option<LocalJournal>,
+}
+
 /// Records, local state, core, role.
 async fn establish(
     node: &Arc<Node>,
-    id: ResourceId,
     request: ResourceCreate,
-    options: BTreeMap<String, String>,
-    slot: NodeId,
+    wanted: Establish,
     prepared: &Prepared,
-    journal: Option<LocalJournal>,
 ) -> Result<(), ApiError> {
+    let Establish { id, options, slot, checksums, journal } = wanted;
     phase("telling the other nodes of it");
     let now = unix_ms();
     let record_name = request.name.clone();
@@ -181,6 +219,9 @@ async fn establish(
         name: request.name,
         disk: Some(prepared.disk.clone()),
         journal,
+        replacing: None,
+        retired: None,
+        checksums,
         attached: true,
         up: true,
         // Only when it is: until then nobody but this command promotes it.
@@ -267,7 +308,7 @@ pub(crate) async fn take_back(node: &Arc<Node>, local: &Local) -> bool {
     let removed = blocking(move || {
         gone.journal.iter().for_each(journal::remove);
         if let Some(disk) = &gone.disk {
-            disk::wipe(disk, gone.id);
+            disk::give_up(disk, gone.id);
         }
         store.remove(gone.id)
     });

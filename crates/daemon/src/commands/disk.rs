@@ -5,18 +5,20 @@ use super::join::{others_with_disk, room_elsewhere};
 use super::roles::release;
 use super::updown::{publish, refuse_primary};
 use super::{blocking, core_command, journal, used_disks};
-use crate::disk::{self, Existing, Owner, Wanted};
-use crate::local::LocalDisk;
+use crate::checksums;
+use crate::disk::{self, Checked, Existing, Owner, Wanted};
+use crate::local::{LocalDisk, LocalJournal};
 use crate::node::Node;
 use crate::peer_api;
 use crate::resource::{self, Resource};
 use crate::shard::InitialContent;
+use crate::spares::Planned;
 use holdfast_api::request::{AttachDisk, DetachDisk, Done, META_INTERNAL};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::Change;
 use holdfast_core::Command;
 use holdfast_units::{DiskState, NodeId, ResourceId};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Starts to use this node's disk: the one that it had, or another, which then gets all data from
@@ -51,6 +53,7 @@ pub(crate) async fn attach(
     let others = others_with_disk(&node.view(), resource.id, node.uuid);
     let fresh = request.discard_journal && !others.is_empty();
     may_discard_journal(&resource, request, &others, what)?;
+    let mut planned = None;
     let next = if same && !fresh {
         local.disk.clone()
     } else {
@@ -68,8 +71,16 @@ pub(crate) async fn attach(
             true => local.disk.as_ref().and_then(|disk| meta_text(node, resource.id, disk)),
             false => request.meta.clone(),
         };
-        Some(make(node, &resource, path, meta, existing, what).await?)
+        // The same disk keeps its spares, which are made anew with its metadata.
+        let spares = match (other, &local.disk) {
+            (false, Some(disk)) => Planned::again(disk),
+            _ => Planned::default(),
+        };
+        planned = Some(plan(node, &resource, path, meta, (existing, spares), what).await?);
+        None
     };
+    let slot = node.view().slot_of(resource.id, node.uuid);
+    let slot = slot.ok_or_else(|| ApiError::no_such_resource(name))?;
     let was_up = resource.handle().is_some();
     if was_up {
         // A device that an earlier run left goes on to wait: for the disk that is its own.
@@ -80,21 +91,32 @@ pub(crate) async fn attach(
     }
     // What it holds belongs to the disk, or the state, that is given up.
     let void = local.journal.clone().filter(|_| !same || request.discard_journal);
-    let slot = node.view().slot_of(resource.id, node.uuid);
-    let slot = slot.ok_or_else(|| ApiError::no_such_resource(name))?;
     let attempt = format!("{what} for {name}");
-    if let Some(journal) = void.clone() {
-        let attempt = attempt.clone();
-        blocking(move || journal::forget_disk(&attempt, &journal)).await?;
+    // Overwriting metadata is the first thing that cannot be taken back.
+    // They are those of the other disk.
+    let sums = checksums::path(&node.settings.state_dir, resource.id);
+    let sums = (!same || fresh).then_some(sums);
+    let made = make(&attempt, void.clone(), sums, planned).await;
+    if made.is_err() && was_up {
+        resource::start(node, &resource, true).await?;
+        publish(node, &resource);
     }
+    let next = made?.or(next);
     // Metadata in the same place were overwritten by the new ones.
     let stays = |old: &LocalDisk| {
         next.as_ref()
             .is_some_and(|next| *old == *next || (old.meta.is_some() && old.meta == next.meta))
     };
     let old = local.disk.filter(|old| !stays(old));
+    // Its spares were made anew, too.
+    let same_path =
+        old.as_ref().zip(next.as_ref()).is_some_and(|(old, next)| old.path == next.path);
     resource
         .change_local(node, |local| {
+            if local.disk != next {
+                // There is nothing to be moved from.
+                local.replacing = None;
+            }
             local.disk = next;
             local.attached = true;
         })
@@ -110,7 +132,11 @@ pub(crate) async fn attach(
         let id = resource.id;
         // The old disk may be broken: what cannot be removed stays.
         blocking(move || {
-            disk::wipe(&old, id);
+            if same_path {
+                disk::wipe(&old, id);
+            } else {
+                disk::abandon(&old, id);
+            }
             Ok(())
         })
         .await?;
@@ -168,15 +194,44 @@ fn path_text(disk: &LocalDisk) -> String {
     disk.path.display().to_string()
 }
 
-/// Makes new metadata on a disk that gets all its data from a peer.
+/// A disk that is to be made ready.
+struct Plan {
+    disk: Checked,
+    slot: NodeId,
+    others: Vec<NodeId>,
+}
+
+/// Makes new metadata on a disk that gets all its data from a peer. What a journal that is given up
+/// says of the disk before, and its checksums, are forgotten first.
 async fn make(
+    attempt: &str,
+    void: Option<LocalJournal>,
+    sums: Option<PathBuf>,
+    planned: Option<Plan>,
+) -> Result<Option<LocalDisk>, ApiError> {
+    let attempt = attempt.to_owned();
+    blocking(move || {
+        if let Some(journal) = &void {
+            journal::forget_disk(&attempt, journal)?;
+        }
+        if let Some(sums) = &sums {
+            checksums::remove(sums)?;
+        }
+        let Some(Plan { disk, slot, others }) = planned else { return Ok(None) };
+        disk.prepare(slot, &others, InitialContent::Nothing).map(|made| Some(made.disk))
+    })
+    .await
+}
+
+/// Looks at a disk that is to be used; nothing on it changes.
+async fn plan(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     path: String,
     meta: Option<String>,
-    existing: Existing,
+    (existing, spares): (Existing, Planned),
     what: &str,
-) -> Result<LocalDisk, ApiError> {
+) -> Result<Plan, ApiError> {
     let view = node.view();
     let name = resource.name();
     let record = view.records.resource(resource.id);
@@ -196,6 +251,7 @@ async fn make(
         state_dir: node.settings.state_dir.clone(),
         used,
         existing,
+        spares,
     };
     let others = others_with_disk(&view, resource.id, node.uuid);
     if view.records.member(resource.id, node.uuid).is_some_and(|member| member.diskless) {
@@ -204,8 +260,8 @@ async fn make(
             .await
             .map_err(|e| ApiError { message: format!("{what} for {name}: {}", e.message), ..e })?;
     }
-    let prepare = move || wanted.check()?.prepare(slot, &others, InitialContent::Nothing);
-    Ok(blocking(prepare).await?.disk)
+    let disk = blocking(move || wanted.check()).await?;
+    Ok(Plan { disk, slot, others })
 }
 
 /// A member that was diskless on purpose is so no more.
@@ -219,7 +275,7 @@ async fn tell_diskful(node: &Arc<Node>, resource: &Resource) -> Result<(), ApiEr
 }
 
 /// A node that follows by the log is nothing without its disk.
-fn refuse_following(resource: &Resource, what: &str) -> Result<(), ApiError> {
+pub(super) fn refuse_following(resource: &Resource, what: &str) -> Result<(), ApiError> {
     if resource.following().is_none() {
         return Ok(());
     }
@@ -227,6 +283,15 @@ fn refuse_following(resource: &Resource, what: &str) -> Result<(), ApiError> {
     let why = "this node follows the journal of another one, onto the disk that it has";
     Err(ApiError::new(ErrorCode::Follows, format!("{what} for {name}: {why}"))
         .hint(format!("`holdfast down {name}` stops it; `leave` and `join` give it another disk")))
+}
+
+/// Who wants another disk does not want to give up the one that has the data.
+fn refuse_replacing(resource: &Resource, what: &str) -> Result<(), ApiError> {
+    let Some(replacing) = resource.local().replacing else { return Ok(()) };
+    let (name, path) = (resource.name(), replacing.disk.path.display().to_string());
+    let message = format!("{what} for {name}: its data are being moved to {path}");
+    Err(ApiError::new(ErrorCode::Busy, message)
+        .hint(format!("end that with `holdfast replace-disk {name} --stop` first")))
 }
 
 /// Ceases to use this node's disk, now and after a restart.
@@ -243,6 +308,7 @@ pub(crate) async fn detach(
     let what = "detach-disk was refused";
     refuse_following(&resource, what)?;
     let done = || Done::new(format!("resource {name} does not use its disk on this node"));
+    refuse_replacing(&resource, what)?;
     if resource.local().disk.is_none() {
         let message = format!("{what} for {name}: this node has no disk of it");
         return Err(ApiError::new(ErrorCode::NoDisk, message));

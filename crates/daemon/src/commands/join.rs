@@ -1,6 +1,6 @@
 //! `join`: this node becomes a member of a resource.
 
-use super::create::{al_extents, refuse_attached};
+use super::create::{al_extents, refuse_attached, told_of_spares};
 use super::{blocking, journal, used_disks};
 use crate::disk::{Existing, Prepared, Wanted, room};
 use crate::events::unix_ms;
@@ -13,6 +13,7 @@ use crate::phases::phase;
 use crate::refuse;
 use crate::resource::{self, Resource};
 use crate::shard::InitialContent;
+use crate::spares::Planned;
 use holdfast_api::options::check;
 use holdfast_api::request::{Done, ResourceJoin};
 use holdfast_api::{ApiError, ErrorCode};
@@ -43,6 +44,12 @@ pub(crate) async fn join(
         other => check("protocol", other.unwrap_or("C"))?,
     };
     let what = format!("node {} did not join resource {name}", node.name);
+    let spares = !request.spare.is_empty() || request.spare_size.is_some();
+    if request.diskless && spares {
+        let message = format!("{what}: a member without a disk has no spares");
+        return Err(ApiError::new(ErrorCode::InvalidRequest, message)
+            .hint("leave --spare and --spare-size away, or give --disk PATH"));
+    }
     if request.disk.is_some() == request.diskless {
         let message = format!("{what}: it needs either a disk or to be diskless");
         return Err(ApiError::new(ErrorCode::InvalidRequest, message)
@@ -75,6 +82,7 @@ pub(crate) async fn join(
                 } else {
                     Existing::OverwriteUnknown
                 },
+                spares: Planned::of(&request.spare, request.spare_size, request.force),
             };
             Some(blocking(move || wanted.check()).await?)
         }
@@ -84,7 +92,7 @@ pub(crate) async fn join(
     if follows && (request.diskless || request.journal.is_none()) {
         let message = format!("{what}: a node that follows by the log needs a disk and a journal");
         return Err(ApiError::new(ErrorCode::InvalidRequest, message)
-            .hint("give --disk PATH and --journal DIR"));
+            .hint("give --disk PATH and --journal PATH"));
     }
     if request.diskless && request.journal.is_some() {
         let message = format!("{what}: a member without a disk has no journal");
@@ -128,10 +136,16 @@ pub(crate) async fn join(
     }
     phase("starting it");
     let place = match &prepared {
-        Some(prepared) => format!("with the disk {}", prepared.disk.path.display()),
+        Some(prepared) => format!(
+            "with the disk {}{}",
+            prepared.disk.path.display(),
+            told_of_spares(&prepared.disk, prepared.ends.spare)
+        ),
         None => "without a disk".to_owned(),
     };
-    if let Err(error) = establish(node, &record, prepared.as_deref(), journaled.clone()).await {
+    let sums = request.checksums;
+    if let Err(error) = establish(node, &record, prepared.as_deref(), journaled.clone(), sums).await
+    {
         forget(node, &record, prepared, journaled).await;
         return Err(ApiError { message: format!("{what}: {}", error.message), ..error });
     }
@@ -237,12 +251,16 @@ async fn establish(
     record: &ResourceRecord,
     prepared: Option<&Prepared>,
     journal: Option<LocalJournal>,
+    checksums: bool,
 ) -> Result<(), ApiError> {
     let local = Local {
         id: record.id,
         name: record.name.clone(),
         disk: prepared.map(|prepared| prepared.disk.clone()),
         journal,
+        replacing: None,
+        retired: None,
+        checksums,
         attached: true,
         up: true,
         primary: false,
@@ -380,7 +398,7 @@ pub(crate) async fn let_in(
     let journal = node.resource(id).and_then(|resource| resource.local().journal);
     if log && journal.is_none() {
         return Err(refuse("the resource has no journal here that could be followed").hint(
-            "a journal comes with `holdfast create NAME --disk PATH --journal DIR`; what is on the disk \
+            "a journal comes with `holdfast create NAME --disk PATH --journal PATH`; what is on the disk \
              stays there when a resource is deleted and created again",
         ));
     }

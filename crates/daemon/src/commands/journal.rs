@@ -1,7 +1,7 @@
 //! `--journal` of `create` and `join`, and `log ls`, `log rotate`, `log trim`.
 
 use super::blocking;
-use crate::journaled::open::{self, check_new};
+use crate::journaled::open::{self, check_new, usual_size};
 use crate::journaled::{JournalCallError, JournalHandle, JournalSpec, MIN_SIZE};
 use crate::local::{LocalDisk, LocalJournal};
 use crate::node::Node;
@@ -14,8 +14,6 @@ use holdfast_units::{NodeId, ResourceId, format_size};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How large a journal may grow when nobody says.
-const DEFAULT_SIZE: u64 = 1 << 30;
 /// No journal is larger.
 const MAX_SIZE: u64 = 1 << 44;
 
@@ -33,8 +31,8 @@ pub(crate) async fn wanted(
     let refuse = |code, why: &str| ApiError::new(code, format!("{what}: {why}"));
     let Some(dir) = dir else {
         return match size {
-            Some(_) => Err(refuse(ErrorCode::InvalidRequest, "a journal needs a directory")
-                .hint("give --journal DIR, too")),
+            Some(_) => Err(refuse(ErrorCode::InvalidRequest, "a journal needs a place")
+                .hint("give --journal PATH, too: a directory, or a device of its own")),
             None => Ok(None),
         };
     };
@@ -56,9 +54,17 @@ pub(crate) async fn wanted(
     });
     if let Some(owner) = owner {
         let why = format!("the journal {dir} belongs to the resource {}", owner.name);
-        return Err(refuse(ErrorCode::DiskBusy, &why).hint("give each a directory of its own"));
+        return Err(
+            refuse(ErrorCode::DiskBusy, &why).hint("give each a directory or a device of its own")
+        );
     }
-    let size = size.unwrap_or(DEFAULT_SIZE);
+    let size = match size {
+        Some(size) => size,
+        None => {
+            let path = path.clone();
+            blocking(move || Ok(usual_size(&path))).await?
+        }
+    };
     if !(MIN_SIZE..=MAX_SIZE).contains(&size) {
         let (least, most) = (format_size(MIN_SIZE), format_size(MAX_SIZE));
         let why = format!("a journal of {size} bytes cannot be: it must have {least} to {most}");
@@ -98,7 +104,7 @@ pub(crate) fn remove(journal: &LocalJournal) {
 /// Ends a journal: what is only in it goes to the disk, then its files are taken away. Blocks. When
 /// that is not possible they stay, and the log says so: nobody's data are thrown away.
 pub(crate) fn end(name: &str, resource: ResourceId, disk: &LocalDisk, journal: &LocalJournal) {
-    match open::write_all_back(&journal.spec(), resource, &disk.path) {
+    match open::write_all_back(&journal.spec(), resource, &disk.spec()) {
         Ok(()) => remove(journal),
         Err(error) => tracing::error!(
             "the journal of resource {name} stays in {}: what is in it could not be written to \
@@ -137,7 +143,7 @@ fn handle(resource: &Resource, what: &str) -> Result<JournalHandle, ApiError> {
     if resource.local().journal.is_none() {
         let message = format!("{what} was refused for {name}: it has no journal on this node");
         return Err(ApiError::new(ErrorCode::NoJournal, message)
-            .hint("a journal is made with --journal DIR of `create` and `join`"));
+            .hint("a journal is made with --journal PATH of `create` and `join`"));
     }
     let handle = resource.need_handle()?;
     handle.journal().cloned().ok_or_else(|| {

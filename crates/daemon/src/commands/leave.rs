@@ -2,6 +2,7 @@
 
 use super::roles::release;
 use super::{blocking, device, journal};
+use crate::checksums;
 use crate::disk;
 use crate::events::{Objects, Part};
 use crate::local::LocalDisk;
@@ -11,8 +12,10 @@ use crate::peer_api::{self, AboutResource, MAY_DELETE};
 use crate::peers::{CALL_TIMEOUT, call_node};
 use crate::phases::phase;
 use crate::problems;
+use crate::replacing;
 use crate::resource::{self, Resource};
 use crate::status;
+use crate::survey;
 use holdfast_api::request::Done;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Change, Key};
@@ -78,14 +81,17 @@ async fn leave_damaged(node: &Arc<Node>, name: &str, id: ResourceId) -> Result<D
     .await?;
     peer_api::announce(node).await;
     let (store, meta) = (node.store.clone(), disk::own_meta(&node.settings.state_dir, id));
+    let sums = checksums::path(&node.settings.state_dir, id);
     blocking(move || {
         if meta.exists() {
-            disk::wipe(&LocalDisk { path: meta.clone(), meta: Some(meta) }, id);
+            disk::wipe(&LocalDisk::new(meta.clone(), Some(meta)), id);
         }
+        checksums::remove(&sums)?;
         store.remove(id)
     })
     .await?;
     node.forget_damaged(id);
+    survey::forget(node, id);
     node.cluster_changed();
     let ended = if last { ", which has ended with its last member" } else { "" };
     Ok(Done::new(format!(
@@ -199,17 +205,23 @@ pub(crate) async fn retire(node: &Arc<Node>, resource: &Arc<Resource>) {
         tracing::warn!("{}", error.message);
     }
     let (store, local) = (node.store.clone(), resource.local());
+    // Both of what follows open the disk.
+    replacing::settle(&local).await;
     let (state_dir, ended) = (node.settings.state_dir.clone(), Arc::clone(resource));
     let ended = blocking(move || {
         if let (Some(disk), Some(journal)) = (&local.disk, &local.journal) {
             journal::end(&local.name, local.id, disk, journal);
         }
         if let Some(disk) = &local.disk {
-            disk::wipe(disk, local.id);
+            disk::give_up(disk, local.id);
+        }
+        if let Err(error) = checksums::remove(&checksums::path(&state_dir, local.id)) {
+            tracing::warn!("{}", error.message);
         }
         logpeer::end(&state_dir, &ended);
         store.remove(local.id)
     });
+    survey::forget(node, resource.id);
     if let Err(error) = ended.await {
         tracing::error!("{}", error.message);
     }

@@ -2,6 +2,7 @@
 //! anything, and undoes what it has done when a later step fails.
 
 pub(crate) mod attach;
+pub(crate) mod badblocks;
 pub(crate) mod cluster;
 pub(crate) mod create;
 pub(crate) mod device;
@@ -13,9 +14,12 @@ pub(crate) mod leave;
 pub(crate) mod links;
 pub(crate) mod merge;
 pub(crate) mod options;
+pub(crate) mod replace_disk;
 pub(crate) mod resize;
 pub(crate) mod roles;
+pub(crate) mod spare;
 pub(crate) mod split;
+pub(crate) mod survey;
 pub(crate) mod updown;
 pub(crate) mod wait;
 
@@ -49,16 +53,16 @@ pub(crate) fn need_running(node: &Node) -> Result<(), ApiError> {
 
 /// The disks that are in use on this node, and exports as far as they could be disks.
 fn used_disks(node: &Node) -> Vec<Used> {
-    let locals = node.resources().into_iter().map(|resource| resource.local());
-    let of_resources = locals
-        .filter_map(|local| Some(Used { owner: Owner::Resource(local.name), disk: local.disk? }));
+    let of_resources = node.resources().into_iter().flat_map(|resource| {
+        let local = resource.local();
+        let new = local.replacing.map(|replacing| replacing.disk);
+        let owner = Owner::Resource(local.name);
+        local.disk.into_iter().chain(new).map(move |disk| Used { owner: owner.clone(), disk })
+    });
     let attached = node.attachments.all().into_iter().flat_map(|attachment| {
         let owner = Owner::Attachment(attachment.name.clone());
         let uris = attachment.record().uris.into_iter();
-        uris.map(move |uri| Used {
-            owner: owner.clone(),
-            disk: LocalDisk { path: uri.into(), meta: None },
-        })
+        uris.map(move |uri| Used { owner: owner.clone(), disk: LocalDisk::new(uri.into(), None) })
     });
     of_resources.chain(attached).collect()
 }
@@ -77,7 +81,12 @@ pub(crate) async fn core_command(
     handle.command(command).await.map_err(|refusal| core_refusal(node, resource, what, refusal))
 }
 
-fn core_refusal(node: &Node, resource: &Resource, what: &str, refusal: Refusal) -> ApiError {
+pub(crate) fn core_refusal(
+    node: &Node,
+    resource: &Resource,
+    what: &str,
+    refusal: Refusal,
+) -> ApiError {
     let view = node.view();
     refuse::core(what, &resource.name(), refusal, |slot| view.slot_name(resource.id, slot))
 }

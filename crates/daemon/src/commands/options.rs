@@ -1,13 +1,16 @@
 //! `set` and `get`.
 
+use super::blocking;
+use crate::checksums;
 use crate::journaled::MIN_SIZE;
+use crate::journaled::open::room_on_device;
 use crate::node::Node;
 use crate::{commands::links::no_such_peer, peer_api};
-use holdfast_api::options::{OPTIONS, OptionMap, Scope, check_all, spec_of};
+use holdfast_api::options::{CHECKSUMS, OPTIONS, OptionMap, Scope, check_all, spec_of};
 use holdfast_api::request::{Done, OptionValue, SetOptions};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Change, PairOptions, Uuid};
-use holdfast_units::ResourceId;
+use holdfast_units::{ResourceId, format_size};
 use std::sync::Arc;
 
 /// The options that a link of its own can have in this version. All others hold for the resource.
@@ -24,15 +27,26 @@ pub(crate) async fn set(
     name: &str,
     request: &SetOptions,
 ) -> Result<Done, ApiError> {
-    let set = check_all(&request.set)?;
+    let mut set = check_all(&request.set)?;
+    let sums = set.get(CHECKSUMS).map(|word| word == "on");
     let (id, peer) = find(node, name, request.peer.as_deref())?;
     let size = set.get("journal-size").and_then(|size| size.parse().ok()).unwrap_or(0);
     if (1..MIN_SIZE).contains(&size) {
         let message = format!("journal-size was not set: {size} bytes are too little for one");
         return Err(ApiError::new(ErrorCode::InvalidOption, message).hint("16M at least, or 0"));
     }
+    fits_device(node, name, size).await?;
     if let (Some(_), Some(option)) = (peer, set.keys().find(|o| !PER_PEER.contains(&o.as_str()))) {
         return Err(not_per_peer(option));
+    }
+    let mut own_part = None;
+    if let Some(on) = sums {
+        set.remove(CHECKSUMS);
+        let done = checksums::switch(node, name, on).await?;
+        if set.is_empty() {
+            return Ok(done);
+        }
+        own_part = Some(done.message);
     }
     let own = node.uuid;
     let changed = set.clone();
@@ -62,7 +76,27 @@ pub(crate) async fn set(
     if set.contains_key("al-extents") {
         message.push_str("; al-extents holds for metadata that are made from now on");
     }
+    if let Some(own_part) = own_part {
+        message = format!("{own_part}; {message}");
+    }
     Ok(Done::new(message))
+}
+
+/// A journal cannot become longer than the device that it is on.
+async fn fits_device(node: &Node, name: &str, size: u64) -> Result<(), ApiError> {
+    let Some(journal) = node.resource_named(name)?.local().journal else { return Ok(()) };
+    let dir = journal.dir.clone();
+    let Some(room) = blocking(move || Ok(room_on_device(&dir))).await? else { return Ok(()) };
+    if size <= room {
+        return Ok(());
+    }
+    let (size, room) = (format_size(size), format_size(room));
+    let message = format!(
+        "journal-size was not set: the journal of resource {name} is on {}, which has room for {room}, \
+         and {size} are asked for",
+        journal.dir.display()
+    );
+    Err(ApiError::new(ErrorCode::NoSpace, message).hint("make the device larger, or give less"))
 }
 
 fn shown(key: &str, value: &str) -> String {
@@ -99,7 +133,10 @@ fn find(
 
 fn values(node: &Node, id: ResourceId, peer: Option<Uuid>) -> (OptionMap, Option<OptionMap>) {
     let records = &node.view().records;
-    let resource = records.resource(id).map(|record| record.options).unwrap_or_default();
+    let mut resource = records.resource(id).map(|record| record.options).unwrap_or_default();
+    // Each node has its own.
+    let sums = node.resource(id).is_some_and(|resource| resource.local().checksums);
+    resource.insert(CHECKSUMS.into(), if sums { "on" } else { "off" }.into());
     let own = peer.map(|peer| records.pair_options(id, node.uuid, peer).options);
     (resource, own)
 }

@@ -160,6 +160,12 @@ async fn room(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<Option<u64>,
         check_peer(node, resource, view.snapshot.disk, peer)?;
     }
     let local = resource.local();
+    if local.replacing.is_some() {
+        let why = format!("the disk of node {} is being replaced", node.name);
+        return Err(refused(&name, ErrorCode::Busy, &why).hint(format!(
+            "wait until that is done, or end it with `holdfast replace-disk {name} --stop`"
+        )));
+    }
     let Some(disk) = local.disk else { return Ok(None) };
     if !local.attached || view.snapshot.disk != DiskState::UpToDate {
         let why = format!("the disk of node {} is {}", node.name, view.snapshot.disk);

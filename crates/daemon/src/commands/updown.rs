@@ -5,7 +5,7 @@ use crate::events::{Part, of_resource};
 use crate::logpeer;
 use crate::node::Node;
 use crate::resource::{self, Resource};
-use crate::status;
+use crate::{spares, status};
 use holdfast_api::request::Done;
 use holdfast_api::routes::ALL;
 use holdfast_api::{ApiError, ErrorCode};
@@ -121,6 +121,12 @@ async fn stop(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError
 
 /// Tells readers of events, and those who wait, how a resource is.
 pub(crate) fn publish(node: &Node, resource: &Resource) {
+    let news = spares::news(&mut resource.state());
+    if let Some(news) = news {
+        let name = resource.name();
+        tracing::warn!(resource = name, "{news}");
+        node.hub.notice(&name, None, &news);
+    }
     let status = status::resource(node, resource);
     node.hub.update(Part::Resource(&status.name), of_resource(&status));
     resource.changed();

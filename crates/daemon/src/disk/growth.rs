@@ -33,6 +33,15 @@ pub(crate) fn room(disk: &LocalDisk) -> Result<u64, ApiError> {
              --meta away",
         ));
     }
+    if disk.has_region() {
+        let message = format!(
+            "the disk {shown} cannot be used up to its new end: its spare for bad sectors is at its \
+             old one, and moving it is not supported by this version"
+        );
+        return Err(ApiError::new(ErrorCode::NotSupportedYet, message).hint(
+            "leave the resource with this node and join again with a spare on its own: --spare PATH",
+        ));
+    }
     if remote::uri_of(&disk.path).is_some() {
         let message = format!(
             "the disk {shown} cannot grow: growing a disk on another machine is not supported by \

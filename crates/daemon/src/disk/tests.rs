@@ -15,6 +15,7 @@ fn wanted(dir: &Path, disk: &Path) -> Wanted {
         state_dir: dir.join("state"),
         used: Vec::new(),
         existing: Existing::Keep,
+        spares: Planned::default(),
     }
 }
 
@@ -60,7 +61,7 @@ fn what_cannot_be_is_refused_and_nothing_has_changed() {
     let base = || wanted(dir, &good);
     let used = vec![Used {
         owner: Owner::Resource("r9".into()),
-        disk: LocalDisk { path: good.clone(), meta: None },
+        disk: LocalDisk::new(good.clone(), None),
     }];
     let text = |path: &Path| path.display().to_string();
     let cases: Vec<(Wanted, ErrorCode, &str)> = vec![

@@ -2,6 +2,7 @@
 
 use super::worker::{Appending, Worker, now};
 use super::{JournalCallError, LostRanges, Mode};
+use holdfast_format::journal::Compression;
 use holdfast_journal::driver::{Stepped, Syncing};
 use holdfast_journal::{Batch, CutPlan, Op, OpError, PushError, RangeSet, Ticket as Record};
 use holdfast_store::{DiskOp, Outcome, Ticket};
@@ -27,6 +28,7 @@ impl Worker {
         let alone = few && self.syncing.is_empty();
         self.lone_flushes = if alone { self.lone_flushes.saturating_add(1) } else { 0 };
         self.wanted_durable = Some(Instant::now());
+        self.through.saw_flush();
         if self.log.journal().durable_ticket() >= self.pushed {
             ticket.complete(Ok(Outcome::Done));
         } else {
@@ -39,9 +41,18 @@ impl Worker {
         if !matches!(self.mode, Mode::Lead | Mode::Draining) || self.broken.is_some() {
             return;
         }
+        self.open_through();
         loop {
             if self.mode == Mode::Lead {
                 self.push_held();
+            }
+            if self.goes_through() {
+                if self.start_through() {
+                    continue;
+                }
+                if !self.through.is_idle() {
+                    break;
+                }
             }
             if self.no_room && self.log.spares() == 0 {
                 break;
@@ -61,6 +72,7 @@ impl Worker {
                 Err(error) => return self.journal_failed("it could not be written", &error),
             }
         }
+        self.kick_through();
         self.answer_durable();
     }
 
@@ -68,6 +80,12 @@ impl Worker {
     pub(super) fn append_cached(&mut self) {
         loop {
             self.push_held();
+            if self.goes_through() {
+                if self.start_through() {
+                    continue;
+                }
+                return self.kick_through();
+            }
             // A durable write is one trip to the device, when nothing before it has to be synced.
             if self.is_durable_wanted() && self.log.journal().sync_target().is_none() {
                 return;
@@ -89,7 +107,8 @@ impl Worker {
         let unsynced = journal.head().since(journal.durable());
         let early =
             self.is_flushed_by_one() || unsynced > journal.settings().unsynced_bytes / EARLY;
-        let asked = !self.syncing.is_empty() || self.back.wants_sync;
+        let waited_for = !self.syncing.is_empty() || !self.catching.is_empty();
+        let asked = waited_for || self.back.wants_sync;
         match self.mode {
             Mode::Lead => early || asked,
             Mode::Draining => asked,
@@ -115,7 +134,10 @@ impl Worker {
         self.sync_began = Instant::now();
         self.back.wants_sync = false;
         match self.log.begin_sync() {
-            Ok(sync) => sync,
+            Ok(sync) => {
+                self.is_syncing = sync.is_some();
+                sync
+            }
             Err(error) => {
                 self.journal_failed("it could not be made durable", &error);
                 None
@@ -125,6 +147,7 @@ impl Worker {
 
     pub(super) fn end_sync(&mut self, sync: &Syncing, result: io::Result<()>) {
         self.moved = true;
+        self.is_syncing = false;
         self.figures.synced(self.sync_began.elapsed());
         match self.log.end_sync(sync, result) {
             Ok(()) => self.answer_durable(),
@@ -141,7 +164,7 @@ impl Worker {
         self.make_room();
     }
 
-    fn is_durable_wanted(&self) -> bool {
+    pub(super) fn is_durable_wanted(&self) -> bool {
         !self.syncing.is_empty()
             || self.appending.iter().any(|waiting| is_durable(&waiting.request))
     }
@@ -154,8 +177,12 @@ impl Worker {
                 self.pressed = true;
                 return;
             }
-            let pushed = match op_of(request) {
-                Ok(op) => self.log.push(op),
+            let mut stored = 0;
+            let pushed = match op_of(request, self.log.journal().packing()) {
+                Ok(op) => {
+                    stored = op.payload().len() as u64;
+                    self.log.push(op)
+                }
                 Err(_) => Err(PushError::TooLong),
             };
             let record = match pushed {
@@ -174,6 +201,10 @@ impl Worker {
                 }
             };
             let Some((request, ticket)) = self.held.pop_front() else { return };
+            if let DiskOp::Write { range, .. } = &request {
+                self.figures.payload_bytes += range.len;
+                self.figures.stored_bytes += stored;
+            }
             self.pushed = Record(record.0 + 1);
             room = room.map(|room| room - needs);
             self.appending.push_back(Appending { record, request, ticket });
@@ -200,6 +231,7 @@ impl Worker {
 
     /// A segment was begun, or something synced.
     fn prepared(&mut self) {
+        self.open_through();
         let mut switches = self.log.journal().switches();
         if switches.bypassed && !self.log.journal().is_to_begin() {
             // The new history has begun, before anything of it.
@@ -213,7 +245,7 @@ impl Worker {
         self.make_spare();
     }
 
-    fn wrote(&mut self, batch: Batch) {
+    pub(super) fn wrote(&mut self, batch: Batch) {
         for (offset, payload) in batch.payloads {
             self.cache.insert(batch.segment, offset, payload);
         }
@@ -301,6 +333,7 @@ impl Worker {
             return Err(JournalCallError::Mode(self.mode));
         }
         self.append();
+        self.wait_through();
         self.flush_journal()?;
         self.log.journal_mut().rotate_now();
         self.append();
@@ -332,13 +365,15 @@ fn is_zero(data: &[u8]) -> bool {
     data.first() == Some(&0) && data[1..] == data[..data.len() - 1]
 }
 
-fn op_of(request: &DiskOp) -> Result<Op, OpError> {
+fn op_of(request: &DiskOp, packing: Compression) -> Result<Op, OpError> {
     match request {
         // They need no room, neither here nor on the way to a peer.
         DiskOp::Write { range, data, fua } if is_zero(data) => {
             Op::zeroes(*range, now(), false, *fua)
         }
-        DiskOp::Write { range, data, fua } => Op::write(range.offset, data.clone(), now(), *fua),
+        DiskOp::Write { range, data, fua } => {
+            Op::write_packed(range.offset, data.clone(), now(), *fua, packing)
+        }
         DiskOp::WriteZeroes { range, unmap, fua } => Op::zeroes(*range, now(), *unmap, *fua),
         DiskOp::Discard { range } => Op::zeroes(*range, now(), true, false),
         DiskOp::Read { range, .. } => Err(OpError(*range)),

@@ -8,6 +8,7 @@ use holdfast_journal::RecordsError;
 use holdfast_journal::driver::{LogError, Logged};
 use holdfast_units::LogPosition;
 use std::io;
+use tokio::sync::oneshot;
 
 /// Writes of the journal in order, and the position behind them.
 pub(crate) type LoggedWrites = (Vec<LoggedWrite>, LogPosition);
@@ -23,21 +24,44 @@ impl JournalHandle {
         from: LogPosition,
         bytes: u64,
     ) -> Result<LoggedWrites, JournalCallError> {
-        self.ask(move |worker| worker.writes_from(from, bytes)).await
+        self.look_for(move |worker, done| {
+            worker.catching.push(Catching { from, bytes, done });
+            worker.answer_catching();
+        })
+        .await
     }
 }
 
+/// Somebody who reads records, perhaps some that are not durable yet.
+pub(super) struct Catching {
+    from: LogPosition,
+    bytes: u64,
+    done: oneshot::Sender<Result<LoggedWrites, JournalCallError>>,
+}
+
 impl Worker {
-    fn writes_from(
-        &mut self,
-        from: LogPosition,
-        bytes: u64,
-    ) -> Result<LoggedWrites, JournalCallError> {
+    /// Answers those who read what is durable, and those who cannot be helped. The others wait for
+    /// the next sync: [`Self::is_sync_wanted`] knows of them.
+    pub(super) fn answer_catching(&mut self) {
+        for waiting in std::mem::take(&mut self.catching) {
+            let journal = self.log.journal();
+            let comes = waiting.from >= journal.durable() && waiting.from < journal.head();
+            if comes && self.mode == Mode::Lead && self.broken.is_none() {
+                self.catching.push(waiting);
+                continue;
+            }
+            let Catching { from, bytes, done } = waiting;
+            // Who asked may be gone.
+            let _ = done.send(self.writes_from(from, bytes));
+        }
+    }
+
+    fn writes_from(&self, from: LogPosition, bytes: u64) -> Result<LoggedWrites, JournalCallError> {
+        if self.broken.is_some() {
+            return Err(self.broken_error().into());
+        }
         if self.mode != Mode::Lead {
             return Err(JournalCallError::Mode(self.mode));
-        }
-        if from >= self.log.journal().durable() {
-            self.flush_journal()?;
         }
         let found = self.log.records_from(from, bytes).map_err(|error| match error {
             LogError::Records(RecordsError::Gone { .. }) => io::ErrorKind::NotFound.into(),

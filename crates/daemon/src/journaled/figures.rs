@@ -4,6 +4,7 @@
 use super::open::Sizes;
 use super::worker::Worker;
 use super::{JournalCallError, JournalHandle};
+use holdfast_format::journal::Compression;
 use std::time::Duration;
 
 /// A journal has no fewer segments than this, however little room it is given.
@@ -20,6 +21,10 @@ pub struct Figures {
     pub cuts: u64,
     /// How many large writes were answered later, so that followers keep up.
     pub slowed: u64,
+    /// The bytes of writes that became records, as they were submitted; zeroes do not count.
+    pub payload_bytes: u64,
+    /// The bytes that these take in the journal, without headers and padding.
+    pub stored_bytes: u64,
     /// How often something was made durable.
     pub syncs: u64,
     /// The time that this took in all, in microseconds.
@@ -54,6 +59,21 @@ impl JournalHandle {
         self.ask(move |worker| {
             worker.set_limit(bytes);
             Ok(worker.sizes.limit)
+        })
+        .await
+    }
+}
+
+impl JournalHandle {
+    /// Writes are stored compressed so from now on, where that makes them shorter.
+    ///
+    /// # Errors
+    /// [`JournalCallError::Closed`].
+    pub async fn set_compression(&self, compression: Compression) -> Result<(), JournalCallError> {
+        self.ask(move |worker| {
+            worker.log.journal_mut().set_compression(compression);
+            worker.publish(true);
+            Ok(())
         })
         .await
     }

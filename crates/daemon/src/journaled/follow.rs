@@ -4,8 +4,8 @@ use super::worker::{Flight, Worker};
 use super::{JournalCallError, Mode};
 use bytes::Bytes;
 use holdfast_format::journal::{RecordKind, SegmentHeader};
-use holdfast_journal::Op;
 use holdfast_journal::driver::CopyFailed;
+use holdfast_journal::{Op, Ticket as Record};
 use holdfast_store::DiskOp;
 use holdfast_units::{GenerationId, LogPosition};
 use std::collections::VecDeque;
@@ -64,7 +64,11 @@ impl Worker {
             return Err(JournalCallError::Mode(self.mode));
         }
         self.cache.clear();
-        Ok(self.log.clear()?)
+        self.through.begin_anew();
+        self.log.clear()?;
+        // Its records are counted anew.
+        self.pushed = Record(0);
+        Ok(())
     }
 
     pub(super) fn copy(

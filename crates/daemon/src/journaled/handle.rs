@@ -1,14 +1,15 @@
 //! The journal of a resource, for those who work with it beside the disk's clients: the shard that
 //! switches its mode, the log engine that ships it, and the commands that look at it.
 
-use super::inbox::{Inbox, Order};
+use super::inbox::{Inbox, Order, Work};
 use super::worker::Worker;
 use super::{JournalView, Mode};
+use crate::spares::RemapAnswer;
 use bytes::Bytes;
 use holdfast_format::journal::{Cursors, PeerSwitches, SegmentHeader, SegmentLink, Switches};
 use holdfast_journal::driver::LogError;
 use holdfast_journal::{CopyError, CutPlan, RangeSet, RecordsError};
-use holdfast_store::DiskOp;
+use holdfast_store::{DiskOp, RemapEntry, RemapOp};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId};
 use std::collections::BTreeMap;
 use std::io;
@@ -62,7 +63,7 @@ impl JournalHandle {
     /// # Errors
     /// [`JournalCallError::Closed`].
     pub async fn status(&self) -> Result<JournalView, JournalCallError> {
-        self.ask(|worker| {
+        self.look(|worker| {
             worker.publish(true);
             Ok(worker.view.borrow().clone())
         })
@@ -81,7 +82,7 @@ impl JournalHandle {
     /// # Errors
     /// [`JournalCallError::Closed`].
     pub async fn links(&self) -> Result<Vec<SegmentLink>, JournalCallError> {
-        self.ask(|worker| Ok(worker.log.journal().links())).await
+        self.look(|worker| Ok(worker.log.journal().links())).await
     }
 
     /// The segments, oldest first, with the bytes of their frames that are durable.
@@ -89,7 +90,7 @@ impl JournalHandle {
     /// # Errors
     /// [`JournalCallError::Closed`].
     pub async fn segments(&self) -> Result<Vec<(SegmentHeader, u64)>, JournalCallError> {
-        self.ask(|worker| Ok(worker.log.journal().durable_segments())).await
+        self.look(|worker| Ok(worker.log.journal().durable_segments())).await
     }
 
     /// As [`Self::segments`], of the history that this node appends to: none when that begins with
@@ -98,7 +99,7 @@ impl JournalHandle {
     /// # Errors
     /// [`JournalCallError::Mode`] when this node does not append.
     pub async fn led_segments(&self) -> Result<Vec<(SegmentHeader, u64)>, JournalCallError> {
-        self.ask(|worker| match worker.mode {
+        self.look(|worker| match worker.mode {
             Mode::Lead if worker.log.journal().begins_anew() => Ok(Vec::new()),
             Mode::Lead => Ok(worker.log.journal().durable_segments()),
             mode => Err(JournalCallError::Mode(mode)),
@@ -117,7 +118,7 @@ impl JournalHandle {
         from: LogPosition,
         max: usize,
     ) -> Result<Bytes, JournalCallError> {
-        self.ask(move |worker| Ok(worker.log.fetch(segment, from, max)?)).await
+        self.look(move |worker| Ok(worker.log.fetch(segment, from, max)?)).await
     }
 
     /// The position to replay to, exclusively, for the state of a time, looking from `from` on.
@@ -129,7 +130,7 @@ impl JournalHandle {
         from: LogPosition,
         time: HybridTime,
     ) -> Result<LogPosition, JournalCallError> {
-        self.ask(move |worker| {
+        self.look(move |worker| {
             worker.log.position_after(from, time).map_err(|e| io::Error::other(e).into())
         })
         .await
@@ -140,7 +141,7 @@ impl JournalHandle {
     /// # Errors
     /// [`JournalCallError::Closed`].
     pub async fn cursors(&self) -> Result<Cursors, JournalCallError> {
-        self.ask(|worker| Ok(worker.log.journal().cursors())).await
+        self.look(|worker| Ok(worker.log.journal().cursors())).await
     }
 
     /// Turns the switches of this node, durably.
@@ -196,7 +197,7 @@ impl JournalHandle {
         fetched: LogPosition,
         replayed: LogPosition,
     ) -> Result<(), JournalCallError> {
-        self.ask(move |worker| {
+        self.look(move |worker| {
             worker.log.journal_mut().peer_reached(peer, fetched, replayed);
             worker.make_room();
             Ok(())
@@ -228,7 +229,7 @@ impl JournalHandle {
     /// # Errors
     /// [`JournalCallError::Closed`].
     pub async fn plan_cut(&self) -> Result<Option<(CutPlan, LostRanges)>, JournalCallError> {
-        self.ask(Worker::plan_cut).await
+        self.look(Worker::plan_cut).await
     }
 
     /// Cuts as planned, after the ranges were made durable.
@@ -251,7 +252,7 @@ impl JournalHandle {
     /// # Errors
     /// When it cannot be read.
     pub async fn read(&self, range: ByteRange) -> Result<Bytes, JournalCallError> {
-        self.start(move |worker, done| worker.read_for(range, done)).await
+        self.look_for(move |worker, done| worker.read_for(range, done)).await
     }
 
     /// Makes everything durable that was completed; the position behind it.
@@ -358,7 +359,7 @@ impl JournalHandle {
         from: LogPosition,
         to: LogPosition,
     ) -> Result<Option<RangeSet>, JournalCallError> {
-        self.ask(move |worker| match worker.log.changed_between(from, to) {
+        self.look(move |worker| match worker.log.changed_between(from, to) {
             Ok(changed) => Ok(Some(changed)),
             Err(LogError::Records(RecordsError::Gone { .. })) => Ok(None),
             Err(error) => Err(io::Error::other(error).into()),
@@ -372,6 +373,27 @@ impl JournalHandle {
     /// When they could not be given up.
     pub async fn trim(&self) -> Result<u64, JournalCallError> {
         self.start(Worker::trim).await
+    }
+
+    /// Has the layer for bad sectors of the disk do something, however long that takes.
+    ///
+    /// # Errors
+    /// [`JournalCallError::Closed`].
+    pub(crate) async fn remap(&self, what: RemapOp) -> Result<RemapAnswer, JournalCallError> {
+        self.start(move |worker, done| worker.remap(what, done)).await
+    }
+
+    /// What the tables of the spares of the disk say.
+    ///
+    /// # Errors
+    /// [`JournalCallError::Closed`].
+    pub(crate) async fn remap_entries(
+        &self,
+        skip: usize,
+        most: usize,
+    ) -> Result<Vec<RemapEntry>, JournalCallError> {
+        self.ask(move |worker| Ok(worker.disk.remap_entries().skip(skip).take(most).collect()))
+            .await
     }
 
     /// The disk has grown. Does not wait: it is done before what is given to the disk later.
@@ -400,14 +422,42 @@ impl JournalHandle {
         .await
     }
 
+    /// As [`Self::ask`], for what operations may overtake.
+    async fn look<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut Worker) -> Result<T, JournalCallError> + Send + 'static,
+    ) -> Result<T, JournalCallError> {
+        self.look_for(|worker, done| {
+            // Who asked may be gone.
+            let _ = done.send(call(worker));
+        })
+        .await
+    }
+
+    /// As [`Self::look`], answered later.
+    pub(super) async fn look_for<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut Worker, Answer<T>) + Send + 'static,
+    ) -> Result<T, JournalCallError> {
+        self.put(Order::Look, call).await
+    }
+
     async fn start<T: Send + 'static>(
         &self,
+        call: impl FnOnce(&mut Worker, Answer<T>) + Send + 'static,
+    ) -> Result<T, JournalCallError> {
+        self.put(Order::Call, call).await
+    }
+
+    async fn put<T: Send + 'static>(
+        &self,
+        order: fn(Work) -> Order,
         call: impl FnOnce(&mut Worker, Answer<T>) + Send + 'static,
     ) -> Result<T, JournalCallError> {
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         let permit = permit.map_err(|_| JournalCallError::Closed)?;
         let (done, end) = oneshot::channel();
-        self.inbox.push(Order::Call(Box::new(move |worker| {
+        self.inbox.push(order(Box::new(move |worker| {
             drop(permit);
             call(worker, done);
         })));

@@ -9,14 +9,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What is longer is copied and summed up by the thread, so that the shard has time for others.
-const SMALL: u64 = 128 << 10;
+pub(super) const SMALL: u64 = 128 << 10;
+
+/// A call, with what it needs.
+pub(super) type Work = Box<dyn FnOnce(&mut Worker) + Send>;
 
 /// One thing for the thread to do.
 pub(super) enum Order {
     /// An operation of the disk's client.
     Op(DiskOp, Ticket),
+    /// What looks at the journal and changes nothing for operations: these may go first.
+    Look(Work),
     /// Anything else.
-    Call(Box<dyn FnOnce(&mut Worker) + Send>),
+    Call(Work),
 }
 
 /// The list of what is to be done. Bounded by those who put in: a disk by the operations that it
@@ -28,6 +33,8 @@ pub(super) struct Inbox {
     called: AtomicBool,
     /// The thread sleeps, or is about to: the bell must be rung.
     asleep: AtomicBool,
+    /// Frames are on their way to the device: when they end, somebody has to look.
+    frames: AtomicBool,
 }
 
 #[derive(Default)]
@@ -45,6 +52,7 @@ impl Inbox {
             bell,
             called: AtomicBool::new(true),
             asleep: AtomicBool::new(false),
+            frames: AtomicBool::new(false),
         })
     }
 
@@ -81,24 +89,48 @@ impl Inbox {
         }
     }
 
+    /// Whether frames are on their way.
+    pub(super) fn frames_fly(&self, fly: bool) {
+        self.frames.store(fly, Ordering::SeqCst);
+    }
+
+    pub(super) fn do_frames_fly(&self) -> bool {
+        self.frames.load(Ordering::SeqCst)
+    }
+
     /// Takes all that is there.
     pub(super) fn take(&self, into: &mut Vec<Order>) {
         std::mem::swap(&mut self.orders().list, into);
     }
 
-    /// Takes operations up to the first one that is long, or the first call. Whether that was all.
-    pub(super) fn take_small(&self, into: &mut Vec<Order>) -> bool {
+    /// Takes operations up to the first one that is longer than `longest`, or the first call that
+    /// they may not overtake. Whether that was all. Operations keep their order: what a peer lacks
+    /// is told by the positions at which they get into the journal.
+    pub(super) fn take_short(&self, longest: u64, into: &mut Vec<Order>) -> bool {
         let mut orders = self.orders();
-        let small = |order: &Order| match order {
-            Order::Op(request, _) => request.range().len <= SMALL,
-            Order::Call(_) => false,
+        let short = |order: &Order| match order {
+            Order::Op(request, _) => request.range().len <= longest,
+            Order::Look(_) | Order::Call(_) => false,
         };
-        let end = orders.list.iter().position(|order| !small(order));
-        match end {
-            None => std::mem::swap(&mut orders.list, into),
-            Some(end) => into.extend(orders.list.drain(..end)),
+        if orders.list.iter().all(short) {
+            std::mem::swap(&mut orders.list, into);
+            return true;
         }
-        end.is_none()
+        let mut left = Vec::with_capacity(orders.list.len());
+        let mut list = orders.list.drain(..);
+        for order in list.by_ref() {
+            match order {
+                Order::Look(_) => left.push(order),
+                _ if short(&order) => into.push(order),
+                _ => {
+                    left.push(order);
+                    break;
+                }
+            }
+        }
+        left.extend(list);
+        orders.list = left;
+        false
     }
 
     /// Nothing is taken any more; what is there is dropped.
@@ -143,5 +175,79 @@ impl Inbox {
 impl AsFd for Inbox {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Inbox, Order, SMALL};
+    use holdfast_store::{
+        BufferPool, Disk, DiskInfo, DiskOp, ExternalDisk, MemoryStore, OpId, Ticket,
+    };
+    use holdfast_units::ByteRange;
+    use std::sync::Arc;
+
+    /// Puts whatever it gets into a list.
+    struct Into(Arc<Inbox>);
+
+    impl ExternalDisk for Into {
+        fn submit(&mut self, request: DiskOp, ticket: Ticket) {
+            self.0.put(Order::Op(request, ticket));
+        }
+
+        fn kick(&mut self) {}
+    }
+
+    fn read(offset: u64, len: u64) -> DiskOp {
+        DiskOp::Read { range: ByteRange::new(offset, len), holes: false }
+    }
+
+    fn offsets(orders: &[Order]) -> Vec<u64> {
+        let offset = |order: &Order| match order {
+            Order::Op(request, _) => Some(request.range().offset / 4096),
+            Order::Look(_) | Order::Call(_) => None,
+        };
+        orders.iter().filter_map(offset).collect()
+    }
+
+    #[test]
+    fn operations_overtake_looks_and_neither_each_other_nor_calls() {
+        let inbox = Arc::new(Inbox::new().unwrap());
+        let pool = BufferPool::new(1 << 20);
+        let info: DiskInfo =
+            Disk::memory(&MemoryStore::new(1 << 30), &pool).unwrap().info().clone();
+        let outer = Box::new(Into(Arc::clone(&inbox)));
+        let mut disk = Disk::external(outer, info, 64, &pool).unwrap();
+        let mut put = |block: u64, len: u64| {
+            assert!(disk.submit(OpId(block), read(block * 4096, len)).is_none());
+            disk.kick();
+        };
+        put(1, 4096);
+        inbox.put(Order::Look(Box::new(|_| {})));
+        put(2, 4096);
+        put(3, SMALL + 4096);
+        put(4, 4096);
+        inbox.put(Order::Call(Box::new(|_| {})));
+        put(5, 4096);
+        let take = |longest: u64| {
+            let mut taken = Vec::new();
+            let all = inbox.take_short(longest, &mut taken);
+            let found = offsets(&taken);
+            assert_eq!(found.len(), taken.len(), "no call was taken");
+            (found, all)
+        };
+        assert_eq!(take(SMALL), (vec![1, 2], false));
+        assert_eq!(take(SMALL), (vec![], false), "the long one is first");
+        assert_eq!(take(u64::MAX), (vec![3, 4], false));
+        assert_eq!(take(u64::MAX), (vec![], false), "the call is first");
+        let mut rest = Vec::new();
+        inbox.take(&mut rest);
+        assert_eq!(
+            (rest.len(), offsets(&rest)),
+            (3, vec![5]),
+            "the look, the call, what came behind"
+        );
+        put(6, 4096);
+        assert_eq!(take(SMALL), (vec![6], true));
     }
 }

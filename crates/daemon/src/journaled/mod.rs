@@ -25,6 +25,7 @@ pub(crate) mod open;
 mod reads;
 mod thread;
 mod throttle;
+mod through;
 mod worker;
 mod writeback;
 
@@ -37,6 +38,8 @@ pub(crate) use open::MIN_SIZE;
 pub(crate) use open::open;
 pub use open::{JournalError, JournalSpec};
 
+use crate::spares::SparesView;
+use holdfast_format::journal::Compression;
 use holdfast_store::{DiskOp, ExternalDisk, Ticket};
 use holdfast_units::{HybridTime, LogPosition};
 use inbox::{Inbox, Order};
@@ -89,6 +92,8 @@ pub struct JournalView {
     pub durable: LogPosition,
     /// The position behind everything that is durable on this node's disk, too.
     pub written_back: LogPosition,
+    /// The spares of the disk for bad sectors.
+    pub spares: Option<SparesView>,
     /// The bytes of the segments' files.
     pub bytes: u64,
     /// Bytes of the disk that wait to be written back.
@@ -102,6 +107,8 @@ pub struct JournalView {
     pub cut_wanted: bool,
     /// A peer lost what it still needed.
     pub emergency: bool,
+    /// How writes are to be stored.
+    pub compression: Compression,
     /// What it has done, and how full it is.
     pub figures: Figures,
     /// Why the journal, or the disk below it, is not used any more.
@@ -130,7 +137,7 @@ impl ExternalDisk for JournaledDisk {
     }
 
     fn kick(&mut self) {
-        if std::mem::take(&mut self.unkicked) {
+        if std::mem::take(&mut self.unkicked) | self.inbox.do_frames_fly() {
             self.baton.visit(&self.inbox);
         }
     }

@@ -211,6 +211,7 @@ impl Worker {
         tracing::error!("a journal is not used any more: {what}: {error}");
         self.problem = Some(format!("{what}: {error}").into());
         self.log.journal_mut().fail();
+        self.through.forget();
         // Those that are written stay: the index has them.
         let written = self.log.journal().written_ticket();
         while let Some(waiting) = self.appending.pop_back() {

@@ -3,13 +3,16 @@
 use super::handle::{CALLS, JournalHandle};
 use super::inbox::{Inbox, Order};
 use super::thread::Baton;
+use super::through;
 use super::worker::{Worker, now};
 use super::{Figures, JournalView, JournaledDisk, Mode};
+use crate::spares::SparesView;
 use bytes::Bytes;
 use holdfast_format::BlockError;
+use holdfast_format::journal::Compression;
 use holdfast_journal::driver::{
-    Backing, CURSORS, Directory, DirectoryOptions, Files, GIVEN_UP, Log, LogError, MAKING, Open,
-    RESCUED,
+    Backing, CURSORS, Device, Files, GIVEN_UP, Log, LogError, MAKING, Media, Open, Place, RESCUED,
+    RawMedia, device_room, open_claimed,
 };
 use holdfast_journal::ship::FOLLOWING;
 use holdfast_journal::{Damage, RecoverError, Settings, WriteBackLimits};
@@ -18,7 +21,7 @@ use holdfast_units::{
     ByteRange, GenerationId, HybridTime, LogPosition, NodeId, ResourceId, format_size,
 };
 use rustix::fs::statvfs;
-use std::io;
+use std::io::{self, Seek as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +32,8 @@ use tokio::sync::{Semaphore, watch};
 pub(crate) const MIN_SIZE: u64 = 4 * MIN_SEGMENT;
 const MIN_SEGMENT: u64 = 4 << 20;
 const MAX_SEGMENT: u64 = 64 << 20;
+/// What a journal may take when nobody says.
+const DEFAULT_SIZE: u64 = 1 << 30;
 /// The names of spares that are made beforehand do not meet those of segments.
 const FIRST_SPARE: u64 = 1 << 63;
 /// How many files were begun to be made beforehand by this process.
@@ -37,7 +42,7 @@ static MADE: AtomicU64 = AtomicU64::new(0);
 /// The journal of a resource on this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct JournalSpec {
-    /// The directory of its files.
+    /// The directory of its files, or the device that holds them.
     pub dir: PathBuf,
     /// The bytes that its files may take.
     pub size: u64,
@@ -104,6 +109,7 @@ impl Sizes {
             // Everything within the budget: for peers that were away, and to go back to.
             keep_bytes: u64::MAX,
             budget_bytes: self.budget,
+            batches: through::MOST,
             ..Settings::new(resource, node, epoch)
         }
     }
@@ -150,6 +156,30 @@ pub enum JournalError {
     /// The directory is not empty.
     #[error("no journal was made in {}: it holds a journal already", .0.display())]
     Occupied(PathBuf),
+    /// The device holds something.
+    #[error("no journal was made on {}: there is something on it already", .0.display())]
+    Used(PathBuf),
+    /// No journal can be there.
+    #[error("no journal was made in {}: {why}", dir.display())]
+    NoPlace {
+        /// Where it was to be.
+        dir: PathBuf,
+        /// What is there instead.
+        why: &'static str,
+    },
+    /// The device is shorter than the journal may become.
+    #[error(
+        "no journal was made on {}: it needs {}, and there is room for {} beside its tables",
+        dir.display(), format_size(*needs), format_size(*has)
+    )]
+    TooShort {
+        /// Where it was to be.
+        dir: PathBuf,
+        /// What it needs.
+        needs: u64,
+        /// What segments can take there.
+        has: u64,
+    },
     /// Its filesystem has not so much room.
     #[error(
         "no journal was made in {}: it needs {}, and its filesystem has {}",
@@ -202,26 +232,61 @@ impl JournalError {
     }
 }
 
-/// Checks that a journal can be made in a directory; it need not be there yet when the one above
-/// it is. Changes nothing.
+/// What is at the path of a journal; nothing, when it is still to be made.
+fn place(dir: &Path) -> Result<Option<Place>, JournalError> {
+    match Place::at(dir) {
+        Ok(place) => Ok(Some(place)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(JournalError::io(dir, error)),
+    }
+}
+
+/// What the segments of a journal can take on its device; nothing, where it is in a directory, or
+/// where that cannot be told. Blocks.
+pub(crate) fn room_on_device(dir: &Path) -> Option<u64> {
+    if Place::at(dir).ok()? != Place::Device {
+        return None;
+    }
+    // Only to read: udev looks at a device anew when somebody closes it who could have written.
+    let mut file = std::fs::File::open(dir).ok()?;
+    Some(device_room(file.seek(io::SeekFrom::End(0)).ok()?))
+}
+
+/// Where nobody says how large a journal may grow: 1 GiB, or the whole of its device. Blocks.
+pub(crate) fn usual_size(dir: &Path) -> u64 {
+    room_on_device(dir).unwrap_or(DEFAULT_SIZE)
+}
+
+/// Checks that a journal can be made in a directory or on a device; a directory need not be there yet
+/// when the one above it is. Changes nothing.
 ///
 /// # Errors
 /// What is in the way.
 pub(crate) fn check_new(spec: &JournalSpec) -> Result<(), JournalError> {
     let dir = &spec.dir;
+    let place = place(dir)?;
+    match place {
+        Some(Place::Device) => return blank_device(spec).map(drop),
+        Some(Place::Other) => {
+            let why = "it is neither a directory nor a block device nor a regular file";
+            return Err(JournalError::NoPlace { dir: dir.clone(), why });
+        }
+        None if dir.starts_with("/dev") && !dir.starts_with("/dev/shm") => {
+            return Err(JournalError::NoPlace { dir: dir.clone(), why: "there is no such device" });
+        }
+        Some(Place::Directory) | None => {}
+    }
     let fail = |error: io::Error| JournalError::io(dir, error);
-    let there = dir.exists();
-    let place = if there { dir } else { dir.parent().unwrap_or(dir) };
-    let stat = statvfs(place).map_err(|errno| fail(errno.into()))?;
+    let room_of = if place.is_some() { dir } else { dir.parent().unwrap_or(dir) };
+    let stat = statvfs(room_of).map_err(|errno| fail(errno.into()))?;
     let has = stat.f_bavail.saturating_mul(stat.f_frsize);
     if has < spec.size {
         return Err(JournalError::NoRoom { dir: dir.clone(), needs: spec.size, has });
     }
-    if !there {
+    if place.is_none() {
         return Ok(());
     }
-    let files = claimed(dir)?;
-    let names = files.list().map_err(fail)?;
+    let names = claimed(dir)?.list().map_err(fail)?;
     let ours = |name: &String| {
         *name == CURSORS || name.starts_with("segment-") || name.starts_with("spare-")
     };
@@ -229,6 +294,22 @@ pub(crate) fn check_new(spec: &JournalSpec) -> Result<(), JournalError> {
         return Err(JournalError::Occupied(dir.clone()));
     }
     Ok(())
+}
+
+/// A device that holds nothing and has room for the journal, claimed.
+fn blank_device(spec: &JournalSpec) -> Result<RawMedia, JournalError> {
+    let dir = &spec.dir;
+    let media = RawMedia::open(dir, true).map_err(|error| unusable(dir, error))?;
+    let fail = |error: io::Error| JournalError::io(dir, error);
+    let has = device_room(media.size().map_err(fail)?);
+    if has < spec.size {
+        return Err(JournalError::TooShort { dir: dir.clone(), needs: spec.size, has });
+    }
+    if Device::is_blank(&media).map_err(fail)? {
+        Ok(media)
+    } else {
+        Err(JournalError::Used(dir.clone()))
+    }
 }
 
 /// Makes an empty journal; the directory, too, when it is not there. Whether it was not.
@@ -247,7 +328,7 @@ pub(crate) fn make(
         std::fs::create_dir(&spec.dir).map_err(fail)?;
     }
     let sizes = Sizes::of(spec.size, 1);
-    let opened = claimed(&spec.dir).and_then(|files| {
+    let opened = new_files(spec).and_then(|files| {
         let mut log = open_log(spec, files, &sizes, resource, node)?;
         log.prepare_spare().map_err(fail)
     });
@@ -257,10 +338,21 @@ pub(crate) fn make(
     opened.map(|()| made)
 }
 
+/// The files of a journal that is made, claimed: there are none.
+fn new_files(spec: &JournalSpec) -> Result<Box<dyn Files + Send>, JournalError> {
+    if place(&spec.dir)? != Some(Place::Device) {
+        return claimed(&spec.dir);
+    }
+    let device = Device::format(blank_device(spec)?);
+    Ok(Box::new(device.map_err(|error| JournalError::io(&spec.dir, error))?))
+}
+
 /// Takes the files of a journal away, and the directory with `dir`. What cannot be removed stays.
 pub(crate) fn remove(spec: &JournalSpec, dir: bool) {
     let removed = claimed(&spec.dir).and_then(|mut files| {
-        remove_files(&mut files).map_err(|error| JournalError::io(&spec.dir, error))
+        remove_files(&mut *files).map_err(|error| JournalError::io(&spec.dir, error))?;
+        drop(files);
+        free_device(&spec.dir)
     });
     if let Err(error) = removed {
         tracing::warn!("a journal was not removed: {error}");
@@ -271,8 +363,17 @@ pub(crate) fn remove(spec: &JournalSpec, dir: bool) {
     }
 }
 
+/// A device without files is nobody's from now on.
+fn free_device(dir: &Path) -> Result<(), JournalError> {
+    if place(dir)? != Some(Place::Device) {
+        return Ok(());
+    }
+    let device = RawMedia::open(dir, true).and_then(Device::open);
+    device.and_then(Device::wipe).map_err(|error| unusable(dir, error))
+}
+
 /// What is left of it when that is interrupted counts for nothing.
-fn remove_files(files: &mut Directory) -> io::Result<()> {
+fn remove_files(files: &mut dyn Files) -> io::Result<()> {
     let mut names = files.list()?;
     if names.iter().any(|name| name == CURSORS) && !names.iter().any(|name| name == GIVEN_UP) {
         files.rename(CURSORS, GIVEN_UP)?;
@@ -302,21 +403,21 @@ pub(crate) fn forget_disk(spec: &JournalSpec) -> Result<(), JournalError> {
         Err(JournalError::Missing { .. }) => return Ok(()),
         files => files?,
     };
-    let forget = |files: &mut Directory| -> io::Result<()> {
+    let forget = |files: &mut dyn Files| -> io::Result<()> {
         if files.list()?.iter().any(|name| name == FOLLOWING) {
             files.remove(FOLLOWING)?;
             files.sync_dir()?;
         }
         Ok(())
     };
-    forget(&mut files).map_err(|error| JournalError::io(&spec.dir, error))
+    forget(&mut *files).map_err(|error| JournalError::io(&spec.dir, error))
 }
 
 /// The files of a journal, claimed, for a node that follows.
 ///
 /// # Errors
 /// When they are in use or cannot be used.
-pub(crate) fn claimed_files(spec: &JournalSpec) -> Result<Directory, JournalError> {
+pub(crate) fn claimed_files(spec: &JournalSpec) -> Result<Box<dyn Files + Send>, JournalError> {
     claimed(&spec.dir)
 }
 
@@ -350,20 +451,24 @@ pub(crate) fn mark_led(spec: &JournalSpec, resource: ResourceId) -> Result<(), J
         .map_err(|error| JournalError::io(&spec.dir, error))
 }
 
-fn claimed(dir: &Path) -> Result<Directory, JournalError> {
-    let fail = |error: io::Error| match error.kind() {
+fn claimed(dir: &Path) -> Result<Box<dyn Files + Send>, JournalError> {
+    open_claimed(dir).map_err(|error| unusable(dir, error))
+}
+
+/// Why the place of a journal was not opened.
+fn unusable(dir: &Path, error: io::Error) -> JournalError {
+    let dir = dir.to_owned();
+    match error.kind() {
+        io::ErrorKind::WouldBlock => JournalError::InUse(dir),
+        io::ErrorKind::InvalidData => JournalError::Foreign { dir, why: error.to_string() },
         io::ErrorKind::NotFound => {
-            JournalError::Missing { dir: dir.to_owned(), why: "the directory does not exist" }
+            let why = match Place::at(&dir) {
+                Ok(_) => "nothing is on the device",
+                Err(_) => "the directory or device does not exist",
+            };
+            JournalError::Missing { dir, why }
         }
-        _ => JournalError::io(dir, error),
-    };
-    let files = Directory::open(dir, DirectoryOptions { direct: true }).map_err(fail)?;
-    match files.claim() {
-        Ok(()) => Ok(files),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(JournalError::InUse(dir.to_owned()))
-        }
-        Err(error) => Err(fail(error)),
+        _ => JournalError::Io { dir, error },
     }
 }
 
@@ -407,14 +512,13 @@ pub(crate) fn open(
     let files = claimed(&spec.dir)?;
     let names = files.list().map_err(|error| JournalError::io(&spec.dir, error))?;
     if !names.iter().any(|name| name == CURSORS || name == GIVEN_UP) {
-        let why = "there is none in the directory; is its filesystem mounted?";
+        let why = "there is none; is its filesystem mounted?";
         return Err(JournalError::Missing { dir: spec.dir.clone(), why });
     }
     let sizes = Sizes::of(spec.size, max_in_flight);
     let mut log = open_log(spec, files, &sizes, resource, node)?;
     let sizes = as_it_is(&mut log, sizes);
-    start(log, disk, sizes, Some(spec.dir.clone()), max_in_flight, pool)
-        .map_err(|error| JournalError::io(&spec.dir, error))
+    start(log, disk, sizes, max_in_flight, pool).map_err(|error| JournalError::io(&spec.dir, error))
 }
 
 /// Writes everything that is only in a journal to its disk, which nobody else uses.
@@ -424,7 +528,7 @@ pub(crate) fn open(
 pub(crate) fn write_all_back(
     spec: &JournalSpec,
     resource: ResourceId,
-    disk: &Path,
+    disk: &crate::shard::DiskSpec,
 ) -> Result<(), JournalError> {
     let fail = |error: io::Error| JournalError::io(&spec.dir, error);
     let files = claimed(&spec.dir)?;
@@ -437,7 +541,9 @@ pub(crate) fn write_all_back(
     }
     let pool = BufferPool::new(sizes.pool_bytes);
     let options = holdfast_store::OpenOptions::default();
-    let opened = crate::shard::open_backing(disk, &options, &pool);
+    let opened = crate::shard::open_backing(&disk.path, &options, &pool);
+    let opened = opened.map_err(|error| fail(io::Error::other(error)))?;
+    let opened = crate::spares::open_with(opened, disk, resource, &pool);
     let mut disk = opened.map_err(|error| fail(io::Error::other(error)))?;
     let limits = WriteBackLimits { bytes: sizes.round, runs: 128, run_bytes: 1 << 20 };
     let failed = |error: LogError| JournalError::of(&spec.dir, error);
@@ -495,7 +601,6 @@ pub(super) fn start(
     log: Log<Box<dyn Files + Send>>,
     disk: Disk,
     sizes: Sizes,
-    spare_dir: Option<PathBuf>,
     max_in_flight: usize,
     pool: &BufferPool,
 ) -> io::Result<(Disk, JournalHandle)> {
@@ -507,24 +612,28 @@ pub(super) fn start(
         head: LogPosition::START,
         durable: LogPosition::START,
         written_back: LogPosition::START,
+        spares: SparesView::of(&disk),
         bytes: 0,
         dirty_bytes: 0,
         limit_bytes: sizes.limit,
         time: HybridTime::default(),
         cut_wanted: false,
         emergency: false,
+        compression: Compression::None,
         figures: Figures { budget_bytes: sizes.budget, ..Figures::default() },
         problem: None,
     });
     let info = DiskInfo { block_size: 4096, ..disk.info().clone() };
     let completes = disk.event_fd().try_clone_to_owned()?;
-    let baton = Baton::new(Worker::new(log, disk, Arc::clone(&inbox), view, sizes, spare_dir));
+    let baton = Baton::new(Worker::new(log, disk, Arc::clone(&inbox), view, sizes));
     let outer =
         JournaledDisk { inbox: Arc::clone(&inbox), baton: Arc::clone(&baton), unkicked: false };
     let told = Arc::clone(&inbox);
     let work = move || super::thread::run(&baton, &told, &completes);
     thread::Builder::new().name("journal".into()).spawn(work)?;
     let outer = Disk::external(Box::new(outer), info, max_in_flight, pool)?;
+    let bell = outer.bell();
+    inbox.push(Order::Call(Box::new(move |worker| worker.tell_of_frames(bell))));
     let handle = JournalHandle { inbox, permits: Arc::new(Semaphore::new(CALLS)), view: seen };
     Ok((outer, handle))
 }
@@ -534,31 +643,39 @@ impl Worker {
     ///
     /// That thread may go on when this journal is closed, and even when the directory is opened
     /// again. So what it writes to is a segment's file only from the moment on when this journal
-    /// takes it, and no other thread of this process writes to a file of that name.
-    pub(super) fn start_spare(&mut self, dir: PathBuf) -> bool {
+    /// takes it, and no other thread of this process writes to a file of that name. (On a device it
+    /// ends with the journal.)
+    pub(super) fn start_spare(&mut self) -> bool {
         let name = format!("{MAKING}{:016x}", MADE.fetch_add(1, Ordering::Relaxed));
-        let (len, inbox) = (self.sizes.segment, self.inbox());
+        let making = self.log.files_mut().create_apart(&name, self.sizes.segment);
+        // Where it cannot be made apart it is made when it is needed, or not: that is seen to there.
+        let Ok(Some(making)) = making else { return false };
+        let (inbox, made_name) = (self.inbox(), name.clone());
         let make = move || {
-            let made = Directory::open(&dir, DirectoryOptions::default()).and_then(|mut files| {
-                let made = files.create(&name, len).and_then(|()| files.sync(&name));
-                if made.is_err() {
-                    // A part of one is of no use.
-                    let _ = files.remove(&name);
-                }
-                made
-            });
-            inbox.push(Order::Call(Box::new(move |worker| worker.spare_made(&name, &made))));
+            let made = making();
+            inbox.push(Order::Call(Box::new(move |worker| worker.spare_made(&made_name, &made))));
         };
-        thread::Builder::new().name("journal-spare".into()).spawn(make).is_ok()
+        let begun = thread::Builder::new().name("journal-spare".into()).spawn(make).is_ok();
+        if !begun {
+            self.drop_spare(&name);
+        }
+        begun
     }
 
     fn spare_made(&mut self, name: &str, made: &io::Result<()>) {
         self.spare_in_making = false;
         let number = FIRST_SPARE + self.next_id();
-        // Without one it is made when it is needed, or not: that is seen to there.
-        if made.is_ok() && self.log.spare_made(name, number).is_ok() {
+        if made.is_err() {
+            return self.drop_spare(name);
+        }
+        if self.log.spare_made(name, number).is_ok() {
             self.no_room = false;
             self.log.journal_mut().set_budget(self.sizes.budget);
         }
+    }
+
+    /// A part of one is of no use. Where it is not even that, there is nothing to remove.
+    fn drop_spare(&mut self, name: &str) {
+        let _ = self.log.files_mut().remove(name);
     }
 }

@@ -3,7 +3,8 @@
 use super::JournalCallError;
 use super::worker::{Flight, Worker};
 use bytes::Bytes;
-use holdfast_journal::{Part, PartSource, Place, RunPiece};
+use holdfast_format::journal::Compression;
+use holdfast_journal::{Part, PartSource, RunPiece};
 use holdfast_store::{AlignedBuf, DiskOp, Outcome, Ticket};
 use holdfast_units::{ByteRange, MAX_REQUEST};
 use rustix::io::Errno;
@@ -60,7 +61,7 @@ impl Worker {
     }
 
     /// What is read, when memory has it in one piece.
-    pub(super) fn read_from_memory(&self, range: ByteRange, holes: bool) -> Option<Outcome> {
+    pub(super) fn read_from_memory(&mut self, range: ByteRange, holes: bool) -> Option<Outcome> {
         match self.log.journal().lookup(range)[..] {
             [Part { source: PartSource::Zeroes, .. }] if holes => Some(Outcome::Zeroes),
             [Part { source: PartSource::Journal { place, skip }, .. }] => {
@@ -137,20 +138,30 @@ impl Worker {
     }
 
     /// The data of a piece of a record: from memory, or from its segment, verified.
-    pub(super) fn piece(&self, piece: &RunPiece) -> io::Result<Bytes> {
-        match self.cached(piece) {
-            Some(data) => Ok(data),
-            None => self.log.piece(piece).map_err(io::Error::other),
+    pub(super) fn piece(&mut self, piece: &RunPiece) -> io::Result<Bytes> {
+        if let Some(data) = self.cached(piece) {
+            return Ok(data);
         }
+        if piece.place.compression == Compression::None {
+            return self.log.piece(piece).map_err(io::Error::other);
+        }
+        let range = ByteRange::new(piece.range.offset - piece.skip, piece.place.plain_len);
+        let whole = RunPiece { range, skip: 0, ..*piece };
+        let plain = self.log.piece(&whole).map_err(io::Error::other)?;
+        self.cache.unpacked(&piece.place, plain.clone());
+        part_of(&plain, piece).ok_or_else(|| Errno::IO.into())
     }
 
-    fn cached(&self, piece: &RunPiece) -> Option<Bytes> {
-        let Place { segment, offset, plain_len, .. } = piece.place;
-        let payload = self.cache.get(segment, offset)?;
-        let skip = usize::try_from(piece.skip).ok()?;
-        let end = skip.checked_add(usize::try_from(piece.range.len).ok()?)?;
-        (payload.len() as u64 == plain_len).then(|| payload.slice(skip..end))
+    fn cached(&mut self, piece: &RunPiece) -> Option<Bytes> {
+        part_of(&self.cache.get(&piece.place)?, piece)
     }
+}
+
+/// A piece of a whole payload.
+fn part_of(payload: &Bytes, piece: &RunPiece) -> Option<Bytes> {
+    let skip = usize::try_from(piece.skip).ok()?;
+    let end = skip.checked_add(usize::try_from(piece.range.len).ok()?)?;
+    (end <= payload.len()).then(|| payload.slice(skip..end))
 }
 
 /// Where a part is within the whole, whose length is a `usize`.

@@ -2,6 +2,9 @@
 
 mod catch_up;
 mod faults;
+mod packed;
+mod through;
+mod waiting;
 
 use super::open::{Sizes, open_log, start};
 use super::{JournalCallError, JournalHandle, JournalSpec, MIN_SIZE, Mode};
@@ -14,8 +17,9 @@ use holdfast_store::{
 };
 use holdfast_units::{ByteRange, GenerationId, LogPosition, NodeId, ResourceId};
 use rustix::io::Errno;
+use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -34,11 +38,20 @@ struct Faults {
     rename: Option<(&'static str, Errno)>,
     /// Syncs that are waited for apart do not end.
     hold_syncs: bool,
+    /// How many wait for that.
+    holding: usize,
+    /// Frames may go around the page cache, several at a time.
+    through: bool,
+    /// They may, and fail.
+    through_fails: bool,
+    /// How many frames went otherwise.
+    frames: u32,
 }
 
 /// A real directory whose calls fail when they are told to.
 struct Faulty {
     files: Directory,
+    path: PathBuf,
     faults: Arc<Mutex<Faults>>,
 }
 
@@ -70,12 +83,25 @@ impl Files for Faulty {
 
     fn write(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<()> {
         self.check(name, |faults| faults.write)?;
+        self.faults.lock().unwrap().frames += u32::from(name.starts_with("segment"));
         self.files.write(name, offset, parts)
     }
 
     fn write_through(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<bool> {
         self.check(name, |faults| faults.write)?;
+        self.faults.lock().unwrap().frames += u32::from(name.starts_with("segment"));
         self.files.write_through(name, offset, parts)
+    }
+
+    fn direct_file(&self, name: &str) -> io::Result<Option<(File, u64)>> {
+        let Faults { through, through_fails, .. } = *self.faults.lock().unwrap();
+        match self.files.direct_file(name)? {
+            // Writes to it fail.
+            Some((_, begin)) if through_fails => {
+                Ok(Some((File::open(self.path.join(name))?, begin)))
+            }
+            file => Ok(file.filter(|_| through)),
+        }
     }
 
     fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
@@ -91,6 +117,7 @@ impl Files for Faulty {
         let (rest, faults, name) =
             (self.files.sync_apart(name)?, Arc::clone(&self.faults), name.to_owned());
         Ok(Some(Box::new(move || {
+            faults.lock().unwrap().holding += 1;
             while faults.lock().unwrap().hold_syncs {
                 std::thread::yield_now();
             }
@@ -244,13 +271,13 @@ fn opened_with(
 ) -> (Disk, JournalHandle, FaultHandle) {
     let pool = BufferPool::new(1 << 20);
     let files = Directory::open(dir, DirectoryOptions { direct }).unwrap();
-    let files = Faulty { files, faults: Arc::clone(faults) };
+    let files = Faulty { files, path: dir.to_owned(), faults: Arc::clone(faults) };
     let spec = JournalSpec { dir: dir.to_owned(), size: MIN_SIZE };
     let sizes = Sizes::of(spec.size, 256);
     let node = NodeId::new(node).unwrap();
     let log = open_log(&spec, files, &sizes, RESOURCE, node).unwrap();
     let (disk, below) = Disk::memory(store, &pool).unwrap().with_faults(rules);
-    let (disk, handle) = start(log, disk, sizes, None, 256, &pool).unwrap();
+    let (disk, handle) = start(log, disk, sizes, 256, &pool).unwrap();
     (disk, handle, below)
 }
 

@@ -2,24 +2,27 @@
 
 use super::append::is_durable;
 use super::cache::Cache;
+use super::catch_up::Catching;
 use super::follow::Replay;
-use super::inbox::{Inbox, Order};
+use super::inbox::{Inbox, Order, SMALL};
 use super::modes::Wishes;
 use super::open::Sizes;
 use super::reads::{Gather, Reader};
 use super::throttle::Throttle;
+use super::through::Through;
 use super::writeback::Back;
 use super::{Figures, JournalCallError, JournalView, Mode};
+use crate::spares::{RemapAnswer, RemapFailed, SparesView};
+use holdfast_format::journal::Compression;
 use holdfast_journal::Ticket as Record;
 use holdfast_journal::driver::{Files, Log};
 use holdfast_store::{
-    BufferPool, Completion, Disk, DiskError, DiskOp, OpId, OpKind, Outcome, Ticket,
+    BufferPool, Completion, Disk, DiskError, DiskOp, OpId, OpKind, Outcome, RemapOp, Ticket,
 };
-use holdfast_units::HybridTime;
+use holdfast_units::{HybridTime, MAX_REQUEST};
 use rustix::io::Errno;
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{oneshot, watch};
@@ -45,6 +48,8 @@ pub(super) enum Flight {
     FlushFirst,
     /// A record that is replayed.
     Replay,
+    /// Work on the spares of the disk.
+    Remap { op: u64, done: oneshot::Sender<Result<RemapAnswer, JournalCallError>> },
     /// An operation of a call.
     Call(oneshot::Sender<Result<(), JournalCallError>>),
 }
@@ -66,7 +71,6 @@ pub(super) struct Worker {
     pub(super) cache: Cache,
     pub(super) sizes: Sizes,
     /// Where spares are made beforehand, by a thread of their own; `None`: when they are needed.
-    pub(super) spare_dir: Option<PathBuf>,
     pub(super) spare_in_making: bool,
     pub(super) mode: Mode,
     pub(super) wishes: Wishes,
@@ -80,6 +84,7 @@ pub(super) struct Worker {
     /// How many flushes in a row came when nobody else waited for one.
     pub(super) lone_flushes: u32,
     pub(super) writes_since_flush: u32,
+    pub(super) through: Through,
     /// When something was last to be made durable for somebody.
     pub(super) wanted_durable: Option<Instant>,
     /// There is no room for another segment's file.
@@ -103,6 +108,10 @@ pub(super) struct Worker {
     pub(super) throttle: Throttle,
     /// When the sync that is under way was begun.
     pub(super) sync_began: Instant,
+    /// One is under way that the thread waits for without the worker.
+    pub(super) is_syncing: bool,
+    /// Who reads records that are not durable yet.
+    pub(super) catching: Vec<Catching>,
     end: Option<Instant>,
     published: Instant,
     /// Something has changed since.
@@ -126,7 +135,6 @@ impl Worker {
         inbox: Arc<Inbox>,
         view: watch::Sender<JournalView>,
         sizes: Sizes,
-        spare_dir: Option<PathBuf>,
     ) -> Self {
         let clean = log.journal().status().dirty_bytes == 0;
         let now = Instant::now();
@@ -138,7 +146,6 @@ impl Worker {
             pool: BufferPool::new(sizes.pool_bytes),
             cache: Cache::new(sizes.cache_bytes),
             sizes,
-            spare_dir,
             spare_in_making: false,
             mode: if clean { Mode::Direct } else { Mode::Draining },
             wishes: Wishes::default(),
@@ -148,6 +155,7 @@ impl Worker {
             pushed: Record(0),
             lone_flushes: 0,
             writes_since_flush: 0,
+            through: Through::default(),
             wanted_durable: None,
             no_room: false,
             pressed: false,
@@ -166,6 +174,8 @@ impl Worker {
             figures: Figures::default(),
             throttle: Throttle::default(),
             sync_began: now,
+            is_syncing: false,
+            catching: Vec::new(),
             end: None,
             published: now,
             stale: false,
@@ -192,13 +202,19 @@ impl Worker {
             self.moved = true;
             match order {
                 Order::Op(request, ticket) => self.op(request, ticket),
-                Order::Call(call) => call(self),
+                Order::Look(call) | Order::Call(call) => call(self),
             }
         }
         self.land();
+        self.land_through();
         self.moved |= self.throttle.answer(self.end.is_some());
         self.change_mode();
         self.append();
+        if self.mode != Mode::Lead {
+            // Nobody else may be there any more to see them end.
+            self.wait_through();
+        }
+        self.answer_catching();
         self.write_back();
         self.go_on_replaying();
         self.disk.kick();
@@ -214,8 +230,13 @@ impl Worker {
             return false;
         }
         self.throttle.answer(false);
+        self.land_through();
         let mut orders = std::mem::take(&mut self.visiting);
-        let all = self.inbox.take_small(&mut orders);
+        // The thread would take what is long, but not while it waits for a sync.
+        // To pack a long one takes too long for the shard.
+        let packs = self.log.journal().packing() != Compression::None;
+        let longest = if self.is_syncing && !packs { MAX_REQUEST } else { SMALL };
+        let all = self.inbox.take_short(longest, &mut orders);
         for order in orders.drain(..) {
             match order {
                 Order::Op(DiskOp::Read { range, holes }, ticket) => {
@@ -225,7 +246,7 @@ impl Worker {
                     }
                 }
                 Order::Op(request, ticket) => self.op(request, ticket),
-                Order::Call(_) => {}
+                Order::Look(_) | Order::Call(_) => {}
             }
         }
         self.visiting = orders;
@@ -233,8 +254,7 @@ impl Worker {
         self.stale = true;
         let soon = Instant::now() + VIEW_AGE;
         all && self.deferred.is_empty()
-            && self.held.is_empty()
-            && self.appending.is_empty()
+            && ((self.held.is_empty() && self.appending.is_empty()) || !self.through.is_idle())
             && self.throttle.next().is_none()
             && !self.is_sync_wanted()
             && self.mode == Mode::Lead
@@ -306,8 +326,31 @@ impl Worker {
         flights.any(|flight| matches!(flight, Flight::Client(_) | Flight::Call(_)))
     }
 
+    /// Has the layer for bad sectors do something.
+    pub(super) fn remap(
+        &mut self,
+        what: RemapOp,
+        done: oneshot::Sender<Result<RemapAnswer, JournalCallError>>,
+    ) {
+        let op = self.next_id();
+        let flight = Flight::Remap { op, done };
+        match self.disk.remap(OpId(op), what) {
+            Some(completion) => self.landed(flight, completion.result),
+            None => drop(self.flights.insert(op, flight)),
+        }
+    }
+
     fn landed(&mut self, flight: Flight, result: Result<Outcome, DiskError>) {
         self.moved = true;
+        if let Flight::Remap { op, done } = flight {
+            let report = self.disk.remap_report(OpId(op)).unwrap_or_default();
+            let failed = |error| RemapFailed { error: Some(error), report };
+            // Who asked sees it in the view.
+            self.publish(true);
+            // Who asked may be gone.
+            let _ = done.send(Ok(result.map(|_| report).map_err(failed)));
+            return;
+        }
         let result = result.map_err(|error| io_error(&error));
         match flight {
             Flight::Client(ticket) => ticket.complete(result),
@@ -317,6 +360,8 @@ impl Worker {
             Flight::Flush { token } => self.disk_flushed(token, result.map(drop)),
             Flight::FlushFirst => self.flushed_first(result.map(drop)),
             Flight::Replay => self.replayed_one(result.map(drop)),
+            // Answered above.
+            Flight::Remap { .. } => {}
             Flight::Call(done) => {
                 // Who asked may be gone.
                 let _ = done.send(result.map(drop).map_err(Into::into));
@@ -338,6 +383,7 @@ impl Worker {
                     self.wanted_durable = Some(self.last_write);
                 }
                 self.writes_since_flush = self.writes_since_flush.saturating_add(1);
+                self.through.saw_write();
                 self.held.push_back((request, ticket));
             }
             (Mode::Draining | Mode::Rescuing, request) => self.held.push_back((request, ticket)),
@@ -393,21 +439,28 @@ impl Worker {
     /// To end at this time at the latest.
     pub(super) fn end_at(&mut self, deadline: Instant) {
         self.end = Some(self.end.map_or(deadline, |end| end.min(deadline)));
+        self.disk.settle_checksums();
     }
 
     pub(super) const fn is_ending(&self) -> bool {
         self.end.is_some()
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    pub(super) fn is_over(&mut self) -> bool {
         let Some(end) = self.end else { return false };
         let rests = matches!(self.mode, Mode::Direct | Mode::Follow | Mode::Without);
         let done = self.is_quiet() && (self.broken.is_some() || (rests && self.held.is_empty()));
-        done || Instant::now() >= end
+        let settled = self.disk.checksums_are_settled();
+        if done && !settled {
+            // What was written since the end began keeps them from it.
+            self.disk.settle_checksums();
+        }
+        (done && settled) || Instant::now() >= end
     }
 
     /// The last thing: what is written is durable, the cursors are stored.
     pub(super) fn close(mut self) {
+        self.wait_through();
         self.inbox.close();
         self.throttle.answer(true);
         let journal = self.log.journal().status();
@@ -473,12 +526,14 @@ impl Worker {
             head: status.head,
             durable: status.durable,
             written_back: status.written_back,
+            spares: SparesView::of(&self.disk),
             bytes: status.bytes,
             dirty_bytes: status.dirty_bytes,
             limit_bytes: self.sizes.limit,
             time: status.time,
             cut_wanted: self.cut_wanted,
             emergency: cursors.peers.iter().any(lost),
+            compression: journal.settings().compression,
             figures: self.figures_now(),
             problem: self.problem.clone(),
         }
@@ -491,6 +546,6 @@ pub(super) fn now() -> HybridTime {
     HybridTime::from_unix_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-fn io_error(error: &DiskError) -> io::Error {
+pub(super) fn io_error(error: &DiskError) -> io::Error {
     error.errno.map_or_else(|| Errno::IO.into(), io::Error::from_raw_os_error)
 }

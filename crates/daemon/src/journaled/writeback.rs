@@ -4,10 +4,10 @@ use super::open::Sizes;
 use super::worker::{Flight, Worker};
 use super::{JournalCallError, Mode};
 use bytes::Bytes;
-use holdfast_journal::{Run, RunKind, WriteBack, WriteBackLimits};
+use holdfast_journal::{JournalStatus, Run, RunKind, WriteBack, WriteBackLimits};
 use holdfast_store::DiskOp;
 use holdfast_units::LogPosition;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -18,6 +18,9 @@ const IDLE: Duration = Duration::from_millis(100);
 const FLUSH_EVERY: u64 = 32 << 20;
 /// Rounds at a time.
 const ROUNDS: usize = 2;
+
+/// So much of a segment is read ahead at a time.
+const AHEAD: u64 = 16 << 20;
 
 /// Who waits for a trim, and what was written when he asked.
 pub(super) type Trimming = (LogPosition, oneshot::Sender<Result<u64, JournalCallError>>);
@@ -35,10 +38,12 @@ pub(super) struct Back {
     unmarked: bool,
     /// Nothing more can be written back before the journal is synced.
     pub(super) wants_sync: bool,
-    /// The journal is being made shorter.
-    shortens: bool,
+    /// The journal is being made shorter, to what lies behind this position.
+    shortens: Option<LogPosition>,
     /// What waits is being made less.
     thins: bool,
+    /// Up to here, in this segment, what is written back is read ahead.
+    expected: (u64, u64),
 }
 
 struct Round {
@@ -73,6 +78,21 @@ impl Back {
     }
 }
 
+/// Before which position all is to be written back: from one half of the budget on down to three
+/// eighths of it as they are then. Were they those of each moment, somebody who writes on and on
+/// would have the disk flushed for every few records.
+fn shorten_to(
+    begun: Option<LogPosition>,
+    status: &JournalStatus,
+    budget: u64,
+) -> Option<LogPosition> {
+    if let Some(to) = begun.filter(|to| status.written_back < *to && *to <= status.head) {
+        return Some(to);
+    }
+    let waits = status.head.since(status.written_back);
+    (waits > budget / 2).then(|| LogPosition(status.head.0.saturating_sub(budget / 8 * 3)))
+}
+
 impl Worker {
     fn urgency(&mut self) -> Urgency {
         if self.broken.is_some() {
@@ -94,13 +114,12 @@ impl Worker {
         // to sort.
         let Sizes { budget, dirty, .. } = self.sizes;
         let enough = |limit: u64, begun: bool| limit / 8 * if begun { 3 } else { 4 };
-        let waits = status.head.since(status.written_back);
-        self.back.shortens = waits > enough(budget, self.back.shortens);
+        self.back.shortens = shorten_to(self.back.shortens, &status, budget);
         self.back.thins = status.dirty_bytes > enough(dirty, self.back.thins) / 2 * 3;
         if self.back.thins {
             Urgency::Oldest(status.head)
-        } else if self.back.shortens {
-            Urgency::Oldest(LogPosition(status.head.0.saturating_sub(enough(budget, true))))
+        } else if let Some(to) = self.back.shortens {
+            Urgency::Oldest(to)
         } else if status.dirty_bytes > 0 && self.last_write.elapsed() >= IDLE {
             Urgency::Idle
         } else {
@@ -173,6 +192,7 @@ impl Worker {
     }
 
     fn begin_round(&mut self, plan: &WriteBack) {
+        self.expect_pieces(plan);
         let mut requests = Vec::with_capacity(plan.runs.len());
         for run in &plan.runs {
             match self.request_of(run) {
@@ -193,7 +213,30 @@ impl Worker {
         }
     }
 
-    fn request_of(&self, run: &Run) -> io::Result<DiskOp> {
+    /// What is in no memory any more is read ahead, in one go: record by record that would be many
+    /// trips to the device, with the shard kept from the journal.
+    fn expect_pieces(&mut self, plan: &WriteBack) {
+        let mut spans: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        let data = plan.runs.iter().filter(|run| run.kind == RunKind::Data);
+        for piece in data.flat_map(|run| &run.pieces).filter(|piece| !self.cache.has(&piece.place))
+        {
+            let (begin, end) =
+                (piece.place.offset, piece.place.offset + u64::from(piece.place.stored_len));
+            let span = spans.entry(piece.place.segment).or_insert((begin, end));
+            *span = (span.0.min(begin), span.1.max(end));
+        }
+        for (segment, (begin, end)) in spans {
+            let (last, reached) = self.back.expected;
+            let begin = if last == segment { begin.max(reached) } else { begin };
+            let len = end.saturating_sub(begin).min(AHEAD);
+            if len > 0 {
+                self.log.expect(segment, begin, len);
+                self.back.expected = (segment, begin + len);
+            }
+        }
+    }
+
+    fn request_of(&mut self, run: &Run) -> io::Result<DiskOp> {
         let range = run.range;
         Ok(match run.kind {
             RunKind::Data => DiskOp::Write { range, data: self.data_of(run)?, fua: false },
@@ -202,7 +245,7 @@ impl Worker {
         })
     }
 
-    fn data_of(&self, run: &Run) -> io::Result<Bytes> {
+    fn data_of(&mut self, run: &Run) -> io::Result<Bytes> {
         if let [piece] = &run.pieces[..] {
             return self.piece(piece);
         }
@@ -316,8 +359,53 @@ impl Worker {
         if self.mode != Mode::Lead || self.spare_in_making || !more {
             return;
         }
-        if let Some(dir) = self.spare_dir.clone() {
-            self.spare_in_making = self.start_spare(dir);
+        self.spare_in_making = self.start_spare();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shorten_to;
+    use holdfast_journal::JournalStatus;
+    use holdfast_units::{HybridTime, LogPosition};
+
+    const BUDGET: u64 = 8000;
+
+    fn status(head: u64, written_back: u64) -> JournalStatus {
+        let (head, written_back) = (LogPosition(head), LogPosition(written_back));
+        JournalStatus {
+            tail: LogPosition::START,
+            head,
+            durable: head,
+            written_back,
+            bytes: 0,
+            dirty_bytes: 0,
+            time: HybridTime::default(),
+            failed: false,
         }
+    }
+
+    #[test]
+    fn who_writes_on_does_not_move_the_end_of_a_shortening() {
+        let mut begun = None;
+        let (mut head, mut back, mut times) = (0, 0, 0);
+        while head < 100 * BUDGET {
+            head += 7;
+            let before = begun;
+            begun = shorten_to(begun, &status(head, back), BUDGET);
+            match (before, begun) {
+                (None, Some(to)) => {
+                    times += 1;
+                    assert_eq!(to.0, head - 3000);
+                }
+                (Some(before), Some(to)) => assert_eq!(before, to),
+                _ => {}
+            }
+            // What is to be written back is there, at a multiple of the writers' speed.
+            back = begun.map_or(back, |to| to.0.min(back + 21));
+        }
+        assert!(times <= 100 * 8, "each makes room for an eighth of the budget: {times}");
+        // A journal that was emptied.
+        assert_eq!(shorten_to(Some(LogPosition(5000)), &status(10, 0), BUDGET), None);
     }
 }

@@ -1,33 +1,71 @@
 //! The disk of a node that follows, used by one operation after the other.
 
+use crate::checksums;
+use crate::shard::{self, DiskSpec};
+use crate::spares::{self, MapChanges, SparesView, watch_map};
 use bytes::Bytes;
 use holdfast_journal::driver::Backing;
-use holdfast_store::{BufferPool, Disk, DiskError, DiskOp, OpenError, OpenOptions, Outcome};
-use holdfast_units::ByteRange;
+use holdfast_store::{BufferPool, ChecksumHandle, Disk, DiskError, DiskOp, OpenOptions, Outcome};
+use holdfast_units::{ByteRange, ResourceId};
 use rustix::io::Errno;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
+use tokio::sync::watch;
 
 /// How many operations are given to it at a time.
 const DEPTH: usize = 8;
 
+/// How long the checksums of a disk that is closed may take to be brought in line; what they do not
+/// manage is computed anew.
+const SETTLE: Duration = Duration::from_secs(5);
+
 /// A disk that one thread owns.
-pub(super) struct OwnDisk(Disk);
+pub(super) struct OwnDisk {
+    disk: Disk,
+    /// How its spares are, as of the last flush.
+    spares: watch::Sender<Option<SparesView>>,
+}
+
+/// What is to be seen of it from outside.
+pub(super) struct OwnView {
+    pub(super) changes: MapChanges,
+    pub(super) spares: watch::Receiver<Option<SparesView>>,
+    pub(super) checksums: ChecksumHandle,
+}
 
 impl OwnDisk {
     /// Opens and claims it.
     ///
     /// # Errors
     /// Why it cannot be used.
-    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+    pub(super) fn open(
+        spec: &DiskSpec,
+        sums: Option<&Path>,
+        resource: ResourceId,
+        size: u64,
+    ) -> Result<(Self, OwnView), shard::OpenError> {
         const POOL: usize = 8 << 20;
         let pool = BufferPool::new(POOL);
         let options = OpenOptions { max_in_flight: DEPTH, ..OpenOptions::default() };
-        crate::shard::open_backing(path, &options, &pool).map(Self)
+        let disk = shard::open_backing(&spec.path, &options, &pool)?;
+        let mut disk = spares::open_with(disk, spec, resource, &pool)?;
+        let changes = watch_map(&mut disk);
+        let (spares, seen) = watch::channel(SparesView::of(&disk));
+        let (disk, checksums) = checksums::with_layer(disk, sums, resource, size, &pool);
+        Ok((Self { disk, spares }, OwnView { changes, spares: seen, checksums }))
     }
 
     fn do_it(&mut self, op: DiskOp) -> io::Result<Outcome> {
-        self.0.execute(op).map_err(|error| io_error(&error))
+        // What the layer for checksums has to do, it does when somebody looks.
+        self.disk.completions(&mut Vec::new());
+        self.disk.execute(op).map_err(|error| io_error(&error))
+    }
+}
+
+impl Drop for OwnDisk {
+    fn drop(&mut self) {
+        self.disk.settle_checksums_now(SETTLE);
     }
 }
 
@@ -52,7 +90,9 @@ impl Backing for OwnDisk {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.do_it(DiskOp::Flush).map(drop)
+        let flushed = self.do_it(DiskOp::Flush).map(drop);
+        self.spares.send_replace(SparesView::of(&self.disk));
+        flushed
     }
 }
 

@@ -2,19 +2,23 @@
 
 use super::disk::OwnDisk;
 use super::session::{self, Link};
+use crate::checksums::{self, LatestChecksums};
 use crate::journaled::open::{claimed_files, follow_settings};
 use crate::local::Local;
 use crate::node::Node;
 use crate::refuse;
 use crate::resource::Resource;
+use crate::shard::DiskSpec;
+use crate::spares::{MapChanges, SparesView, tell_map};
 use crate::task::Task;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_format::journal::SegmentHeader;
-use holdfast_journal::driver::Directory;
+use holdfast_journal::driver::Files;
 use holdfast_journal::ship::{
     Answer, ConnId, FollowError, FollowOptions, FollowStatus, Follower, Holding, RefuseCode,
     Request, Trouble,
 };
+use holdfast_store::ChecksumHandle;
 use holdfast_units::{HybridTime, LogPosition, NodeId, ResourceId};
 use std::collections::BTreeMap;
 use std::io;
@@ -34,8 +38,9 @@ const STALL: Duration = Duration::from_secs(30);
 /// After a failure it is tried again so long after.
 const RETRY: Duration = Duration::from_secs(5);
 
-type Files = Box<dyn FnMut() -> io::Result<Directory> + Send>;
-type Logic = Follower<Files, Directory, OwnDisk>;
+type BoxedFiles = Box<dyn Files + Send>;
+type OpenFiles = Box<dyn FnMut() -> io::Result<BoxedFiles> + Send>;
+type Logic = Follower<OpenFiles, BoxedFiles, OwnDisk>;
 
 /// What the thread is told.
 pub(super) enum Order {
@@ -88,25 +93,33 @@ pub(crate) struct FollowView {
     pub(crate) fill_bytes: u64,
     /// Bytes a second that are replayed, lately.
     pub(crate) replay_rate: u64,
+    /// The spares of its disk for bad sectors.
+    pub(crate) spares: Option<SparesView>,
 }
 
 /// A resource that follows.
 pub(crate) struct Following {
     orders: mpsc::Sender<Order>,
     view: watch::Receiver<FollowView>,
-    _session: Task,
+    checksums: LatestChecksums,
+    _tasks: [Task; 2],
 }
 
+/// Says where the checksums of the disk are: they may come and go between two openings.
+type Sums = Box<dyn Fn() -> Option<PathBuf> + Send>;
+
 /// What journal and disk are opened with.
-#[derive(Clone)]
 struct Place {
     name: String,
     resource: ResourceId,
     slot: NodeId,
-    disk: PathBuf,
+    disk: DiskSpec,
     journal: crate::journaled::JournalSpec,
     size: u64,
     delay: Duration,
+    /// Where the checksums of the disk are, if some are kept then, and how they stand.
+    sums: Sums,
+    checksums: LatestChecksums,
 }
 
 /// Begins to follow.
@@ -134,11 +147,14 @@ pub(crate) async fn start(
         name: record.name.clone(),
         resource: local.id,
         slot,
-        disk: disk.path.clone(),
+        disk: disk.spec(),
         journal: journal.spec(),
         size: record.size_bytes,
         delay: session::delay_of(node, local.id, None),
+        sums: sums_of(node, resource),
+        checksums: Arc::default(),
     };
+    let sums = Arc::clone(&place.checksums);
     let (orders, queue) = mpsc::channel(QUEUE);
     let nothing = FollowView {
         status: None,
@@ -149,6 +165,7 @@ pub(crate) async fn start(
         rate: 0,
         fill_bytes: 0,
         replay_rate: 0,
+        spares: None,
     };
     let (shown, seen) = watch::channel(nothing);
     let (opened, is_open) = oneshot::channel();
@@ -164,13 +181,25 @@ pub(crate) async fn start(
         Err(_) => return Err(refuse("its thread ended")),
     }
     let session = session::run(Arc::clone(node), Arc::clone(resource), orders.clone());
-    Ok(Following { orders, view: seen, _session: Task::spawn(session) })
+    let computing = checksums::run_latest(Arc::clone(&sums));
+    let tasks = [Task::spawn(session), Task::spawn(computing)];
+    Ok(Following { orders, view: seen, checksums: sums, _tasks: tasks })
+}
+
+fn sums_of(node: &Node, resource: &Arc<Resource>) -> Sums {
+    let (state_dir, resource) = (node.settings.state_dir.clone(), Arc::clone(resource));
+    Box::new(move || checksums::wanted_at(&state_dir, &resource.local()))
 }
 
 impl Following {
     /// How it goes.
     pub(crate) fn view(&self) -> FollowView {
         self.view.borrow().clone()
+    }
+
+    /// The layer for checksums of its disk; `None` while that is not open.
+    pub(crate) fn checksums(&self) -> Option<ChecksumHandle> {
+        checksums::latest(&self.checksums).clone()
     }
 
     /// Tells of changes of [`Self::view`]; ends with the thread.
@@ -263,6 +292,12 @@ struct Notice {
 }
 
 impl Notice {
+    /// Tells what becomes of bad sectors, until the disk is closed.
+    fn follow_map(&self, runtime: &Handle, changes: &MapChanges) {
+        let Some(changes) = changes.subscribe() else { return };
+        runtime.spawn(tell_map(Arc::clone(&self.node), self.name.clone(), changes));
+    }
+
     fn tell(&self, text: &str) {
         tracing::warn!(resource = self.name, "{text}");
         self.node.hub.notice(&self.name, None, text);
@@ -316,6 +351,8 @@ struct Thread {
     hurries: bool,
     /// The most that a filling had left.
     fill_bytes: u64,
+    /// How the spares of the disk are.
+    spares: Option<watch::Receiver<Option<SparesView>>>,
 }
 
 impl Thread {
@@ -348,15 +385,21 @@ impl Thread {
             delay_ms,
             hurries: false,
             fill_bytes: 0,
+            spares: None,
         }
     }
 
-    fn open(&self) -> Result<Logic, String> {
-        let disk = OwnDisk::open(&self.place.disk).map_err(|error| error.to_string())?;
+    fn open(&mut self) -> Result<Logic, String> {
         let Place { resource, slot, journal, size, .. } = &self.place;
+        let sums = (self.place.sums)();
+        let opened = OwnDisk::open(&self.place.disk, sums.as_deref(), *resource, *size);
+        let (disk, seen) = opened.map_err(|error| error.to_string())?;
+        self.notice.follow_map(&self.runtime, &seen.changes);
+        self.spares = Some(seen.spares);
+        *checksums::latest(&self.place.checksums) = Some(seen.checksums);
         let settings = follow_settings(journal, *resource, *slot).map_err(|e| e.to_string())?;
         let spec = journal.clone();
-        let open: Files = Box::new(move || claimed_files(&spec).map_err(io::Error::other));
+        let open: OpenFiles = Box::new(move || claimed_files(&spec).map_err(io::Error::other));
         let options = FollowOptions::new(settings, *size);
         Follower::open(open, disk, options).map_err(|error| error.to_string())
     }
@@ -405,6 +448,7 @@ impl Thread {
     }
 
     fn close(&mut self) {
+        *checksums::latest(&self.place.checksums) = None;
         self.links.clear();
         if let Some(logic) = self.logic.take()
             && let Err(error) = logic.close()
@@ -531,6 +575,7 @@ impl Thread {
     /// Journal or disk failed: all is closed, and tried again later.
     fn fail(&mut self, why: &str) {
         self.part();
+        *checksums::latest(&self.place.checksums) = None;
         self.logic = None;
         if self.failure.as_deref() != Some(why) {
             self.notice.tell(&format!("this node does not follow any more: {why}"));
@@ -543,6 +588,8 @@ impl Thread {
         if self.logic.is_none() && self.failed_at.elapsed() >= RETRY {
             match self.open() {
                 Ok(logic) => {
+                    // Who was met meanwhile has to be met again.
+                    self.part();
                     self.logic = Some(logic);
                     self.set_delay();
                     self.failure = None;
@@ -589,6 +636,7 @@ impl Thread {
             rate: self.received.rate,
             fill_bytes: self.fill_bytes,
             replay_rate: self.replayed.rate,
+            spares: self.spares.as_ref().and_then(|seen| seen.borrow().clone()),
         };
         self.shown.send_if_modified(|shown| {
             let changed = *shown != view;

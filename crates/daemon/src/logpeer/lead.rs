@@ -4,7 +4,7 @@ use super::source::{Led, NoteFiles, failed};
 use super::{notes_dir, wire};
 use crate::commands::updown::publish;
 use crate::node::Node;
-use crate::peer_api::read_opening;
+use crate::opening;
 use crate::resource::Resource;
 use crate::shard::{JournalHandle, JournalMode, JournalView, LinkSocket, ResourceHandle};
 use holdfast_cluster::PinnedNode;
@@ -18,7 +18,6 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::server::TlsStream;
@@ -373,16 +372,10 @@ pub(crate) async fn take(
     mut stream: TlsStream<LinkSocket>,
     peer: &PinnedNode,
 ) -> io::Result<()> {
-    let opening = tokio::time::timeout(SILENCE, read_opening(&mut stream)).await;
+    let opening = tokio::time::timeout(SILENCE, opening::read(&mut stream)).await;
     let opening = opening.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     let found = opening.and_then(|opening| {
-        let resource = node.resource(opening.resource).ok_or("the resource is not on this node")?;
-        let view = node.view();
-        let agreed = view.slot_of(resource.id, peer.uuid) == Some(opening.from)
-            && view.slot_of(resource.id, node.uuid) == Some(opening.to);
-        if !agreed {
-            return Err("the two nodes do not agree on the members of the resource");
-        }
+        let resource = opening.resource_of(node, peer)?;
         let serving = resource.state().serving.clone().filter(|serving| serving.takes());
         let serving = serving.ok_or("this node does not lead, or not by its journal")?;
         if !followers_of(node, &resource).contains(&opening.from) {
@@ -393,11 +386,9 @@ pub(crate) async fn take(
         }
         Ok((serving, opening.from))
     });
-    let reason = found.as_ref().err().copied().unwrap_or_default();
-    stream.write_u8(u8::try_from(reason.len()).unwrap_or(u8::MAX)).await?;
-    stream.write_all(reason.as_bytes()).await?;
-    stream.flush().await?;
-    let Ok((serving, follower)) = found else { return stream.shutdown().await };
+    let Some((serving, follower)) = opening::answer(&mut stream, found).await? else {
+        return Ok(());
+    };
     let state = Arc::clone(&serving);
     let known = tokio::task::spawn_blocking(move || state.know(follower));
     known.await.map_err(io::Error::other)?;

@@ -2,7 +2,7 @@
 
 use super::wire;
 use crate::node::Node;
-use crate::peer_api::read_opening;
+use crate::opening;
 use crate::shard::LinkSocket;
 use holdfast_cluster::PinnedNode;
 use holdfast_journal::ship::{Answer, Message, Request};
@@ -26,23 +26,13 @@ pub(crate) async fn lend(
     mut stream: TlsStream<LinkSocket>,
     peer: &PinnedNode,
 ) -> io::Result<()> {
-    let opening = tokio::time::timeout(SILENCE, read_opening(&mut stream)).await;
+    let opening = tokio::time::timeout(SILENCE, opening::read(&mut stream)).await;
     let opening = opening.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     let found = opening.and_then(|opening| {
-        let resource = node.resource(opening.resource).ok_or("the resource is not on this node")?;
-        let view = node.view();
-        let agreed = view.slot_of(resource.id, peer.uuid) == Some(opening.from)
-            && view.slot_of(resource.id, node.uuid) == Some(opening.to);
-        if !agreed {
-            return Err("the two nodes do not agree on the members of the resource");
-        }
+        let resource = opening.resource_of(node, peer)?;
         resource.following().ok_or("this node does not follow")
     });
-    let reason = found.as_ref().err().copied().unwrap_or_default();
-    stream.write_u8(u8::try_from(reason.len()).unwrap_or(u8::MAX)).await?;
-    stream.write_all(reason.as_bytes()).await?;
-    stream.flush().await?;
-    let Ok(following) = found else { return stream.shutdown().await };
+    let Some(following) = opening::answer(&mut stream, found).await? else { return Ok(()) };
     // It must not be kept from ending by who borrows from it.
     let following = Arc::downgrade(&following);
     loop {

@@ -57,8 +57,20 @@ pub(crate) async fn show(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(
                 "`holdfast resume {name} replay`, and pause it again when the disk is UpToDate"
             )));
     }
-    let path = resource.local().disk.map(|disk| disk.path);
-    let path = path.ok_or_else(|| refuse(ErrorCode::NoDisk, "it has no disk"))?;
+    let disk = resource.local().disk.ok_or_else(|| refuse(ErrorCode::NoDisk, "it has no disk"))?;
+    if !disk.spares.is_empty() {
+        let why = "its disk has spares, and showing one with parts of it elsewhere is not supported \
+                   by this version";
+        return Err(refuse(ErrorCode::NotSupportedYet, why));
+    }
+    if resource.local().checksums {
+        let why = "checksums are kept for its disk, and showing one so that they are looked at is not \
+                   supported by this version";
+        return Err(refuse(ErrorCode::NotSupportedYet, why).hint(format!(
+            "`holdfast set {name} checksums=off` first, and `checksums=on` when replay goes on"
+        )));
+    }
+    let path = disk.path;
     let size = status::resource(node, resource).size_bytes;
     let shown = node.shard()?.show(PastSpec { name: name.clone(), path, size }).await;
     let shown = shown.map_err(|error| refuse(ErrorCode::DiskFailed, &error.to_string()))?;

@@ -197,7 +197,24 @@ async fn by_archive(
         });
         return Err(why_not.hint(hint));
     };
-    let path = resource.local().disk.map(|disk| disk.path).unwrap_or_default();
+    let disk = resource.local().disk;
+    if disk.as_ref().is_some_and(|disk| !disk.spares.is_empty()) {
+        let why = "its disk has spares, and filling such a disk from an archive is not supported by \
+                   this version";
+        return Err(refuse(&name, ErrorCode::NotSupportedYet, why).hint(format!(
+            "restore it elsewhere: `holdfast rewind {name} --into PATH`; or `holdfast resume {name} \
+             replay`"
+        )));
+    }
+    if resource.local().checksums {
+        let why = "checksums are kept for its disk, and filling such a disk from an archive is not \
+                   supported by this version";
+        return Err(refuse(&name, ErrorCode::NotSupportedYet, why).hint(format!(
+            "`holdfast set {name} checksums=off`, rewind it, then `checksums=on`; or restore it \
+             elsewhere: `holdfast rewind {name} --into PATH`"
+        )));
+    }
+    let path = disk.map(|disk| disk.path).unwrap_or_default();
     let size = crate::status::resource(node, resource).size_bytes;
     let archived = name.clone();
     let opened = blocking(move || {

@@ -3,7 +3,7 @@
 use super::follow::Order;
 use super::wire;
 use crate::node::{Node, PeerMember};
-use crate::peer_api::{Opening, open_link};
+use crate::opening::{Opening, open_link};
 use crate::peers::connect;
 use crate::resource::Resource;
 use crate::shard::LinkSocket;

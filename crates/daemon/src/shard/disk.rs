@@ -1,17 +1,25 @@
 //! The core's disk operations on a store's disk.
 
+use super::healing::{Ended, Healing};
 use super::meta_io::{Blocks, MetaDone, MetaIo};
+use super::open::NewPlace;
 use super::view::{DiskFailure, DiskView};
+use super::vitals::{ErrorKind, Vitals};
 use crate::journaled::JournalHandle;
+use crate::spares::{RemapAnswer, RemapFailed, SparesView};
 use bytes::Bytes;
 use holdfast_core::{DiskOpId, DiskOutcome, Event, IoFailure, MetaOpId};
-use holdfast_store::{Completion, Disk, DiskErrorKind, DiskOp, OpId, Outcome};
+use holdfast_store::{
+    Completion, Disk, DiskError, DiskErrorKind, DiskOp, OpId, OpKind, Outcome, RemapEntry, RemapOp,
+};
 use holdfast_units::{ByteRange, MAX_REQUEST};
 use rustix::fs::{SeekFrom, seek};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::time::Instant;
+use tokio::sync::oneshot;
 
 /// A disk and its metadata, in use by one resource.
 pub(super) struct DiskDriver {
@@ -20,24 +28,36 @@ pub(super) struct DiskDriver {
     /// Where both are.
     path: PathBuf,
     meta_path: PathBuf,
-    /// What failed first.
+    /// Why it is not used any more.
     failure: Option<DiskFailure>,
+    /// What an operation ended with that is not about some of its blocks only.
+    last_error: Option<DiskFailure>,
     /// The same file, for looking for holes; `None` for block devices.
     probe: Option<File>,
     /// The journal that is before the disk.
     journal: Option<JournalHandle>,
     /// Operations that wait: for [`DiskDriver::submit_waiting`], or for room.
     waiting: VecDeque<(DiskOpId, DiskOp)>,
+    /// Work on the spares that somebody asked for: waiting, and under way.
+    asked: VecDeque<(RemapOp, oneshot::Sender<RemapAnswer>)>,
+    asking: BTreeMap<u64, oneshot::Sender<RemapAnswer>>,
     /// Something was submitted since the last kick.
     unkicked: bool,
     /// The core does not use it any more.
     closing: bool,
     completed: Vec<Completion>,
+    healing: Healing,
+    /// What it goes through.
+    vitals: Vitals,
 }
 
 impl DiskDriver {
     /// How many operations are given to the disk at a time.
     pub(super) const MAX_IN_FLIGHT: usize = 4096;
+    /// The core's: the others are for repairs, which must not be refused for want of room.
+    const OF_CORE: usize = Self::MAX_IN_FLIGHT - 256;
+    /// Marks the operations that somebody asked for; healing has the bit above.
+    const ASKED: u64 = 1 << 62;
 
     pub(super) fn new(disk: Disk, meta: MetaIo, probe: Option<File>, view: &DiskView) -> Self {
         Self {
@@ -47,11 +67,16 @@ impl DiskDriver {
             path: view.path.clone(),
             meta_path: view.metadata.clone(),
             failure: None,
+            last_error: None,
             probe,
             waiting: VecDeque::new(),
+            asked: VecDeque::new(),
+            asking: BTreeMap::new(),
             unkicked: false,
             closing: false,
             completed: Vec::new(),
+            healing: Healing::default(),
+            vitals: Vitals::new(Instant::now()),
         }
     }
 
@@ -98,16 +123,95 @@ impl DiskDriver {
         self.waiting.push_back((op, DiskOp::Flush));
     }
 
-    /// Gives what waits to the disk, as far as it has room.
-    pub(super) fn submit_waiting(&mut self, events: &mut VecDeque<Event>) {
-        while self.disk.in_flight() < Self::MAX_IN_FLIGHT
-            && let Some((op, request)) = self.waiting.pop_front()
+    /// Work on the spares, without a journal.
+    pub(super) fn remap(&mut self, what: RemapOp, done: oneshot::Sender<RemapAnswer>) {
+        self.asked.push_back((what, done));
+    }
+
+    /// What the tables of the spares say, from the entry number `skip` on; without a journal.
+    pub(super) fn remap_entries(&self, skip: usize, most: usize) -> Vec<RemapEntry> {
+        self.disk.remap_entries().skip(skip).take(most).collect()
+    }
+
+    /// How the spares are; `None` without any, and with a journal, which knows.
+    pub(super) fn spares(&self) -> Option<SparesView> {
+        SparesView::of(&self.disk)
+    }
+
+    fn submit_asked(&mut self) {
+        while self.disk.in_flight() < Self::OF_CORE
+            && let Some((what, done)) = self.asked.pop_front()
         {
-            match self.disk.submit(OpId(op.0), request) {
-                Some(completion) => events.push_back(self.event_of(completion)),
+            let last = self.asking.last_key_value().map_or(Self::ASKED, |(op, _)| *op);
+            self.asking.insert(last + 1, done);
+            match self.disk.remap(OpId(last + 1), what) {
+                Some(completion) => self.answer(&completion),
                 None => self.unkicked = true,
             }
         }
+    }
+
+    /// The end of work that somebody asked for.
+    fn answer(&mut self, completion: &Completion) {
+        let report = self.disk.remap_report(completion.op).unwrap_or_default();
+        let Some(done) = self.asking.remove(&completion.op.0) else { return };
+        // Who asked may be gone.
+        let _ = done.send(match &completion.result {
+            Ok(_) => Ok(report),
+            Err(error) => Err(RemapFailed { error: Some(*error), report }),
+        });
+    }
+
+    /// Stores again what could not be read, so that it can be.
+    pub(super) fn repair(
+        &mut self,
+        op: DiskOpId,
+        range: ByteRange,
+        data: Bytes,
+        events: &mut VecDeque<Event>,
+    ) {
+        let ended = self.healing.repair(&mut self.disk, op, range, data);
+        self.tell(ended, events);
+    }
+
+    /// Has the disk remember that it has no good copy of a range.
+    pub(super) fn mark_lost(
+        &mut self,
+        op: DiskOpId,
+        range: ByteRange,
+        events: &mut VecDeque<Event>,
+    ) {
+        let ended = self.healing.mark_lost(&mut self.disk, op, range);
+        self.tell(ended, events);
+    }
+
+    /// Gives what waits to the disk, as far as it has room.
+    pub(super) fn submit_waiting(&mut self, events: &mut VecDeque<Event>) {
+        self.submit_asked();
+        let mut now = None;
+        while self.disk.in_flight() < Self::OF_CORE
+            && let Some((op, request)) = self.next_waiting()
+        {
+            let began = *now.get_or_insert_with(Instant::now);
+            let kind = request.kind();
+            match self.disk.submit(op, request) {
+                Some(completion) => {
+                    let ended = Instant::now();
+                    self.vitals.took(kind, ended - began, ended, completion.result.is_ok());
+                    now = Some(ended);
+                    self.ended(completion, events);
+                }
+                None => {
+                    self.vitals.started(op.0, kind, began);
+                    self.unkicked = true;
+                }
+            }
+        }
+    }
+
+    fn next_waiting(&mut self) -> Option<(OpId, DiskOp)> {
+        let of_core = || self.waiting.pop_front().map(|(op, request)| (OpId(op.0), request));
+        self.healing.next().or_else(of_core)
     }
 
     /// Starts a metadata write.
@@ -153,8 +257,22 @@ impl DiskDriver {
     pub(super) fn collect(&mut self, events: &mut VecDeque<Event>) {
         let mut completed = std::mem::take(&mut self.completed);
         self.disk.completions(&mut completed);
-        events.extend(completed.drain(..).map(|completion| self.event_of(completion)));
+        let mut now = None;
+        for completion in completed.drain(..) {
+            let now = *now.get_or_insert_with(Instant::now);
+            self.vitals.ended(completion.op.0, now, completion.result.is_ok());
+            if !Healing::is_own(completion.op) && completion.op.0 > Self::ASKED {
+                self.answer(&completion);
+            } else {
+                self.ended(completion, events);
+            }
+        }
         self.completed = completed;
+    }
+
+    /// What it went through.
+    pub(super) fn vitals(&mut self) -> &mut Vitals {
+        &mut self.vitals
     }
 
     /// What failed first, if anything has. The core does not use the disk any more then.
@@ -162,24 +280,66 @@ impl DiskDriver {
         self.failure.as_ref()
     }
 
-    fn event_of(&mut self, completion: Completion) -> Event {
+    /// An operation of the disk ended.
+    fn ended(&mut self, completion: Completion, events: &mut VecDeque<Event>) {
+        if Healing::is_own(completion.op) {
+            let ended = self.healing.ended(&mut self.disk, completion);
+            self.tell(ended, events);
+            return;
+        }
         let op = DiskOpId(completion.op.0);
-        let result = match completion.result {
-            Ok(Outcome::Done) => Ok(DiskOutcome::Done),
-            Ok(Outcome::Data(data)) => Ok(DiskOutcome::Data(data)),
-            Ok(Outcome::Zeroes) => Ok(DiskOutcome::Zeroes),
-            Ok(Outcome::Logged(at)) => Ok(DiskOutcome::Logged(at)),
-            Err(error) => {
-                let what = format!("the disk {}: {error}", self.path.display());
-                self.failed(DiskFailure { what, full: error.kind == DiskErrorKind::NoSpace });
-                Err(IoFailure::Disk)
+        let ended = match completion.result {
+            Ok(Outcome::Done) => Some((op, Ok(DiskOutcome::Done))),
+            Ok(Outcome::Data(data)) => Some((op, Ok(DiskOutcome::Data(data)))),
+            Ok(Outcome::Zeroes) => Some((op, Ok(DiskOutcome::Zeroes))),
+            Ok(Outcome::Logged(at)) => Some((op, Ok(DiskOutcome::Logged(at)))),
+            Err(error) if error.op == OpKind::Read => {
+                self.healing.read_failed(&mut self.disk, op, error)
             }
+            Err(error) => Some((op, Err(Some(error)))),
         };
-        Event::DiskDone(op, result)
+        self.tell(ended, events);
+    }
+
+    /// Tells the core what became of its operation. It decides whether the disk has failed.
+    fn tell(&mut self, ended: Option<Ended>, events: &mut VecDeque<Event>) {
+        let Some((op, result)) = ended else { return };
+        self.note_errors(&result);
+        let result = result.map_err(|error| {
+            if let Some(error) = error {
+                let what = format!("the disk {}: {error}", self.path.display());
+                let full = error.kind == DiskErrorKind::NoSpace;
+                self.last_error = Some(DiskFailure { what, full });
+            }
+            IoFailure::Disk
+        });
+        events.push_back(Event::DiskDone(op, result));
+    }
+
+    /// Counts what went wrong, unless it is no fault of the disk.
+    fn note_errors(&mut self, result: &Result<DiskOutcome, Option<DiskError>>) {
+        use DiskErrorKind as Kind;
+        match result {
+            Ok(DiskOutcome::Partial { bad, .. }) => self.vitals.bad_blocks(ErrorKind::Read, bad),
+            Ok(_) | Err(None) => {}
+            Err(Some(error)) => match error.kind {
+                Kind::Io | Kind::FlushFailed | Kind::Unreadable | Kind::SpareFull => {
+                    let range = Some(error.range).filter(|range| range.len > 0);
+                    self.vitals.failed(error.op.into(), range);
+                }
+                Kind::NoSpace
+                | Kind::OutOfRange
+                | Kind::Invalid
+                | Kind::ReadOnly
+                | Kind::Busy
+                | Kind::Poisoned => {}
+            },
+        }
     }
 
     fn meta_event(&mut self, (op, result): MetaDone) -> Event {
         let result = result.map_err(|error| {
+            self.vitals.failed(ErrorKind::Metadata, None);
             let place = self.meta_path.display();
             let what = format!("the metadata in {place} could not be written: {error}");
             let full =
@@ -197,25 +357,63 @@ impl DiskDriver {
         }
     }
 
-    /// The core gives it up.
+    /// The core gives it up: for what failed last, if anything has.
     pub(super) fn close(&mut self) {
         self.closing = true;
+        if let Some(failure) = self.last_error.take() {
+            self.failed(failure);
+        }
+        self.disk.settle_checksums();
+    }
+
+    /// The backing is about to be replaced: where it has holes says nothing any more.
+    pub(super) fn forget_holes(&mut self) {
+        self.probe = None;
+    }
+
+    /// Metadata are about to be moved: writes of them wait from now on.
+    pub(super) fn hold_meta(&mut self, quiet: oneshot::Sender<()>) {
+        self.meta.hold(quiet);
+    }
+
+    /// The backing was replaced, or it stays after all.
+    pub(super) fn replaced(&mut self, place: NewPlace, events: &mut VecDeque<Event>) -> DiskView {
+        for done in self.meta.go_on(place.meta) {
+            events.push_back(self.meta_event(done));
+        }
+        self.path.clone_from(&place.view.path);
+        self.meta_path.clone_from(&place.view.metadata);
+        // With a journal, or spares, the disk alone does not say where holes are.
+        let is_all = self.journal.is_none() && self.disk.remap_stats().is_none();
+        self.probe = place.probe.filter(|_| is_all);
+        place.view
     }
 
     /// Whether it was given up and nothing is under way any more.
-    pub(super) fn is_done(&self) -> bool {
-        self.closing && self.is_idle()
+    pub(super) fn is_done(&mut self) -> bool {
+        if !self.closing || !self.is_idle() {
+            return false;
+        }
+        let settled = self.disk.checksums_are_settled();
+        if !settled {
+            // What was written since it was given up keeps them from it.
+            self.disk.settle_checksums();
+        }
+        settled
     }
 
     fn is_idle(&self) -> bool {
-        self.disk.in_flight() == 0 && self.waiting.is_empty() && self.meta.is_idle()
+        let none_wait = self.waiting.is_empty() && self.asked.is_empty();
+        self.disk.in_flight() == 0 && none_wait && self.healing.is_idle() && self.meta.is_idle()
     }
 
-    /// Gives the claims on disk and metadata up, once nothing is under way.
-    pub(super) fn release(self) {
+    /// Gives the claims on disk and metadata up, once nothing is under way; what it went through
+    /// is left.
+    pub(super) fn release(self) -> Vitals {
         debug_assert!(self.is_idle(), "a disk is released when it is idle");
         drop(self.disk);
         self.meta.close();
+        self.vitals
     }
 
     fn is_hole(&self, range: ByteRange) -> bool {
@@ -245,7 +443,8 @@ impl DiskDriver {
 
     /// Where data or a hole begin at or behind `from`; the end of all places when nowhere.
     fn next(&self, from: u64, what: fn(u64) -> SeekFrom) -> Option<u64> {
-        let file = self.probe.as_ref()?;
+        // A hole where data was is one of the things that checksums are to find.
+        let file = self.probe.as_ref().filter(|_| !self.disk.has_checksums())?;
         match seek(file, what(from)) {
             Ok(at) => Some(at),
             Err(rustix::io::Errno::NXIO) => Some(u64::MAX),

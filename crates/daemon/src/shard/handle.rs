@@ -1,10 +1,14 @@
 //! The control plane's end of a resource.
 
 use super::link::{LinkOrigin, LinkStream};
+use super::open::NewPlace;
 use super::resource::ToResource;
 use super::view::ResourceView;
+use super::vitals::VitalsReport;
 use crate::journaled::JournalHandle;
+use crate::spares::{MapChanges, RemapAnswer, RemapFailed};
 use holdfast_core::{Command, Notice, Refusal};
+use holdfast_store::{ChecksumHandle, RemapEntry, RemapOp, RemapReport, ReplaceHandle};
 use holdfast_units::{NodeId, PeerSet};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,6 +46,9 @@ pub struct ResourceHandle {
     pub(super) wanted: watch::Receiver<PeerSet>,
     pub(super) notices: broadcast::Sender<Notice>,
     pub(super) journal: Option<JournalHandle>,
+    pub(super) replace: Option<ReplaceHandle>,
+    pub(super) map_changes: Arc<MapChanges>,
+    pub(super) checksums: Option<ChecksumHandle>,
 }
 
 impl ResourceHandle {
@@ -75,6 +82,75 @@ impl ResourceHandle {
         self.journal.as_ref()
     }
 
+    /// To have its disk replaced, if it has one: that behind the journal.
+    pub(crate) fn replace(&self) -> Option<&ReplaceHandle> {
+        self.replace.as_ref()
+    }
+
+    /// The backing disk is about to be replaced: from the end of this call on nobody looks for its
+    /// holes.
+    pub(crate) async fn forget_holes(&self) {
+        let (done, end) = oneshot::channel();
+        // A closed resource looks for nothing.
+        if self.commands.send(ToResource::ForgetHoles(done)).await.is_ok() {
+            let _ = end.await;
+        }
+    }
+
+    /// Writes of metadata wait from the end of this call on, until [`Self::disk_replaced`]. Whether
+    /// it came to that.
+    pub(crate) async fn hold_metadata(&self) -> bool {
+        let (quiet, end) = oneshot::channel();
+        let sent = self.commands.send(ToResource::HoldMetadata(quiet)).await.is_ok();
+        sent && tokio::time::timeout(COMMAND_TIMEOUT, end).await.is_ok_and(|end| end.is_ok())
+    }
+
+    /// The backing disk was replaced, or it was not, and this is what it is.
+    pub(crate) async fn disk_replaced(&self, place: NewPlace) {
+        let (done, end) = oneshot::channel();
+        let told = ToResource::DiskReplaced(Box::new(place), done);
+        // A closed resource has no disk.
+        if self.commands.send(told).await.is_ok() {
+            let _ = end.await;
+        }
+    }
+
+    /// Has the layer for bad sectors of its disk do something, however long that takes.
+    pub(crate) async fn remap(&self, what: RemapOp) -> RemapAnswer {
+        let gone = RemapFailed { error: None, report: RemapReport::default() };
+        if let Some(journal) = &self.journal {
+            return journal.remap(what).await.unwrap_or(Err(gone));
+        }
+        let (done, end) = oneshot::channel();
+        let sent = self.commands.send(ToResource::Remap(what, done)).await;
+        sent.map_err(|_| gone)?;
+        end.await.unwrap_or(Err(gone))
+    }
+
+    /// What the tables of the spares of its disk say: at most `most` entries, from the number `skip`
+    /// on. None when it has no disk, or none with spares.
+    pub(crate) async fn remap_entries(&self, skip: usize, most: usize) -> Vec<RemapEntry> {
+        if let Some(journal) = &self.journal {
+            return journal.remap_entries(skip, most).await.unwrap_or_default();
+        }
+        let (done, end) = oneshot::channel();
+        match self.commands.send(ToResource::RemapEntries { skip, most, done }).await {
+            Ok(()) => end.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// The changes of the tables of the spares of its disk.
+    pub(crate) fn map_changes(&self) -> &MapChanges {
+        &self.map_changes
+    }
+
+    /// The layer for checksums of its disk, which may keep none.
+    #[must_use]
+    pub const fn checksums(&self) -> Option<&ChecksumHandle> {
+        self.checksums.as_ref()
+    }
+
     /// How the resource is. States are current; counters are at most 100 ms old: see
     /// [`Self::refresh`].
     #[must_use]
@@ -92,6 +168,17 @@ impl ResourceHandle {
             }
         };
         let _ = tokio::time::timeout(REFRESH_TIMEOUT, ask).await;
+    }
+
+    /// What its disk has gone through since this was last asked: each error is told once. `None` when
+    /// there was no disk, or it is not told within a second.
+    pub async fn take_vitals(&self) -> Option<VitalsReport> {
+        let ask = async {
+            let (done, end) = oneshot::channel();
+            self.commands.send(ToResource::Vitals(done)).await.ok()?;
+            end.await.ok()
+        };
+        tokio::time::timeout(REFRESH_TIMEOUT, ask).await.ok().flatten()
     }
 
     /// Tells of every change of [`Self::snapshot`]. Ends when the resource is closed.

@@ -1,5 +1,6 @@
 //! Writing metadata: one after the other, durably, away from the shard thread.
 
+use super::meta_move::{MovedMeta, Shift};
 use holdfast_core::MetaOpId;
 use rustix::fs::fstatfs;
 use std::fs::File;
@@ -8,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 
 /// Blocks and their places in bytes.
 pub(super) type Blocks = Vec<(u64, Box<[u8; 4096]>)>;
@@ -47,6 +49,13 @@ pub(super) struct MetaIo {
     /// Writes that were handed to the thread and have not come back.
     in_flight: usize,
     failed: bool,
+    /// Blocks come for the places where the metadata were before.
+    shifts: Vec<Shift>,
+    /// Writes that wait until the metadata have been moved, while they are.
+    held: Option<Vec<(MetaOpId, Blocks)>>,
+    /// Who waits for the end of those before.
+    quiet: Option<oneshot::Sender<()>>,
+    done: UnboundedSender<MetaDone>,
 }
 
 enum Way {
@@ -62,15 +71,39 @@ impl MetaIo {
     /// The receiver has the ends of writes that did not end at once.
     pub(super) fn start(file: MetaFile) -> io::Result<(Self, UnboundedReceiver<MetaDone>)> {
         let (done, ends) = unbounded_channel();
-        let way = if file.in_memory {
-            Way::Inline(file)
-        } else {
-            let (jobs, queue) = channel();
-            let thread = std::thread::Builder::new().name("metadata".into());
-            let thread = thread.spawn(move || work(&file, &queue, &done))?;
-            Way::Thread { jobs, thread }
-        };
-        Ok((Self { way, in_flight: 0, failed: false }, ends))
+        let way = Way::of(file, &done)?;
+        let (held, quiet, shifts) = (None, None, Vec::new());
+        Ok((Self { way, in_flight: 0, failed: false, shifts, held, quiet, done }, ends))
+    }
+
+    /// Writes wait from now on; it is told when those before have ended.
+    pub(super) fn hold(&mut self, quiet: oneshot::Sender<()>) {
+        self.held.get_or_insert_default();
+        self.quiet = Some(quiet);
+        self.tell_quiet();
+    }
+
+    fn tell_quiet(&mut self) {
+        if self.in_flight == 0
+            && let Some(quiet) = self.quiet.take()
+        {
+            // Nobody waits any more: no harm.
+            let _ = quiet.send(());
+        }
+    }
+
+    /// Writes go on, in another place if one is given; the ends of those that are over at once.
+    pub(super) fn go_on(&mut self, moved: Option<MovedMeta>) -> Vec<MetaDone> {
+        if let Some(MovedMeta { file, shift }) = moved {
+            match file.map(|file| Way::of(file, &self.done)) {
+                None => {}
+                Some(Ok(way)) => std::mem::replace(&mut self.way, way).end(),
+                Some(Err(_)) => self.failed = true,
+            }
+            self.shifts.push(shift);
+        }
+        let held = self.held.take().unwrap_or_default();
+        held.into_iter().filter_map(|(op, blocks)| self.write(op, blocks)).collect()
     }
 
     /// Starts a write; its end when it is over already. How many there are is bounded by the core:
@@ -79,6 +112,18 @@ impl MetaIo {
         if self.failed {
             return Some((op, Err(failed_before())));
         }
+        if let Some(held) = &mut self.held {
+            held.push((op, blocks));
+            return None;
+        }
+        let shifted = self.shifts.iter().try_fold(blocks, |blocks, shift| shift.apply(&blocks));
+        let blocks = match shifted {
+            Ok(blocks) => blocks,
+            Err(error) => {
+                self.failed = true;
+                return Some((op, Err(error)));
+            }
+        };
         match &self.way {
             Way::Inline(file) => {
                 let result = file.write(&blocks);
@@ -98,15 +143,34 @@ impl MetaIo {
     /// To be called for each end that came from the thread.
     pub(super) fn ended(&mut self) {
         self.in_flight -= 1;
+        self.tell_quiet();
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.in_flight == 0
+        self.in_flight == 0 && self.held.as_ref().is_none_or(Vec::is_empty)
     }
 
     /// Gives the file and its claim up. Nothing may be in flight: then it takes no time.
     pub(super) fn close(self) {
-        if let Way::Thread { jobs, thread } = self.way {
+        self.way.end();
+    }
+}
+
+impl Way {
+    fn of(file: MetaFile, done: &UnboundedSender<MetaDone>) -> io::Result<Self> {
+        if file.in_memory {
+            return Ok(Self::Inline(file));
+        }
+        let (jobs, queue) = channel();
+        let done = done.clone();
+        let thread = std::thread::Builder::new().name("metadata".into());
+        let thread = thread.spawn(move || work(&file, &queue, &done))?;
+        Ok(Self::Thread { jobs, thread })
+    }
+
+    /// Nothing may be in flight: then it takes no time.
+    fn end(self) {
+        if let Self::Thread { jobs, thread } = self {
             drop(jobs);
             // It holds the file; a panic there has been reported by the thread itself.
             let _ = thread.join();

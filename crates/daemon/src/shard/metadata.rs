@@ -2,6 +2,7 @@
 
 use super::meta_io::MetaFile;
 use super::open::open_backing;
+use crate::spares::SpareSpec;
 use holdfast_core::Attachment;
 use holdfast_format::{
     BLOCK_LEN, Block, DEFAULT_EXTERNAL_SLOTS, DEFAULT_INTERNAL_SLOTS, DiskFlags, LayoutError,
@@ -34,6 +35,11 @@ pub struct DiskSpec {
     pub meta: MetaPlace,
     /// Whether to bypass the page cache.
     pub direct: DirectMode,
+    /// Its spares for bad sectors: all of them.
+    pub spares: Vec<SpareSpec>,
+    /// The file with a checksum for each block; `None` when none are kept. One that is not there, or
+    /// cannot be used, is made.
+    pub checksums: Option<PathBuf>,
 }
 
 impl DiskSpec {
@@ -73,6 +79,17 @@ pub struct CreateMetadata {
     pub slots: Option<u8>,
     /// What the data on the disk are.
     pub content: InitialContent,
+    /// The spares that it is to have; they are made afterwards.
+    pub spares: Option<NewSpares>,
+}
+
+/// What metadata say of spares that are to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewSpares {
+    /// The identity of the disk.
+    pub id: [u8; 16],
+    /// How many bytes behind the data are to be a spare; a multiple of 4096.
+    pub region: u64,
 }
 
 /// Why metadata could not be made or read.
@@ -134,7 +151,7 @@ pub enum MetadataError {
 }
 
 impl MetadataError {
-    fn io(path: &Path, verb: &'static str, error: impl Into<io::Error>) -> Self {
+    pub(super) fn io(path: &Path, verb: &'static str, error: impl Into<io::Error>) -> Self {
         let error = error.into();
         match error.kind() {
             io::ErrorKind::WouldBlock => Self::InUse(path.to_owned()),
@@ -160,6 +177,16 @@ pub fn boot_id() -> io::Result<[u8; 16]> {
 /// # Errors
 /// [`MetadataError`]; the disk is untouched unless writing itself failed.
 pub fn create_metadata(spec: &CreateMetadata) -> Result<u64, MetadataError> {
+    create_with_region(spec).map(|(size, _)| size)
+}
+
+/// The same; gives also the part of the disk that is to be a spare.
+///
+/// # Errors
+/// As [`create_metadata`].
+pub(crate) fn create_with_region(
+    spec: &CreateMetadata,
+) -> Result<(u64, Option<ByteRange>), MetadataError> {
     let options = OpenOptions { direct: DirectMode::Never, ..OpenOptions::default() };
     // Holds the claim on the disk while the metadata are made.
     let disk = open_backing(&spec.disk.path, &options, &BufferPool::new(0))?;
@@ -180,6 +207,7 @@ pub fn create_metadata(spec: &CreateMetadata) -> Result<u64, MetadataError> {
     let mut superblock =
         Superblock::new(spec.resource, spec.node, boot_id().map_err(fail)?, layout);
     superblock.flags = DiskFlags::CLEAN;
+    superblock.spares = spec.spares.map(|spares| spares.id);
     if let InitialContent::Current(generation) = spec.content {
         superblock.current = generation;
         superblock.flags.insert(DiskFlags::CONSISTENT.with(DiskFlags::WAS_UPTODATE));
@@ -195,20 +223,29 @@ pub fn create_metadata(spec: &CreateMetadata) -> Result<u64, MetadataError> {
     if !internal {
         sync_parent(path).map_err(fail)?;
     }
-    Ok(layout.device_size())
+    Ok((layout.device_size(), region_of(spec, disk.size(), &layout)))
+}
+
+/// Where the spare on the disk itself is: between the data and internal metadata, or at its end.
+fn region_of(spec: &CreateMetadata, disk_size: u64, layout: &MetaLayout) -> Option<ByteRange> {
+    let len = spec.spares.map(|spares| spares.region).filter(|len| *len > 0)?;
+    let end = if spec.disk.meta == MetaPlace::Internal { layout.bitmap_start() } else { disk_size };
+    Some(ByteRange::new(end - len, len))
 }
 
 fn layout_of(spec: &CreateMetadata, disk_size: u64) -> Result<MetaLayout, MetadataError> {
     let blocks = al_blocks_for(spec.al_extents);
+    let spare = spec.spares.map_or(0, |spares| spares.region);
+    let free = disk_size.saturating_sub(spare);
     let (slots, placement, room) = match spec.disk.meta {
         MetaPlace::Internal => {
             let slots = spec.slots.unwrap_or(DEFAULT_INTERNAL_SLOTS);
-            let room = MetaLayout::usable_size(disk_size, blocks, slots)?;
+            let room = MetaLayout::usable_size(free, blocks, slots)?;
             (slots, Placement::Internal { device_len: disk_size }, room)
         }
         MetaPlace::File(_) => {
             let slots = spec.slots.unwrap_or(DEFAULT_EXTERNAL_SLOTS);
-            (slots, Placement::External { base: 0 }, disk_size)
+            (slots, Placement::External { base: 0 }, free)
         }
     };
     let size = spec.size.unwrap_or(room);
@@ -220,7 +257,7 @@ fn layout_of(spec: &CreateMetadata, disk_size: u64) -> Result<MetaLayout, Metada
 }
 
 /// Opens the file or device with the metadata and claims it, so that no other daemon uses it.
-fn open_meta(disk: &DiskSpec, create: bool) -> Result<File, MetadataError> {
+pub(super) fn open_meta(disk: &DiskSpec, create: bool) -> Result<File, MetadataError> {
     let path = disk.meta_path();
     let fail = |error: io::Error| MetadataError::io(path, "opened", error);
     let external = disk.meta != MetaPlace::Internal;
@@ -236,7 +273,7 @@ fn open_meta(disk: &DiskSpec, create: bool) -> Result<File, MetadataError> {
 }
 
 /// Refuses to overwrite the metadata of another resource, or a file that is something else.
-fn check_vacant(
+pub(super) fn check_vacant(
     path: &Path,
     file: &File,
     layout: &MetaLayout,
@@ -290,7 +327,7 @@ pub(crate) fn zero(file: &File, range: ByteRange) -> io::Result<()> {
 }
 
 /// A new name in a directory is durable only when the directory is.
-fn sync_parent(path: &Path) -> io::Result<()> {
+pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         Some(parent) => File::open(parent)?.sync_all(),
         None => File::open(".")?.sync_all(),
@@ -338,14 +375,14 @@ pub(super) fn load_metadata(
 }
 
 /// A file or device for the reader of the format.
-struct MetaReader<'a> {
+pub(super) struct MetaReader<'a> {
     file: &'a File,
     len: u64,
     is_file: bool,
 }
 
 impl<'a> MetaReader<'a> {
-    fn new(file: &'a File) -> io::Result<Self> {
+    pub(super) fn new(file: &'a File) -> io::Result<Self> {
         let kind = file.metadata()?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(io::Error::other("it is neither a regular file nor a block device"));

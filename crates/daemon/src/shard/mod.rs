@@ -23,10 +23,13 @@ mod disk;
 mod export;
 mod frontend;
 mod handle;
+mod healing;
 mod heap;
+mod histogram;
 mod jobs;
 mod link;
 mod meta_io;
+mod meta_move;
 mod metadata;
 mod open;
 mod outbox;
@@ -36,22 +39,28 @@ mod resource;
 mod socket;
 mod thread;
 mod view;
+mod vitals;
 
 #[cfg(test)]
 mod tests;
 
 pub use handle::{CloseError, ResourceHandle};
 pub use link::{LinkOrigin, LinkStream};
-pub(crate) use metadata::zero;
+pub(crate) use meta_move::{check_room, keep_metadata, move_metadata};
 pub use metadata::{
-    CreateMetadata, DiskSpec, InitialContent, MetaPlace, MetadataError, boot_id, create_metadata,
+    CreateMetadata, DiskSpec, InitialContent, MetaPlace, MetadataError, NewSpares, boot_id,
+    create_metadata,
 };
+pub(crate) use metadata::{create_with_region, zero};
 pub use open::OpenError;
-pub(crate) use open::open_backing;
+pub(crate) use open::{NewPlace, Successor, open_backing, open_successor};
 pub use past::{PastHandle, PastSpec};
 pub use socket::LinkSocket;
 pub use thread::{Shard, ShardOptions, TcpAccess};
 pub use view::{DiskFailure, DiskView, ResourceView};
+pub use vitals::{ErrorKind, ErrorSeen, Times, VitalsReport};
+
+pub use crate::spares::{SpareSpec, SparesError, SparesView};
 
 pub use crate::journaled::{
     JournalCallError, JournalError, JournalHandle, JournalSpec, JournalView, LostRanges,

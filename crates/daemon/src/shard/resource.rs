@@ -1,5 +1,7 @@
 //! One resource on its shard: the core, and what carries out its actions.
 
+mod runner;
+
 use super::catch_up::{JournalRead, read_journal};
 use super::disk::DiskDriver;
 use super::export::{Topic, allocation, set_bits};
@@ -7,22 +9,26 @@ use super::frontend::Frontend;
 use super::handle::CloseError;
 use super::link::{self, Link, LinkOrigin, LinkStream};
 use super::meta_io::{MetaDone, MetaIo};
-use super::open::OpenDisk;
-use super::registry::Registry;
+use super::open::{NewPlace, OpenDisk};
 use super::thread::Context;
 use super::view::{DiskFailure, DiskView, ResourceView};
+use super::vitals::{Vitals, VitalsReport};
 use super::{ResourceHandle, ResourceSpec};
 use crate::events::unix_ms;
 use crate::journaled::JournalHandle;
+use crate::spares::{MapChanges, RemapAnswer, SparesView};
 use holdfast_core::{
     Action, Attachment, Command, CommandId, Core, Event, LinkId, Notice, Refusal, Snapshot,
 };
 use holdfast_nbd::{Extent, PeerAddress, Reply, Request, ShutdownHandle, Spinner};
-use holdfast_store::BufferPool;
-use holdfast_units::{ByteRange, DiskState, GenerationId, Millis, NodeId, PeerSet, Role};
+use holdfast_store::{BufferPool, ChecksumHandle, RemapEntry, RemapOp, ReplaceHandle};
+use holdfast_units::{
+    BLOCK_SIZE, ByteRange, DiskState, GenerationId, Millis, NodeId, PeerSet, Role,
+};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -51,7 +57,20 @@ pub(super) enum ToResource {
     Link(NodeId, LinkOrigin, Box<dyn LinkStream>),
     EndConnections,
     PeerNames(BTreeMap<NodeId, String>),
+    Remap(RemapOp, oneshot::Sender<RemapAnswer>),
+    RemapEntries {
+        skip: usize,
+        most: usize,
+        done: oneshot::Sender<Vec<RemapEntry>>,
+    },
     Refresh(oneshot::Sender<()>),
+    /// The backing disk is about to be replaced.
+    ForgetHoles(oneshot::Sender<()>),
+    /// And its metadata moved.
+    HoldMetadata(oneshot::Sender<()>),
+    /// It was.
+    DiskReplaced(Box<NewPlace>, oneshot::Sender<()>),
+    Vitals(oneshot::Sender<VitalsReport>),
     Close(oneshot::Sender<Result<(), CloseError>>),
 }
 
@@ -95,6 +114,8 @@ struct Inner {
     disk_view: Option<DiskView>,
     /// Why the disk is not used any more.
     failure: Option<DiskFailure>,
+    /// What the disk went through that is not used any more.
+    left: Option<Vitals>,
     /// The task that waits for the disk's completions.
     disk_task: Option<AbortHandle>,
     links: BTreeMap<NodeId, Link>,
@@ -165,6 +186,7 @@ pub(super) fn start(
         open_count: 0,
         openers: Vec::new(),
         disk: disk_view.clone(),
+        spares: parts.as_ref().and_then(|parts| parts.driver.spares()),
         failure: None,
         reads: 0,
         read_bytes: 0,
@@ -182,8 +204,12 @@ pub(super) fn start(
     };
     let (journal_reads, reads) = mpsc::unbounded_channel();
     let journal_reads = Some(journal_reads);
+    let map_changes = parts.as_mut().map(|parts| Arc::clone(&parts.map_changes));
+    let map_changes = map_changes.unwrap_or_else(|| Arc::new(MapChanges::none()));
     let attachment = parts.as_mut().and_then(|parts| parts.attachment.take());
     let journal = parts.as_ref().and_then(|parts| parts.journal.clone());
+    let replace = parts.as_ref().map(|parts| parts.replace.clone());
+    let checksums = parts.as_ref().map(|parts| parts.checksums.clone());
     let (driver, completions) = match parts {
         Some(parts) => (Some(parts.driver), Some((parts.ready, parts.meta_ends))),
         None => (None, None),
@@ -202,6 +228,7 @@ pub(super) fn start(
             journal: journal.clone(),
             disk_view,
             failure: None,
+            left: None,
             disk_task: None,
             links: BTreeMap::new(),
             link_tasks: 0,
@@ -249,9 +276,19 @@ pub(super) fn start(
     resource.finish();
     context.registry.insert(&name, &resource);
     let registry = Rc::clone(&context.registry);
-    let runner = Runner { resource, registry, pool: context.pool.clone() };
+    let runner = runner::Runner { resource, registry, pool: context.pool.clone() };
     spawn_local(runner.run(queue));
-    Ok(ResourceHandle { name, commands, view: seen, wanted, notices, journal })
+    Ok(ResourceHandle {
+        name,
+        commands,
+        view: seen,
+        wanted,
+        notices,
+        journal,
+        checksums,
+        map_changes,
+        replace,
+    })
 }
 
 /// An open disk, taken apart for the tasks that drive it.
@@ -262,6 +299,9 @@ struct DiskParts {
     attachment: Option<Attachment>,
     view: DiskView,
     journal: Option<JournalHandle>,
+    replace: ReplaceHandle,
+    map_changes: Arc<MapChanges>,
+    checksums: ChecksumHandle,
 }
 
 impl DiskParts {
@@ -270,8 +310,19 @@ impl DiskParts {
         let (meta, meta_ends) = MetaIo::start(disk.meta)?;
         let mut driver = DiskDriver::new(disk.disk, meta, disk.probe, &disk.view);
         driver.has_journal(disk.journal.clone());
-        let OpenDisk { attachment, view, journal, .. } = disk;
-        Ok(Self { driver, ready, meta_ends, attachment: Some(attachment), view, journal })
+        let OpenDisk { attachment, view, journal, map_changes, checksums, replace, .. } = disk;
+        let (attachment, map_changes) = (Some(attachment), Arc::new(map_changes));
+        Ok(Self {
+            driver,
+            ready,
+            meta_ends,
+            attachment,
+            view,
+            journal,
+            map_changes,
+            checksums,
+            replace,
+        })
     }
 }
 
@@ -434,7 +485,11 @@ impl Resource {
         let inner = self.inner.borrow();
         let good_disk = || inner.disk.as_ref().filter(|_| inner.disk_state == DiskState::UpToDate);
         let told = match topic {
-            Topic::Allocation => Some(allocation(range, good_disk())),
+            // A block without a good copy may lie in a hole: who takes that for zeroes does not read it.
+            Topic::Allocation => Some(match inner.core.unreadable().count_range(blocks(range)) {
+                0 => allocation(range, good_disk()),
+                _ => vec![Extent::data(range.len)],
+            }),
             Topic::Changed => inner.frontend.changes().map(|changes| changes.extents(range)),
             Topic::OutOfSync(peer) => {
                 inner.core.out_of_sync(peer).map(|bits| set_bits(range, bits))
@@ -519,6 +574,19 @@ impl Resource {
             }
             inner.pending.insert(id, Pending { done, changes });
             inner.feed(Event::Command(id, command));
+        }
+        self.finish();
+    }
+
+    fn remap(&self, what: RemapOp, done: oneshot::Sender<RemapAnswer>) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            // What it does shows in the view.
+            inner.moved = true;
+            // Without a disk the answer is that there is none.
+            if let Some(disk) = &mut inner.disk {
+                disk.remap(what, done);
+            }
         }
         self.finish();
     }
@@ -608,6 +676,14 @@ impl Inner {
             },
             Action::DiskFlush { op } => match &mut self.disk {
                 Some(disk) => disk.flush(op),
+                None => self.events.push_back(no_disk(op)),
+            },
+            Action::DiskRepair { op, range, data } => match &mut self.disk {
+                Some(disk) => disk.repair(op, range, data, &mut self.events),
+                None => self.events.push_back(no_disk(op)),
+            },
+            Action::DiskMarkLost { op, range } => match &mut self.disk {
+                Some(disk) => disk.mark_lost(op, range, &mut self.events),
                 None => self.events.push_back(no_disk(op)),
             },
             Action::ReadJournal { id, from, bytes } => {
@@ -769,7 +845,7 @@ impl Inner {
             if disk.is_done()
                 && let Some(disk) = self.disk.take()
             {
-                disk.release();
+                self.left = Some(disk.release());
                 self.disk_task.take().iter().for_each(AbortHandle::abort);
                 self.disk_view = None;
                 self.changed = true;
@@ -780,6 +856,23 @@ impl Inner {
         }
         if self.changed || (self.moved && self.published.elapsed() >= VIEW_AGE) {
             self.publish();
+        }
+    }
+
+    fn disk_replaced(&mut self, place: NewPlace) {
+        if let Some(disk) = &mut self.disk {
+            self.disk_view = Some(disk.replaced(place, &mut self.events));
+            self.publish();
+        }
+        self.run();
+    }
+
+    /// Hands over what the disk has gone through since the last time.
+    fn tell_vitals(&mut self, done: oneshot::Sender<VitalsReport>) {
+        let vitals = self.disk.as_mut().map(DiskDriver::vitals).or(self.left.as_mut());
+        let Some(vitals) = vitals else { return };
+        if let Err(unheard) = done.send(vitals.take(Instant::now())) {
+            vitals.put_back(unheard);
         }
     }
 
@@ -795,6 +888,7 @@ impl Inner {
             open_count: self.connections.len(),
             openers: self.openers(),
             disk: self.disk_view.clone(),
+            spares: self.spares(),
             failure: self.failure.clone(),
             reads: stats.reads,
             read_bytes: stats.read_bytes,
@@ -808,6 +902,15 @@ impl Inner {
             }
             differs
         });
+    }
+
+    /// How the spares of the disk are: a journal has the disk that they belong to.
+    fn spares(&self) -> Option<SparesView> {
+        let disk = self.disk.as_ref()?;
+        match &self.journal {
+            Some(journal) => journal.view().spares,
+            None => disk.spares(),
+        }
     }
 
     /// Tells to which peers a link is wanted and missing.
@@ -844,89 +947,7 @@ fn no_disk(op: holdfast_core::DiskOpId) -> Event {
     Event::DiskDone(op, Err(holdfast_core::IoFailure::Disk))
 }
 
-/// The task that takes what the control plane sends.
-struct Runner {
-    resource: Rc<Resource>,
-    registry: Rc<Registry>,
-    pool: BufferPool,
-}
-
-impl Runner {
-    async fn run(self, mut queue: mpsc::Receiver<ToResource>) {
-        let asked = loop {
-            match queue.recv().await {
-                Some(ToResource::Command(command, done)) => self.resource.command(command, done),
-                Some(ToResource::Link(peer, origin, stream)) => {
-                    self.resource.add_link(peer, origin, stream, &self.pool);
-                }
-                Some(ToResource::Refresh(done)) => {
-                    self.resource.inner.borrow_mut().publish();
-                    // Nobody waits any more: no harm.
-                    let _ = done.send(());
-                }
-                Some(ToResource::PeerNames(names)) => {
-                    self.resource.inner.borrow_mut().peer_names = names;
-                }
-                Some(ToResource::EndConnections) => {
-                    self.resource.inner.borrow().end_connections();
-                }
-                Some(ToResource::Close(done)) => break Some(done),
-                // Nobody holds a handle any more.
-                None => break None,
-            }
-        };
-        queue.close();
-        let result = self.close().await;
-        if let Err(error) = result {
-            let name = self.resource.inner.borrow().name.clone();
-            tracing::error!(resource = %name, %error, "a resource was not closed in good order");
-        }
-        // Who asked may have lost patience.
-        let _ = asked.map(|asked| asked.send(result));
-    }
-
-    async fn close(&self) -> Result<(), CloseError> {
-        let resource = &self.resource;
-        let name = resource.inner.borrow().name.clone();
-        self.registry.hide(&name);
-        resource.inner.borrow().end_connections();
-        let (done, _end) = oneshot::channel();
-        resource.command(Command::Stop, done);
-        let stopped = self.wait_until(STOP_TIMEOUT, |inner| inner.stopped).await;
-        {
-            let mut inner = resource.inner.borrow_mut();
-            inner.links.values().for_each(|link| if stopped { link.close() } else { link.abort() });
-            if !stopped && let Some(disk) = &mut inner.disk {
-                disk.close();
-            }
-            inner.stopped = true;
-        }
-        resource.finish();
-        let released = self.wait_until(RELEASE_TIMEOUT, Inner::is_closed).await;
-        let journal = {
-            let mut inner = resource.inner.borrow_mut();
-            inner.journal_orders = None;
-            inner.journal_reads = None;
-            inner.journal.take()
-        };
-        if let Some(journal) = journal {
-            journal.stop(JOURNAL_TIMEOUT).await;
-        }
-        self.registry.remove(&name);
-        match (stopped, released) {
-            (true, true) => Ok(()),
-            (false, true) => Err(CloseError::TimedOut),
-            (_, false) => Err(CloseError::DiskBusy),
-        }
-    }
-
-    /// Waits for a condition that holds after `ended` was notified. Whether it came in time.
-    async fn wait_until(&self, patience: Duration, met: impl Fn(&Inner) -> bool) -> bool {
-        let wait = async {
-            while !met(&self.resource.inner.borrow()) {
-                self.resource.ended.notified().await;
-            }
-        };
-        tokio::time::timeout(patience, wait).await.is_ok()
-    }
+/// The blocks that a range touches.
+const fn blocks(range: ByteRange) -> Range<u64> {
+    range.offset / BLOCK_SIZE..range.end().div_ceil(BLOCK_SIZE)
 }

@@ -86,7 +86,13 @@ fn beside(disk: &Path) -> MetaPlace {
 }
 
 fn disk_spec(path: &Path, meta: MetaPlace) -> DiskSpec {
-    DiskSpec { path: path.to_owned(), meta, direct: DirectMode::Auto }
+    DiskSpec {
+        path: path.to_owned(),
+        meta,
+        direct: DirectMode::Auto,
+        spares: Vec::new(),
+        checksums: None,
+    }
 }
 
 fn creation(disk: DiskSpec, node: u8, first: bool) -> CreateMetadata {
@@ -97,6 +103,7 @@ fn creation(disk: DiskSpec, node: u8, first: bool) -> CreateMetadata {
         node: n(node),
         al_extents: 64,
         slots: None,
+        spares: None,
         content: if first {
             InitialContent::Current(GenerationId(0x1234_5678_0000_0001))
         } else {

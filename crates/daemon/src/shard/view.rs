@@ -1,5 +1,6 @@
 //! What others see of a resource.
 
+use crate::spares::SparesView;
 use holdfast_core::Snapshot;
 use holdfast_nbd::PeerAddress;
 use std::path::PathBuf;
@@ -19,6 +20,8 @@ pub struct ResourceView {
     pub openers: Vec<PeerAddress>,
     /// The local disk while it is open.
     pub disk: Option<DiskView>,
+    /// Its spares for bad sectors.
+    pub spares: Option<SparesView>,
     /// Why the disk is not used any more, when it was open and failed.
     pub failure: Option<DiskFailure>,
     /// Requests of clients and their bytes since the start: reads.

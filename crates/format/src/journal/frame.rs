@@ -70,6 +70,22 @@ pub enum Compression {
 }
 
 impl Compression {
+    /// One word for it: `none`, `lz4`, `zstd`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
+
+    /// What [`Self::as_str`] calls so.
+    #[must_use]
+    pub fn named(word: &str) -> Option<Self> {
+        [Self::None, Self::Lz4, Self::Zstd].into_iter().find(|one| one.as_str() == word)
+    }
+
     pub(super) const fn from_number(number: u8) -> Option<Self> {
         match number {
             0 => Some(Self::None),

@@ -7,6 +7,7 @@ mod following;
 mod frame;
 mod note;
 mod segment;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ pub use frame::{
 };
 pub use note::{FollowerNote, MAX_NOTE_LINKS, MAX_NOTE_RANGES, NoteError};
 pub use segment::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentLink, is_alignment};
+pub use table::{DEVICE_DATA_AT, DEVICE_TABLE_LEN, DeviceTable, MAX_DEVICE_FILES, MAX_DEVICE_NAME};
 
 /// No position is written that is so high: a segment more always fits.
 pub(crate) const MAX_POSITION: u64 = 1 << 62;

@@ -10,7 +10,9 @@ use sha2::{Digest, Sha256};
 /// The bytes of a segment before its first frame.
 pub const SEGMENT_HEADER_LEN: u64 = BLOCK_LEN as u64;
 
-const KNOWN_FEATURES: u32 = 0;
+/// Records of the segment may be compressed.
+const PACKED: u32 = 1;
+const KNOWN_FEATURES: u32 = PACKED;
 const NO_NODE: u8 = 255;
 
 const AT_EPOCH: usize = HEAD_LEN;
@@ -99,6 +101,8 @@ pub struct SegmentHeader {
     pub predecessor: Option<(NodeId, u64, u64)>,
     /// The generation of the data when it was begun.
     pub generation: GenerationId,
+    /// Its records may be compressed: for whoever must be able to unpack them.
+    pub packed: bool,
 }
 
 impl SegmentHeader {
@@ -144,7 +148,8 @@ impl SegmentHeader {
         put(b, AT_TIME, self.time.0.to_le_bytes());
         put(b, AT_CHAIN, self.chain);
         put(b, AT_GENERATION, self.generation.0.to_le_bytes());
-        put(b, AT_FEATURES, KNOWN_FEATURES.to_le_bytes());
+        let features = if self.packed { PACKED } else { 0 };
+        put(b, AT_FEATURES, features.to_le_bytes());
         let head =
             Head { kind: BlockKind::JournalSegment, number: self.number, resource: self.resource };
         block::seal(b, head);
@@ -157,7 +162,8 @@ impl SegmentHeader {
     /// [`BlockError`]: it is not that segment's of that resource, or broken.
     pub fn decode(b: &Block, resource: ResourceId, number: u64) -> Result<Self, BlockError> {
         block::open_of(b, Head { kind: BlockKind::JournalSegment, number, resource })?;
-        let unknown = get_u32(b, AT_FEATURES) & !KNOWN_FEATURES;
+        let features = get_u32(b, AT_FEATURES);
+        let unknown = features & !KNOWN_FEATURES;
         if unknown != 0 {
             return Err(BlockError::Features { unknown });
         }
@@ -186,6 +192,7 @@ impl SegmentHeader {
             chain: get(b, AT_CHAIN),
             predecessor,
             generation: GenerationId(get_u64(b, AT_GENERATION)),
+            packed: features & PACKED != 0,
         };
         header.fault().map_or(Ok(header), |why| Err(content(why)))
     }

@@ -3,6 +3,7 @@ use super::{
     MAX_FRAME_RECORDS, PeerCursor, PeerSwitches, Record, RecordKind, SegmentHeader, Switches,
     frame_len,
 };
+use crate::block::{BlockKind, Head, seal};
 use crate::testing::{OTHER, RESOURCE, each_corruption, hex, node};
 use crate::{BLOCK_LEN, Block, BlockError};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition};
@@ -21,6 +22,7 @@ fn segment() -> SegmentHeader {
         chain: *b"0123456789abcdef",
         predecessor: Some((node(1), 0x99, 0x2000)),
         generation: GenerationId(0xfeed),
+        packed: false,
     }
 }
 
@@ -77,6 +79,19 @@ fn the_bytes_of_a_segment_header() {
 070: ed fe 00 00 00 00 00 00 00 00 00 00 00 00 00 00
 "
     );
+}
+
+#[test]
+fn a_segment_says_that_its_records_may_be_compressed_and_others_refuse_what_they_do_not_know() {
+    let packed = SegmentHeader { packed: true, ..segment() };
+    let (plain, mut block) = (segment().encode(), packed.encode());
+    assert_eq!((plain[120], block[120]), (0, 1));
+    assert_eq!(SegmentHeader::decode(&block, RESOURCE, 7), Ok(packed));
+    block[120] = 3;
+    let head = Head { kind: BlockKind::JournalSegment, number: 7, resource: RESOURCE };
+    seal(&mut block, head);
+    let refused = SegmentHeader::decode(&block, RESOURCE, 7);
+    assert_eq!(refused, Err(BlockError::Features { unknown: 2 }));
 }
 
 #[test]

@@ -66,6 +66,18 @@ fn internal_placement_is_kept() {
 }
 
 #[test]
+fn a_disk_with_spares_is_for_programs_that_know_them() {
+    let sb = Superblock { spares: Some(*b"sixteen disk id."), ..sample() };
+    let block = sb.encode();
+    assert_eq!(Superblock::decode(&block, 0), Ok(sb));
+    // What an older program looks at: a bit that it does not know.
+    assert_eq!(block[56..60], [1, 0, 0, 0]);
+    assert_eq!(&block[1152..1168], b"sixteen disk id.");
+    let without = edit(block, AT_FEATURES, &[0]);
+    assert_eq!(Superblock::decode(&without, 0).unwrap().spares, None);
+}
+
+#[test]
 fn every_corruption_of_one_byte_is_seen() {
     each_corruption(&sample().encode(), |block| Superblock::decode(block, 0).is_ok());
 }
@@ -112,7 +124,7 @@ fn a_newer_copy_is_never_passed_over() {
     let mut sb = sample();
     let old = Superblock::decode(&sb.encode(), 0);
     let (_, new) = sb.advance();
-    for (at, bytes) in [(8, [2, 0]), (AT_FEATURES, [1, 0])] {
+    for (at, bytes) in [(8, [2, 0]), (AT_FEATURES, [0, 0x80])] {
         let newer = Superblock::decode(&edit(new, at, &bytes), 1);
         let error = newer.clone().unwrap_err();
         assert!(matches!(error, BlockError::Version { found: 2 } | BlockError::Features { .. }));

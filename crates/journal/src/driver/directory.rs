@@ -1,5 +1,6 @@
 //! The real directory.
 
+use super::around::{LAST_WRITES, lock_within, read_at, write_around, write_parts};
 use super::{Files, SyncApart};
 use bytes::Bytes;
 use rustix::fs::{
@@ -9,20 +10,18 @@ use rustix::fs::{
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind};
 use std::num::NonZeroU64;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-const ALIGN: usize = 4096;
 /// So many files are kept open.
 const MAX_OPEN: usize = 8;
 /// What is written at a time to a new file.
 const FILL: usize = 1 << 20;
-/// What the kernel takes with one write.
-const MAX_SLICES: usize = 1024;
 
 /// How the files are written.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -50,12 +49,25 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Claims it, until this value and what was opened by it are gone.
+    /// Claims it, until this value and what was opened by it are gone. Frames of a process that was
+    /// killed may still be on their way to the device, and would land on newer ones: the claim waits
+    /// for their end, for a few seconds.
     ///
     /// # Errors
-    /// `WouldBlock` when somebody else has it.
+    /// `WouldBlock` when somebody else has it, or a frame is still on its way.
     pub fn claim(&self) -> io::Result<()> {
-        Ok(flock(&self.dir, FlockOperation::NonBlockingLockExclusive)?)
+        self.claim_within(LAST_WRITES)
+    }
+
+    fn claim_within(&self, patience: Duration) -> io::Result<()> {
+        flock(&self.dir, FlockOperation::NonBlockingLockExclusive)?;
+        let deadline = Instant::now() + patience;
+        for name in self.list()?.iter().filter(|name| name.starts_with("segment-")) {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let file = openat(&self.dir, name.as_str(), flags, Mode::empty())?;
+            lock_within(&file, deadline.saturating_duration_since(Instant::now()))?;
+        }
+        Ok(())
     }
 
     /// Opens a directory, which must be there.
@@ -65,7 +77,11 @@ impl Directory {
     pub fn open(path: &Path, options: DirectoryOptions) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self { dir, open: Mutex::default(), direct_works: options.direct, scratch: Vec::new() })
+        Ok(Self::of(dir, options.direct))
+    }
+
+    fn of(dir: OwnedFd, direct_works: bool) -> Self {
+        Self { dir, open: Mutex::default(), direct_works, scratch: Vec::new() }
     }
 
     fn open_files(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Open>> {
@@ -96,41 +112,6 @@ impl Directory {
     fn close(&self, name: &str) {
         self.open_files().remove(name);
     }
-
-    /// Copies those parts that are not aligned, one behind the other, into the scratch memory.
-    fn copy_unaligned(&mut self, parts: &[Bytes]) {
-        let unaligned = || parts.iter().filter(|part| !is_aligned(part));
-        let len = unaligned().map(Bytes::len).sum::<usize>() + ALIGN;
-        if self.scratch.len() < len {
-            self.scratch.resize(len, 0);
-        }
-        let mut at = self.scratch.as_ptr().align_offset(ALIGN);
-        for part in unaligned() {
-            self.scratch[at..at + part.len()].copy_from_slice(part);
-            at += part.len();
-        }
-    }
-}
-
-/// Whether it can go to the disk as it is.
-fn is_aligned(part: &Bytes) -> bool {
-    part.as_ptr().addr().is_multiple_of(ALIGN) && part.len().is_multiple_of(ALIGN)
-}
-
-/// Writes all of the slices, one behind the other.
-fn write_all(file: impl AsFd, mut slices: &mut [IoSlice<'_>], mut at: u64) -> io::Result<()> {
-    while !slices.is_empty() {
-        match rustix::io::pwritev(&file, &slices[..slices.len().min(MAX_SLICES)], at) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(n) => {
-                at += n as u64;
-                IoSlice::advance_slices(&mut slices, n);
-            }
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 impl Files for Directory {
@@ -168,47 +149,53 @@ impl Files for Directory {
         Ok(())
     }
 
+    fn create_apart(&mut self, name: &str, len: u64) -> io::Result<Option<SyncApart>> {
+        // Who makes it may go on when this is closed, so it holds nothing of the claim.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(&self.dir, ".", flags, Mode::empty())?;
+        let mut apart = Self::of(dir, false);
+        let name = name.to_owned();
+        Ok(Some(Box::new(move || apart.create(&name, len).and_then(|()| apart.sync(&name)))))
+    }
+
     fn write(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<()> {
-        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        self.with(name, |open| write_all(&open.file, &mut slices, offset))
+        self.with(name, |open| write_parts(&open.file, offset, parts))
     }
 
     fn write_through(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<bool> {
         if !self.with(name, |open| Ok(open.direct.is_some()))? {
             return self.write(name, offset, parts).map(|()| false);
         }
-        self.copy_unaligned(parts);
-        let mut at = self.scratch.as_ptr().align_offset(ALIGN);
-        let mut slices = Vec::with_capacity(parts.len());
-        // Between aligned parts there are whole blocks, though of several parts.
-        for run in parts.chunk_by(|a, b| !is_aligned(a) && !is_aligned(b)) {
-            if is_aligned(&run[0]) {
-                slices.push(IoSlice::new(&run[0]));
-            } else {
-                let len = run.iter().map(Bytes::len).sum::<usize>();
-                slices.push(IoSlice::new(&self.scratch[at..at + len]));
-                at += len;
-            }
-        }
-        self.with(name, |open| match &open.direct {
-            Some(direct) => write_all(direct, &mut slices, offset).map(|()| true),
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let written = self.with(name, |open| match &open.direct {
+            Some(direct) => write_around(direct, offset, parts, &mut scratch).map(|()| true),
             None => Ok(false),
+        });
+        self.scratch = scratch;
+        written
+    }
+
+    fn expect(&self, name: &str, offset: u64, len: u64) {
+        // Only advice, which may fail.
+        let _ = self.with(name, |open| {
+            Ok(fadvise(&open.file, offset, NonZeroU64::new(len), Advice::WillNeed)?)
+        });
+    }
+
+    fn direct_file(&self, name: &str) -> io::Result<Option<(File, u64)>> {
+        self.with(name, |open| match &open.direct {
+            Some(direct) => {
+                // It holds as long as the kernel works on what was written to it, also when the
+                // process is gone: see `claim`.
+                flock(direct, FlockOperation::NonBlockingLockExclusive)?;
+                Ok(Some((File::from(direct.try_clone()?), 0)))
+            }
+            None => Ok(None),
         })
     }
 
     fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        self.with(name, |open| {
-            let mut done = 0;
-            while done < buf.len() {
-                match open.file.read_at(&mut buf[done..], offset + done as u64) {
-                    Ok(0) => break,
-                    Ok(n) => done += n,
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(done)
-        })
+        self.with(name, |open| read_at(&open.file, offset, buf))
     }
 
     fn sync(&mut self, name: &str) -> io::Result<()> {
@@ -233,5 +220,31 @@ impl Files for Directory {
 
     fn sync_dir(&mut self) -> io::Result<()> {
         Ok(fsync(&self.dir)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Directory, DirectoryOptions, Files};
+    use std::io::ErrorKind;
+    use std::time::Duration;
+
+    #[test]
+    fn a_claim_waits_for_what_is_still_written_for_a_process_that_is_gone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let open = || Directory::open(scratch.path(), DirectoryOptions { direct: true }).unwrap();
+        let mut first = open();
+        first.claim().unwrap();
+        first.create("segment-0000000000000001", 1 << 20).unwrap();
+        let Some((file, _)) = first.direct_file("segment-0000000000000001").unwrap() else {
+            // This filesystem has no writes around the page cache.
+            return;
+        };
+        drop(first);
+        let next = open();
+        let refused = next.claim_within(Duration::ZERO).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::WouldBlock);
+        drop(file);
+        next.claim_within(Duration::ZERO).unwrap();
     }
 }

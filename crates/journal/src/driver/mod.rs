@@ -1,29 +1,45 @@
-//! A blocking driver of a journal over a directory of files.
+//! A blocking driver of a journal over a directory of files, or a device.
 //!
 //! [`Log`] does what [`Journal::next`] wants, one step after the other, on the calling thread.
-//! What it needs of the directory is [`Files`]; [`Directory`] is the real one.
+//! What it needs of the place is [`Files`]; [`Directory`] and [`Device`] are the real ones.
 
+mod around;
+mod cursors;
+mod device;
 mod directory;
+mod files;
+mod media;
 mod offline;
+mod place;
+mod reading;
 mod rescue;
+mod write_back;
 
+pub use device::{Device, Media, device_room};
 pub use directory::{Directory, DirectoryOptions};
+pub use files::{Files, SyncApart};
+pub use media::RawMedia;
 pub use offline::Offline;
+pub use place::{Place, open_claimed};
+pub use reading::Logged;
+pub use write_back::Backing;
+
+use cursors::{cursors_of, make_cursors, read_cursors};
 use rescue::remove_all;
 
-use crate::index::{PartSource, RunKind, RunPiece, WriteBackLimits};
+use crate::RangeSet;
 use crate::journal::{Batch, CopyError, Journal, Next, Settings};
 use crate::op::{Op, PushError, Ticket};
 use crate::records::RecordsError;
 use crate::recover::{Found, RecoverError, recover};
-use crate::retention::{CutPlan, cut_ranges};
+use crate::retention::CutPlan;
 use crate::scan::ReadSegments;
-use crate::{RangeSet, Records};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use holdfast_format::journal::{Cursors, SegmentHeader};
 use holdfast_format::{BLOCK_LEN, Block, BlockError, ReadFailed};
-use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId, ResourceId};
+use holdfast_units::{GenerationId, HybridTime, LogPosition, NodeId};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 
 /// The name of the file of cursors.
@@ -35,7 +51,6 @@ pub const GIVEN_UP: &str = "given-up";
 pub const RESCUED: &str = "rescued";
 /// What the name of a file begins with that is still being made, to become a spare.
 pub const MAKING: &str = "making-";
-const CURSORS_BYTES: u64 = 2 * BLOCK_LEN as u64;
 
 /// The name of a segment's file.
 #[must_use]
@@ -53,76 +68,6 @@ fn number_of(name: &str, prefix: &str) -> Option<u64> {
     let digits = name.strip_prefix(prefix)?;
     if digits.len() == 16 { u64::from_str_radix(digits, 16).ok() } else { None }
 }
-
-/// A directory of files, as a journal needs it.
-pub trait Files {
-    /// The names of all files in it.
-    ///
-    /// # Errors
-    /// When it cannot be listed.
-    fn list(&self) -> io::Result<Vec<String>>;
-
-    /// Makes sure that there is a file of this length: preallocated, and written once with zeroes
-    /// where it is new. Neither file nor name need be durable.
-    ///
-    /// # Errors
-    /// When it cannot be made.
-    fn create(&mut self, name: &str, len: u64) -> io::Result<()>;
-
-    /// Writes parts one after the other. All of it, or an error.
-    ///
-    /// # Errors
-    /// When not all could be written.
-    fn write(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<()>;
-
-    /// Reads; how many bytes there were, less than asked for only at the end of the file.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
-
-    /// As [`Self::write`], durable in the same step where that can be done; whether it is.
-    ///
-    /// # Errors
-    /// As [`Self::write`].
-    fn write_through(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<bool>;
-
-    /// Makes the data of a file durable.
-    ///
-    /// # Errors
-    /// When that is not known to have worked.
-    fn sync(&mut self, name: &str) -> io::Result<()>;
-
-    /// As [`Self::sync`], for another moment or thread: what was written when this was called is
-    /// durable when what it returns has worked. Nothing, where it is durable already.
-    ///
-    /// # Errors
-    /// As [`Self::sync`].
-    fn sync_apart(&mut self, name: &str) -> io::Result<Option<SyncApart>> {
-        self.sync(name).map(|()| None)
-    }
-
-    /// Gives a file another name, which no file has.
-    ///
-    /// # Errors
-    /// When that did not work.
-    fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
-
-    /// Takes a file away.
-    ///
-    /// # Errors
-    /// When that did not work.
-    fn remove(&mut self, name: &str) -> io::Result<()>;
-
-    /// Makes the names durable.
-    ///
-    /// # Errors
-    /// When that is not known to have worked.
-    fn sync_dir(&mut self) -> io::Result<()>;
-}
-
-/// A sync that is still to be made: see [`Files::sync_apart`].
-pub type SyncApart = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 /// A sync that has begun: pass its end to [`Log::end_sync`].
 pub struct Syncing {
@@ -166,19 +111,6 @@ pub enum CopyFailed {
     /// They could not be written.
     #[error("the files of the journal could not be written: {0}")]
     Io(#[from] io::Error),
-}
-
-/// An op that was read back.
-#[derive(Clone, Debug)]
-pub struct Logged {
-    /// Its position.
-    pub position: LogPosition,
-    /// The position of the next one: where a cursor stands that is behind this one.
-    pub next: LogPosition,
-    /// All before this position was durable when its frame was made.
-    pub barrier: LogPosition,
-    /// The op.
-    pub op: Op,
 }
 
 /// The segments of a directory, to read.
@@ -382,6 +314,36 @@ impl<F: Files> Log<F> {
         }
     }
 
+    /// The next batch, for a caller that writes it around the page cache ([`Files::direct_file`]) and
+    /// says so with [`Self::wrote_through`]. Nothing while another step comes first, or something
+    /// is written that only a sync makes durable. Until all of them have been written, nothing may
+    /// be written otherwise.
+    pub fn next_through(&mut self) -> Option<Batch> {
+        if self.journal.sync_target().is_some() || !self.journal.is_write_next() {
+            return None;
+        }
+        match self.journal.next_step() {
+            Next::Write(batch) => Some(batch),
+            _ => None,
+        }
+    }
+
+    /// A batch is durable in its place, and so are all before it.
+    pub fn wrote_through(&mut self, batch: &Batch) {
+        self.journal.written(batch.id);
+        self.journal.synced(batch.end);
+    }
+
+    /// The file of the last segment, as [`Files::direct_file`], with its number and length.
+    ///
+    /// # Errors
+    /// As [`Files::direct_file`].
+    pub fn last_direct(&self) -> io::Result<Option<(u64, u64, File, u64)>> {
+        let Some((header, _)) = self.journal.segments.back() else { return Ok(None) };
+        let found = self.files.direct_file(&segment_name(header.number))?;
+        Ok(found.map(|(file, begin)| (header.number, header.capacity, file, begin)))
+    }
+
     fn try_step(&mut self, durable: bool) -> io::Result<Stepped> {
         match self.journal.next_step() {
             Next::Idle | Next::Wait => return Ok(Stepped::Idle),
@@ -513,37 +475,36 @@ impl<F: Files> Log<F> {
         }
     }
 
-    /// The ranges that each loser of a plan does not get.
-    ///
-    /// # Errors
-    /// When the records cannot be read: then these peers need everything.
-    pub fn cut_ranges(&self, plan: &CutPlan) -> Result<BTreeMap<NodeId, RangeSet>, LogError> {
-        let segments = self.journal.durable_segments();
-        Ok(cut_ranges(&Segments(&self.files), &segments, plan)?)
-    }
-
     /// Makes a segment of a spare, or of a new file. Header and file are durable before the name
     /// is, so a segment always has a header.
     fn begin(&mut self, header: &SegmentHeader) -> io::Result<()> {
-        let spare = match self.spares.pop() {
-            Some(spare) => spare,
-            None => {
-                self.make_spare(header.number, header.capacity)?;
-                header.number
-            }
-        };
+        let spare = self.take_spare(header)?;
         let (from, to) = (spare_name(spare), segment_name(header.number));
-        if let Err(error) = self.files.create(&from, header.capacity) {
-            // It was of another length, and cannot be used. That it stays changes nothing.
-            let _ = self.files.remove(&from);
-            return Err(error);
-        }
         self.files.write(&from, 0, &[Bytes::copy_from_slice(&header.encode())])?;
         self.files.sync(&from)?;
         self.files.rename(&from, &to)?;
         self.files.sync_dir()?;
         self.journal.begun(header.number);
         Ok(())
+    }
+
+    /// A file that can become the segment: one that waits, or a new one.
+    fn take_spare(&mut self, header: &SegmentHeader) -> io::Result<u64> {
+        if let Some(spare) = self.spares.pop() {
+            let name = spare_name(spare);
+            match self.files.create(&name, header.capacity) {
+                Ok(()) => return Ok(spare),
+                Err(error) => {
+                    // It was of another length, and cannot be used. That it stays changes nothing.
+                    let _ = self.files.remove(&name);
+                    if !is_full(&error) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        self.make_spare(header.number, header.capacity)?;
+        Ok(header.number)
     }
 
     fn make_spare(&mut self, number: u64, len: u64) -> io::Result<()> {
@@ -638,84 +599,6 @@ impl<F: Files> Log<F> {
         Ok(Some(plan))
     }
 
-    /// Goes through the durable records from `from` on.
-    ///
-    /// # Errors
-    /// [`RecordsError::Gone`] when they are not kept any more.
-    pub fn records(&self, from: LogPosition) -> Result<Vec<(LogPosition, Op)>, LogError> {
-        let reader = Segments(&self.files);
-        let mut records = self.journal.records(&reader, from)?;
-        let mut all = Vec::new();
-        while let Some(found) = records.next()? {
-            all.push((found.position, op_of(&records, &found)?));
-        }
-        Ok(all)
-    }
-
-    /// The durable records from `from` on up to `to` (exclusively), about `max` bytes of payload at
-    /// most and at least one record; and the position that a cursor has behind them.
-    ///
-    /// # Errors
-    /// As [`Self::records`].
-    pub fn records_between(
-        &self,
-        from: LogPosition,
-        to: LogPosition,
-        max: u64,
-    ) -> Result<(Vec<(LogPosition, Op)>, LogPosition), LogError> {
-        let reader = Segments(&self.files);
-        let mut records = self.journal.records(&reader, from)?;
-        let (mut all, mut end, mut bytes) = (Vec::new(), from, 0);
-        while bytes < max {
-            let Some(found) = records.next()?.filter(|found| found.position < to) else { break };
-            bytes += found.record.range.len.max(1);
-            end = found.next;
-            all.push((found.position, op_of(&records, &found)?));
-        }
-        Ok((all, end))
-    }
-
-    /// The durable records from `from` on, in order: as many as have `max_bytes` of payload, at
-    /// least one and at most 1024.
-    ///
-    /// # Errors
-    /// [`RecordsError::Gone`] when they are not kept any more.
-    pub fn records_from(&self, from: LogPosition, max_bytes: u64) -> Result<Vec<Logged>, LogError> {
-        const MOST: usize = 1024;
-        let reader = Segments(&self.files);
-        let mut records = self.journal.records(&reader, from)?;
-        let (mut all, mut bytes) = (Vec::new(), 0);
-        while bytes < max_bytes && all.len() < MOST {
-            let Some(found) = records.next()? else { break };
-            let op = op_of(&records, &found)?;
-            bytes += op.payload().len() as u64;
-            let crate::RecordAt { position, next, barrier, .. } = found;
-            all.push(Logged { position, next, barrier, op });
-        }
-        Ok(all)
-    }
-
-    /// What the durable records from `from` to `to` (exclusively) change.
-    ///
-    /// # Errors
-    /// [`RecordsError::Gone`] when they are not kept any more.
-    pub fn changed_between(
-        &self,
-        from: LogPosition,
-        to: LogPosition,
-    ) -> Result<RangeSet, LogError> {
-        let reader = Segments(&self.files);
-        let mut records = self.journal.records(&reader, from)?;
-        let mut changed = RangeSet::new();
-        while let Some(found) = records.next()? {
-            if found.position >= to {
-                break;
-            }
-            changed.insert(found.record.range);
-        }
-        Ok(changed)
-    }
-
     /// Makes everything durable that was pushed, and begins a new segment if the last one has
     /// records; its number, and where it begins.
     ///
@@ -740,38 +623,6 @@ impl<F: Files> Log<F> {
         self.files.remove(&segment_name(number))?;
         self.files.sync_dir()?;
         Ok(true)
-    }
-
-    /// The position to replay to (exclusively) for the state of a time, from `from` on.
-    ///
-    /// # Errors
-    /// [`LogError`] when the records cannot be read.
-    pub fn position_after(
-        &self,
-        from: LogPosition,
-        time: HybridTime,
-    ) -> Result<LogPosition, LogError> {
-        let reader = Segments(&self.files);
-        Ok(self.journal.records(&reader, from)?.position_after(time)?)
-    }
-
-    /// Bytes of a segment's frames for a peer, from a position on: durable ones only.
-    ///
-    /// # Errors
-    /// When they cannot be read.
-    pub fn fetch(&self, number: u64, from: LogPosition, max: usize) -> io::Result<Bytes> {
-        let segments = self.journal.durable_segments();
-        let segment = segments.iter().find(|(header, _)| header.number == number);
-        let Some((header, len)) = segment else {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such segment"));
-        };
-        let end = header.base.after(*len);
-        let want = usize::try_from(end.since(from)).unwrap_or(usize::MAX).min(max);
-        let mut bytes = BytesMut::zeroed(want);
-        let offset = holdfast_format::journal::SEGMENT_HEADER_LEN + from.since(header.base);
-        let got = self.files.read(&segment_name(number), offset, &mut bytes)?;
-        bytes.truncate(got);
-        Ok(bytes.freeze())
     }
 
     /// Takes a segment of another node, and bytes of its frames; how many bytes were taken.
@@ -809,194 +660,8 @@ impl<F: Files> Log<F> {
         }
         Ok(taken)
     }
-
-    /// Reads a range: from the journal where that is newer, else from the disk.
-    ///
-    /// # Errors
-    /// When either cannot be read.
-    pub fn read(&self, range: ByteRange, disk: &mut dyn Backing) -> Result<Bytes, LogError> {
-        let mut all = BytesMut::new();
-        for part in self.journal.lookup(range) {
-            match part.source {
-                PartSource::Disk => all.extend_from_slice(&disk.read(part.range)?),
-                PartSource::Zeroes => all.resize(all.len() + len_of(part.range)?, 0),
-                PartSource::Journal { place, skip } => {
-                    let piece = RunPiece { range: part.range, place, skip };
-                    all.extend_from_slice(&self.piece(&piece)?);
-                }
-            }
-        }
-        Ok(all.freeze())
-    }
-
-    /// The data of a piece of a run, or of a part of a read; verified.
-    ///
-    /// # Errors
-    /// When they cannot be read, or are damaged.
-    pub fn piece(&self, piece: &RunPiece) -> Result<Bytes, LogError> {
-        let payload = piece.place.read(&Segments(&self.files))?;
-        let skip = usize::try_from(piece.skip).map_err(io::Error::other)?;
-        Ok(payload.slice(skip..skip + len_of(piece.range)?))
-    }
-
-    /// Writes back what is durable, in one round; whether there was something. With `flush`, the
-    /// disk is flushed behind it, so that the journal does not need it any more.
-    ///
-    /// # Errors
-    /// When the disk or the journal failed; it stays to be written back.
-    pub fn write_back(
-        &mut self,
-        disk: &mut dyn Backing,
-        limits: WriteBackLimits,
-        flush: bool,
-    ) -> Result<bool, LogError> {
-        let planned = self.journal.write_back(limits);
-        if let Some(plan) = &planned {
-            let result = self.write_runs(disk, &plan.runs);
-            self.journal.written_back(plan.id, result.is_ok());
-            result?;
-        }
-        if flush {
-            let token = self.journal.disk_flush_token();
-            disk.flush()?;
-            self.journal.disk_flushed(token);
-        }
-        Ok(planned.is_some())
-    }
-
-    fn write_runs(&self, disk: &mut dyn Backing, runs: &[crate::Run]) -> Result<(), LogError> {
-        for run in runs {
-            match run.kind {
-                RunKind::Data => {
-                    let mut data = BytesMut::with_capacity(len_of(run.range)?);
-                    for piece in &run.pieces {
-                        data.extend_from_slice(&self.piece(piece)?);
-                    }
-                    disk.write(run.range.offset, &data)?;
-                }
-                RunKind::Zeroes => disk.zeroes(run.range, false)?,
-                RunKind::Discard => disk.zeroes(run.range, true)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The disk under a journal.
-pub trait Backing {
-    /// Reads a range.
-    ///
-    /// # Errors
-    /// When not all of it could be read.
-    fn read(&mut self, range: ByteRange) -> io::Result<Bytes>;
-
-    /// Writes.
-    ///
-    /// # Errors
-    /// When not all of it could be written.
-    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
-
-    /// Writes zeroes, with `discard` giving the space back.
-    ///
-    /// # Errors
-    /// When not all of it could be written.
-    fn zeroes(&mut self, range: ByteRange, discard: bool) -> io::Result<()>;
-
-    /// Makes durable all that was written.
-    ///
-    /// # Errors
-    /// When that is not known to have worked.
-    fn flush(&mut self) -> io::Result<()>;
-}
-
-fn op_of<R: ReadSegments>(
-    records: &Records<'_, R>,
-    found: &crate::RecordAt,
-) -> Result<Op, RecordsError> {
-    Ok(Op::read_back(found.record, records.payload(found)?))
 }
 
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-fn len_of(range: ByteRange) -> io::Result<usize> {
-    usize::try_from(range.len).map_err(io::Error::other)
-}
-
-fn make_cursors<F: Files>(files: &mut F) -> io::Result<()> {
-    files.create(CURSORS, CURSORS_BYTES)?;
-    files.sync(CURSORS)?;
-    files.sync_dir()
-}
-
-/// The newest cursors. A file of them that was never written to stands for an empty journal.
-fn cursors_of(copies: &[Block; 2], resource: ResourceId) -> Result<Cursors, BlockError> {
-    if let Some(cursors) = Cursors::newest([&copies[0], &copies[1]], resource) {
-        return Ok(cursors);
-    }
-    let why = |copy: u8| Cursors::decode(&copies[usize::from(copy)], resource, copy).err();
-    let whys: Vec<BlockError> = [why(0), why(1)].into_iter().flatten().collect();
-    if let Some(foreign) = whys.iter().find(|why| matches!(why, BlockError::Resource { .. })) {
-        return Err(*foreign);
-    }
-    // They are written in turn: with one that was never written, the other one was written once at
-    // most, and that may have been torn.
-    match whys.iter().find(|why| **why != BlockError::Blank) {
-        Some(why) if !whys.contains(&BlockError::Blank) => Err(*why),
-        _ => Ok(Cursors::new(resource)),
-    }
-}
-
-impl<F: Files + ?Sized> Files for Box<F> {
-    fn list(&self) -> io::Result<Vec<String>> {
-        (**self).list()
-    }
-
-    fn create(&mut self, name: &str, len: u64) -> io::Result<()> {
-        (**self).create(name, len)
-    }
-
-    fn write(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<()> {
-        (**self).write(name, offset, parts)
-    }
-
-    fn write_through(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<bool> {
-        (**self).write_through(name, offset, parts)
-    }
-
-    fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        (**self).read(name, offset, buf)
-    }
-
-    fn sync(&mut self, name: &str) -> io::Result<()> {
-        (**self).sync(name)
-    }
-
-    fn sync_apart(&mut self, name: &str) -> io::Result<Option<SyncApart>> {
-        (**self).sync_apart(name)
-    }
-
-    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
-        (**self).rename(from, to)
-    }
-
-    fn remove(&mut self, name: &str) -> io::Result<()> {
-        (**self).remove(name)
-    }
-
-    fn sync_dir(&mut self) -> io::Result<()> {
-        (**self).sync_dir()
-    }
-}
-
-fn read_cursors<F: Files>(files: &F) -> io::Result<[Block; 2]> {
-    let mut copies = [[0; BLOCK_LEN]; 2];
-    for (index, copy) in (0..).zip(&mut copies) {
-        // What cannot be read is a copy that does not count.
-        if files.read(CURSORS, index * BLOCK_LEN as u64, copy).unwrap_or(0) < BLOCK_LEN {
-            copy.fill(0);
-        }
-    }
-    Ok(copies)
 }

@@ -1,7 +1,8 @@
 //! A journal that nobody uses, to read.
 
-use super::{CURSORS, Directory, DirectoryOptions, Files, GIVEN_UP, LogError, Segments};
-use super::{cursors_of, number_of, read_cursors};
+use super::cursors::{cursors_of, read_cursors};
+use super::number_of;
+use super::{CURSORS, Files, GIVEN_UP, LogError, Segments, place};
 use crate::recover::{Found, recover};
 use crate::scan::ReadSegments;
 use crate::ship::FOLLOWING;
@@ -13,7 +14,7 @@ use std::path::Path;
 
 /// A journal that is read without changing anything.
 pub struct Offline {
-    files: Directory,
+    files: Box<dyn Files + Send>,
     resource: ResourceId,
     cursors: Cursors,
     found: Found,
@@ -24,10 +25,8 @@ impl Offline {
     ///
     /// # Errors
     /// [`LogError`]; with `WouldBlock` somebody uses it, with `NotFound` there is none.
-    pub fn open(dir: &Path) -> Result<Self, LogError> {
-        let files = Directory::open(dir, DirectoryOptions::default())?;
-        files.claim()?;
-        Self::read(files)
+    pub fn open(path: &Path) -> Result<Self, LogError> {
+        Self::read(place::open(path, true)?)
     }
 
     /// Reads the journal of a follower that is in use; it may take more meanwhile, and give up what
@@ -35,11 +34,11 @@ impl Offline {
     ///
     /// # Errors
     /// As [`Self::open`], but for `WouldBlock`.
-    pub fn open_shared(dir: &Path) -> Result<Self, LogError> {
-        Self::read(Directory::open(dir, DirectoryOptions::default())?)
+    pub fn open_shared(path: &Path) -> Result<Self, LogError> {
+        Self::read(place::open(path, false)?)
     }
 
-    fn read(files: Directory) -> Result<Self, LogError> {
+    fn read(files: Box<dyn Files + Send>) -> Result<Self, LogError> {
         let names = files.list()?;
         if names.iter().any(|name| name == GIVEN_UP) || !names.iter().any(|name| name == CURSORS) {
             return Err(io::Error::from(io::ErrorKind::NotFound).into());

@@ -277,7 +277,7 @@ impl Writer<'_> {
         self.u64(header.epoch);
         self.u64(header.base.0);
         self.u64(header.capacity);
-        self.u32(header.alignment);
+        self.u32(header.alignment | if header.packed { PACKED } else { 0 });
         self.u64(header.time.0);
         self.0.extend_from_slice(&header.chain);
         self.u8(origin);
@@ -287,6 +287,9 @@ impl Writer<'_> {
         self.u64(len);
     }
 }
+
+/// Beside the alignment of a segment: its records may be compressed.
+const PACKED: u32 = 1 << 31;
 
 fn write(message: &Message, w: &mut Writer<'_>) -> (u8, Bytes) {
     let kind = match message {
@@ -562,7 +565,7 @@ impl Reader<'_> {
     }
 
     fn segment(&mut self) -> Field<(SegmentHeader, u64)> {
-        let header = SegmentHeader {
+        let mut header = SegmentHeader {
             // Whose journal it is was said in the hello.
             resource: ResourceId([0; 16]),
             number: self.u64()?,
@@ -578,7 +581,10 @@ impl Reader<'_> {
                 (node, epoch, len) => Some((NodeId::new(node).ok_or("node")?, epoch, len)),
             },
             generation: GenerationId(self.u64()?),
+            packed: false,
         };
+        header.packed = header.alignment & PACKED != 0;
+        header.alignment &= !PACKED;
         let len = self.bytes_of_log()?;
         let possible = is_alignment(header.alignment)
             && header.number > 0

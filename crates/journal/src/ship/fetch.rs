@@ -170,6 +170,7 @@ mod tests {
             chain: [0; 16],
             predecessor: None,
             generation: GenerationId(0),
+            packed: false,
         };
         (header, len)
     }

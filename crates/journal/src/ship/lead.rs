@@ -5,8 +5,8 @@ mod parts;
 mod served;
 mod types;
 
-pub(super) use parts::digest;
 pub use parts::{copy_block, fetch_piece, make_offer};
+pub(super) use parts::{digest, may_unpack};
 pub use types::{FollowerStatus, Handed, LeadError, Notes, Refusal, Reply, Source};
 
 use super::codec::{MAX_PAYLOAD, MAX_SEGMENTS};
@@ -222,6 +222,10 @@ impl Leader {
         source: &mut impl Source,
         notes: &mut impl Notes,
     ) -> Reply {
+        let features = self.served.get(&node).map_or(0, |served| served.features);
+        if let Err(refusal) = may_unpack(features, || source.segments()) {
+            return Reply::Now(refusal.into());
+        }
         match self.progress(node, ask, source, notes) {
             Err(refusal) => return Reply::Now(refusal.into()),
             Ok(true) => return Reply::Now(Answer::Head(self.head(now, node, source))),

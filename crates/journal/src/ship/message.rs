@@ -12,6 +12,8 @@ pub const FEATURE_LZ4: u64 = 1;
 pub const FEATURE_OFFER: u64 = 2;
 /// In a welcome: the other side follows, too, and lends what it has fetched.
 pub const FEATURE_LENT: u64 = 4;
+/// Who follows can unpack records that are compressed, and knows of segments that say so.
+pub const FEATURE_PACKED: u64 = 8;
 
 /// What a follower says. Each is answered by exactly one [`Answer`], in order.
 #[derive(Clone, PartialEq, Eq, Debug)]

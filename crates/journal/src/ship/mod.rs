@@ -23,6 +23,6 @@ pub use lead::{
     fetch_piece, make_offer,
 };
 pub use message::{
-    Answer, Await, Block, FEATURE_LENT, FEATURE_LZ4, FEATURE_OFFER, Fetch, Head, Hello, Join,
-    Offer, Piece, RefuseCode, Report, Request, VERSION, Verdict, Welcome,
+    Answer, Await, Block, FEATURE_LENT, FEATURE_LZ4, FEATURE_OFFER, FEATURE_PACKED, Fetch, Head,
+    Hello, Join, Offer, Piece, RefuseCode, Report, Request, VERSION, Verdict, Welcome,
 };

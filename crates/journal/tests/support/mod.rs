@@ -2,7 +2,7 @@
 #![allow(dead_code)] // a module of several programs, each of which uses a part
 
 use bytes::Bytes;
-use holdfast_journal::driver::{Backing, Files};
+use holdfast_journal::driver::{Backing, Files, Media};
 use holdfast_units::ByteRange;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::RngCore as _;
@@ -40,6 +40,8 @@ pub(crate) enum Step {
     Link(String, usize),
     Write(usize, u64, Vec<u8>),
     Sync(usize),
+    /// The last write is durable by itself.
+    Through(usize),
     Rename(String, String),
     Remove(String),
     SyncDir,
@@ -108,6 +110,13 @@ impl Inode {
         }
     }
 
+    /// The last write is durable, whatever is with those before it.
+    fn settle_last(&mut self) {
+        if let Some((offset, data)) = self.pending.pop() {
+            put(&mut self.durable, offset, &data);
+        }
+    }
+
     fn of(content: Vec<u8>) -> Self {
         Self { durable: content.clone(), pending: Vec::new(), seen: content }
     }
@@ -166,6 +175,14 @@ impl State {
         Self { disk: Inode::of(vec![0; len]), ..Self::default() }
     }
 
+    /// A file that is there, durably.
+    pub(crate) fn add_file(&mut self, name: &str, content: Vec<u8>) {
+        for names in [&mut self.names, &mut self.seen_names] {
+            names.insert(name.to_owned(), self.inodes.len());
+        }
+        self.inodes.push(Inode::of(content));
+    }
+
     pub(crate) fn apply(&mut self, step: &Step) {
         match step {
             Step::Create(inode, len) => {
@@ -177,6 +194,7 @@ impl State {
                 self.inodes[*inode].write(*offset, data);
             }
             Step::Sync(inode) => self.inodes[*inode].settle(),
+            Step::Through(inode) => self.inodes[*inode].settle_last(),
             Step::Link(..) | Step::Rename(..) | Step::Remove(..) => {
                 change(&mut self.seen_names, step);
                 self.pending_names.push(step.clone());
@@ -240,6 +258,8 @@ pub(crate) struct Tracing {
     pub(crate) fail_at: usize,
     /// The next sync fails.
     pub(crate) fail_sync: bool,
+    /// Reads of this byte of the disk fail until it is written.
+    pub(crate) unreadable: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -251,7 +271,8 @@ impl Sim {
         start.settle_names(usize::MAX);
         let now = start.clone();
         let (steps, fail_at) = (Vec::new(), usize::MAX);
-        let tracing = Tracing { start, now, steps, through, fail_at, fail_sync: false };
+        let tracing =
+            Tracing { start, now, steps, through, fail_at, fail_sync: false, unreadable: None };
         Self(Rc::new(RefCell::new(tracing)))
     }
 
@@ -338,19 +359,57 @@ impl Files for Sim {
     }
 }
 
+/// One file of it as a device.
+pub(crate) struct SimMedia(pub(crate) Sim);
+
+impl Media for SimMedia {
+    fn size(&self) -> io::Result<u64> {
+        let inode = self.0.inode("device")?;
+        Ok(self.0.0.borrow().now.inodes[inode].seen.len() as u64)
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        Files::read(&self.0, "device", offset, buf)
+    }
+
+    fn write(&mut self, offset: u64, parts: &[Bytes]) -> io::Result<()> {
+        Files::write(&mut self.0, "device", offset, parts)
+    }
+
+    fn write_through(&mut self, offset: u64, parts: &[Bytes]) -> io::Result<bool> {
+        Files::write(&mut self.0, "device", offset, parts)?;
+        let through = self.0.0.borrow().through;
+        if through {
+            self.0.step(Step::Through(self.0.inode("device")?))?;
+        }
+        Ok(through)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Files::sync(&mut self.0, "device")
+    }
+}
+
 impl Backing for Sim {
     fn read(&mut self, range: ByteRange) -> io::Result<Bytes> {
         let tracing = self.0.borrow();
+        if tracing.unreadable.is_some_and(|at| range.offset <= at && at < range.end()) {
+            return Err(io::Error::other("it cannot be read"));
+        }
         let content = &tracing.now.disk.seen;
         let from = usize::try_from(range.offset).unwrap();
         Ok(Bytes::copy_from_slice(&content[from..from + usize::try_from(range.len).unwrap()]))
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let written = offset..offset + data.len() as u64;
+        self.0.borrow_mut().unreadable.take_if(|at| written.contains(at));
         self.step(Step::DiskWrite(offset, data.to_vec()))
     }
 
     fn zeroes(&mut self, range: ByteRange, _discard: bool) -> io::Result<()> {
+        let within = |at: &mut u64| range.offset <= *at && *at < range.end();
+        self.0.borrow_mut().unreadable.take_if(within);
         self.step(Step::DiskWrite(range.offset, vec![0; usize::try_from(range.len).unwrap()]))
     }
 

@@ -2,11 +2,13 @@
 
 use super::{Dice, Sim, State};
 use bytes::Bytes;
-use holdfast_format::journal::{FollowerNote, PeerCursor, PeerSwitches, SegmentHeader};
+use holdfast_format::journal::{
+    Compression, FollowerNote, PeerCursor, PeerSwitches, SegmentHeader,
+};
 use holdfast_journal::driver::{Backing, Log, LogError, Open};
 use holdfast_journal::ship::{
-    Answer, ConnId, FollowOptions, Follower, Holding, LeadError, Leader, Message, Notes, Reply,
-    Request, Source, decode, encode, mark_led, parse_header,
+    Answer, ConnId, FEATURE_PACKED, FollowOptions, Follower, Holding, LeadError, Leader, Message,
+    Notes, Reply, Request, Source, decode, encode, mark_led, parse_header,
 };
 use holdfast_journal::{Op, PushError, RangeSet, RecordsError, Settings, WriteBackLimits};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId, ResourceId};
@@ -171,6 +173,8 @@ pub(crate) struct World {
     pub(crate) rewinds: u64,
     /// Two histories went on from here.
     fork: Option<LogPosition>,
+    /// The followers' program does not know of compressed records.
+    pub(crate) old: bool,
 }
 
 fn settings(number: u8, epoch: u64, budget: u64, keep: u64) -> Settings {
@@ -265,6 +269,7 @@ impl World {
             fills: 0,
             rewinds: 0,
             fork: None,
+            old: false,
         }
     }
 
@@ -287,10 +292,14 @@ impl World {
         let time = HybridTime::from_unix_millis(self.now);
         let range = ByteRange::new(offset * 4096, blocks * 4096);
         let value = self.next_value;
+        let packing = self.packing();
         let op = match kind {
             0 => Op::flush(time),
             1 => Op::zeroes(range, time, self.dice.one_in(2), false).unwrap(),
-            _ => Op::write(range.offset, payload(value, blocks), time, false).unwrap(),
+            _ => {
+                let data = payload(value, blocks);
+                Op::write_packed(range.offset, data, time, false, packing).unwrap()
+            }
         };
         let Some(log) = self.primary.log.as_mut() else { return };
         match log.push(op) {
@@ -305,6 +314,18 @@ impl World {
             log.flush().unwrap();
         }
         self.record();
+    }
+
+    /// It is switched now and then.
+    fn packing(&mut self) -> Compression {
+        let kind = match self.next_value / 40 % 4 {
+            1 if !self.old => Compression::Lz4,
+            3 if !self.old => Compression::Zstd,
+            _ => Compression::None,
+        };
+        let Some(log) = self.primary.log.as_mut() else { return kind };
+        log.journal_mut().set_compression(kind);
+        log.journal().packing()
     }
 
     /// Writes a block that no client has flushed.
@@ -415,7 +436,10 @@ impl World {
     }
 
     fn serve(&mut self, id: u64, follower: usize, bytes: &[u8]) {
-        let Message::Request(request) = parse(bytes) else { panic!("an answer came up") };
+        let Message::Request(mut request) = parse(bytes) else { panic!("an answer came up") };
+        if let (true, Request::Hello(hello)) = (self.old, &mut request) {
+            hello.features &= !FEATURE_PACKED;
+        }
         if self.primary.waits.remove(&id).is_some() {
             self.answer_head(id, follower);
         }

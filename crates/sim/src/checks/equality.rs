@@ -15,7 +15,7 @@ pub(crate) fn check(world: &World) -> Result<(), String> {
     Ok(())
 }
 
-fn count_as_equal(world: &World, a: usize, b: usize) -> bool {
+pub(crate) fn count_as_equal(world: &World, a: usize, b: usize) -> bool {
     let established = |x: usize, y: usize| {
         let node = &world.nodes[x];
         node.disk_open

@@ -7,6 +7,7 @@ pub(crate) mod caught_up;
 pub(crate) mod durable;
 pub(crate) mod equality;
 mod failed_disk;
+mod lost;
 pub(crate) mod out_of_sync;
 mod promoted;
 pub(crate) mod reads;
@@ -15,6 +16,7 @@ mod secondary;
 mod split_brain;
 pub(crate) mod states;
 mod two_primaries;
+pub(crate) mod unreadable;
 
 use crate::data_disk::Work;
 use crate::driver::Source;
@@ -26,6 +28,10 @@ pub(crate) use secondary::secondary;
 pub(crate) fn disk_order(world: &mut World, n: usize, work: &Work, source: Source) {
     let checked = failed_disk::check(world, n);
     world.check("a disk is not used after a failed flush", checked);
+    if let Work::MarkLost { range } = work {
+        let checked = lost::check(world, n, *range);
+        world.check("a block is lost only if it cannot be read", checked);
+    }
     if let Some(range) = work.changes() {
         if source == Source::Journal {
             let checked = caught_up::before_write(world, n);

@@ -11,6 +11,9 @@ pub(super) fn check(world: &World, n: usize, disk: DiskState) -> Result<(), Stri
         return Ok(());
     }
     for block in world.oracle.touched() {
+        if world.nodes[n].data.is_lost(block) {
+            continue;
+        }
         let found = world.nodes[n].data.get(block);
         world.oracle.check(n, block, found, world.oracle.now())?;
     }

@@ -54,7 +54,10 @@ pub(super) fn overwritten(
 pub(super) fn absent(world: &World, node: usize, writes: Vec<u64>) -> Option<u64> {
     let shown = |write: u64| {
         let mut blocks = world.oracle.blocks_of(write).iter();
-        blocks.all(|block| world.oracle.shows(write, world.nodes[node].data.get(*block)))
+        blocks.all(|block| {
+            let data = &world.nodes[node].data;
+            data.is_lost(*block) || world.oracle.shows(write, data.get(*block))
+        })
     };
     writes.into_iter().find(|write| !shown(*write))
 }

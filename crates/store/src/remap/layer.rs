@@ -11,7 +11,7 @@ use super::locks::Locks;
 use super::map::{Map, SlotRef};
 use super::spare::{Backing, Spare};
 use super::task::{Step, Task, WINDOW, Work};
-use super::{Counters, Details};
+use super::{Counters, Details, RemapWatch};
 use crate::engine::{Done, Engine, Job, Mark, More, Tag};
 use crate::file::BackingFile;
 use crate::wake::Wake;
@@ -91,6 +91,8 @@ pub(crate) struct Remap {
     /// What is known of the main disk: its size, whether its errors are those of a medium.
     pub(super) details: Details,
     pub(super) poisoned: bool,
+    /// Who is told of changes of the map.
+    pub(super) watch: Option<RemapWatch>,
     ios: Slab<Pending>,
     finished: VecDeque<(usize, IoResult)>,
     past: Past,
@@ -123,6 +125,7 @@ impl Remap {
             wake: Arc::clone(wake),
             details,
             poisoned: false,
+            watch: None,
             ios: Slab::new(),
             finished: VecDeque::new(),
             past: Past::default(),
@@ -299,6 +302,11 @@ impl Remap {
 
     pub(crate) fn flush_here(&mut self, here: bool) {
         self.main.flush_here(here);
+    }
+
+    /// The next read of this range asks the device, where it is one of the main disk.
+    pub(crate) fn uncache_main(&self, range: ByteRange) {
+        self.main.uncache(range);
     }
 
     pub(crate) fn in_memory(&self, range: ByteRange) -> Option<&Arc<BackingFile>> {

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use super::layer::{IoResult, Remap, Target};
 use super::map::{Place, SlotRef};
 use super::task::{Phase, Step};
+use super::{RemapChange, RemapFate};
 use crate::{DiskOp, Outcome};
 
 /// How many slots are tried for one unit.
@@ -443,6 +444,7 @@ impl Remap {
 
     /// Everything is durable: the map changes.
     fn publish(&mut self, id: usize, units: &[Placing]) {
+        self.tell(id, units);
         let mut freed = std::mem::take(&mut self.tasks[id].given_up);
         let spoiled = std::mem::take(&mut self.tasks[id].spoiled);
         let mut report = self.tasks[id].report;
@@ -487,6 +489,37 @@ impl Remap {
         self.counters.in_place += report.in_place - self.tasks[id].report.in_place;
         self.counters.placed += report.placed - self.tasks[id].report.placed;
         self.tasks[id].report = report;
+    }
+
+    /// Tells who watches what changes now.
+    fn tell(&mut self, id: usize, units: &[Placing]) {
+        let Some(mut watch) = self.watch.take() else { return };
+        let of = |slot: SlotRef| self.spares[slot.spare].as_ref().map(|s| s.header.spare);
+        let change = |unit: u64, fate, reason| RemapChange {
+            range: self.map.bytes(&(unit..unit + 1)),
+            fate,
+            reason,
+        };
+        let failed = self.tasks[id].spoiled.iter().filter_map(|(slot, unit)| {
+            let fate = RemapFate::SlotFailed(of(*slot)?, slot.slot);
+            Some(change(*unit, fate, Reason::NotReadBack))
+        });
+        let moved = units.iter().filter_map(|placing| {
+            let fate = match placing.end? {
+                End::First if placing.first == First::Main && placing.from.is_some() => {
+                    RemapFate::Returned
+                }
+                End::Slot => placing.slot.and_then(|s| Some(RemapFate::Placed(of(s)?, s.slot)))?,
+                End::Lost => RemapFate::Lost,
+                End::First | End::Full | End::Failed(_) | End::Nothing => return None,
+            };
+            Some(change(placing.unit, fate, placing.reason))
+        });
+        let changes: Vec<RemapChange> = failed.chain(moved).collect();
+        if !changes.is_empty() {
+            watch(&changes);
+        }
+        self.watch = Some(watch);
     }
 
     pub(super) fn io_of_unit(&self, id: usize, step: Step) -> Option<(Target, DiskOp)> {

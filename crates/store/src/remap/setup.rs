@@ -358,6 +358,32 @@ pub fn read_spare_header(
     }
 }
 
+/// Says durably that a spare is not used any more, whatever it holds: it can be formatted again
+/// without force. One that is so already stays as it is. Blocks.
+///
+/// # Errors
+/// [`SpareError`]: it is none, another disk's, or cannot be written.
+pub fn retire_spare(
+    disk: &mut Disk,
+    region: Option<ByteRange>,
+    owner: &DiskIdentity,
+) -> Result<(), SpareError> {
+    let mut bed = bed(disk, region)?;
+    let (mut header, _) = bed.header().map_err(|kind| bed.fail(kind))?;
+    let found = DiskIdentity { resource: header.resource, disk: header.disk };
+    if found != *owner {
+        return Err(bed.fail(SpareErrorKind::Foreign { found, expected: *owner }));
+    }
+    header.sequence += 1;
+    (header.retired, header.members) = (true, vec![header.spare]);
+    for copy in [0, 1] {
+        let block = header.encode(copy).to_vec().into();
+        let written = bed.write(header.layout.header_offset(copy), block);
+        written.and_then(|()| bed.flush()).map_err(|error| bed.disk_failed(error))?;
+    }
+    Ok(())
+}
+
 /// Reads and checks a spare that was formatted for this disk, for [`RemapOp::AddSpare`]. Blocks; any
 /// thread will do.
 ///
@@ -573,7 +599,7 @@ impl Disk {
             let why = "the disk's size is not a multiple of the unit, or operations are in flight";
             return Err(first.fail(SpareErrorKind::Unfit(why)));
         }
-        if matches!(self.engine(), Engine::Remap(_)) {
+        if matches!(self.engine(), Engine::Remap(_) | Engine::Replace(_)) {
             let why = "the disk has spares already; add it to them";
             return Err(first.fail(SpareErrorKind::Unfit(why)));
         }

@@ -498,7 +498,7 @@ impl Remap {
 }
 
 /// Sorted, neighbours made one.
-pub(super) fn merged(mut ranges: Vec<ByteRange>) -> Vec<ByteRange> {
+pub(crate) fn merged(mut ranges: Vec<ByteRange>) -> Vec<ByteRange> {
     ranges.sort_unstable();
     let mut merged: Vec<ByteRange> = Vec::new();
     for range in ranges {

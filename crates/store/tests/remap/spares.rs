@@ -3,8 +3,10 @@
 use bytes::Bytes;
 use holdfast_format::remap::{EntryState, Reason, SpareId};
 use holdfast_store::{
-    BadSector, DiskErrorKind, DiskOp, MemoryStore, RemapOp, SpareAt, format_spare, load_spare,
+    BadSector, DiskErrorKind, DiskIdentity, DiskOp, MemoryStore, RemapChange, RemapFate, RemapOp,
+    SpareAt, SpareErrorKind, format_spare, load_spare, retire_spare,
 };
+use std::sync::{Arc, Mutex};
 
 use crate::bed::{BLOCK, Bed, OWNER, at, blocks, format, slot_offset};
 
@@ -95,6 +97,66 @@ fn a_list_of_bad_blocks_is_moved_or_lost() {
     assert_eq!(states, [(9, mapped), (10, lost), (11, lost), (12, mapped)]);
     assert!(entries.iter().all(|entry| entry.2 == Reason::Imported));
     assert_eq!(rig.ask(RemapOp::Move { range: blocks(9, 4), imported: true }).placed, 0);
+}
+
+#[test]
+fn every_change_of_the_tables_is_told() {
+    let bed = Bed::new(64, 4096, &[8]);
+    let mut rig = bed.open();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&told);
+    rig.disk.watch_remap(Box::new(move |changes: &[RemapChange]| {
+        log.lock().unwrap().extend_from_slice(changes);
+    }));
+    let news = || {
+        let changes = std::mem::take(&mut *told.lock().unwrap());
+        let of = |c: RemapChange| (c.range.offset / BLOCK, c.fate, c.reason);
+        changes.into_iter().map(of).collect::<Vec<_>>()
+    };
+    rig.write(blocks(0, 64), 1);
+    assert_eq!(news(), []);
+    rig.spoil(blocks(3, 2), BadSector::Forever);
+    rig.spares[0].spoil(at(slot_offset(1, BLOCK, 0), BLOCK), BadSector::Forever);
+    rig.write(blocks(0, 8), 2);
+    let spare = rig.disk.spares()[0].id;
+    let mut found = news();
+    found.sort_by_key(|(unit, fate, _)| (*unit, matches!(fate, RemapFate::Placed(..))));
+    let placed = found.iter().filter(|c| matches!(c.1, RemapFate::Placed(id, _) if id == spare));
+    assert_eq!(
+        placed.map(|c| (c.0, c.2)).collect::<Vec<_>>(),
+        [3, 4].map(|n| (n, Reason::WriteError))
+    );
+    let failed = found.iter().filter(|c| c.1 == RemapFate::SlotFailed(spare, 0));
+    assert_eq!(failed.count(), 1, "{found:?}");
+    rig.ask(RemapOp::MarkLost { range: blocks(9, 1) });
+    assert_eq!(news(), [(9, RemapFate::Lost, Reason::ReadError)]);
+    rig.main.mend(blocks(3, 2));
+    rig.ask(RemapOp::MoveBack { range: blocks(0, 8) });
+    let mut back = news();
+    back.sort_by_key(|change| change.0);
+    assert_eq!(
+        back.iter().map(|c| (c.0, c.1)).collect::<Vec<_>>(),
+        [(3, RemapFate::Returned), (4, RemapFate::Returned)]
+    );
+    rig.ask(repair(20, 1, 7));
+    assert_eq!(news(), [], "rewritten in place: no table has changed");
+}
+
+#[test]
+fn a_spare_that_was_given_up_is_refused_and_can_be_formatted_again() {
+    let bed = Bed::new(64, 4096, &[8]);
+    let mut rig = bed.open();
+    rig.ask(RemapOp::Move { range: blocks(9, 1), imported: false });
+    drop(rig);
+    let mut spare = bed.plain(&bed.spares[0]);
+    let other = DiskIdentity { disk: [7; 16], ..OWNER };
+    let refused = retire_spare(&mut spare, None, &other).unwrap_err();
+    assert!(matches!(refused.kind, SpareErrorKind::Foreign { .. }));
+    retire_spare(&mut spare, None, &OWNER).unwrap();
+    retire_spare(&mut spare, None, &OWNER).unwrap();
+    assert_eq!(bed.try_open(OWNER).err().unwrap().kind, SpareErrorKind::Retired);
+    format_spare(&mut spare, None, &OWNER, &format(3, 4096, 8, bed.main.size())).unwrap();
+    assert_eq!(bed.open().stats().free, 8);
 }
 
 #[test]

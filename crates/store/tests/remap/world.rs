@@ -48,7 +48,7 @@ struct Pending {
 
 #[derive(Default)]
 pub struct State {
-    images: Vec<Vec<u8>>,
+    pub images: Vec<Vec<u8>>,
     pub bad: Vec<BTreeMap<u64, BadSector>>,
     pub log: Vec<Event>,
     pending: Vec<Pending>,

@@ -1,10 +1,12 @@
 //! The fields of each message. Writing and reading stand in the same order of kinds; whoever
 //! changes one changes the other and `docs/design/wire.md`.
 
-use super::{Kind, MAX_BITMAP_RUNS, MAX_DATALESS_RANGE, MAX_REFUSAL_TEXT};
+use super::{
+    Kind, MAX_BITMAP_RUNS, MAX_DATALESS_RANGE, MAX_DIFFERING, MAX_REFUSAL_TEXT, MAX_VERIFY_BLOCKS,
+};
 use crate::{
-    Generations, Hello, Message, PeerResult, PromoteAnswer, PromoteStep, RefusalCode, StateReport,
-    Verdict, WireError, WriteKind,
+    Differing, Digest, Generations, Hello, Message, PeerResult, PromoteAnswer, PromoteStep,
+    RefusalCode, RepairMode, StateReport, Verdict, WireError, WriteKind,
 };
 use bytes::Bytes;
 use holdfast_units::{
@@ -96,6 +98,15 @@ impl Writer<'_> {
             self.u64(replays.0);
             self.u8(flags);
         }
+    }
+
+    fn differing(&mut self, differing: &Differing) {
+        let Differing { node, first, blocks, repaired, majority } = differing;
+        self.u8(node.number());
+        self.u64(*first);
+        self.u64(*blocks);
+        self.bool(*repaired);
+        self.bool(*majority);
     }
 
     /// The text up to the last whole character that fits.
@@ -276,6 +287,39 @@ impl Reader<'_> {
         Ok(runs)
     }
 
+    /// Digests fill the body to its end.
+    fn digests(&mut self) -> Result<Vec<Digest>, WireError> {
+        let count = self.rest.len() / size_of::<Digest>();
+        if count > MAX_VERIFY_BLOCKS {
+            return Err(self.bad("number of digests", count as u64));
+        }
+        let mut digests = Vec::with_capacity(count);
+        while !self.rest.is_empty() {
+            digests.push(self.array()?);
+        }
+        Ok(digests)
+    }
+
+    /// They fill the body to its end.
+    fn found(&mut self) -> Result<Vec<Differing>, WireError> {
+        let mut found = Vec::new();
+        while !self.rest.is_empty() {
+            if found.len() >= MAX_DIFFERING {
+                return Err(self.bad("number of differences", found.len() as u64));
+            }
+            let node = self.node("node")?;
+            let (first, blocks) = (self.u64()?, self.u64()?);
+            let end = first.checked_add(blocks).filter(|end| *end <= MAX_DEVICE / BLOCK_SIZE);
+            if blocks == 0 || blocks > MAX_VERIFY_BLOCKS as u64 || end.is_none() {
+                let why = "nobody compares so many blocks there";
+                return Err(self.bad_range(ByteRange::new(first, blocks), why));
+            }
+            let (repaired, majority) = (self.bool("repaired")?, self.bool("majority")?);
+            found.push(Differing { node, first, blocks, repaired, majority });
+        }
+        Ok(found)
+    }
+
     const fn bad(&self, field: &'static str, value: u64) -> WireError {
         WireError::Field { message: self.message, field, value }
     }
@@ -334,7 +378,7 @@ pub(super) fn write(message: &Message, w: &mut Writer<'_>) {
             w.u8(*result as u8);
         }
         Message::Flush { id } => w.u64(*id),
-        Message::Read { id, range } => {
+        Message::Read { id, range } | Message::HealRead { id, range } => {
             w.u64(*id);
             w.range(*range);
         }
@@ -360,6 +404,42 @@ pub(super) fn write(message: &Message, w: &mut Writer<'_>) {
             w.u8(*result as u8);
         }
         Message::ReplayDone { round } => w.u32(*round),
+        Message::VerifyRequest { id, range, locked } => {
+            w.u64(*id);
+            w.range(*range);
+            w.bool(*locked);
+        }
+        Message::VerifyReply { id, epoch, result, digests } => {
+            w.u64(*id);
+            w.u64(*epoch);
+            w.u8(*result as u8);
+            digests.iter().for_each(|digest| w.0.extend_from_slice(digest));
+        }
+        Message::VerifySpan { id, range, repair } => {
+            w.u64(*id);
+            w.range(*range);
+            w.u8(*repair as u8);
+        }
+        Message::VerifySpanReply { id, valid, found } => {
+            w.u64(*id);
+            w.bool(*valid);
+            found.iter().for_each(|differing| w.differing(differing));
+        }
+        Message::VerifyRepair { id, epoch, range, zeroes, payload: _ } => {
+            w.u64(*id);
+            w.u64(*epoch);
+            w.range(*range);
+            w.bool(*zeroes);
+        }
+        Message::VerifyRepaired { id, result } => {
+            w.u64(*id);
+            w.u8(*result as u8);
+        }
+        Message::VerifyProgress { running, done, total } => {
+            w.bool(*running);
+            w.u64(*done);
+            w.u64(*total);
+        }
         Message::Missed { peers, range } => {
             w.u32(peers.bits());
             w.range(*range);
@@ -378,6 +458,10 @@ pub(super) fn write(message: &Message, w: &mut Writer<'_>) {
             }
         }
         Message::ResyncRequest { range } | Message::ResyncAck { range } => w.range(*range),
+        Message::ResyncLost { asked, range } => {
+            w.range(*asked);
+            w.u64(range.len);
+        }
         Message::ResyncData { asked, range, zeroes, payload: _ } => {
             w.range(*asked);
             w.u64(range.len);
@@ -437,6 +521,7 @@ pub(super) fn read(kind: Kind, r: &mut Reader<'_>, payload: Bytes) -> Result<Mes
         Kind::FlushAck => Message::FlushAck { id: r.u64()?, result: r.result()? },
         Kind::Read => Message::Read { id: r.u64()?, range: r.range(MAX_REQUEST)? },
         Kind::ReadReply => read_reply(r, payload)?,
+        Kind::HealRead => Message::HealRead { id: r.u64()?, range: r.range(MAX_REQUEST)? },
         Kind::NewGeneration => Message::NewGeneration {
             previous: r.generation()?,
             current: r.generation()?,
@@ -452,6 +537,7 @@ pub(super) fn read(kind: Kind, r: &mut Reader<'_>, payload: Bytes) -> Result<Mes
         Kind::Synced => Message::Synced { peer: r.node("peer")?, current: r.generation()? },
         Kind::ResyncRequest => Message::ResyncRequest { range: r.range(MAX_DATALESS_RANGE)? },
         Kind::ResyncData => read_resync_data(r, payload)?,
+        Kind::ResyncLost => read_resync_lost(r)?,
         Kind::ResyncAck => Message::ResyncAck { range: r.range(MAX_DATALESS_RANGE)? },
         Kind::ResyncComplete => Message::ResyncComplete,
         Kind::ResyncGenerations => {
@@ -469,6 +555,25 @@ pub(super) fn read(kind: Kind, r: &mut Reader<'_>, payload: Bytes) -> Result<Mes
             Message::ReplayAck { round: r.u32()?, id: r.u64()?, result: r.result()? }
         }
         Kind::ReplayDone => Message::ReplayDone { round: r.u32()? },
+        Kind::VerifyRequest => Message::VerifyRequest {
+            id: r.u64()?,
+            range: r.range(MAX_REQUEST)?,
+            locked: r.bool("locked")?,
+        },
+        Kind::VerifyReply => read_verify_reply(r)?,
+        Kind::VerifySpan => Message::VerifySpan {
+            id: r.u64()?,
+            range: r.range(MAX_REQUEST)?,
+            repair: r.word("repair", repair_mode)?,
+        },
+        Kind::VerifySpanReply => {
+            Message::VerifySpanReply { id: r.u64()?, valid: r.bool("valid")?, found: r.found()? }
+        }
+        Kind::VerifyRepair => read_verify_repair(r, payload)?,
+        Kind::VerifyRepaired => Message::VerifyRepaired { id: r.u64()?, result: r.result()? },
+        Kind::VerifyProgress => {
+            Message::VerifyProgress { running: r.bool("running")?, done: r.u64()?, total: r.u64()? }
+        }
     })
 }
 
@@ -521,11 +626,44 @@ fn read_resync_data(r: &mut Reader<'_>, payload: Bytes) -> Result<Message, WireE
     Ok(Message::ResyncData { asked, range, zeroes, payload })
 }
 
+fn read_resync_lost(r: &mut Reader<'_>) -> Result<Message, WireError> {
+    let asked = r.range(MAX_DATALESS_RANGE)?;
+    let range = ByteRange::new(asked.offset, r.u64()?);
+    if range.is_empty() || range.len > asked.len || !range.is_aligned() {
+        return Err(r.bad_range(range, "it is not a first part of the range that was asked for"));
+    }
+    Ok(Message::ResyncLost { asked, range })
+}
+
 fn read_replay(r: &mut Reader<'_>, payload: Bytes) -> Result<Message, WireError> {
     let (round, id, left) = (r.u32()?, r.u64()?, r.u64()?);
     let (range, zeroes) = (r.range(MAX_DATALESS_RANGE)?, r.bool("zeroes")?);
     r.expect_payload(&payload, range, if zeroes { 0 } else { range.len })?;
     Ok(Message::Replay { round, id, left, range, zeroes, payload })
+}
+
+fn read_verify_reply(r: &mut Reader<'_>) -> Result<Message, WireError> {
+    let (id, epoch, result, digests) = (r.u64()?, r.u64()?, r.result()?, r.digests()?);
+    if result != PeerResult::Ok && !digests.is_empty() {
+        return Err(r.bad("result", u64::from(result as u8)));
+    }
+    Ok(Message::VerifyReply { id, epoch, result, digests })
+}
+
+fn read_verify_repair(r: &mut Reader<'_>, payload: Bytes) -> Result<Message, WireError> {
+    let (id, epoch) = (r.u64()?, r.u64()?);
+    let (range, zeroes) = (r.range(MAX_REQUEST)?, r.bool("zeroes")?);
+    r.expect_payload(&payload, range, if zeroes { 0 } else { range.len })?;
+    Ok(Message::VerifyRepair { id, epoch, range, zeroes, payload })
+}
+
+const fn repair_mode(number: u8) -> Option<RepairMode> {
+    Some(match number {
+        0 => RepairMode::Never,
+        1 => RepairMode::Majority,
+        2 => RepairMode::Always,
+        _ => return None,
+    })
 }
 
 const fn verdict(number: u8) -> Option<Verdict> {

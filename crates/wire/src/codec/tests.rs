@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
-    Generations, HISTORY_LEN, PeerResult, PromoteAnswer, PromoteStep, RefusalCode, StateReport,
-    Verdict, WriteKind,
+    Differing, Generations, HISTORY_LEN, PeerResult, PromoteAnswer, PromoteStep, RefusalCode,
+    RepairMode, StateReport, Verdict, WriteKind,
 };
 use holdfast_units::{ByteRange, DiskState, GenerationId, NodeId, PeerSet, ResourceId, Role};
 use proptest::prelude::*;
@@ -35,6 +35,7 @@ const REFUSALS: &[RefusalCode] = &[
     RefusalCode::Protocol,
 ];
 const RESULTS: &[PeerResult] = &[PeerResult::Ok, PeerResult::DiskFailed, PeerResult::NoData];
+const MODES: &[RepairMode] = &[RepairMode::Never, RepairMode::Majority, RepairMode::Always];
 const STEPS: &[PromoteStep] = &[PromoteStep::Prepare, PromoteStep::Commit, PromoteStep::Abort];
 const ANSWERS: &[PromoteAnswer] = &[
     PromoteAnswer::Yes,
@@ -178,6 +179,39 @@ fn replay() -> impl Strategy<Value = Message> {
     )
 }
 
+fn verify_reply() -> impl Strategy<Value = Message> {
+    let digests = proptest::collection::vec(any::<[u8; 32]>(), 0..=MAX_VERIFY_BLOCKS);
+    (any::<u64>(), any::<u64>(), select(RESULTS), digests).prop_map(
+        |(id, epoch, result, digests)| {
+            let digests = if result == PeerResult::Ok { digests } else { Vec::new() };
+            Message::VerifyReply { id, epoch, result, digests }
+        },
+    )
+}
+
+fn verify_span_reply() -> impl Strategy<Value = Message> {
+    let differing = (node(), 0..(1u64 << 40), 1..=256u64, any::<(bool, bool)>()).prop_map(
+        |(node, first, blocks, (repaired, majority))| Differing {
+            node,
+            first,
+            blocks,
+            repaired,
+            majority,
+        },
+    );
+    (any::<u64>(), any::<bool>(), proptest::collection::vec(differing, 0..50))
+        .prop_map(|(id, valid, found)| Message::VerifySpanReply { id, valid, found })
+}
+
+fn verify_repair() -> impl Strategy<Value = Message> {
+    (any::<u64>(), any::<u64>(), range(256), any::<bool>()).prop_map(
+        |(id, epoch, range, zeroes)| {
+            let payload = if zeroes { Bytes::new() } else { data(range.len) };
+            Message::VerifyRepair { id, epoch, range, zeroes, payload }
+        },
+    )
+}
+
 /// One strategy for each kind, in the order of [`KINDS`].
 fn each_kind() -> Vec<BoxedStrategy<Message>> {
     let id = any::<u64>;
@@ -239,6 +273,28 @@ fn each_kind() -> Vec<BoxedStrategy<Message>> {
             .prop_map(|(round, id, result)| Message::ReplayAck { round, id, result })
             .boxed(),
         any::<u32>().prop_map(|round| Message::ReplayDone { round }).boxed(),
+        (id(), range(256)).prop_map(|(id, range)| Message::HealRead { id, range }).boxed(),
+        (range(32768), 1u64..=32768)
+            .prop_map(|(asked, blocks)| {
+                let len = asked.len.min(blocks * 4096);
+                Message::ResyncLost { asked, range: ByteRange::new(asked.offset, len) }
+            })
+            .boxed(),
+        (id(), range(256), any::<bool>())
+            .prop_map(|(id, range, locked)| Message::VerifyRequest { id, range, locked })
+            .boxed(),
+        verify_reply().boxed(),
+        (id(), range(256), select(MODES))
+            .prop_map(|(id, range, repair)| Message::VerifySpan { id, range, repair })
+            .boxed(),
+        verify_span_reply().boxed(),
+        verify_repair().boxed(),
+        (id(), select(RESULTS))
+            .prop_map(|(id, result)| Message::VerifyRepaired { id, result })
+            .boxed(),
+        (any::<bool>(), id(), id())
+            .prop_map(|(running, done, total)| Message::VerifyProgress { running, done, total })
+            .boxed(),
     ]
 }
 
@@ -379,7 +435,12 @@ proptest! {
     /// As a faulty peer would send it: the checksum fits to what it sent.
     #[test]
     fn a_body_of_another_length_is_refused(message in message()) {
-        if matches!(message, Message::Bitmap { .. }) {
+        // Their lists go on to the end of the body.
+        let open_ended = matches!(
+            message,
+            Message::Bitmap { .. } | Message::VerifyReply { .. } | Message::VerifySpanReply { .. }
+        );
+        if open_ended {
             return Ok(());
         }
         let (payload, frame) = (payload_of(&message), encoded(&message));
@@ -467,6 +528,8 @@ fn ranges_that_no_message_may_have() {
             Message::ResyncRequest { range },
             Message::ResyncAck { range },
             Message::Read { id: 1, range },
+            Message::HealRead { id: 1, range },
+            Message::ResyncLost { asked: range, range },
             a_write(range, WriteKind::Zeroes, Bytes::new()),
         ];
         for message in messages {
@@ -533,6 +596,27 @@ fn payloads_are_refused_before_they_are_received() {
 }
 
 #[test]
+fn answers_about_digests_are_bounded() {
+    let digests = |count: usize| {
+        let digests = vec![[7; 32]; count];
+        Message::VerifyReply { id: 1, epoch: 2, result: PeerResult::Ok, digests }
+    };
+    let most = encoded(&digests(MAX_VERIFY_BLOCKS));
+    assert!(receive(&most, Bytes::new()).is_ok());
+    let field = |error: &WireError| matches!(error, WireError::Field { .. });
+    assert!(field(&refused(&digests(MAX_VERIFY_BLOCKS + 1))));
+    let odd = |first, blocks| {
+        let node = NodeId::new(3).unwrap();
+        let one = Differing { node, first, blocks, repaired: true, majority: false };
+        Message::VerifySpanReply { id: 1, valid: true, found: vec![one] }
+    };
+    let range = |error: &WireError| matches!(error, WireError::Range { .. });
+    assert!(range(&refused(&odd(0, 0))));
+    assert!(range(&refused(&odd(0, 257))));
+    assert!(range(&refused(&odd(u64::MAX, 1))));
+}
+
+#[test]
 fn a_state_without_the_fields_of_replay_is_one_that_says_nothing_of_it() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let tree = state().new_tree(&mut runner).unwrap();
@@ -557,7 +641,7 @@ fn headers_that_are_none() {
     bytes[4..8].copy_from_slice(&(128u32 * 1024 + 1).to_le_bytes());
     bytes[3] = 0;
     assert!(matches!(parse_header(&bytes), Err(WireError::BodyTooLong { len: 131_073, .. })));
-    for number in [0, 33, 255] {
+    for number in [0, 42, 255] {
         bytes[2] = number;
         assert_eq!(parse_header(&bytes), Err(WireError::Kind(number)));
     }

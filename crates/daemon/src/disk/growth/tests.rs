@@ -20,7 +20,7 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         let (path, meta) = (dir.path().join("disk"), dir.path().join("meta"));
         holdfast_store::create_file(&path, SMALL).unwrap();
-        let place = Self { dir, disk: LocalDisk { path, meta: Some(meta) } };
+        let place = Self { dir, disk: LocalDisk::new(path, Some(meta)) };
         create_metadata(&CreateMetadata {
             disk: place.disk.spec(),
             size: None,
@@ -28,6 +28,7 @@ impl Place {
             node: NodeId::new(0).unwrap(),
             al_extents: 61,
             slots: Some(32),
+            spares: None,
             content: InitialContent::Current(GenerationId(7)),
         })
         .unwrap();

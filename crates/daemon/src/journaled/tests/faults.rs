@@ -23,19 +23,20 @@ impl Rig {
     }
 
     /// Opens everything again with other sizes.
-    fn reopen_with(&mut self, change: impl Fn(&mut Sizes)) {
+    pub(super) fn reopen_with(&mut self, change: impl Fn(&mut Sizes)) {
         self.runtime.block_on(self.handle.stop(PATIENCE));
         self.disk = None;
         let pool = BufferPool::new(1 << 20);
         let files = Directory::open(self.dir.path(), DirectoryOptions { direct: true }).unwrap();
-        let files = Faulty { files, faults: Arc::clone(&self.faults) };
+        let path = self.dir.path().to_owned();
+        let files = Faulty { files, path, faults: Arc::clone(&self.faults) };
         let spec = JournalSpec { dir: self.dir.path().to_owned(), size: MIN_SIZE };
         let mut sizes = Sizes::of(spec.size, 256);
         change(&mut sizes);
         let node = NodeId::new(self.node).unwrap();
         let log = open_log(&spec, files, &sizes, RESOURCE, node).unwrap();
         let (disk, below) = Disk::memory(&self.store, &pool).unwrap().with_faults(&[]);
-        let (disk, handle) = start(log, disk, sizes, None, 256, &pool).unwrap();
+        let (disk, handle) = start(log, disk, sizes, 256, &pool).unwrap();
         (self.disk, self.handle, self.below) = (Some(disk), handle, below);
     }
 

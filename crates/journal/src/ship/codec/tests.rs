@@ -39,6 +39,7 @@ fn head() -> Head {
         chain: *b"0123456789abcdef",
         predecessor: Some((node(2), 4, 5)),
         generation: GenerationId(0x99),
+        packed: false,
     };
     Head {
         durable: LogPosition(0x3000),
@@ -51,7 +52,7 @@ fn head() -> Head {
         fill_to: Some(LogPosition(0x2800)),
         segments: vec![
             (header, 0x2000),
-            (SegmentHeader { predecessor: None, number: 4, ..header }, 0),
+            (SegmentHeader { predecessor: None, number: 4, packed: true, ..header }, 0),
         ],
     }
 }

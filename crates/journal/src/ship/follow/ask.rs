@@ -2,7 +2,7 @@
 
 use super::super::codec::{MAX_COPIED, MAX_LINKS};
 use super::super::message::{
-    Await, FEATURE_LZ4, FEATURE_OFFER, Hello, Report, Request, VERSION, Verdict,
+    Await, FEATURE_LZ4, FEATURE_OFFER, FEATURE_PACKED, Hello, Report, Request, VERSION, Verdict,
 };
 use super::types::{ConnId, FollowError};
 use super::{ASK_AGAIN_MS, Asked, Follower, REPORT_MS, WAIT_MS};
@@ -111,7 +111,9 @@ where
         let hello = Hello {
             version_min: VERSION,
             version_max: VERSION,
-            features: FEATURE_OFFER | if self.options.lz4 { FEATURE_LZ4 } else { 0 },
+            features: FEATURE_OFFER
+                | FEATURE_PACKED
+                | if self.options.lz4 { FEATURE_LZ4 } else { 0 },
             resource: settings.resource,
             from: self.node,
             to: self.leader,

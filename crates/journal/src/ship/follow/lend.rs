@@ -2,7 +2,7 @@
 //! durable here.
 
 use super::super::codec::{MAX_PAYLOAD, MAX_SEGMENTS};
-use super::super::lead::{Refusal, fetch_piece};
+use super::super::lead::{Refusal, fetch_piece, may_unpack};
 use super::super::message::{
     Answer, FEATURE_LENT, FEATURE_LZ4, Head, Hello, RefuseCode, Request, VERSION, Verdict, Welcome,
 };
@@ -62,13 +62,15 @@ where
         let same = hello.resource == self.options.settings.resource;
         let log = self.log().ok().filter(|_| self.lends() && same);
         let nothing = || refuse(RefuseCode::NotLeading, "this node has nothing to lend");
-        let journal = log.ok_or_else(nothing)?.journal();
+        let log = log.ok_or_else(nothing)?;
+        let journal = log.journal();
         let report = &hello.report;
         let whole = report.state == FollowState::Consistent && !report.links.is_empty();
         let goes_on = compare(&journal.links(), &report.links) == Relation::Ahead;
         if !whole || !goes_on || report.fetched < journal.status().tail {
             return Err(nothing());
         }
+        may_unpack(hello.features, || log.journal().durable_segments())?;
         let features = hello.features & FEATURE_LZ4 | FEATURE_LENT;
         let wanted = report.links.last().map_or(0, |link| link.number);
         let head = self.lend_head(now, wanted);

@@ -390,14 +390,20 @@ where
         if offer.range.end() > self.options.size {
             return Ok(false);
         }
-        let here = self.disk.read(offer.range).map_err(FollowError::Disk)?;
+        // What cannot be read here is not equal: it is written.
+        let here = self.disk.read(offer.range).ok();
         let part = usize::try_from(offer.part).unwrap_or(usize::MAX).max(1);
         let mut at = offer.range.offset;
         let (mut equal, mut different) = (Vec::new(), Vec::new());
-        for (bytes, theirs) in here.chunks(part).zip(&offer.digests) {
-            let to = if digest(bytes) == *theirs { &mut equal } else { &mut different };
-            push_behind(to, ByteRange::new(at, bytes.len() as u64));
-            at += bytes.len() as u64;
+        match &here {
+            Some(here) => {
+                for (bytes, theirs) in here.chunks(part).zip(&offer.digests) {
+                    let to = if digest(bytes) == *theirs { &mut equal } else { &mut different };
+                    push_behind(to, ByteRange::new(at, bytes.len() as u64));
+                    at += bytes.len() as u64;
+                }
+            }
+            None => different.push(offer.range),
         }
         self.transferred += 16 * offer.digests.len() as u64;
         for range in equal {

@@ -1,11 +1,12 @@
 //! Judging a follower by what it says of itself, and beginning to fill it.
 
 use super::super::message::{
-    Answer, Await, FEATURE_LZ4, FEATURE_OFFER, Hello, RefuseCode, Report, VERSION, Verdict, Welcome,
+    Answer, Await, FEATURE_LZ4, FEATURE_OFFER, FEATURE_PACKED, Hello, RefuseCode, Report, VERSION,
+    Verdict, Welcome,
 };
 use super::served::Offers;
 use super::types::{LeadError, Notes, Refusal, Source};
-use super::{Leader, failed, gone, refuse, tail};
+use super::{Leader, failed, gone, may_unpack, refuse, tail};
 use crate::chain::{Relation, begins_history, compare, share_nothing};
 use crate::ranges::RangeSet;
 use holdfast_format::journal::{FollowState, SegmentLink};
@@ -32,8 +33,12 @@ impl Leader {
         if !self.served.contains_key(&node) {
             return Err(refuse(RefuseCode::Member, "that node does not follow by the log"));
         }
+        // Nothing is begun for who cannot read it.
+        may_unpack(hello.features, || source.segments())?;
         let verdict = self.judge(node, &hello.report, source, notes).map_err(failed)?;
-        let features = hello.features & (FEATURE_LZ4 | FEATURE_OFFER);
+        // Judging may have begun a segment.
+        may_unpack(hello.features, || source.segments())?;
+        let features = hello.features & (FEATURE_LZ4 | FEATURE_OFFER | FEATURE_PACKED);
         let size = self.size;
         let served = self.served.get_mut(&node).ok_or_else(gone)?;
         served.bundle = Some(hello.bundle);

@@ -1,10 +1,12 @@
 //! Answers that carry data.
 
-use super::super::message::{Block, FEATURE_LZ4, Fetch, Offer, Piece};
+use super::super::message::{Block, FEATURE_LZ4, FEATURE_PACKED, Fetch, Offer, Piece, RefuseCode};
+use super::refuse;
+use super::types::Refusal;
 use crate::compress::compress;
 use bytes::Bytes;
 use holdfast_format::BLOCK_LEN;
-use holdfast_format::journal::Compression;
+use holdfast_format::journal::{Compression, SegmentHeader};
 use holdfast_units::ByteRange;
 use sha2::{Digest as _, Sha256};
 
@@ -45,6 +47,21 @@ pub fn copy_block(fill: u64, range: ByteRange, features: u64, bytes: Bytes) -> B
     let crc = crc32c::crc32c(&bytes);
     let (compression, bytes) = pack(features, bytes);
     Block { compression, crc, bytes, ..nothing }
+}
+
+/// Whether a follower of these features can use segments like these.
+///
+/// # Errors
+/// The refusal.
+pub(in crate::ship) fn may_unpack(
+    features: u64,
+    segments: impl FnOnce() -> Vec<(SegmentHeader, u64)>,
+) -> Result<(), Refusal> {
+    if features & FEATURE_PACKED == 0 && segments().iter().any(|(header, _)| header.packed) {
+        let why = "the journal has compressed records, and this node's version cannot unpack them";
+        return Err(refuse(RefuseCode::Version, why));
+    }
+    Ok(())
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

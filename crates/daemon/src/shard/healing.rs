@@ -1,0 +1,356 @@
+//! Reads that fail: which blocks are bad, and how what was fetched elsewhere is stored again.
+
+use bytes::{Bytes, BytesMut};
+use holdfast_core::{DiskOpId, DiskOutcome};
+use holdfast_store::{
+    Completion, Disk, DiskError, DiskErrorKind, DiskOp, OpId, Outcome, PartialRead, RemapOp,
+};
+use holdfast_units::{BLOCK_SIZE, ByteRange};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+/// The driver's own operations have this bit; the core's never have.
+const OWN: u64 = 1 << 63;
+/// So many messages about blocks that cannot be read go to the log in [`LOG_PERIOD`].
+const LOG_MOST: u32 = 10;
+const LOG_PERIOD: Duration = Duration::from_secs(60);
+
+/// A read that failed, and is looked into; or a repair.
+enum Task {
+    Search(Search),
+    Repair(Repair),
+}
+
+/// The range is read again in halves, down to blocks; then it is seen whether the disk still answers.
+struct Search {
+    of: DiskOpId,
+    range: ByteRange,
+    data: BytesMut,
+    bad: Vec<ByteRange>,
+    running: usize,
+    /// What of the disk is tried at the end.
+    probes: Vec<ByteRange>,
+    probing: bool,
+    answers: bool,
+    error: DiskError,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// The layer for bad sectors does all of it.
+    Remap,
+    Write,
+    Flush,
+    ReadBack,
+}
+
+struct Repair {
+    of: DiskOpId,
+    range: ByteRange,
+    data: Bytes,
+    step: Step,
+}
+
+/// What becomes of an operation of the core. A repair that failed has no error that is one of the disk.
+pub(super) type Ended = (DiskOpId, Result<DiskOutcome, Option<DiskError>>);
+
+/// The repairs and searches of one disk. They are bounded by the reads and repairs that the core has
+/// under way.
+#[derive(Default)]
+pub(super) struct Healing {
+    tasks: BTreeMap<u64, Task>,
+    /// The disk's operations, the tasks that they are for, and where they are.
+    ops: BTreeMap<u64, (u64, ByteRange)>,
+    last: u64,
+    /// Operations to be given to the disk.
+    waiting: VecDeque<(OpId, DiskOp)>,
+    logged: Option<(Instant, u32)>,
+}
+
+fn index(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+/// The range in whole blocks.
+fn whole(range: ByteRange) -> ByteRange {
+    let start = range.offset / BLOCK_SIZE * BLOCK_SIZE;
+    let end = range.end().next_multiple_of(BLOCK_SIZE);
+    ByteRange::new(start, end - start)
+}
+
+/// Whether an error can be that of a bad sector, on a disk that works otherwise.
+fn is_of_medium(error: &DiskError) -> bool {
+    let of_medium = [Errno::IO, Errno::REMOTEIO, Errno::ILSEQ, Errno::NODATA, Errno::BADMSG]
+        .map(Errno::raw_os_error);
+    error.kind == DiskErrorKind::Io && error.errno.is_none_or(|errno| of_medium.contains(&errno))
+}
+
+/// The bad ranges of a read in whole blocks, in order, without overlaps.
+fn bad_blocks(partial: PartialRead) -> DiskOutcome {
+    let mut bad: Vec<ByteRange> = Vec::new();
+    for range in partial.bad.into_iter().map(whole) {
+        match bad.last_mut() {
+            Some(last) if range.offset <= last.end() => {
+                *last = ByteRange::new(last.offset, range.end().max(last.end()) - last.offset);
+            }
+            _ => bad.push(range),
+        }
+    }
+    DiskOutcome::Partial { data: partial.data, bad }
+}
+
+impl Healing {
+    pub(super) fn is_idle(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    pub(super) const fn is_own(op: OpId) -> bool {
+        op.0 & OWN != 0
+    }
+
+    /// An operation that is to be given to the disk.
+    pub(super) fn next(&mut self) -> Option<(OpId, DiskOp)> {
+        self.waiting.pop_front()
+    }
+
+    fn insert(&mut self, task: Task) -> u64 {
+        self.last += 1;
+        self.tasks.insert(self.last, task);
+        self.last
+    }
+
+    fn name(&mut self, task: u64, range: ByteRange) -> OpId {
+        self.last += 1;
+        let op = OWN | self.last;
+        self.ops.insert(op, (task, range));
+        OpId(op)
+    }
+
+    fn ask(&mut self, task: u64, request: DiskOp) {
+        let op = self.name(task, request.range());
+        self.waiting.push_back((op, request));
+    }
+
+    fn ask_read(&mut self, task: u64, range: ByteRange) {
+        self.ask(task, DiskOp::Read { range, holes: false });
+    }
+
+    /// A read of the core failed. What became of it, unless that takes another look at the disk.
+    pub(super) fn read_failed(
+        &mut self,
+        disk: &mut Disk,
+        of: DiskOpId,
+        error: DiskError,
+    ) -> Option<Ended> {
+        if error.kind == DiskErrorKind::Unreadable
+            && let Some(partial) = disk.partial(OpId(of.0))
+        {
+            self.log(&partial.bad);
+            return Some((of, Ok(bad_blocks(partial))));
+        }
+        // Which blocks an unreadable one has was told, but perhaps too many others were at the same time.
+        let of_medium = is_of_medium(&error) || error.kind == DiskErrorKind::Unreadable;
+        if !of_medium || !error.range.is_aligned() || error.range.is_empty() {
+            return Some((of, Err(Some(error))));
+        }
+        let range = error.range;
+        let last = disk.size().saturating_sub(BLOCK_SIZE) / BLOCK_SIZE * BLOCK_SIZE;
+        let middle = last / 2 / BLOCK_SIZE * BLOCK_SIZE;
+        let probes = [0, middle, last].map(|offset| ByteRange::new(offset, BLOCK_SIZE)).to_vec();
+        let task = self.insert(Task::Search(Search {
+            of,
+            range,
+            data: BytesMut::zeroed(index(range.len)),
+            bad: Vec::new(),
+            running: 0,
+            probes,
+            probing: false,
+            answers: false,
+            error,
+        }));
+        self.bisect(task, range);
+        None
+    }
+
+    fn bisect(&mut self, task: u64, range: ByteRange) {
+        let half = (range.len / 2).next_multiple_of(BLOCK_SIZE);
+        let mut parts = vec![ByteRange::new(range.offset, half.min(range.len))];
+        if half < range.len {
+            parts.push(ByteRange::new(range.offset + half, range.len - half));
+        }
+        if let Some(Task::Search(search)) = self.tasks.get_mut(&task) {
+            search.running += parts.len();
+        }
+        parts.into_iter().for_each(|part| self.ask_read(task, part));
+    }
+
+    /// Has the disk store what was fetched elsewhere. What became of it, if it is over.
+    pub(super) fn repair(
+        &mut self,
+        disk: &mut Disk,
+        of: DiskOpId,
+        range: ByteRange,
+        data: Bytes,
+    ) -> Option<Ended> {
+        if disk.remap_stats().is_some() {
+            let step = Step::Remap;
+            let again = data.clone();
+            let task = self.insert(Task::Repair(Repair { of, range, data: again, step }));
+            return self.remap(disk, task, RemapOp::Repair { range, data });
+        }
+        let request = DiskOp::Write { range, data: data.clone(), fua: false };
+        let task = self.insert(Task::Repair(Repair { of, range, data, step: Step::Write }));
+        self.ask(task, request);
+        None
+    }
+
+    /// Has the disk remember that it has no good copy of a range, if it can.
+    pub(super) fn mark_lost(
+        &mut self,
+        disk: &mut Disk,
+        of: DiskOpId,
+        range: ByteRange,
+    ) -> Option<Ended> {
+        if disk.remap_stats().is_none() {
+            return Some((of, Ok(DiskOutcome::Done)));
+        }
+        let (data, step) = (Bytes::new(), Step::Remap);
+        let task = self.insert(Task::Repair(Repair { of, range, data, step }));
+        self.remap(disk, task, RemapOp::MarkLost { range })
+    }
+
+    fn remap(&mut self, disk: &mut Disk, task: u64, what: RemapOp) -> Option<Ended> {
+        let op = self.name(task, ByteRange::default());
+        let completion = disk.remap(op, what)?;
+        self.ended(disk, completion)
+    }
+
+    /// One of the driver's own operations ended. What became of an operation of the core by that.
+    pub(super) fn ended(&mut self, disk: &mut Disk, completion: Completion) -> Option<Ended> {
+        let (key, range) = self.ops.remove(&completion.op.0)?;
+        match self.tasks.get_mut(&key)? {
+            Task::Search(_) => self.searched(key, range, completion.result),
+            Task::Repair(_) => self.repaired(disk, key, completion.result),
+        }
+    }
+
+    fn searched(
+        &mut self,
+        key: u64,
+        range: ByteRange,
+        result: Result<Outcome, DiskError>,
+    ) -> Option<Ended> {
+        let Some(Task::Search(search)) = self.tasks.get_mut(&key) else { return None };
+        search.running -= 1;
+        let mut half = None;
+        match result {
+            Ok(_) if search.probing => search.answers = true,
+            Ok(Outcome::Data(data)) => {
+                let at = index(range.offset - search.range.offset);
+                search.data[at..at + data.len()].copy_from_slice(&data);
+            }
+            // Zeroes are there already.
+            Ok(_) => {}
+            Err(_) if search.probing => {}
+            Err(error) if is_of_medium(&error) || error.kind == DiskErrorKind::Unreadable => {
+                if range.len > BLOCK_SIZE {
+                    half = Some(range);
+                } else {
+                    search.bad.push(range);
+                }
+            }
+            Err(error) => {
+                let of = search.of;
+                // Nothing about the medium: what is still under way finds no task.
+                self.tasks.remove(&key);
+                return Some((of, Err(Some(error))));
+            }
+        }
+        if let Some(range) = half {
+            self.bisect(key, range);
+            return None;
+        }
+        let Some(Task::Search(search)) = self.tasks.get_mut(&key) else { return None };
+        if search.running > 0 {
+            return None;
+        }
+        if !search.probing && !search.bad.is_empty() {
+            // Only now: a disk that went away meanwhile has no bad blocks.
+            search.probing = true;
+            let probes = std::mem::take(&mut search.probes);
+            search.running = probes.len();
+            probes.into_iter().for_each(|probe| self.ask_read(key, probe));
+            return None;
+        }
+        let Some(Task::Search(search)) = self.tasks.remove(&key) else { return None };
+        let Search { of, data, mut bad, answers, error, .. } = search;
+        if bad.is_empty() {
+            return Some((of, Ok(DiskOutcome::Data(data.freeze()))));
+        }
+        if !answers {
+            return Some((of, Err(Some(error))));
+        }
+        bad.sort_unstable_by_key(|range| range.offset);
+        self.log(&bad);
+        Some((of, Ok(bad_blocks(PartialRead { data: data.freeze(), bad }))))
+    }
+
+    fn repaired(
+        &mut self,
+        disk: &mut Disk,
+        key: u64,
+        result: Result<Outcome, DiskError>,
+    ) -> Option<Ended> {
+        let Some(Task::Repair(repair)) = self.tasks.get_mut(&key) else { return None };
+        let (of, range) = (repair.of, repair.range);
+        let next = match (repair.step, result) {
+            (_, Err(error)) => Err(error),
+            (Step::Remap, Ok(_)) => Ok(None),
+            (Step::Write, Ok(_)) => Ok(Some((Step::Flush, DiskOp::Flush))),
+            (Step::Flush, Ok(_)) => {
+                disk.uncache(range);
+                Ok(Some((Step::ReadBack, DiskOp::Read { range, holes: false })))
+            }
+            (Step::ReadBack, Ok(Outcome::Data(found))) if found == repair.data => Ok(None),
+            (Step::ReadBack, Ok(_)) => Err(DiskError {
+                kind: DiskErrorKind::Io,
+                op: holdfast_store::OpKind::Read,
+                range,
+                errno: None,
+            }),
+        };
+        match next {
+            Ok(Some((step, request))) => {
+                repair.step = step;
+                self.ask(key, request);
+                None
+            }
+            Ok(None) => {
+                self.tasks.remove(&key);
+                Some((of, Ok(DiskOutcome::Done)))
+            }
+            Err(error) => {
+                self.tasks.remove(&key);
+                tracing::debug!("{range} could not be stored again: {error}");
+                Some((of, Err(None)))
+            }
+        }
+    }
+
+    /// Tells the log of what cannot be read, but not of all on a disk that has much of it.
+    fn log(&mut self, bad: &[ByteRange]) {
+        let (since, told) = match self.logged {
+            Some((since, told)) if since.elapsed() < LOG_PERIOD => (since, told),
+            _ => (Instant::now(), 0),
+        };
+        self.logged = Some((since, told.saturating_add(1)));
+        let (blocks, first) = (bad.iter().map(|r| r.len).sum::<u64>() / BLOCK_SIZE, bad.first());
+        if told < LOG_MOST
+            && let Some(first) = first
+        {
+            let more = if told + 1 == LOG_MOST { "; no more is told for a minute" } else { "" };
+            tracing::warn!("{blocks} blocks of a disk cannot be read, the first at {first}{more}");
+        }
+    }
+}

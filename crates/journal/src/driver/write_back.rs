@@ -1,0 +1,82 @@
+//! What the journal has goes to the disk.
+
+use super::{Files, Log, LogError};
+use crate::index::{RunKind, WriteBackLimits};
+use bytes::{Bytes, BytesMut};
+use holdfast_units::ByteRange;
+use std::io;
+
+/// The disk under a journal.
+pub trait Backing {
+    /// Reads a range.
+    ///
+    /// # Errors
+    /// When not all of it could be read.
+    fn read(&mut self, range: ByteRange) -> io::Result<Bytes>;
+
+    /// Writes.
+    ///
+    /// # Errors
+    /// When not all of it could be written.
+    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Writes zeroes, with `discard` giving the space back.
+    ///
+    /// # Errors
+    /// When not all of it could be written.
+    fn zeroes(&mut self, range: ByteRange, discard: bool) -> io::Result<()>;
+
+    /// Makes durable all that was written.
+    ///
+    /// # Errors
+    /// When that is not known to have worked.
+    fn flush(&mut self) -> io::Result<()>;
+}
+
+impl<F: Files> Log<F> {
+    /// Writes back what is durable, in one round; whether there was something. With `flush`, the
+    /// disk is flushed behind it, so that the journal does not need it any more.
+    ///
+    /// # Errors
+    /// When the disk or the journal failed; it stays to be written back.
+    pub fn write_back(
+        &mut self,
+        disk: &mut dyn Backing,
+        limits: WriteBackLimits,
+        flush: bool,
+    ) -> Result<bool, LogError> {
+        let planned = self.journal.write_back(limits);
+        if let Some(plan) = &planned {
+            let result = self.write_runs(disk, &plan.runs);
+            self.journal.written_back(plan.id, result.is_ok());
+            result?;
+        }
+        if flush {
+            let token = self.journal.disk_flush_token();
+            disk.flush()?;
+            self.journal.disk_flushed(token);
+        }
+        Ok(planned.is_some())
+    }
+
+    fn write_runs(&self, disk: &mut dyn Backing, runs: &[crate::Run]) -> Result<(), LogError> {
+        for run in runs {
+            match run.kind {
+                RunKind::Data => {
+                    let mut data = BytesMut::with_capacity(len_of(run.range)?);
+                    for piece in &run.pieces {
+                        data.extend_from_slice(&self.piece(piece)?);
+                    }
+                    disk.write(run.range.offset, &data)?;
+                }
+                RunKind::Zeroes => disk.zeroes(run.range, false)?,
+                RunKind::Discard => disk.zeroes(run.range, true)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn len_of(range: ByteRange) -> io::Result<usize> {
+    usize::try_from(range.len).map_err(io::Error::other)
+}
