@@ -114,6 +114,7 @@ impl Peer {
             &mut self.noted_since_start,
             &mut self.stored_now,
             &mut self.unsettled_given_up,
+            &mut self.lost_unsettled,
             &mut self.account,
             &mut self.fresher,
             &mut self.missed_meanwhile,

@@ -202,8 +202,12 @@ impl Core {
             let Some(theirs) = self.peers.get_mut(&node).and_then(|p| p.reported.take()) else {
                 continue;
             };
-            let mine = self.report(node);
-            let verdict = decide(self.node, &mine, node, &theirs);
+            let mut mine = self.report(node);
+            let mut verdict = decide(self.node, &mine, node, &theirs);
+            if self.mark_lost_unsettled(node, verdict) {
+                mine = self.report(node);
+                verdict = decide(self.node, &mine, node, &theirs);
+            }
             let answers = theirs.serial;
             self.send(node, Message::Verdict { answers, verdict, state: Box::new(mine.clone()) });
             self.peers.get_mut(&node).into_iter().for_each(|p| p.verdict_serial = answers);
@@ -235,8 +239,11 @@ impl Core {
         }
         peer.awaiting = None;
         peer.verdict_serial = answers;
+        let verdict = mirror(verdict);
+        // What that marks counts for this verdict or, if that says that nothing differs, brings a new one.
+        self.mark_lost_unsettled(node, verdict);
         let mine = self.report(node);
-        self.apply_verdict(node, mirror(verdict), &mine, state);
+        self.apply_verdict(node, verdict, &mine, state);
     }
 
     /// What a verdict, seen from this node, leads to.

@@ -114,6 +114,9 @@ pub(crate) struct Peer {
     pub(crate) kept_bytes: usize,
     /// Writes of a Primary that may not be everywhere.
     pub(crate) unsettled: Unsettled,
+    /// Blocks of writes that it had not said to be everywhere when it was lost as Primary, and that are
+    /// on this disk: with its power it may have lost them itself.
+    pub(crate) lost_unsettled: Option<SparseBitmap>,
     /// What it missed while this node was being resynced.
     pub(crate) missed_meanwhile: Option<SparseBitmap>,
     /// The Primary said that it has everything, and no write missed it since.
@@ -202,6 +205,7 @@ impl Peer {
             early: VecDeque::new(),
             kept_bytes: 0,
             unsettled: Unsettled::default(),
+            lost_unsettled: None,
             missed_meanwhile: None,
             vouched: false,
             left_out: false,

@@ -5,7 +5,7 @@ use crate::event::{DiskOutcome, IoFailure, LinkId};
 use crate::locks::Owner;
 use bytes::Bytes;
 use holdfast_units::{ByteRange, DiskState, Millis, NodeId, PeerSet, Role};
-use holdfast_wire::{Message, PeerResult, WriteKind};
+use holdfast_wire::{Message, PeerResult, Verdict, WriteKind};
 
 /// So many requests of a peer may be under way here. A Primary that keeps to its own limits stays below.
 const MOST_REQUESTS: u32 = 100_000;
@@ -255,6 +255,13 @@ impl Core {
         if unsettled.is_empty() || !self.has_disk() {
             return;
         }
+        let blocks = self.blocks();
+        if let Some(peer) = self.peers.get_mut(&lost) {
+            let kept = peer.lost_unsettled.get_or_insert_with(|| Self::new_bitmap(blocks));
+            for run in unsettled.runs() {
+                kept.set_range(run);
+            }
+        }
         let others: Vec<NodeId> =
             self.peers.values().filter(|p| p.node != lost && !p.diskless).map(|p| p.node).collect();
         for other in others {
@@ -262,6 +269,31 @@ impl Core {
                 self.mark(other, ByteRange::of_blocks(run));
             }
         }
+    }
+
+    /// A Primary that was lost is there again. It may have died and been filled by somebody who did not
+    /// have its last writes, and then no generation tells the difference; one that catches this node up
+    /// from its journal still knows them. True when that marked something.
+    pub(crate) fn mark_lost_unsettled(&mut self, node: NodeId, verdict: Verdict) -> bool {
+        if verdict == Verdict::TargetReplay {
+            self.forget_lost_unsettled(node);
+        }
+        self.note_lost_unsettled(node)
+    }
+
+    /// Notes that a Primary that was lost may lack what it had not said to be everywhere: whoever is
+    /// told what that one lacks must hear of it. True when that marked something.
+    pub(crate) fn note_lost_unsettled(&mut self, node: NodeId) -> bool {
+        let kept = self.peers.get_mut(&node).and_then(|p| p.lost_unsettled.take());
+        let Some(kept) = kept.filter(|_| self.has_disk()) else { return false };
+        for run in kept.runs() {
+            self.mark(node, ByteRange::of_blocks(run));
+        }
+        true
+    }
+
+    pub(crate) fn forget_lost_unsettled(&mut self, node: NodeId) {
+        self.peers.get_mut(&node).into_iter().for_each(|p| p.lost_unsettled = None);
     }
 
     /// When an idle Primary should tell that everything is settled.

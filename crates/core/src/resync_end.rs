@@ -65,6 +65,7 @@ impl Core {
         for other in &others {
             // The target has the same data, and so the same doubts.
             self.merge_suspects(*other);
+            self.note_lost_unsettled(*other);
         }
         // Of who has all that is here the account is complete, though empty.
         others.retain(|n| {
@@ -100,6 +101,7 @@ impl Core {
         self.gens.fill_to(self.node, GenerationId::NONE);
         for other in self.other_nodes().collect::<Vec<_>>() {
             self.merge_suspects(other);
+            self.forget_lost_unsettled(other);
             self.take_over_account(node, other, generations);
         }
         // The past that a decree broke with, which is in the source's own slot, is this node's too.
