@@ -171,6 +171,9 @@ fn i_am_better(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateRepor
             !by.saw_failure,
             current,
             r.crashed_primary && r.doubtful,
+            // Who alone knows of something that the other one lacks: were it told by number, a third one
+            // between two that are not connected could be filled by both of them in turns for ever.
+            r.bits > 0 && by.bits == 0,
         )
     };
     let (a, b) = (rank(mine, theirs), rank(theirs, mine));

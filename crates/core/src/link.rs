@@ -586,7 +586,8 @@ impl Core {
 
     pub(crate) fn take_word_for(&mut self, member: NodeId) {
         let (current, i) = (self.gens.current, member.index());
-        let usable = self.disk == DiskState::UpToDate && !self.is_adopting();
+        let usable =
+            self.disk == DiskState::UpToDate && !self.is_adopting() && !self.knows_better(member);
         let Some(peer) = self.peers.get_mut(&member).filter(|p| usable && !p.is_busy()) else {
             return;
         };
@@ -609,6 +610,14 @@ impl Core {
             self.request_superblock(After::Nothing);
             self.changed();
         }
+    }
+
+    /// Whether what a crash left in doubt here is not settled by the word of the Primary: without a disk
+    /// it goes by the generations, and has compared nothing.
+    fn knows_better(&self, member: NodeId) -> bool {
+        let stand = self.stand();
+        let compared = stand.good || stand.primary.is_none_or(|primary| primary == self.node);
+        !compared && self.al.as_ref().is_some_and(|al| al.has_suspects(member))
     }
 
     fn goodbye(&mut self, node: NodeId, link: LinkId) {

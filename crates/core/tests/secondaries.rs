@@ -273,3 +273,28 @@ fn a_source_tells_its_target_only_of_those_as_equal_that_still_answer() {
     w.start(1);
     assert_eq!(w.nodes[1].data, w.nodes[2].data);
 }
+
+#[test]
+fn what_a_lost_primary_had_not_settled_counts_as_missing_there_too() {
+    let mut w = World::new(3);
+    w.promote(0);
+    w.write(0, 1, 1);
+    w.pass(1000);
+    w.hold = Some(Box::new(|a, b, m| (a, b) == (0, 2) && matches!(m, Message::Write { .. })));
+    let id = w.write(0, 5, 7);
+    assert_eq!(w.result(0, id), None, "it reached node 1 and not node 2");
+    let link = w.link(0, 1).unwrap();
+    w.lose_power_unseen(0, 1);
+    w.hold = None;
+    w.start(0);
+    assert_eq!(w.snapshot(0).disk, DiskState::UpToDate, "node 2 filled it");
+    assert_eq!((w.nodes[0].data.get(&5), w.nodes[1].data.get(&5)), (None, Some(&7)));
+    w.hold = Some(Box::new(|a, b, _| (a.min(b), a.max(b)) == (1, 2)));
+    w.notice_loss(1, 0, link);
+    w.hold = None;
+    w.run();
+    assert_eq!(states(&w, 0, 1), ESTABLISHED);
+    assert_eq!(states(&w, 1, 2), ESTABLISHED);
+    assert_eq!(w.nodes[0].data, w.nodes[1].data);
+    assert_eq!(w.nodes[0].data, w.nodes[2].data);
+}

@@ -313,6 +313,21 @@ impl World {
         self.run();
     }
 
+    /// The same, but another node does not notice yet that its connection is dead.
+    pub fn lose_power_unseen(&mut self, i: u8, by: u8) {
+        let pair = (i.min(by), i.max(by));
+        let dead = self.links.remove(&pair);
+        self.cut.push(pair);
+        self.lose_power(i);
+        self.wire.retain(|(_, _, link, _)| Some(*link) != dead);
+    }
+
+    /// A node notices that the connection to another one is dead.
+    pub fn notice_loss(&mut self, i: u8, of: u8, link: LinkId) {
+        self.event(i, Event::PeerDown(n(of), link));
+        self.heal_between(i, of);
+    }
+
     fn drop_core(&mut self, i: u8) {
         self.nodes[usize::from(i)].core = None;
         self.nodes[usize::from(i)].held.clear();
