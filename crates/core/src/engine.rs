@@ -154,6 +154,9 @@ pub struct Core {
     /// Flushes wait for a new generation.
     pub(crate) flushes_wait: bool,
     pub(crate) bump: Option<Bump>,
+    /// A generation that this Primary without good data gave up, because nobody with good data had it: who
+    /// is being filled may have it yet.
+    pub(crate) void_bump: GenerationId,
     /// Writes that wait for a new generation before they start.
     pub(crate) want_generation: VecDeque<usize>,
     pub(crate) promotion: Option<Promotion>,
@@ -232,6 +235,7 @@ impl Core {
             bump_for: PeerSet::EMPTY,
             flushes_wait: false,
             bump: None,
+            void_bump: GenerationId::NONE,
             want_generation: VecDeque::new(),
             promotion: None,
             promise: None,

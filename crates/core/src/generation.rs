@@ -208,6 +208,7 @@ impl Core {
         if !here && !self.good_peers().any(|p| bump.told.contains(p)) {
             // Nobody that has it is left.
             self.served = bump.previous;
+            self.void_bump = bump.current;
             self.bump_for = self.bump_for.union(bump.opened);
             self.refresh_sets();
         }

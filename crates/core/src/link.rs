@@ -450,6 +450,15 @@ impl Core {
     /// A node that never had a disk here knows the generation of others' good data. A Primary begins
     /// them itself: what a member says may be from before it heard of the last one.
     pub(crate) fn learn_generation(&mut self, current: GenerationId) {
+        if self.role == Role::Primary && !current.is_none() && current == self.void_bump {
+            // One that was being filled had heard of it, and has good data by now.
+            self.void_bump = GenerationId::NONE;
+            if !self.diskful {
+                self.gens.current = current;
+            } else if self.disk <= DiskState::Inconsistent {
+                self.served = current;
+            }
+        }
         if !self.diskful && (self.role != Role::Primary || self.gens.current.is_none()) {
             self.gens.current = current;
         }
