@@ -46,7 +46,7 @@ impl TestNode {
     async fn start(&mut self) {
         let started = async {
             loop {
-                match Daemon::start(self.settings()).await {
+                match Daemon::start(self.settings(), Kept::default()).await {
                     Ok(daemon) => break daemon,
                     // The last task of the stopped one may still have it in its hands.
                     Err(error) if error.message.contains("is used by another daemon") => {
@@ -363,10 +363,10 @@ async fn events_begin_with_a_dump_and_go_on() {
 async fn a_second_daemon_is_refused_and_a_dead_ones_socket_is_replaced() {
     let base = tempfile::tempdir().unwrap();
     let mut node = TestNode::new(base.path(), "alpha").await;
-    let error = Daemon::start(node.settings()).await.map(drop).unwrap_err();
+    let error = Daemon::start(node.settings(), Kept::default()).await.map(drop).unwrap_err();
     assert!(error.message.contains("is used by another daemon"), "{}", error.message);
     let other = Settings { state_dir: base.path().join("other"), ..node.settings() };
-    let error = Daemon::start(other).await.map(drop).unwrap_err();
+    let error = Daemon::start(other, Kept::default()).await.map(drop).unwrap_err();
     assert_eq!(error.code, ErrorCode::AlreadyExists, "{}", error.message);
     node.stop().await;
     drop(StdUnixListener::bind(node.settings().socket).unwrap());
@@ -399,7 +399,7 @@ async fn a_resource_that_a_client_has_open_stays() {
     let mut node = TestNode { dir: base.path().join("a"), name: "alpha", daemon: None };
     let nbd_listen = Some("127.0.0.1:0".parse().unwrap());
     let settings = Settings { nbd_listen, ..node.settings() };
-    let daemon = Daemon::start(settings).await.unwrap();
+    let daemon = Daemon::start(settings, Kept::default()).await.unwrap();
     // Clients of the own process count as the local device: this one comes by TCP.
     let port = daemon.node.nbd_tcp.unwrap().port();
     node.daemon = Some(daemon);
