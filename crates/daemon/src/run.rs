@@ -76,7 +76,7 @@ async fn serve(options: &DaemonOptions, settings: Settings, kept: Kept) -> Resul
     service::ready(&service::summary(node));
     tokio::spawn(service::tell_state(Arc::clone(node)));
     if let Some(limit) = service::watchdog_limit() {
-        tokio::spawn(service::watch(Arc::clone(node), limit));
+        tokio::spawn(service::watch(Arc::clone(node), limit, service::sign_of_life));
     }
     tokio::select! {
         _ = terminate.recv() => {}

@@ -104,18 +104,23 @@ fn limit_of(micros: Option<String>, pid: Option<String>, own: u32) -> Option<Dur
     is_own.then_some(Duration::from_micros(micros))
 }
 
-/// Gives the service manager signs of life as long as the daemon runs: only while the thread that
+/// Gives signs of life for the service manager as long as the daemon runs: only while the thread that
 /// the resources live on does its work and the control API answers. What hangs for `limit` is
 /// ended from outside; the devices wait for the next start.
-pub(crate) async fn watch(node: Arc<Node>, limit: Duration) {
+pub(crate) async fn watch(node: Arc<Node>, limit: Duration, sign: impl Fn()) {
     // Looked at, and said, often enough that one slow answer costs nothing.
     let pause = limit / 4;
     loop {
         wait_for(shard_works(&node), pause, "the thread of the resources").await;
         wait_for(control_works(&node, pause), pause, "the control API").await;
-        tell(&[NotifyState::Watchdog]);
+        sign();
         tokio::time::sleep(pause).await;
     }
+}
+
+/// Gives the service manager one.
+pub(crate) fn sign_of_life() {
+    tell(&[NotifyState::Watchdog]);
 }
 
 /// Waits as long as it takes, and says in the log that it takes long.

@@ -271,12 +271,69 @@ fn what_is_not_to_come_up_by_itself_waits_for_up() {
     cluster[0].wait_synced("r0", SOON);
 }
 
+/// The unit of the daemon has mounts of its own: those of FUSE end with it, and what is left of the
+/// device cannot be known by them.
+#[test]
+fn a_device_of_a_dead_daemon_with_mounts_of_its_own_is_cleaned_up() {
+    if let Some(why) = holdfast_testkit::devices_unavailable() {
+        eprintln!("there are no local devices here ({why}): nothing is tested");
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut node = Node::new(Path::new(&binary()), "alpha", &scratch.join("alpha"));
+    node.start_by(&["unshare", "--mount", "--propagation", "slave"]);
+    node.start();
+    let disk = node.disk("r0").display().to_string();
+    node.ok(&["create", "r0", "--disk", &disk, "--size", "4M"]);
+    let link = PathBuf::from(node.ok(&["device", "r0", "--via", "fuse"]).trim());
+    let device = std::fs::canonicalize(&link).unwrap();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(&node.dir().display().to_string()), "{mounts}");
+    let backing = format!("/sys/block/{}/loop/backing_file", device.file_name().unwrap().display());
+    let user = std::fs::File::open(&device).unwrap();
+    node.kill9();
+    node.start();
+    assert!(std::fs::symlink_metadata(&link).is_err(), "the link is gone at once");
+    drop(user);
+    // Free, or somebody else's already.
+    let is_ours = || std::fs::read_to_string(&backing).is_ok_and(|path| path == "/disk\n");
+    wait_until(SOON, "the loop device is free", || !is_ours());
+    node.ok(&["device", "r0", "--via", "fuse"]);
+    node.ok(&["device", "r0", "--remove"]);
+    node.stop();
+}
+
 #[test]
 fn a_node_without_a_cluster_says_what_comes_first() {
     let scratch = Scratch::new();
     let mut node = Node::new(Path::new(&binary()), "alpha", &scratch.join("alpha"));
     node.refused(&["status"], 3, "the daemon was not reached");
     node.start();
-    wait_until(SOON, "it answers", || node.cli(&["version"]).status == 0);
+    let status = node.ok(&["status"]);
+    assert!(status.contains("node alpha, in no cluster yet"), "{status}");
+    assert!(status.contains("holdfast create NAME") && status.contains("cluster join TOKEN"));
+    assert!(node.json(&["status"])["cluster"].is_null());
+    for command in [&["cluster", "status"][..], &["cluster", "token"], &["cluster", "leave"]] {
+        let output = node.cli(command);
+        assert_eq!(output.status, 1, "{output}");
+        assert!(output.stderr.contains("hint: use `holdfast cluster create`"), "{output}");
+        let output = node.cli(&[&["--json"], command].concat());
+        assert!(output.stderr.contains("\"code\":\"NO_CLUSTER\""), "{output}");
+    }
+    let disk = node.disk("db").display().to_string();
+    node.refused(&["join", "db", "--disk", &disk], 1, "the node is in no cluster");
+    for command in [
+        &["status", "db"][..],
+        &["up", "db"],
+        &["primary", "db"],
+        &["device", "db"],
+        &["wait", "db", "--for", "primary", "--timeout", "1"],
+    ] {
+        node.refused(command, 4, "db was not found: node alpha is in no cluster yet");
+    }
+    node.ok(&["up", "all"]);
+    node.ok(&["create", "db", "--disk", &disk, "--size", "1M"]);
+    node.ok(&["cluster", "status"]);
+    node.refused(&["up", "other"], 4, "this node has no resource of that name");
     node.stop();
 }

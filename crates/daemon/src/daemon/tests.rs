@@ -520,3 +520,28 @@ async fn an_attachment_of_the_run_before_is_forgotten_without_its_device() {
     assert_eq!(commands::attach::known(&settings), [""; 0]);
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_sign_of_life_comes_while_the_thread_of_the_resources_hangs() {
+    let base = tempfile::tempdir().unwrap();
+    let mut node = TestNode::new(base.path(), "alpha").await;
+    let limit = Duration::from_millis(400);
+    let (sign, mut signs) = tokio::sync::mpsc::unbounded_channel();
+    let of = Arc::clone(&node.daemon.as_ref().unwrap().node);
+    let sign = move || drop(sign.send(()));
+    let watching = tokio::spawn(service::watch(Arc::clone(&of), limit, sign));
+    for _ in 0..3 {
+        signs.recv().await.unwrap();
+    }
+    let (go_on, until) = std::sync::mpsc::channel();
+    of.shard().unwrap().hang(until);
+    // One may be on its way; then there are none for longer than is waited for.
+    while let Ok(sign) = tokio::time::timeout(limit * 2, signs.recv()).await {
+        sign.unwrap();
+    }
+    drop(go_on);
+    let again = tokio::time::timeout(Duration::from_secs(10), signs.recv());
+    again.await.expect("it goes on").unwrap();
+    watching.abort();
+    node.stop().await;
+}
