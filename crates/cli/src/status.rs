@@ -164,7 +164,11 @@ fn only(mut status: NodeStatus, name: Option<&str>) -> Result<NodeStatus, ApiErr
         status.guests.retain(|guest| guest.name == name);
         let attached = !status.attachments.is_empty();
         if status.resources.is_empty() && status.guests.is_empty() && !attached {
-            return Err(ApiError::no_such_resource(name));
+            let error = match &status.cluster {
+                Some(_) => ApiError::no_such_resource(name),
+                None => ApiError::no_resource_without_cluster(name, &status.node),
+            };
+            return Err(error);
         }
     }
     Ok(status)

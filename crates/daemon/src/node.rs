@@ -301,12 +301,7 @@ impl Node {
             .hint(format!("`holdfast join {name} --disk PATH` makes it one")));
         }
         if self.view().membership.is_none() {
-            let message =
-                format!("resource {name} was not found: node {} is in no cluster yet", self.name);
-            return Err(ApiError::new(ErrorCode::NoSuchResource, message).hint(format!(
-                "`holdfast create {name} --disk PATH` makes it, and a cluster of this node alone; \
-                 `holdfast cluster join TOKEN` joins the cluster of others"
-            )));
+            return Err(ApiError::no_resource_without_cluster(name, &self.name));
         }
         Err(ApiError::no_such_resource(name))
     }

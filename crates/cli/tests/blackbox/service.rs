@@ -3,17 +3,15 @@
 
 use crate::{MIB, SOON, binary};
 use holdfast_nbd::{Client, ConnectOptions};
-use holdfast_testkit::{Cluster, Node, Output, Scratch, wait_until};
+use holdfast_testkit::{BadDisk, Cluster, Node, Output, Scratch, wait_until};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg, sockopt,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::io::{IoSliceMut, Read};
 use std::mem::MaybeUninit;
-use std::net::TcpStream;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -128,15 +126,16 @@ fn managed(arguments: &[&str]) -> (Scratch, Manager, Node) {
     (scratch, manager, node)
 }
 
+fn address(socket: &OwnedFd) -> SocketAddr {
+    let at = rustix::net::getsockname(socket).unwrap();
+    SocketAddr::try_from(at).expect("it is a TCP port")
+}
+
 #[test]
 fn who_connects_while_the_daemon_is_restarted_is_served_afterwards() {
     let (_scratch, mut manager, mut node) = managed(&["--nbd-listen", "127.0.0.1:0"]);
     assert_eq!(manager.kept.keys().collect::<Vec<_>>(), ["control", "nbd", "nbd-tcp"]);
-    let port = sockopt::socket_domain(&manager.kept["nbd-tcp"]).map(|_| {
-        let at = rustix::net::getsockname(&manager.kept["nbd-tcp"]).unwrap();
-        std::net::SocketAddr::try_from(at).expect("it is a TCP port")
-    });
-    let port = port.unwrap();
+    let port = address(&manager.kept["nbd-tcp"]);
     let mut written = node.open("r0");
     written.write_at(&[7; 4096], 0).unwrap();
     written.flush().unwrap();
@@ -186,8 +185,7 @@ fn a_socket_that_is_not_wanted_any_more_is_given_back() {
     manager.start(&mut moved);
     manager.hear_line("READY=1");
     assert_eq!(manager.kept.keys().collect::<Vec<_>>(), ["control", "nbd", "nbd-tcp"]);
-    let at = rustix::net::getsockname(&manager.kept["nbd-tcp"]).unwrap();
-    let at = std::net::SocketAddr::try_from(at).unwrap();
+    let at = address(&manager.kept["nbd-tcp"]);
     assert_eq!(at.ip().to_string(), "127.0.0.2");
     assert_eq!(moved.resource("r0").role, "Primary");
     moved.stop();
@@ -215,14 +213,43 @@ fn a_sign_of_life_comes_in_time_and_a_hung_process_gives_none() {
 }
 
 #[test]
+fn a_disk_that_does_not_answer_is_no_hang() {
+    if let Some(why) = holdfast_testkit::devices_unavailable() {
+        eprintln!("there is no disk here that can stand still ({why}): nothing is tested");
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut manager = Manager::new(scratch.path());
+    manager.watchdog = Some(Duration::from_secs(2));
+    let mut node = Node::new(Path::new(&binary()), "alpha", &scratch.join("alpha"));
+    manager.start(&mut node);
+    let disk = BadDisk::new(scratch.path(), "disk", 4 * MIB);
+    node.ok(&["create", "r0", "--disk", &disk.text()]);
+    let mut client = node.open("r0");
+    disk.stall(true);
+    let asking = thread::spawn(move || {
+        let read = client.read_at(&mut [0; 4096], MIB);
+        (read, client)
+    });
+    // What was said already may be of the time before.
+    while !manager.is_silent_for(Duration::from_millis(1)) {}
+    for _ in 0..3 {
+        manager.hear_line("WATCHDOG=1");
+    }
+    assert!(!asking.is_finished(), "the disk answers");
+    disk.stall(false);
+    asking.join().unwrap().0.unwrap();
+    node.stop();
+}
+
+#[test]
 fn a_reload_begins_and_ends_and_the_state_is_told() {
     let (_scratch, mut manager, mut node) = managed(&[]);
     manager.hear_line("STATUS=1 resource: 1 Primary");
     let before = monotonic();
     node.signal(Signal::HUP);
     let message = manager.hear_line("RELOADING=1");
-    let at = message.iter().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
-    let at: u64 = at.expect("it says when").parse().unwrap();
+    let at = micros(&message).expect("it says when");
     assert!((before..=monotonic()).contains(&at), "{before} {at}");
     let message = manager.hear_line("READY=1");
     assert!(message.contains(&"STATUS=the configuration has not changed".to_owned()));
@@ -235,8 +262,13 @@ fn a_reload_begins_and_ends_and_the_state_is_told() {
 
 /// The clock that reloads are told by, in microseconds.
 fn monotonic() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec * 1_000_000 + now.tv_nsec / 1000).unwrap()
+    let now = sd_notify::NotifyState::monotonic_usec_now().unwrap().to_string();
+    micros(&[now]).expect("it is a time")
+}
+
+/// The time in a message.
+fn micros(message: &[String]) -> Option<u64> {
+    message.iter().find_map(|line| line.strip_prefix("MONOTONIC_USEC="))?.parse().ok()
 }
 
 #[test]
