@@ -1,11 +1,11 @@
 # What udev makes of our devices. Needs udev's own programs and rules, for instance from Debian's package, unpacked to $U:
-# lab run --disk 256M --add holdfast lib.sh $U/bin/udevadm:/usr/bin/udevadm $U/lib/udev/rules.d:/usr/lib/udev/rules.d 61-holdfast.rules
+# lab run --disk 256M --add holdfast lib.sh $U/bin/udevadm:/usr/bin/udevadm $U/lib/udev/rules.d:/usr/lib/udev/rules.d 99-holdfast.rules
 . /lab/lib.sh
 mkdir -p /var/lib /run/holdfast /run/udev/rules.d
-cp /lab/61-holdfast.rules /run/udev/rules.d/
+cp /lab/99-holdfast.rules /run/udev/rules.d/
 ln -sf /usr/bin/udevadm /run/systemd-udevd
 /run/systemd-udevd --daemon 2> /run/udev.log || fail "udevd did not start: $(cat /run/udev.log)"
-check "the rules are understood" eval '! udevadm test /sys/block/vdb 2>&1 | grep -E "61-holdfast.*(nvalid|nknown|gnoring)"'
+check "the rules are understood" eval '! udevadm test /sys/block/vdb 2>&1 | grep -E "99-holdfast.*(nvalid|nknown|gnoring)"'
 links() { udevadm info --query=symlink --name="$1"; }
 start_daemon
 holdfast create r0 --disk /dev/vdb || fail create

@@ -261,6 +261,20 @@ impl ApiError {
         )
         .hint("`holdfast status` lists the resources of this node")
     }
+
+    /// The same on a node that is in no cluster, where there can be none.
+    #[must_use]
+    pub fn no_resource_without_cluster(name: &str, node: &str) -> Self {
+        let name: String = name.chars().take(80).collect();
+        Self::new(
+            ErrorCode::NoSuchResource,
+            format!("resource {name} was not found: node {node} is in no cluster yet"),
+        )
+        .hint(format!(
+            "`holdfast create {name} --disk PATH` makes it, and a cluster of this node alone; \
+             `holdfast cluster join TOKEN` joins the cluster of others"
+        ))
+    }
 }
 
 /// The text without the numbers that the standard library puts behind the words of the system:

@@ -339,6 +339,12 @@ pub const OPTIONS: &[OptionSpec] = &[
         Kind::Window,
         "the part of the day in which scrubs are made that are due",
     ),
+    resource(
+        "svc-auto-up",
+        Kind::Word { words: &["yes", "no"], not_yet: &[] },
+        "whether the daemon's start starts the resource where it was up; no leaves that to `up`, \
+         except where its device is still in use",
+    ),
     peer(
         "timeout",
         number(Unit::Deciseconds, 60, 1, 600),
@@ -585,6 +591,8 @@ pub struct Settings {
     pub archive_interval: Duration,
     /// How old moments may be that can be restored; zero means any age.
     pub archive_keep: Duration,
+    /// Whether the daemon's start starts the resource where it was up.
+    pub auto_up: bool,
 }
 
 impl Settings {
@@ -627,6 +635,7 @@ impl Settings {
             archive_base_age: Duration::from_secs(number("archive-base-age")),
             archive_interval: Duration::from_secs(number("archive-interval")),
             archive_keep: Duration::from_secs(number("archive-keep")),
+            auto_up: text("svc-auto-up") == "yes",
         }
     }
 }

@@ -164,7 +164,11 @@ fn only(mut status: NodeStatus, name: Option<&str>) -> Result<NodeStatus, ApiErr
         status.guests.retain(|guest| guest.name == name);
         let attached = !status.attachments.is_empty();
         if status.resources.is_empty() && status.guests.is_empty() && !attached {
-            return Err(ApiError::no_such_resource(name));
+            let error = match &status.cluster {
+                Some(_) => ApiError::no_such_resource(name),
+                None => ApiError::no_resource_without_cluster(name, &status.node),
+            };
+            return Err(error);
         }
     }
     Ok(status)
@@ -220,6 +224,11 @@ fn render(status: &NodeStatus, width: Option<usize>, color: bool) -> String {
     if status.resources.is_empty() && status.guests.is_empty() && !attached {
         lines.push(String::new());
         lines.push("no resources; `holdfast create NAME --disk PATH` makes one".to_owned());
+        if status.cluster.is_none() {
+            lines.push(
+                "`holdfast cluster join TOKEN` first makes this node one of others".to_owned(),
+            );
+        }
     }
     lines.push(String::new());
     lines.join("\n")
@@ -228,7 +237,7 @@ fn render(status: &NodeStatus, width: Option<usize>, color: bool) -> String {
 fn headline(status: &NodeStatus, color: bool) -> String {
     let node = Style::Bold.paint(&status.node, color);
     let Some(cluster) = &status.cluster else {
-        return format!("node {node}, in no cluster");
+        return format!("node {node}, in no cluster yet");
     };
     let alive = cluster.nodes.iter().filter(|node| node.alive).count();
     let all = cluster.nodes.len();
@@ -785,7 +794,8 @@ r0  256 MiB  /dev/holdfast/r0
         );
         let empty = NodeStatus { node: "alpha".into(), ..NodeStatus::default() };
         let text = render(&empty, None, false);
-        assert!(text.contains("in no cluster") && text.contains("no resources"), "{text}");
+        assert!(text.contains("in no cluster yet") && text.contains("no resources"), "{text}");
+        assert!(text.contains("cluster join TOKEN"), "{text}");
     }
 
     #[test]

@@ -610,9 +610,10 @@ impl ClusterState {
 
     fn need_member(&self) -> Result<&Membership, Refusal> {
         self.data.cluster.as_ref().ok_or_else(|| {
+            let name = self.identity.name();
             Refusal::new(
                 Code::NotMember,
-                format!("the node {} is not in a cluster", self.identity.name()),
+                format!("the command was refused for node {name}: it is in no cluster yet"),
                 "use `holdfast cluster create`, or `holdfast cluster join TOKEN`",
             )
         })

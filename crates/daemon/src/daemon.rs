@@ -1,22 +1,22 @@
 //! The daemon from start to stop.
 
 use crate::commands::{self, blocking, updown};
+use crate::listeners::{self, Kept, bind, broken};
 use crate::local::{Local, LocalStore};
 use crate::node::{Node, Parts};
 use crate::options::{NbdAccess, Settings};
 use crate::resource::{self, Resource};
 use crate::shard::{Shard, ShardOptions, TcpAccess, boot_id};
-use crate::{archiving, guests, health, http, peer_api, peers, refuse, space};
+use crate::{archiving, guests, health, http, peer_api, peers, refuse, service, space};
+use holdfast_api::options::Settings as OptionSettings;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Address, ClusterState};
 use holdfast_nbd::{AllowList, ServerTls};
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, Permissions};
-use std::io;
+use std::fs::{self, DirBuilder};
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
@@ -35,12 +35,13 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts everything: when it returns, the daemon can be used.
+    /// Starts everything, with the sockets that were kept of the run before: when it returns, the
+    /// daemon can be used.
     ///
     /// # Errors
     /// What it cannot start without; nothing is left running then.
-    pub(crate) async fn start(settings: Settings) -> Result<Self, ApiError> {
-        let parts = blocking(move || prepare(settings)).await?;
+    pub(crate) async fn start(settings: Settings, kept: Kept) -> Result<Self, ApiError> {
+        let parts = blocking(move || prepare(settings, kept)).await?;
         let Prepared { parts, listener, control, store } = parts;
         let listener = TcpListener::from_std(listener).map_err(broken("the port for nodes"))?;
         let control = UnixListener::from_std(control).map_err(broken("the control socket"))?;
@@ -63,6 +64,8 @@ impl Daemon {
         tokio::spawn(peer_api::serve(Arc::clone(&node), listener));
         tokio::spawn(peers::keep_in_touch(Arc::clone(&node)));
         take_up(&node).await;
+        // Who came before finds the resources now.
+        node.shard()?.let_clients_in().await;
         tokio::spawn(commands::leave::follow_records(Arc::clone(&node)));
         commands::attach::take_up(&node).await;
         tokio::spawn(commands::attach::tell(Arc::clone(&node)));
@@ -99,6 +102,10 @@ impl Daemon {
         }
         node.stop_shard().await;
         health::save_all(&node).await;
+        if service::is_managed() {
+            // The sockets are kept: who comes now waits for the next start.
+            return;
+        }
         for socket in [&node.settings.socket, &node.settings.nbd_socket()] {
             // Who starts next replaces what is left.
             let _ = fs::remove_file(socket);
@@ -114,16 +121,7 @@ struct Prepared {
     store: LocalStore,
 }
 
-fn broken(what: &'static str) -> impl Fn(io::Error) -> ApiError {
-    move |error| {
-        ApiError::new(
-            ErrorCode::Internal,
-            format!("the daemon was not started: {what} cannot be used: {error}"),
-        )
-    }
-}
-
-fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
+fn prepare(settings: Settings, mut kept: Kept) -> Result<Prepared, ApiError> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let name = settings.name.as_deref();
     let cluster = ClusterState::open(&settings.state_dir, name, &host).map_err(refuse::cluster)?;
@@ -135,10 +133,12 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
         .mode(0o755)
         .create(settings.run_dir())
         .map_err(broken("the directory of the control socket"))?;
-    let control = bind_socket(&settings.socket, "the control socket")?;
-    let nbd = bind_socket(&settings.nbd_socket(), "the NBD socket")?;
+    let control = kept.unix(listeners::CONTROL, &settings.socket, "the control socket")?;
+    let nbd = kept.unix(listeners::NBD, &settings.nbd_socket(), "the NBD socket")?;
     let nbd_access = nbd_access(&settings.nbd_access)?;
-    let nbd_tcp = settings.nbd_listen.map(|address| bind(address, "--nbd-listen")).transpose()?;
+    let nbd_tcp = settings.nbd_listen;
+    let nbd_tcp = nbd_tcp.map(|at| kept.tcp(listeners::NBD_TCP, at, "--nbd-listen")).transpose()?;
+    kept.close_rest();
     let devices = commands::device::options(&settings);
     let wanted = wanted_devices(&settings, &store);
     match holdfast_device::clean_up_stale(&devices, move |name| wanted.contains(name)) {
@@ -147,6 +147,7 @@ fn prepare(settings: Settings) -> Result<Prepared, ApiError> {
         Err(error) => tracing::warn!("{error}"),
     }
     let shard = Shard::start(ShardOptions::default()).map_err(broken("a thread for resources"))?;
+    shard.hold_clients().map_err(broken("a thread for resources"))?;
     shard.serve_unix(nbd).map_err(broken("the NBD socket"))?;
     let nbd_address = nbd_tcp.as_ref().and_then(|listener| listener.local_addr().ok());
     if let Some(nbd_tcp) = nbd_tcp {
@@ -215,43 +216,6 @@ fn listen(settings: &Settings, cluster: &ClusterState) -> Result<StdTcpListener,
     bind(address, "--listen")
 }
 
-fn bind(address: SocketAddr, option: &str) -> Result<StdTcpListener, ApiError> {
-    let listener = StdTcpListener::bind(address)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
-    listener.map_err(|error| {
-        let message =
-            format!("the daemon was not started: {address} cannot be listened at: {error}");
-        ApiError::new(ErrorCode::InvalidAddress, message)
-            .hint(format!("choose another address with {option}"))
-    })
-}
-
-/// Binds a Unix socket that only the own user can open. A socket that a dead daemon left behind is
-/// replaced.
-fn bind_socket(path: &Path, what: &'static str) -> Result<StdUnixListener, ApiError> {
-    let fail = broken(what);
-    if fs::symlink_metadata(path).is_ok() {
-        match StdUnixStream::connect(path) {
-            Ok(_) => {
-                let message = format!(
-                    "the daemon was not started: another daemon has {what} {}",
-                    path.display()
-                );
-                return Err(ApiError::new(ErrorCode::AlreadyExists, message)
-                    .hint("stop it, or give this one a --socket in a directory of its own"));
-            }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(path).map_err(&fail)?;
-            }
-            Err(error) => return Err(fail(error)),
-        }
-    }
-    let listener = StdUnixListener::bind(path).map_err(&fail)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(&fail)?;
-    listener.set_nonblocking(true).map_err(&fail)?;
-    Ok(listener)
-}
-
 /// Writes into the records where this node listens now.
 async fn tell_addresses(node: &Arc<Node>) {
     if node.view().membership.is_none() {
@@ -272,7 +236,7 @@ async fn take_up(node: &Arc<Node>) {
             if commands::leave::is_over(&node, resource.id) {
                 return;
             }
-            if !resource.local().up {
+            if !resource.local().up || !is_to_start(&node, &resource).await {
                 return updown::publish(&node, &resource);
             }
             let started = resource::start(&node, &resource, true);
@@ -291,6 +255,23 @@ async fn take_up(node: &Arc<Node>) {
         }
     });
     futures_util::future::join_all(starting).await;
+}
+
+/// Whether the daemon's start is to start a resource that was up. One whose device outlived the run
+/// before is in use, whatever is wanted after a boot.
+async fn is_to_start(node: &Arc<Node>, resource: &Arc<Resource>) -> bool {
+    let record = node.view().records.resource(resource.id);
+    if record.is_none_or(|record| OptionSettings::resolve(&record.options, None).auto_up) {
+        return true;
+    }
+    let (of, name) = (Arc::clone(node), resource.name());
+    let is_left = blocking(move || Ok(commands::device::is_left(&of, &name))).await;
+    if is_left.unwrap_or(true) {
+        return true;
+    }
+    let name = resource.name();
+    tracing::info!("resource {name} stays down: svc-auto-up is no; `holdfast up {name}` starts it");
+    false
 }
 
 /// Takes the local device away. One that somebody has open is left for the next start where it can

@@ -24,8 +24,10 @@ mod growth;
 mod guests;
 mod health;
 mod http;
+mod inherited;
 mod journaled;
 mod keeper;
+mod listeners;
 mod local;
 mod log;
 mod logpeer;
@@ -44,6 +46,7 @@ mod remote;
 mod replacing;
 mod resource;
 mod run;
+mod service;
 pub mod shard;
 mod space;
 mod spares;
@@ -53,6 +56,7 @@ mod survey;
 mod task;
 
 pub use holdfast_device::hold as hold_device;
+pub use inherited::{Inherited, inherited_sockets};
 pub use memory::guard_memory;
 pub use options::{
     CONFIG_KEYS, DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, NbdAccess,

@@ -300,6 +300,9 @@ impl Node {
             )
             .hint(format!("`holdfast join {name} --disk PATH` makes it one")));
         }
+        if self.view().membership.is_none() {
+            return Err(ApiError::no_resource_without_cluster(name, &self.name));
+        }
         Err(ApiError::no_such_resource(name))
     }
 

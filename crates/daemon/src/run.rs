@@ -1,13 +1,15 @@
 //! `holdfast daemon`: process, signals, logs.
 
 use crate::daemon::Daemon;
+use crate::listeners::Kept;
 use crate::log::Log;
 use crate::memory::guard_memory;
 use crate::options::{DaemonOptions, Settings};
+use crate::service;
 use holdfast_api::{ApiError, ErrorCode};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use sd_notify::NotifyState;
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -26,14 +28,16 @@ const LOG_LIMIT: Duration = Duration::from_secs(1);
 /// # Errors
 /// Why it could not be started. Nothing is left running then.
 pub fn run(options: &DaemonOptions) -> Result<(), ApiError> {
+    // Before anything else is opened.
+    let kept = Kept::take();
     let log = Log::start();
     log_to_stderr(&log);
-    let result = try_run(options).map_err(ApiError::plain);
+    let result = try_run(options, kept).map_err(ApiError::plain);
     log.flush(LOG_LIMIT);
     result
 }
 
-fn try_run(options: &DaemonOptions) -> Result<(), ApiError> {
+fn try_run(options: &DaemonOptions, kept: Kept) -> Result<(), ApiError> {
     let settings = Settings::resolve(options)?;
     if let Some(missing) = guard_memory(settings.lock_memory) {
         tracing::warn!(
@@ -48,7 +52,7 @@ fn try_run(options: &DaemonOptions) -> Result<(), ApiError> {
         .enable_all()
         .build()
         .map_err(|error| not_started(&error))?;
-    let result = runtime.block_on(serve(options, settings));
+    let result = runtime.block_on(serve(options, settings, kept));
     // What still blocks must not hold the end up.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -58,20 +62,28 @@ fn not_started(error: &io::Error) -> ApiError {
     ApiError::new(ErrorCode::Internal, format!("the daemon was not started: {error}"))
 }
 
-async fn serve(options: &DaemonOptions, settings: Settings) -> Result<(), ApiError> {
+async fn serve(options: &DaemonOptions, settings: Settings, kept: Kept) -> Result<(), ApiError> {
     let hook = |kind| signal(kind).map_err(|error| not_started(&error));
     let mut terminate = hook(SignalKind::terminate())?;
     let mut interrupt = hook(SignalKind::interrupt())?;
     let mut hangup = hook(SignalKind::hangup())?;
-    let daemon = Daemon::start(settings.clone()).await?;
+    let daemon = Daemon::start(settings.clone(), kept).await?;
     let node = &daemon.node;
     if let Some(address) = node.nbd_tcp {
         tracing::info!("NBD clients are served on {address}");
     }
     say_ready(&format!("ready: node {}, listening on {}", node.name, node.listen));
-    wait_for_end(options, &settings, &mut terminate, &mut interrupt, &mut hangup).await;
-    // That systemd does not listen is no error.
-    let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
+    service::ready(&service::summary(node));
+    tokio::spawn(service::tell_state(Arc::clone(node)));
+    if let Some(limit) = service::watchdog_limit() {
+        tokio::spawn(service::watch(Arc::clone(node), limit, service::sign_of_life));
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = reload_at_each(&mut hangup, options, &settings) => {}
+    }
+    service::stopping();
     tracing::info!("stopping");
     tokio::select! {
         stopped = tokio::time::timeout(STOP_LIMIT, daemon.stop()) => {
@@ -85,29 +97,34 @@ async fn serve(options: &DaemonOptions, settings: Settings) -> Result<(), ApiErr
     Ok(())
 }
 
-async fn wait_for_end(
-    options: &DaemonOptions,
-    settings: &Settings,
-    terminate: &mut Signal,
-    interrupt: &mut Signal,
-    hangup: &mut Signal,
-) {
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => return,
-            _ = interrupt.recv() => return,
-            _ = hangup.recv() => reload(options, settings),
-        }
+/// Reads the configuration at each SIGHUP; ends only with the signals.
+async fn reload_at_each(hangup: &mut Signal, options: &DaemonOptions, settings: &Settings) {
+    while hangup.recv().await.is_some() {
+        service::reloading();
+        service::ready(&reload(options, settings));
     }
+    std::future::pending().await
 }
 
 /// Reads the configuration again. What it can hold is used at the start only, so this says whether
-/// the next start would work, and what it would change.
-fn reload(options: &DaemonOptions, settings: &Settings) {
+/// the next start would work, and what it would change: in the log, and as the answer.
+fn reload(options: &DaemonOptions, settings: &Settings) -> String {
     match Settings::resolve(options) {
-        Ok(next) if next == *settings => tracing::info!("the configuration has not changed"),
-        Ok(_) => tracing::warn!("the configuration has changed; it holds from the next start on"),
-        Err(error) => tracing::error!("{}; the daemon goes on as before", error.message),
+        Ok(next) if next == *settings => {
+            let told = "the configuration has not changed";
+            tracing::info!("{told}");
+            told.to_owned()
+        }
+        Ok(_) => {
+            let told = "the configuration has changed; it holds from the next start on";
+            tracing::warn!("{told}");
+            told.to_owned()
+        }
+        Err(error) => {
+            let told = format!("{}; the daemon goes on as before", error.message);
+            tracing::error!("{told}");
+            told
+        }
     }
 }
 
@@ -116,7 +133,6 @@ fn say_ready(line: &str) {
     let mut out = io::stdout().lock();
     // Nobody may be reading it.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
-    let _ = sd_notify::notify(false, &[NotifyState::Ready, NotifyState::Status(line)]);
 }
 
 fn log_to_stderr(log: &Log) {

@@ -3,11 +3,13 @@
 
 use crate::blockdev::BlockDevice;
 use crate::error::DeviceError;
+use crate::fuse::FILE_NAME;
 use crate::sysinfo;
-use std::ffi::c_int;
+use std::ffi::{OsStr, c_int};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
@@ -21,6 +23,8 @@ const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_PARTSCAN: u32 = 8;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 const LO_NAME_SIZE: usize = 64;
+/// So much of a path is kept with a device, in bytes.
+pub(crate) const GIVEN_LENGTH: usize = LO_NAME_SIZE - 1;
 
 /// How often a free device is asked for that somebody else then takes first.
 const TRIES: u32 = 16;
@@ -116,16 +120,23 @@ impl LoopDevice {
         Err(DeviceError::system("finding a free loop device", control_path)(busy))
     }
 
-    /// The loop devices whose file satisfies `wanted`.
+    /// The loop devices whose file satisfies `wanted`. A file that is mounted nowhere any more, as
+    /// when the mount namespace of its daemon has ended with it, has no path: it goes by the one
+    /// that was given when the device was made, of which the kernel keeps [`GIVEN_LENGTH`] bytes.
     pub(crate) fn all(wanted: impl Fn(&Path) -> bool) -> io::Result<Vec<Self>> {
         let mut found = Vec::new();
         for name in sysinfo::loop_names()? {
-            let Some(backing) = sysinfo::loop_backing(&name).filter(|path| wanted(path)) else {
-                continue;
-            };
+            let Some(mut backing) = sysinfo::loop_backing(&name) else { continue };
             // It can vanish while we look.
             let Ok(device) = BlockDevice::named(name) else { continue };
-            found.push(Self { device, backing });
+            if backing == Path::new("/").join(FILE_NAME)
+                && let Ok(given) = device.open().and_then(|device| given_path(&device))
+            {
+                backing = given;
+            }
+            if wanted(&backing) {
+                found.push(Self { device, backing });
+            }
         }
         Ok(found)
     }
@@ -158,16 +169,27 @@ impl LoopDevice {
     /// Undoes [`LoopDevice::unbind`] as long as another user has kept the file there.
     pub(crate) fn keep(&self) -> io::Result<()> {
         let device = self.device.open()?;
-        let mut info = LoopInfo::ZERO;
-        // SAFETY: `info` has the size and layout of `struct loop_info64` (asserted above) and
-        // lives for the length of the call.
-        let got = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) };
-        check(got)?;
+        let mut info = status(&device)?;
         info.flags &= !LO_FLAGS_AUTOCLEAR;
         // SAFETY: as above; the kernel only reads it.
         let set = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_STATUS64, &raw const info) };
         check(set).map(drop)
     }
+}
+
+fn status(device: &File) -> io::Result<LoopInfo> {
+    let mut info = LoopInfo::ZERO;
+    // SAFETY: `info` has the size and layout of `struct loop_info64` (asserted above) and lives for
+    // the length of the call.
+    let got = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) };
+    check(got).map(|_| info)
+}
+
+/// The path that was given when the device was made, or its beginning.
+fn given_path(device: &File) -> io::Result<PathBuf> {
+    let name = status(device)?.file_name;
+    let path = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(PathBuf::from(OsStr::from_bytes(path)))
 }
 
 fn get_free(control: &File) -> io::Result<c_int> {
@@ -186,9 +208,9 @@ fn configure(
     let read_only = if read_only { LO_FLAGS_READ_ONLY } else { 0 };
     let flags = LO_FLAGS_DIRECT_IO | LO_FLAGS_PARTSCAN | read_only;
     let mut info = LoopInfo { flags, ..LoopInfo::ZERO };
-    // Only shown to people; its last byte must stay zero.
+    // Shown to people, and a later run knows it by that; its last byte must stay zero.
     let shown = path.as_os_str().as_encoded_bytes();
-    let length = shown.len().min(LO_NAME_SIZE - 1);
+    let length = shown.len().min(GIVEN_LENGTH);
     info.file_name[..length].copy_from_slice(&shown[..length]);
     let fd = u32::try_from(backing.as_raw_fd()).expect("a descriptor is not negative");
     let config = LoopConfig { fd, block_size, info, reserved: [0; 8] };

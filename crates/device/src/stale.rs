@@ -4,7 +4,7 @@ use crate::device::{DeviceOptions, LocalDevice, forget, is_written_down};
 use crate::error::DeviceError;
 use crate::fuse::{self, FILE_NAME, FILESYSTEM};
 use crate::links;
-use crate::loopdev::LoopDevice;
+use crate::loopdev::{GIVEN_LENGTH, LoopDevice};
 use crate::record;
 use crate::sysinfo;
 use crate::udev;
@@ -71,8 +71,9 @@ fn clean_up(options: &DeviceOptions, keep: &dyn Fn(&str) -> bool) -> Result<Clea
     udev::forget_others(run_dir, |name| is_written_down(options, name));
     // Loop devices first: unmounted, their files have no path any more by which to know them.
     let loops = LoopDevice::all(|file| {
-        file.file_name().is_some_and(|name| name == FILE_NAME)
-            && file.parent().and_then(Path::parent) == Some(run_dir)
+        let whole = file.file_name().is_some_and(|name| name == FILE_NAME)
+            && file.parent().and_then(Path::parent) == Some(run_dir);
+        whole || (file.as_os_str().len() == GIVEN_LENGTH && file.starts_with(run_dir))
     })
     .map_err(DeviceError::system("listing loop devices", run_dir))?;
     remove_links(run_dir, links_dir, &loops)?;

@@ -1,7 +1,7 @@
 //! What udev is told of a device: its name, so that `/dev/holdfast/NAME` is a link that udev knows of
 //! too, and units that wait for it do not wait in vain.
 //!
-//! The rules in `dist/udev` read a small file, `.udev/KERNELNAME` in the run directory. Where there
+//! The rules in `packaging/udev` read a small file, `.udev/KERNELNAME` in the run directory. Where there
 //! is no udev, or not with these rules, nobody reads it.
 
 use crate::sysinfo;

@@ -37,6 +37,8 @@ pub struct Node {
     /// Stands in front of it, when other nodes are to reach it that way.
     proxy: Option<Proxy>,
     arguments: Vec<String>,
+    /// The program that starts the daemon, with its own arguments; none: it is started as it is.
+    starter: Vec<String>,
     child: Option<Child>,
 }
 
@@ -58,6 +60,7 @@ impl Node {
             listen: format!("{}:0", own_address()),
             proxy: None,
             arguments: Vec::new(),
+            starter: Vec::new(),
             child: None,
         }
     }
@@ -81,6 +84,13 @@ impl Node {
     pub fn with_arguments(mut self, arguments: &[&str]) -> Self {
         self.arguments.extend(arguments.iter().map(|word| (*word).to_owned()));
         self
+    }
+
+    /// From now on this program, with these arguments and the daemon's command line behind them,
+    /// starts the daemon; none, and it is started as it is. It must become the daemon itself
+    /// (`exec "$@"`).
+    pub fn start_by(&mut self, starter: &[&str]) {
+        self.starter = starter.iter().map(|word| (*word).to_owned()).collect();
     }
 
     /// Its name.
@@ -167,7 +177,14 @@ impl Node {
         let log = log.map_err(|why| format!("its log cannot be opened: {why}"))?;
         let log_start = log.metadata().map_or(0, |meta| meta.len());
         let listen = self.address.map_or_else(|| self.listen.clone(), |at| at.to_string());
-        let mut command = Command::new(&self.binary);
+        let mut command = match &self.starter[..] {
+            [] => Command::new(&self.binary),
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(&self.binary);
+                command
+            }
+        };
         command.arg("daemon").args(["--name", &self.name, "--listen", &listen]);
         command.arg("--state-dir").arg(self.state_dir()).arg("--socket").arg(self.socket());
         if let Some(proxy) = &self.proxy {

@@ -52,6 +52,7 @@ fn the_table_is_the_one_that_is_documented() {
         ("scrub-interval", "1209600", "0 s .. 86400000 s", "resource"),
         ("scrub-rate", "33554432", "0 B/s .. 8 GiB/s", "resource"),
         ("scrub-window", "always", "HH:MM-HH:MM | always", "resource"),
+        ("svc-auto-up", "yes", "yes | no", "resource"),
         ("timeout", "60", "1 ds .. 600 ds", "peer"),
         ("verify-rate", "0", "0 B/s .. 8 GiB/s", "resource"),
     ];

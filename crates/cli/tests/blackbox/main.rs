@@ -46,6 +46,7 @@ mod resize;
 mod restart;
 mod resync;
 mod serve;
+mod service;
 mod space;
 mod split_brain;
 mod status_forms;

@@ -46,7 +46,7 @@ impl TestNode {
     async fn start(&mut self) {
         let started = async {
             loop {
-                match Daemon::start(self.settings()).await {
+                match Daemon::start(self.settings(), Kept::default()).await {
                     Ok(daemon) => break daemon,
                     // The last task of the stopped one may still have it in its hands.
                     Err(error) if error.message.contains("is used by another daemon") => {
@@ -363,10 +363,10 @@ async fn events_begin_with_a_dump_and_go_on() {
 async fn a_second_daemon_is_refused_and_a_dead_ones_socket_is_replaced() {
     let base = tempfile::tempdir().unwrap();
     let mut node = TestNode::new(base.path(), "alpha").await;
-    let error = Daemon::start(node.settings()).await.map(drop).unwrap_err();
+    let error = Daemon::start(node.settings(), Kept::default()).await.map(drop).unwrap_err();
     assert!(error.message.contains("is used by another daemon"), "{}", error.message);
     let other = Settings { state_dir: base.path().join("other"), ..node.settings() };
-    let error = Daemon::start(other).await.map(drop).unwrap_err();
+    let error = Daemon::start(other, Kept::default()).await.map(drop).unwrap_err();
     assert_eq!(error.code, ErrorCode::AlreadyExists, "{}", error.message);
     node.stop().await;
     drop(StdUnixListener::bind(node.settings().socket).unwrap());
@@ -399,7 +399,7 @@ async fn a_resource_that_a_client_has_open_stays() {
     let mut node = TestNode { dir: base.path().join("a"), name: "alpha", daemon: None };
     let nbd_listen = Some("127.0.0.1:0".parse().unwrap());
     let settings = Settings { nbd_listen, ..node.settings() };
-    let daemon = Daemon::start(settings).await.unwrap();
+    let daemon = Daemon::start(settings, Kept::default()).await.unwrap();
     // Clients of the own process count as the local device: this one comes by TCP.
     let port = daemon.node.nbd_tcp.unwrap().port();
     node.daemon = Some(daemon);
@@ -518,5 +518,30 @@ async fn an_attachment_of_the_run_before_is_forgotten_without_its_device() {
         node.client().get(routes::ATTACHMENTS).await.unwrap();
     assert!(found.is_empty(), "{found:?}");
     assert_eq!(commands::attach::known(&settings), [""; 0]);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_sign_of_life_comes_while_the_thread_of_the_resources_hangs() {
+    let base = tempfile::tempdir().unwrap();
+    let mut node = TestNode::new(base.path(), "alpha").await;
+    let limit = Duration::from_millis(400);
+    let (sign, mut signs) = tokio::sync::mpsc::unbounded_channel();
+    let of = Arc::clone(&node.daemon.as_ref().unwrap().node);
+    let sign = move || drop(sign.send(()));
+    let watching = tokio::spawn(service::watch(Arc::clone(&of), limit, sign));
+    for _ in 0..3 {
+        signs.recv().await.unwrap();
+    }
+    let (go_on, until) = std::sync::mpsc::channel();
+    of.shard().unwrap().hang(until);
+    // One may be on its way; then there are none for longer than is waited for.
+    while let Ok(sign) = tokio::time::timeout(limit * 2, signs.recv()).await {
+        sign.unwrap();
+    }
+    drop(go_on);
+    let again = tokio::time::timeout(Duration::from_secs(10), signs.recv());
+    again.await.expect("it goes on").unwrap();
+    watching.abort();
     node.stop().await;
 }

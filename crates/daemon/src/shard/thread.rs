@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 
 /// Orders that wait for the shard thread.
@@ -79,6 +79,11 @@ enum ToShard {
     Show(PastSpec, oneshot::Sender<Result<PastHandle, OpenError>>),
     Unix(StdUnixListener),
     Tcp(StdTcpListener, TcpAccess),
+    LetIn(bool),
+    Answer(oneshot::Sender<()>),
+    /// Stands still until the other end is dropped.
+    #[cfg(test)]
+    Hang(std::sync::mpsc::Receiver<()>),
 }
 
 /// A shard thread. Dropping it ends the thread and everything on it, without good order: close the
@@ -163,6 +168,39 @@ impl Shard {
         self.order(ToShard::Tcp(listener, access))
     }
 
+    /// Has NBD clients wait that come from now on, other than this process itself: until
+    /// [`Self::let_clients_in`] they are connected and hear nothing.
+    ///
+    /// # Errors
+    /// When the shard has ended, or too many orders wait.
+    pub fn hold_clients(&self) -> io::Result<()> {
+        self.order(ToShard::LetIn(false))
+    }
+
+    /// Ends [`Self::hold_clients`].
+    pub async fn let_clients_in(&self) {
+        // A shard that has ended lets nobody in.
+        let _ = self.orders.send(ToShard::LetIn(true)).await;
+    }
+
+    /// Returns when the thread has looked at its queue of orders, or has ended: a thread that hangs
+    /// does neither.
+    pub fn answer(&self) -> impl Future<Output = ()> + Send + use<> {
+        let orders = self.orders.clone();
+        async move {
+            let (done, end) = oneshot::channel();
+            let _ = orders.send(ToShard::Answer(done)).await;
+            drop(orders);
+            let _ = end.await;
+        }
+    }
+
+    /// Has the thread stand still until the other end of the channel is dropped.
+    #[cfg(test)]
+    pub(crate) fn hang(&self, until: std::sync::mpsc::Receiver<()>) {
+        self.order(ToShard::Hang(until)).unwrap();
+    }
+
     fn order(&self, order: ToShard) -> io::Result<()> {
         self.orders.try_send(order).map_err(|error| io::Error::other(error.to_string()))
     }
@@ -195,6 +233,8 @@ pub(super) struct Context {
     pub(super) registry: Rc<Registry>,
     pub(super) spinner: Rc<Spinner>,
     connections: Cell<usize>,
+    /// Whether NBD clients are let in.
+    open: watch::Sender<bool>,
 }
 
 async fn run(options: ShardOptions, mut queue: mpsc::Receiver<ToShard>) {
@@ -204,6 +244,7 @@ async fn run(options: ShardOptions, mut queue: mpsc::Receiver<ToShard>) {
         registry: Rc::default(),
         spinner: Spinner::new(options.spin),
         connections: Cell::new(0),
+        open: watch::channel(true).0,
     });
     spawn_local(Rc::clone(&context.spinner).run());
     while let Some(order) = queue.recv().await {
@@ -225,6 +266,11 @@ async fn run(options: ShardOptions, mut queue: mpsc::Receiver<ToShard>) {
             ToShard::Tcp(listener, access) => {
                 spawn_local(accept_tcp(context, listener, access));
             }
+            ToShard::LetIn(open) => drop(context.open.send_replace(open)),
+            // Who asked may have stopped waiting.
+            ToShard::Answer(done) => drop(done.send(())),
+            #[cfg(test)]
+            ToShard::Hang(until) => drop(until.recv()),
         }
     }
 }
@@ -316,6 +362,12 @@ async fn pause(error: &io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
+/// Whether a client is this process, for a local device.
+fn is_own(address: &PeerAddress) -> bool {
+    let own = i32::try_from(std::process::id()).ok();
+    matches!(address, PeerAddress::Unix { pid, .. } if pid.is_some() && *pid == own)
+}
+
 /// Counts a connection as long as it lives.
 struct Counted(Rc<Context>);
 
@@ -343,6 +395,10 @@ async fn serve_client<S>(
     }
     context.connections.set(context.connections.get() + 1);
     let _counted = Counted(Rc::clone(&context));
+    if !is_own(&client.address) {
+        // The sender is in the context.
+        let _ = context.open.subscribe().wait_for(|open| *open).await;
+    }
     let (end, shutdown) = Shutdown::new();
     let exports = ConnectionExports::new(&context.registry, end);
     let pool = context.pool.clone();
