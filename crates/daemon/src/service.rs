@@ -139,9 +139,9 @@ async fn wait_for(proof: impl Future<Output = ()>, usual: Duration, what: &str) 
 
 async fn shard_works(node: &Node) {
     // One that has ended, when the daemon stops, has nothing to do. Nothing of it is held meanwhile.
-    let answer = node.shard().map(|shard| shard.answer());
-    if let Ok(answer) = answer {
-        answer.await;
+    let done = node.shard().map(|shard| shard.run(|| ()));
+    if let Ok(done) = done {
+        done.await;
     }
 }
 

@@ -7,7 +7,7 @@ use holdfast_api::{Client, ClientError, routes};
 use holdfast_nbd::Client as NbdClient;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const MIB: u64 = 1 << 20;
 const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
@@ -534,7 +534,8 @@ async fn no_sign_of_life_comes_while_the_thread_of_the_resources_hangs() {
         signs.recv().await.unwrap();
     }
     let (go_on, until) = std::sync::mpsc::channel();
-    of.shard().unwrap().hang(until);
+    let hang = of.shard().unwrap().run(move || drop(until.recv()));
+    let hanging = tokio::spawn(hang);
     // One may be on its way; then there are none for longer than is waited for.
     while let Ok(sign) = tokio::time::timeout(limit * 2, signs.recv()).await {
         sign.unwrap();
@@ -542,6 +543,7 @@ async fn no_sign_of_life_comes_while_the_thread_of_the_resources_hangs() {
     drop(go_on);
     let again = tokio::time::timeout(Duration::from_secs(10), signs.recv());
     again.await.expect("it goes on").unwrap();
+    hanging.await.unwrap();
     watching.abort();
     node.stop().await;
 }

@@ -80,10 +80,7 @@ enum ToShard {
     Unix(StdUnixListener),
     Tcp(StdTcpListener, TcpAccess),
     LetIn(bool),
-    Answer(oneshot::Sender<()>),
-    /// Stands still until the other end is dropped.
-    #[cfg(test)]
-    Hang(std::sync::mpsc::Receiver<()>),
+    Do(Box<dyn FnOnce() + Send>),
 }
 
 /// A shard thread. Dropping it ends the thread and everything on it, without good order: close the
@@ -183,22 +180,24 @@ impl Shard {
         let _ = self.orders.send(ToShard::LetIn(true)).await;
     }
 
-    /// Returns when the thread has looked at its queue of orders, or has ended: a thread that hangs
-    /// does neither.
-    pub fn answer(&self) -> impl Future<Output = ()> + Send + use<> {
+    /// Does something on the thread, which does nothing else meanwhile; returns when it is done, or
+    /// the thread has ended. With nothing to do it proves that the thread goes on: one that hangs
+    /// does not come to it.
+    pub fn run<F: FnOnce() + Send + 'static>(
+        &self,
+        what: F,
+    ) -> impl Future<Output = ()> + Send + use<F> {
         let orders = self.orders.clone();
         async move {
-            let (done, end) = oneshot::channel();
-            let _ = orders.send(ToShard::Answer(done)).await;
+            let (done, end) = oneshot::channel::<()>();
+            let work = move || {
+                what();
+                drop(done);
+            };
+            let _ = orders.send(ToShard::Do(Box::new(work))).await;
             drop(orders);
             let _ = end.await;
         }
-    }
-
-    /// Has the thread stand still until the other end of the channel is dropped.
-    #[cfg(test)]
-    pub(crate) fn hang(&self, until: std::sync::mpsc::Receiver<()>) {
-        self.order(ToShard::Hang(until)).unwrap();
     }
 
     fn order(&self, order: ToShard) -> io::Result<()> {
@@ -267,10 +266,7 @@ async fn run(options: ShardOptions, mut queue: mpsc::Receiver<ToShard>) {
                 spawn_local(accept_tcp(context, listener, access));
             }
             ToShard::LetIn(open) => drop(context.open.send_replace(open)),
-            // Who asked may have stopped waiting.
-            ToShard::Answer(done) => drop(done.send(())),
-            #[cfg(test)]
-            ToShard::Hang(until) => drop(until.recv()),
+            ToShard::Do(what) => what(),
         }
     }
 }
