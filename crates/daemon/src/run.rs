@@ -1,9 +1,11 @@
 //! `holdfast daemon`: process, signals, logs.
 
+use crate::config::{self, ConfigError, ConfigFile};
 use crate::daemon::Daemon;
 use crate::log::Log;
 use crate::memory::guard_memory;
-use crate::options::{DaemonOptions, Settings};
+use crate::node::Node;
+use crate::options::{DaemonOptions, Settings, effective};
 use holdfast_api::{ApiError, ErrorCode};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
@@ -34,7 +36,8 @@ pub fn run(options: &DaemonOptions) -> Result<(), ApiError> {
 }
 
 fn try_run(options: &DaemonOptions) -> Result<(), ApiError> {
-    let settings = Settings::resolve(options)?;
+    let file = config::load(options.config.as_deref())?.unwrap_or_default();
+    let settings = Settings::from_parts(options, &file)?;
     if let Some(missing) = guard_memory(settings.lock_memory) {
         tracing::warn!(
             "{missing}; run it as root, or say lock-memory = false when no filesystem of this \
@@ -48,7 +51,7 @@ fn try_run(options: &DaemonOptions) -> Result<(), ApiError> {
         .enable_all()
         .build()
         .map_err(|error| not_started(&error))?;
-    let result = runtime.block_on(serve(options, settings));
+    let result = runtime.block_on(serve(options, &file, settings));
     // What still blocks must not hold the end up.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -58,18 +61,22 @@ fn not_started(error: &io::Error) -> ApiError {
     ApiError::new(ErrorCode::Internal, format!("the daemon was not started: {error}"))
 }
 
-async fn serve(options: &DaemonOptions, settings: Settings) -> Result<(), ApiError> {
+async fn serve(
+    options: &DaemonOptions,
+    file: &ConfigFile,
+    settings: Settings,
+) -> Result<(), ApiError> {
     let hook = |kind| signal(kind).map_err(|error| not_started(&error));
     let mut terminate = hook(SignalKind::terminate())?;
     let mut interrupt = hook(SignalKind::interrupt())?;
     let mut hangup = hook(SignalKind::hangup())?;
-    let daemon = Daemon::start(settings.clone()).await?;
+    let daemon = Daemon::start(settings).await?;
     let node = &daemon.node;
     if let Some(address) = node.nbd_tcp {
         tracing::info!("NBD clients are served on {address}");
     }
     say_ready(&format!("ready: node {}, listening on {}", node.name, node.listen));
-    wait_for_end(options, &settings, &mut terminate, &mut interrupt, &mut hangup).await;
+    wait_for_end(|| reload(options, file, node), &mut terminate, &mut interrupt, &mut hangup).await;
     // That systemd does not listen is no error.
     let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
     tracing::info!("stopping");
@@ -86,8 +93,7 @@ async fn serve(options: &DaemonOptions, settings: Settings) -> Result<(), ApiErr
 }
 
 async fn wait_for_end(
-    options: &DaemonOptions,
-    settings: &Settings,
+    reload: impl Fn(),
     terminate: &mut Signal,
     interrupt: &mut Signal,
     hangup: &mut Signal,
@@ -96,18 +102,55 @@ async fn wait_for_end(
         tokio::select! {
             _ = terminate.recv() => return,
             _ = interrupt.recv() => return,
-            _ = hangup.recv() => reload(options, settings),
+            _ = hangup.recv() => reload(),
         }
     }
 }
 
-/// Reads the configuration again. What it can hold is used at the start only, so this says whether
-/// the next start would work, and what it would change.
-fn reload(options: &DaemonOptions, settings: &Settings) {
-    match Settings::resolve(options) {
-        Ok(next) if next == *settings => tracing::info!("the configuration has not changed"),
-        Ok(_) => tracing::warn!("the configuration has changed; it holds from the next start on"),
-        Err(error) => tracing::error!("{}; the daemon goes on as before", error.message),
+/// Reads the configuration again. The defaults for resources hold from now on; everything else is
+/// used at the start only, so this says what the next start would change. A file that cannot be
+/// used changes nothing.
+fn reload(options: &DaemonOptions, started_with: &ConfigFile, node: &Node) {
+    let refused = "the configuration was not read again, and the daemon goes on as before";
+    let file = match config::load(options.config.as_deref()) {
+        Ok(file) => file.unwrap_or_default(),
+        Err(ConfigError::Unreadable(error)) => {
+            return tracing::error!("{refused}: {}", error.message);
+        }
+        Err(ConfigError::Bad(bad)) => {
+            for line in bad.lines() {
+                tracing::error!("{line}");
+            }
+            return tracing::error!("{refused}: {}", bad.refusal().message);
+        }
+    };
+    if let Err(error) = Settings::from_parts(options, &file) {
+        return tracing::error!("{refused}: {}", error.message);
+    }
+    if node.set_resource_defaults(&file.resource_defaults) {
+        tracing::info!(
+            "the defaults for resources have changed; they hold for what is made from now on"
+        );
+    } else {
+        tracing::info!("the configuration was read again");
+    }
+    let (old, new) = (effective(options, started_with), effective(options, &file));
+    let pairs = old.iter().zip(&new).filter(|(old, new)| old.value != new.value);
+    let changed: Vec<&str> = pairs.map(|(old, _)| old.key).collect();
+    if !changed.is_empty() {
+        tracing::warn!(
+            "{} changed in the configuration: this holds from the next start on",
+            and(&changed)
+        );
+    }
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn and(words: &[&str]) -> String {
+    match words {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
     }
 }
 
