@@ -344,7 +344,8 @@ mod tests {
 
     #[test]
     fn the_command_line_wins_over_the_file_and_the_file_over_defaults() {
-        let text = "advertise = [\"h:1\"]\nname = \"beta\"\nlisten = \"127.0.0.1:1\"\nnbd-listen = \"127.0.0.1\"\n";
+        let text = "advertise = [\"h:1\"]\nname = \"beta\"\nlisten = \"127.0.0.1:1\"\nnbd-listen \
+                    = \"127.0.0.1\"\n";
         let options = DaemonOptions { name: Some("alpha".into()), ..DaemonOptions::default() };
         let settings = with_file(text, options).unwrap();
         assert_eq!(settings.name.as_deref(), Some("alpha"));

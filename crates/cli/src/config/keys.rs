@@ -9,8 +9,8 @@ const WIDTH: usize = 100;
 const HEAD: &str = "\
 Configuration of the Holdfast daemon, read by `holdfast daemon`. The manual: `man holdfast.toml`.
 
-A line with # before a key, without a blank between them, is an option that nobody has set: it shows \
-the default, or an example where the default is no value. To set it, take the # away. Then
+A line with # before a key, without a blank between them, is an option that nobody has set: it \
+shows the default, or an example where the default is no value. To set it, take the # away. Then
   holdfast config check       says whether the file can be used, and what is wrong in it
   systemctl restart holdfast  has the daemon use it; for the tables at the end, SIGHUP is enough
 What the daemon is given on its command line goes before this file.";
@@ -19,15 +19,16 @@ const RESOURCES: &str = "\
 Defaults for the options of resources.
 
 `holdfast create` and `holdfast join` on this node use them for what is made from now on. create \
-copies them into the cluster's records, as if they were given by --set, which goes before them; join \
-uses only checksums, the one option that each node has for itself. Resources that exist are never \
-changed by this file: `holdfast set` does that, on all members at once. SIGHUP is enough after a change.
+copies them into the cluster's records, as if they were given by --set, which goes before them; \
+join uses only checksums, the one option that each node has for itself. Resources that exist are \
+never changed by this file: `holdfast set` does that, on all members at once. SIGHUP is enough \
+after a change.
 
 Times take also ms, s, m, h and d behind the number, sizes K, M, G and T.";
 
 const NAMED: &str = "\
-The same for the resource of one name; they go before those for all. There can be as many of these \
-tables as there are names.";
+The same for the resource of one name; they go before those for all. There can be as many of \
+these tables as there are names.";
 
 /// The commented default file.
 pub(crate) fn template() -> String {

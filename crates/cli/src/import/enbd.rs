@@ -36,20 +36,23 @@ pub(super) fn import(path: &Path) -> Result<Plan, ApiError> {
         }
     }
     let mut remarks = vec![
-        "The commands are for the machine that this file is from; import the file of the other side there."
+        "The commands are for the machine that this file is from; import the file of the other \
+         side there."
             .to_owned(),
         "A server and a client of ENBD do not speak with one of NBD: change both sides.".to_owned(),
     ];
     if !servers.is_empty() {
         remarks.push(
-            "`holdfast serve` runs in the foreground: give each one a systemd unit. It needs no daemon."
+            "`holdfast serve` runs in the foreground: give each one a systemd unit. It needs no \
+             daemon."
                 .to_owned(),
         );
     }
     if !clients.is_empty() {
         remarks.push(
-            "`holdfast attach` needs the daemon of this machine (systemctl enable --now holdfast); put the \
-             paths under /dev/holdfast into /etc/fstab and the like. Data stays where it is."
+            "`holdfast attach` needs the daemon of this machine (systemctl enable --now \
+             holdfast); put the paths under /dev/holdfast into /etc/fstab and the like. Data \
+             stays where it is."
                 .to_owned(),
         );
     }
@@ -125,9 +128,10 @@ fn next_flag<'a>(words: &mut &'a [Word], valued: &[&str], ledger: &mut Ledger) -
     Some(Flag { name: &first.text, value: value.map(|word| word.text.as_str()), id })
 }
 
-const TLS: &str = "certificates are not named one by one: put server-cert.pem and server-key.pem (serve), \
-                   client-cert.pem and client-key.pem (attach), and ca-cert.pem into a directory, and give \
-                   --tls-certificates DIR; to attach, write nbds:// instead of nbd://";
+const TLS: &str = "certificates are not named one by one: put server-cert.pem and server-key.pem \
+                   (serve), client-cert.pem and client-key.pem (attach), and ca-cert.pem into a \
+                   directory, and give --tls-certificates DIR; to attach, write nbds:// instead \
+                   of nbd://";
 
 /// `server ID PORT RESOURCES options...`
 fn server(first: &Word, rest: &[Word], ledger: &mut Ledger) -> Result<String, ApiError> {
@@ -157,8 +161,8 @@ fn server(first: &Word, rest: &[Word], ledger: &mut Ledger) -> Result<String, Ap
             ("-0", None) => {
                 layout = Some("stripe");
                 Outcome::missing(
-                    "--layout stripe is in the command, but the size of a turn may differ: if there is \
-                     data already, copy it off before and back behind",
+                    "--layout stripe is in the command, but the size of a turn may differ: if \
+                     there is data already, copy it off before and back behind",
                 )
             }
             ("-1", None) => {
@@ -170,15 +174,17 @@ fn server(first: &Word, rest: &[Word], ledger: &mut Ledger) -> Result<String, Ap
                 part_of(&["--read-only"])
             }
             ("-i", Some(_)) => Outcome::needless(
-                "a client knows its server again by what it exports, so a server can be restarted or \
-                 replaced; `attach --identity ID` insists on one",
+                "a client knows its server again by what it exports, so a server can be restarted \
+                 or replaced; `attach --identity ID` insists on one",
             ),
             ("-b" | "-t" | "-w" | "-F", Some(_)) => Outcome::needless(
-                "there is one port, blocks of any size, and nothing to be put in order between connections",
+                "there is one port, blocks of any size, and nothing to be put in order between \
+                 connections",
             ),
             ("-h", Some(_)) => Outcome::needless("there is no cache of its own"),
             ("-a" | "-y", None) => Outcome::needless(
-                "a write is answered when the disk has it in its cache, and a flush when it is durable",
+                "a write is answered when the disk has it in its cache, and a flush when it is \
+                 durable",
             ),
             ("-cert" | "-key" | "-keyfile" | "-CApath" | "-CAfile" | "-verify", _) => {
                 Outcome::missing(TLS)
@@ -209,7 +215,8 @@ fn server(first: &Word, rest: &[Word], ledger: &mut Ledger) -> Result<String, Ap
         line.extend(["--layout", layout]);
     }
     let size = size.map(|size| size.to_string());
-    if let Some(size) = size.as_ref().filter(|_| !read_only && paths.len() == 1) {
+    let a_file = paths.len() == 1 && !paths[0].starts_with("/dev/");
+    if let Some(size) = size.as_ref().filter(|_| !read_only && a_file) {
         line.extend(["--size", size]);
     }
     if read_only {
@@ -225,8 +232,8 @@ fn sized(text: &str, size: &mut Option<u64>) -> Outcome {
         Ok(bytes) => {
             *size = Some(bytes);
             Outcome::missing(format!(
-                "--size {bytes} in the command makes one file of that size; several files, and devices, \
-                 are served as they are"
+                "a file that is not there yet is made with --size {bytes}; one that is there, several \
+                 files, and devices are served as they are"
             ))
         }
         Err(_) => Outcome::missing("it is no size: give --size SIZE"),
@@ -280,16 +287,17 @@ fn client(first: &Word, rest: &[Word], ledger: &mut Ledger) -> Result<String, Ap
                 part_of(&["--io-timeout", "1"])
             }
             ("-i", Some(_)) => Outcome::missing(
-                "a server is known again by what it exports; to insist on one, give --identity ID, as \
-                 `holdfast attachments` shows it",
+                "a server is known again by what it exports; to insist on one, give --identity \
+                 ID, as `holdfast attachments` shows it",
             ),
             ("-a", None) => Outcome::missing(
-                "a write is answered when the server has answered it: an error would get lost otherwise",
+                "a write is answered when the server has answered it: an error would get lost \
+                 otherwise",
             ),
             ("-s", None) => Outcome::needless("the daemon keeps its memory (lock-memory)"),
             ("-b" | "-p" | "-t" | "-x", Some(_)) => Outcome::needless(
-                "blocks may have any size, a silent server is asked whether it is there, and one that is \
-                 away is tried for ever",
+                "blocks may have any size, a silent server is asked whether it is there, and one \
+                 that is away is tried for ever",
             ),
             ("-m", None) => Outcome::missing("what is equal already is written all the same"),
             ("-c", None) => Outcome::missing(
@@ -373,9 +381,10 @@ mod tests {
             [
                 "holdfast serve /dev/hdb1 --listen 0.0.0.0:1033 --read-only",
                 "holdfast serve /a /b --listen 0.0.0.0:1035 --layout concat",
-                "holdfast attach nbd://karajan:1034 --name nda --persist --io-timeout 1 --connections 4",
-                "holdfast attach nbd://10.0.0.1:1 nbd://10.0.1.1:1 --name ndb --persist --io-timeout 0 \
-                 --connections 16 --read-only",
+                "holdfast attach nbd://karajan:1034 --name nda --persist --io-timeout 1 \
+                 --connections 4",
+                "holdfast attach nbd://10.0.0.1:1 nbd://10.0.1.1:1 --name ndb --persist \
+                 --io-timeout 0 --connections 16 --read-only",
             ]
         );
     }

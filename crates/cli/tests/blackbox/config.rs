@@ -17,7 +17,8 @@ fn lines_of_bad(file: &Path) -> String {
     format!(
         "{file}:2:1: there is no key listne: did you mean listen?\n\
          {file}:3:11: nbd-tls cannot be \"maybe\": it is \"required\" or \"optional\"\n\
-         {file}:5:12: ping-int cannot be \"0\": ping-int must be between 1 and 120 seconds; 0 was given\n"
+         {file}:5:12: ping-int cannot be \"0\": ping-int must be between 1 and 120 seconds; 0 was \
+         given\n"
     )
 }
 

@@ -78,7 +78,8 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
         form: "\"PATH\"",
         sample: "\"/run/holdfast/control.sock\"",
         default: "/run/holdfast/control.sock",
-        about: "The control socket, which the commands use. The NBD socket, nbd.sock, is beside it.",
+        about: "The control socket, which the commands use. The NBD socket, nbd.sock, is beside \
+                it.",
     },
     ConfigKey {
         name: "lock-memory",
@@ -157,8 +158,8 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
         form: "\"ADDR:PORT\" | \"off\"",
         sample: "\"off\"",
         default: "off",
-        about: "Where the HTTP API is reached by TCP. This version takes only off: use the control \
-                socket.",
+        about: "Where the HTTP API is reached by TCP. This version takes only off: use the \
+                control socket.",
     },
 ];
 

@@ -66,8 +66,8 @@ pub(super) fn verdict(setting: &Setting) -> Option<Verdict> {
         "handlers" => Some(handler(key)),
         "startup" => Some(startup(key)),
         _ => Some(missing(
-            "there is no proxy between nodes: for a far node over a slow line, `join --protocol log` \
-             on it follows the journal",
+            "there is no proxy between nodes: for a far node over a slow line, `join --protocol \
+             log` on it follows the journal",
         )),
     }
 }
@@ -76,8 +76,8 @@ fn net(key: &str, values: &[&str]) -> Option<Verdict> {
     let verdict = match (key, values) {
         ("protocol", ["C"]) => set("protocol", "C"),
         ("protocol", ["A"]) => missing(
-            "writes travel by protocol C; for a far node, `holdfast join NAME --disk PATH --journal \
-             DIR --protocol log` there follows the journal without holding writers up",
+            "writes travel by protocol C; for a far node, `holdfast join NAME --disk PATH \
+             --journal DIR --protocol log` there follows the journal without holding writers up",
         ),
         ("protocol", ["B"]) => missing("writes travel by protocol C, which promises more than B"),
         ("timeout", [value]) => set("timeout", value),
@@ -88,8 +88,8 @@ fn net(key: &str, values: &[&str]) -> Option<Verdict> {
         ("allow-two-primaries", words) => match yes(words)? {
             false => needless("there is one Primary at a time"),
             true => missing(
-                "there is one Primary at a time; for live migration move the role with `secondary` \
-                 and `primary`, for a cluster filesystem there is no way",
+                "there is one Primary at a time; for live migration move the role with \
+                 `secondary` and `primary`, for a cluster filesystem there is no way",
             ),
         },
         ("cram-hmac-alg" | "shared-secret", [_]) => needless(
@@ -121,7 +121,8 @@ fn net(key: &str, values: &[&str]) -> Option<Verdict> {
         ),
         ("rr-conflict", ["disconnect"]) => needless("so it is"),
         ("rr-conflict", _) => missing(
-            "a node that would lose what it has as Primary is not overwritten: see `holdfast status`",
+            "a node that would lose what it has as Primary is not overwritten: see `holdfast \
+             status`",
         ),
         ("on-congestion", ["block"]) => needless("so it is: writers wait for a slow peer"),
         (
@@ -133,8 +134,8 @@ fn net(key: &str, values: &[&str]) -> Option<Verdict> {
         ),
         ("fencing", ["dont-care"]) => needless("so it is"),
         ("fencing", _) => missing(
-            "peers are not fenced by a script: a cluster manager that promotes must make sure that \
-             the other node is off before `holdfast primary --force`",
+            "peers are not fenced by a script: a cluster manager that promotes must make sure \
+             that the other node is off before `holdfast primary --force`",
         ),
         (
             "max-buffers"
@@ -157,12 +158,12 @@ fn net(key: &str, values: &[&str]) -> Option<Verdict> {
 fn disk(key: &str, values: &[&str]) -> Option<Verdict> {
     let verdict = match (key, values) {
         ("on-io-error", ["detach"]) => needless(
-            "so it is: what a failing disk cannot read comes from the peers, and a disk that cannot be \
-             used is given up",
+            "so it is: what a failing disk cannot read comes from the peers, and a disk that \
+             cannot be used is given up",
         ),
         ("on-io-error", _) => missing(
-            "errors of the disk are not passed on while a peer has the data: `holdfast health NAME` \
-             shows them",
+            "errors of the disk are not passed on while a peer has the data: `holdfast health \
+             NAME` shows them",
         ),
         ("al-extents", [value]) => set("al-extents", value),
         ("al-updates", words) => match yes(words)? {
@@ -178,8 +179,8 @@ fn disk(key: &str, values: &[&str]) -> Option<Verdict> {
             let off = key.starts_with("no-") || yes(words)? == false;
             match off && key.ends_with("flushes") {
                 true => missing(
-                    "what a client flushes is always flushed to the disks; with a cache that a battery \
-                     keeps, have the controller ignore flushes",
+                    "what a client flushes is always flushed to the disks; with a cache that a \
+                     battery keeps, have the controller ignore flushes",
                 ),
                 false => needless("the disk is flushed when a client asks for it"),
             }
@@ -221,8 +222,8 @@ fn syncer(key: &str, values: &[&str]) -> Option<Verdict> {
             set("resync-rate", &short(size(value, 1 << 10)?))
         }
         ("c-min-rate" | "c-plan-ahead" | "c-fill-target" | "c-delay-target", [_]) => needless(
-            "a resync finds its pace by itself and leaves the disk to the clients; resync-rate and \
-             resync-in-flight bound it",
+            "a resync finds its pace by itself and leaves the disk to the clients; resync-rate \
+             and resync-in-flight bound it",
         ),
         ("al-extents", [value]) => set("al-extents", value),
         ("verify-alg" | "csums-alg" | "use-rle", _) => return net(key, values),
@@ -253,8 +254,8 @@ fn resource(key: &str, values: &[&str]) -> Option<Verdict> {
             | "on-suspended-primary-outdated",
             _,
         ) => missing(
-            "there is no quorum: a node is made Primary by a command, and refuses where it may lack \
-             data; a cluster manager that promotes by itself must have a quorum of its own",
+            "there is no quorum: a node is made Primary by a command, and refuses where it may \
+             lack data; a cluster manager that promotes by itself must have a quorum of its own",
         ),
         ("auto-promote", words) => match yes(words)? {
             false => needless("so it is: `holdfast primary NAME` makes a node Primary"),
@@ -286,8 +287,8 @@ fn handler(key: &str) -> Verdict {
         "out-of-sync" => "blocks that differ",
         "fence-peer" | "unfence-peer" | "outdate-peer" => {
             return missing(
-                "no script is called to fence a peer: a cluster manager that promotes must make sure \
-                 that the other node is off before `holdfast primary --force`",
+                "no script is called to fence a peer: a cluster manager that promotes must make \
+                 sure that the other node is off before `holdfast primary --force`",
             );
         }
         "before-resync-target" | "after-resync-target" | "before-resync-source" => "a resync",
@@ -306,12 +307,12 @@ fn startup(key: &str) -> Verdict {
         | "outdated-wfc-timeout"
         | "wait-after-sb"
         | "stacked-timeouts" => missing(
-            "the start of the machine does not wait for peers; a unit that must can call `holdfast \
-             wait NAME --for connected --timeout SECONDS`",
+            "the start of the machine does not wait for peers; a unit that must can call \
+             `holdfast wait NAME --for connected --timeout SECONDS`",
         ),
         "become-primary-on" => missing(
-            "a node that was Primary becomes so again after a restart when that is safe; otherwise \
-             `holdfast primary NAME`",
+            "a node that was Primary becomes so again after a restart when that is safe; \
+             otherwise `holdfast primary NAME`",
         ),
         _ => missing("there is nothing like it at the start of the daemon"),
     }

@@ -50,8 +50,8 @@ impl Layer {
         ledger.settle(statement.id, Outcome::translated("its options are looked at one by one"));
         for option in statement.body() {
             if option.body.is_some() && keyword == "proxy" {
-                let why = "there is no proxy between nodes: for a far node over a slow line, `join \
-                           --protocol log` on it follows the journal";
+                let why = "there is no proxy between nodes: for a far node over a slow line, \
+                           `join --protocol log` on it follows the journal";
                 settle_all(option, ledger, &Outcome::missing(why));
             } else if option.body.is_none() {
                 self.setting(keyword, option);
@@ -248,8 +248,8 @@ impl Resource {
                 None => Outcome::missing(ADDRESS),
             },
             _ => Outcome::missing(
-                "there is no proxy between nodes: for a far node over a slow line, `join --protocol \
-                 log` on it follows the journal",
+                "there is no proxy between nodes: for a far node over a slow line, `join \
+                 --protocol log` on it follows the journal",
             ),
         }
     }
@@ -263,7 +263,8 @@ impl Resource {
                 self.layers[1].section(inner, ledger);
             } else if options {
                 let why = "it is only for some of the connections: `holdfast set NAME KEY=VALUE` \
-                           sets options for all; some also take `--peer NODE`, on each node for its own side";
+                           sets options for all; some also take `--peer NODE`, on each node for \
+                           its own side";
                 settle_all(inner, ledger, &Outcome::missing(why));
             }
         }
@@ -276,8 +277,8 @@ fn not_in_the_mesh() -> Outcome {
     )
 }
 
-const ADDRESS: &str = "only TCP over IPv4 and IPv6 is spoken between nodes: put an address of that \
-                       kind into `listen` of the node's holdfast.toml";
+const ADDRESS: &str = "only TCP over IPv4 and IPv6 is spoken between nodes: put an address of \
+                       that kind into `listen` of the node's holdfast.toml";
 
 impl Host {
     fn add_address(&mut self, address: String) {

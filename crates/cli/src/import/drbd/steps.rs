@@ -201,16 +201,16 @@ fn member(host: &Host, own: &Volume, shared: &Volume, name: &str, ledger: &mut L
 fn metadata(meta: &str) -> Outcome {
     if meta == "internal" {
         return Outcome::needless(
-            "the metadata go into the state directory, and DRBD's stay unused at the end of the disk. \
-             `--meta internal` would need about 260 MiB a TiB there, DRBD's take 32 MiB a TiB for each \
-             peer: the end of a filesystem would be overwritten, so it is refused",
+            "the metadata go into the state directory, and DRBD's stay unused at the end of the \
+             disk. `--meta internal` would need about 260 MiB a TiB there, DRBD's take 32 MiB a \
+             TiB for each peer: the end of a filesystem would be overwritten, so it is refused",
         );
     }
     let place = meta.split(' ').next().unwrap_or(meta);
     Outcome::missing(format!(
-        "the metadata go into the state directory, about 32 MiB a TiB for each member; DRBD's on {place} \
-         stay unused. For a place of their own give `--meta PATH` to create and join, a file that is \
-         not there yet or a device of 1 GiB a TiB without anything on it"
+        "the metadata go into the state directory, about 32 MiB a TiB for each member; DRBD's on \
+         {place} stay unused. For a place of their own give `--meta PATH` to create and join, a \
+         file that is not there yet or a device of 1 GiB a TiB without anything on it"
     ))
 }
 
@@ -272,22 +272,23 @@ fn options<'a>(
 
 fn remarks(resources: &[Resource], targets: &[Target]) -> Vec<String> {
     let mut remarks = vec![
-        "The first node of each resource must be the one that has the data: look at `drbdadm status`, \
-         and give --first NODE if it is another one. What the others have on their disks is overwritten \
-         with a copy of it."
+        "The first node of each resource must be the one that has the data: look at `drbdadm \
+         status`, and give --first NODE if it is another one. What the others have on their disks \
+         is overwritten with a copy of it."
             .to_owned(),
-        "Stop what uses the DRBD devices before step 1, and put the paths under /dev/holdfast into \
-         /etc/fstab and the like. Do not start DRBD on these disks again: its metadata do not know what \
-         is written from now on."
+        "Stop what uses the DRBD devices before step 1, and put the paths under /dev/holdfast \
+         into /etc/fstab and the like. Do not start DRBD on these disks again: its metadata do \
+         not know what is written from now on."
             .to_owned(),
         format!(
-            "All resources use one port between nodes, {PORT}: open it in firewalls; the ports of DRBD \
-             are not used."
+            "All resources use one port between nodes, {PORT}: open it in firewalls; the ports of \
+             DRBD are not used."
         ),
-        "TOKEN and SIZE stand for what a command before has printed. A device of DRBD is smaller than its \
-         disk when its metadata are on it; with --size the resource is as large as the device was, so it \
-         fits on the disks of all members. Round SIZE down to a multiple of 4096 if need be. Without \
-         --size it is as large as the first disk, and the others must be as large."
+        "TOKEN and SIZE stand for what a command before has printed. A device of DRBD is smaller \
+         than its disk when its metadata are on it; with --size the resource is as large as the \
+         device was, so it fits on the disks of all members. Round SIZE down to a multiple of \
+         4096 if need be. Without --size it is as large as the first disk, and the others must be \
+         as large."
             .to_owned(),
     ];
     for resource in resources {
@@ -298,8 +299,8 @@ fn remarks(resources: &[Resource], targets: &[Target]) -> Vec<String> {
             .collect();
         if names.len() > 1 {
             remarks.push(format!(
-                "The volumes of {} become the resources {}: each has a role and a state of its own, and \
-                 writes to different ones are not kept in one order.",
+                "The volumes of {} become the resources {}: each has a role and a state of its \
+                 own, and writes to different ones are not kept in one order.",
                 resource.name,
                 names.join(", ")
             ));
