@@ -11,6 +11,7 @@ pub(super) fn nearest<'a>(word: &str, words: impl Iterator<Item = &'a str>) -> O
     let written: Vec<char> = word.to_lowercase().replace('_', "-").chars().collect();
     let near = (written.len() / 3).clamp(1, 3);
     words
+        .filter(|known| known.len().abs_diff(written.len()) <= near)
         .map(|known| (distance(&written, &known.chars().collect::<Vec<_>>()), known))
         .min()
         .filter(|(distance, _)| *distance <= near)

@@ -28,9 +28,13 @@ pub(super) fn parse(text: &str) -> Result<ConfigFile, Vec<Fault>> {
     }
     faults.sort();
     // Of one place the first thing said is the one that matters.
-    faults.dedup_by_key(|fault| (fault.line, fault.column));
+    faults.dedup_by_key(|fault| fault.at);
     faults.truncate(MOST);
-    Err(faults)
+    let told = faults.into_iter().map(|Found { at, what, why }| {
+        let (line, column) = place(text, at);
+        Fault { line, column, what, why }
+    });
+    Err(told.collect())
 }
 
 /// The fault of a file that is no text from this byte on.
@@ -53,16 +57,23 @@ fn place(text: &str, at: usize) -> (usize, usize) {
     (line, column)
 }
 
+/// A fault at a byte; its line is looked up when it is told.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Found {
+    at: usize,
+    what: String,
+    why: String,
+}
+
 struct Reader<'a> {
     text: &'a str,
     file: ConfigFile,
-    faults: Vec<Fault>,
+    faults: Vec<Found>,
 }
 
 impl Reader<'_> {
     fn fault(&mut self, span: Range<usize>, what: String, why: String) {
-        let (line, column) = place(self.text, span.start);
-        self.faults.push(Fault { line, column, what, why });
+        self.faults.push(Found { at: span.start, what, why });
     }
 
     fn root(&mut self, table: &DeTable<'_>) {

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The port of the daemons, one for all resources.
 const PORT: u16 = 7850;
+/// Nodes of all resources together, at most.
+const NODES: usize = 1000;
 
 pub(super) struct Made {
     pub(super) steps: Vec<Step>,
@@ -38,7 +40,7 @@ struct Target {
 /// The commands for all resources.
 ///
 /// # Errors
-/// When the node that is to be the first is in no resource.
+/// When the node that is to be the first is in no resource; when there are too many nodes.
 pub(super) fn make(
     resources: &[Resource],
     common: &Layer,
@@ -48,9 +50,15 @@ pub(super) fn make(
     let mut targets: Vec<Target> = Vec::new();
     let mut addresses: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut nodes: Vec<String> = Vec::new();
+    let mut taken = BTreeSet::new();
     for resource in resources {
         for host in &resource.hosts {
             if !nodes.contains(&host.name) {
+                if nodes.len() == NODES {
+                    let message =
+                        format!("the import was not made: there are more than {NODES} nodes");
+                    return Err(ApiError::new(ErrorCode::InvalidRequest, message));
+                }
                 nodes.push(host.name.clone());
             }
             let known = addresses.entry(host.name.clone()).or_default();
@@ -58,8 +66,7 @@ pub(super) fn make(
             let new: Vec<String> = new.cloned().collect();
             known.extend(new);
         }
-        let taken = targets.iter().map(|target| target.name.clone()).collect();
-        targets.extend(volumes(resource, common, first, taken, ledger));
+        targets.extend(volumes(resource, common, first, &mut taken, ledger));
     }
     if let Some(first) = first.filter(|first| !nodes.iter().any(|node| node == first)) {
         let message = format!("the import was not made: no resource is on the node {first}");
@@ -81,7 +88,7 @@ fn volumes(
     resource: &Resource,
     common: &Layer,
     first: Option<&str>,
-    mut taken: BTreeSet<String>,
+    taken: &mut BTreeSet<String>,
     ledger: &mut Ledger,
 ) -> Vec<Target> {
     let of_hosts = resource.hosts.iter().flat_map(|host| host.volumes.keys());
@@ -99,7 +106,7 @@ fn volumes(
             1 => resource.name.clone(),
             _ => format!("{}-{number}", resource.name),
         };
-        let name = usable(&wanted, &taken);
+        let name = usable(&wanted, taken);
         taken.insert(name.clone());
         let none = Volume::default();
         let shared = resource.volumes.get(number).unwrap_or(&none);

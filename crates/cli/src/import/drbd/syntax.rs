@@ -11,7 +11,9 @@ use std::str::Chars;
 /// Sections inside of one another, at most.
 const DEEPEST: usize = 16;
 /// Statements of all files together, at most.
-pub(super) const MOST: usize = 100_000;
+pub(super) const MOST: usize = 20_000;
+/// Words of a statement, at most.
+const WORDS: usize = 100;
 /// How much of a statement is shown, in characters.
 const SHOWN: usize = 100;
 
@@ -153,6 +155,9 @@ fn block(
     let mut begin: Option<Place> = None;
     while let Some((place, token)) = lexer.next()? {
         match token {
+            Token::Word(_) if words.len() >= WORDS => {
+                return Err(wrong(&place, &format!("the statement has more than {WORDS} words")));
+            }
             Token::Word(word) => {
                 begin.get_or_insert(place);
                 words.push(word);

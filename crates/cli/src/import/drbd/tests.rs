@@ -190,12 +190,16 @@ fn what_is_no_configuration_is_refused_with_its_place() {
         ("{ }", "x.res:1:1: a section must have a name"),
         ("include a b;", "x.res:1:1: include takes one file name"),
         (&deep, "more than 16 sections"),
+        (&"a ".repeat(101), "x.res:1:201: the statement has more than 100 words"),
     ] {
         let error = plan_of(text, None).unwrap_err();
         assert!(error.message.contains(place), "{text:?}: {}", error.message);
     }
-    let long = "a;".repeat(100_001);
-    assert!(plan_of(&long, None).unwrap_err().message.contains("more than 100000 statements"));
+    let hosts: String = (0..1001).map(|n| format!("on h{n} {{ disk /d; }}")).collect();
+    let error = plan_of(&format!("resource r {{ {hosts} }}"), None).unwrap_err();
+    assert!(error.message.contains("more than 1000 nodes"), "{}", error.message);
+    let long = "a;".repeat(20_001);
+    assert!(plan_of(&long, None).unwrap_err().message.contains("more than 20000 statements"));
 }
 
 #[test]
