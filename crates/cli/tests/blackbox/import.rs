@@ -62,8 +62,8 @@ fn what_a_drbd_resource_becomes_is_printed_and_nothing_is_dropped() {
         serde_json::from_str(&import(&["drbd", &path, "--json"]).ok()).expect("it is JSON");
     let counts = &json["counts"];
     let count = |key: &str| counts[key].as_u64().expect("a number");
-    assert_eq!(count("statements"), 19);
-    assert_eq!(count("translated") + count("needless") + count("missing"), 19);
+    assert_eq!(count("statements"), 23);
+    assert_eq!(count("translated") + count("needless") + count("missing"), 23);
     assert_eq!(count("missing"), 2);
     assert_eq!(json["steps"][0]["node"], "alpha");
 }
@@ -135,7 +135,7 @@ fn what_an_enbd_file_becomes_is_printed_and_nothing_is_dropped() {
     }
     let json: Value =
         serde_json::from_str(&import(&["enbd", &path, "--json"]).ok()).expect("it is JSON");
-    assert_eq!(json["counts"]["statements"], 10);
+    assert_eq!(json["counts"]["statements"], 11);
 }
 
 #[test]

@@ -316,14 +316,18 @@ impl Host {
     }
 }
 
-/// The address of `[AF] ADDR:PORT` without its port; `None` for what is not IP.
+/// The address of `[AF] ADDR[:PORT]` without its port; `None` for what is not IP.
 fn address_of(words: &[&str]) -> Option<String> {
     let text = match words {
         [text] | ["ipv4" | "ipv6", text] => *text,
         _ => return None,
     };
-    let (host, port) = text.rsplit_once(':')?;
-    port.parse::<u16>().ok()?;
+    // The port may stand elsewhere, or be missing.
+    let host = match text.rsplit_once(':') {
+        Some((host, port)) if port.parse::<u16>().is_ok() => host,
+        Some(_) if !text.starts_with('[') => return None,
+        _ => text,
+    };
     let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     (!host.is_empty()).then(|| host.to_owned())
 }
@@ -356,4 +360,27 @@ fn volume_statement(volumes: &mut Volumes, statement: &Statement, ledger: &mut L
         _ => return false,
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_without_their_ports() {
+        for (text, due) in [
+            ("10.0.0.1:7788", Some("10.0.0.1")),
+            ("ipv4 10.0.0.1:7788", Some("10.0.0.1")),
+            ("ipv6 [fd00::1]:7788", Some("fd00::1")),
+            ("[fd00::1]", Some("fd00::1")),
+            ("10.0.0.1", Some("10.0.0.1")),
+            ("10.0.0.1:x", None),
+            ("ssocks 10.0.0.1:7788", None),
+            (":1", None),
+            ("", None),
+        ] {
+            let words: Vec<&str> = text.split(' ').collect();
+            assert_eq!(address_of(&words).as_deref(), due, "{text}");
+        }
+    }
 }

@@ -289,7 +289,8 @@ proptest! {
         prop_assert!(plan.statements.iter().all(|entry| !entry.outcome.text().is_empty()));
         let printed = plan.text();
         for entry in plan.statements.iter().filter(|entry| entry.outcome.word() != "translated") {
-            prop_assert!(printed.contains(&format!("#   {}: {}\n", entry.place, entry.text)));
+            let line = format!("#   {}: {}\n", entry.place, entry.text);
+            prop_assert!(printed.contains(&line), "{} is not in {}", line, printed);
         }
     }
 
