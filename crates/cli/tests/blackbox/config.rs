@@ -65,7 +65,7 @@ fn a_file_is_checked_without_a_daemon_and_all_that_is_wrong_is_said() {
 fn the_template_can_be_used_and_what_holds_is_shown_with_its_line() {
     let scratch = Scratch::new();
     let path = file(&scratch, &holdfast(&["config", "template"]).ok());
-    holdfast(&["config", "check", &path]).ok();
+    let _ = holdfast(&["config", "check", &path]).ok();
     let path = file(&scratch, "\nlisten = \"192.0.2.1\"\n[resource.db]\nresync-rate = \"50M\"\n");
     let shown = holdfast(&["config", "show", &path]).ok();
     let row = |key: &str| {

@@ -1,7 +1,7 @@
 //! What other systems' configuration becomes: the commands that are printed do it.
 
 use crate::{MIB, SOON, binary, check_blocks, write_blocks};
-use holdfast_testkit::{Cluster, ClusterOptions, Scratch, files, run};
+use holdfast_testkit::{Cluster, ClusterOptions, Scratch, files, run, run_ok};
 use serde_json::Value;
 use std::fs;
 use std::process::Command;
@@ -56,7 +56,7 @@ fn what_a_drbd_resource_becomes_is_printed_and_nothing_is_dropped() {
     // A shell finds nothing wrong in it.
     let script = scratch.join("script");
     fs::write(&script, &text).expect("it can be written");
-    run(Command::new("sh").arg("-n").arg(&script)).ok();
+    run_ok(Command::new("sh").arg("-n").arg(&script));
 
     let json: Value =
         serde_json::from_str(&import(&["drbd", &path, "--json"]).ok()).expect("it is JSON");
