@@ -5,7 +5,9 @@ mod status;
 
 use crate::archive::{ArchiveCommand, Restore, Rewind};
 use crate::badblocks::{BadBlocksCommand, SpareCommand};
+use crate::config::ConfigCommand;
 use crate::daemon::NbdAccess;
+use crate::import::ImportCommand;
 use crate::parse::{absolute_path, disk_place, key_value, meta_place, name};
 use crate::parse::{positive_seconds, size};
 use crate::serve::Serve;
@@ -101,6 +103,12 @@ pub(crate) enum Command {
     Archive(ArchiveCommand),
     /// Serve files and block devices by NBD, without a daemon
     Serve(Serve),
+    /// Look at the configuration file, without a daemon
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Say which commands make here what another system's configuration describes
+    #[command(subcommand)]
+    Import(ImportCommand),
     /// Show on this machine how a resource survives the death of its Primary
     Demo(Demo),
     /// Print the completions for a shell
@@ -287,7 +295,7 @@ pub(crate) struct Daemon {
     /// What other nodes are told instead of the address listened at; can be given more than once
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) advertise: Vec<String>,
-    /// Where NBD clients reach it by TCP [default: nowhere]
+    /// Where NBD clients reach it by TCP, or off [default: off]
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) nbd_listen: Option<String>,
     #[command(flatten)]

@@ -1,6 +1,8 @@
 //! `daemon`.
 
 use crate::args::Daemon;
+use crate::config;
+use crate::output::Ui;
 use clap::Args;
 use holdfast_api::ApiError;
 use holdfast_daemon::DaemonOptions;
@@ -36,7 +38,8 @@ impl From<NbdAccess> for holdfast_daemon::NbdAccess {
 }
 
 /// Runs the daemon until it is told to stop.
-pub(crate) fn run(args: Daemon, socket: Option<PathBuf>) -> Result<(), ApiError> {
+pub(crate) fn run(ui: &Ui, args: Daemon, socket: Option<PathBuf>) -> Result<(), ApiError> {
+    config::check_before_start(ui, args.config.as_deref())?;
     let Daemon { config, name, state_dir, listen, advertise, .. } = args;
     let Daemon { nbd_listen, nbd_access, http, lock_memory, journal_budget, smartctl, .. } = args;
     holdfast_daemon::run(&DaemonOptions {

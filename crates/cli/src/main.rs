@@ -6,10 +6,12 @@ mod attach;
 mod badblocks;
 mod cluster;
 mod commands;
+mod config;
 mod daemon;
 mod demo;
 mod events;
 mod health;
+mod import;
 mod journal;
 mod manual;
 mod meta;
@@ -64,7 +66,7 @@ fn dispatch(matches: &ArgMatches, ui: &Ui) -> Result<ExitCode, ApiError> {
         Err(error) => return Ok(usage::report(&error)),
     };
     match cli.command {
-        Command::Daemon(arguments) => daemon::run(arguments, cli.global.socket),
+        Command::Daemon(arguments) => daemon::run(ui, arguments, cli.global.socket),
         Command::HoldDevice { device } => holdfast_daemon::hold_device(&device).map_err(|why| {
             ApiError::new(ErrorCode::Internal, format!("{} is not held: {why}", device.display()))
         }),
@@ -74,6 +76,8 @@ fn dispatch(matches: &ArgMatches, ui: &Ui) -> Result<ExitCode, ApiError> {
         Command::Restore(arguments) => archive::restore(ui, &arguments),
         Command::Archive(command) => archive::run(ui, &command),
         Command::Serve(arguments) => serve::run(ui, &arguments),
+        Command::Config(command) => config::run(ui, &command),
+        Command::Import(command) => import::run(ui, &command),
         Command::Demo(arguments) => demo::run(ui, &arguments),
         Command::Call(call) => {
             let session = Session::new(ui, &cli.global);

@@ -1,6 +1,7 @@
 //! Completions and manual pages.
 
 use crate::args::Cli;
+use crate::config::keys;
 use crate::not_yet;
 use crate::output::Ui;
 use clap::{Command, CommandFactory};
@@ -71,7 +72,9 @@ const CONFIG_FILE: &str = "holdfast.toml";
 
 /// The page about the configuration file, in section 5.
 fn config_page() -> String {
-    let text = include_str!("manual/holdfast.toml.roff");
+    let text = include_str!("manual/holdfast.toml.roff")
+        .replace("@KEYS@", &keys::manual_of_keys())
+        .replace("@OPTIONS@", &keys::manual_of_options());
     format!(".TH {CONFIG_FILE} 5 \"\" \"{SOURCE}\" Holdfast\n{text}")
 }
 
@@ -174,11 +177,15 @@ mod tests {
         let page = page_of(&[CONFIG_FILE.to_owned()]).unwrap();
         let page = String::from_utf8(page).unwrap().replace('\\', "");
         assert!(page.starts_with(".TH holdfast.toml 5 "), "{page}");
-        for key in holdfast_daemon::CONFIG_KEYS {
-            assert!(page.contains(&format!("fB{key}fR = ")), "{key}");
+        let names = holdfast_daemon::config::CONFIG_KEYS.iter().map(|key| key.name);
+        let options = holdfast_api::options::OPTIONS.iter().map(|option| option.name);
+        let due: Vec<&str> = names.chain(options).collect();
+        for key in &due {
+            assert!(page.contains(&format!("\nfB{key}fR = ")), "{key}");
         }
         let keys = page.lines().filter(|line| line.starts_with("fB") && line.contains("fR = "));
-        assert_eq!(keys.count(), holdfast_daemon::CONFIG_KEYS.len());
+        assert_eq!(keys.count(), due.len());
+        assert!(!page.contains('@'), "{page}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod attachment;
 mod checksums;
 mod comeback;
 mod commands;
+pub mod config;
 mod daemon;
 mod dial;
 mod disk;
@@ -59,6 +60,6 @@ pub use holdfast_device::hold as hold_device;
 pub use inherited::{Inherited, inherited_sockets};
 pub use memory::guard_memory;
 pub use options::{
-    CONFIG_KEYS, DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, NbdAccess,
+    DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, Effective, NbdAccess, Origin, effective,
 };
 pub use run::run;

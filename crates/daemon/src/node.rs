@@ -1,6 +1,7 @@
 //! The node: what all parts of the control plane share.
 
 use crate::attachment::Attachments;
+use crate::config::ResourceDefaults;
 use crate::events::{Hub, Part, of_cluster, unix_ms};
 use crate::local::{Damaged, LocalStore};
 use crate::options::Settings;
@@ -9,6 +10,7 @@ use crate::refuse;
 use crate::resource::Resource;
 use crate::shard::Shard;
 use crate::status;
+use holdfast_api::options::OptionMap;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{
     Address, ClusterState, Membership, NodeRecord, NodeTls, Records, Refusal, ResourceRecord,
@@ -148,6 +150,8 @@ pub(crate) struct Node {
     pub(crate) smart: crate::health::Smart,
     /// State files of resources that could not be used at the start.
     damaged: Mutex<Vec<Damaged>>,
+    /// For the options of resources that are made here, as the configuration file has them now.
+    resource_defaults: Mutex<ResourceDefaults>,
     stopping: watch::Sender<bool>,
 }
 
@@ -158,6 +162,7 @@ impl Node {
         let node = Self {
             uuid: cluster.identity().uuid(),
             name: cluster.identity().name().to_owned(),
+            resource_defaults: Mutex::new(parts.settings.resource_defaults.clone()),
             settings: parts.settings,
             listen: parts.listen,
             nbd_tcp: parts.nbd_tcp,
@@ -180,6 +185,21 @@ impl Node {
         };
         node.cluster_changed();
         Arc::new(node)
+    }
+
+    /// What the configuration file has for the options of a resource of this name.
+    pub(crate) fn resource_defaults(&self, name: &str) -> OptionMap {
+        self.resource_defaults.lock().unwrap_or_else(PoisonError::into_inner).of(name)
+    }
+
+    /// Has other defaults for resources hold; whether they are others than before.
+    pub(crate) fn set_resource_defaults(&self, defaults: &ResourceDefaults) -> bool {
+        let mut held = self.resource_defaults.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = *held != *defaults;
+        if changed {
+            held.clone_from(defaults);
+        }
+        changed
     }
 
     /// The cluster as it is now.

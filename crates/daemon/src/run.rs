@@ -1,10 +1,12 @@
 //! `holdfast daemon`: process, signals, logs.
 
+use crate::config::{self, ConfigError, ConfigFile};
 use crate::daemon::Daemon;
 use crate::listeners::Kept;
 use crate::log::Log;
 use crate::memory::guard_memory;
-use crate::options::{DaemonOptions, Settings};
+use crate::node::Node;
+use crate::options::{DaemonOptions, Settings, effective};
 use crate::service;
 use holdfast_api::{ApiError, ErrorCode};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -38,7 +40,8 @@ pub fn run(options: &DaemonOptions) -> Result<(), ApiError> {
 }
 
 fn try_run(options: &DaemonOptions, kept: Kept) -> Result<(), ApiError> {
-    let settings = Settings::resolve(options)?;
+    let file = config::load(options.config.as_deref())?.unwrap_or_default();
+    let settings = Settings::from_parts(options, &file)?;
     if let Some(missing) = guard_memory(settings.lock_memory) {
         tracing::warn!(
             "{missing}; run it as root, or say lock-memory = false when no filesystem of this \
@@ -52,7 +55,7 @@ fn try_run(options: &DaemonOptions, kept: Kept) -> Result<(), ApiError> {
         .enable_all()
         .build()
         .map_err(|error| not_started(&error))?;
-    let result = runtime.block_on(serve(options, settings, kept));
+    let result = runtime.block_on(serve(options, &file, settings, kept));
     // What still blocks must not hold the end up.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -62,12 +65,17 @@ fn not_started(error: &io::Error) -> ApiError {
     ApiError::new(ErrorCode::Internal, format!("the daemon was not started: {error}"))
 }
 
-async fn serve(options: &DaemonOptions, settings: Settings, kept: Kept) -> Result<(), ApiError> {
+async fn serve(
+    options: &DaemonOptions,
+    file: &ConfigFile,
+    settings: Settings,
+    kept: Kept,
+) -> Result<(), ApiError> {
     let hook = |kind| signal(kind).map_err(|error| not_started(&error));
     let mut terminate = hook(SignalKind::terminate())?;
     let mut interrupt = hook(SignalKind::interrupt())?;
     let mut hangup = hook(SignalKind::hangup())?;
-    let daemon = Daemon::start(settings.clone(), kept).await?;
+    let daemon = Daemon::start(settings, kept).await?;
     let node = &daemon.node;
     if let Some(address) = node.nbd_tcp {
         tracing::info!("NBD clients are served on {address}");
@@ -81,7 +89,7 @@ async fn serve(options: &DaemonOptions, settings: Settings, kept: Kept) -> Resul
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        () = reload_at_each(&mut hangup, options, &settings) => {}
+        () = reload_at_each(&mut hangup, || reload(options, file, node)) => {}
     }
     service::stopping();
     tracing::info!("stopping");
@@ -98,33 +106,61 @@ async fn serve(options: &DaemonOptions, settings: Settings, kept: Kept) -> Resul
 }
 
 /// Reads the configuration at each SIGHUP; ends only with the signals.
-async fn reload_at_each(hangup: &mut Signal, options: &DaemonOptions, settings: &Settings) {
+async fn reload_at_each(hangup: &mut Signal, reload: impl Fn() -> String) {
     while hangup.recv().await.is_some() {
         service::reloading();
-        service::ready(&reload(options, settings));
+        service::ready(&reload());
     }
     std::future::pending().await
 }
 
-/// Reads the configuration again. What it can hold is used at the start only, so this says whether
-/// the next start would work, and what it would change: in the log, and as the answer.
-fn reload(options: &DaemonOptions, settings: &Settings) -> String {
-    match Settings::resolve(options) {
-        Ok(next) if next == *settings => {
-            let told = "the configuration has not changed";
-            tracing::info!("{told}");
-            told.to_owned()
+/// Reads the configuration again, and tells in the log and as the answer what came of it. The defaults
+/// for resources hold from now on; everything else is used at the start only, so this says what the
+/// next start would change. A file that cannot be used changes nothing.
+fn reload(options: &DaemonOptions, started_with: &ConfigFile, node: &Node) -> String {
+    let refused = "the configuration was not read again, and the daemon goes on as before";
+    let refuse = |why: &str| {
+        tracing::error!("{refused}: {why}");
+        format!("{refused}: {why}")
+    };
+    let file = match config::load(options.config.as_deref()) {
+        Ok(file) => file.unwrap_or_default(),
+        Err(ConfigError::Unreadable(error)) => return refuse(&error.message),
+        Err(ConfigError::Bad(bad)) => {
+            for line in bad.lines() {
+                tracing::error!("{line}");
+            }
+            return refuse(&bad.refusal().message);
         }
-        Ok(_) => {
-            let told = "the configuration has changed; it holds from the next start on";
-            tracing::warn!("{told}");
-            told.to_owned()
-        }
-        Err(error) => {
-            let told = format!("{}; the daemon goes on as before", error.message);
-            tracing::error!("{told}");
-            told
-        }
+    };
+    if let Err(error) = Settings::from_parts(options, &file) {
+        return refuse(&error.message);
+    }
+    let mut told = if node.set_resource_defaults(&file.resource_defaults) {
+        "the defaults for resources have changed; they hold for what is made from now on".to_owned()
+    } else {
+        "the configuration was read again".to_owned()
+    };
+    tracing::info!("{told}");
+    let (old, new) = (effective(options, started_with), effective(options, &file));
+    let pairs = old.iter().zip(&new).filter(|(old, new)| old.value != new.value);
+    let changed: Vec<&str> = pairs.map(|(old, _)| old.key).collect();
+    if !changed.is_empty() {
+        told = format!(
+            "{} changed in the configuration: this holds from the next start on",
+            and(&changed)
+        );
+        tracing::warn!("{told}");
+    }
+    told
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn and(words: &[&str]) -> String {
+    match words {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
     }
 }
 

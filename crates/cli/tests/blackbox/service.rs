@@ -252,7 +252,7 @@ fn a_reload_begins_and_ends_and_the_state_is_told() {
     let at = micros(&message).expect("it says when");
     assert!((before..=monotonic()).contains(&at), "{before} {at}");
     let message = manager.hear_line("READY=1");
-    assert!(message.contains(&"STATUS=the configuration has not changed".to_owned()));
+    assert!(message.contains(&"STATUS=the configuration was read again".to_owned()));
     node.ok(&["secondary", "r0"]);
     manager.hear_line("STATUS=1 resource: 1 Secondary");
     node.ok(&["down", "r0"]);

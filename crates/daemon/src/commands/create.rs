@@ -29,7 +29,11 @@ pub(crate) const CLUSTER_NAME: &str = "holdfast";
 /// What is in the way; nothing has changed then.
 pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<Done, ApiError> {
     check_name(&request.name)?;
-    let mut options = check_all(&request.set)?;
+    let given = check_all(&request.set)?;
+    let mut options = node.resource_defaults(&request.name);
+    options.retain(|key, _| !given.contains_key(key));
+    let from_file: Vec<String> = options.iter().map(|(key, to)| format!("{key}={to}")).collect();
+    options.extend(given);
     let checksums = checksums::wanted(&mut options, request.checksums);
     let _making = node.making.lock().await;
     refuse_taken(node, &request.name)?;
@@ -100,6 +104,9 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
     let disk = prepared.disk.path.display();
     let Ends { left_over, metadata, spare } = prepared.ends;
     message.push_str(&told_of_spares(&prepared.disk, spare));
+    if !from_file.is_empty() {
+        message.push_str(&format!("; as the configuration file says, {}", from_file.join(", ")));
+    }
     if metadata > 0 {
         let metadata = format_size(metadata);
         message.push_str(&format!("; the last {metadata} of {disk} hold its metadata"));

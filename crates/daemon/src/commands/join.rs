@@ -2,6 +2,7 @@
 
 use super::create::{al_extents, refuse_attached, told_of_spares};
 use super::{blocking, journal, used_disks};
+use crate::checksums;
 use crate::disk::{Existing, Prepared, Wanted, room};
 use crate::events::unix_ms;
 use crate::journaled::open::segment_bytes;
@@ -143,7 +144,8 @@ pub(crate) async fn join(
         ),
         None => "without a disk".to_owned(),
     };
-    let sums = request.checksums;
+    let by_file = || checksums::wanted(&mut node.resource_defaults(name), false);
+    let sums = request.checksums || (!request.diskless && by_file());
     if let Err(error) = establish(node, &record, prepared.as_deref(), journaled.clone(), sums).await
     {
         forget(node, &record, prepared, journaled).await;

@@ -31,6 +31,7 @@ impl TestNode {
             lock_memory: false,
             journal_budget: None,
             smartctl: crate::options::SmartProgram::Off,
+            resource_defaults: crate::config::ResourceDefaults::default(),
             device_holder: None,
             socket: self.dir.join("run/control.sock"),
             git: "test".into(),
