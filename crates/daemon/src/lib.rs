@@ -24,6 +24,7 @@ mod growth;
 mod guests;
 mod health;
 mod http;
+mod inventory;
 mod journaled;
 mod keeper;
 mod local;
@@ -53,6 +54,7 @@ mod survey;
 mod task;
 
 pub use holdfast_device::hold as hold_device;
+pub use inventory::inventory;
 pub use memory::guard_memory;
 pub use options::{
     CONFIG_KEYS, DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, NbdAccess,
