@@ -8,6 +8,7 @@ mod cluster;
 mod commands;
 mod daemon;
 mod demo;
+mod doctor;
 mod events;
 mod health;
 mod journal;
@@ -22,6 +23,7 @@ mod serve;
 mod session;
 mod several;
 mod status;
+mod support;
 mod survey;
 mod table;
 mod usage;
@@ -75,6 +77,12 @@ fn dispatch(matches: &ArgMatches, ui: &Ui) -> Result<ExitCode, ApiError> {
         Command::Archive(command) => archive::run(ui, &command),
         Command::Serve(arguments) => serve::run(ui, &arguments),
         Command::Demo(arguments) => demo::run(ui, &arguments),
+        Command::Doctor(arguments) => {
+            return runtime()?.block_on(doctor::run(ui, &cli.global, &arguments));
+        }
+        Command::Support(arguments) => {
+            runtime()?.block_on(support::run(ui, &cli.global, &arguments))
+        }
         Command::Call(call) => {
             let session = Session::new(ui, &cli.global);
             return runtime()?.block_on(commands::run(&session, call, cli.global.timeout));

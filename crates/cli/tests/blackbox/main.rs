@@ -19,6 +19,7 @@ mod checksums;
 mod clusters;
 mod device;
 mod disks;
+mod doctor;
 mod failover;
 mod gone;
 mod healing;
@@ -49,6 +50,7 @@ mod serve;
 mod space;
 mod split_brain;
 mod status_forms;
+mod support;
 mod surveys;
 mod worn_disks;
 
