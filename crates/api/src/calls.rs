@@ -1,7 +1,7 @@
 //! The list of all calls, and the OpenAPI document that is made from it.
 
 use crate::{
-    attachment, badblocks, error, events, health, journal, request, routes, status, survey,
+    attachment, badblocks, daemon, error, events, health, journal, request, routes, status, survey,
 };
 use serde_json::{Value, json};
 use utoipa::OpenApi;
@@ -41,6 +41,7 @@ pub const CALLS: &[Call] = &[
     get(routes::OPENAPI, "", "this document"),
     get(routes::METRICS, "", "metrics as Prometheus text"),
     get(routes::VERSION, "VersionInfo", "the versions of the daemon and of its protocols"),
+    get(routes::DAEMON, "DaemonInfo", "how the daemon was started, and what files it uses"),
     get(routes::CLUSTER, "ClusterStatus", "the nodes of the cluster"),
     post(routes::CLUSTER_CREATE, "ClusterCreate", "ClusterCreated", "make a cluster of this node"),
     post(routes::CLUSTER_TOKEN, "ClusterToken", "TokenCreated", "make a one-time join token"),
@@ -138,6 +139,9 @@ pub const CALLS: &[Call] = &[
     badblocks::SpareAdd,
     badblocks::SpareRemove,
     badblocks::Span,
+    daemon::DaemonInfo,
+    daemon::KnownNode,
+    daemon::ResourcePlaces,
     error::ApiError,
     error::ErrorBody,
     error::ErrorCode,

@@ -8,6 +8,7 @@ pub mod attachment;
 pub mod badblocks;
 pub mod calls;
 pub mod client;
+pub mod daemon;
 pub mod error;
 pub mod events;
 pub mod health;

@@ -10,6 +10,8 @@ pub const OPENAPI: &str = "/v1/openapi.json";
 pub const METRICS: &str = "/metrics";
 /// `GET`: versions.
 pub const VERSION: &str = "/v1/version";
+/// `GET`: how the daemon was started ([`crate::daemon::DaemonInfo`]).
+pub const DAEMON: &str = "/v1/daemon";
 /// `GET`: the cluster.
 pub const CLUSTER: &str = "/v1/cluster";
 /// `POST`.

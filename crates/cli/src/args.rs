@@ -1,6 +1,7 @@
 //! The grammar of the command line.
 
 mod cluster;
+mod doctor;
 mod status;
 
 use crate::archive::{ArchiveCommand, Restore, Rewind};
@@ -14,6 +15,7 @@ use crate::serve::Serve;
 use crate::several::{Names, names};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use cluster::Cluster;
+pub(crate) use doctor::{Doctor, NodeFiles, Support};
 use holdfast_api::request::{PauseWhat, WaitFor};
 pub(crate) use status::{Every, Form, Health, Status};
 use std::path::PathBuf;
@@ -111,6 +113,13 @@ pub(crate) enum Command {
     Import(ImportCommand),
     /// Show on this machine how a resource survives the death of its Primary
     Demo(Demo),
+    /// Look for what is wrong or will be with this machine, the daemon, the disks and the peers
+    ///
+    /// Works with and without a running daemon, and changes nothing. The exit status is 1 when there
+    /// is an error among the findings; notes and warnings leave it at 0.
+    Doctor(Doctor),
+    /// Write an archive with all that somebody who helps needs, and no secret
+    Support(Support),
     /// Print the completions for a shell
     Completions {
         /// Which shell

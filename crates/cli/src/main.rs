@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod daemon;
 mod demo;
+mod doctor;
 mod events;
 mod health;
 mod import;
@@ -24,6 +25,7 @@ mod serve;
 mod session;
 mod several;
 mod status;
+mod support;
 mod survey;
 mod table;
 mod usage;
@@ -79,6 +81,12 @@ fn dispatch(matches: &ArgMatches, ui: &Ui) -> Result<ExitCode, ApiError> {
         Command::Config(command) => config::run(ui, &command),
         Command::Import(command) => import::run(ui, &command),
         Command::Demo(arguments) => demo::run(ui, &arguments),
+        Command::Doctor(arguments) => {
+            return runtime()?.block_on(doctor::run(ui, &cli.global, &arguments));
+        }
+        Command::Support(arguments) => {
+            runtime()?.block_on(support::run(ui, &cli.global, &arguments))
+        }
         Command::Call(call) => {
             let session = Session::new(ui, &cli.global);
             return runtime()?.block_on(commands::run(&session, call, cli.global.timeout));

@@ -16,6 +16,7 @@ mod refusal;
 mod state;
 mod tls;
 mod token;
+mod validity;
 mod views;
 
 pub use address::{Address, MAX_ADDRESSES, resolve};
@@ -30,7 +31,8 @@ pub use records::{
 };
 pub use refusal::{Code, Refusal};
 pub use state::{
-    Change, ClusterState, MAX_CLUSTER_NODES, MAX_SYNC_BYTES, Membership, SplitPlan, SyncMessage,
+    Change, ClusterState, MAX_CLUSTER_NODES, MAX_SYNC_BYTES, Membership, Peek, SplitPlan,
+    SyncMessage,
 };
 pub use tls::{
     ACCEPT_TIMEOUT, Caller, HANDSHAKE_TIMEOUT, NodeTls, PinSet, PinnedNode, Purpose, authorize,
@@ -38,6 +40,7 @@ pub use tls::{
 };
 pub use token::{JoinToken, MAX_LIVE_TOKENS, MAX_TTL_SECONDS, Secret, TokenId};
 pub use uuid::Uuid;
+pub use validity::Validity;
 pub use views::{
     ClusterName, ClusterRecord, MemberRecord, NodeRecord, PairOptions, ResourceRecord,
     SLOT_HOLD_MS, SplitRecord, Trouble,

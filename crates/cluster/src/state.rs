@@ -85,6 +85,35 @@ pub struct ClusterState {
     data: Data,
 }
 
+/// What a state directory says of the node and its cluster, without the lock of the daemon that may
+/// be using it: every file in it is replaced as a whole, so what is read is one version or another.
+#[derive(Clone, Debug, Default)]
+pub struct Peek {
+    /// The node's name; `None` for one that was never started.
+    pub name: Option<String>,
+    /// The node's UUID.
+    pub uuid: Option<Uuid>,
+    /// What the cluster's nodes agree on.
+    pub records: Records,
+}
+
+impl Peek {
+    /// Reads a state directory. One that is not there holds nothing. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Code::StateDamaged`], [`Code::StateTooNew`], [`Code::StateIo`].
+    pub fn at(state_dir: &Path) -> Result<Self, Refusal> {
+        if !state_dir.is_dir() {
+            return Ok(Self::default());
+        }
+        let data = file::load(state_dir)?;
+        let identity = Identity::load(state_dir)?;
+        let name = identity.as_ref().map(|identity| identity.name().to_owned());
+        let uuid = identity.as_ref().map(Identity::uuid);
+        Ok(Self { name, uuid, records: data.records })
+    }
+}
+
 impl std::fmt::Debug for Data {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Data").field("cluster", &self.cluster).finish_non_exhaustive()

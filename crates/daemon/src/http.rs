@@ -163,6 +163,7 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::OPENAPI, get(async || Json(calls::openapi())))
         .route(routes::METRICS, get(metrics_text))
         .route(routes::VERSION, get(version))
+        .route(routes::DAEMON, get(daemon_info))
         .route(routes::CLUSTER, get(cluster))
         .route(routes::CLUSTER_CREATE, post(cluster_create))
         .route(routes::CLUSTER_TOKEN, post(cluster_token))
@@ -308,6 +309,10 @@ async fn version(State(node): App) -> Json<VersionInfo> {
         protocol_min: u32::from(holdfast_wire::PROTOCOL_VERSION_MIN),
         protocol_max: u32::from(holdfast_wire::PROTOCOL_VERSION),
     })
+}
+
+async fn daemon_info(State(node): App) -> Json<holdfast_api::daemon::DaemonInfo> {
+    Json(crate::inventory::of_node(&node))
 }
 
 async fn metrics_text(State(node): App) -> Response {

@@ -26,6 +26,7 @@ mod guests;
 mod health;
 mod http;
 mod inherited;
+mod inventory;
 mod journaled;
 mod keeper;
 mod listeners;
@@ -58,6 +59,7 @@ mod task;
 
 pub use holdfast_device::hold as hold_device;
 pub use inherited::{Inherited, inherited_sockets};
+pub use inventory::inventory;
 pub use memory::guard_memory;
 pub use options::{
     DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, Effective, NbdAccess, Origin, effective,

@@ -217,6 +217,12 @@ impl LocalStore {
         Ok(Self { dir: make("resources")?, health: make("health")? })
     }
 
+    /// The store below a state directory that has one already. Makes nothing.
+    pub(crate) fn existing(state_dir: &Path) -> Option<Self> {
+        let dir = state_dir.join("resources");
+        dir.is_dir().then(|| Self { dir, health: state_dir.join("health") })
+    }
+
     /// All that can be read, and those that cannot.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ mod integrity;
 mod mapped;
 mod op;
 mod open;
+mod probe;
 mod remap;
 mod replace;
 mod wake;
@@ -48,6 +49,7 @@ pub use integrity::{
 };
 pub use op::{Completion, DiskOp, MAX_TRANSFER, OpId, OpKind, Outcome};
 pub use open::{DirectMode, EngineChoice, OpenOptions, create_file};
+pub use probe::missing_uring_operations;
 pub use remap::{
     BadListError, DiskIdentity, LoadedSpare, PartialRead, RemapChange, RemapEntry, RemapFate,
     RemapOp, RemapReport, RemapStats, RemapWatch, SpareAt, SpareError, SpareErrorKind, SpareFill,

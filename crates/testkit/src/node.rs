@@ -39,6 +39,7 @@ pub struct Node {
     arguments: Vec<String>,
     /// The program that starts the daemon, with its own arguments; none: it is started as it is.
     starter: Vec<String>,
+    environment: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -61,6 +62,7 @@ impl Node {
             proxy: None,
             arguments: Vec::new(),
             starter: Vec::new(),
+            environment: Vec::new(),
             child: None,
         }
     }
@@ -167,6 +169,18 @@ impl Node {
         }
     }
 
+    /// Starts the daemon with these variables in its environment, from now on at each start, and waits
+    /// until it is ready.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[track_caller]
+    pub fn start_with_environment(&mut self, variables: &[(&str, &str)]) {
+        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        self.environment = variables.iter().map(owned).collect();
+        self.start();
+    }
+
     /// Starts the daemon and waits until it is ready.
     ///
     /// # Errors
@@ -193,6 +207,7 @@ impl Node {
         command.args(&self.arguments);
         // Each node has a place of its own for links to devices.
         command.env("HOLDFAST_DEV_DIR", self.dir.join("dev")).env_remove("NOTIFY_SOCKET");
+        command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         let stdout = log.try_clone().map_err(|why| format!("its log cannot be used: {why}"))?;
         command.stdin(Stdio::null()).stdout(stdout).stderr(log);
         let child = command.spawn().map_err(|why| format!("its daemon does not start: {why}"))?;

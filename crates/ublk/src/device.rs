@@ -569,6 +569,30 @@ pub fn remove(id: u32, token: u64) -> Result<bool, UblkError> {
     Ok(true)
 }
 
+/// What the driver says that it can do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Features {
+    /// A device outlives its process, and what was under way is issued again.
+    pub recovery: bool,
+    /// Data are copied by calls instead of through shared memory.
+    pub user_copy: bool,
+    /// A device can grow while it is in use.
+    pub resize: bool,
+}
+
+/// What the driver can do; `None` when it cannot say, before Linux 6.5. Only asks.
+///
+/// # Errors
+/// When there is no driver, or it may not be opened.
+pub fn features() -> io::Result<Option<Features>> {
+    let told = Control::open()?.features();
+    Ok(told.map(|bits| Features {
+        recovery: bits & feature::USER_RECOVERY != 0 && bits & feature::USER_RECOVERY_REISSUE != 0,
+        user_copy: bits & feature::USER_COPY != 0,
+        resize: bits & feature::UPDATE_SIZE != 0,
+    }))
+}
+
 /// What stands against using ublk here, as a clause; `None` when it can be used.
 #[must_use]
 pub fn obstacle() -> Option<String> {

@@ -19,7 +19,7 @@ mod request;
 mod uapi;
 
 pub use device::{
-    DeviceSpec, MAX_DEPTH, MAX_QUEUES, Stopped, UblkDevice, UblkError, exists, is_free, obstacle,
-    remove,
+    DeviceSpec, Features, MAX_DEPTH, MAX_QUEUES, Stopped, UblkDevice, UblkError, exists, features,
+    is_free, obstacle, remove,
 };
 pub use request::{Op, Request, Target};

@@ -20,6 +20,7 @@ mod clusters;
 mod config;
 mod device;
 mod disks;
+mod doctor;
 mod failover;
 mod gone;
 mod healing;
@@ -52,6 +53,7 @@ mod service;
 mod space;
 mod split_brain;
 mod status_forms;
+mod support;
 mod surveys;
 mod worn_disks;
 
