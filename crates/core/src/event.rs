@@ -87,6 +87,17 @@ pub enum DiskOutcome {
         /// The bad blocks: sorted, within the range, whole blocks, at least one.
         bad: Vec<ByteRange>,
     },
+    /// A read of which the disk cannot give some blocks, while the driver has what it would have given:
+    /// from a journal, never older than what the disk held.
+    Salvaged {
+        /// As long as the range; what the bad blocks hold means nothing.
+        data: Bytes,
+        /// The bad blocks: sorted, within the range, whole blocks; perhaps none.
+        bad: Vec<ByteRange>,
+        /// The blocks that are not from the disk: sorted, within the range, whole blocks, at least
+        /// one, none of them bad.
+        salvaged: Vec<ByteRange>,
+    },
 }
 
 /// A read of the journal, named by the core.
@@ -367,6 +378,9 @@ pub enum Action {
         range: ByteRange,
         /// The data.
         data: Bytes,
+        /// They are what a read of the disk gave as [`DiskOutcome::Salvaged`], and nobody has written there
+        /// since: the content stays what it was.
+        salvaged: bool,
     },
     /// Of these blocks there is no good copy: reads of the disk are to fail until they are written, where
     /// the disk can remember that. The core remembers it, too.

@@ -678,7 +678,8 @@ impl Inner {
                 Some(disk) => disk.flush(op),
                 None => self.events.push_back(no_disk(op)),
             },
-            Action::DiskRepair { op, range, data } => match &mut self.disk {
+            Action::DiskRepair { op, range, data, salvaged } => match &mut self.disk {
+                Some(disk) if salvaged => disk.restore(op, range, data),
                 Some(disk) => disk.repair(op, range, data, &mut self.events),
                 None => self.events.push_back(no_disk(op)),
             },
