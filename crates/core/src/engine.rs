@@ -598,7 +598,8 @@ impl Core {
             DiskJob::HealCheck(key) => match result {
                 Ok(DiskOutcome::Partial { bad, .. }) => self.heal_checked(key, bad, Vec::new()),
                 Ok(DiskOutcome::Salvaged { data, bad, salvaged }) => {
-                    let salvaged = salvaged.into_iter().map(|part| (part, slice(range, &data, part)));
+                    let salvaged =
+                        salvaged.into_iter().map(|part| (part, slice(range, &data, part)));
                     let salvaged = salvaged.collect();
                     self.heal_checked(key, bad, salvaged);
                 }
@@ -699,6 +700,10 @@ impl Core {
                 self.act(Action::CommandDone(id, Ok(())));
             }
             Command::Grow { size } => self.grow(id, size),
+            Command::Heal(ranges) => {
+                ranges.into_iter().for_each(|range| self.heal(range));
+                self.act(Action::CommandDone(id, Ok(())));
+            }
             Command::Survey(order) => self.survey(id, order),
             Command::SurveyControl(kind, action) => self.survey_action(id, kind, action),
             Command::Stop => self.stop(id),

@@ -168,6 +168,9 @@ pub enum Command {
         /// The new size in bytes: a multiple of 4096. One that is not larger changes nothing.
         size: u64,
     },
+    /// Somebody could not read these blocks of the local disk: have them healed. Ends at once; what
+    /// becomes of them is told as with any other. Nothing is done unless the disk is UpToDate.
+    Heal(Vec<ByteRange>),
     /// Compare copies, or read everything. Ends when that has begun; [`Notice::SurveyEnded`] says how it
     /// went.
     Survey(SurveyOrder),

@@ -466,3 +466,18 @@ fn what_the_driver_has_is_given_to_a_peer_that_heals() {
     assert!(w.nodes[0].bad.is_empty() && w.nodes[1].bad.is_empty(), "both are stored again");
     assert_eq!(w.nodes[0].data, w.nodes[1].data);
 }
+
+#[test]
+fn what_somebody_else_could_not_read_is_healed_when_that_is_told() {
+    let mut w = written(2);
+    w.nodes[0].bad.extend([3, 4, 40]);
+    let ranges = vec![ByteRange::of_blocks(3..5), ByteRange::of_blocks(40..41)];
+    assert_eq!(w.command(0, Command::Heal(ranges)), Some(Ok(())));
+    w.run();
+    assert!(w.nodes[0].bad.is_empty());
+    assert_eq!(w.nodes[0].data, w.nodes[1].data);
+    // Outside of the device there is nothing to heal.
+    let outside = vec![ByteRange::of_blocks(1 << 40..(1 << 40) + 1)];
+    assert_eq!(w.command(0, Command::Heal(outside)), Some(Ok(())));
+    assert_eq!(w.snapshot(0).healing_blocks, 0);
+}

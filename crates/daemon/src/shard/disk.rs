@@ -76,7 +76,7 @@ impl DiskDriver {
             closing: false,
             completed: Vec::new(),
             healing: Healing::default(),
-            vitals: Vitals::new(Instant::now()),
+            vitals: Vitals::new(&view.path, Instant::now()),
         }
     }
 
@@ -200,6 +200,7 @@ impl DiskDriver {
         {
             let began = *now.get_or_insert_with(Instant::now);
             let kind = request.kind();
+            self.vitals.calls(began);
             match request.submit(&mut self.disk, op) {
                 Some(completion) => {
                     let ended = Instant::now();
@@ -213,6 +214,7 @@ impl DiskDriver {
                 }
             }
         }
+        self.vitals.returned();
     }
 
     fn next_waiting(&mut self) -> Option<(OpId, Ask)> {
@@ -396,6 +398,9 @@ impl DiskDriver {
         }
         self.path.clone_from(&place.view.path);
         self.meta_path.clone_from(&place.view.metadata);
+        if self.vitals.disk() != self.path {
+            self.vitals.begin_anew(&self.path, Instant::now());
+        }
         // With a journal, or spares, the disk alone does not say where holes are.
         let is_all = self.journal.is_none() && self.disk.remap_stats().is_none();
         self.probe = place.probe.filter(|_| is_all);

@@ -1,6 +1,7 @@
 //! Reads that fail: which blocks are bad, and how what was fetched elsewhere is stored again.
 
 use bytes::{Bytes, BytesMut};
+use holdfast_api::words::counted;
 use holdfast_core::{DiskOpId, DiskOutcome};
 use holdfast_store::{
     Completion, Disk, DiskError, DiskErrorKind, DiskOp, OpId, OpKind, Outcome, PartialRead, RemapOp,
@@ -452,7 +453,8 @@ impl Healing {
             && let Some(first) = first
         {
             let more = if told + 1 == LOG_MOST { "; no more is told for a minute" } else { "" };
-            tracing::warn!("{blocks} blocks of a disk cannot be read, the first at {first}{more}");
+            let blocks = counted(blocks, "block");
+            tracing::warn!("{blocks} of a disk cannot be read, the first at {first}{more}");
         }
     }
 }

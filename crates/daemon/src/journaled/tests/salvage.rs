@@ -10,7 +10,8 @@ impl Rig {
     /// What a block is full of, by the journal.
     fn salvage(&mut self, block: u64) -> Option<u8> {
         let disk = self.disk.as_mut().unwrap();
-        let mut done = Vec::from_iter(disk.salvage(OpId(1), ByteRange::of_blocks(block..block + 1)));
+        let mut done =
+            Vec::from_iter(disk.salvage(OpId(1), ByteRange::of_blocks(block..block + 1)));
         if done.is_empty() {
             disk.wait(&mut done, PATIENCE);
         }
