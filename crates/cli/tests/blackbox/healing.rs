@@ -1,7 +1,7 @@
 //! Disks with blocks that cannot be read. The numbers are those of the list for disks that wear out.
 
 use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, write_blocks};
-use holdfast_testkit::{Bad, BadDisk, Cluster, block_content, devices_unavailable};
+use holdfast_testkit::{Bad, BadDisk, Cluster, block_content, devices_unavailable, files};
 
 const SIZE: u64 = 16 * MIB;
 
@@ -301,26 +301,27 @@ fn row_014_alone_what_the_journal_has_given_up_fails_alone() {
 
 #[test]
 fn row_013_alone_what_cannot_be_stored_in_place_goes_from_the_journal_to_the_spare() {
-    let Some(why) = devices_unavailable() else {
-        let cluster = cluster(1);
-        let spare = cluster.scratch().join("spare").display().to_string();
-        std::fs::File::create(&spare).and_then(|file| file.set_len(MIB)).expect("a spare");
-        let disk = BadDisk::new(cluster.scratch(), "bad0", SIZE);
-        let directory = cluster[0].dir().join("r0.journal").display().to_string();
-        let create = ["create", "r0", "--disk", &disk.text(), "--journal", &directory];
-        cluster[0].ok(&[&create[..], &["--spare", &spare]].concat());
-        write_blocks(&cluster[0], "r0", 1, 0..64);
-        written_back(&cluster);
-        spoil(&disk, Bad::Unreadable, [5]);
-        spoil(&disk, Bad::Stuck, [9]);
-        spoil(&disk, Bad::Dead, [12]);
-        check_blocks(&cluster[0], "r0", 1, 0..64);
-        let status = cluster[0]
-            .wait_resource("r0", SOON, "they are healed", |status| status.disk.healed_blocks == 3);
-        assert_eq!((status.disk.unreadable_blocks, status.disk.remapped_sectors), (0, 2));
-        assert_eq!(disk.bad_blocks(), [9, 12], "one was stored in place");
-        check_blocks(&cluster[0], "r0", 1, 0..64);
+    if let Some(why) = devices_unavailable() {
+        eprintln!("skipped: {why}");
         return;
-    };
-    eprintln!("skipped: {why}");
+    }
+    let cluster = cluster(1);
+    let spare = cluster.scratch().join("spare");
+    files::make_sparse(&spare, MIB);
+    let spare = spare.display().to_string();
+    let disk = BadDisk::new(cluster.scratch(), "bad0", SIZE);
+    let directory = cluster[0].dir().join("r0.journal").display().to_string();
+    let create = ["create", "r0", "--disk", &disk.text(), "--journal", &directory];
+    cluster[0].ok(&[&create[..], &["--spare", &spare]].concat());
+    write_blocks(&cluster[0], "r0", 1, 0..64);
+    written_back(&cluster);
+    spoil(&disk, Bad::Unreadable, [5]);
+    spoil(&disk, Bad::Stuck, [9]);
+    spoil(&disk, Bad::Dead, [12]);
+    check_blocks(&cluster[0], "r0", 1, 0..64);
+    let status = cluster[0]
+        .wait_resource("r0", SOON, "they are healed", |status| status.disk.healed_blocks == 3);
+    assert_eq!((status.disk.unreadable_blocks, status.disk.remapped_sectors), (0, 2));
+    assert_eq!(disk.bad_blocks(), [9, 12], "one was stored in place");
+    check_blocks(&cluster[0], "r0", 1, 0..64);
 }

@@ -5,7 +5,7 @@ use super::Mode;
 use super::worker::{Flight, Worker, io_error};
 use bytes::Bytes;
 use holdfast_journal::{Held, RunPiece, Salvage};
-use holdfast_store::{DiskError, DiskOp, OpId, Outcome, RemapOp, Ticket};
+use holdfast_store::{DiskError, DiskOp, Outcome, RemapOp, Ticket};
 use holdfast_units::{BLOCK_SIZE, ByteRange};
 use rustix::io::Errno;
 use std::collections::{HashMap, VecDeque};
