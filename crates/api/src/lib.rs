@@ -19,6 +19,7 @@ pub mod request;
 pub mod routes;
 pub mod status;
 pub mod survey;
+pub mod words;
 
 pub use client::{Client, ClientError, EventStream};
 pub use error::{ApiError, ErrorBody, ErrorCode};

@@ -170,6 +170,9 @@ pub struct ResourceCreate {
     /// Bytes at the end of the disk that are its spare: the resource is so much smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spare_size: Option<u64>,
+    /// Overwrite spares that hold something. What is on the disk is kept all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
     /// Keep a checksum for each block of the disk.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub checksums: bool,

@@ -357,6 +357,9 @@ pub(crate) struct Create {
     /// Set an option; can be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) set: Vec<(String, String)>,
+    /// Overwrite a spare that holds something; what is on the disk is kept
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Keep a checksum for every block, to find what changed on the disk
     #[arg(long)]
     pub(crate) checksums: bool,

@@ -10,6 +10,7 @@ use holdfast_api::badblocks::{
     BadBlock, BadBlocks, BadBlocksAdd, BadBlocksDone, BadBlocksRemove, Span, SpareAdd, SpareRemove,
 };
 use holdfast_api::status::{ResourceStatus, SpareStatus};
+use holdfast_api::words::{agreed, counted};
 use holdfast_api::{ApiError, ErrorCode, routes};
 use std::fmt::Write as _;
 use std::io::Read as _;
@@ -196,7 +197,8 @@ async fn add(
     }
     if ranges.len() > MOST {
         let would = if dry_run { "would go" } else { "went" };
-        sum.message = format!("{} blocks {would} into a spare, {} are lost", sum.moved, sum.lost);
+        let (blocks, are) = (counted(sum.moved, "block"), agreed(sum.lost, "is", "are"));
+        sum.message = format!("{blocks} {would} into a spare, {} {are} lost", sum.lost);
     }
     tell(session, &sum);
     Ok(())

@@ -126,6 +126,7 @@ async fn create(session: &Session, args: Create) -> Result<(), ApiError> {
         journal_size: args.journal_size,
         spare: args.spares.spare,
         spare_size: args.spares.spare_size,
+        force: args.force,
         checksums: args.checksums,
         set: args.set.into_iter().collect(),
     };

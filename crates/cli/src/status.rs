@@ -17,6 +17,7 @@ use holdfast_api::status::{
     PeerStatus, ReplayStatus, ResourceStatus, ResyncStatus,
 };
 use holdfast_api::survey::SurveyReport;
+use holdfast_api::words::{agreed, counted};
 use holdfast_api::{ApiError, ErrorCode, routes};
 use holdfast_units::format_size;
 use std::fs::File;
@@ -404,25 +405,30 @@ fn troubles(resource: &ResourceStatus) -> Vec<String> {
         resource.disk;
     // A problem says which of the two it was.
     if io_errors > 0 && resource.disk.problem.is_none() {
-        troubles.push(format!("the disk or its metadata had {io_errors} I/O errors"));
+        let errors = counted(io_errors, "I/O error");
+        troubles.push(format!("the disk or its metadata had {errors}"));
     }
     if healed_blocks > 0 {
-        troubles.push(format!("{healed_blocks} blocks could not be read and were repaired"));
+        let (blocks, were) =
+            (counted(healed_blocks, "block"), agreed(healed_blocks, "was", "were"));
+        troubles.push(format!("{blocks} could not be read and {were} repaired"));
     }
     if unreadable_blocks > 0 {
         let first = resource.disk.unreadable.first().map_or(0, |range| range.offset);
+        let (blocks, them) =
+            (counted(unreadable_blocks, "block"), agreed(unreadable_blocks, "it", "them"));
         troubles.push(format!(
-            "{unreadable_blocks} blocks cannot be read here, the first at offset {first}; a peer \
-             that has them repairs them when it is connected, and so does writing them"
+            "{blocks} cannot be read here, the first at offset {first}; a peer that has {them} \
+             repairs {them} when it is connected, and so does writing {them}"
         ));
     }
     if checksum_errors > 0 {
-        troubles.push(format!("{checksum_errors} blocks had a wrong checksum"));
+        troubles.push(format!("{} had a wrong checksum", counted(checksum_errors, "block")));
     }
     if resource.disk.remapped_sectors > 0 {
         let (moved, free) = (resource.disk.remapped_sectors, resource.disk.spare_sectors_free);
-        troubles
-            .push(format!("{moved} blocks of the disk are in its spares, {free} slots are free"));
+        let (blocks, are) = (counted(moved, "block"), agreed(moved, "is", "are"));
+        troubles.push(format!("{blocks} of the disk {are} in its spares, {free} slots are free"));
     }
     if resource.disk.checksums == "building" {
         let percent = resource.disk.checksums_percent;
@@ -571,8 +577,8 @@ fn survey_line(what: &str, run: &SurveyReport) -> String {
         pace => format!(", {}, ETA {}", rate(pace), span(run.eta_seconds)),
     };
     format!(
-        "{what} {state}: {percent:.1} %{pace}, {differing_blocks} blocks differed, \
-         {repaired_blocks} repaired, {} unreadable",
+        "{what} {state}: {percent:.1} %{pace}, {} differed, {repaired_blocks} repaired, {} unreadable",
+        counted(*differing_blocks, "block"),
         run.unreadable_blocks
     )
 }

@@ -4,6 +4,7 @@ use crate::args::{Scrub, Verify};
 use crate::session::Session;
 use crate::status::rate;
 use holdfast_api::survey::{self, SurveyReport, SurveyReports, SurveyWord};
+use holdfast_api::words::{agreed, counted};
 use holdfast_api::{ApiError, ErrorCode, routes};
 use holdfast_units::format_size;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -125,9 +126,11 @@ fn tell(session: &Session, what: &str, name: &str, report: &SurveyReport) -> Res
     let left = report.differing_blocks - report.repaired_blocks.min(report.differing_blocks);
     if left > 0 {
         let message = format!(
-            "the {what} of resource {name} found differences: {} blocks of 4096 bytes differ, {left} \
-             of them are not repaired",
-            report.differing_blocks
+            "the {what} of resource {name} found differences: {} of 4096 bytes {}, {left} of them \
+             {} not repaired",
+            counted(report.differing_blocks, "block"),
+            agreed(report.differing_blocks, "differs", "differ"),
+            agreed(left, "is", "are"),
         );
         return Err(ApiError::new(ErrorCode::DataDiffers, message).hint(format!(
             "`holdfast verify {name} --repair` writes what is right to the others"
@@ -161,22 +164,26 @@ async fn report(session: &Session, path: &str, what: &str, name: &str) -> Result
 /// One report for people.
 fn lines(what: &str, name: &str, report: &SurveyReport) -> Vec<String> {
     let reason = report.reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-    let with = match report.peers.as_slice() {
-        [] => "nobody".to_owned(),
-        peers => peers.join(", "),
+    let compared = match report.peers.as_slice() {
+        [] => "there was no peer to compare it with".to_owned(),
+        peers => {
+            format!("{} compared with {}", format_size(report.bytes_compared), peers.join(", "))
+        }
     };
     let mut lines = vec![
         format!("{what} of resource {name}: {}{reason}", report.state),
         format!(
-            "  {:.1} %: {} of {} read, {} compared with {with}",
+            "  {:.1} %: {} of {} read, {compared}",
             report.percent,
             format_size(report.bytes_done),
             format_size(report.bytes_total),
-            format_size(report.bytes_compared),
         ),
         format!(
-            "  {} blocks differed, {} were repaired, {} could not be read",
-            report.differing_blocks, report.repaired_blocks, report.unreadable_blocks
+            "  {} differed, {} {} repaired, {} could not be read",
+            counted(report.differing_blocks, "block"),
+            report.repaired_blocks,
+            agreed(report.repaired_blocks, "was", "were"),
+            report.unreadable_blocks
         ),
     ];
     if report.bytes_skipped > 0 {

@@ -7,7 +7,7 @@ use crate::event::{
 };
 use crate::generation::{Bump, Gens, NewGeneration};
 use crate::handshake::Stand;
-use crate::heal::Healing;
+use crate::heal::{Healing, slice};
 use crate::locks::{Locks, Owner};
 use crate::peer::Peer;
 use crate::peer_io::PeerWrite;
@@ -54,6 +54,8 @@ pub(crate) enum DiskJob {
     Heal(usize),
     /// What nobody else has is read again, before it is said to be lost.
     HealCheck(usize),
+    /// A part of that, of which the driver had the data.
+    HealSalvaged(usize),
     /// A read for a peer that heals.
     HealRead(usize),
     /// Before extents are given up.
@@ -532,7 +534,10 @@ impl Core {
         }
         let result = match (job, result) {
             // What cannot be stored again is lost, and nothing else.
-            (DiskJob::Heal(_) | DiskJob::ResyncLost(_), Err(failure)) => {
+            (
+                DiskJob::Heal(_) | DiskJob::HealSalvaged(_) | DiskJob::ResyncLost(_),
+                Err(failure),
+            ) => {
                 self.io_errors += 1;
                 Err(failure)
             }
@@ -593,11 +598,18 @@ impl Core {
             DiskJob::ResyncRead(key) => self.resync_read_done(key, result),
             DiskJob::ResyncWrite(key) => self.resync_write_done(key, ok),
             DiskJob::ResyncLost(key) => self.resync_write_done(key, true),
-            DiskJob::Heal(key) => self.heal_stored(key, range, ok),
+            DiskJob::Heal(key) => self.heal_part_done(key, range, ok),
             DiskJob::HealCheck(key) => match result {
-                Ok(DiskOutcome::Partial { bad, .. }) => self.heal_checked(key, bad),
-                _ => self.heal_checked(key, Vec::new()),
+                Ok(DiskOutcome::Partial { bad, .. }) => self.heal_checked(key, bad, Vec::new()),
+                Ok(DiskOutcome::Salvaged { data, bad, salvaged }) => {
+                    let salvaged =
+                        salvaged.into_iter().map(|part| (part, slice(range, &data, part)));
+                    let salvaged = salvaged.collect();
+                    self.heal_checked(key, bad, salvaged);
+                }
+                _ => self.heal_checked(key, Vec::new(), Vec::new()),
             },
+            DiskJob::HealSalvaged(key) => self.heal_stored(key, range, ok),
             DiskJob::HealRead(key) => self.heal_read_done(key, result),
             DiskJob::ActivityLogFlush if ok => self.write_activity_log(),
             DiskJob::CheckpointFlush if ok => {
@@ -692,6 +704,10 @@ impl Core {
                 self.act(Action::CommandDone(id, Ok(())));
             }
             Command::Grow { size } => self.grow(id, size),
+            Command::Heal(ranges) => {
+                ranges.into_iter().for_each(|range| self.heal(range));
+                self.act(Action::CommandDone(id, Ok(())));
+            }
             Command::Survey(order) => self.survey(id, order),
             Command::SurveyControl(kind, action) => self.survey_action(id, kind, action),
             Command::Stop => self.stop(id),

@@ -87,6 +87,17 @@ pub enum DiskOutcome {
         /// The bad blocks: sorted, within the range, whole blocks, at least one.
         bad: Vec<ByteRange>,
     },
+    /// A read of which the disk cannot give some blocks, while the driver has what it would have given:
+    /// from a journal, never older than what the disk held.
+    Salvaged {
+        /// As long as the range; what the bad blocks hold means nothing.
+        data: Bytes,
+        /// The bad blocks: sorted, within the range, whole blocks; perhaps none.
+        bad: Vec<ByteRange>,
+        /// The blocks that are not from the disk: sorted, within the range, whole blocks, at least
+        /// one, none of them bad.
+        salvaged: Vec<ByteRange>,
+    },
 }
 
 /// A read of the journal, named by the core.
@@ -157,6 +168,9 @@ pub enum Command {
         /// The new size in bytes: a multiple of 4096. One that is not larger changes nothing.
         size: u64,
     },
+    /// Somebody could not read these blocks of the local disk: have them healed. Ends at once; what
+    /// becomes of them is told as with any other. Nothing is done unless the disk is UpToDate.
+    Heal(Vec<ByteRange>),
     /// Compare copies, or read everything. Ends when that has begun; [`Notice::SurveyEnded`] says how it
     /// went.
     Survey(SurveyOrder),
@@ -367,6 +381,9 @@ pub enum Action {
         range: ByteRange,
         /// The data.
         data: Bytes,
+        /// They are what a read of the disk gave as [`DiskOutcome::Salvaged`], and nobody has written there
+        /// since: the content stays what it was.
+        salvaged: bool,
     },
     /// Of these blocks there is no good copy: reads of the disk are to fail until they are written, where
     /// the disk can remember that. The core remembers it, too.

@@ -66,7 +66,6 @@ struct Heal {
     has_extents: bool,
     /// Operations of the disk under way.
     running: usize,
-    failed: bool,
 }
 
 /// Some blocks of a short range.
@@ -249,6 +248,13 @@ fn union(mut all: Vec<ByteRange>) -> Vec<ByteRange> {
     joined
 }
 
+/// The part of the data of a range.
+pub(crate) fn slice(range: ByteRange, data: &Bytes, part: ByteRange) -> Bytes {
+    let from = usize::try_from(part.offset - range.offset).unwrap_or(usize::MAX);
+    let len = usize::try_from(part.len).unwrap_or(usize::MAX);
+    data.slice(from..from + len)
+}
+
 fn is_in(ranges: &[ByteRange], block: u64) -> bool {
     ranges.iter().any(|range| range.blocks().contains(&block))
 }
@@ -262,33 +268,31 @@ impl Core {
         lost: Vec<ByteRange>,
         outcome: DiskOutcome,
     ) -> DiskOutcome {
-        let (data, mut bad) = match outcome {
-            DiskOutcome::Partial { data, bad } => {
-                self.io_errors += bad.iter().map(|range| range.len / BLOCK_SIZE).sum::<u64>();
-                (data, bad)
-            }
-            DiskOutcome::Data(data) => (data, Vec::new()),
+        let (data, mut bad, salvaged) = match outcome {
+            DiskOutcome::Partial { data, bad } => (data, bad, Vec::new()),
+            DiskOutcome::Salvaged { data, bad, salvaged } => (data, bad, salvaged),
+            DiskOutcome::Data(data) => (data, Vec::new(), Vec::new()),
             // What the disk has in place of a lost block may be a hole.
             DiskOutcome::Zeroes if !lost.is_empty() || self.healing.is_lost(range) => {
                 let len = usize::try_from(range.len).unwrap_or(usize::MAX);
-                (BytesMut::zeroed(len).freeze(), Vec::new())
+                (BytesMut::zeroed(len).freeze(), Vec::new(), Vec::new())
             }
             other => return other,
         };
+        let unread = bad.iter().chain(&salvaged);
+        self.io_errors += unread.map(|range| range.len / BLOCK_SIZE).sum::<u64>();
         let mut lost_before = lost;
         lost_before.extend(self.lost_in(range));
         bad.extend_from_slice(&lost_before);
-        if bad.is_empty() {
-            return DiskOutcome::Data(data);
-        }
-        // What was lost before is tried again when a peer changes, or one gives it to a reader.
+        // What was lost before is tried again when a peer changes, or one gives it to a reader. What was
+        // salvaged can be read, unless a source of a resync had lost it: then it is old.
         let lost = union(lost_before);
         let bad = union(bad);
-        let news = bad.iter().flat_map(|range| range.blocks());
+        let news = bad.iter().chain(&salvaged).flat_map(|range| range.blocks());
         for block in news.filter(|block| !is_in(&lost, *block)) {
             self.heal(ByteRange::of_blocks(block..block + 1));
         }
-        DiskOutcome::Partial { data, bad }
+        if bad.is_empty() { DiskOutcome::Data(data) } else { DiskOutcome::Partial { data, bad } }
     }
 
     /// The lost blocks of a range of which a read begins.
@@ -440,7 +444,6 @@ impl Core {
             left: SparseRange(vec![range]),
             has_extents: false,
             running: 0,
-            failed: false,
         });
         self.fetch(key);
     }
@@ -559,11 +562,9 @@ impl Core {
         };
         heal.running = left.len();
         for part in left {
-            let from = usize::try_from(part.offset - range.offset).unwrap_or(usize::MAX);
-            let len = usize::try_from(part.len).unwrap_or(usize::MAX);
-            let data = data.slice(from..from + len);
+            let data = slice(range, &data, part);
             let op = self.disk_op(DiskJob::Heal(key), part);
-            self.act(Action::DiskRepair { op, range: part, data });
+            self.act(Action::DiskRepair { op, range: part, data, salvaged: false });
         }
     }
 
@@ -581,7 +582,7 @@ impl Core {
         self.healing.heals[key].running = parts.0.len();
         if self.has_bug(PlantedBug::LoseUnseen) {
             for part in parts.0 {
-                self.heal_checked(key, vec![part]);
+                self.heal_checked(key, vec![part], Vec::new());
             }
             return;
         }
@@ -590,34 +591,57 @@ impl Core {
         }
     }
 
-    /// These of the blocks that were read again are bad, and lost from now on.
-    pub(crate) fn heal_checked(&mut self, key: usize, bad: Vec<ByteRange>) {
+    /// These of the blocks that were read again are bad, and lost from now on. Of others that the disk
+    /// cannot read the driver has the data, which are stored.
+    pub(crate) fn heal_checked(
+        &mut self,
+        key: usize,
+        bad: Vec<ByteRange>,
+        salvaged: Vec<(ByteRange, Bytes)>,
+    ) {
         let up_to_date = self.disk == DiskState::UpToDate;
         let Some(heal) = self.healing.heals.get_mut(key) else { return };
         heal.running -= 1;
-        if up_to_date && !bad.is_empty() {
-            heal.running += bad.len();
+        let is_all = bad.is_empty() && salvaged.is_empty();
+        if up_to_date && !is_all {
+            heal.running += bad.len() + salvaged.len();
             self.lose(&bad);
             for range in bad {
                 let op = self.disk_op(DiskJob::Heal(key), range);
                 self.act(Action::DiskMarkLost { op, range });
+            }
+            for (range, data) in salvaged {
+                let op = self.disk_op(DiskJob::HealSalvaged(key), range);
+                self.act(Action::DiskRepair { op, range, data, salvaged: true });
             }
         } else if heal.running == 0 {
             self.end_heal(key);
         }
     }
 
-    /// The disk has stored a part of what was healed, or has taken note that it is lost.
+    /// The disk has stored a part of what a peer had, or has taken note that it is lost.
+    pub(crate) fn heal_part_done(&mut self, key: usize, part: ByteRange, ok: bool) {
+        let Some(heal) = self.healing.heals.get_mut(key) else { return };
+        if heal.data.is_some() {
+            self.heal_stored(key, part, ok);
+            return;
+        }
+        heal.running -= 1;
+        if heal.running == 0 {
+            self.end_heal(key);
+        }
+    }
+
+    /// The disk has stored a part of what was healed, or could not.
     pub(crate) fn heal_stored(&mut self, key: usize, part: ByteRange, ok: bool) {
         let Some(heal) = self.healing.heals.get_mut(key) else { return };
         heal.running -= 1;
-        heal.failed |= !ok;
-        let (stores, running) = (heal.data.is_some(), heal.running);
-        if stores && ok {
+        let running = heal.running;
+        if ok {
             self.healing.healed += part.len / BLOCK_SIZE;
             self.healing.untold += part.len / BLOCK_SIZE;
             self.found_again(part);
-        } else if stores {
+        } else {
             // What it holds now nobody knows.
             self.lose(&[part]);
         }

@@ -417,3 +417,67 @@ fn very_much_that_was_lost_is_healed_step_by_step() {
     }
     assert_eq!((w.snapshot(0).unreadable_blocks, w.nodes[0].bad.len()), (0, 0));
 }
+
+#[test]
+fn what_the_driver_has_is_given_and_stored_again_without_anybody_else() {
+    let mut w = written(1);
+    w.nodes[0].bad.extend([3, 4, 40]);
+    w.nodes[0].kept.extend([3, 4]);
+    let id = w.request(0, RequestKind::Read(ByteRange::of_blocks(0..40)));
+    let data = w.result(0, id).expect("answered").expect("none of it is bad").expect("data");
+    assert!(data.chunks(4096).map(|block| block[0]).eq(right()[..40].iter().copied()));
+    assert_eq!(w.nodes[0].bad, [40].into(), "they were stored again");
+    // Beside one that nobody has.
+    w.nodes[0].bad.extend([3, 4]);
+    let id = w.request(0, RequestKind::Read(ByteRange::of_blocks(0..64)));
+    assert_eq!(w.result(0, id), Some(Err(IoFailure::NoData)));
+    assert_eq!((w.nodes[0].bad.clone(), lost(&w, 0)), ([40].into(), vec![(40, 41)]));
+    let seen = w.snapshot(0);
+    assert_eq!((seen.disk, seen.io_errors), (DiskState::UpToDate, 5));
+    assert_eq!((seen.healed_blocks, seen.unreadable_blocks, seen.healing_blocks), (4, 1, 0));
+    // What is lost is old by all that is known, whoever offers it.
+    w.nodes[0].kept.insert(40);
+    let id = w.request(0, RequestKind::Read(ByteRange::of_blocks(40..41)));
+    assert_eq!(w.result(0, id), Some(Err(IoFailure::NoData)));
+    assert_eq!(lost(&w, 0), vec![(40, 41)]);
+}
+
+#[test]
+fn what_the_driver_has_and_cannot_be_stored_is_lost() {
+    let mut w = written(1);
+    w.nodes[0].bad.insert(3);
+    w.nodes[0].kept.insert(3);
+    w.nodes[0].broken.insert(3);
+    assert_eq!(read_all(&mut w, 0), Ok(right()), "who reads it first has it");
+    assert_eq!(lost(&w, 0), vec![(3, 4)]);
+    assert_eq!(w.snapshot(0).disk, DiskState::UpToDate);
+}
+
+#[test]
+fn what_the_driver_has_is_given_to_a_peer_that_heals() {
+    let mut w = written(2);
+    w.nodes[0].bad.insert(3);
+    w.nodes[0].kept.insert(3);
+    w.nodes[1].bad.insert(3);
+    let link = w.link(0, 1).expect("they are connected");
+    let read = Message::Read { id: 5, range: ByteRange::of_blocks(0..8) };
+    w.event(1, Event::PeerMessage(n(0), link, read));
+    w.run();
+    assert!(w.nodes[0].bad.is_empty() && w.nodes[1].bad.is_empty(), "both are stored again");
+    assert_eq!(w.nodes[0].data, w.nodes[1].data);
+}
+
+#[test]
+fn what_somebody_else_could_not_read_is_healed_when_that_is_told() {
+    let mut w = written(2);
+    w.nodes[0].bad.extend([3, 4, 40]);
+    let ranges = vec![ByteRange::of_blocks(3..5), ByteRange::of_blocks(40..41)];
+    assert_eq!(w.command(0, Command::Heal(ranges)), Some(Ok(())));
+    w.run();
+    assert!(w.nodes[0].bad.is_empty());
+    assert_eq!(w.nodes[0].data, w.nodes[1].data);
+    // Outside of the device there is nothing to heal.
+    let outside = vec![ByteRange::of_blocks(1 << 40..(1 << 40) + 1)];
+    assert_eq!(w.command(0, Command::Heal(outside)), Some(Ok(())));
+    assert_eq!(w.snapshot(0).healing_blocks, 0);
+}

@@ -11,6 +11,7 @@ use crate::problems;
 use crate::resource::{Plan, Problem, Resource, core_options, plan, told};
 use crate::shard::{ResourceHandle, ResourceView};
 use holdfast_api::status::PeerProblem;
+use holdfast_api::words::{agreed, counted};
 use holdfast_core::{
     Command, Notice, Options, PeerConfig, Snapshot, SurveyEnd, SurveyKind, SurveyProgress,
 };
@@ -516,8 +517,10 @@ fn survey_sentence(end: SurveyEnd, run: &SurveyProgress) -> String {
     let SurveyProgress { differing, repaired, unreadable, .. } = run;
     let size = holdfast_units::format_size(run.done);
     format!(
-        "the {what} {how}: {size} read, {differing} blocks differed, {repaired} of them were \
-         repaired, {unreadable} could not be read"
+        "the {what} {how}: {size} read, {} differed, {repaired} of them {} repaired, {unreadable} \
+         could not be read",
+        counted(*differing, "block"),
+        agreed(*repaired, "was", "were"),
     )
 }
 
@@ -538,12 +541,13 @@ fn sentence(notice: &Notice, resource: &str) -> (Option<NodeId>, String) {
             (None, format!("the resource has grown: it has {shown} ({size} bytes) now"))
         }
         Notice::Healed(blocks) => {
-            let what = "blocks that could not be read were repaired from a peer";
-            (None, format!("healed: {blocks} {what}"))
+            let (blocks, were) = (counted(*blocks, "block"), agreed(*blocks, "was", "were"));
+            let from = "from a peer or the journal";
+            (None, format!("healed: {blocks} that could not be read {were} repaired {from}"))
         }
         Notice::Unreadable { first, blocks } => {
-            let what = "blocks cannot be read here, nor had from a connected peer";
-            let at = first.offset;
+            let (blocks, at) = (counted(*blocks, "block"), first.offset);
+            let what = "cannot be read here, nor had from a connected peer or the journal";
             (None, format!("unreadable: {blocks} {what}; the first at offset {at}"))
         }
         Notice::SurveyEnded(end, run) => (None, survey_sentence(*end, run)),

@@ -223,10 +223,9 @@ pub(crate) fn spares(error: &SparesError) -> ApiError {
         SparesError::NotMarked { .. } => {
             refusal.hint("give the disk that the spare was used with, or take the spare away")
         }
-        SparesError::Spare(SpareError { kind: K::NotEmpty(_), .. }) => refusal.hint(
-            "choose another; if nobody needs what is on it, overwrite its first and last MiB with \
-             zeroes",
-        ),
+        SparesError::Spare(SpareError { kind: K::NotEmpty(_), .. }) => {
+            refusal.hint("choose another; if nobody needs what is on it, add --force")
+        }
         SparesError::Spare(SpareError { kind: K::Missing(_), .. }) => {
             refusal.hint("bring the missing device or file back")
         }

@@ -335,6 +335,7 @@ impl Mover {
                 continue;
             }
             looked = Instant::now();
+            self.heal().await;
             let status = self.replace.status();
             let state = status.state.clone();
             let at_end = status.done == status.total && status.left_over > 0;
@@ -351,6 +352,15 @@ impl Mover {
                 again = Instant::now();
                 self.replace.try_again();
             }
+        }
+    }
+
+    /// Has what the old disk cannot read fetched from where it is, and stored again: on both disks.
+    async fn heal(&self) {
+        let unreadable = self.replace.take_unreadable();
+        if !unreadable.is_empty() {
+            // A core that takes no commands now is asked again when the blocks are tried again.
+            let _ = self.handle.command(Command::Heal(unreadable)).await;
         }
     }
 

@@ -200,6 +200,8 @@ pub struct Journal {
     index: Index,
     /// Of a journal that follows: what was replayed.
     replayed: LogPosition,
+    /// What lies before this may not be what the disk holds: a part behind it was given up.
+    proven_from: LogPosition,
     pub(crate) cursors: Cursors,
     /// Nothing before this is kept for going back.
     pub(crate) floor: LogPosition,
@@ -248,6 +250,7 @@ impl Journal {
             durable_ticket: 0,
             index: Index::default(),
             replayed,
+            proven_from: if found.cut { end } else { LogPosition::START },
             cursors,
             floor: LogPosition::START,
             failed: false,
@@ -811,6 +814,11 @@ impl Journal {
         } else {
             Ok(())
         }
+    }
+
+    /// Nothing before this says what the disk holds.
+    pub(crate) const fn proven_from(&self) -> LogPosition {
+        self.proven_from
     }
 
     /// The chain of what is durable here, oldest segment first: what peers are told.

@@ -26,6 +26,7 @@ mod ranges;
 mod records;
 mod recover;
 mod retention;
+mod salvage;
 mod scan;
 pub mod ship;
 
@@ -38,4 +39,5 @@ pub use ranges::RangeSet;
 pub use records::{RecordAt, Records, RecordsError};
 pub use recover::{Damage, Found, RecoverError, Tail, recover};
 pub use retention::{CutPlan, cut_ranges};
+pub use salvage::{Held, Salvage};
 pub use scan::ReadSegments;

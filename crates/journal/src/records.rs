@@ -166,7 +166,11 @@ impl<'a, R: ReadSegments> Records<'a, R> {
     }
 }
 
-fn records_of(frame: &FrameHeader, segment: &SegmentHeader, offset: u64) -> VecDeque<RecordAt> {
+pub(crate) fn records_of(
+    frame: &FrameHeader,
+    segment: &SegmentHeader,
+    offset: u64,
+) -> VecDeque<RecordAt> {
     let last = frame.records.len() as u64 - 1;
     let records = frame.records.iter().zip(frame.payloads(segment.alignment));
     (0..)

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use holdfast_format::journal::DEVICE_DATA_AT;
 use holdfast_format::journal::{Compression, RecordKind};
 use holdfast_journal::driver::{Backing, Device, Files, Log, Open};
-use holdfast_journal::{Op, Settings, WriteBackLimits};
+use holdfast_journal::{Held, Op, RunPiece, Settings, WriteBackLimits};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId, ResourceId};
 use support::{CRASHES, Crash, Dice, Sim, SimMedia, State, Step};
 
@@ -207,8 +207,31 @@ fn check(sim: &Sim, log: &Log<Box<dyn Files>>, all: &[Pushed], crash: Crash) -> 
     };
     assert!(count >= needed, "{count} ops were found, and {needed} were promised ({crash:?})");
     assert!(count <= pushed, "{count} ops were found, and {pushed} were made");
-    assert!(read_all(sim, log) == replayed(&all[..count]), "not a prefix ({crash:?})");
+    let now = read_all(sim, log);
+    assert!(now == replayed(&all[..count]), "not a prefix ({crash:?})");
+    check_salvage(log, &now, &records);
     count
+}
+
+/// What the records say of blocks is what disk and journal hold together, and they say it of all that
+/// they have.
+fn check_salvage(log: &Log<Box<dyn Files>>, now: &[u8], records: &[(LogPosition, Op)]) {
+    let mut salvage = log.journal().salvage(0..BLOCKS);
+    while log.go_on_salvaging(&mut salvage) {}
+    for (block, now) in (0..).zip(now.chunks(4096)) {
+        let held = salvage.found().get(&block);
+        let is_kept = records.iter().any(|(_, op)| op.range().blocks().contains(&block));
+        assert_eq!(held.is_some(), is_kept, "block {block}");
+        let range = ByteRange::of_blocks(block..block + 1);
+        match held {
+            Some(Held::Data { place, skip }) => {
+                let piece = RunPiece { range, place: *place, skip: *skip };
+                assert!(log.piece(&piece).unwrap() == now, "block {block} is another one");
+            }
+            Some(Held::Zeroes) => assert!(now.iter().all(|byte| *byte == 0), "block {block}"),
+            None => {}
+        }
+    }
 }
 
 fn read_all(sim: &Sim, log: &Log<Box<dyn Files>>) -> Vec<u8> {
@@ -413,6 +436,7 @@ fn check_rescued(
         check(sim, log, all, crash);
         return false;
     }
+    assert!(log.journal().history().is_empty(), "the disk may be newer than the records");
     let found = records.len();
     assert!(found >= flushed, "{found} of {flushed} ({crash:?})");
     let states: Vec<Vec<u8>> = (found..=all.len()).map(|n| replayed(&all[..n])).collect();

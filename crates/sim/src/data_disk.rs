@@ -85,6 +85,8 @@ pub(crate) struct DataDisk {
     flush_failed: bool,
     /// Blocks that cannot be read until they are written. What they hold is remembered here all the same.
     bad: BTreeSet<u64>,
+    /// Bad ones that the driver has all the same, as from a journal.
+    kept: BTreeSet<u64>,
     /// When blocks that were bad were last written.
     healed: BTreeMap<u64, u64>,
     /// Blocks of which the core has said that there is no good copy, and which were not written since.
@@ -136,9 +138,11 @@ impl DataDisk {
         blocks
     }
 
-    /// The block cannot be read from now on.
-    pub(crate) fn spoil(&mut self, block: u64) {
-        self.bad.insert(block);
+    /// The block cannot be read from now on. With `kept`, the driver has what it holds.
+    pub(crate) fn spoil(&mut self, block: u64, kept: bool) {
+        if self.bad.insert(block) && kept {
+            self.kept.insert(block);
+        }
     }
 
     /// Whether the core has said that there is no good copy of the block.
@@ -146,14 +150,14 @@ impl DataDisk {
         self.lost.contains(&block)
     }
 
-    /// Whether one of these blocks cannot be read.
+    /// Whether one of these blocks cannot be had.
     pub(crate) fn has_bad(&self, blocks: std::ops::Range<u64>) -> bool {
-        self.bad.range(blocks).next().is_some()
+        self.bad.range(blocks).any(|block| !self.kept.contains(block))
     }
 
-    /// Whether the block could not be read at some time since then.
+    /// Whether the block could not be had at some time since then.
     pub(crate) fn was_bad(&self, block: u64, since: u64) -> bool {
-        self.bad.contains(&block)
+        self.has_bad(block..block + 1)
             || self.lost.contains(&block)
             || self.healed.get(&block).is_some_and(|at| *at >= since)
     }
@@ -161,6 +165,7 @@ impl DataDisk {
     /// Notes that blocks were written at this time.
     fn restore(&mut self, block: u64, now: u64) {
         let (bad, lost) = (self.bad.remove(&block), self.lost.remove(&block));
+        self.kept.remove(&block);
         if bad || lost {
             self.healed.insert(block, now);
         }
@@ -249,6 +254,7 @@ impl DataDisk {
                 Work::Read { range, holes } => self.read(range, holes),
                 Work::MarkLost { range } => {
                     self.lost.extend(range.blocks());
+                    self.kept.retain(|block| !range.blocks().contains(block));
                     DiskOutcome::Done
                 }
                 Work::Write { .. } | Work::Zeroes { .. } | Work::Repair { .. } => {
@@ -271,7 +277,7 @@ impl DataDisk {
     /// Whether an operation took effect that could not read all.
     pub(crate) fn gave_part(&self, op: DiskOpId) -> bool {
         let outcome = self.in_flight.get(&op).and_then(|flight| flight.outcome.as_ref());
-        matches!(outcome, Some(Ok(DiskOutcome::Partial { .. })))
+        matches!(outcome, Some(Ok(DiskOutcome::Partial { .. } | DiskOutcome::Salvaged { .. })))
     }
 
     /// Whether an operation stores again what could not be read.
@@ -383,12 +389,20 @@ impl DataDisk {
         let len = if holes { range.len.min(LONGEST_PART) } else { range.len };
         let range = ByteRange::new(range.offset, len);
         if is_bad(range) {
-            let found = |block| {
-                if self.bad.contains(&block) { Block::whole(GARBAGE) } else { self.get(block) }
+            let hidden = |block: &u64| self.bad.contains(block) && !self.kept.contains(block);
+            let found =
+                |block| if hidden(&block) { Block::whole(GARBAGE) } else { self.get(block) };
+            let data = content::render(range, found);
+            let bad = self.bad.range(range.blocks()).copied();
+            let (bad, kept): (Vec<u64>, Vec<u64>) = bad.partition(hidden);
+            let ranges = |blocks: Vec<u64>| -> Vec<ByteRange> {
+                blocks.into_iter().map(|block| ByteRange::of_blocks(block..block + 1)).collect()
             };
-            let bad = self.bad.range(range.blocks());
-            let bad = bad.map(|block| ByteRange::of_blocks(*block..block + 1)).collect();
-            return DiskOutcome::Partial { data: content::render(range, found), bad };
+            let (bad, salvaged) = (ranges(bad), ranges(kept));
+            return match salvaged.is_empty() {
+                true => DiskOutcome::Partial { data, bad },
+                false => DiskOutcome::Salvaged { data, bad, salvaged },
+            };
         }
         DiskOutcome::Data(content::render(range, |block| self.get(block)))
     }

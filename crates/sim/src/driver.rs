@@ -165,7 +165,7 @@ impl World {
                 self.disk_start(n, op, Work::Zeroes { range, fua }, resync);
             }
             Action::DiskFlush { op } => self.disk_start(n, op, Work::Flush, resync),
-            Action::DiskRepair { op, range, data } => {
+            Action::DiskRepair { op, range, data, .. } => {
                 self.disk_start(n, op, Work::Repair { range, data }, Source::Other);
             }
             Action::DiskMarkLost { op, range } => {
@@ -314,12 +314,14 @@ impl World {
         let (first, len) = (range.blocks().start, range.len / 4096);
         // What nobody has used is not looked at much.
         let block = first + self.rng.below(len.min(64));
-        self.nodes[n].data.spoil(block);
+        let kept = self.rng.chance(self.plan.salvaged);
+        self.nodes[n].data.spoil(block, kept);
         self.stats.bad_blocks += 1;
-        note!(self, "n{n} block {block} goes bad");
+        note!(self, "n{n} block {block} goes bad, kept elsewhere: {kept}");
         for m in (0..self.nodes.len()).filter(|m| *m != n) {
             if self.rng.chance(150) {
-                self.nodes[m].data.spoil(block);
+                let kept = self.rng.chance(self.plan.salvaged);
+                self.nodes[m].data.spoil(block, kept);
                 note!(self, "n{m} block {block} goes bad");
             }
         }

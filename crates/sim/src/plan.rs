@@ -89,6 +89,8 @@ pub(crate) struct Plan {
     /// thousand.
     pub(crate) bad_blocks: u64,
     pub(crate) stubborn: u64,
+    /// Chance that a bad one is kept in a journal, in a thousand.
+    pub(crate) salvaged: u64,
     /// Who has a journal.
     pub(crate) journals: Vec<bool>,
     /// Chance that it is cut when it is read, in a thousand.
@@ -149,6 +151,7 @@ impl Plan {
         let bad = if class == Class::Calm { 500 } else { 400 };
         let bad_blocks = if rng.chance(bad) { rng.pick(&[10, 50, 200]) } else { 0 };
         let stubborn = rng.pick(&[0, 0, 100, 500]);
+        let salvaged = rng.pick(&[0, 0, 500]);
         let apart = class == Class::SplitBrain || class == Class::Everything && rng.coin();
         Self {
             class,
@@ -171,6 +174,7 @@ impl Plan {
             meta_errors: if has_disk_errors(class) { rng.pick(&[0, 500, 2000]) } else { 0 },
             bad_blocks,
             stubborn,
+            salvaged,
             journals,
             journal_cuts,
         }

@@ -428,6 +428,35 @@ impl Disk {
         self.over(op, before)
     }
 
+    /// What a range holds that could not be read, from wherever an [`ExternalDisk`] has it besides; as
+    /// [`ExternalDisk::salvage`] says. Other disks have no such place: `Invalid`.
+    #[must_use]
+    pub fn salvage(&mut self, op: OpId, range: ByteRange) -> Option<Completion> {
+        self.rescue(op, DiskOp::Read { range, holes: false })
+    }
+
+    /// Stores again what [`Self::salvage`] gave, as [`ExternalDisk::restore`] says.
+    #[must_use]
+    pub fn restore(&mut self, op: OpId, range: ByteRange, data: Bytes) -> Option<Completion> {
+        self.rescue(op, DiskOp::Write { range, data, fua: true })
+    }
+
+    fn rescue(&mut self, op: OpId, request: DiskOp) -> Option<Completion> {
+        let (kind, range) = (request.kind(), request.range());
+        let early = self.answer_early(&request);
+        let Engine::External(external) = &mut self.engine else {
+            let result = Err(DiskError::refused(DiskErrorKind::Invalid, kind, range));
+            return Some(Completion { op, result });
+        };
+        if let Some(result) = early {
+            let result = result.map_err(|why| DiskError::refused(why, kind, range));
+            return Some(Completion { op, result });
+        }
+        self.in_flight += 1;
+        external.rescue(Job { op, tag: Tag::Plain, mark: Mark::default(), request });
+        None
+    }
+
     /// As [`Self::execute`], for [`Self::remap`].
     ///
     /// # Errors

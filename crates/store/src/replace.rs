@@ -92,6 +92,9 @@ pub(crate) struct Link {
     /// It cannot be ended any more. Changed only with the lock on the status.
     committed: AtomicBool,
     retired: Mutex<Option<RetiredDisk>>,
+    /// What could not be read, for whoever can have it stored again. More than can be left over is not
+    /// kept.
+    unreadable: Mutex<Vec<ByteRange>>,
 }
 
 impl Link {
@@ -104,6 +107,7 @@ impl Link {
             status: Mutex::default(),
             committed: AtomicBool::new(false),
             retired: Mutex::default(),
+            unreadable: Mutex::default(),
         })
     }
 
@@ -143,6 +147,14 @@ impl Link {
     pub(crate) fn decided(&self) {
         let _status = lock(&self.status);
         self.committed.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn unreadable(&self, ranges: Vec<ByteRange>) {
+        if !ranges.is_empty() {
+            let mut known = lock(&self.unreadable);
+            let room = MAX_LEFT_OVER.saturating_sub(known.len());
+            known.extend(ranges.into_iter().take(room));
+        }
     }
 
     pub(crate) fn retire(&self, engine: Engine) {
@@ -188,6 +200,7 @@ impl ReplaceHandle {
     /// a second (0: as fast as it goes). Nothing may have been submitted to `new`. When it cannot
     /// be, or a replacement is under way, the state becomes `Failed`.
     pub fn begin(&self, new: Disk, size: u64, rate: u64) {
+        lock(&self.0.unreadable).clear();
         self.0.tell(|status| {
             *status = ReplaceStatus {
                 state: ReplaceState::Copying,
@@ -236,6 +249,13 @@ impl ReplaceHandle {
     /// for the disk by the next start. All requests fail; the state becomes `Failed` with this sentence.
     pub fn fail(&self, why: String) {
         self.0.order(Order::Fail(why));
+    }
+
+    /// Blocks of the old disk that could not be read, each time that this was tried; told once. Whoever has
+    /// them stored again has them copied, too.
+    #[must_use]
+    pub fn take_unreadable(&self) -> Vec<ByteRange> {
+        std::mem::take(&mut *lock(&self.0.unreadable))
     }
 
     /// Tries again to read what could not be read.

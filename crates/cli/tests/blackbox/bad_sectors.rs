@@ -129,6 +129,7 @@ fn row_033_what_cannot_be_a_spare_is_refused() {
         assert!(node.status().resources.is_empty(), "{spare:?}");
     }
     assert_eq!(std::fs::read(&used).expect("it can be read"), before);
+    node.refused(&["create", "r0", "--disk", &disk, "--spare", &used], 1, "add --force");
     let room = std::fs::read(&disk).expect("it can be read");
     assert!(room.iter().all(|byte| *byte == 0), "nothing was written to the disk");
     let meta = node.state_dir().join("meta");
@@ -142,6 +143,14 @@ fn row_033_what_cannot_be_a_spare_is_refused() {
     let other = empty(&cluster, "other", 4 * MIB);
     let taken = ["create", "r1", "--disk", &other, "--spare", &least];
     node.refused(&taken, 1, "belongs to the resource r0");
+    // What is on the disk is kept, what is on the spare is not.
+    let content = cluster.scratch().join("content");
+    files::make_random(&content, 4 * MIB, 2);
+    let before = std::fs::read(&content).expect("it can be read");
+    let content = content.display().to_string();
+    node.ok(&["create", "r1", "--disk", &content, "--spare", &used, "--force"]);
+    assert!(node.resource("r1").disk.spare_sectors > 200);
+    assert!(std::fs::read(&content).expect("it can be read") == before);
 }
 
 fn swap(one: &Path, other: &Path) {

@@ -1,7 +1,7 @@
 //! Disks with blocks that cannot be read. The numbers are those of the list for disks that wear out.
 
 use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, write_blocks};
-use holdfast_testkit::{Bad, BadDisk, Cluster, block_content, devices_unavailable};
+use holdfast_testkit::{Bad, BadDisk, Cluster, block_content, devices_unavailable, files};
 
 const SIZE: u64 = 16 * MIB;
 
@@ -195,4 +195,133 @@ fn behind_a_journal_bad_blocks_are_healed_too() {
     assert!(disks[0].bad_blocks().is_empty());
     check_blocks(&cluster[0], "r0", 1, (0..12).chain(13..32));
     check_blocks(&cluster[0], "r0", 2, [12]);
+}
+
+/// A resource of one member with a journal, with data in blocks 0..1024, all of which are written back.
+fn alone_with_journal(more: &[&str]) -> Option<(Cluster, BadDisk)> {
+    if let Some(why) = devices_unavailable() {
+        eprintln!("skipped: {why}");
+        return None;
+    }
+    let cluster = cluster(1);
+    let disk = BadDisk::new(cluster.scratch(), "bad0", SIZE);
+    let directory = cluster[0].dir().join("r0.journal").display().to_string();
+    let create = ["create", "r0", "--disk", &disk.text(), "--journal", &directory];
+    cluster[0].ok(&[&create, more].concat());
+    write_blocks(&cluster[0], "r0", 1, 0..1024);
+    written_back(&cluster);
+    Some((cluster, disk))
+}
+
+fn written_back(cluster: &Cluster) {
+    cluster[0].wait_resource("r0", SOON, "all is written back", |status| {
+        status.journal.as_ref().is_some_and(|journal| journal.dirty_bytes == 0)
+    });
+}
+
+/// Blocks that nobody can read, with something else in them.
+fn spoil(disk: &BadDisk, bad: Bad, blocks: impl IntoIterator<Item = u64> + Clone) {
+    disk.set_bad(bad, blocks.clone());
+    for block in blocks {
+        disk.poke(block * BLOCK, &[0xEE; 4096]);
+    }
+}
+
+#[test]
+fn row_011_alone_bad_blocks_are_healed_from_the_records_of_the_journal() {
+    let Some((mut cluster, disk)) = alone_with_journal(&["--journal-size", "64M"]) else { return };
+    // Written twice, as zeroes, and by halves of a longer request.
+    write_blocks(&cluster[0], "r0", 2, 100..140);
+    let mut client = cluster[0].open("r0");
+    client.write_at(&[0; 8 * 4096], 200 * BLOCK).expect("the Primary takes writes");
+    client.flush().expect("the Primary can flush");
+    drop(client);
+    written_back(&cluster);
+    let check = |cluster: &Cluster| {
+        check_blocks(&cluster[0], "r0", 1, (0..100).chain(140..200).chain(208..1024));
+        check_blocks(&cluster[0], "r0", 2, 100..140);
+        let mut zeroes = vec![1; 8 * 4096];
+        let read = cluster[0].open("r0").read_at(&mut zeroes, 200 * BLOCK);
+        read.expect("no error reaches a client");
+        assert!(zeroes.iter().all(|byte| *byte == 0));
+    };
+    let bad: Vec<u64> = (90..110).chain(198..210).chain([500, 1023]).collect();
+    spoil(&disk, Bad::Unreadable, bad.iter().copied());
+    check(&cluster);
+    healed(&cluster, 0, bad.len() as u64);
+    assert!(disk.bad_blocks().is_empty(), "they were stored in place");
+    assert_eq!(disk.peek(0, 100 * 4096), content(0..100), "and hold what they held");
+    // A node that was killed, and a Secondary that only checks its disk.
+    spoil(&disk, Bad::Unreadable, bad.iter().copied());
+    cluster[0].kill9();
+    cluster[0].start();
+    cluster[0].ok(&["secondary", "r0"]);
+    cluster[0].ok(&["scrub", "r0", "--wait"]);
+    healed(&cluster, 0, bad.len() as u64);
+    assert!(disk.bad_blocks().is_empty());
+    cluster[0].ok(&["primary", "r0"]);
+    // That changed nothing that the records say.
+    spoil(&disk, Bad::Unreadable, bad.iter().copied());
+    check(&cluster);
+    healed(&cluster, 0, 2 * bad.len() as u64);
+    assert_eq!(cluster[0].resource("r0").disk.state, "UpToDate");
+    // What a block gets later counts, whatever the journal has of before.
+    write_blocks(&cluster[0], "r0", 3, [500]);
+    written_back(&cluster);
+    spoil(&disk, Bad::Unreadable, [500]);
+    check_blocks(&cluster[0], "r0", 3, [500]);
+}
+
+#[test]
+fn row_014_alone_what_the_journal_has_given_up_fails_alone() {
+    let Some((cluster, disk)) = alone_with_journal(&["--journal-size", "16M"]) else { return };
+    // The records of the first blocks go with their segments.
+    for seed in 2..6 {
+        write_blocks(&cluster[0], "r0", seed, 512..1024);
+        written_back(&cluster);
+        write_blocks(&cluster[0], "r0", seed, 2048..3072);
+        written_back(&cluster);
+    }
+    spoil(&disk, Bad::Unreadable, [7, 8, 3071]);
+    let mut client = cluster[0].open("r0");
+    let mut block = vec![0; 4096];
+    for bad in [7, 8] {
+        assert!(client.read_at(&mut block, bad * BLOCK).is_err(), "nobody has block {bad}");
+    }
+    drop(client);
+    check_blocks(&cluster[0], "r0", 1, (0..7).chain(9..512));
+    check_blocks(&cluster[0], "r0", 5, 2048..3072);
+    let status = cluster[0].wait_resource("r0", SOON, "both are listed", |status| {
+        status.disk.unreadable_blocks == 2 && status.disk.healed_blocks == 1
+    });
+    let listed: Vec<(u64, u64)> =
+        status.disk.unreadable.iter().map(|range| (range.offset, range.length)).collect();
+    assert_eq!((status.disk.state.as_str(), listed), ("UpToDate", vec![(7 * BLOCK, 2 * BLOCK)]));
+}
+
+#[test]
+fn row_013_alone_what_cannot_be_stored_in_place_goes_from_the_journal_to_the_spare() {
+    if let Some(why) = devices_unavailable() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let cluster = cluster(1);
+    let spare = cluster.scratch().join("spare");
+    files::make_sparse(&spare, MIB);
+    let spare = spare.display().to_string();
+    let disk = BadDisk::new(cluster.scratch(), "bad0", SIZE);
+    let directory = cluster[0].dir().join("r0.journal").display().to_string();
+    let create = ["create", "r0", "--disk", &disk.text(), "--journal", &directory];
+    cluster[0].ok(&[&create[..], &["--spare", &spare]].concat());
+    write_blocks(&cluster[0], "r0", 1, 0..64);
+    written_back(&cluster);
+    spoil(&disk, Bad::Unreadable, [5]);
+    spoil(&disk, Bad::Stuck, [9]);
+    spoil(&disk, Bad::Dead, [12]);
+    check_blocks(&cluster[0], "r0", 1, 0..64);
+    let status = cluster[0]
+        .wait_resource("r0", SOON, "they are healed", |status| status.disk.healed_blocks == 3);
+    assert_eq!((status.disk.unreadable_blocks, status.disk.remapped_sectors), (0, 2));
+    assert_eq!(disk.bad_blocks(), [9, 12], "one was stored in place");
+    check_blocks(&cluster[0], "r0", 1, 0..64);
 }

@@ -398,3 +398,31 @@ fn a_disk_with_spares_that_stays_after_all_is_not_looked_at_for_holes() {
         assert!(found == block_content(7, 1, block), "block {block}");
     }
 }
+
+#[test]
+fn what_the_old_disk_cannot_read_comes_from_the_peer_and_from_the_journal() {
+    for journal in [false, true] {
+        let cluster = cluster(if journal { 1 } else { 2 });
+        let bad = BadDisk::new(cluster.scratch(), "bad", SIZE);
+        let directory = cluster[0].dir().join("r0.journal").display().to_string();
+        let with: &[&str] =
+            if journal { &["--journal", &directory, "--journal-size", "128M"] } else { &[] };
+        cluster[0].ok(&[&["create", "r0", "--disk", &bad.text()], with].concat());
+        if !journal {
+            cluster.join_resource(&cluster[1], "r0", SIZE, &[]);
+            cluster[0].wait_synced("r0", SYNC);
+        }
+        fill(&cluster[0]);
+        cluster[0].wait_resource("r0", SYNC, "all is on the disk", |status| {
+            status.journal.as_ref().is_none_or(|journal| journal.dirty_bytes == 0)
+        });
+        let blocks = [33, 35, 701];
+        let new = new_disk(&cluster, SIZE);
+        bad.set_bad(Bad::Unreadable, blocks);
+        cluster[0].ok(&["replace-disk", "r0", "--disk", &text(&new), "--wait"]);
+        let status = cluster[0].resource("r0");
+        assert_eq!((status.disk.path, status.disk.healed_blocks), (Some(text(&new)), 3));
+        assert!(bad.bad_blocks().is_empty(), "the old one has them, too");
+        check_filled(&cluster[0]);
+    }
+}

@@ -59,6 +59,8 @@ pub struct Node {
     pub fail_flush: bool,
     /// Blocks that cannot be read until they are written, and those that cannot be stored again either.
     pub bad: BTreeSet<u64>,
+    /// Bad ones of which the driver has the data.
+    pub kept: BTreeSet<u64>,
     pub broken: BTreeSet<u64>,
     pub boot: [u8; 16],
     /// Dies while this metadata write is being made, counted from 0; how much of it is on disk.
@@ -203,6 +205,7 @@ impl World {
                 hold_meta: false,
                 fail_flush: false,
                 bad: BTreeSet::new(),
+                kept: BTreeSet::new(),
                 broken: BTreeSet::new(),
                 boot: [1; 16],
                 crash_at: None,
@@ -518,13 +521,16 @@ impl World {
                 for block in blocks(range) {
                     data.extend([node.data.get(&block).copied().unwrap_or(0); 4096]);
                 }
-                let bad = node.bad.range(blocks(range));
-                let bad: Vec<_> = bad.map(|b| ByteRange::of_blocks(*b..b + 1)).collect();
-                let data = data.into();
-                Ok(if bad.is_empty() {
-                    DiskOutcome::Data(data)
-                } else {
-                    DiskOutcome::Partial { data, bad }
+                let bad = node.bad.range(blocks(range)).copied();
+                let (kept, bad): (Vec<u64>, Vec<u64>) = bad.partition(|b| node.kept.contains(b));
+                let ranges = |blocks: Vec<u64>| -> Vec<ByteRange> {
+                    blocks.into_iter().map(|b| ByteRange::of_blocks(b..b + 1)).collect()
+                };
+                let (data, bad, salvaged) = (data.into(), ranges(bad), ranges(kept));
+                Ok(match (bad.is_empty(), salvaged.is_empty()) {
+                    (true, true) => DiskOutcome::Data(data),
+                    (false, true) => DiskOutcome::Partial { data, bad },
+                    (_, false) => DiskOutcome::Salvaged { data, bad, salvaged },
                 })
             }
             Action::DiskRepair { range, .. }

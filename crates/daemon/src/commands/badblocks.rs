@@ -8,6 +8,7 @@ use crate::spares::{RemapFailed, SparesView};
 use holdfast_api::badblocks::{
     BadBlock, BadBlocks, BadBlocksAdd, BadBlocksDone, BadBlocksRemove, Span,
 };
+use holdfast_api::words::{agreed, counted};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_format::remap::{EntryState, Reason};
 use holdfast_store::{RemapEntry, RemapOp};
@@ -182,15 +183,18 @@ pub(crate) async fn add(
     let wanted = starts.filter(|start| !known.contains_key(start)).count() as u64;
     let free = spares.stats.free;
     if wanted > free {
-        let why = format!("{wanted} blocks need a slot, and the spares have {free}");
+        let (blocks, need) = (counted(wanted, "block"), agreed(wanted, "needs", "need"));
+        let why = format!("{blocks} {need} a slot, and the spares have {free}");
         return Err(refuse(ADD, name, ErrorCode::NoSpace, &why)
             .hint(format!("`holdfast spare add {name} PATH` makes room")));
     }
     if call.dry_run {
         return Ok(BadBlocksDone {
             message: format!(
-                "{wanted} blocks of {unit} bytes of resource {name} would go into its spare, which \
-                 has {free} free slots; nothing was changed"
+                "{} of {unit} bytes of resource {name} would go into its spare, which has {}; \
+                 nothing was changed",
+                counted(wanted, "block"),
+                counted(free, "free slot"),
             ),
             moved: wanted,
             dry_run: true,
@@ -213,15 +217,16 @@ pub(crate) async fn add(
         }
     }
     let already = ranges.iter().map(|range| range.len / unit).sum::<u64>() - wanted;
-    done.message = format!("{} blocks of resource {name} are in its spare now", done.moved);
+    let (blocks, are) = (counted(done.moved, "block"), agreed(done.moved, "is", "are"));
+    done.message = format!("{blocks} of resource {name} {are} in its spare now");
     if done.lost > 0 {
-        done.message.push_str(&format!(
-            "; {} could not be read: they are lost until they are written",
-            done.lost
-        ));
+        let (lost, they) = (done.lost, agreed(done.lost, "it is", "they are"));
+        done.message
+            .push_str(&format!("; {lost} could not be read: {they} lost until {they} written"));
     }
     if already > 0 {
-        done.message.push_str(&format!("; {already} were in the table already"));
+        let were = agreed(already, "was", "were");
+        done.message.push_str(&format!("; {already} {were} in the table already"));
     }
     Ok(done)
 }
@@ -233,7 +238,8 @@ fn stopped(what: &str, name: &str, done: &BadBlocksDone, failed: RemapFailed) ->
         None => "its disk is not in use any more".to_owned(),
     };
     let so_far = done.moved + done.lost + done.returned;
-    refuse(what, name, ErrorCode::DiskFailed, &format!("{why}; {so_far} blocks were done before"))
+    let (blocks, were) = (counted(so_far, "block"), agreed(so_far, "was", "were"));
+    refuse(what, name, ErrorCode::DiskFailed, &format!("{why}; {blocks} {were} done before"))
         .hint(format!("`holdfast badblocks ls {name}` shows how things are"))
 }
 
@@ -271,7 +277,9 @@ pub(crate) async fn remove(
     let without = if lost == 0 {
         String::new()
     } else {
-        format!("; {lost} blocks there are lost, and stay so until they are written")
+        let (blocks, are) = (counted(lost, "block"), agreed(lost, "is", "are"));
+        let stays = agreed(lost, "stays so until it is", "stay so until they are");
+        format!("; {blocks} there {are} lost, and {stays} written")
     };
     if count == 0 {
         let why = format!("no block of it is in a spare{without}");
@@ -281,8 +289,9 @@ pub(crate) async fn remove(
     if call.dry_run {
         return Ok(BadBlocksDone {
             message: format!(
-                "{count} blocks of resource {name} would be written back to where they belong, and \
-                 stay in the spare where the disk does not take them{without}; nothing was changed"
+                "{} of resource {name} would be written back into place; what the disk does not take \
+                 would stay in the spare{without}; nothing was changed",
+                counted(count, "block"),
             ),
             returned: count,
             dry_run: true,
@@ -303,11 +312,15 @@ pub(crate) async fn remove(
             return Err(stopped(REMOVE, name, &done, failed));
         }
     }
-    done.message =
-        format!("{} blocks of resource {name} are back in place{without}", done.returned);
+    let (blocks, are) = (counted(done.returned, "block"), agreed(done.returned, "is", "are"));
+    done.message = format!("{blocks} of resource {name} {are} back in place{without}");
     if done.failed > 0 {
-        done.message
-            .push_str(&format!("; {} stay in the spare: the disk does not take them", done.failed));
+        let (stay, them) =
+            (agreed(done.failed, "stays", "stay"), agreed(done.failed, "it", "them"));
+        done.message.push_str(&format!(
+            "; {} {stay} in the spare: the disk does not take {them}",
+            done.failed
+        ));
     }
     Ok(done)
 }

@@ -49,7 +49,7 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
         state_dir: node.settings.state_dir.clone(),
         used: used_disks(node),
         existing: Existing::Keep,
-        spares: Planned::of(&request.spare, request.spare_size, false),
+        spares: Planned::of(&request.spare, request.spare_size, request.force),
     };
     let what = wanted.what.clone();
     phase("checking the disk");

@@ -12,6 +12,7 @@ use crate::resource::{self, Resource};
 use crate::spares::{self, Planned};
 use holdfast_api::badblocks::{SpareAdd, SpareRemove};
 use holdfast_api::request::Done;
+use holdfast_api::words::counted;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_store::{RemapOp, SpareInfo};
 use rustix::io::Errno;
@@ -236,12 +237,13 @@ pub(crate) async fn remove(
     let busy = spare.mapped + spare.lost;
     let free = view.stats.free - spare.free;
     if busy > 0 && !call.empty {
-        let why = format!("it holds {busy} blocks");
+        let why = format!("it holds {}", counted(busy, "block"));
         return Err(refuse(REMOVE, name, ErrorCode::InUse, &why)
             .hint("add --empty to move them to the other spares first"));
     }
     if busy > free {
-        let why = format!("it holds {busy} blocks, and the other spares have room for {free}");
+        let blocks = counted(busy, "block");
+        let why = format!("it holds {blocks}, and the other spares have room for {free}");
         return Err(refuse(REMOVE, name, ErrorCode::NoSpace, &why)
             .hint(format!("`holdfast spare add {name} PATH` makes room")));
     }
@@ -249,8 +251,9 @@ pub(crate) async fn remove(
         spare.path.as_ref().map_or_else(|| spare.id.to_string(), |p| p.display().to_string());
     if call.dry_run {
         return Ok(Done::new(format!(
-            "the spare {shown} of resource {name} would be taken away, and {busy} blocks moved to \
-             the others; nothing was changed"
+            "the spare {shown} of resource {name} would be taken away, and {} moved to the others; \
+             nothing was changed",
+            counted(busy, "block")
         )));
     }
     phase("emptying the spare");

@@ -132,10 +132,19 @@ pub(crate) async fn look(node: &Arc<Node>, resource: &Arc<Resource>) {
 
 /// Takes what the shard has counted.
 pub(crate) async fn take(resource: &Resource, handle: &ResourceHandle) {
-    let Some(report) = handle.take_vitals().await else { return };
+    let Some(report) = handle.take_vitals().await else {
+        // The thread that could tell is perhaps held up by this disk.
+        resource.state().health.oldest_pending = handle.in_call();
+        return;
+    };
     let mut state = resource.state();
     let wrong = checksums::status(&state).checksum_errors;
     let health = &mut state.health;
+    // A disk does not answer for what the one before it went through.
+    let kept = health.kept.as_ref();
+    if kept.is_some_and(|kept| *kept.disk != *report.disk.display().to_string()) {
+        return;
+    }
     health.times = report.times;
     health.oldest_pending = report.oldest_pending;
     if let Some(kept) = &mut health.kept {

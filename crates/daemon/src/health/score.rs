@@ -3,6 +3,7 @@
 use holdfast_api::health::{
     CRITICAL_BELOW, DiskErrors, HealthReason, HotRegion, SmartStatus, WARNING_BELOW,
 };
+use holdfast_api::words::{agreed, counted};
 use holdfast_units::format_size;
 use std::time::Duration;
 
@@ -101,21 +102,17 @@ fn growing(count: u64, base: u64, step: u64, most: u64) -> u64 {
     count.checked_ilog2().map_or(0, |twos| (base + step * u64::from(twos)).min(most))
 }
 
-fn plural(count: u64, one: &str) -> String {
-    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
-}
-
 fn of_errors(facts: &Facts<'_>, put: &mut impl FnMut(u64, String)) {
     let hour = facts.errors_last_hour;
     let before = facts.errors_last_day.saturating_sub(hour);
-    put(growing(hour, 10, 6, 50), format!("{} in the last hour", plural(hour, "error")));
-    let day = format!("{} in the last day before that", plural(before, "error"));
+    put(growing(hour, 10, 6, 50), format!("{} in the last hour", counted(hour, "error")));
+    let day = format!("{} in the last day before that", counted(before, "error"));
     put(growing(before, 5, 3, 20), day);
     if facts.errors_last_day == 0
         && let Some(last) = facts.last_error_ms
         && facts.now_ms.saturating_sub(last) < millis(AT_RISK)
     {
-        let all = plural(facts.errors.sum(), "error");
+        let all = counted(facts.errors.sum(), "error");
         put(3, format!("{all} in all, the last within 30 days"));
     }
     let hot = facts.hot_regions.iter().find(|region| {
@@ -126,13 +123,14 @@ fn of_errors(facts: &Facts<'_>, put: &mut impl FnMut(u64, String)) {
         put(5, format!("{} errors within 1 MiB at {place}", region.errors));
     }
     let lost = facts.lost_blocks;
-    let text = format!("{} cannot be read, and have no good copy", plural(lost, "block"));
+    let has = agreed(lost, "has", "have");
+    let text = format!("{} cannot be read, and {has} no good copy", counted(lost, "block"));
     put(growing(lost, 10, 2, 25), text);
 }
 
 fn of_times(facts: &Facts<'_>, put: &mut impl FnMut(u64, String)) {
     let stalls = facts.stalls_last_hour;
-    let text = format!("{} of a second or more in the last hour", plural(stalls, "operation"));
+    let text = format!("{} of a second or more in the last hour", counted(stalls, "operation"));
     put(growing(stalls, 1, 2, 20), text);
     let pending = facts.oldest_pending;
     let deduction = match pending {

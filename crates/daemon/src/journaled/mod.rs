@@ -23,6 +23,7 @@ mod inbox;
 mod modes;
 pub(crate) mod open;
 mod reads;
+mod salvage;
 mod thread;
 mod throttle;
 mod through;
@@ -39,9 +40,10 @@ pub(crate) use open::open;
 pub use open::{JournalError, JournalSpec};
 
 use crate::spares::SparesView;
+use bytes::Bytes;
 use holdfast_format::journal::Compression;
 use holdfast_store::{DiskOp, ExternalDisk, Ticket};
-use holdfast_units::{HybridTime, LogPosition};
+use holdfast_units::{ByteRange, HybridTime, LogPosition};
 use inbox::{Inbox, Order};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -130,6 +132,16 @@ impl ExternalDisk for JournaledDisk {
     fn submit(&mut self, request: DiskOp, ticket: Ticket) {
         self.unkicked = true;
         self.inbox.put(Order::Op(request, ticket));
+    }
+
+    fn salvage(&mut self, range: ByteRange, ticket: Ticket) {
+        let salvage = move |worker: &mut worker::Worker| worker.salvage(range, ticket);
+        self.inbox.push(Order::Call(Box::new(salvage)));
+    }
+
+    fn restore(&mut self, range: ByteRange, data: Bytes, ticket: Ticket) {
+        let restore = move |worker: &mut worker::Worker| worker.restore(range, data, ticket);
+        self.inbox.push(Order::Call(Box::new(restore)));
     }
 
     fn merges_flushes(&self) -> bool {

@@ -3,6 +3,7 @@
 mod catch_up;
 mod faults;
 mod packed;
+mod salvage;
 mod through;
 mod waiting;
 

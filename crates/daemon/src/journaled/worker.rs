@@ -8,6 +8,7 @@ use super::inbox::{Inbox, Order, SMALL};
 use super::modes::Wishes;
 use super::open::Sizes;
 use super::reads::{Gather, Reader};
+use super::salvage::Salvaging;
 use super::throttle::Throttle;
 use super::through::Through;
 use super::writeback::Back;
@@ -50,6 +51,8 @@ pub(super) enum Flight {
     Replay,
     /// Work on the spares of the disk.
     Remap { op: u64, done: oneshot::Sender<Result<RemapAnswer, JournalCallError>> },
+    /// A block is stored again.
+    Restore { id: u64 },
     /// An operation of a call.
     Call(oneshot::Sender<Result<(), JournalCallError>>),
 }
@@ -96,6 +99,7 @@ pub(super) struct Worker {
     pub(super) unflushed_direct: bool,
     pub(super) back: Back,
     pub(super) replay: Option<Replay>,
+    pub(super) salvaging: Salvaging,
     pub(super) gathers: HashMap<u64, Gather>,
     flights: HashMap<u64, Flight>,
     backlog: VecDeque<(Flight, DiskOp)>,
@@ -164,6 +168,7 @@ impl Worker {
             unflushed_direct: true,
             back: Back::default(),
             replay: None,
+            salvaging: Salvaging::default(),
             gathers: HashMap::new(),
             flights: HashMap::new(),
             backlog: VecDeque::new(),
@@ -217,6 +222,7 @@ impl Worker {
         self.answer_catching();
         self.write_back();
         self.go_on_replaying();
+        self.go_on_salvaging();
         self.disk.kick();
         self.stale |= self.moved;
         self.publish(false);
@@ -284,7 +290,7 @@ impl Worker {
         }
     }
 
-    fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.disk.in_flight() < self.sizes.disk_ops
     }
 
@@ -311,6 +317,14 @@ impl Worker {
         match self.disk.submit(OpId(id), request) {
             Some(completion) => self.landed(flight, completion.result),
             None => drop(self.flights.insert(id, flight)),
+        }
+    }
+
+    /// Has the layer for bad sectors store a block again. There must be room.
+    pub(super) fn repair(&mut self, id: u64, what: RemapOp) {
+        match self.disk.remap(OpId(id), what) {
+            Some(completion) => self.restored(id, completion.result),
+            None => drop(self.flights.insert(id, Flight::Restore { id })),
         }
     }
 
@@ -351,6 +365,9 @@ impl Worker {
             let _ = done.send(Ok(result.map(|_| report).map_err(failed)));
             return;
         }
+        if let Flight::Restore { id } = flight {
+            return self.restored(id, result);
+        }
         let result = result.map_err(|error| io_error(&error));
         match flight {
             Flight::Client(ticket) => ticket.complete(result),
@@ -361,7 +378,7 @@ impl Worker {
             Flight::FlushFirst => self.flushed_first(result.map(drop)),
             Flight::Replay => self.replayed_one(result.map(drop)),
             // Answered above.
-            Flight::Remap { .. } => {}
+            Flight::Remap { .. } | Flight::Restore { .. } => {}
             Flight::Call(done) => {
                 // Who asked may be gone.
                 let _ = done.send(result.map(drop).map_err(Into::into));

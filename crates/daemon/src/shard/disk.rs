@@ -1,6 +1,6 @@
 //! The core's disk operations on a store's disk.
 
-use super::healing::{Ended, Healing};
+use super::healing::{Ask, Ended, Healing};
 use super::meta_io::{Blocks, MetaDone, MetaIo};
 use super::open::NewPlace;
 use super::view::{DiskFailure, DiskView};
@@ -76,7 +76,7 @@ impl DiskDriver {
             closing: false,
             completed: Vec::new(),
             healing: Healing::default(),
-            vitals: Vitals::new(Instant::now()),
+            vitals: Vitals::new(&view.path, Instant::now()),
         }
     }
 
@@ -90,6 +90,7 @@ impl DiskDriver {
 
     /// The disk is one with a journal before it.
     pub(super) fn has_journal(&mut self, journal: Option<JournalHandle>) {
+        self.healing.has_journal(journal.is_some());
         self.journal = journal;
     }
 
@@ -174,6 +175,11 @@ impl DiskDriver {
         self.tell(ended, events);
     }
 
+    /// Stores again what a read gave as salvaged.
+    pub(super) fn restore(&mut self, op: DiskOpId, range: ByteRange, data: Bytes) {
+        self.healing.restore(op, range, data);
+    }
+
     /// Has the disk remember that it has no good copy of a range.
     pub(super) fn mark_lost(
         &mut self,
@@ -194,7 +200,8 @@ impl DiskDriver {
         {
             let began = *now.get_or_insert_with(Instant::now);
             let kind = request.kind();
-            match self.disk.submit(op, request) {
+            self.vitals.calls(began);
+            match request.submit(&mut self.disk, op) {
                 Some(completion) => {
                     let ended = Instant::now();
                     self.vitals.took(kind, ended - began, ended, completion.result.is_ok());
@@ -207,10 +214,14 @@ impl DiskDriver {
                 }
             }
         }
+        self.vitals.returned();
     }
 
-    fn next_waiting(&mut self) -> Option<(OpId, DiskOp)> {
-        let of_core = || self.waiting.pop_front().map(|(op, request)| (OpId(op.0), request));
+    fn next_waiting(&mut self) -> Option<(OpId, Ask)> {
+        let of_core = || {
+            let (op, request) = self.waiting.pop_front()?;
+            Some((OpId(op.0), Ask::Disk(request)))
+        };
         self.healing.next().or_else(of_core)
     }
 
@@ -321,6 +332,10 @@ impl DiskDriver {
         use DiskErrorKind as Kind;
         match result {
             Ok(DiskOutcome::Partial { bad, .. }) => self.vitals.bad_blocks(ErrorKind::Read, bad),
+            Ok(DiskOutcome::Salvaged { bad, salvaged, .. }) => {
+                self.vitals.bad_blocks(ErrorKind::Read, bad);
+                self.vitals.bad_blocks(ErrorKind::Read, salvaged);
+            }
             Ok(_) | Err(None) => {}
             Err(Some(error)) => match error.kind {
                 Kind::Io | Kind::FlushFailed | Kind::Unreadable | Kind::SpareFull => {
@@ -383,6 +398,9 @@ impl DiskDriver {
         }
         self.path.clone_from(&place.view.path);
         self.meta_path.clone_from(&place.view.metadata);
+        if self.vitals.disk() != self.path {
+            self.vitals.begin_anew(&self.path, Instant::now());
+        }
         // With a journal, or spares, the disk alone does not say where holes are.
         let is_all = self.journal.is_none() && self.disk.remap_stats().is_none();
         self.probe = place.probe.filter(|_| is_all);

@@ -4,7 +4,7 @@ use super::link::{LinkOrigin, LinkStream};
 use super::open::NewPlace;
 use super::resource::ToResource;
 use super::view::ResourceView;
-use super::vitals::VitalsReport;
+use super::vitals::{InCall, VitalsReport};
 use crate::journaled::JournalHandle;
 use crate::spares::{MapChanges, RemapAnswer, RemapFailed};
 use holdfast_core::{Command, Notice, Refusal};
@@ -12,7 +12,7 @@ use holdfast_store::{ChecksumHandle, RemapEntry, RemapOp, RemapReport, ReplaceHa
 use holdfast_units::{NodeId, PeerSet};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// A command that has not ended after so long is reported as timed out. It may still happen.
@@ -47,6 +47,7 @@ pub struct ResourceHandle {
     pub(super) notices: broadcast::Sender<Notice>,
     pub(super) journal: Option<JournalHandle>,
     pub(super) replace: Option<ReplaceHandle>,
+    pub(super) in_call: Option<InCall>,
     pub(super) map_changes: Arc<MapChanges>,
     pub(super) checksums: Option<ChecksumHandle>,
 }
@@ -179,6 +180,12 @@ impl ResourceHandle {
             end.await.ok()
         };
         tokio::time::timeout(REFRESH_TIMEOUT, ask).await.ok().flatten()
+    }
+
+    /// For how long the thread of the disk is in a call of the disk that has not returned. While it is,
+    /// it answers nothing.
+    pub(crate) fn in_call(&self) -> Duration {
+        self.in_call.as_ref().map_or(Duration::ZERO, |call| call.elapsed(Instant::now()))
     }
 
     /// Tells of every change of [`Self::snapshot`]. Ends when the resource is closed.

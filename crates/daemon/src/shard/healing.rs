@@ -1,9 +1,10 @@
 //! Reads that fail: which blocks are bad, and how what was fetched elsewhere is stored again.
 
 use bytes::{Bytes, BytesMut};
+use holdfast_api::words::counted;
 use holdfast_core::{DiskOpId, DiskOutcome};
 use holdfast_store::{
-    Completion, Disk, DiskError, DiskErrorKind, DiskOp, OpId, Outcome, PartialRead, RemapOp,
+    Completion, Disk, DiskError, DiskErrorKind, DiskOp, OpId, OpKind, Outcome, PartialRead, RemapOp,
 };
 use holdfast_units::{BLOCK_SIZE, ByteRange};
 use rustix::io::Errno;
@@ -22,24 +23,61 @@ enum Task {
     Repair(Repair),
 }
 
-/// The range is read again in halves, down to blocks; then it is seen whether the disk still answers.
+/// The range is read again in halves, down to blocks; then it is seen whether the disk still answers;
+/// then a journal before it is asked for what could not be read.
 struct Search {
     of: DiskOpId,
     range: ByteRange,
     data: BytesMut,
     bad: Vec<ByteRange>,
+    salvaged: Vec<ByteRange>,
     running: usize,
     /// What of the disk is tried at the end.
     probes: Vec<ByteRange>,
-    probing: bool,
+    look: Look,
     answers: bool,
     error: DiskError,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Halves,
+    Probes,
+    Journal,
+}
+
+/// An operation of the driver's own.
+pub(super) enum Ask {
+    Disk(DiskOp),
+    /// What a block holds, from the journal before the disk.
+    Salvage(ByteRange),
+    /// What that gave is stored again.
+    Restore(ByteRange, Bytes),
+}
+
+impl Ask {
+    pub(super) const fn kind(&self) -> OpKind {
+        match self {
+            Self::Disk(request) => request.kind(),
+            Self::Salvage(_) => OpKind::Read,
+            Self::Restore(..) => OpKind::Write,
+        }
+    }
+
+    /// Gives it to the disk.
+    pub(super) fn submit(self, disk: &mut Disk, op: OpId) -> Option<Completion> {
+        match self {
+            Self::Disk(request) => disk.submit(op, request),
+            Self::Salvage(range) => disk.salvage(op, range),
+            Self::Restore(range, data) => disk.restore(op, range, data),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// The layer for bad sectors does all of it.
-    Remap,
+    /// The layer for bad sectors, or the journal, does all of it.
+    Whole,
     Write,
     Flush,
     ReadBack,
@@ -64,7 +102,9 @@ pub(super) struct Healing {
     ops: BTreeMap<u64, (u64, ByteRange)>,
     last: u64,
     /// Operations to be given to the disk.
-    waiting: VecDeque<(OpId, DiskOp)>,
+    waiting: VecDeque<(OpId, Ask)>,
+    /// There is a journal before the disk.
+    has_journal: bool,
     logged: Option<(Instant, u32)>,
 }
 
@@ -86,18 +126,31 @@ fn is_of_medium(error: &DiskError) -> bool {
     error.kind == DiskErrorKind::Io && error.errno.is_none_or(|errno| of_medium.contains(&errno))
 }
 
+impl Search {
+    /// A part was read.
+    fn take(&mut self, range: ByteRange, data: &[u8]) {
+        let at = index(range.offset - self.range.offset);
+        self.data[at..at + data.len()].copy_from_slice(data);
+    }
+}
+
 /// The bad ranges of a read in whole blocks, in order, without overlaps.
 fn bad_blocks(partial: PartialRead) -> DiskOutcome {
-    let mut bad: Vec<ByteRange> = Vec::new();
-    for range in partial.bad.into_iter().map(whole) {
-        match bad.last_mut() {
+    DiskOutcome::Partial { data: partial.data, bad: joined(partial.bad) }
+}
+
+/// Ranges that are in order, in whole blocks, without overlaps.
+fn joined(ranges: Vec<ByteRange>) -> Vec<ByteRange> {
+    let mut joined: Vec<ByteRange> = Vec::new();
+    for range in ranges.into_iter().map(whole) {
+        match joined.last_mut() {
             Some(last) if range.offset <= last.end() => {
                 *last = ByteRange::new(last.offset, range.end().max(last.end()) - last.offset);
             }
-            _ => bad.push(range),
+            _ => joined.push(range),
         }
     }
-    DiskOutcome::Partial { data: partial.data, bad }
+    joined
 }
 
 impl Healing {
@@ -110,8 +163,13 @@ impl Healing {
     }
 
     /// An operation that is to be given to the disk.
-    pub(super) fn next(&mut self) -> Option<(OpId, DiskOp)> {
+    pub(super) fn next(&mut self) -> Option<(OpId, Ask)> {
         self.waiting.pop_front()
+    }
+
+    /// There is a journal before the disk: it may have what the disk cannot read.
+    pub(super) const fn has_journal(&mut self, has: bool) {
+        self.has_journal = has;
     }
 
     fn insert(&mut self, task: Task) -> u64 {
@@ -129,7 +187,7 @@ impl Healing {
 
     fn ask(&mut self, task: u64, request: DiskOp) {
         let op = self.name(task, request.range());
-        self.waiting.push_back((op, request));
+        self.waiting.push_back((op, Ask::Disk(request)));
     }
 
     fn ask_read(&mut self, task: u64, range: ByteRange) {
@@ -163,9 +221,10 @@ impl Healing {
             range,
             data: BytesMut::zeroed(index(range.len)),
             bad: Vec::new(),
+            salvaged: Vec::new(),
             running: 0,
             probes,
-            probing: false,
+            look: Look::Halves,
             answers: false,
             error,
         }));
@@ -185,6 +244,14 @@ impl Healing {
         parts.into_iter().for_each(|part| self.ask_read(task, part));
     }
 
+    /// Has the journal store in its place what it gave for a block that could not be read.
+    pub(super) fn restore(&mut self, of: DiskOpId, range: ByteRange, data: Bytes) {
+        let (step, again) = (Step::Whole, data.clone());
+        let task = self.insert(Task::Repair(Repair { of, range, data: again, step }));
+        let op = self.name(task, range);
+        self.waiting.push_back((op, Ask::Restore(range, data)));
+    }
+
     /// Has the disk store what was fetched elsewhere. What became of it, if it is over.
     pub(super) fn repair(
         &mut self,
@@ -194,7 +261,7 @@ impl Healing {
         data: Bytes,
     ) -> Option<Ended> {
         if disk.remap_stats().is_some() {
-            let step = Step::Remap;
+            let step = Step::Whole;
             let again = data.clone();
             let task = self.insert(Task::Repair(Repair { of, range, data: again, step }));
             return self.remap(disk, task, RemapOp::Repair { range, data });
@@ -215,7 +282,7 @@ impl Healing {
         if disk.remap_stats().is_none() {
             return Some((of, Ok(DiskOutcome::Done)));
         }
-        let (data, step) = (Bytes::new(), Step::Remap);
+        let (data, step) = (Bytes::new(), Step::Whole);
         let task = self.insert(Task::Repair(Repair { of, range, data, step }));
         self.remap(disk, task, RemapOp::MarkLost { range })
     }
@@ -244,23 +311,28 @@ impl Healing {
         let Some(Task::Search(search)) = self.tasks.get_mut(&key) else { return None };
         search.running -= 1;
         let mut half = None;
-        match result {
-            Ok(_) if search.probing => search.answers = true,
-            Ok(Outcome::Data(data)) => {
-                let at = index(range.offset - search.range.offset);
-                search.data[at..at + data.len()].copy_from_slice(&data);
+        match (search.look, result) {
+            (Look::Probes, Ok(_)) => search.answers = true,
+            (Look::Probes, Err(_)) => {}
+            (Look::Journal, Ok(Outcome::Data(data))) => {
+                search.take(range, &data);
+                search.salvaged.push(range);
             }
+            // It cannot say what the disk held.
+            (Look::Journal, _) => {}
+            (Look::Halves, Ok(Outcome::Data(data))) => search.take(range, &data),
             // Zeroes are there already.
-            Ok(_) => {}
-            Err(_) if search.probing => {}
-            Err(error) if is_of_medium(&error) || error.kind == DiskErrorKind::Unreadable => {
+            (Look::Halves, Ok(_)) => {}
+            (Look::Halves, Err(error))
+                if is_of_medium(&error) || error.kind == DiskErrorKind::Unreadable =>
+            {
                 if range.len > BLOCK_SIZE {
                     half = Some(range);
                 } else {
                     search.bad.push(range);
                 }
             }
-            Err(error) => {
+            (Look::Halves, Err(error)) => {
                 let of = search.of;
                 // Nothing about the medium: what is still under way finds no task.
                 self.tasks.remove(&key);
@@ -271,29 +343,60 @@ impl Healing {
             self.bisect(key, range);
             return None;
         }
-        let Some(Task::Search(search)) = self.tasks.get_mut(&key) else { return None };
-        if search.running > 0 {
-            return None;
-        }
-        if !search.probing && !search.bad.is_empty() {
-            // Only now: a disk that went away meanwhile has no bad blocks.
-            search.probing = true;
-            let probes = std::mem::take(&mut search.probes);
-            search.running = probes.len();
-            probes.into_iter().for_each(|probe| self.ask_read(key, probe));
+        if self.looks_on(key) {
             return None;
         }
         let Some(Task::Search(search)) = self.tasks.remove(&key) else { return None };
-        let Search { of, data, mut bad, answers, error, .. } = search;
+        Some(self.search_ended(search))
+    }
+
+    /// Whether a search goes on.
+    fn looks_on(&mut self, key: u64) -> bool {
+        let has_journal = self.has_journal;
+        let Some(Task::Search(search)) = self.tasks.get_mut(&key) else { return false };
+        if search.running > 0 {
+            return true;
+        }
+        match search.look {
+            Look::Halves if !search.bad.is_empty() => {
+                // Only now: a disk that went away meanwhile has no bad blocks.
+                search.look = Look::Probes;
+                let probes = std::mem::take(&mut search.probes);
+                search.running = probes.len();
+                probes.into_iter().for_each(|probe| self.ask_read(key, probe));
+                true
+            }
+            Look::Probes if search.answers && has_journal => {
+                search.look = Look::Journal;
+                let bad = search.bad.clone();
+                search.running = bad.len();
+                for block in bad {
+                    let op = self.name(key, block);
+                    self.waiting.push_back((op, Ask::Salvage(block)));
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn search_ended(&mut self, search: Search) -> Ended {
+        let Search { of, data, mut bad, mut salvaged, answers, error, .. } = search;
         if bad.is_empty() {
-            return Some((of, Ok(DiskOutcome::Data(data.freeze()))));
+            return (of, Ok(DiskOutcome::Data(data.freeze())));
         }
         if !answers {
-            return Some((of, Err(Some(error))));
+            return (of, Err(Some(error)));
         }
         bad.sort_unstable_by_key(|range| range.offset);
         self.log(&bad);
-        Some((of, Ok(bad_blocks(PartialRead { data: data.freeze(), bad }))))
+        if salvaged.is_empty() {
+            return (of, Ok(bad_blocks(PartialRead { data: data.freeze(), bad })));
+        }
+        salvaged.sort_unstable_by_key(|range| range.offset);
+        bad.retain(|range| salvaged.binary_search_by_key(&range.offset, |s| s.offset).is_err());
+        let (bad, salvaged) = (joined(bad), joined(salvaged));
+        (of, Ok(DiskOutcome::Salvaged { data: data.freeze(), bad, salvaged }))
     }
 
     fn repaired(
@@ -306,7 +409,7 @@ impl Healing {
         let (of, range) = (repair.of, repair.range);
         let next = match (repair.step, result) {
             (_, Err(error)) => Err(error),
-            (Step::Remap, Ok(_)) => Ok(None),
+            (Step::Whole, Ok(_)) => Ok(None),
             (Step::Write, Ok(_)) => Ok(Some((Step::Flush, DiskOp::Flush))),
             (Step::Flush, Ok(_)) => {
                 disk.uncache(range);
@@ -350,7 +453,8 @@ impl Healing {
             && let Some(first) = first
         {
             let more = if told + 1 == LOG_MOST { "; no more is told for a minute" } else { "" };
-            tracing::warn!("{blocks} blocks of a disk cannot be read, the first at {first}{more}");
+            let blocks = counted(blocks, "block");
+            tracing::warn!("{blocks} of a disk cannot be read, the first at {first}{more}");
         }
     }
 }

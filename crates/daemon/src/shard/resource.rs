@@ -210,6 +210,7 @@ pub(super) fn start(
     let journal = parts.as_ref().and_then(|parts| parts.journal.clone());
     let replace = parts.as_ref().map(|parts| parts.replace.clone());
     let checksums = parts.as_ref().map(|parts| parts.checksums.clone());
+    let in_call = parts.as_mut().map(|parts| parts.driver.vitals().in_call());
     let (driver, completions) = match parts {
         Some(parts) => (Some(parts.driver), Some((parts.ready, parts.meta_ends))),
         None => (None, None),
@@ -288,6 +289,7 @@ pub(super) fn start(
         checksums,
         map_changes,
         replace,
+        in_call,
     })
 }
 
@@ -678,7 +680,8 @@ impl Inner {
                 Some(disk) => disk.flush(op),
                 None => self.events.push_back(no_disk(op)),
             },
-            Action::DiskRepair { op, range, data } => match &mut self.disk {
+            Action::DiskRepair { op, range, data, salvaged } => match &mut self.disk {
+                Some(disk) if salvaged => disk.restore(op, range, data),
                 Some(disk) => disk.repair(op, range, data, &mut self.events),
                 None => self.events.push_back(no_disk(op)),
             },

@@ -9,6 +9,9 @@ use holdfast_store::OpKind;
 use holdfast_units::ByteRange;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// So many errors are kept with their places until they are taken; of more, only their number is.
@@ -99,6 +102,8 @@ pub struct Times {
 /// What has come together since it was last taken, and how long operations take.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct VitalsReport {
+    /// The disk that it is of.
+    pub disk: PathBuf,
     /// Errors with their places, in the order in which they came.
     pub errors: Vec<ErrorSeen>,
     /// The numbers of those that came faster than they were taken, by [`ErrorKind::index`].
@@ -180,8 +185,44 @@ impl KindTimes {
     }
 }
 
+/// Since when the thread of a disk is in a call of it that has not returned: it cannot tell that
+/// itself, so whoever wants to know sees it here.
+#[derive(Clone, Debug)]
+pub(super) struct InCall {
+    base: Instant,
+    /// Milliseconds since `base`, and one; 0: in none.
+    since: Arc<AtomicU64>,
+}
+
+impl InCall {
+    fn new(base: Instant) -> Self {
+        Self { base, since: Arc::default() }
+    }
+
+    fn begins(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.base).as_millis();
+        self.since.store(u64::try_from(since).unwrap_or(u64::MAX - 1) + 1, Ordering::Relaxed);
+    }
+
+    fn ends(&self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+
+    /// For how long.
+    pub(super) fn elapsed(&self, now: Instant) -> Duration {
+        match self.since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => now
+                .saturating_duration_since(self.base)
+                .saturating_sub(Duration::from_millis(since - 1)),
+        }
+    }
+}
+
 /// The figures of one disk while it is in use.
 pub(super) struct Vitals {
+    disk: PathBuf,
+    in_call: InCall,
     began: Instant,
     /// The minute that is being filled.
     minute: u64,
@@ -196,8 +237,10 @@ pub(super) struct Vitals {
 }
 
 impl Vitals {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(disk: &Path, now: Instant) -> Self {
         Self {
+            disk: disk.to_owned(),
+            in_call: InCall::new(now),
             began: now,
             minute: 0,
             pending: HashMap::default(),
@@ -208,6 +251,34 @@ impl Vitals {
             outliers: 0,
             lately: HashMap::new(),
         }
+    }
+
+    /// Another disk is in its place, which has gone through nothing yet. What waits for it stays.
+    pub(super) fn begin_anew(&mut self, disk: &Path, now: Instant) {
+        let anew = Self::new(disk, now);
+        let pending = std::mem::take(&mut self.pending);
+        let in_call = self.in_call.clone();
+        *self = Self { pending, in_call, ..anew };
+    }
+
+    /// The disk that they are of.
+    pub(super) fn disk(&self) -> &Path {
+        &self.disk
+    }
+
+    /// For others to see.
+    pub(super) fn in_call(&self) -> InCall {
+        self.in_call.clone()
+    }
+
+    /// The disk is called, and may not return for long.
+    pub(super) fn calls(&self, now: Instant) {
+        self.in_call.begins(now);
+    }
+
+    /// It has returned.
+    pub(super) fn returned(&self) {
+        self.in_call.ends();
     }
 
     /// An operation begins that does not end at once.
@@ -281,6 +352,7 @@ impl Vitals {
         self.turn_to(now);
         let oldest = self.pending.values().map(|started| started.at).min();
         VitalsReport {
+            disk: self.disk.clone(),
             errors: std::mem::take(&mut self.errors),
             unplaced: std::mem::take(&mut self.unplaced),
             stalls: std::mem::take(&mut self.stalls),
@@ -292,6 +364,9 @@ impl Vitals {
 
     /// What was taken did not reach anybody.
     pub(super) fn put_back(&mut self, report: VitalsReport) {
+        if report.disk != self.disk {
+            return;
+        }
         for seen in report.errors {
             self.note(seen.kind, seen.range, seen.count);
         }
@@ -347,7 +422,7 @@ mod tests {
     #[test]
     fn times_are_those_of_the_last_minutes_and_of_what_went_well() {
         let began = Instant::now();
-        let mut vitals = Vitals::new(began);
+        let mut vitals = Vitals::new(Path::new("/a"), began);
         for op in 0..1000_u64 {
             let at = began + MS * 10 * u32::try_from(op).unwrap();
             vitals.started(op, OpKind::Read, at);
@@ -370,7 +445,7 @@ mod tests {
     #[test]
     fn stalls_and_outliers_are_told_once_and_what_hangs_is_seen() {
         let began = Instant::now();
-        let mut vitals = Vitals::new(began);
+        let mut vitals = Vitals::new(Path::new("/a"), began);
         for _ in 0..200 {
             vitals.took(OpKind::Write, 10 * MS, began, true);
         }
@@ -393,7 +468,7 @@ mod tests {
     #[test]
     fn errors_are_told_once_with_their_places_and_no_more_than_there_is_room_for() {
         let now = Instant::now();
-        let mut vitals = Vitals::new(now);
+        let mut vitals = Vitals::new(Path::new("/a"), now);
         vitals.failed(ErrorKind::Flush, None);
         let bad = [ByteRange::new(0, BLOCK_SIZE), ByteRange::new(1 << 20, 3 * BLOCK_SIZE)];
         vitals.bad_blocks(ErrorKind::Checksum, &bad);
@@ -417,5 +492,35 @@ mod tests {
         }
         let report = vitals.take(now);
         assert_eq!((report.errors.len(), report.unplaced[ErrorKind::Read.index()]), (PLACES, 5));
+    }
+
+    #[test]
+    fn what_a_disk_went_through_is_not_its_successors() {
+        let began = Instant::now();
+        let mut vitals = Vitals::new(Path::new("/a"), began);
+        vitals.took(OpKind::Read, 3 * MS, began, true);
+        vitals.failed(ErrorKind::Write, None);
+        vitals.started(7, OpKind::Write, began);
+        let old = vitals.take(began);
+        assert_eq!((old.disk.as_path(), old.times[0].operations), (Path::new("/a"), 1));
+        vitals.failed(ErrorKind::Read, None);
+        vitals.begin_anew(Path::new("/b"), began + 5 * MS);
+        vitals.put_back(old);
+        let new = vitals.take(began + 9 * MS);
+        assert_eq!((new.disk.as_path(), new.errors.len()), (Path::new("/b"), 0));
+        assert_eq!(new.times[0], Times::default());
+        assert_eq!(new.oldest_pending, 9 * MS, "what waited for the change waits still");
+    }
+
+    #[test]
+    fn a_call_that_does_not_return_is_seen_by_others() {
+        let began = Instant::now();
+        let vitals = Vitals::new(Path::new("/a"), began);
+        let seen = vitals.in_call();
+        assert_eq!(seen.elapsed(began + 9 * MS), Duration::ZERO);
+        vitals.calls(began + 2 * MS);
+        assert_eq!(seen.elapsed(began + 7002 * MS), 7000 * MS);
+        vitals.returned();
+        assert_eq!(seen.elapsed(began + 8000 * MS), Duration::ZERO);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::SparesView;
 use crate::resource::State;
+use holdfast_api::words::{agreed, counted};
 use holdfast_store::SpareFill;
 
 /// How the spares of a resource's disk are, when they are in use.
@@ -38,16 +39,19 @@ pub(crate) fn problems(state: &State) -> Vec<String> {
     }
     if stats.lost > 0 {
         found.push(format!(
-            "resource {name}: {} blocks of its disk have no good copy here, reads of them fail until \
-             they are written; `holdfast badblocks ls {name}` lists them",
-            stats.lost
+            "resource {name}: {} of its disk {} no good copy here, reads of {them} fail until {} \
+             written; `holdfast badblocks ls {name}` lists {them}",
+            counted(stats.lost, "block"),
+            agreed(stats.lost, "has", "have"),
+            agreed(stats.lost, "it is", "they are"),
+            them = agreed(stats.lost, "it", "them"),
         ));
     }
     if stats.weak_table_blocks > 0 {
         found.push(format!(
-            "resource {name}: {} blocks of the table of its spares can be written in one place \
-             only; add another spare and remove the failing one",
-            stats.weak_table_blocks
+            "resource {name}: {} of the table of its spares can be written in one place only; add \
+             another spare and remove the failing one",
+            counted(stats.weak_table_blocks.into(), "block")
         ));
     }
     found

@@ -6,6 +6,7 @@ use crate::local::{LocalDisk, LocalSpare};
 use crate::refuse;
 use crate::shard::{DiskSpec, open_backing};
 use holdfast_api::ApiError;
+use holdfast_api::words::{agreed, counted};
 use holdfast_format::remap::{EntryState, SpareId};
 use holdfast_store::{
     BufferPool, Disk, LoadedSpare, OpenOptions, RemapOp, SpareAt, SpareFormat, format_spare,
@@ -255,10 +256,14 @@ pub(crate) fn end(spec: &DiskSpec, resource: ResourceId) -> u64 {
         Ok(left) => {
             let places: Vec<String> = spec.spares.iter().map(SpareSpec::shown).collect();
             tracing::error!(
-                "{left} blocks of the resource {resource} are not on its disk {}, which does not \
-                 take them: they stay in {}",
+                "{} of the resource {resource} {} not on its disk {}, which does not take {them}: \
+                 {} in {}",
+                counted(left, "block"),
+                agreed(left, "is", "are"),
                 spec.path.display(),
-                places.join(", ")
+                agreed(left, "it stays", "they stay"),
+                places.join(", "),
+                them = agreed(left, "it", "them"),
             );
             left
         }

@@ -7,7 +7,7 @@ use crate::op::Op;
 use crate::records::RecordsError;
 use crate::retention::{CutPlan, cut_ranges};
 use crate::scan::ReadSegments;
-use crate::{RangeSet, Records};
+use crate::{RangeSet, Records, Salvage};
 use bytes::{Bytes, BytesMut};
 use holdfast_units::{ByteRange, HybridTime, LogPosition, NodeId};
 use std::collections::BTreeMap;
@@ -173,6 +173,11 @@ impl<F: Files> Log<F> {
         let payload = piece.place.read(&Segments(&self.files))?;
         let skip = usize::try_from(piece.skip).map_err(io::Error::other)?;
         Ok(payload.slice(skip..skip + len_of(piece.range)?))
+    }
+
+    /// Goes on with a search for what the disk holds. Whether that was not all.
+    pub fn go_on_salvaging(&self, salvage: &mut Salvage) -> bool {
+        salvage.step(&Segments(&self.files))
     }
 
     /// Says that this part of a segment will be read soon, in small pieces.

@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
+use holdfast_units::ByteRange;
 use rustix::io::Errno;
 
 use super::{Done, Job, Mark, Tag};
@@ -16,6 +18,18 @@ pub trait ExternalDisk: Send {
     /// and no flush is asked for while another is under way, unless it [merges](Self::merges_flushes)
     /// them.
     fn submit(&mut self, request: DiskOp, ticket: Ticket);
+
+    /// Tells what a range holds that a read could not give, from some other place, if it has one that
+    /// is never older: the ticket is that of a read. Fails when it has not.
+    fn salvage(&mut self, _range: ByteRange, ticket: Ticket) {
+        ticket.complete(Err(Errno::IO.into()));
+    }
+
+    /// Stores again what [`Self::salvage`] gave, in its place, durably and so that it can be read: the
+    /// ticket is that of a write. Nothing was submitted since that changes the range.
+    fn restore(&mut self, _range: ByteRange, _data: Bytes, ticket: Ticket) {
+        ticket.complete(Err(Errno::IO.into()));
+    }
 
     /// All is submitted that there is for the moment. What is over in this call needs nobody woken.
     fn kick(&mut self) {}
@@ -107,10 +121,24 @@ impl External {
     }
 
     pub(crate) fn submit(&mut self, job: Job) {
+        let request = job.request.clone();
+        let ticket = self.ticket(job);
+        self.disk.submit(request, ticket);
+    }
+
+    fn ticket(&self, job: Job) -> Ticket {
         let Job { op, tag, mark, request } = job;
-        let again = request.clone();
-        let finished = Arc::clone(&self.finished);
-        self.disk.submit(request, Ticket { op, tag, mark, request: again, finished, told: false });
+        Ticket { op, tag, mark, request, finished: Arc::clone(&self.finished), told: false }
+    }
+
+    /// [`ExternalDisk::salvage`] for a read, and [`ExternalDisk::restore`] for a write.
+    pub(crate) fn rescue(&mut self, job: Job) {
+        let request = job.request.clone();
+        let ticket = self.ticket(job);
+        match request {
+            DiskOp::Write { range, data, .. } => self.disk.restore(range, data, ticket),
+            other => self.disk.salvage(other.range(), ticket),
+        }
     }
 
     pub(crate) fn rewire(&self, wake: &Arc<Wake>) {

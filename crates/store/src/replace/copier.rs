@@ -47,6 +47,8 @@ pub(super) struct Copier {
     again: VecDeque<ByteRange>,
     /// Blocks that could not be read, by number.
     left_over: BTreeSet<u64>,
+    /// Those of them that nobody was told of.
+    untold: Vec<ByteRange>,
     pub(super) holes: u64,
     unflushed: u64,
     /// No piece is begun before.
@@ -64,6 +66,7 @@ impl Copier {
             pieces: Vec::new(),
             again: VecDeque::new(),
             left_over: BTreeSet::new(),
+            untold: Vec::new(),
             holes: 0,
             unflushed: 0,
             not_before: Instant::now(),
@@ -165,6 +168,7 @@ impl Copier {
         let part = piece.part;
         if part.len <= BLOCK_SIZE {
             self.leave_over(part);
+            self.untold.push(part);
             return;
         }
         let half = (part.len / 2).next_multiple_of(BLOCK_SIZE);
@@ -182,6 +186,7 @@ impl Copier {
             }
             from = from.max(bad.end());
             self.leave_over(bad);
+            self.untold.push(bad);
         }
         if part.end() > from {
             self.pieces[at].todo.push(ByteRange::new(from, part.end() - from));
@@ -224,6 +229,11 @@ impl Copier {
         if self.is_at_end() {
             self.again.extend(self.left_over(usize::MAX));
         }
+    }
+
+    /// What could not be read since this was last called.
+    pub(super) fn take_untold(&mut self) -> Vec<ByteRange> {
+        std::mem::take(&mut self.untold)
     }
 
     pub(super) fn is_hopeless(&self) -> bool {

@@ -682,6 +682,7 @@ impl Replace {
             self.wake.signal();
         }
         self.link.set_waits(more || self.answered.is_some());
+        self.link.unreadable(self.copier.take_untold());
         let (copier, phase) = (&self.copier, self.phase);
         self.link.tell(|status| {
             status.state = match phase {

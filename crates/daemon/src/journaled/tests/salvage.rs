@@ -1,0 +1,142 @@
+//! What the journal says of blocks that the disk below cannot read, and how they are stored again.
+
+use super::super::Mode;
+use super::{PATIENCE, Rig};
+use bytes::Bytes;
+use holdfast_store::{DiskError, DiskOp, OpId, Outcome};
+use holdfast_units::{ByteRange, LogPosition};
+
+impl Rig {
+    /// What a block is full of, by the journal.
+    fn salvage(&mut self, block: u64) -> Option<u8> {
+        let disk = self.disk.as_mut().unwrap();
+        let mut done =
+            Vec::from_iter(disk.salvage(OpId(1), ByteRange::of_blocks(block..block + 1)));
+        if done.is_empty() {
+            disk.wait(&mut done, PATIENCE);
+        }
+        match done.pop().unwrap().result.ok()? {
+            Outcome::Data(data) => Some(super::fills(&data)[0]),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn restore(&mut self, block: u64, fill: u8) -> Result<Outcome, DiskError> {
+        let range = ByteRange::of_blocks(block..block + 1);
+        let disk = self.disk.as_mut().unwrap();
+        let data = Bytes::from(vec![fill; 4096]);
+        let mut done = Vec::from_iter(disk.restore(OpId(1), range, data));
+        if done.is_empty() {
+            disk.wait(&mut done, PATIENCE);
+        }
+        done.pop().unwrap().result
+    }
+
+    fn written_back(&self) {
+        self.wait("all is written back", |view| {
+            view.dirty_bytes == 0 && view.written_back == view.head
+        });
+    }
+
+    fn head(&self) -> LogPosition {
+        self.status().head
+    }
+}
+
+#[test]
+fn what_is_written_back_is_known_until_something_goes_past_the_journal() {
+    let mut rig = Rig::leading();
+    (0..20).for_each(|block| rig.write(block, 1));
+    rig.write(3, 2);
+    assert_eq!(rig.salvage(3), Some(2), "from what is not written back");
+    rig.written_back();
+    assert_eq!((rig.salvage(3), rig.salvage(4), rig.salvage(20)), (Some(2), Some(1), None));
+    rig.settle();
+    assert_eq!(rig.status().mode, Mode::Direct);
+    assert_eq!(rig.salvage(3), Some(2), "nothing was written since");
+    rig.reopen(PATIENCE);
+    assert_eq!(rig.salvage(3), Some(2), "a Secondary that was restarted knows it, too");
+    rig.write(4, 3);
+    assert_eq!((rig.salvage(3), rig.salvage(4)), (None, None), "nor of the others");
+    rig.lead();
+    assert_eq!(rig.salvage(3), None, "another history begins");
+    rig.write(5, 4);
+    rig.written_back();
+    assert_eq!((rig.salvage(3), rig.salvage(4), rig.salvage(5)), (None, None, Some(4)));
+}
+
+#[test]
+fn storing_it_again_is_neither_a_record_nor_a_write_past_the_journal() {
+    let mut rig = Rig::leading();
+    (0..8).for_each(|block| rig.write(block, 1));
+    rig.written_back();
+    let head = rig.head();
+    rig.store.write(3 * 4096, &[0xEE; 4096]);
+    rig.restore(3, 1).unwrap();
+    assert_eq!((rig.below(3..4), rig.head()), (vec![1], head));
+    rig.settle();
+    rig.store.write(4 * 4096, &[0xEE; 4096]);
+    rig.restore(4, 1).unwrap();
+    assert_eq!(rig.below(4..5), [1]);
+    assert_eq!(rig.salvage(5), Some(1), "the others are known as before");
+    rig.lead();
+    rig.write(5, 2);
+    assert_eq!(rig.salvage(6), Some(1), "it is the same history");
+}
+
+#[test]
+fn a_disk_that_does_not_take_it_says_so() {
+    for (rule, takes) in [
+        ("write:error=EIO", false),
+        ("flush:error=EIO", false),
+        ("read:error=EIO", false),
+        ("read:delay=1", true),
+    ] {
+        let mut rig = Rig::leading();
+        rig.write(3, 1);
+        rig.written_back();
+        assert!(rig.below.add(rule.parse().unwrap()).is_some(), "{rule}");
+        assert_eq!(rig.restore(3, 1).is_ok(), takes, "{rule}");
+    }
+}
+
+#[test]
+fn a_journal_that_is_not_used_any_more_says_nothing() {
+    let mut rig = Rig::leading();
+    rig.write(3, 1);
+    rig.written_back();
+    rig.set_faults(super::Faults {
+        write: Some(("segment", rustix::io::Errno::IO)),
+        ..super::Faults::default()
+    });
+    rig.write(4, 1);
+    rig.wait("it has failed", |view| view.mode == Mode::Without);
+    assert_eq!(rig.salvage(3), None);
+    rig.restore(3, 1).unwrap();
+}
+
+#[test]
+fn many_ask_at_a_time_while_others_write() {
+    let mut rig = Rig::leading();
+    (0..200).for_each(|block| rig.write(block, u8::try_from(block % 250).unwrap() + 1));
+    rig.written_back();
+    let disk = rig.disk.as_mut().unwrap();
+    let mut done = Vec::new();
+    for block in 0..200 {
+        let range = ByteRange::of_blocks(block..block + 1);
+        assert!(disk.salvage(OpId(block), range).is_none());
+        let range = ByteRange::of_blocks(1000 + block..1001 + block);
+        let data = Bytes::from(vec![7; 4096]);
+        let write = DiskOp::Write { range, data, fua: false };
+        done.extend(disk.submit(OpId(1000 + block), write));
+    }
+    while done.len() < 400 {
+        let before = done.len();
+        disk.wait(&mut done, PATIENCE);
+        assert!(done.len() > before, "only {before} were answered");
+    }
+    for completion in done.into_iter().filter(|completion| completion.op.0 < 1000) {
+        let Ok(Outcome::Data(data)) = completion.result else { panic!("{completion:?}") };
+        assert_eq!(super::fills(&data), [u8::try_from(completion.op.0 % 250).unwrap() + 1]);
+    }
+}
