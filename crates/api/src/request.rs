@@ -275,6 +275,14 @@ pub struct Resize {
     pub size: Option<u64>,
 }
 
+/// `rename`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rename {
+    /// The name that it gets.
+    pub new: String,
+}
+
 /// `attach-disk`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -360,6 +368,12 @@ impl PauseWhat {
 pub struct Pause {
     /// Which switch.
     pub what: PauseWhat,
+    /// On this member instead of this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// On all members that it means something to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
 }
 
 /// `watch`: this node shows a resource that it is no member of.
@@ -389,6 +403,8 @@ pub enum WaitFor {
     Synced,
     /// The journal is replayed to its end.
     Replayed,
+    /// Nobody has it open on this node: no NBD client, and no user of its local device.
+    Closed,
 }
 
 impl WaitFor {
@@ -401,6 +417,7 @@ impl WaitFor {
         Self::Secondary,
         Self::Synced,
         Self::Replayed,
+        Self::Closed,
     ];
 
     /// The word as it travels.
@@ -414,6 +431,7 @@ impl WaitFor {
             Self::Secondary => "secondary",
             Self::Synced => "synced",
             Self::Replayed => "replayed",
+            Self::Closed => "closed",
         }
     }
 }

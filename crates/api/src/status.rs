@@ -394,6 +394,9 @@ pub struct PeerStatus {
     pub tls: bool,
     /// The running resync; `null` when there is none.
     pub resync: Option<ResyncStatus>,
+    /// Why the resync stands still; left out when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resync_paused: Option<String>,
     /// The `verify` that is running between the two; left out when there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<ResyncStatus>,

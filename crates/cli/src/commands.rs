@@ -59,11 +59,11 @@ pub(crate) async fn run(
             act_on(session, routes::RESOURCE_DISCONNECT, &a.names, &body).await
         }
         Call::Pause(a) => {
-            let body = Pause { what: a.what.into() };
+            let body = Pause { what: a.what.into(), peer: a.peer, all: a.all };
             act_on(session, routes::RESOURCE_PAUSE, &a.names, &body).await
         }
         Call::Resume(a) => {
-            let body = Pause { what: a.what.into() };
+            let body = Pause { what: a.what.into(), peer: a.peer, all: a.all };
             act_on(session, routes::RESOURCE_RESUME, &a.names, &body).await
         }
         Call::Invalidate(a) => {
@@ -75,6 +75,10 @@ pub(crate) async fn run(
         Call::Resize(a) => {
             let body = Resize { size: a.size };
             session.act(&of(routes::RESOURCE_RESIZE, &a.name), &body).await
+        }
+        Call::Rename(a) => {
+            let body = request::Rename { new: a.new };
+            session.act(&of(routes::RESOURCE_RENAME, &a.name), &body).await
         }
         Call::Badblocks(command) => badblocks::run(session, command).await,
         Call::Spare(command) => badblocks::spare(session, command).await,

@@ -51,6 +51,7 @@ pub(crate) fn run(args: Daemon, socket: Option<PathBuf>) -> Result<(), ApiError>
         socket,
         lock_memory,
         journal_budget,
+        max_resyncs: args.max_resyncs,
         smartctl,
         device_holder: Some(vec!["/proc/self/exe".into(), crate::args::HOLD_DEVICE.into()]),
         git: crate::version::GIT.to_owned(),

@@ -299,6 +299,10 @@ fn render_resource(
         if let Some(resync) = peer.resync.as_ref().or(peer.verify.as_ref()) {
             lines.push(format!("  {}", resync_line(peer, resync, color)));
         }
+        if let Some(why) = &peer.resync_paused {
+            let line = format!("the resync with {} stands still: {why}", peer.node);
+            lines.push(format!("  {}", Style::Warn.paint(&line, color)));
+        }
     }
 }
 

@@ -1,9 +1,8 @@
 //! The control API on a Unix socket.
 
 use crate::commands::{self, need_running};
-use crate::logpeer;
 use crate::node::Node;
-use crate::{guests, health, metrics, phases, refuse, status};
+use crate::{guests, health, metrics, phases, refuse, resyncs, status};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
@@ -187,6 +186,7 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::RESOURCE_DISCONNECT, post(disconnect))
         .route(routes::RESOURCE_INVALIDATE, post(invalidate))
         .route(routes::RESOURCE_RESIZE, post(resize))
+        .route(routes::RESOURCE_RENAME, post(rename))
         .route(routes::RESOURCE_VERIFY, get(verify_reports).post(verify))
         .route(routes::RESOURCE_SCRUB, get(scrub_reports).post(scrub))
         .route(routes::RESOURCE_HEALTH, get(health_of))
@@ -525,14 +525,19 @@ async fn wait(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer
     Ok(Json(commands::wait::wait(&node, &name, &call).await?))
 }
 
+async fn rename(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
+    let call = read(&body)?;
+    run(&node.clone(), async move { commands::rename::rename(&node, &name, &call).await }).await
+}
+
 async fn pause(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
     let call: request::Pause = read(&body)?;
-    run(&node.clone(), async move { logpeer::pause(&node, &name, &call, true).await }).await
+    run(&node.clone(), async move { resyncs::pause(&node, &name, &call, true).await }).await
 }
 
 async fn resume(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
     let call: request::Pause = read(&body)?;
-    run(&node.clone(), async move { logpeer::pause(&node, &name, &call, false).await }).await
+    run(&node.clone(), async move { resyncs::pause(&node, &name, &call, false).await }).await
 }
 
 async fn attach(State(node): App, body: Bytes) -> Answer<Attached> {

@@ -43,6 +43,7 @@ mod refuse;
 mod remote;
 mod replacing;
 mod resource;
+mod resyncs;
 mod run;
 pub mod shard;
 mod space;

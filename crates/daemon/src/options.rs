@@ -55,6 +55,8 @@ pub struct DaemonOptions {
     pub device_holder: Option<Vec<PathBuf>>,
     /// What all journals of this node may take together, in bytes; no limit when nobody says.
     pub journal_budget: Option<u64>,
+    /// How many resources may be filled on this node at a time; no limit when nobody says, or 0.
+    pub max_resyncs: Option<u64>,
     /// The program that reads SMART values, or `off`; smartctl, where it is installed, when nobody
     /// says.
     pub smartctl: Option<PathBuf>,
@@ -77,7 +79,7 @@ pub struct NbdAccess {
 }
 
 /// The keys of the configuration file.
-pub const CONFIG_KEYS: [&str; 14] = [
+pub const CONFIG_KEYS: [&str; 15] = [
     "name",
     "state-dir",
     "listen",
@@ -91,6 +93,7 @@ pub const CONFIG_KEYS: [&str; 14] = [
     "socket",
     "lock-memory",
     "journal-budget",
+    "max-resyncs",
     "smartctl",
 ];
 
@@ -114,6 +117,7 @@ struct ConfigFile {
     socket: Option<PathBuf>,
     lock_memory: Option<bool>,
     journal_budget: Option<String>,
+    max_resyncs: Option<u64>,
     smartctl: Option<PathBuf>,
 }
 
@@ -143,6 +147,8 @@ pub(crate) struct Settings {
     pub(crate) lock_memory: bool,
     pub(crate) device_holder: Option<Vec<PathBuf>>,
     pub(crate) journal_budget: Option<u64>,
+    /// Never 0.
+    pub(crate) max_resyncs: Option<u64>,
     pub(crate) smartctl: SmartProgram,
     pub(crate) git: String,
 }
@@ -204,6 +210,7 @@ impl Settings {
             lock_memory: options.lock_memory.or(file.lock_memory).unwrap_or(true),
             device_holder: options.device_holder.clone(),
             journal_budget: journal_budget(options.journal_budget, file.journal_budget.as_deref())?,
+            max_resyncs: options.max_resyncs.or(file.max_resyncs).filter(|most| *most > 0),
             smartctl: match options.smartctl.clone().or(file.smartctl) {
                 None => SmartProgram::Installed,
                 Some(word) if word == Path::new("off") => SmartProgram::Off,

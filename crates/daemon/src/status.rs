@@ -11,6 +11,7 @@ use crate::peers::version;
 use crate::problems;
 use crate::replacing::Replacing;
 use crate::resource::{Resource, State};
+use crate::resyncs;
 use crate::shard::ResourceView;
 use crate::spares::SparesView;
 use crate::survey;
@@ -123,7 +124,9 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
             .map(|peer| {
                 let name = names.get(&peer.node).cloned();
                 let name = name.unwrap_or_else(|| format!("number-{}", peer.node));
-                peer_status(peer, name, &protocol, &state)
+                let resync_paused = resyncs::why(node, &state, peer, &name);
+                let shown = peer_status(peer, name, &protocol, &state);
+                PeerStatus { resync_paused, ..shown }
             })
             .collect(),
         None => names.values().map(|name| peer_of_down(name, &protocol)).collect(),
@@ -349,6 +352,7 @@ fn peer_status(peer: &PeerSnapshot, node: String, protocol: &str, state: &State)
         pending_requests: peer.pending,
         tls: peer.connection == ConnectionState::Connected,
         resync: peer.resync.map(shown),
+        resync_paused: None,
         verify: peer.verify.map(shown),
         sent_bytes: peer.sent + peer.resync_sent,
         received_bytes: peer.received + peer.resync_received,

@@ -62,7 +62,11 @@ pub(crate) async fn make(
     made
 }
 
-async fn attach(
+/// Makes it, while no other command changes the resource.
+///
+/// # Errors
+/// As [`make`].
+pub(super) async fn attach(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     via: Via,

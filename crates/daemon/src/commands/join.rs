@@ -265,6 +265,7 @@ async fn establish(
         up: true,
         primary: false,
         follows: false,
+        sync_paused: false,
         shows_past: false,
         pending: false,
         disconnected: BTreeSet::new(),

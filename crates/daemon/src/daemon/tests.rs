@@ -30,6 +30,7 @@ impl TestNode {
             nbd_access: NbdAccess::default(),
             lock_memory: false,
             journal_budget: None,
+            max_resyncs: None,
             smartctl: crate::options::SmartProgram::Off,
             device_holder: None,
             socket: self.dir.join("run/control.sock"),

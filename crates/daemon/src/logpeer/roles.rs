@@ -481,25 +481,20 @@ pub(crate) async fn follow_now(
     Ok(Done::new(format!("node {} follows {leader}", node.name)))
 }
 
-/// `pause` and `resume` of fetch and replay.
+/// `pause` and `resume` of fetch and replay on this node.
 ///
 /// # Errors
 /// When this node does not follow, or it could not be written.
 pub(crate) async fn pause(
     node: &Arc<Node>,
-    name: &str,
-    request: &Pause,
+    resource: &Arc<Resource>,
+    part: PauseWhat,
     on: bool,
 ) -> Result<Done, ApiError> {
-    let resource = node.resource_named(name)?;
-    let word = match request.what {
-        PauseWhat::Fetch => "fetch",
-        PauseWhat::Replay => "replay",
-        PauseWhat::Sync | PauseWhat::Io => {
-            let what = format!("pausing sync or io of resource {name}");
-            return Err(ApiError::not_supported_yet(&what));
-        }
-    };
+    let (name, word) = (resource.name(), part.as_str());
+    if part == PauseWhat::Io {
+        return Err(ApiError::not_supported_yet(&format!("pausing io of resource {name}")));
+    }
     let _begun = resource.begin().await?;
     let what = if on { "pause" } else { "resume" };
     let following = resource.following().ok_or_else(|| {
@@ -510,17 +505,17 @@ pub(crate) async fn pause(
     let status = following.view().status;
     let (mut fetch, mut replay) =
         status.map_or((false, false), |status| (status.fetch_paused, status.replay_paused));
-    match request.what {
+    match part {
         PauseWhat::Fetch => fetch = on,
         _ => replay = on,
     }
     if !replay {
-        super::past::end(node, &resource, "resume was refused").await?;
+        super::past::end(node, resource, "resume was refused").await?;
     }
     following.set_switches(fetch, replay).await.map_err(|why| {
         let message = format!("{what} was refused for {name}: {why}");
         ApiError::new(ErrorCode::DiskFailed, message)
     })?;
     let state = if on { "paused" } else { "going on" };
-    Ok(Done::new(format!("the {word} of resource {name} is {state} on this node")))
+    Ok(Done::new(format!("the {word} of resource {name} is {state} on node {}", node.name)))
 }
