@@ -136,9 +136,9 @@ pub(crate) enum Call {
     /// Make this node a member of a resource
     Join(Join),
     /// End this node's membership of a resource; the data stays on the disk
-    Leave(Resource),
+    Leave(Tried),
     /// Delete a resource; the data stays on the disks
-    Delete(Resource),
+    Delete(Tried),
     /// Start a resource here
     Up(Resources),
     /// Stop a resource here
@@ -559,6 +559,19 @@ pub(crate) struct Rename {
     /// The name that it gets
     #[arg(value_parser = name)]
     pub(crate) new: String,
+    /// Only check, and say what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tried {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// Only check, and say what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -283,6 +283,14 @@ fn render_resource(
     lines.extend(table.render(width, color));
     lines
         .extend(resource.disk.replacing.as_ref().map(|new| format!("  {}", replacing(new, color))));
+    lines.extend(resource.disk.room_bytes.map(|room| {
+        format!(
+            "  this node's disk has room for {}: `holdfast resize {}` grows the resource as far as all \
+             of its disks allow",
+            format_size(room),
+            resource.name
+        )
+    }));
     lines.extend(resource.journal.as_ref().map(|journal| format!("  {}", journal_line(journal))));
     lines.extend(resource.replay.as_ref().map(|replay| format!("  {}", replay_line(replay))));
     let tail = resource.journal.as_ref().map_or(0, |journal| journal.tail);

@@ -486,6 +486,9 @@ on_resource! {
     set_options, request::Done, commands::options::set;
     detach, request::Done, commands::attach::detach;
     abort, request::Done, commands::attach::abort;
+    leave, request::Done, commands::leave::leave;
+    delete, request::Done, commands::leave::delete;
+    rename, request::Done, commands::rename::rename;
     watch, request::Done, guests::watch;
 }
 
@@ -504,8 +507,6 @@ macro_rules! plain_on_resource {
 }
 
 plain_on_resource! {
-    leave, commands::leave::leave;
-    delete, commands::leave::delete;
     up, commands::updown::up;
     down, commands::updown::down;
     device_remove, commands::device::remove;
@@ -523,11 +524,6 @@ async fn join(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer
 async fn wait(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
     let call = read(&body)?;
     Ok(Json(commands::wait::wait(&node, &name, &call).await?))
-}
-
-async fn rename(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
-    let call = read(&body)?;
-    run(&node.clone(), async move { commands::rename::rename(&node, &name, &call).await }).await
 }
 
 async fn pause(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {

@@ -79,6 +79,8 @@ pub(crate) struct State {
     pub(crate) problems: BTreeMap<NodeId, Problem>,
     /// Members that the core was not told of, for want of room in the metadata, and that in words.
     pub(crate) no_room: BTreeMap<NodeId, String>,
+    /// How large a resource its disk has room for, in bytes, as far as that is known.
+    pub(crate) room: Option<u64>,
     /// Whether its resync waits for its turn.
     pub(crate) turn: Turn,
     /// Why it has not the name yet that the cluster knows it by.
@@ -159,6 +161,7 @@ impl Resource {
             rates: BTreeMap::new(),
             problems: BTreeMap::new(),
             no_room: BTreeMap::new(),
+            room: None,
             turn: Turn::Now,
             rename_trouble: None,
             growth_trouble: None,

@@ -26,7 +26,7 @@ use holdfast_core::{PeerSnapshot, ResyncProgress, SurveyKind};
 use holdfast_nbd::{NbdUri, PeerAddress};
 use holdfast_store::{SpareFill, SpareInfo};
 use holdfast_units::{
-    ByteRange, ConnectionState, DiskState, GenerationId, NodeId, ReplicationState, Role,
+    BLOCK_SIZE, ByteRange, ConnectionState, DiskState, GenerationId, NodeId, ReplicationState, Role,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -157,6 +157,7 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         }
         .to_owned(),
         path: state.local.disk.as_ref().map(|disk| disk.path.display().to_string()),
+        room_bytes: snapshot.and_then(|s| state.room.filter(|room| *room >= s.size + BLOCK_SIZE)),
         io_errors: snapshot.map_or(0, |s| s.io_errors),
         healed_blocks: snapshot.map_or(0, |s| s.healed_blocks),
         unreadable_blocks: snapshot.map_or(0, |s| s.unreadable_blocks),

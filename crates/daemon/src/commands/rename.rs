@@ -6,14 +6,14 @@
 
 use super::create::refuse_attached;
 use super::device;
-use super::roles::{refuse_clients, release};
+use super::roles::{need_closed, release};
 use super::updown::publish;
 use crate::events::{Objects, Part};
 use crate::logpeer::past;
 use crate::node::Node;
 use crate::peer_api::{self, RENAME, RenameMember};
 use crate::peers::{CALL_TIMEOUT, call_node};
-use crate::phases::phase;
+use crate::phases::{phase, would};
 use crate::problems;
 use crate::resource::{Resource, told};
 use crate::shard::RenameRefused;
@@ -53,7 +53,6 @@ pub(crate) async fn rename(
     if name == new && known_name(node, id).is_none_or(|known| known == *new) {
         return Err(refused(name, ErrorCode::InvalidRequest, "that is its name already"));
     }
-    let mut late = Vec::new();
     if known_name(node, id).as_ref() != Some(new) {
         phase("asking all members");
         if let Some(other) = node.record_named(new).filter(|other| other.id != id) {
@@ -61,12 +60,24 @@ pub(crate) async fn rename(
             return Err(refused(name, ErrorCode::AlreadyExists, &why).hint("choose another name"));
         }
         may_rename(node, &resource, new).await?;
-        ask_members(node, id, new, false).await.map_err(|error| ApiError {
+        let asked = ask_members(node, id, new, false).await;
+        let missing = asked.map_err(|error| ApiError {
             message: format!("{WHAT} for {name}: {}", error.message),
             ..error
         })?;
+        if request.dry_run {
+            would(&["telling all nodes", "taking the name over on all members"]);
+            let mut message = format!("nothing was changed; resource {name} could be {new}");
+            if !missing.is_empty() {
+                message.push_str(&format!(", and later so on {}", missing.join(", ")));
+            }
+            return Ok(Done::new(message));
+        }
         phase("telling all nodes");
         tell_all(node, &resource, name, new).await?;
+    } else if request.dry_run {
+        would(&["taking the name over on all members"]);
+        return Ok(Done::new(format!("nothing was changed; {name} is {new} in the cluster already")));
     }
     phase("taking the name over on all members");
     take_over(node, &resource).await.map_err(|error| {
@@ -77,7 +88,7 @@ pub(crate) async fn rename(
         );
         ApiError { message, ..error }
     })?;
-    late.extend(ask_members(node, id, new, true).await?);
+    let late = ask_members(node, id, new, true).await?;
     let mut message = format!("resource {name} is {new} now");
     if !late.is_empty() {
         message.push_str(&format!(
@@ -196,24 +207,7 @@ async fn may_rename(node: &Arc<Node>, resource: &Arc<Resource>, new: &str) -> Re
         let why = format!("node {} has a resource {new}", node.name);
         return Err(refused(&name, ErrorCode::AlreadyExists, &why).hint("choose another name"));
     }
-    let way_out = || format!("unmount or close it first, or `holdfast secondary {name} --force`");
-    refuse_clients(resource, WHAT).await?;
-    let (openers, readers, waits) = {
-        let state = resource.state();
-        let openers = state.device.as_ref().map_or_else(Vec::new, |one| one.openers.clone());
-        let readers = state.past.as_ref().map_or_else(Vec::new, |past| past::clients(past));
-        (openers, readers, state.device_waits.is_some())
-    };
-    if waits {
-        let why = "its device is in use since before the daemon was started";
-        return Err(refused(&name, ErrorCode::InUse, why).hint(way_out()));
-    }
-    let Some(first) = openers.first().or(readers.first()) else { return Ok(()) };
-    let why = match openers.len() + readers.len() {
-        1 => format!("it is open ({first})"),
-        count => format!("it is open ({first} and {} more)", count - 1),
-    };
-    Err(refused(&name, ErrorCode::InUse, &why).hint(way_out()))
+    need_closed(resource, WHAT).await
 }
 
 /// Another resource that has this name here.
