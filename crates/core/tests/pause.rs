@@ -31,7 +31,8 @@ fn assert_still(w: &World, holder: u8) {
 
 #[test]
 fn a_held_resync_stands_still_and_goes_on() {
-    for (holder, how) in [(0, SyncPause::Always), (1, SyncPause::Always), (1, SyncPause::AsTarget)] {
+    for (holder, how) in [(0, SyncPause::Always), (1, SyncPause::Always), (1, SyncPause::AsTarget)]
+    {
         let mut w = World::new(2);
         w.promote(0);
         w.cut(0, 1);
@@ -111,6 +112,9 @@ fn catching_up_from_the_journal_is_held_by_either_side() {
         pause(&mut w, holder, SyncPause::No);
         assert_level(&w);
         let bad = |m: &Message| matches!(m, Message::Changed { disk: DiskState::Inconsistent, .. });
-        assert!(!w.log.iter().any(|(_, _, message)| bad(message)), "it was consistent all the time");
+        assert!(
+            !w.log.iter().any(|(_, _, message)| bad(message)),
+            "it was consistent all the time"
+        );
     }
 }

@@ -14,10 +14,9 @@ use holdfast_api::status::PeerProblem;
 use holdfast_core::{
     Command, Notice, Options, PeerConfig, Snapshot, SurveyEnd, SurveyKind, SurveyProgress,
 };
-use holdfast_device::LocalDevice;
 use holdfast_units::{ConnectionState, NodeId, PeerSet, Role};
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::broadcast::error::RecvError;
 
@@ -408,26 +407,7 @@ impl Keeper {
 
     /// Finds out who has the local device open.
     async fn look_at_device(&self) {
-        let device = self.resource.state().device.clone();
-        let Some(device) = device else { return };
-        let cell = Arc::clone(&device.device);
-        let looked = tokio::task::spawn_blocking(move || {
-            let device = cell.lock().unwrap_or_else(PoisonError::into_inner);
-            device.as_ref().map(LocalDevice::openers)
-        });
-        let Ok(Some(Ok(openers))) = looked.await else { return };
-        let openers: Vec<String> = openers.iter().map(ToString::to_string).collect();
-        let changed = {
-            let mut state = self.resource.state();
-            match &mut state.device {
-                Some(device) if device.openers != openers => {
-                    device.openers = openers;
-                    true
-                }
-                _ => false,
-            }
-        };
-        if changed {
+        if device::look(&self.resource).await {
             self.publish();
         }
     }

@@ -57,7 +57,8 @@ async fn tell_core(resource: &Resource) -> Result<(), ApiError> {
     };
     let Some(handle) = handle else { return Ok(()) };
     handle.command(Command::PauseSync(pause)).await.map_err(|refusal| {
-        let message = format!("the resync of resource {} was not told: {refusal:?}", resource.name());
+        let message =
+            format!("the resync of resource {} was not told: {refusal:?}", resource.name());
         ApiError::new(ErrorCode::Internal, message)
     })
 }

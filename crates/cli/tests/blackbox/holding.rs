@@ -69,7 +69,11 @@ fn a_filling_stands_still_on_either_side_also_over_a_restart_and_goes_on() {
     // Both at once, from one node.
     let said = cluster[1].ok(&["pause", "r0", "sync", "--all"]);
     assert!(said.contains("is paused on beta, alpha"), "{said}");
-    wait_still(&cluster, 0, "paused on this node; `holdfast resume r0 sync` lets it go on; held by node beta");
+    wait_still(
+        &cluster,
+        0,
+        "paused on this node; `holdfast resume r0 sync` lets it go on; held by node beta",
+    );
     cluster[0].ok(&["set", "r0", "resync-rate=0"]);
     cluster[0].ok(&["resume", "r0", "sync"]);
     wait_still(&cluster, 1, "paused on this node");

@@ -70,8 +70,6 @@ fn a_log_peer_is_down_and_up_and_goes_on_from_its_own_position() {
     cluster[1].ok(&["down", "r0"]);
     assert_eq!(disk_state(&cluster[1]), "Diskless");
     write_blocks(&cluster[0], "r0", 2, 50..80);
-    let filled = cluster[0].resource("r0").peers[0].resync.is_some();
-    assert!(!filled);
     cluster[1].ok(&["up", "r0"]);
     wait_all(&cluster[0]);
     assert_same(&cluster, 0, 1);
@@ -99,7 +97,7 @@ fn a_handover_that_takes_too_long_is_given_up_and_the_old_primary_goes_on() {
     for node in cluster.nodes() {
         node.proxy().limit_rate(200_000);
     }
-    write_noise(&cluster[0], 24);
+    write_noise(&cluster[0], 28);
     let began = Instant::now();
     let output = cluster[1].cli(&["primary", "r0", "--timeout", "2"]);
     assert_eq!(output.status, 5, "{output}");

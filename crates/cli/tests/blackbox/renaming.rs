@@ -63,7 +63,14 @@ fn a_resource_gets_another_name_on_all_nodes_while_it_is_replicated() {
     cluster[0].wait_resource("data", SOON, "it is Primary again", |r| r.role == "Primary");
     check_blocks(&cluster[0], "data", 2, 10..30);
     // The old name is free.
-    cluster[2].ok(&["create", "r0", "--disk", &cluster[2].disk("new").display().to_string(), "--size", "4M"]);
+    cluster[2].ok(&[
+        "create",
+        "r0",
+        "--disk",
+        &cluster[2].disk("new").display().to_string(),
+        "--size",
+        "4M",
+    ]);
 }
 
 #[test]
@@ -81,7 +88,10 @@ fn who_was_away_takes_names_over_when_it_is_back() {
         }
         // They change their names with each other.
         let done = cluster[0].ok(&["rename", "a", "c"]);
-        assert!(done.contains("node beta (it is not reached) will take the name over later"), "{done}");
+        assert!(
+            done.contains("node beta (it is not reached) will take the name over later"),
+            "{done}"
+        );
         cluster[0].ok(&["rename", "b", "a"]);
         cluster[0].ok(&["rename", "c", "b"]);
         let (a, b) = if killed { (1, 2) } else { (2, 1) };
@@ -111,13 +121,16 @@ fn who_has_it_open_keeps_the_old_name_until_it_is_closed() {
     for node in cluster.nodes() {
         node.proxy().cut(holdfast_testkit::Cut::Reset);
     }
-    cluster[1].wait_peer("r0", "alpha", SOON, "alpha is away", |peer| peer.connection != "Connected");
+    cluster[1]
+        .wait_peer("r0", "alpha", SOON, "alpha is away", |peer| peer.connection != "Connected");
     cluster[1].ok(&["rename", "r0", "data"]);
     for node in cluster.nodes() {
         node.proxy().heal();
     }
     let problems = |node: &Node| node.status().cluster.expect("it is in one").problems;
-    wait_until(SOON, "it is told", || problems(&cluster[0]).iter().any(|text| text.contains("data")));
+    wait_until(SOON, "it is told", || {
+        problems(&cluster[0]).iter().any(|text| text.contains("data"))
+    });
     assert_eq!(names(&cluster[0]), ["r0"]);
     drop(client);
     wait_names(&[&cluster[0], &cluster[1]], &["data"]);
@@ -154,7 +167,12 @@ fn follow(cluster: &Cluster) {
         let place = ["--journal", &journal, "--journal-size", "64M"];
         match index {
             0 => cluster.create("r0", SIZE, &place),
-            _ => cluster.join_resource(node, "r0", SIZE, &[&["--protocol", "log"], &place[..]].concat()),
+            _ => cluster.join_resource(
+                node,
+                "r0",
+                SIZE,
+                &[&["--protocol", "log"], &place[..]].concat(),
+            ),
         }
     }
 }

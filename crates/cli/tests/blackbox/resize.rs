@@ -4,7 +4,7 @@ use crate::device::skipped;
 use crate::disks::{let_go, loop_device};
 use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, write_blocks};
 use holdfast_testkit::{
-    Cluster, Ledger, Mount, Node, Rng, Writer, WriterOptions, block_content, run, run_ok,
+    Cluster, Ledger, Mount, Node, Rng, Writer, WriterOptions, block_content, files, run, run_ok,
     wait_until,
 };
 use std::fs::File;

@@ -46,11 +46,7 @@ impl ClusterState {
     ///
     /// # Errors
     /// As [`Self::plan_split`].
-    pub fn check_split(
-        &self,
-        nodes: &[String],
-        name: Option<&str>,
-    ) -> Result<SplitPlan, Refusal> {
+    pub fn check_split(&self, nodes: &[String], name: Option<&str>) -> Result<SplitPlan, Refusal> {
         self.need_own()?;
         let cluster = self.need_member()?.clone();
         let mut wanted: Vec<String> = nodes.to_vec();

@@ -103,7 +103,8 @@ async fn try_to_join(node: &Arc<Node>, token: &JoinToken) -> Result<ClusterStatu
     };
     let reached = tokio::time::timeout(CALL_TIMEOUT, reach).await;
     reached.unwrap_or_else(|_| {
-        let message = "the cluster cannot be joined: the node that issued the token does not answer";
+        let message =
+            "the cluster cannot be joined: the node that issued the token does not answer";
         Err(ApiError::new(ErrorCode::PeerNotReachable, message))
     })?;
     would(&["asking the node that issued the token", "telling the other nodes"]);

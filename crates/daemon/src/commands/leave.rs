@@ -65,7 +65,8 @@ pub(crate) async fn leave(
     if call.dry_run {
         need_closed(&resource, what).await?;
         would(&["telling the other nodes", "ending it here"]);
-        let message = format!("nothing was changed; node {} could leave resource {name}", node.name);
+        let message =
+            format!("nothing was changed; node {} could leave resource {name}", node.name);
         return Ok(Done::new(message));
     }
     phase("telling the other nodes");

@@ -77,7 +77,9 @@ pub(crate) async fn rename(
         tell_all(node, &resource, name, new).await?;
     } else if request.dry_run {
         would(&["taking the name over on all members"]);
-        return Ok(Done::new(format!("nothing was changed; {name} is {new} in the cluster already")));
+        return Ok(Done::new(format!(
+            "nothing was changed; {name} is {new} in the cluster already"
+        )));
     }
     phase("taking the name over on all members");
     take_over(node, &resource).await.map_err(|error| {

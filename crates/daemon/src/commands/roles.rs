@@ -54,7 +54,8 @@ pub(crate) async fn primary(
 fn time_limit(name: &str, seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {
     let read = |seconds| {
         Duration::try_from_secs_f64(seconds).map_err(|_| {
-            let message = format!("primary was refused for {name}: it cannot take {seconds} seconds");
+            let message =
+                format!("primary was refused for {name}: it cannot take {seconds} seconds");
             ApiError::new(ErrorCode::InvalidRequest, message)
         })
     };
@@ -152,6 +153,7 @@ fn way_out(first: &str, name: &str) -> String {
 pub(crate) async fn need_closed(resource: &Resource, what: &str) -> Result<(), ApiError> {
     let name = resource.name();
     refuse_clients(resource, what).await?;
+    device::look(resource).await;
     let (openers, readers, waits) = {
         let state = resource.state();
         let openers = state.device.as_ref().map_or_else(Vec::new, |one| one.openers.clone());

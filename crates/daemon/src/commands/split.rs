@@ -33,14 +33,16 @@ pub(crate) async fn split(node: &Arc<Node>, call: ClusterSplit) -> Result<Done, 
     need_all(node, false, "split").await?;
     phase("checking that no resource has members in both parts");
     if call.dry_run {
-        let plan = node.cluster(move |state, _| state.check_split(&wanted, name.as_deref())).await?;
+        let plan =
+            node.cluster(move |state, _| state.check_split(&wanted, name.as_deref())).await?;
         let fate = match plan {
             SplitPlan::Planned(fate) => fate,
             SplitPlan::Done(fate) => return Ok(told(&fate, "is a cluster of its own already")),
         };
         would(&["having every node take note of it", "deciding it", "carrying it out here"]);
         let names = fate.split.as_ref().map(|split| split.names().join(", ")).unwrap_or_default();
-        let message = format!("nothing was changed; {names} could become the cluster {}", fate.name);
+        let message =
+            format!("nothing was changed; {names} could become the cluster {}", fate.name);
         return Ok(Done::new(message));
     }
     let plan =

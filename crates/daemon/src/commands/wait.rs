@@ -20,7 +20,8 @@ const DEFAULT: f64 = 60.0;
 pub(crate) async fn wait(node: &Arc<Node>, name: &str, request: &Wait) -> Result<Done, ApiError> {
     let resource = node.resource_named(name)?;
     if request.what == WaitFor::Closed && request.peer.is_some() {
-        let message = format!("wait for {name} was refused: who has it open is known on its node only");
+        let message =
+            format!("wait for {name} was refused: who has it open is known on its node only");
         return Err(ApiError::new(ErrorCode::InvalidRequest, message)
             .hint("leave --peer away, and run it on that node"));
     }
