@@ -98,13 +98,15 @@ fn who_was_away_takes_names_over_when_it_is_back() {
         check_blocks(&cluster[0], "a", a, 0..10);
         check_blocks(&cluster[0], "b", b, 0..10);
         cluster[1].start();
+        let due = cluster[1].disk(if killed { "a" } else { "b" });
+        wait_until(SOON, "beta has changed them, too", || {
+            let found = cluster[1].status().resources.into_iter().find(|one| one.name == "a");
+            found.is_some_and(|a| a.disk.path.as_deref() == due.to_str())
+        });
         wait_names(&[&cluster[0], &cluster[1]], &["a", "b"]);
         for name in ["a", "b"] {
             cluster[1].wait_synced(name, SYNC);
         }
-        let disk = cluster[1].resource("a").disk.path;
-        let due = cluster[1].disk(if killed { "a" } else { "b" });
-        assert_eq!(disk.as_deref(), due.to_str());
     }
     for (name, seed) in [("a", 1), ("b", 2)] {
         cluster[0].ok(&["secondary", name]);
