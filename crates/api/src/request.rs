@@ -78,6 +78,9 @@ pub struct TokenCreated {
 pub struct ClusterJoin {
     /// What `cluster token` printed on a node of the cluster.
     pub token: String,
+    /// Only check, and say what would be done; nothing changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// `cluster leave`.
@@ -87,6 +90,9 @@ pub struct ClusterLeave {
     /// Leave also when the others cannot be told, or resources are still here.
     #[serde(default)]
     pub force: bool,
+    /// Only check, and say what would be done; nothing changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// `cluster remove`: for a node that is gone for good.
@@ -98,6 +104,9 @@ pub struct ClusterRemove {
     /// Must be true: the node is not asked.
     #[serde(default)]
     pub force: bool,
+    /// Only check, and say what would be done; nothing changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// `cluster merge`: this node's cluster becomes a part of another one.
@@ -109,6 +118,9 @@ pub struct ClusterMerge {
     /// Also when nodes of one of the two are not reached: they follow when they are.
     #[serde(default)]
     pub force: bool,
+    /// Only check, and say what would be done; nothing changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// `cluster split`.
@@ -124,6 +136,9 @@ pub struct ClusterSplit {
     /// Takes back a split that was begun and not decided; without nodes then.
     #[serde(default)]
     pub cancel: bool,
+    /// Only check, and say what would be done; nothing changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// `cluster wait`: answers when every node has the same records, or refuses.
@@ -217,13 +232,35 @@ pub struct ResourceJoin {
     pub force: bool,
 }
 
-/// `primary`.
+/// `leave`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResourceLeave {
+    /// Only check, and say what would be done; nothing changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+}
+
+/// `delete`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResourceDelete {
+    /// Only check, and say what would be done; nothing changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+}
+
+/// `primary`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Primary {
     /// Take this node's data as the good one, also when it is not known to be up to date.
     #[serde(default)]
     pub force: bool,
+    /// On a log peer: how long taking over may take before the Primary is Primary again; about two minutes
+    /// when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<f64>,
 }
 
 /// `secondary`.
@@ -276,6 +313,17 @@ pub struct Resize {
     /// room for when left out.
     #[serde(default)]
     pub size: Option<u64>,
+}
+
+/// `rename`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rename {
+    /// The name that it gets.
+    pub new: String,
+    /// Only check, and say what would be done; nothing changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// `attach-disk`.
@@ -363,6 +411,12 @@ impl PauseWhat {
 pub struct Pause {
     /// Which switch.
     pub what: PauseWhat,
+    /// On this member instead of this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// On all members that it means something to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
 }
 
 /// `watch`: this node shows a resource that it is no member of.
@@ -392,6 +446,8 @@ pub enum WaitFor {
     Synced,
     /// The journal is replayed to its end.
     Replayed,
+    /// Nobody has it open on this node: no NBD client, and no user of its local device.
+    Closed,
 }
 
 impl WaitFor {
@@ -404,6 +460,7 @@ impl WaitFor {
         Self::Secondary,
         Self::Synced,
         Self::Replayed,
+        Self::Closed,
     ];
 
     /// The word as it travels.
@@ -417,6 +474,7 @@ impl WaitFor {
             Self::Secondary => "secondary",
             Self::Synced => "synced",
             Self::Replayed => "replayed",
+            Self::Closed => "closed",
         }
     }
 }

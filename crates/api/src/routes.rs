@@ -68,6 +68,8 @@ pub const RESOURCE_HEALTH: &str = "/v1/resources/{name}/health";
 pub const RESOURCE_HEALTH_CLEAR: &str = "/v1/resources/{name}/health/clear";
 /// `POST`: make it larger.
 pub const RESOURCE_RESIZE: &str = "/v1/resources/{name}/resize";
+/// `POST`: give it another name.
+pub const RESOURCE_RENAME: &str = "/v1/resources/{name}/rename";
 /// `GET`: the segments of the journal ([`crate::journal::JournalLog`]).
 pub const RESOURCE_LOG: &str = "/v1/resources/{name}/log";
 /// `POST`: begin a new segment.

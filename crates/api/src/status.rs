@@ -144,6 +144,10 @@ pub struct DiskStatus {
     pub state: String,
     /// The backing file or device; `null` without a disk.
     pub path: Option<String>,
+    /// How large a resource it has room for now, in bytes, when that is more than the resource has; left out
+    /// otherwise, and when it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room_bytes: Option<u64>,
     /// Reads, writes and flushes of it and of its metadata that failed since it was attached.
     pub io_errors: u64,
     /// Blocks whose checksum did not match.
@@ -394,6 +398,9 @@ pub struct PeerStatus {
     pub tls: bool,
     /// The running resync; `null` when there is none.
     pub resync: Option<ResyncStatus>,
+    /// Why the resync stands still; left out when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resync_paused: Option<String>,
     /// The `verify` that is running between the two; left out when there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<ResyncStatus>,

@@ -153,9 +153,9 @@ pub(crate) enum Call {
     /// Make this node a member of a resource
     Join(Join),
     /// End this node's membership of a resource; the data stays on the disk
-    Leave(Resource),
+    Leave(Tried),
     /// Delete a resource; the data stays on the disks
-    Delete(Resource),
+    Delete(Tried),
     /// Start a resource here
     Up(Resources),
     /// Stop a resource here
@@ -193,6 +193,8 @@ pub(crate) enum Call {
     Scrub(Scrub),
     /// Make a resource larger on all its members, while it is in use
     Resize(Resize),
+    /// Give a resource another name, on all nodes
+    Rename(Rename),
     /// Look at the journal of a resource, rotate it, or trim it
     #[command(subcommand)]
     Log(Log),
@@ -318,6 +320,9 @@ pub(crate) struct Daemon {
     /// What all journals of this node may take together [default: what each was made with]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) journal_budget: Option<u64>,
+    /// How many resources may be filled on this node at a time; the others wait [default: no limit]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) max_resyncs: Option<u64>,
     /// The program that reads SMART values, or off [default: smartctl, if it is installed]
     #[arg(long, value_name = "PATH")]
     pub(crate) smartctl: Option<PathBuf>,
@@ -524,6 +529,12 @@ pub(crate) struct Pause {
     pub(crate) names: Names,
     /// What
     pub(crate) what: PauseArg,
+    /// On this member, not on this node
+    #[arg(long, value_name = "NODE", value_parser = name, conflicts_with = "all")]
+    pub(crate) peer: Option<String>,
+    /// On all members that it means something to
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 /// [`PauseWhat`] on the command line.
@@ -558,6 +569,29 @@ pub(crate) struct OfPeer {
     /// Only this peer
     #[arg(long, value_name = "NODE", value_parser = name)]
     pub(crate) peer: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rename {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// The name that it gets
+    #[arg(value_parser = name)]
+    pub(crate) new: String,
+    /// Only check, and say what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tried {
+    /// The name of the resource
+    #[arg(value_parser = name)]
+    pub(crate) name: String,
+    /// Only check, and say what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -626,6 +660,8 @@ pub(crate) enum WaitArg {
     Synced,
     /// The journal is replayed
     Replayed,
+    /// Nobody has it open on this node
+    Closed,
 }
 
 impl From<WaitArg> for WaitFor {
@@ -638,6 +674,7 @@ impl From<WaitArg> for WaitFor {
             WaitArg::Secondary => Self::Secondary,
             WaitArg::Synced => Self::Synced,
             WaitArg::Replayed => Self::Replayed,
+            WaitArg::Closed => Self::Closed,
         }
     }
 }

@@ -38,16 +38,19 @@ pub(crate) async fn run(
             session.result(&made, &made.token);
             Ok(())
         }
-        Cluster::Join { token } => {
-            let body = ClusterJoin { token };
-            member(session, routes::CLUSTER_JOIN, &body, "joined").await
+        Cluster::Join { token, dry_run } => {
+            let body = ClusterJoin { token, dry_run };
+            let what = if dry_run { TRIED } else { "joined" };
+            member(session, routes::CLUSTER_JOIN, &body, what).await
         }
-        Cluster::Merge { token, force } => {
-            let body = ClusterMerge { token, force };
-            member(session, routes::CLUSTER_MERGE, &body, "merged into").await
+        Cluster::Merge { token, force, dry_run } => {
+            let body = ClusterMerge { token, force, dry_run };
+            let what = if dry_run { TRIED } else { "merged into" };
+            member(session, routes::CLUSTER_MERGE, &body, what).await
         }
-        Cluster::Split { nodes, name, cancel } => {
-            session.act(routes::CLUSTER_SPLIT, &ClusterSplit { nodes, name, cancel }).await
+        Cluster::Split { nodes, name, cancel, dry_run } => {
+            let body = ClusterSplit { nodes, name, cancel, dry_run };
+            session.act(routes::CLUSTER_SPLIT, &body).await
         }
         Cluster::Wait => wait(session, timeout.unwrap_or(WAIT)).await,
         Cluster::Set { pairs } => {
@@ -57,15 +60,18 @@ pub(crate) async fn run(
             Ok(())
         }
         Cluster::Get { key } => get(session, key.as_deref()).await,
-        Cluster::Leave { force } => {
-            session.act(routes::CLUSTER_LEAVE, &ClusterLeave { force }).await
+        Cluster::Leave { force, dry_run } => {
+            session.act(routes::CLUSTER_LEAVE, &ClusterLeave { force, dry_run }).await
         }
-        Cluster::Remove { node, force } => {
-            session.act(routes::CLUSTER_REMOVE, &ClusterRemove { node, force }).await
+        Cluster::Remove { node, force, dry_run } => {
+            session.act(routes::CLUSTER_REMOVE, &ClusterRemove { node, force, dry_run }).await
         }
         Cluster::Status => status(session).await,
     }
 }
+
+/// What is said when a command was only tried.
+const TRIED: &str = "nothing was changed";
 
 /// Becomes a node of another cluster, and says of which.
 async fn member<B: Serialize>(
@@ -78,7 +84,10 @@ async fn member<B: Serialize>(
     if session.ui.json {
         session.ui.json(&with_phases(&cluster, &phases));
     } else if !session.ui.quiet {
-        session.ui.line(&became(what, &cluster));
+        match what {
+            TRIED => session.ui.line(TRIED),
+            _ => session.ui.line(&became(what, &cluster)),
+        }
     }
     Ok(())
 }

@@ -27,12 +27,21 @@ pub(crate) async fn run(
         Call::Cluster(command) => cluster::run(session, command, timeout).await,
         Call::Create(args) => create(session, args).await,
         Call::Join(args) => join(session, args).await,
-        Call::Leave(a) => session.act(&of(routes::RESOURCE_LEAVE, &a.name), &Empty {}).await,
-        Call::Delete(a) => session.act(&of(routes::RESOURCE_DELETE, &a.name), &Empty {}).await,
+        Call::Leave(a) => {
+            let body = request::ResourceLeave { dry_run: a.dry_run };
+            session.act(&of(routes::RESOURCE_LEAVE, &a.name), &body).await
+        }
+        Call::Delete(a) => {
+            let body = request::ResourceDelete { dry_run: a.dry_run };
+            session.act(&of(routes::RESOURCE_DELETE, &a.name), &body).await
+        }
         Call::Up(a) => run_all(session, routes::RESOURCE_UP, &a.names).await,
         Call::Down(a) => run_all(session, routes::RESOURCE_DOWN, &a.names).await,
         Call::Primary(a) => {
-            let body = Primary { force: a.force };
+            // The daemon gives up in time, and says how it stands; that takes a moment more.
+            let seconds = timeout.map(|limit| limit.as_secs_f64());
+            let body = Primary { force: a.force, timeout_seconds: seconds };
+            let session = &session.with_grace(timeout);
             act_on(session, routes::RESOURCE_PRIMARY, &a.names, &body).await
         }
         Call::Secondary(a) => {
@@ -59,11 +68,11 @@ pub(crate) async fn run(
             act_on(session, routes::RESOURCE_DISCONNECT, &a.names, &body).await
         }
         Call::Pause(a) => {
-            let body = Pause { what: a.what.into() };
+            let body = Pause { what: a.what.into(), peer: a.peer, all: a.all };
             act_on(session, routes::RESOURCE_PAUSE, &a.names, &body).await
         }
         Call::Resume(a) => {
-            let body = Pause { what: a.what.into() };
+            let body = Pause { what: a.what.into(), peer: a.peer, all: a.all };
             act_on(session, routes::RESOURCE_RESUME, &a.names, &body).await
         }
         Call::Invalidate(a) => {
@@ -75,6 +84,10 @@ pub(crate) async fn run(
         Call::Resize(a) => {
             let body = Resize { size: a.size };
             session.act(&of(routes::RESOURCE_RESIZE, &a.name), &body).await
+        }
+        Call::Rename(a) => {
+            let body = request::Rename { new: a.new, dry_run: a.dry_run };
+            session.act(&of(routes::RESOURCE_RENAME, &a.name), &body).await
         }
         Call::Badblocks(command) => badblocks::run(session, command).await,
         Call::Spare(command) => badblocks::spare(session, command).await,

@@ -144,6 +144,7 @@ fn text_of(value: &Setting) -> String {
     match value {
         Setting::Text(text) => text.clone(),
         Setting::Flag(flag) => flag.to_string(),
+        Setting::Number(number) => number.to_string(),
         Setting::List(list) => list.join(", "),
     }
 }

@@ -13,6 +13,9 @@ use std::time::Duration;
 /// How long an answer may take when nobody says.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long who gives up by himself may take to say so, and to put back what was begun.
+const GRACE: Duration = Duration::from_secs(15);
+
 /// The client and the way to print of one command.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -26,6 +29,12 @@ impl Session {
         let socket = global.socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
         let timeout = global.timeout.unwrap_or(DEFAULT_TIMEOUT);
         Self { client: Client::new(socket).with_timeout(timeout), ui: ui.clone() }
+    }
+
+    /// The same for a command that ends in this time by itself, if there is a limit.
+    pub(crate) fn with_grace(&self, limit: Option<Duration>) -> Self {
+        let limit = limit.unwrap_or(DEFAULT_TIMEOUT);
+        Self { client: self.client.clone().with_timeout(limit + GRACE), ui: self.ui.clone() }
     }
 
     /// `GET`.

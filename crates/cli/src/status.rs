@@ -293,6 +293,14 @@ fn render_resource(
     lines.extend(table.render(width, color));
     lines
         .extend(resource.disk.replacing.as_ref().map(|new| format!("  {}", replacing(new, color))));
+    lines.extend(resource.disk.room_bytes.map(|room| {
+        format!(
+            "  this node's disk has room for {}: `holdfast resize {}` grows the resource as far as all \
+             of its disks allow",
+            format_size(room),
+            resource.name
+        )
+    }));
     lines.extend(resource.journal.as_ref().map(|journal| format!("  {}", journal_line(journal))));
     lines.extend(resource.replay.as_ref().map(|replay| format!("  {}", replay_line(replay))));
     let tail = resource.journal.as_ref().map_or(0, |journal| journal.tail);
@@ -308,6 +316,10 @@ fn render_resource(
         }
         if let Some(resync) = peer.resync.as_ref().or(peer.verify.as_ref()) {
             lines.push(format!("  {}", resync_line(peer, resync, color)));
+        }
+        if let Some(why) = &peer.resync_paused {
+            let line = format!("the resync with {} stands still: {why}", peer.node);
+            lines.push(format!("  {}", Style::Warn.paint(&line, color)));
         }
     }
 }

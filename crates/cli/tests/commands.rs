@@ -132,10 +132,16 @@ fn every_command_is_one_call() {
             r#"POST /v1/resources/r0/join {"disk":"/d","diskless":false,"meta":null,"protocol":null,"force":true}"#,
         ),
         ("leave r0", "POST /v1/resources/r0/leave {}"),
+        ("leave r0 --dry-run", r#"POST /v1/resources/r0/leave {"dry_run":true}"#),
+        ("rename r0 data", r#"POST /v1/resources/r0/rename {"new":"data"}"#),
         ("delete r0", "POST /v1/resources/r0/delete {}"),
         ("up all", "POST /v1/resources/all/up {}"),
         ("down r0", "POST /v1/resources/r0/down {}"),
         ("primary r0 --force", r#"POST /v1/resources/r0/primary {"force":true}"#),
+        (
+            "primary r0 --timeout 5",
+            r#"POST /v1/resources/r0/primary {"force":false,"timeout_seconds":5.0}"#,
+        ),
         ("secondary r0", r#"POST /v1/resources/r0/secondary {"force":false}"#),
         (
             "attach-disk r0",
@@ -159,6 +165,14 @@ fn every_command_is_one_call() {
             r#"POST /v1/resources/r0/disconnect {"peer":"beta","force":false}"#,
         ),
         ("pause r0 sync", r#"POST /v1/resources/r0/pause {"what":"sync"}"#),
+        (
+            "pause r0 fetch --peer beta",
+            r#"POST /v1/resources/r0/pause {"what":"fetch","peer":"beta"}"#,
+        ),
+        (
+            "resume r0 replay --all",
+            r#"POST /v1/resources/r0/resume {"what":"replay","all":true}"#,
+        ),
         ("resume r0 io", r#"POST /v1/resources/r0/resume {"what":"io"}"#),
         ("invalidate r0", r#"POST /v1/resources/r0/invalidate {"peer":null}"#),
         ("resize r0", r#"POST /v1/resources/r0/resize {"size":null}"#),
@@ -322,13 +336,10 @@ fn a_wrong_command_line_is_exit_2_and_calls_nobody() {
 #[test]
 fn what_is_not_there_yet_is_refused_and_calls_nobody() {
     let daemon = StandIn::new(200, DONE);
-    for (line, what) in [("rename r0 r1", "rename of resource r0"), ("top", "top")] {
-        let output = daemon.run(line);
-        assert_eq!(output.status.code(), Some(1), "{line}");
-        let expected =
-            format!("error: {what} was refused: it is not supported by this version yet");
-        assert_eq!(text(&output.stderr).lines().next(), Some(&*expected), "{line}");
-    }
+    let output = daemon.run("top");
+    assert_eq!(output.status.code(), Some(1));
+    let expected = "error: top was refused: it is not supported by this version yet";
+    assert_eq!(text(&output.stderr).lines().next(), Some(expected));
     assert_eq!(daemon.calls(), Vec::<String>::new());
 }
 

@@ -455,19 +455,11 @@ impl ClusterState {
         self.commit(Data::default())
     }
 
-    /// Removes a node that is gone for good, by name or UUID: it, and its part in resources, are
-    /// deleted, and its certificate is not accepted any more. Says which records have changed.
+    /// The node that [`Self::remove`] would remove; nothing changes.
     ///
     /// # Errors
-    /// [`Code::NotMember`], [`Code::NodeUnknown`] (also when this node was removed itself),
-    /// [`Code::NodeBusy`] for this node itself,
-    /// [`Code::ForceNeeded`] without force, [`Code::StateIo`].
-    pub fn remove(
-        &mut self,
-        node: &str,
-        force: bool,
-        now: UnixMillis,
-    ) -> Result<Vec<Key>, Refusal> {
+    /// As [`Self::remove`].
+    pub fn check_removal(&self, node: &str, force: bool) -> Result<NodeRecord, Refusal> {
         self.need_own()?;
         let records = &self.data.records;
         let by_uuid = || node.parse().ok().and_then(|uuid| records.node(uuid));
@@ -492,6 +484,23 @@ impl ClusterState {
                 "if it still runs, use `holdfast cluster leave` there; else add --force",
             ));
         }
+        Ok(found)
+    }
+
+    /// Removes a node that is gone for good, by name or UUID: it, and its part in resources, are
+    /// deleted, and its certificate is not accepted any more. Says which records have changed.
+    ///
+    /// # Errors
+    /// [`Code::NotMember`], [`Code::NodeUnknown`] (also when this node was removed itself),
+    /// [`Code::NodeBusy`] for this node itself,
+    /// [`Code::ForceNeeded`] without force, [`Code::StateIo`].
+    pub fn remove(
+        &mut self,
+        node: &str,
+        force: bool,
+        now: UnixMillis,
+    ) -> Result<Vec<Key>, Refusal> {
+        let found = self.check_removal(node, force)?;
         let mut next = self.data.clone();
         let gone = forget_node(&mut next.records, found.uuid, self.identity.uuid(), now)?;
         self.commit(next)?;

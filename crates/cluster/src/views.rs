@@ -44,6 +44,9 @@ pub struct ResourceRecord {
     pub id: ResourceId,
     /// Its name, unique in the cluster.
     pub name: String,
+    /// The name that it had before it was renamed, so that a renaming can be repeated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub formerly: Option<String>,
     /// Its size in bytes.
     pub size_bytes: u64,
     /// When it was created, in milliseconds since 1970-01-01 UTC.

@@ -22,7 +22,7 @@ use holdfast_units::{
     BLOCK_SIZE, ByteRange, DiskState, GenerationId, LogPosition, MAX_NODES, Millis, NodeId,
     PeerSet, Role,
 };
-use holdfast_wire::Message;
+use holdfast_wire::{Message, SyncPause};
 use slab::Slab;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -178,6 +178,8 @@ pub struct Core {
     /// See [`Snapshot::size`].
     pub(crate) client_size: u64,
     pub(crate) surveys: Surveys,
+    /// Where resyncs of this node stand still.
+    pub(crate) pause: SyncPause,
     #[cfg(feature = "planted-bugs")]
     pub(crate) planted: Option<crate::PlantedBug>,
 }
@@ -251,6 +253,7 @@ impl Core {
             untouched: PeerSet::EMPTY,
             client_size: config.size,
             surveys: Surveys::default(),
+            pause: config.sync_pause,
             #[cfg(feature = "planted-bugs")]
             planted: None,
             config,
@@ -413,6 +416,8 @@ impl Core {
             resync_sent: p.resync_sent,
             resync_received: p.resync_received,
             resync: self.resync_progress(p),
+            stands_still: self.stands_still(p),
+            is_source: Self::is_resync_target(p),
             verify: self.verify_of(p).map(|(done, total, started)| ResyncProgress {
                 done,
                 total,
@@ -703,6 +708,7 @@ impl Core {
                 self.options = options;
                 self.act(Action::CommandDone(id, Ok(())));
             }
+            Command::PauseSync(pause) => self.pause_sync(id, pause),
             Command::Grow { size } => self.grow(id, size),
             Command::Heal(ranges) => {
                 ranges.into_iter().for_each(|range| self.heal(range));

@@ -4,7 +4,7 @@ use crate::verify::{SurveyAction, SurveyEnd, SurveyKind, SurveyOrder, SurveyProg
 use bytes::Bytes;
 use holdfast_format::{AlLog, DiskFlags, MetaImage, SparseBitmap, Superblock};
 use holdfast_units::{ByteRange, DiskState, LogPosition, NodeId, PeerSet, Role};
-use holdfast_wire::Message;
+use holdfast_wire::{Message, SyncPause};
 
 /// A client's request, named by the frontend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -171,6 +171,9 @@ pub enum Command {
     /// Somebody could not read these blocks of the local disk: have them healed. Ends at once; what
     /// becomes of them is told as with any other. Nothing is done unless the disk is UpToDate.
     Heal(Vec<ByteRange>),
+    /// Where this node is target or source of a resync, it stands still, or goes on. It does not survive
+    /// the core: see [`Config::sync_pause`].
+    PauseSync(SyncPause),
     /// Compare copies, or read everything. Ends when that has begun; [`Notice::SurveyEnded`] says how it
     /// went.
     Survey(SurveyOrder),
@@ -246,6 +249,8 @@ pub struct Config {
     pub peers: Vec<PeerConfig>,
     /// Options.
     pub options: Options,
+    /// Where resyncs stand still from the start on, until a [`Command::PauseSync`].
+    pub sync_pause: SyncPause,
     /// Seed of the numbers that must be unique in the world (generations, epochs). The driver takes
     /// it from the system's random source, anew for every start.
     pub seed: u64,
@@ -568,12 +573,25 @@ pub struct PeerSnapshot {
     pub resync_received: u64,
     /// A resync that is running.
     pub resync: Option<ResyncProgress>,
+    /// A resync stands still because somebody was told so.
+    pub stands_still: Option<StandsStill>,
+    /// This node gets data from it by a resync or its journal, or will when that does not stand still.
+    pub is_source: bool,
     /// A `verify` that is running between the two disks.
     pub verify: Option<ResyncProgress>,
     /// It has no disk, by wish.
     pub diskless: bool,
     /// Its size in bytes, as it said last; `None` when it said nothing since the start.
     pub size: Option<u64>,
+}
+
+/// On which sides a resync is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StandsStill {
+    /// This node was told so.
+    pub here: bool,
+    /// The peer was.
+    pub there: bool,
 }
 
 /// All there is to see.

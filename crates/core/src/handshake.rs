@@ -276,8 +276,12 @@ impl Core {
                 return;
             }
             _ => {
+                let was_up = self.peers.get(&node).is_some_and(|p| p.up);
                 self.peer_is_up(node, theirs);
                 self.start_replication(node, verdict, mine, theirs);
+                if !was_up {
+                    self.tell_pause_to_newcomer(node);
+                }
                 return;
             }
         }

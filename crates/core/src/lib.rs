@@ -19,6 +19,7 @@ mod invalidate;
 mod kept;
 mod link;
 mod locks;
+mod pause;
 mod peer;
 mod peer_io;
 mod persist;
@@ -36,7 +37,7 @@ pub use engine::Core;
 pub use event::{
     Action, Attachment, Command, CommandId, Config, DiskOpId, DiskOutcome, Event, IoFailure,
     JournalReadId, LinkId, LoggedWrite, MetaOpId, Notice, Options, PeerConfig, PeerSnapshot,
-    Refusal, RequestId, RequestKind, ResyncProgress, Snapshot,
+    Refusal, RequestId, RequestKind, ResyncProgress, Snapshot, StandsStill,
 };
 pub use planted::PlantedBug;
 pub use verify::{MAX_FOUND, SurveyAction, SurveyEnd, SurveyKind, SurveyOrder, SurveyProgress};

@@ -22,8 +22,8 @@ use holdfast_units::{
     ConnectionState, DiskState, GenerationId, Millis, NodeId, PeerSet, ReplicationState, Role,
 };
 use holdfast_wire::{
-    FEATURE_HEAL, FEATURE_REPLAY, FEATURE_VERIFY, Hello, Message, PROTOCOL_VERSION,
-    PROTOCOL_VERSION_MIN, RefusalCode, WriteKind,
+    FEATURE_HEAL, FEATURE_PAUSE, FEATURE_REPLAY, FEATURE_VERIFY, Hello, Message, PROTOCOL_VERSION,
+    PROTOCOL_VERSION_MIN, RefusalCode, SyncPause, WriteKind,
 };
 
 /// Said of a peer of which more would have to be kept than there can be.
@@ -76,7 +76,7 @@ impl Core {
         Message::Hello(Hello {
             version_min: PROTOCOL_VERSION_MIN,
             version_max: PROTOCOL_VERSION,
-            features: FEATURE_REPLAY | FEATURE_HEAL | FEATURE_VERIFY,
+            features: FEATURE_REPLAY | FEATURE_HEAL | FEATURE_VERIFY | FEATURE_PAUSE,
             resource: self.config.resource,
             from: self.node,
             to,
@@ -109,6 +109,7 @@ impl Core {
         peer.disk = DiskState::DUnknown;
         peer.pending = 0;
         peer.pinged = None;
+        peer.pause = SyncPause::No;
         peer.end_resync();
         if peer.connection == ConnectionState::Connected {
             peer.connection = ConnectionState::Connecting;
@@ -335,6 +336,7 @@ impl Core {
             Message::VerifyProgress { running, done, total } => {
                 self.verify_progress(node, running, done, total);
             }
+            Message::SyncPaused { pause } => self.peer_pauses(node, pause),
             Message::Promote { id, step } => self.peer_promotes(node, id, step),
             Message::PromoteReply { id, answer } => self.promote_answered(node, id, answer),
             Message::Invalidate { receiver } => self.peer_invalidates(node, receiver),

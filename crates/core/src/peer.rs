@@ -9,7 +9,7 @@ use holdfast_format::SparseBitmap;
 use holdfast_units::{
     ByteRange, ConnectionState, DiskState, GenerationId, Millis, NodeId, ReplicationState, Role,
 };
-use holdfast_wire::{Message, StateReport};
+use holdfast_wire::{Message, StateReport, SyncPause};
 use std::borrow::Cow;
 use std::collections::VecDeque;
 
@@ -132,6 +132,8 @@ pub(crate) struct Peer {
     /// Source: since its resync began the target missed a write, or another Primary may have come or
     /// gone: it must not end before a new verdict.
     pub(crate) overtaken: bool,
+    /// Where it has its resyncs with this node stand still, as it said on this connection.
+    pub(crate) pause: SyncPause,
     pub(crate) last_heard: Millis,
     pub(crate) pinged: Option<Millis>,
     pub(crate) pending: u64,
@@ -212,6 +214,7 @@ impl Peer {
             left_to_primary: false,
             missed_again: None,
             overtaken: false,
+            pause: SyncPause::No,
             last_heard: Millis(0),
             pinged: None,
             pending: 0,

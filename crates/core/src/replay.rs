@@ -269,8 +269,13 @@ impl Core {
         if self.switching.is_some_and(|(node, _)| !self.is_feeding(node)) {
             self.switching = None;
         }
-        let nodes: Vec<NodeId> =
-            self.peers.values().filter(|p| p.feed.is_some()).map(|p| p.node).collect();
+        let stands = |node| self.peers.get(&node).is_some_and(|p| self.stands_as_source(p));
+        if self.switching.is_some_and(|(node, _)| stands(node)) {
+            // Nobody waits for it.
+            self.switching = None;
+        }
+        let fed = |p: &&Peer| p.feed.is_some() && !self.stands_as_source(p);
+        let nodes: Vec<NodeId> = self.peers.values().filter(fed).map(|p| p.node).collect();
         for node in nodes {
             self.read_for(node);
             self.send_replays(node);

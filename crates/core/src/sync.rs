@@ -534,6 +534,9 @@ impl Core {
     /// Asks for one more range; whether it did.
     fn pull_next(&mut self, node: NodeId) -> bool {
         let (window, rate) = (self.options.resync_window, self.options.resync_rate);
+        if self.peers.get(&node).is_none_or(|p| self.stands_as_target(p)) {
+            return false;
+        }
         let Some(peer) = self.peers.get_mut(&node) else { return false };
         let Some(resync) = &mut peer.resync else { return false };
         let smallest = if rate == 0 { BLOCK_SIZE } else { MAX_REQUEST.min(rate).max(BLOCK_SIZE) };
@@ -570,7 +573,9 @@ impl Core {
     /// When a limited resync may go on.
     pub(crate) fn resync_deadline(&self) -> Option<Millis> {
         let limited = self.options.resync_rate > 0
-            && self.peers.values().any(|p| p.is_syncing_target() && p.bitmap.count() > 0);
+            && self.peers.values().any(|p| {
+                p.is_syncing_target() && p.bitmap.count() > 0 && !self.stands_as_target(p)
+            });
         limited.then(|| self.now.after(RATE_STEP_MS))
     }
 
@@ -597,8 +602,8 @@ impl Core {
 
     /// Reads for targets, as much at a time as memory is meant for.
     fn serve_targets(&mut self) {
-        let nodes: Vec<NodeId> =
-            self.peers.values().filter(|p| !p.wanted.is_empty()).map(|p| p.node).collect();
+        let served = |p: &&Peer| !p.wanted.is_empty() && !self.stands_as_source(p);
+        let nodes: Vec<NodeId> = self.peers.values().filter(served).map(|p| p.node).collect();
         for node in nodes {
             while let Some(peer) = self.peers.get_mut(&node)
                 && peer.reading < READ_AT_ONCE

@@ -13,6 +13,7 @@ mod span;
 
 use crate::engine::{Core, DiskJob};
 use crate::event::{Action, CommandId, DiskOutcome, IoFailure, Notice, Refusal};
+use crate::pause::paused;
 use crate::peer::Peer;
 use digest::{Digests, UNREAD};
 use holdfast_units::{
@@ -733,6 +734,9 @@ impl Core {
     /// What goes on between the disks of this node and a peer, as it is shown.
     pub(crate) fn replication_shown(&self, p: &Peer) -> ReplicationState {
         let shown = p.shown_replication();
+        if self.stands_still(p).is_some() {
+            return paused(shown);
+        }
         if shown != ReplicationState::Established {
             return shown;
         }

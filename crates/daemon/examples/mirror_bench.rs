@@ -139,6 +139,7 @@ fn node(
     let spec = ResourceSpec {
         name: "bench".into(),
         config: Config {
+            sync_pause: holdfast_wire::SyncPause::No,
             node: number(own),
             resource: RESOURCE,
             size,

@@ -38,6 +38,8 @@ pub enum Setting {
     Text(String),
     /// Yes or no.
     Flag(bool),
+    /// A number.
+    Number(u64),
     /// Several texts.
     List(Vec<String>),
 }
@@ -48,6 +50,7 @@ impl fmt::Display for Setting {
         match self {
             Self::Text(text) => write!(f, "{text:?}"),
             Self::Flag(flag) => write!(f, "{flag}"),
+            Self::Number(number) => write!(f, "{number}"),
             Self::List(list) => write!(f, "{list:?}"),
         }
     }
@@ -158,14 +161,21 @@ impl ConfigFile {
     pub(crate) fn text(&self, key: &str) -> Option<String> {
         match self.value(key)?.0 {
             Setting::Text(text) => Some(text.clone()),
-            Setting::Flag(_) | Setting::List(_) => None,
+            Setting::Flag(_) | Setting::Number(_) | Setting::List(_) => None,
         }
     }
 
     pub(crate) fn flag(&self, key: &str) -> Option<bool> {
         match self.value(key)?.0 {
             Setting::Flag(flag) => Some(*flag),
-            Setting::Text(_) | Setting::List(_) => None,
+            Setting::Text(_) | Setting::Number(_) | Setting::List(_) => None,
+        }
+    }
+
+    pub(crate) fn number(&self, key: &str) -> Option<u64> {
+        match self.value(key)?.0 {
+            Setting::Number(number) => Some(*number),
+            Setting::Text(_) | Setting::Flag(_) | Setting::List(_) => None,
         }
     }
 

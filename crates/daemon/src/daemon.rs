@@ -7,7 +7,7 @@ use crate::node::{Node, Parts};
 use crate::options::{NbdAccess, Settings};
 use crate::resource::{self, Resource};
 use crate::shard::{Shard, ShardOptions, TcpAccess, boot_id};
-use crate::{archiving, guests, health, http, peer_api, peers, refuse, service, space};
+use crate::{archiving, guests, health, http, peer_api, peers, refuse, resyncs, service, space};
 use holdfast_api::options::Settings as OptionSettings;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Address, ClusterState};
@@ -59,6 +59,7 @@ impl Daemon {
             let local = Local { pending: false, ..local };
             node.add_resource(Resource::new(local));
         }
+        commands::rename::at_start(&node).await;
         guests::take_up(&node);
         tell_addresses(&node).await;
         tokio::spawn(peer_api::serve(Arc::clone(&node), listener));
@@ -67,10 +68,12 @@ impl Daemon {
         // Who came before finds the resources now.
         node.shard()?.let_clients_in().await;
         tokio::spawn(commands::leave::follow_records(Arc::clone(&node)));
+        tokio::spawn(commands::rename::follow_records(Arc::clone(&node)));
         commands::attach::take_up(&node).await;
         tokio::spawn(commands::attach::tell(Arc::clone(&node)));
         tokio::spawn(archiving::run(Arc::clone(&node)));
         tokio::spawn(space::run(Arc::clone(&node)));
+        tokio::spawn(resyncs::run(Arc::clone(&node)));
         tokio::spawn(health::run(Arc::clone(&node)));
         tokio::spawn(health::run_smart(Arc::clone(&node)));
         tokio::spawn(http::serve(Arc::clone(&node), control));

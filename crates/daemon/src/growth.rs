@@ -22,6 +22,8 @@ use tokio::sync::OwnedMutexGuard;
 
 /// How long growing that failed is not tried again.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often it is looked how large the disk is.
+const MEASURE: Duration = Duration::from_secs(5);
 /// How long a promotion waits for it, and how often it looks.
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
@@ -35,8 +37,32 @@ pub(crate) fn goal(node: &Node, resource: &Resource, view: &ResourceView) -> u64
 }
 
 /// Keeps a running resource as large as its members agreed on, and its local device as large as the
-/// resource, until the resource is closed.
+/// resource, until the resource is closed. Looks at how large the disk is now and then.
 pub(crate) async fn run(node: Arc<Node>, resource: Arc<Resource>, handle: ResourceHandle) {
+    tokio::select! {
+        () = keep_size(node, Arc::clone(&resource), handle) => {}
+        () = measure(resource) => {}
+    }
+}
+
+/// Keeps, for status, how large a resource the disk has room for.
+async fn measure(resource: Arc<Resource>) {
+    loop {
+        let local = resource.local();
+        let disk = local.disk.filter(|_| local.attached);
+        let room = match disk {
+            Some(disk) => blocking(move || growth::room(&disk)).await.ok(),
+            None => None,
+        };
+        let before = std::mem::replace(&mut resource.state().room, room);
+        if before != room {
+            resource.changed();
+        }
+        tokio::time::sleep(MEASURE).await;
+    }
+}
+
+async fn keep_size(node: Arc<Node>, resource: Arc<Resource>, handle: ResourceHandle) {
     let mut views = handle.watch();
     let mut cluster = node.watch_view();
     // The size that could not be reached, and when it is tried again.

@@ -1,9 +1,8 @@
 //! The control API on a Unix socket.
 
 use crate::commands::{self, need_running};
-use crate::logpeer;
 use crate::node::Node;
-use crate::{guests, health, metrics, phases, refuse, status};
+use crate::{guests, health, metrics, phases, refuse, resyncs, status};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
@@ -188,6 +187,7 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::RESOURCE_DISCONNECT, post(disconnect))
         .route(routes::RESOURCE_INVALIDATE, post(invalidate))
         .route(routes::RESOURCE_RESIZE, post(resize))
+        .route(routes::RESOURCE_RENAME, post(rename))
         .route(routes::RESOURCE_VERIFY, get(verify_reports).post(verify))
         .route(routes::RESOURCE_SCRUB, get(scrub_reports).post(scrub))
         .route(routes::RESOURCE_HEALTH, get(health_of))
@@ -491,6 +491,9 @@ on_resource! {
     set_options, request::Done, commands::options::set;
     detach, request::Done, commands::attach::detach;
     abort, request::Done, commands::attach::abort;
+    leave, request::Done, commands::leave::leave;
+    delete, request::Done, commands::leave::delete;
+    rename, request::Done, commands::rename::rename;
     watch, request::Done, guests::watch;
 }
 
@@ -509,8 +512,6 @@ macro_rules! plain_on_resource {
 }
 
 plain_on_resource! {
-    leave, commands::leave::leave;
-    delete, commands::leave::delete;
     up, commands::updown::up;
     down, commands::updown::down;
     device_remove, commands::device::remove;
@@ -532,12 +533,12 @@ async fn wait(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer
 
 async fn pause(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
     let call: request::Pause = read(&body)?;
-    run(&node.clone(), async move { logpeer::pause(&node, &name, &call, true).await }).await
+    run(&node.clone(), async move { resyncs::pause(&node, &name, &call, true).await }).await
 }
 
 async fn resume(State(node): App, Path(name): Path<String>, body: Bytes) -> Answer<request::Done> {
     let call: request::Pause = read(&body)?;
-    run(&node.clone(), async move { logpeer::pause(&node, &name, &call, false).await }).await
+    run(&node.clone(), async move { resyncs::pause(&node, &name, &call, false).await }).await
 }
 
 async fn attach(State(node): App, body: Bytes) -> Answer<Attached> {

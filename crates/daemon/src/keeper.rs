@@ -15,10 +15,9 @@ use holdfast_api::words::{agreed, counted};
 use holdfast_core::{
     Command, Notice, Options, PeerConfig, Snapshot, SurveyEnd, SurveyKind, SurveyProgress,
 };
-use holdfast_device::LocalDevice;
 use holdfast_units::{ConnectionState, NodeId, PeerSet, Role};
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::broadcast::error::RecvError;
 
@@ -40,7 +39,6 @@ pub(crate) struct Keeper {
     node: Arc<Node>,
     resource: Arc<Resource>,
     handle: ResourceHandle,
-    name: String,
     /// The peers that the core was told of.
     known: BTreeMap<NodeId, PeerMember>,
     /// The names of peers that the shard was told.
@@ -108,7 +106,6 @@ impl Keeper {
             node: Arc::clone(node),
             resource: Arc::clone(resource),
             handle,
-            name: plan.name.clone(),
             known: plan.peers.clone(),
             peer_names: BTreeMap::new(),
             options: plan.config.options.clone(),
@@ -147,7 +144,7 @@ impl Keeper {
                 notice = notices.recv() => match notice {
                     Ok(notice) => self.tell(&notice),
                     Err(RecvError::Lagged(count)) => {
-                        tracing::warn!(resource = self.name, count, "notices were lost");
+                        tracing::warn!(resource = self.name(), count, "notices were lost");
                     }
                     Err(RecvError::Closed) => break,
                 },
@@ -164,6 +161,11 @@ impl Keeper {
             self.look_after_left().await;
         }
         self.publish();
+    }
+
+    /// It may get another name while it runs.
+    fn name(&self) -> String {
+        self.resource.name()
     }
 
     fn tick(&self) -> Duration {
@@ -267,13 +269,13 @@ impl Keeper {
         };
         let why = format!(
             "resource {}: node {} is not taken as a peer: {}",
-            self.name,
+            self.name(),
             peer.name,
             told(&error)
         );
         let before = self.resource.state().no_room.insert(peer.slot, why.clone());
         if before.is_none() {
-            tracing::warn!(resource = self.name, "{why}");
+            tracing::warn!(resource = self.name(), "{why}");
         }
         false
     }
@@ -285,7 +287,7 @@ impl Keeper {
     async fn command(&self, command: Command) {
         let text = format!("{command:?}");
         if let Err(refusal) = self.handle.command(command).await {
-            tracing::error!(resource = self.name, ?refusal, "{text} was refused");
+            tracing::error!(resource = self.name(), ?refusal, "{text} was refused");
         }
     }
 
@@ -326,7 +328,7 @@ impl Keeper {
                         self.announce(None, "the node is Primary again, as before the stop");
                     }
                     Err(refusal) => {
-                        tracing::info!(resource = self.name, ?refusal, "not Primary again yet");
+                        tracing::info!(resource = self.name(), ?refusal, "not Primary again yet");
                     }
                 }
             }
@@ -340,7 +342,7 @@ impl Keeper {
                         "the node was Primary and stays Secondary until it has heard of {}: one \
                          of them could be Primary now; `holdfast primary {}` overrides that",
                         names.join(", "),
-                        self.name
+                        self.name()
                     );
                     self.announce(None, &text);
                 }
@@ -378,7 +380,7 @@ impl Keeper {
                 }
                 Ok(None) => return,
                 Err(error) => {
-                    tracing::warn!(resource = self.name, "{}", error.message);
+                    tracing::warn!(resource = self.name(), "{}", error.message);
                     why = Some(error.message);
                 }
             }
@@ -391,10 +393,10 @@ impl Keeper {
         let why = why.unwrap_or_else(|| {
             format!("this node did not become Primary within {} seconds", LEFT_LIMIT.as_secs())
         });
-        device::give_up_left(&self.node, &self.name, &why).await;
+        device::give_up_left(&self.node, &self.name(), &why).await;
         self.resource.state().device_waits = None;
         let text = format!("the device of the run before is gone, and its I/O failed: {why}");
-        self.node.hub.notice(&self.name, None, &text);
+        self.node.hub.notice(&self.name(), None, &text);
     }
 
     async fn drop_wish(&self) {
@@ -406,42 +408,23 @@ impl Keeper {
 
     /// Finds out who has the local device open.
     async fn look_at_device(&self) {
-        let device = self.resource.state().device.clone();
-        let Some(device) = device else { return };
-        let cell = Arc::clone(&device.device);
-        let looked = tokio::task::spawn_blocking(move || {
-            let device = cell.lock().unwrap_or_else(PoisonError::into_inner);
-            device.as_ref().map(LocalDevice::openers)
-        });
-        let Ok(Some(Ok(openers))) = looked.await else { return };
-        let openers: Vec<String> = openers.iter().map(ToString::to_string).collect();
-        let changed = {
-            let mut state = self.resource.state();
-            match &mut state.device {
-                Some(device) if device.openers != openers => {
-                    device.openers = openers;
-                    true
-                }
-                _ => false,
-            }
-        };
-        if changed {
+        if device::look(&self.resource).await {
             self.publish();
         }
     }
 
     fn tell(&self, notice: &Notice) {
-        if let Some((peer, what)) = problems::of_notice(notice, &self.name) {
+        if let Some((peer, what)) = problems::of_notice(notice, &self.name()) {
             let problem = Problem { what, seen_apart: false };
             self.resource.state().problems.insert(peer, problem);
             self.publish();
         }
-        let (peer, text) = sentence(notice, &self.name);
+        let (peer, text) = sentence(notice, &self.name());
         let peer = peer.map(|peer| self.node_name(peer));
         if is_trouble(notice) {
             let peer = peer.as_deref().unwrap_or_default();
-            tracing::warn!(resource = self.name, peer, "{text}");
-            self.node.hub.notice(&self.name, Some(peer).filter(|p| !p.is_empty()), &text);
+            tracing::warn!(resource = self.name(), peer, "{text}");
+            self.node.hub.notice(&self.name(), Some(peer).filter(|p| !p.is_empty()), &text);
         } else {
             self.announce(peer.as_deref(), &text);
         }
@@ -449,10 +432,10 @@ impl Keeper {
 
     fn announce(&self, peer: Option<&str>, text: &str) {
         match peer {
-            Some(peer) => tracing::info!(resource = self.name, peer, "{text}"),
-            None => tracing::info!(resource = self.name, "{text}"),
+            Some(peer) => tracing::info!(resource = self.name(), peer, "{text}"),
+            None => tracing::info!(resource = self.name(), "{text}"),
         }
-        self.node.hub.notice(&self.name, peer, text);
+        self.node.hub.notice(&self.name(), peer, text);
     }
 
     fn node_name(&self, node: NodeId) -> String {

@@ -47,6 +47,7 @@ mod refuse;
 mod remote;
 mod replacing;
 mod resource;
+mod resyncs;
 mod run;
 mod service;
 pub mod shard;

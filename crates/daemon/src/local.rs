@@ -164,6 +164,9 @@ pub(crate) struct Local {
     /// Another node leads by the log, and this one follows it, whatever its own protocol is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) follows: bool,
+    /// Where this node is target or source of a resync, that stands still.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) sync_paused: bool,
     /// Its disk is shown read-only, as long as its replay is paused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) shows_past: bool,
@@ -319,6 +322,7 @@ mod tests {
             up: true,
             primary: true,
             follows: true,
+            sync_paused: true,
             shows_past: true,
             pending: false,
             disconnected: [Uuid::new_v4()].into(),

@@ -304,6 +304,11 @@ impl Node {
         if let Some(resource) = self.resources().iter().find(named) {
             return Ok(Arc::clone(resource));
         }
+        // One that has not taken over the name yet that the cluster knows it by.
+        let known = self.record_named(name).and_then(|record| self.resource(record.id));
+        if let Some(resource) = known {
+            return Ok(resource);
+        }
         if let Some((_, file)) = self.damaged_named(name) {
             return Err(ApiError::new(
                 ErrorCode::ResourceDown,

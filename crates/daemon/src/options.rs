@@ -51,6 +51,8 @@ pub struct DaemonOptions {
     pub device_holder: Option<Vec<PathBuf>>,
     /// What all journals of this node may take together, in bytes; no limit when nobody says.
     pub journal_budget: Option<u64>,
+    /// How many resources may be filled on this node at a time; no limit when nobody says, or 0.
+    pub max_resyncs: Option<u64>,
     /// The program that reads SMART values, or `off`; smartctl, where it is installed, when nobody
     /// says.
     pub smartctl: Option<PathBuf>,
@@ -114,6 +116,7 @@ impl DaemonOptions {
             ("socket", path(&self.socket)),
             ("lock-memory", self.lock_memory.map(Setting::Flag)),
             ("journal-budget", self.journal_budget.map(|bytes| Setting::Text(bytes.to_string()))),
+            ("max-resyncs", self.max_resyncs.map(Setting::Number)),
             ("nbd-listen", text(&self.nbd_listen)),
             ("nbd-tls-certificates", path(&access.tls_certificates)),
             ("nbd-tls", tls.map(|word| Setting::Text(word.to_owned()))),
@@ -166,6 +169,8 @@ pub(crate) struct Settings {
     pub(crate) lock_memory: bool,
     pub(crate) device_holder: Option<Vec<PathBuf>>,
     pub(crate) journal_budget: Option<u64>,
+    /// Never 0.
+    pub(crate) max_resyncs: Option<u64>,
     pub(crate) smartctl: SmartProgram,
     /// For resources that are made here, as the file had them at the start.
     pub(crate) resource_defaults: ResourceDefaults,
@@ -239,6 +244,10 @@ impl Settings {
             lock_memory: options.lock_memory.or_else(|| file.flag("lock-memory")).unwrap_or(true),
             device_holder: options.device_holder.clone(),
             journal_budget: journal_budget(options.journal_budget, file)?,
+            max_resyncs: options
+                .max_resyncs
+                .or_else(|| file.number("max-resyncs"))
+                .filter(|most| *most > 0),
             smartctl: match some_path(&options.smartctl, "smartctl") {
                 None => SmartProgram::Installed,
                 Some(word) if word == Path::new(OFF) => SmartProgram::Off,

@@ -10,11 +10,12 @@ use crate::node::Node;
 use crate::opening;
 use crate::peers::{sync_with_all, version};
 use crate::refuse;
+use crate::resyncs;
 use crate::shard::{LinkOrigin, LinkSocket};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Extension, Json, State};
 use axum::routing::post;
-use holdfast_api::request::Done;
+use holdfast_api::request::{Done, PauseWhat};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{
     ACCEPT_TIMEOUT, Caller, Fingerprint, JoinRequest, JoinResponse, MAX_JOIN_REQUEST_BYTES,
@@ -41,6 +42,10 @@ pub(crate) const MAY_DELETE: &str = "/peer/v1/may-delete";
 pub(crate) const ROOM_TO_GROW: &str = "/peer/v1/room-to-grow";
 /// A node asks a member to make its disk ready for a larger size.
 pub(crate) const GROW: &str = "/peer/v1/make-ready-to-grow";
+/// A node asks a member whether a resource may have another name, or to take that over.
+pub(crate) const RENAME: &str = "/peer/v1/rename";
+/// A node has a member hold or let go on what `pause` names.
+pub(crate) const PAUSE: &str = "/peer/v1/pause";
 /// A node that waits for data links is ready for them.
 pub(crate) const DIAL: &str = "/peer/v1/dial";
 /// A node asks whether another one leads a resource.
@@ -127,6 +132,26 @@ pub(crate) struct MakeReady {
     pub(crate) resource: ResourceId,
     /// The size to come, in bytes.
     pub(crate) size: u64,
+}
+
+/// A resource is to have another name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct RenameMember {
+    #[serde(with = "crate::local::id_text")]
+    pub(crate) resource: ResourceId,
+    /// The name.
+    pub(crate) new: String,
+    /// The records say so already: it is to be taken over.
+    pub(crate) now: bool,
+}
+
+/// Something of a resource is to be held, or to go on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PauseMember {
+    #[serde(with = "crate::local::id_text")]
+    pub(crate) resource: ResourceId,
+    pub(crate) what: PauseWhat,
+    pub(crate) on: bool,
 }
 
 /// Takes the connections of other nodes until the daemon stops.
@@ -248,6 +273,8 @@ fn peer_router(node: Arc<Node>, peer: PinnedNode) -> Router {
         .route(MAY_DELETE, post(may_delete))
         .route(ROOM_TO_GROW, post(room_to_grow))
         .route(GROW, post(make_ready))
+        .route(RENAME, post(rename))
+        .route(PAUSE, post(pause))
         .route(guests::LOOK, post(look))
         .route(DIAL, post(dial))
         .route(LEADS, post(leads))
@@ -322,6 +349,21 @@ async fn make_ready(
 ) -> Result<Json<Done>, Failure> {
     commands::resize::ready(&node, call.resource, call.size).await?;
     Ok(Json(Done::new("it is ready")))
+}
+
+async fn rename(
+    State(node): State<Arc<Node>>,
+    Json(call): Json<RenameMember>,
+) -> Result<Json<Done>, Failure> {
+    commands::rename::on_member(&node, &call).await?;
+    Ok(Json(Done::new("it is well")))
+}
+
+async fn pause(
+    State(node): State<Arc<Node>>,
+    Json(call): Json<PauseMember>,
+) -> Result<Json<Done>, Failure> {
+    resyncs::on_member(&node, &call).await.map(Json).map_err(Failure::from)
 }
 
 async fn dial(State(node): State<Arc<Node>>, Json(call): Json<AboutResource>) -> Json<Done> {

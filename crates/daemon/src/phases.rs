@@ -32,6 +32,11 @@ pub(crate) fn phase(text: impl Into<String>) {
     let _ = TOLD.try_with(|told| told.try_send(text));
 }
 
+/// What a command that is only tried would do now.
+pub(crate) fn would(steps: &[&str]) {
+    steps.iter().for_each(|step| phase(format!("it would go on with: {step}")));
+}
+
 /// Runs the work on a task of its own, for the caller who waits for this one.
 pub(crate) fn spawn<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,

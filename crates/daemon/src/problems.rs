@@ -44,7 +44,8 @@ pub(crate) fn of_cluster(node: &Node) -> BTreeSet<String> {
     });
     let left_out = node.resources().into_iter().flat_map(|resource| {
         let state = resource.state();
-        let left_out = state.no_room.values().chain(&state.growth_trouble).cloned();
+        let left_out = state.no_room.values().chain(&state.growth_trouble);
+        let left_out = left_out.chain(&state.rename_trouble).cloned();
         left_out.chain(spares::problems(&state)).collect::<Vec<_>>()
     });
     let split = late_split(node);
@@ -85,8 +86,7 @@ fn sentence(records: &Records, trouble: &Trouble) -> String {
     match trouble {
         Trouble::ResourceNameTwice { name, keeps, loses } => format!(
             "two resources have the name {name}: the one of {} was the first; on {} run \
-             `holdfast delete {name}` and create it again with another name (the data stay on \
-             the disk)",
+             `holdfast rename {name} NEW`",
             members(records, *keeps),
             members(records, *loses)
         ),

@@ -13,6 +13,7 @@ use crate::logpeer::{self, Following, Serving};
 use crate::node::{Node, PeerMember};
 use crate::rate::RateMeter;
 use crate::replacing::{self, Replacing};
+use crate::resyncs::{self, Turn};
 use crate::shard::{
     DiskSpec, Limits, OpenError, PastHandle, ResourceHandle, ResourceSpec, ResourceView,
 };
@@ -78,6 +79,12 @@ pub(crate) struct State {
     pub(crate) problems: BTreeMap<NodeId, Problem>,
     /// Members that the core was not told of, for want of room in the metadata, and that in words.
     pub(crate) no_room: BTreeMap<NodeId, String>,
+    /// How large a resource its disk has room for, in bytes, as far as that is known.
+    pub(crate) room: Option<u64>,
+    /// Whether its resync waits for its turn.
+    pub(crate) turn: Turn,
+    /// Why it has not the name yet that the cluster knows it by.
+    pub(crate) rename_trouble: Option<String>,
     /// Why it has not the size that its members agreed on.
     pub(crate) growth_trouble: Option<String>,
     /// How much room the journal has.
@@ -154,6 +161,9 @@ impl Resource {
             rates: BTreeMap::new(),
             problems: BTreeMap::new(),
             no_room: BTreeMap::new(),
+            room: None,
+            turn: Turn::Now,
+            rename_trouble: None,
             growth_trouble: None,
             space: Space::default(),
             spare_fill: None,
@@ -335,9 +345,10 @@ pub(crate) fn plan(node: &Node, local: &Local) -> Result<Plan, ApiError> {
         boot: if is_remote { random_boot()? } else { node.boot },
         peers: configs,
         options,
+        sync_pause: resyncs::pause_of(local, Turn::Now),
         seed: random()?,
     };
-    Ok(Plan { name: record.name, config, peers, limits })
+    Ok(Plan { name: local.name.clone(), config, peers, limits })
 }
 
 /// What a remote disk had not made durable is only certain to be there while this process keeps it:
@@ -388,7 +399,8 @@ async fn open_core(
     or_diskless: bool,
 ) -> Result<(), ApiError> {
     let local = resource.local();
-    let plan = plan(node, &local)?;
+    let mut plan = plan(node, &local)?;
+    plan.config.sync_pause = resyncs::at_start(node, resource);
     replacing::settle(&local).await;
     let sums = checksums::wanted_at(&node.settings.state_dir, &local);
     let disk = local.disk.as_ref().filter(|_| local.attached);
@@ -439,7 +451,7 @@ async fn open_core(
     let leads = logpeer::keep(Arc::clone(node), Arc::clone(resource), handle.clone());
     if let Some(changes) = handle.map_changes().subscribe() {
         // It ends with the disk.
-        tokio::spawn(tell_map(Arc::clone(node), plan.name.clone(), changes));
+        tokio::spawn(tell_map(Arc::clone(node), resource.id, changes));
     }
     let sums = checksums::run(handle.checksums().cloned());
     let surveys = survey::run(Arc::clone(node), Arc::clone(resource), handle.clone());
@@ -453,7 +465,6 @@ async fn open_core(
     ];
     {
         let mut state = resource.state();
-        state.local.name.clone_from(&plan.name);
         state.running = Some(Running { handle, _tasks: tasks });
         state.starts += 1;
         state.trouble.clone_from(&trouble);

@@ -11,6 +11,7 @@ use crate::peers::version;
 use crate::problems;
 use crate::replacing::Replacing;
 use crate::resource::{Resource, State};
+use crate::resyncs;
 use crate::shard::ResourceView;
 use crate::spares::SparesView;
 use crate::survey;
@@ -25,7 +26,7 @@ use holdfast_core::{PeerSnapshot, ResyncProgress, SurveyKind};
 use holdfast_nbd::{NbdUri, PeerAddress};
 use holdfast_store::{SpareFill, SpareInfo};
 use holdfast_units::{
-    ByteRange, ConnectionState, DiskState, GenerationId, NodeId, ReplicationState, Role,
+    BLOCK_SIZE, ByteRange, ConnectionState, DiskState, GenerationId, NodeId, ReplicationState, Role,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -123,7 +124,9 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
             .map(|peer| {
                 let name = names.get(&peer.node).cloned();
                 let name = name.unwrap_or_else(|| format!("number-{}", peer.node));
-                peer_status(peer, name, &protocol, &state)
+                let resync_paused = resyncs::why(node, &state, peer, &name);
+                let shown = peer_status(peer, name, &protocol, &state);
+                PeerStatus { resync_paused, ..shown }
             })
             .collect(),
         None => names.values().map(|name| peer_of_down(name, &protocol)).collect(),
@@ -154,6 +157,7 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         }
         .to_owned(),
         path: state.local.disk.as_ref().map(|disk| disk.path.display().to_string()),
+        room_bytes: snapshot.and_then(|s| state.room.filter(|room| *room >= s.size + BLOCK_SIZE)),
         io_errors: snapshot.map_or(0, |s| s.io_errors),
         healed_blocks: snapshot.map_or(0, |s| s.healed_blocks),
         unreadable_blocks: snapshot.map_or(0, |s| s.unreadable_blocks),
@@ -349,6 +353,7 @@ fn peer_status(peer: &PeerSnapshot, node: String, protocol: &str, state: &State)
         pending_requests: peer.pending,
         tls: peer.connection == ConnectionState::Connected,
         resync: peer.resync.map(shown),
+        resync_paused: None,
         verify: peer.verify.map(shown),
         sent_bytes: peer.sent + peer.resync_sent,
         received_bytes: peer.received + peer.resync_received,

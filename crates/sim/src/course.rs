@@ -7,7 +7,7 @@ use crate::node::node_id;
 use crate::world::{World, note};
 use holdfast_core::{Command, SurveyKind, SurveyOrder};
 use holdfast_units::{BLOCK_SIZE, ConnectionState, DiskState, ReplicationState};
-use holdfast_wire::RepairMode;
+use holdfast_wire::{RepairMode, SyncPause};
 
 /// A cluster without faults must be well after so long.
 const HEAL_US: u64 = 240_000_000;
@@ -71,6 +71,10 @@ impl World {
 
     /// Waits until nothing is under way any more, and compares.
     fn quiet_moment(&mut self) {
+        // What is held would never be equal; a crash forgets it by itself.
+        for n in self.up() {
+            self.command(n, Command::PauseSync(SyncPause::No));
+        }
         let answered = |world: &Self| world.nodes.iter().all(|node| node.pending.is_empty());
         let end = self.now + ANSWER_US;
         if !self.run_until_that(end, answered) {

@@ -144,6 +144,7 @@ impl Node {
         let boot = boot_id(self.boot, self.id);
         let peers = diskless.iter().enumerate().filter(|(peer, _)| *peer != self.id.index());
         Config {
+            sync_pause: holdfast_wire::SyncPause::No,
             node: self.id,
             resource: RESOURCE,
             size,

@@ -58,6 +58,7 @@ pub(crate) struct Weights {
     pub(crate) invalidate: u64,
     pub(crate) detach: u64,
     pub(crate) verify: u64,
+    pub(crate) pause: u64,
 }
 
 /// See the module.
@@ -212,7 +213,8 @@ fn spots(size: u64, rng: &mut Rng) -> Vec<std::ops::Range<u64>> {
 }
 
 fn weights(class: Class, apart: bool) -> Weights {
-    let mut weights = Weights { demote: 4, promote: 10, stop: 2, verify: 4, ..Weights::default() };
+    let mut weights =
+        Weights { demote: 4, promote: 10, stop: 2, verify: 4, pause: 4, ..Weights::default() };
     let (mut kill, mut links, mut power, mut commands) = (false, false, false, false);
     match class {
         Class::Calm => {}

@@ -6,7 +6,7 @@ use crate::plan::Weights;
 use crate::world::{Happening, World, note};
 use holdfast_core::{Command, SurveyKind, SurveyOrder};
 use holdfast_units::{ByteRange, DiskState, ReplicationState};
-use holdfast_wire::RepairMode;
+use holdfast_wire::{RepairMode, SyncPause};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -26,9 +26,10 @@ enum Kind {
     Invalidate,
     Detach,
     Verify,
+    Pause,
 }
 
-fn kinds(weights: &Weights) -> [(Kind, u64); 16] {
+fn kinds(weights: &Weights) -> [(Kind, u64); 17] {
     [
         (Kind::Kill, weights.kill),
         (Kind::Power, weights.power),
@@ -46,6 +47,7 @@ fn kinds(weights: &Weights) -> [(Kind, u64); 16] {
         (Kind::Invalidate, weights.invalidate),
         (Kind::Detach, weights.detach),
         (Kind::Verify, weights.verify),
+        (Kind::Pause, weights.pause),
     ]
 }
 
@@ -151,6 +153,11 @@ impl World {
             }
             Kind::Invalidate => self.invalidate(n, m),
             Kind::Verify => self.survey(n),
+            Kind::Pause => {
+                let pauses = [SyncPause::No, SyncPause::AsTarget, SyncPause::Always];
+                let pause = self.rng.pick(&pauses);
+                self.command(n, Command::PauseSync(pause));
+            }
             Kind::Detach => {
                 if self.may_detach(n) {
                     self.command(n, Command::Detach);

@@ -81,10 +81,11 @@ enum Kind {
     VerifyRepair = 39,
     VerifyRepaired = 40,
     VerifyProgress = 41,
+    SyncPaused = 42,
 }
 
 /// Every kind with its name, in the order of their numbers, from 1.
-const KINDS: [(Kind, &str); 41] = [
+const KINDS: [(Kind, &str); 42] = [
     (Kind::Hello, "Hello"),
     (Kind::State, "State"),
     (Kind::Verdict, "Verdict"),
@@ -126,6 +127,7 @@ const KINDS: [(Kind, &str); 41] = [
     (Kind::VerifyRepair, "VerifyRepair"),
     (Kind::VerifyRepaired, "VerifyRepaired"),
     (Kind::VerifyProgress, "VerifyProgress"),
+    (Kind::SyncPaused, "SyncPaused"),
 ];
 
 impl Kind {
@@ -172,6 +174,7 @@ impl Kind {
             Message::VerifyRepair { .. } => Self::VerifyRepair,
             Message::VerifyRepaired { .. } => Self::VerifyRepaired,
             Message::VerifyProgress { .. } => Self::VerifyProgress,
+            Message::SyncPaused { .. } => Self::SyncPaused,
         }
     }
 

@@ -12,7 +12,7 @@ pub use codec::{
 };
 pub use error::WireError;
 pub use message::{
-    Differing, Digest, FEATURE_HEAL, FEATURE_REPLAY, FEATURE_VERIFY, Generations, HISTORY_LEN,
-    Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PeerResult, PromoteAnswer, PromoteStep,
-    RefusalCode, RepairMode, StateReport, Verdict, WriteKind,
+    Differing, Digest, FEATURE_HEAL, FEATURE_PAUSE, FEATURE_REPLAY, FEATURE_VERIFY, Generations,
+    HISTORY_LEN, Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PeerResult, PromoteAnswer,
+    PromoteStep, RefusalCode, RepairMode, StateReport, SyncPause, Verdict, WriteKind,
 };

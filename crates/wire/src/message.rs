@@ -18,6 +18,8 @@ pub const FEATURE_REPLAY: u64 = 1;
 pub const FEATURE_HEAL: u64 = 2;
 /// Feature bit of [`Hello`]: the sender knows [`Message::VerifyRequest`] and what belongs to it.
 pub const FEATURE_VERIFY: u64 = 4;
+/// Feature bit of [`Hello`]: the sender knows [`Message::SyncPaused`].
+pub const FEATURE_PAUSE: u64 = 8;
 /// The strong digest (BLAKE3) of a block.
 pub type Digest = [u8; 32];
 /// How many past generations a node remembers and tells.
@@ -240,6 +242,19 @@ pub struct Differing {
     pub repaired: bool,
     /// Most of three or more copies hold the same, so this one is wrong.
     pub majority: bool,
+}
+
+/// Where a node has its resyncs stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum SyncPause {
+    /// Nowhere.
+    #[default]
+    No = 0,
+    /// Where it is the target.
+    AsTarget = 1,
+    /// Where it is target or source.
+    Always = 2,
 }
 
 /// One message. Ranges are in bytes and whole blocks of 4096.
@@ -550,6 +565,12 @@ pub enum Message {
         /// Bytes to be compared.
         total: u64,
     },
+    /// Whether the sender lets resyncs with the receiver go on. Each connection begins with
+    /// [`SyncPause::No`]. Only for a receiver with [`FEATURE_PAUSE`].
+    SyncPaused {
+        /// Where it stands still.
+        pause: SyncPause,
+    },
     /// Starts a full resync with the sender as target (`invalidate`), or with the receiver as target
     /// (`invalidate --peer`).
     Invalidate {
@@ -604,6 +625,7 @@ impl Message {
             Self::VerifyRepair { .. } => "VerifyRepair",
             Self::VerifyRepaired { .. } => "VerifyRepaired",
             Self::VerifyProgress { .. } => "VerifyProgress",
+            Self::SyncPaused { .. } => "SyncPaused",
         }
     }
 

@@ -25,12 +25,18 @@ pub(crate) enum Cluster {
     Join {
         /// What `cluster token` printed on one of its nodes
         token: String,
+        /// Only check, and say what would be done
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Leave the cluster
     Leave {
         /// Leave also when the others cannot be told, or it is a member of resources
         #[arg(long)]
         force: bool,
+        /// Only check, and say what would be done
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Remove a node that is gone for good
     Remove {
@@ -40,6 +46,9 @@ pub(crate) enum Cluster {
         /// Really: the node is not asked
         #[arg(long)]
         force: bool,
+        /// Only check, and say what would be done
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Make this node's cluster a part of another one, while everything runs
     ///
@@ -51,6 +60,9 @@ pub(crate) enum Cluster {
         /// Also when nodes are not reached: they follow when they are
         #[arg(long)]
         force: bool,
+        /// Only check, and say what would be done
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Make some nodes a cluster of their own, while everything runs
     ///
@@ -66,6 +78,9 @@ pub(crate) enum Cluster {
         /// Take back a split that was begun and is not decided
         #[arg(long, conflicts_with_all = ["nodes", "name"])]
         cancel: bool,
+        /// Only check, and say what would be done
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Wait until all nodes have the same configuration; fails when one is not reached in time
     Wait,

@@ -187,7 +187,7 @@ fn begin(node: &Node, arguments: &[&str]) -> Child {
 }
 
 /// Kills the daemon of a node a moment after a command was begun on `by`, and starts it again.
-fn kill_during(
+pub(crate) fn kill_during(
     cluster: &mut Cluster,
     by: usize,
     arguments: &[&str],

@@ -46,6 +46,23 @@ fn a_device_that_cannot_be_written_is_refused() {
 }
 
 #[test]
+fn a_mounted_disk_is_refused() {
+    let cluster = cluster(2);
+    let Some(device) = loop_device(&cluster, "mounted", &[]) else { return };
+    run_ok(Command::new("mkfs.ext4").args(["-q", "-F", &device]));
+    cluster.create("r0", 8 * MIB, &[]);
+    let mount = Mount::new(&device, &cluster[0].dir().join("mnt"));
+    cluster[0].refused(&["create", "r1", "--disk", &device], 1, "or mounted");
+    cluster[1].refused(&["join", "r0", "--disk", &device, "--force"], 1, "or mounted");
+    assert!(cluster[1].status().resources.is_empty());
+    mount.unmount();
+    // Now its data are those of a resource.
+    cluster[0].ok(&["create", "r1", "--disk", &device]);
+    cluster[0].ok(&["delete", "r1"]);
+    let_go(&device);
+}
+
+#[test]
 fn the_files_of_the_node_itself_are_refused() {
     let cluster = cluster(2);
     let node = &cluster[0];

@@ -235,6 +235,9 @@ fn after_a_forced_promotion_the_old_primary_follows_or_says_that_both_wrote() {
         assert!(text.contains("went on apart at position"), "{text}");
     }
     assert_ne!(before, files::fingerprint(&cluster[1].disk("r0"), SIZE), "nobody's data are gone");
+    // With that nobody takes over in good order.
+    cluster[1].refused(&["primary", "r0"], 1, "r0");
+    assert_eq!(cluster[0].resource("r0").role, "Primary");
     check_blocks(&cluster[0], "r0", 2, (100..200).step_by(7));
     // A person says whose are good.
     cluster[1].ok(&["connect", "r0", "--discard-my-data"]);

@@ -67,14 +67,13 @@ fn names_taken_in_two_halves_are_told_with_the_way_out() {
         for command in [&["status"][..], &["cluster", "status"]] {
             let text = node.ok(command);
             assert!(text.contains("two resources have the name dup"), "{text}");
-            assert!(text.contains("on beta run `holdfast delete dup`"), "{text}");
+            assert!(text.contains("on beta run `holdfast rename dup NEW`"), "{text}");
         }
     }
-    cluster[1].ok(&["delete", "dup"]);
+    cluster[1].ok(&["rename", "dup", "other"]);
     for node in cluster.nodes() {
         wait_until(SOON, "it is over", || problems(node).is_empty());
     }
     check_blocks(&cluster[0], "dup", 5, 0..3);
-    cluster[1].ok(&["create", "other", "--disk", &cluster[1].disk("dup").display().to_string()]);
     check_blocks(&cluster[1], "other", 5, 0..3);
 }

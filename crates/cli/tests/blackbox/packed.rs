@@ -90,3 +90,37 @@ fn a_compressed_journal_is_shorter_and_loses_nothing() {
         files::assert_equal(&cluster[0].disk("r0"), &cluster[node].disk("r0"), SIZE);
     }
 }
+
+#[test]
+fn what_becomes_shorter_is_packed_on_the_way_to_a_log_peer() {
+    let cluster = crate::cluster_with_proxies(2);
+    for (index, node) in cluster.nodes().iter().enumerate() {
+        let journal = journal_of(node);
+        let journal = journal.each_ref().map(String::as_str);
+        match index {
+            0 => cluster.create("r0", SIZE, &journal),
+            _ => {
+                let more = [&["--protocol", "log"], &journal[..]].concat();
+                cluster.join_resource(node, "r0", SIZE, &more);
+            }
+        }
+    }
+    cluster[1].ok(&["wait", "r0", "--for", "replayed", "--timeout", "50"]);
+    let carried = || -> u64 {
+        let ways = cluster.nodes().iter().map(|node| node.proxy().forwarded());
+        ways.map(|(there, back)| there + back).sum()
+    };
+    let before = carried();
+    let mut client = cluster[0].open("r0");
+    for at in 0..16 {
+        client.write_at(&vec![7; 1 << 20], at * MIB).expect("it takes writes");
+    }
+    client.flush().expect("it can flush");
+    drop(client);
+    cluster[1].ok(&["wait", "r0", "--for", "replayed", "--timeout", "50"]);
+    wait_until(SOON, "all of it is there", || {
+        files::read(&cluster[1].disk("r0"), 15 * MIB, 4096) == vec![7; 4096]
+    });
+    let carried = carried() - before;
+    assert!(carried < 4 * MIB, "{carried} bytes for 16 MiB of one byte");
+}

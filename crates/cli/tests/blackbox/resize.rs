@@ -4,7 +4,7 @@ use crate::device::skipped;
 use crate::disks::{let_go, loop_device};
 use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, write_blocks};
 use holdfast_testkit::{
-    Cluster, Ledger, Mount, Node, Rng, Writer, WriterOptions, block_content, run, run_ok,
+    Cluster, Ledger, Mount, Node, Rng, Writer, WriterOptions, block_content, files, run, run_ok,
     wait_until,
 };
 use std::fs::File;
@@ -381,4 +381,29 @@ fn grow_filesystem(device: &str, mount: Mount) -> Mount {
 fn device(cluster: &Cluster, index: usize) -> String {
     let made = cluster[index].json(&["device", "r0"]);
     made["path"].as_str().expect("it has a path").to_owned()
+}
+
+#[test]
+fn room_on_the_disks_is_told_and_used() {
+    let cluster = cluster(2);
+    files::make_sparse(&cluster[0].disk("r0"), 3 * SMALL);
+    let disk = cluster[0].disk("r0").display().to_string();
+    cluster[0].ok(&["create", "r0", "--disk", &disk, "--size", "8M"]);
+    assert_eq!(size(&cluster[0]), SMALL);
+    files::make_sparse(&cluster[1].disk("r0"), 2 * SMALL);
+    let disk = cluster[1].disk("r0").display().to_string();
+    let said = cluster[1].ok(&["join", "r0", "--disk", &disk]);
+    assert!(said.contains(&format!("8 MiB of {disk} stay unused")), "{said}");
+    cluster[1].wait_synced("r0", SYNC);
+    let room = |node: usize| cluster[node].resource("r0").disk.room_bytes;
+    wait_until(SOON, "both say how much room there is", || {
+        (room(0), room(1)) == (Some(3 * SMALL), Some(2 * SMALL))
+    });
+    let text = cluster[1].ok(&["status", "r0"]);
+    assert!(text.contains("this node's disk has room for 16 MiB: `holdfast resize r0`"), "{text}");
+    cluster[0].ok(&["resize", "r0"]);
+    assert_eq!((size(&cluster[0]), room(1)), (2 * SMALL, None));
+    // A disk that is made larger is noticed.
+    make_larger(&cluster[1], 4 * SMALL);
+    wait_until(SOON, "it is told", || room(1) == Some(4 * SMALL));
 }

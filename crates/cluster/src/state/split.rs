@@ -31,7 +31,23 @@ impl ClusterState {
         name: Option<&str>,
         now: UnixMillis,
     ) -> Result<SplitPlan, Refusal> {
-        let own = self.need_own()?.uuid;
+        let plan = self.check_split(nodes, name)?;
+        if let SplitPlan::Planned(fate) = &plan
+            && self.records().fate(fate.uuid).is_none()
+        {
+            let mut next = self.data.clone();
+            apply(&mut next.records, vec![Change::fate(fate)], self.identity.uuid(), now)?;
+            self.commit(next)?;
+        }
+        Ok(plan)
+    }
+
+    /// What [`Self::plan_split`] would write; nothing changes.
+    ///
+    /// # Errors
+    /// As [`Self::plan_split`].
+    pub fn check_split(&self, nodes: &[String], name: Option<&str>) -> Result<SplitPlan, Refusal> {
+        self.need_own()?;
         let cluster = self.need_member()?.clone();
         let mut wanted: Vec<String> = nodes.to_vec();
         wanted.sort();
@@ -78,9 +94,6 @@ impl ClusterState {
             into: None,
             split: Some(split),
         };
-        let mut next = self.data.clone();
-        apply(&mut next.records, vec![Change::fate(&fate)], own, now)?;
-        self.commit(next)?;
         Ok(SplitPlan::Planned(fate))
     }
 

@@ -112,6 +112,7 @@ fn resource(number: u8, name: &str) -> ResourceRecord {
     ResourceRecord {
         id: ResourceId([number; 16]),
         name: name.into(),
+        formerly: None,
         size_bytes: 1 << 30,
         created_at: NOW.0,
         options: BTreeMap::new(),

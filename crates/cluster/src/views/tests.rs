@@ -27,6 +27,7 @@ fn resource(records: &mut Records, number: u8, name: &str, created_at: u64) {
     let view = ResourceRecord {
         id,
         name: name.into(),
+        formerly: None,
         size_bytes: 1 << 30,
         created_at,
         options: BTreeMap::from([("timeout".into(), "6".into())]),

@@ -253,6 +253,7 @@ impl World {
         let (boot, starts, diskless) = (node.boot, node.starts, node.diskless);
         let found = (!diskless).then(|| self.on_disk(i));
         let config = Config {
+            sync_pause: holdfast_wire::SyncPause::No,
             node: n(i),
             resource: RESOURCE,
             size: found.as_ref().map_or(self.size, |f| f.superblock.layout.device_size()),

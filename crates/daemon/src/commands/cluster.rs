@@ -2,13 +2,13 @@
 
 use super::create::CLUSTER_NAME;
 use super::leave::retire;
-use super::roles::release;
+use super::roles::{need_closed, release};
 use crate::events::unix_ms;
 use crate::node::Node;
 use crate::options::NODE_PORT;
 use crate::peer_api::{JOIN, SYNC, SyncAnswer, SyncCall};
 use crate::peers::{CALL_TIMEOUT, call_node, connect, request, sync_with_all, version};
-use crate::phases::phase;
+use crate::phases::{phase, would};
 use crate::{peer_api, refuse, status};
 use holdfast_api::request::{
     ClusterCreate, ClusterCreated, ClusterJoin, ClusterLeave, ClusterRemove, ClusterToken, Done,
@@ -68,6 +68,9 @@ pub(crate) async fn join(node: &Arc<Node>, call: ClusterJoin) -> Result<ClusterS
     let addresses = node.advertised();
     let asked = token.clone();
     let body = node.cluster(move |state, _| state.join_request(&asked, &addresses)).await?;
+    if call.dry_run {
+        return try_to_join(node, &token).await;
+    }
     let exchange = async {
         let issuers: Vec<String> = token.addresses.iter().map(ToString::to_string).collect();
         let (socket, to) = connect(&issuers, "that issued the token").await?;
@@ -88,6 +91,26 @@ pub(crate) async fn join(node: &Arc<Node>, call: ClusterJoin) -> Result<ClusterS
     })
 }
 
+/// Whether the node that issued a token answers, and is the one; the token is not used up. What it would
+/// say to the token is not known.
+async fn try_to_join(node: &Arc<Node>, token: &JoinToken) -> Result<ClusterStatus, ApiError> {
+    phase("looking for the node that issued the token");
+    let reach = async {
+        let issuers: Vec<String> = token.addresses.iter().map(ToString::to_string).collect();
+        let (socket, to) = connect(&issuers, "that issued the token").await?;
+        let stream = node.tls.connect_to_join(socket, token.issuer, &to).await;
+        stream.map(drop).map_err(refuse::cluster)
+    };
+    let reached = tokio::time::timeout(CALL_TIMEOUT, reach).await;
+    reached.unwrap_or_else(|_| {
+        let message =
+            "the cluster cannot be joined: the node that issued the token does not answer";
+        Err(ApiError::new(ErrorCode::PeerNotReachable, message))
+    })?;
+    would(&["asking the node that issued the token", "telling the other nodes"]);
+    Ok(ClusterStatus { uuid: token.cluster.to_string(), ..ClusterStatus::default() })
+}
+
 /// Leaves the cluster. With force also when the others cannot be told, or resources are here.
 ///
 /// # Errors
@@ -103,6 +126,17 @@ pub(crate) async fn leave(node: &Arc<Node>, call: ClusterLeave) -> Result<Done, 
             Ok(SyncMessage { records, ..cluster })
         })
         .await?;
+    if call.dry_run {
+        for resource in node.resources() {
+            need_closed(&resource, "cluster leave was refused").await?;
+        }
+        if !force {
+            need_one(node, &others).await?;
+        }
+        would(&["telling the other nodes", "forgetting the cluster here"]);
+        let message = format!("nothing was changed; node {} could leave the cluster", node.name);
+        return Ok(Done::new(message));
+    }
     for resource in node.resources() {
         // With force only: without it there are none. Nobody loses what is in use, though.
         release(node, &resource, "cluster leave was refused", false).await?;
@@ -132,6 +166,17 @@ pub(crate) async fn leave(node: &Arc<Node>, call: ClusterLeave) -> Result<Done, 
     Ok(Done::new(format!("node {} left the cluster{whom}", node.name)))
 }
 
+/// That another node is reached, if there is one.
+async fn need_one(node: &Arc<Node>, others: &[NodeRecord]) -> Result<(), ApiError> {
+    phase("looking for another node");
+    if others.is_empty() || !sync_with_all(node, GREETING).await.is_empty() {
+        return Ok(());
+    }
+    let message = format!("node {} cannot leave the cluster: no other node is reached", node.name);
+    Err(ApiError::new(ErrorCode::PeerNotReachable, message)
+        .hint("with --force it leaves without telling anybody"))
+}
+
 /// Removes a node that is gone for good.
 ///
 /// # Errors
@@ -147,6 +192,20 @@ pub(crate) async fn remove(node: &Arc<Node>, call: ClusterRemove) -> Result<Done
         return Ok(Done::new(format!("node {} is not in the cluster any more", call.node)));
     }
     let (name, force) = (call.node.clone(), call.force);
+    if call.dry_run {
+        let found = node.cluster(move |state, _| state.check_removal(&name, force)).await?;
+        let view = node.view();
+        let parts = view.records.memberships(found.uuid);
+        let parts = parts.iter().filter_map(|part| view.records.resource(part.resource));
+        let parts: Vec<String> = parts.map(|resource| resource.name).collect();
+        would(&["telling the other nodes"]);
+        let with = match parts.is_empty() {
+            true => String::new(),
+            false => format!(", and with it its part in {}", parts.join(", ")),
+        };
+        let message = format!("nothing was changed; node {} could be removed{with}", found.name);
+        return Ok(Done::new(message));
+    }
     node.cluster(move |state, now| state.remove(&name, force, now)).await?;
     phase("telling the other nodes");
     peer_api::announce(node).await;

@@ -179,6 +179,7 @@ fn begun_local(
         up: false,
         primary: false,
         follows: false,
+        sync_paused: false,
         shows_past: false,
         pending: true,
         disconnected: BTreeSet::new(),
@@ -208,6 +209,7 @@ async fn establish(
     let record = ResourceRecord {
         id,
         name: request.name.clone(),
+        formerly: None,
         size_bytes: prepared.size,
         created_at: now,
         options,
@@ -234,6 +236,7 @@ async fn establish(
         // Only when it is: until then nobody but this command promotes it.
         primary: false,
         follows: false,
+        sync_paused: false,
         shows_past: false,
         pending: false,
         disconnected: BTreeSet::new(),

@@ -62,7 +62,11 @@ pub(crate) async fn make(
     made
 }
 
-async fn attach(
+/// Makes it, while no other command changes the resource.
+///
+/// # Errors
+/// As [`make`].
+pub(super) async fn attach(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     via: Via,
@@ -206,6 +210,26 @@ pub(crate) async fn give_up_left(node: &Node, name: &str, why: &str) {
     });
     // It was said in the log.
     let _ = removed.await;
+}
+
+/// Finds out who has the local device open now. Whether that is news.
+pub(crate) async fn look(resource: &Resource) -> bool {
+    let device = resource.state().device.clone();
+    let Some(device) = device else { return false };
+    let cell = Arc::clone(&device.device);
+    let looked = tokio::task::spawn_blocking(move || {
+        let device = cell.lock().unwrap_or_else(PoisonError::into_inner);
+        device.as_ref().map(LocalDevice::openers)
+    });
+    let Ok(Some(Ok(openers))) = looked.await else { return false };
+    let openers: Vec<String> = openers.iter().map(ToString::to_string).collect();
+    match &mut resource.state().device {
+        Some(device) if device.openers != openers => {
+            device.openers = openers;
+            true
+        }
+        _ => false,
+    }
 }
 
 /// Takes the local device of a resource away.

@@ -3,10 +3,10 @@
 use super::create::{al_extents, refuse_attached, told_of_spares};
 use super::{blocking, journal, used_disks};
 use crate::checksums;
-use crate::disk::{Existing, Prepared, Wanted, room};
+use crate::disk::{Existing, Prepared, Wanted, growth, room};
 use crate::events::unix_ms;
 use crate::journaled::open::segment_bytes;
-use crate::local::{Local, LocalJournal};
+use crate::local::{Local, LocalDisk, LocalJournal};
 use crate::node::{ClusterView, LOG, Node};
 use crate::peer_api::{self, JOIN_RESOURCE, JoinResource, MAKE_ROOM, MakeRoom};
 use crate::peers::{CALL_TIMEOUT, REMOVED, call_node, sync_with, sync_with_all};
@@ -22,7 +22,7 @@ use holdfast_cluster::{
     Change, ClusterState, Code, Key, MemberRecord, NodeRecord, Refusal, ResourceRecord, Trouble,
     UnixMillis, Uuid,
 };
-use holdfast_units::{DiskState, NodeId, ResourceId, format_size};
+use holdfast_units::{BLOCK_SIZE, DiskState, NodeId, ResourceId, format_size};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -151,11 +151,27 @@ pub(crate) async fn join(
         forget(node, &record, prepared, journaled).await;
         return Err(ApiError { message: format!("{what}: {}", error.message), ..error });
     }
+    let unused = match prepared {
+        Some(prepared) => unused(prepared.disk.clone(), record.size_bytes).await,
+        None => String::new(),
+    };
     Ok(Done::new(format!(
-        "node {} is a member of resource {name} {place}; {} by itself",
+        "node {} is a member of resource {name} {place}; {} by itself{unused}",
         node.name,
         if follows { "it follows the Primary's journal" } else { "sync starts" }
     )))
+}
+
+/// How much of a larger disk stays unused, in words; nothing when that is not known.
+async fn unused(disk: LocalDisk, size: u64) -> String {
+    let path = disk.path.display().to_string();
+    let room = blocking(move || growth::room(&disk)).await;
+    match room.map(|room| room.saturating_sub(size)) {
+        Ok(rest) if rest >= BLOCK_SIZE => {
+            format!("; {} of {path} stay unused, as the resource is smaller", format_size(rest))
+        }
+        _ => String::new(),
+    }
 }
 
 /// The record of the resource, after a look at what the other nodes know.
@@ -267,6 +283,7 @@ async fn establish(
         up: true,
         primary: false,
         follows: false,
+        sync_paused: false,
         shows_past: false,
         pending: false,
         disconnected: BTreeSet::new(),

@@ -1,6 +1,6 @@
 //! `leave` and `delete`, and the end of a resource on this node.
 
-use super::roles::release;
+use super::roles::{need_closed, release};
 use super::{blocking, device, journal};
 use crate::checksums;
 use crate::disk;
@@ -10,13 +10,13 @@ use crate::logpeer;
 use crate::node::Node;
 use crate::peer_api::{self, AboutResource, MAY_DELETE};
 use crate::peers::{CALL_TIMEOUT, call_node};
-use crate::phases::phase;
+use crate::phases::{phase, would};
 use crate::problems;
 use crate::replacing;
 use crate::resource::{self, Resource};
 use crate::status;
 use crate::survey;
-use holdfast_api::request::Done;
+use holdfast_api::request::{Done, ResourceDelete, ResourceLeave};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Change, Key};
 use holdfast_units::{DiskState, ResourceId, Role};
@@ -27,8 +27,17 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// When it is Primary or open here, the last member, or has the last good copy.
-pub(crate) async fn leave(node: &Arc<Node>, name: &str) -> Result<Done, ApiError> {
+pub(crate) async fn leave(
+    node: &Arc<Node>,
+    name: &str,
+    call: &ResourceLeave,
+) -> Result<Done, ApiError> {
     if let Some((id, _)) = node.damaged_named(name) {
+        if call.dry_run {
+            would(&["telling the other nodes", "ending it here"]);
+            let message = format!("nothing was changed; node {} could leave {name}", node.name);
+            return Ok(Done::new(message));
+        }
         return leave_damaged(node, name, id).await;
     }
     let resource = node.resource_named(name)?;
@@ -49,7 +58,16 @@ pub(crate) async fn leave(node: &Arc<Node>, name: &str) -> Result<Done, ApiError
             return Err(ApiError::new(ErrorCode::LastGoodCopy, message)
                 .hint("connect another member and wait until it is UpToDate"));
         }
-        release(node, &resource, what, false).await?;
+        if !call.dry_run {
+            release(node, &resource, what, false).await?;
+        }
+    }
+    if call.dry_run {
+        need_closed(&resource, what).await?;
+        would(&["telling the other nodes", "ending it here"]);
+        let message =
+            format!("nothing was changed; node {} could leave resource {name}", node.name);
+        return Ok(Done::new(message));
     }
     phase("telling the other nodes");
     let (id, own) = (resource.id, node.uuid);
@@ -119,7 +137,11 @@ fn pair_keys(
 ///
 /// # Errors
 /// When it is in use on a member, or a member is not reached.
-pub(crate) async fn delete(node: &Arc<Node>, name: &str) -> Result<Done, ApiError> {
+pub(crate) async fn delete(
+    node: &Arc<Node>,
+    name: &str,
+    call: &ResourceDelete,
+) -> Result<Done, ApiError> {
     let resource = node.resource_named(name)?;
     let begun = resource.begin().await?;
     let what = "delete was refused";
@@ -128,9 +150,9 @@ pub(crate) async fn delete(node: &Arc<Node>, name: &str) -> Result<Done, ApiErro
     let view = node.view();
     for peer in view.peers_of(id, node.uuid).values() {
         let Some(record) = view.records.node(peer.uuid) else { continue };
-        let call = AboutResource { resource: id };
+        let about = AboutResource { resource: id };
         let asked: Result<Done, ApiError> =
-            call_node(node, &record, MAY_DELETE, &call, CALL_TIMEOUT).await;
+            call_node(node, &record, MAY_DELETE, &about, CALL_TIMEOUT).await;
         asked.map_err(|error| match error.code {
             ErrorCode::PeerNotReachable => {
                 let why = format!("{what} for {name}: member {} was not reached", peer.name);
@@ -142,6 +164,11 @@ pub(crate) async fn delete(node: &Arc<Node>, name: &str) -> Result<Done, ApiErro
             }
             _ => ApiError { message: format!("{what} for {name}: {}", error.message), ..error },
         })?;
+    }
+    if call.dry_run {
+        need_closed(&resource, what).await?;
+        would(&["telling all nodes", "ending it on all members"]);
+        return Ok(Done::new(format!("nothing was changed; resource {name} could be deleted")));
     }
     if resource.handle().is_some() {
         release(node, &resource, what, false).await?;

@@ -3,8 +3,8 @@
 use crate::node::Node;
 use crate::peer_api::{MERGE, spread};
 use crate::peers::{CALL_TIMEOUT, connect, request, sync_with_all};
-use crate::phases::phase;
-use crate::{refuse, status};
+use crate::phases::{phase, would};
+use crate::{commands, refuse, status};
 use holdfast_api::request::ClusterMerge;
 use holdfast_api::status::ClusterStatus;
 use holdfast_api::{ApiError, ErrorCode};
@@ -60,11 +60,19 @@ pub(crate) async fn merge(node: &Arc<Node>, call: ClusterMerge) -> Result<Cluste
         let checked = ask(node, &token, call.force, false).await?;
         let own = token.clone();
         node.cluster(move |state, now| state.check_cluster(&own, &checked, now)).await?;
+        if call.dry_run {
+            would(&["bringing the two together", "telling all nodes of both"]);
+            return commands::cluster::show(node);
+        }
         phase("bringing the two together");
         let response = ask(node, &token, call.force, true).await?;
         let own = token.clone();
         node.cluster(move |state, now| state.accept_cluster(&own, response, now)).await?;
         tracing::info!("the cluster was merged into another one");
+    }
+    if call.dry_run {
+        would(&["telling all nodes of both"]);
+        return commands::cluster::show(node);
     }
     phase("telling all nodes of both");
     let missing = tell_all(node).await;

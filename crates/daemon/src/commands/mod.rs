@@ -14,6 +14,7 @@ pub(crate) mod leave;
 pub(crate) mod links;
 pub(crate) mod merge;
 pub(crate) mod options;
+pub(crate) mod rename;
 pub(crate) mod replace_disk;
 pub(crate) mod resize;
 pub(crate) mod roles;

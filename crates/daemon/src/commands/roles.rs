@@ -2,7 +2,7 @@
 
 use super::{core_command, device};
 use crate::growth;
-use crate::logpeer;
+use crate::logpeer::{self, past};
 use crate::node::Node;
 use crate::resource::Resource;
 use crate::status::nbd_clients;
@@ -36,7 +36,8 @@ pub(crate) async fn primary(
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
     if resource.following().is_some() {
-        return logpeer::promote(node, &resource, request.force).await;
+        let limit = time_limit(name, request.timeout_seconds)?;
+        return logpeer::promote(node, &resource, request.force, limit).await;
     }
     if !request.force {
         meet_peers(node, &resource).await;
@@ -47,6 +48,18 @@ pub(crate) async fn primary(
     resource.change_local(node, |local| local.primary = true).await?;
     wait_exported(&resource).await;
     Ok(Done::new(format!("resource {name} is Primary on this node")))
+}
+
+/// What a person allows for it; none when nobody says.
+fn time_limit(name: &str, seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {
+    let read = |seconds| {
+        Duration::try_from_secs_f64(seconds).map_err(|_| {
+            let message =
+                format!("primary was refused for {name}: it cannot take {seconds} seconds");
+            ApiError::new(ErrorCode::InvalidRequest, message)
+        })
+    };
+    seconds.map(read).transpose()
 }
 
 /// A disk that is only Consistent may be an old one: before it is made current by a promotion, each
@@ -131,6 +144,30 @@ pub(crate) async fn release(
 /// Only `secondary` has a force that users lose a resource by.
 fn way_out(first: &str, name: &str) -> String {
     format!("{first}, or run `holdfast secondary {name} --force`, which fails their requests")
+}
+
+/// That nobody has a resource open here; nothing changes.
+///
+/// # Errors
+/// `IN_USE` with who has it open.
+pub(crate) async fn need_closed(resource: &Resource, what: &str) -> Result<(), ApiError> {
+    let name = resource.name();
+    refuse_clients(resource, what).await?;
+    device::look(resource).await;
+    let (openers, readers, waits) = {
+        let state = resource.state();
+        let openers = state.device.as_ref().map_or_else(Vec::new, |one| one.openers.clone());
+        let readers = state.past.as_ref().map_or_else(Vec::new, |past| past::clients(past));
+        (openers, readers, state.device_waits.is_some())
+    };
+    let why = match (openers.first().or(readers.first()), openers.len() + readers.len()) {
+        _ if waits => "its device is in use since before the daemon was started".to_owned(),
+        (None, _) => return Ok(()),
+        (Some(first), 1) => format!("it is open ({first})"),
+        (Some(first), count) => format!("it is open ({first} and {} more)", count - 1),
+    };
+    Err(ApiError::new(ErrorCode::InUse, format!("{what} for {name}: {why}"))
+        .hint(way_out("unmount or close it first", &name)))
 }
 
 /// Refuses when NBD clients have a resource open. One that has just hung up may still be seen for a

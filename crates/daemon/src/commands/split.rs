@@ -5,7 +5,7 @@ use crate::events::unix_ms;
 use crate::node::Node;
 use crate::peer_api::{SYNC, SyncAnswer, SyncCall, announce};
 use crate::peers::{CALL_TIMEOUT, call_node, sync_with_all, version};
-use crate::phases::phase;
+use crate::phases::{phase, would};
 use holdfast_api::request::{ClusterSplit, Done};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{ClusterRecord, NodeRecord, SplitPlan, SyncMessage};
@@ -32,6 +32,19 @@ pub(crate) async fn split(node: &Arc<Node>, call: ClusterSplit) -> Result<Done, 
     phase("checking that all nodes are in reach");
     need_all(node, false, "split").await?;
     phase("checking that no resource has members in both parts");
+    if call.dry_run {
+        let plan =
+            node.cluster(move |state, _| state.check_split(&wanted, name.as_deref())).await?;
+        let fate = match plan {
+            SplitPlan::Planned(fate) => fate,
+            SplitPlan::Done(fate) => return Ok(told(&fate, "is a cluster of its own already")),
+        };
+        would(&["having every node take note of it", "deciding it", "carrying it out here"]);
+        let names = fate.split.as_ref().map(|split| split.names().join(", ")).unwrap_or_default();
+        let message =
+            format!("nothing was changed; {names} could become the cluster {}", fate.name);
+        return Ok(Done::new(message));
+    }
     let plan =
         node.cluster(move |state, now| state.plan_split(&wanted, name.as_deref(), now)).await?;
     let fate = match plan {
@@ -116,6 +129,10 @@ async fn cancel(node: &Arc<Node>, call: &ClusterSplit) -> Result<Done, ApiError>
     }
     phase("checking that no node has carried it out");
     need_all(node, false, "kept together").await?;
+    if call.dry_run {
+        let message = "nothing was changed; all nodes that could have carried a split out are here";
+        return Ok(Done::new(message));
+    }
     let fate = node.cluster(holdfast_cluster::ClusterState::cancel_split).await?;
     announce(node).await;
     Ok(Done::new(format!("the split of {} was taken back", fate.name)))

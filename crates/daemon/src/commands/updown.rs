@@ -1,7 +1,7 @@
 //! `up` and `down`.
 
 use super::roles::release;
-use crate::events::{Part, of_resource};
+use crate::events::{Objects, Part, of_resource};
 use crate::logpeer;
 use crate::node::Node;
 use crate::resource::{self, Resource};
@@ -129,6 +129,10 @@ pub(crate) fn publish(node: &Node, resource: &Resource) {
     }
     let status = status::resource(node, resource);
     node.hub.update(Part::Resource(&status.name), of_resource(&status));
+    if resource.name() != status.name {
+        // It has got another name meanwhile.
+        node.hub.update(Part::Resource(&status.name), Objects::new());
+    }
     resource.changed();
 }
 

@@ -19,6 +19,12 @@ const DEFAULT: f64 = 60.0;
 /// `TIMED_OUT` with how it is instead; `NO_SUCH_RESOURCE` when it is gone.
 pub(crate) async fn wait(node: &Arc<Node>, name: &str, request: &Wait) -> Result<Done, ApiError> {
     let resource = node.resource_named(name)?;
+    if request.what == WaitFor::Closed && request.peer.is_some() {
+        let message =
+            format!("wait for {name} was refused: who has it open is known on its node only");
+        return Err(ApiError::new(ErrorCode::InvalidRequest, message)
+            .hint("leave --peer away, and run it on that node"));
+    }
     let seconds = request.timeout_seconds.unwrap_or(DEFAULT);
     let longest = Duration::from_secs(MAX_WAIT_SECONDS);
     let limit = Duration::try_from_secs_f64(seconds).ok().filter(|limit| *limit <= longest);
@@ -71,6 +77,9 @@ fn done(name: &str, request: &Wait) -> Done {
 
 fn given_up(now: &ResourceStatus, request: &Wait, seconds: f64) -> ApiError {
     let mut is = format!("it is {}, its disk {}", now.role, now.disk.state);
+    if request.what == WaitFor::Closed {
+        is.push_str(&format!(", {} have it open", now.open_count));
+    }
     for peer in &now.peers {
         is.push_str(&format!(
             "; {} is {}, {}, {}",
@@ -101,7 +110,8 @@ fn in_vain(now: &ResourceStatus, request: &Wait) -> Option<ApiError> {
         (WaitFor::UpToDate | WaitFor::Primary | WaitFor::Secondary, Some(_)) => {
             peers.find(stuck)?
         }
-        (WaitFor::Primary | WaitFor::Secondary, None) | (WaitFor::Replayed, _) => return None,
+        (WaitFor::Primary | WaitFor::Secondary, None)
+        | (WaitFor::Replayed | WaitFor::Closed, _) => return None,
     };
     let problem = peer.problem.as_ref()?;
     let code = match problem.code.as_str() {
@@ -142,6 +152,7 @@ fn holds(now: &ResourceStatus, request: &Wait) -> Result<bool, ApiError> {
         WaitFor::Established => up && every(is_established),
         WaitFor::Primary => role == "Primary",
         WaitFor::Secondary => role == "Secondary",
+        WaitFor::Closed => now.open_count == 0,
         WaitFor::Synced => {
             // How far a resync is, those know who fill and who are filled, not a third one.
             up && every(|peer| {

@@ -13,6 +13,8 @@ pub enum Takes {
     Text(fn(&str) -> Result<(), String>),
     /// `true` or `false`.
     Flag,
+    /// A whole number that is not negative.
+    Number,
     /// A list of texts.
     List(fn(&str) -> Result<(), String>),
 }
@@ -98,6 +100,15 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
         default: "off: each may take what it was made with",
         about: "What all journals of this node may take together, for example \"200G\"; 16M at \
                 least. When they were made larger, each gets its share.",
+    },
+    ConfigKey {
+        name: "max-resyncs",
+        takes: Takes::Number,
+        form: "NUMBER",
+        sample: "0",
+        default: "0: no limit",
+        about: "How many resources may be filled by a resync on this node at a time; the others \
+                wait for their turn, and the status says so.",
     },
     ConfigKey {
         name: "nbd-listen",

@@ -112,6 +112,15 @@ impl Reader<'_> {
                 .checked(key.name, text, value.span(), check)
                 .then(|| Setting::Text(text.clone().into_owned())),
             (Takes::Flag, DeValue::Boolean(flag)) => Some(Setting::Flag(*flag)),
+            (Takes::Number, DeValue::Integer(number)) => match number.to_string().parse() {
+                Ok(number) => Some(Setting::Number(number)),
+                Err(_) => {
+                    let what = format!("{} cannot be {number}", key.name);
+                    let why = "it is a whole number from 0 on".to_owned();
+                    self.fault(value.span(), what, why);
+                    None
+                }
+            },
             (Takes::List(check), DeValue::Array(items)) => {
                 let mut list = Vec::new();
                 for item in items {

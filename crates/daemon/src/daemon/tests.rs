@@ -30,6 +30,7 @@ impl TestNode {
             nbd_access: NbdAccess::default(),
             lock_memory: false,
             journal_budget: None,
+            max_resyncs: None,
             smartctl: crate::options::SmartProgram::Off,
             resource_defaults: crate::config::ResourceDefaults::default(),
             device_holder: None,
@@ -165,7 +166,7 @@ async fn cluster(base: &Path, count: usize) -> Vec<TestNode> {
             Some(first) => {
                 let call = rq::ClusterToken::default();
                 let made: rq::TokenCreated = first.post(routes::CLUSTER_TOKEN, &call).await;
-                let call = rq::ClusterJoin { token: made.token };
+                let call = rq::ClusterJoin { token: made.token, dry_run: false };
                 let status: ClusterStatus = node.post(routes::CLUSTER_JOIN, &call).await;
                 assert_eq!(status.nodes.len(), nodes.len() + 1);
                 assert!(status.nodes.iter().all(|node| node.alive), "{status:?}");
@@ -312,7 +313,7 @@ async fn three_nodes_know_each_other_and_one_can_go() {
     // The second one heard of the third one before its join ended.
     let seen = nodes[1].status().await.cluster.unwrap();
     assert_eq!(seen.nodes.len(), 3, "{seen:?}");
-    let alive = rq::ClusterRemove { node: "gamma".into(), force: true };
+    let alive = rq::ClusterRemove { node: "gamma".into(), force: true, dry_run: false };
     assert_eq!(nodes[0].refused(routes::CLUSTER_REMOVE, &alive).await.code, ErrorCode::InUse);
     let _: rq::Done = nodes[2].post(routes::CLUSTER_LEAVE, &rq::ClusterLeave::default()).await;
     assert!(nodes[2].status().await.cluster.is_none());

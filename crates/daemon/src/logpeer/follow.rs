@@ -144,7 +144,7 @@ pub(crate) async fn start(
     let journal = local.journal.as_ref();
     let journal = journal.ok_or_else(|| refuse("it follows by the log without a journal"))?;
     let place = Place {
-        name: record.name.clone(),
+        name: local.name.clone(),
         resource: local.id,
         slot,
         disk: disk.spec(),
@@ -169,7 +169,7 @@ pub(crate) async fn start(
     };
     let (shown, seen) = watch::channel(nothing);
     let (opened, is_open) = oneshot::channel();
-    let notice = Notice { node: Arc::clone(node), name: place.name.clone() };
+    let notice = Notice { node: Arc::clone(node), resource: Arc::clone(resource) };
     let runtime = Handle::current();
     let thread = std::thread::Builder::new().name("follow".into());
     thread
@@ -288,19 +288,20 @@ impl Following {
 /// Where events go.
 struct Notice {
     node: Arc<Node>,
-    name: String,
+    resource: Arc<Resource>,
 }
 
 impl Notice {
     /// Tells what becomes of bad sectors, until the disk is closed.
     fn follow_map(&self, runtime: &Handle, changes: &MapChanges) {
         let Some(changes) = changes.subscribe() else { return };
-        runtime.spawn(tell_map(Arc::clone(&self.node), self.name.clone(), changes));
+        runtime.spawn(tell_map(Arc::clone(&self.node), self.resource.id, changes));
     }
 
     fn tell(&self, text: &str) {
-        tracing::warn!(resource = self.name, "{text}");
-        self.node.hub.notice(&self.name, None, text);
+        let name = self.resource.name();
+        tracing::warn!(resource = name, "{text}");
+        self.node.hub.notice(&name, None, text);
     }
 }
 

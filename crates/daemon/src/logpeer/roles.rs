@@ -13,7 +13,7 @@ use crate::peers::{CALL_TIMEOUT, call_node};
 use crate::phases::phase;
 use crate::resource::{self, Resource, random};
 use crate::shard::{InitialContent, JournalHandle};
-use holdfast_api::request::{Done, Pause, PauseWhat};
+use holdfast_api::request::{Done, PauseWhat};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::NodeRecord;
 use holdfast_core::Command;
@@ -170,7 +170,9 @@ pub(crate) async fn promote(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     force: bool,
+    limit: Option<Duration>,
 ) -> Result<Done, ApiError> {
+    let end = limit.and_then(|limit| Instant::now().checked_add(limit));
     let name = resource.name();
     let following = resource.following();
     let following = following.ok_or_else(|| refuse(&name, "it does not follow any more"))?;
@@ -188,7 +190,7 @@ pub(crate) async fn promote(
     let ready = if force {
         drain(node, resource, &following).await.map(|()| None)
     } else {
-        take_over(node, resource, &following).await.map(Some)
+        take_over(node, resource, &following, end).await.map(Some)
     };
     if ready.is_err() {
         following.hurry(false).await;
@@ -258,11 +260,18 @@ async fn restore_switches(following: &Following, before: &FollowStatus) {
     }
 }
 
-/// Catches up, has the Primary step back, and fetches and replays the rest; who that was.
+/// What is left of the time until `end`, and no more than `most`.
+fn left(end: Option<Instant>, most: Duration) -> Duration {
+    end.map_or(most, |end| end.saturating_duration_since(Instant::now()).min(most))
+}
+
+/// Catches up, has the Primary step back, and fetches and replays the rest; who that was. It is given
+/// up at `end`.
 async fn take_over(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     following: &Arc<Following>,
+    end: Option<Instant>,
 ) -> Result<NodeRecord, ApiError> {
     let name = resource.name();
     let status = following.view().status;
@@ -284,7 +293,7 @@ async fn take_over(
     let nearly =
         |status: &FollowStatus| status.follows && status.head.since(status.replayed) <= NEARLY;
     phase("catching up with the Primary");
-    until(following, CATCH_UP, nearly).await.map_err(|status| {
+    until(following, left(end, CATCH_UP), nearly).await.map_err(|status| {
         let lag = status.map_or(0, |status| status.head.since(status.replayed));
         let why = format!("this node is {} behind", format_size(lag));
         ApiError { code: ErrorCode::TimedOut, ..refuse(&name, &why) }
@@ -292,7 +301,8 @@ async fn take_over(
     })?;
     let call = HandOver { resource: resource.id, back: false };
     phase("having the Primary step back");
-    let ended = call_node::<_, HandedOver>(node, &leader, HAND_OVER, &call, HAND_OVER_LIMIT).await;
+    let limit = left(end, HAND_OVER_LIMIT);
+    let ended = call_node::<_, HandedOver>(node, &leader, HAND_OVER, &call, limit).await;
     let ended = match ended {
         Ok(ended) => ended,
         Err(error) => {
@@ -304,10 +314,10 @@ async fn take_over(
             return Err(ApiError { message, ..error });
         }
     };
-    let end = LogPosition(ended.end);
+    let last = LogPosition(ended.end);
     phase("replaying the rest");
-    let all = |status: &FollowStatus| status.fetched >= end && status.replayed >= end;
-    if until(following, DRAIN, all).await.is_err() {
+    let all = |status: &FollowStatus| status.fetched >= last && status.replayed >= last;
+    if until(following, left(end, DRAIN), all).await.is_err() {
         give_back(node, resource, &leader).await;
         let why = "the rest of the journal did not come in time; the other node leads again";
         return Err(ApiError { code: ErrorCode::TimedOut, ..refuse(&name, why) });
@@ -481,25 +491,20 @@ pub(crate) async fn follow_now(
     Ok(Done::new(format!("node {} follows {leader}", node.name)))
 }
 
-/// `pause` and `resume` of fetch and replay.
+/// `pause` and `resume` of fetch and replay on this node.
 ///
 /// # Errors
 /// When this node does not follow, or it could not be written.
 pub(crate) async fn pause(
     node: &Arc<Node>,
-    name: &str,
-    request: &Pause,
+    resource: &Arc<Resource>,
+    part: PauseWhat,
     on: bool,
 ) -> Result<Done, ApiError> {
-    let resource = node.resource_named(name)?;
-    let word = match request.what {
-        PauseWhat::Fetch => "fetch",
-        PauseWhat::Replay => "replay",
-        PauseWhat::Sync | PauseWhat::Io => {
-            let what = format!("pausing sync or io of resource {name}");
-            return Err(ApiError::not_supported_yet(&what));
-        }
-    };
+    let (name, word) = (resource.name(), part.as_str());
+    if part == PauseWhat::Io {
+        return Err(ApiError::not_supported_yet(&format!("pausing io of resource {name}")));
+    }
     let _begun = resource.begin().await?;
     let what = if on { "pause" } else { "resume" };
     let following = resource.following().ok_or_else(|| {
@@ -510,17 +515,17 @@ pub(crate) async fn pause(
     let status = following.view().status;
     let (mut fetch, mut replay) =
         status.map_or((false, false), |status| (status.fetch_paused, status.replay_paused));
-    match request.what {
+    match part {
         PauseWhat::Fetch => fetch = on,
         _ => replay = on,
     }
     if !replay {
-        super::past::end(node, &resource, "resume was refused").await?;
+        super::past::end(node, resource, "resume was refused").await?;
     }
     following.set_switches(fetch, replay).await.map_err(|why| {
         let message = format!("{what} was refused for {name}: {why}");
         ApiError::new(ErrorCode::DiskFailed, message)
     })?;
     let state = if on { "paused" } else { "going on" };
-    Ok(Done::new(format!("the {word} of resource {name} is {state} on this node")))
+    Ok(Done::new(format!("the {word} of resource {name} is {state} on node {}", node.name)))
 }

@@ -36,11 +36,24 @@ pub enum CloseError {
     Closed,
 }
 
+/// Why a resource did not get another name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RenameRefused {
+    /// A client has its export open.
+    #[error("a client has its export open")]
+    Open,
+    /// Another one has the name.
+    #[error("another resource of this node has the name")]
+    Taken,
+    /// It is closed.
+    #[error("it is being stopped")]
+    Closed,
+}
+
 /// A resource that is open on a shard. Clones are the same resource; it may be used from any
 /// thread that runs tokio. When the last clone is dropped, the resource is closed.
 #[derive(Clone)]
 pub struct ResourceHandle {
-    pub(super) name: Arc<str>,
     pub(super) commands: mpsc::Sender<ToResource>,
     pub(super) view: watch::Receiver<Arc<ResourceView>>,
     pub(super) wanted: watch::Receiver<PeerSet>,
@@ -53,10 +66,21 @@ pub struct ResourceHandle {
 }
 
 impl ResourceHandle {
-    /// The resource's name.
+    /// The resource's name, which is that of its export.
     #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn name(&self) -> String {
+        self.view.borrow().name.clone()
+    }
+
+    /// Gives it another name. Nothing of it stops meanwhile.
+    ///
+    /// # Errors
+    /// [`RenameRefused`]; it has its name as before then.
+    pub async fn rename(&self, name: &str) -> Result<(), RenameRefused> {
+        let (done, end) = oneshot::channel();
+        let sent = self.commands.send(ToResource::Rename(name.to_owned(), done)).await;
+        sent.map_err(|_| RenameRefused::Closed)?;
+        end.await.unwrap_or(Err(RenameRefused::Closed))
     }
 
     /// Gives the core a command and waits for its end, at most 30 seconds.
@@ -250,6 +274,6 @@ impl ResourceHandle {
 
 impl std::fmt::Debug for ResourceHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ResourceHandle").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("ResourceHandle").field("name", &self.name()).finish_non_exhaustive()
     }
 }

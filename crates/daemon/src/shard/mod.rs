@@ -44,7 +44,7 @@ mod vitals;
 #[cfg(test)]
 mod tests;
 
-pub use handle::{CloseError, ResourceHandle};
+pub use handle::{CloseError, RenameRefused, ResourceHandle};
 pub use link::{LinkOrigin, LinkStream};
 pub(crate) use meta_move::{check_room, keep_metadata, move_metadata};
 pub use metadata::{

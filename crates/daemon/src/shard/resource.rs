@@ -6,7 +6,7 @@ use super::catch_up::{JournalRead, read_journal};
 use super::disk::DiskDriver;
 use super::export::{Topic, allocation, set_bits};
 use super::frontend::Frontend;
-use super::handle::CloseError;
+use super::handle::{CloseError, RenameRefused};
 use super::link::{self, Link, LinkOrigin, LinkStream};
 use super::meta_io::{MetaDone, MetaIo};
 use super::open::{NewPlace, OpenDisk};
@@ -57,6 +57,7 @@ pub(super) enum ToResource {
     Link(NodeId, LinkOrigin, Box<dyn LinkStream>),
     EndConnections,
     PeerNames(BTreeMap<NodeId, String>),
+    Rename(String, oneshot::Sender<Result<(), RenameRefused>>),
     Remap(RemapOp, oneshot::Sender<RemapAnswer>),
     RemapEntries {
         skip: usize,
@@ -280,7 +281,6 @@ pub(super) fn start(
     let runner = runner::Runner { resource, registry, pool: context.pool.clone() };
     spawn_local(runner.run(queue));
     Ok(ResourceHandle {
-        name,
         commands,
         view: seen,
         wanted,

@@ -121,6 +121,7 @@ fn spec(plan: &Plan<'_>, disk: Option<DiskSpec>) -> ResourceSpec {
     ResourceSpec {
         name: "r0".into(),
         config: Config {
+            sync_pause: holdfast_wire::SyncPause::No,
             node: n(plan.number),
             resource: RESOURCE,
             size: SIZE,

@@ -4,7 +4,7 @@
 use crate::node::Node;
 use holdfast_format::remap::Reason;
 use holdfast_store::{Disk, RemapChange, RemapFate};
-use holdfast_units::ByteRange;
+use holdfast_units::{ByteRange, ResourceId};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -105,9 +105,11 @@ impl Diary {
 /// Tells what becomes of bad sectors, until the disk is closed.
 pub(crate) async fn tell_map(
     node: Arc<Node>,
-    name: String,
+    resource: ResourceId,
     mut changes: broadcast::Receiver<Arc<[RemapChange]>>,
 ) {
+    // It may get another name meanwhile.
+    let name = || node.resource(resource).map_or_else(|| resource.to_string(), |one| one.name());
     let mut diary = Diary::new(Instant::now());
     loop {
         let next = tokio::time::timeout(Duration::from_secs(1), changes.recv()).await;
@@ -118,12 +120,13 @@ pub(crate) async fn tell_map(
             Err(_) => Vec::from_iter(diary.rest(Instant::now())),
         };
         for line in lines {
+            let name = name();
             tracing::warn!(resource = name, "{line}");
             node.hub.notice(&name, None, &line);
         }
     }
     if let Some(line) = diary.rest(Instant::now() + Duration::from_secs(1)) {
-        node.hub.notice(&name, None, &line);
+        node.hub.notice(&name(), None, &line);
     }
 }
 

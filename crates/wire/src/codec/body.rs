@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     Differing, Digest, Generations, Hello, Message, PeerResult, PromoteAnswer, PromoteStep,
-    RefusalCode, RepairMode, StateReport, Verdict, WireError, WriteKind,
+    RefusalCode, RepairMode, StateReport, SyncPause, Verdict, WireError, WriteKind,
 };
 use bytes::Bytes;
 use holdfast_units::{
@@ -480,6 +480,7 @@ pub(super) fn write(message: &Message, w: &mut Writer<'_>) {
             w.u8(*answer as u8);
         }
         Message::Invalidate { receiver } => w.bool(*receiver),
+        Message::SyncPaused { pause } => w.u8(*pause as u8),
     }
 }
 
@@ -571,6 +572,7 @@ pub(super) fn read(kind: Kind, r: &mut Reader<'_>, payload: Bytes) -> Result<Mes
         }
         Kind::VerifyRepair => read_verify_repair(r, payload)?,
         Kind::VerifyRepaired => Message::VerifyRepaired { id: r.u64()?, result: r.result()? },
+        Kind::SyncPaused => Message::SyncPaused { pause: r.word("pause", sync_pause)? },
         Kind::VerifyProgress => {
             Message::VerifyProgress { running: r.bool("running")?, done: r.u64()?, total: r.u64()? }
         }
@@ -662,6 +664,15 @@ const fn repair_mode(number: u8) -> Option<RepairMode> {
         0 => RepairMode::Never,
         1 => RepairMode::Majority,
         2 => RepairMode::Always,
+        _ => return None,
+    })
+}
+
+const fn sync_pause(number: u8) -> Option<SyncPause> {
+    Some(match number {
+        0 => SyncPause::No,
+        1 => SyncPause::AsTarget,
+        2 => SyncPause::Always,
         _ => return None,
     })
 }

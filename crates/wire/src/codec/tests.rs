@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     Differing, Generations, HISTORY_LEN, PeerResult, PromoteAnswer, PromoteStep, RefusalCode,
-    RepairMode, StateReport, Verdict, WriteKind,
+    RepairMode, StateReport, SyncPause, Verdict, WriteKind,
 };
 use holdfast_units::{ByteRange, DiskState, GenerationId, NodeId, PeerSet, ResourceId, Role};
 use proptest::prelude::*;
@@ -294,6 +294,9 @@ fn each_kind() -> Vec<BoxedStrategy<Message>> {
             .boxed(),
         (any::<bool>(), id(), id())
             .prop_map(|(running, done, total)| Message::VerifyProgress { running, done, total })
+            .boxed(),
+        select([SyncPause::No, SyncPause::AsTarget, SyncPause::Always].as_slice())
+            .prop_map(|pause| Message::SyncPaused { pause })
             .boxed(),
     ]
 }

@@ -1,7 +1,7 @@
 //! What the control plane asks of a resource, and its end.
 
 use super::{Inner, JOURNAL_TIMEOUT, RELEASE_TIMEOUT, Resource, STOP_TIMEOUT, ToResource};
-use crate::shard::handle::CloseError;
+use crate::shard::handle::{CloseError, RenameRefused};
 use crate::shard::registry::Registry;
 use holdfast_core::Command;
 use holdfast_store::BufferPool;
@@ -60,6 +60,10 @@ impl Runner {
                 Some(ToResource::PeerNames(names)) => {
                     self.resource.inner.borrow_mut().peer_names = names;
                 }
+                Some(ToResource::Rename(name, done)) => {
+                    // Nobody waits any more: no harm.
+                    let _ = done.send(self.rename(&name));
+                }
                 Some(ToResource::EndConnections) => {
                     self.resource.inner.borrow().end_connections();
                 }
@@ -76,6 +80,22 @@ impl Runner {
         }
         // Who asked may have lost patience.
         let _ = asked.map(|asked| asked.send(result));
+    }
+
+    /// From now on it is the export of another name. Nobody has it open meanwhile.
+    fn rename(&self, name: &str) -> Result<(), RenameRefused> {
+        let mut inner = self.resource.inner.borrow_mut();
+        if !inner.connections.is_empty() {
+            return Err(RenameRefused::Open);
+        }
+        if !self.registry.reserve(name) {
+            return Err(RenameRefused::Taken);
+        }
+        self.registry.remove(&inner.name);
+        self.registry.insert(name, &self.resource);
+        inner.name = name.into();
+        inner.publish();
+        Ok(())
     }
 
     async fn close(&self) -> Result<(), CloseError> {

@@ -1,0 +1,145 @@
+//! Resyncs that stand still, and waiting until nobody has a resource open.
+
+use crate::{BLOCK, MIB, SOON, SYNC, cluster, write_blocks};
+use holdfast_api::status::PeerStatus;
+use holdfast_testkit::{Cluster, ClusterOptions, Node, files, wait_until};
+use std::process::Stdio;
+
+const SIZE: u64 = 64 * MIB;
+
+/// Alpha has data, and beta is filled as slowly as can be.
+fn filling(cluster: &Cluster) {
+    files::make_random(&cluster[0].disk("r0"), SIZE, 31);
+    cluster.create("r0", SIZE, &["--set", "resync-rate=1M", "--set", "resync-in-flight=1M"]);
+    cluster.join_resource(&cluster[1], "r0", SIZE, &[]);
+    cluster[1].wait_peer("r0", "alpha", SYNC, "it is being filled", |peer| {
+        peer.replication == "SyncTarget" && peer.resync.is_some()
+    });
+}
+
+fn done(node: &Node, name: &str, peer: &str) -> Option<u64> {
+    node.peer(name, peer).resync.map(|resync| resync.bytes_done)
+}
+
+fn stands(peer: &PeerStatus) -> bool {
+    peer.replication.starts_with("PausedSync")
+}
+
+/// Waits until both sides say that it stands still, and that nothing comes any more.
+#[track_caller]
+fn wait_still(cluster: &Cluster, here: usize, words: &str) {
+    cluster[0].wait_peer("r0", "beta", SOON, "the source says so", stands);
+    cluster[1].wait_peer("r0", "alpha", SOON, "the target says so", stands);
+    let mut last = done(&cluster[1], "r0", "alpha");
+    wait_until(SOON, "what was asked for has come", || {
+        let now = done(&cluster[1], "r0", "alpha");
+        std::mem::replace(&mut last, now) == now
+    });
+    let text = cluster[here].ok(&["status", "r0"]);
+    assert!(text.contains(words), "{text}");
+}
+
+#[test]
+fn a_filling_stands_still_on_either_side_also_over_a_restart_and_goes_on() {
+    let mut cluster = cluster(2);
+    filling(&cluster);
+    for holder in [1, 0] {
+        cluster[holder].ok(&["pause", "r0", "sync"]);
+        wait_still(&cluster, holder, "paused on this node; `holdfast resume r0 sync`");
+        let other = cluster[1 - holder].ok(&["status", "r0"]);
+        let words = format!("held by node {}", cluster[holder].name());
+        assert!(other.contains(&words), "{other}");
+        // Now it would be quick.
+        cluster[0].ok(&["set", "r0", "resync-rate=0"]);
+        let before = done(&cluster[1], "r0", "alpha");
+        cluster[holder].restart();
+        wait_still(&cluster, holder, "paused on this node");
+        // What clients write is replicated all the same.
+        cluster[0].wait_resource("r0", SOON, "it is Primary again", |r| r.role == "Primary");
+        let written = u64::from(holder == 0) + 1;
+        write_blocks(&cluster[0], "r0", written, 0..20);
+        let held = files::read(&cluster[1].disk("r0"), 5 * BLOCK, 4096);
+        assert!(held == holdfast_testkit::block_content(written, 1, 5));
+        let now = done(&cluster[1], "r0", "alpha");
+        assert!(now.is_some() && now <= before.map(|done| done + 40 * BLOCK), "{before:?} {now:?}");
+        cluster[0].ok(&["set", "r0", "resync-rate=1M"]);
+        cluster[holder].ok(&["resume", "r0", "sync"]);
+        cluster[1].wait_peer("r0", "alpha", SOON, "it goes on", |peer| !stands(peer));
+    }
+    // Both at once, from one node.
+    let said = cluster[1].ok(&["pause", "r0", "sync", "--all"]);
+    assert!(said.contains("is paused on beta, alpha"), "{said}");
+    wait_still(
+        &cluster,
+        0,
+        "paused on this node; `holdfast resume r0 sync` lets it go on; held by node beta",
+    );
+    cluster[0].ok(&["set", "r0", "resync-rate=0"]);
+    cluster[0].ok(&["resume", "r0", "sync"]);
+    wait_still(&cluster, 1, "paused on this node");
+    cluster[0].ok(&["resume", "r0", "sync", "--peer", "beta"]);
+    cluster[0].wait_synced("r0", SYNC);
+    cluster.assert_equal_disks("r0", SIZE, &[0, 1]);
+    cluster[0].refused(&["pause", "r0", "fetch", "--all"], 1, "no member has a fetch");
+    cluster[0].refused(&["pause", "r0", "sync", "--peer", "gamma"], 4, "gamma");
+}
+
+#[test]
+fn no_more_than_so_many_are_filled_at_a_time_and_the_others_follow_by_themselves() {
+    let arguments = ["--max-resyncs", "1"];
+    let options = ClusterOptions { arguments: &arguments, ..ClusterOptions::default() };
+    let cluster = Cluster::with(&crate::binary(), 2, options);
+    let names = ["r0", "r1", "r2"];
+    for name in names {
+        files::make_random(&cluster[0].disk(name), 8 * MIB, 3);
+        cluster.create(name, 8 * MIB, &["--set", "resync-rate=1M", "--set", "resync-in-flight=1M"]);
+        cluster.join_resource(&cluster[1], name, 8 * MIB, &[]);
+    }
+    let going = |name: &&str| {
+        let peer = cluster[1].peer(name, "alpha");
+        peer.replication == "SyncTarget"
+    };
+    let waiting = |name: &&str| {
+        let why = cluster[1].peer(name, "alpha").resync_paused;
+        why.is_some_and(|why| why.contains("max-resyncs of this node is 1"))
+    };
+    wait_until(SYNC, "one goes on and two wait", || {
+        names.iter().filter(|name| going(name)).count() == 1
+            && names.iter().filter(|name| waiting(name)).count() == 2
+    });
+    let first = *names.iter().find(|name| going(name)).expect("one goes on");
+    // A person's word frees its place.
+    cluster[1].ok(&["pause", first, "sync"]);
+    wait_until(SYNC, "another one has its turn", || {
+        names.iter().any(|name| *name != first && going(&name))
+    });
+    for name in names {
+        cluster[0].ok(&["set", name, "resync-rate=0"]);
+    }
+    for name in names.iter().filter(|name| **name != first) {
+        cluster[1].wait_synced(name, SYNC);
+    }
+    cluster[1].ok(&["resume", first, "sync"]);
+    for name in names {
+        cluster[1].wait_synced(name, SYNC);
+        cluster.assert_equal_disks(name, 8 * MIB, &[0, 1]);
+    }
+}
+
+#[test]
+fn waiting_ends_when_nobody_has_it_open() {
+    let cluster = cluster(2);
+    cluster.resource("r0", 4 * MIB, 2);
+    cluster[0].ok(&["wait", "r0", "--for", "closed"]);
+    let client = cluster[0].open("r0");
+    cluster[0].wait_resource("r0", SOON, "it is seen to be open", |r| r.open_count == 1);
+    cluster[0].refused(&["wait", "r0", "--for", "closed", "--timeout", "0.3"], 5, "was given up");
+    cluster[0].refused(&["wait", "r0", "--for", "closed", "--peer", "beta"], 1, "on its node only");
+    cluster[1].ok(&["wait", "r0", "--for", "closed"]);
+    let mut waiting = cluster[0].command(&["wait", "r0", "--for", "closed"]);
+    let mut waiting = waiting.stdout(Stdio::piped()).spawn().expect("it starts");
+    drop(client);
+    wait_until(SOON, "the waiting ends", || {
+        waiting.try_wait().expect("it can be asked").is_some_and(|end| end.success())
+    });
+}
