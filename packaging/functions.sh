@@ -46,7 +46,7 @@ restart_service() {
     for device in $(used_devices); do
         backing=/sys/class/block/$(basename "$(readlink -f "$device")")/loop/backing_file
         case $(cat "$backing" 2> /dev/null) in
-        /run/holdfast/*)
+        */holdfast/devices/*)
             echo "warning: the old version of holdfast goes on: $device is in use and would not outlive it (FUSE)" >&2
             echo "hint: when it is free: systemctl restart holdfast.service" >&2
             return 0 ;;
@@ -54,6 +54,9 @@ restart_service() {
     done
     "$@" || echo "warning: holdfast.service did not start again; journalctl -u holdfast says why" >&2
 }
+
+# Forgets what was known of devices, once all are gone: only what the service keeps over its restarts is there.
+remove_run_dir() { [ -e /run/holdfast/devices/.udev ] || rm -rf --one-file-system /run/holdfast; }
 
 # purge_state DIR: removes what the daemon keeps below its state directory. Disks, journals and whatever else somebody put there
 # stay. So does all of it while a resource has a journal or spares: without its state nobody knows what of its data is there.

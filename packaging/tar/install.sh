@@ -45,7 +45,6 @@ if ! systemd_runs; then
     exit 0
 fi
 systemctl daemon-reload
-systemd-tmpfiles --create holdfast.conf || true
 udevadm control --reload || true
 if systemctl -q is-active holdfast.service; then
     restart_service systemctl restart holdfast.service

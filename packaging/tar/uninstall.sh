@@ -22,6 +22,7 @@ fi
 if [ -z "$root" ] && systemd_runs; then
     refuse_while_used
     systemctl disable --now holdfast.service || true
+    remove_run_dir
 fi
 while read -r path; do
     case $path in /etc/*) [ -n "$purge" ] || continue ;; esac

@@ -9,12 +9,8 @@ use std::path::Path;
 use std::process::Command;
 
 /// Files of `packaging` that go into the system as they are: the directory there, and where they go.
-const PARTS: [(&str, &str); 4] = [
-    ("systemd", "usr/lib/systemd/system"),
-    ("udev", "usr/lib/udev/rules.d"),
-    ("tmpfiles.d", "usr/lib/tmpfiles.d"),
-    ("modules-load.d", "usr/lib/modules-load.d"),
-];
+const PARTS: [(&str, &str); 2] =
+    [("systemd", "usr/lib/systemd/system"), ("udev", "usr/lib/udev/rules.d")];
 
 /// Lays everything out. The program is run: it writes its manual pages and completions itself.
 pub(crate) fn tree(root: &Path, program: &Path, work: &Path, changes: &Changelog) -> Result<Tree> {

@@ -35,12 +35,8 @@ pub(crate) fn make(release: &Release, work: &Path, out: &Path) -> Result<PathBuf
     let package = out.join(format!("holdfast_{version}-{revision}_{architecture}.deb"));
     let mut build = Command::new("dpkg-deb");
     // Every dpkg that is still in use understands xz.
-    build.args([
-        "--build",
-        "--root-owner-group",
-        "-Zxz",
-        if release.quick { "-z0" } else { "-z6" },
-    ]);
+    let how = if release.quick { ["-Zgzip", "-z1"] } else { ["-Zxz", "-z6"] };
+    build.args(["--build", "--root-owner-group"]).args(how);
     build.env("SOURCE_DATE_EPOCH", release.time.to_string()).arg(&dir).arg(&package);
     tool::output(&mut build, "dpkg")?;
     Ok(package)
