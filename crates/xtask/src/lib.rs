@@ -2,8 +2,11 @@
 
 mod code;
 mod licences;
+mod notices;
 mod rooms;
 mod sources;
+
+pub use notices::notices;
 
 use anyhow::{Context, Result, bail};
 use std::fmt;
@@ -57,7 +60,10 @@ pub fn tidy(root: &Path) -> Result<Vec<Fault>> {
 
 /// What cargo knows about the workspace and all that it depends on, on this kind of machine.
 /// Never uses the network: whatever has been built is there.
-fn metadata(root: &Path) -> Result<serde_json::Value> {
+///
+/// # Errors
+/// When `cargo metadata` fails.
+pub fn metadata(root: &Path) -> Result<serde_json::Value> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let output = Command::new(cargo)

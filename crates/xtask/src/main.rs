@@ -1,6 +1,7 @@
-//! Repository chores: `cargo xtask tidy`, `cargo xtask test`, `cargo xtask packages`.
+//! Repository chores: `cargo xtask tidy`, `test`, `packages` and `package`.
 
 mod debian;
+mod package;
 mod test_run;
 
 use std::process::ExitCode;
@@ -10,7 +11,8 @@ usage: cargo xtask COMMAND
   tidy              check the rules of the repository: rooms, sources, lints, licences
   test [ARGS]       install what the tests need (as root on Debian), run `cargo test` for the whole
                     workspace (or with ARGS), and print how many tests passed and failed
-  packages          install what the tests need (as root on Debian), or say what is missing";
+  packages          install what the tests need (as root on Debian), or say what is missing
+  package FORMAT    make a release: deb, rpm, tar or all; `package --help` tells the options";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -19,6 +21,13 @@ fn main() -> ExitCode {
         Some("tidy") => tidy(),
         Some("test") => test_run::run(&args.collect::<Vec<_>>()),
         Some("packages") => debian::install_missing().map(|()| true),
+        Some("package") => match package(args) {
+            Ok(done) => done,
+            Err(wrong) => {
+                eprintln!("error: {wrong:#}\n{}", package::USAGE);
+                return ExitCode::from(2);
+            }
+        },
         Some("help" | "-h" | "--help") => {
             println!("{USAGE}");
             Ok(true)
@@ -36,6 +45,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Makes packages; the outer error is one of usage.
+fn package(args: impl Iterator<Item = String>) -> anyhow::Result<anyhow::Result<bool>> {
+    let args: Vec<String> = args.collect();
+    if matches!(args.first().map(String::as_str), Some("help" | "-h" | "--help")) {
+        println!("{}", package::USAGE);
+        return Ok(Ok(true));
+    }
+    let options = package::Options::parse(args)?;
+    Ok(package::run(&options).map(|()| true))
 }
 
 fn tidy() -> anyhow::Result<bool> {

@@ -144,7 +144,7 @@ fn forbidden(room: &str, name: &str) -> bool {
 }
 
 /// All packages that code of `root` can use: normal dependencies, not those of builds and tests.
-fn reached(nodes: &[Value], root: &str) -> BTreeSet<String> {
+pub(crate) fn reached(nodes: &[Value], root: &str) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
     let mut waiting = vec![root.to_owned()];
     while let Some(id) = waiting.pop() {

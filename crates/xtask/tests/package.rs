@@ -1,0 +1,427 @@
+//! The packages, made of a development build, looked into and taken through their life in scratch directories.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use tempfile::TempDir;
+
+/// The packages of all formats.
+struct Packages {
+    dir: TempDir,
+    deb: PathBuf,
+    rpm: PathBuf,
+    tar: PathBuf,
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// What the command prints; it must succeed.
+fn done(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|why| panic!("{command:?}: {why}"));
+    assert!(output.status.success(), "{command:?}: {}", text(&output));
+    text(&output)
+}
+
+fn xtask(words: &[&str]) -> Command {
+    let mut xtask = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    xtask.args(words);
+    xtask
+}
+
+/// Whether all these programs are here; says so when not.
+fn there(tools: &[&str]) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    let missing: Vec<_> = tools
+        .iter()
+        .filter(|tool| !path.split(':').any(|dir| Path::new(dir).join(tool).is_file()))
+        .collect();
+    if !missing.is_empty() {
+        eprintln!("SKIPPED: these programs are not installed here: {missing:?}");
+    }
+    missing.is_empty()
+}
+
+fn is_root() -> bool {
+    done(Command::new("id").arg("-u")).trim() == "0"
+}
+
+/// All formats, made once; `None`, with a message, where a tool is missing.
+fn packages() -> Option<&'static Packages> {
+    static PACKAGES: OnceLock<Option<Packages>> = OnceLock::new();
+    let made = PACKAGES.get_or_init(|| {
+        if !there(&["dpkg-deb", "rpmbuild", "rpm", "strip", "objdump", "gzip", "tar"]) {
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let made = ["package", "all", "--profile", "dev", "--quick", "--glibc", "9", "--out"];
+        let said = done(xtask(&made).arg(dir.path()));
+        let path = |end: &str| {
+            PathBuf::from(said.lines().find(|line| line.ends_with(end)).expect("a path"))
+        };
+        let (deb, rpm, tar) = (path(".deb"), path(".rpm"), path(".tar.gz"));
+        assert!(!dir.path().join("work").exists());
+        Some(Packages { dir, deb, rpm, tar })
+    });
+    made.as_ref()
+}
+
+/// Modes and paths of the files and links in the .deb.
+fn deb_files(deb: &Path) -> Vec<(String, String)> {
+    let list = done(Command::new("dpkg-deb").arg("-c").arg(deb));
+    let mut files = Vec::new();
+    for line in list.lines().filter(|line| !line.starts_with('d')) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(words[1], "root/root", "{line}");
+        files.push((words[0].to_owned(), words[5].trim_start_matches('.').to_owned()));
+    }
+    files
+}
+
+#[test]
+fn what_is_in_the_packages() {
+    let Some(packages) = packages() else { return };
+    let files = deb_files(&packages.deb);
+    let mode = |path: &str| {
+        let found = files.iter().find(|(_, there)| there == path);
+        found.unwrap_or_else(|| panic!("{path} is not in the package")).0.as_str()
+    };
+    assert_eq!(mode("/usr/bin/holdfast"), "-rwxr-xr-x");
+    assert_eq!(mode("/usr/bin/holdfastd"), "lrwxrwxrwx");
+    for path in [
+        "/etc/holdfast/holdfast.toml",
+        "/usr/lib/systemd/system/holdfast.service",
+        "/usr/lib/systemd/system/holdfast-wait@.service",
+        "/usr/share/man/man1/holdfast.1.gz",
+        "/usr/share/man/man1/holdfast-cluster-create.1.gz",
+        "/usr/share/man/man5/holdfast.toml.5.gz",
+        "/usr/share/bash-completion/completions/holdfast",
+        "/usr/share/zsh/site-functions/_holdfast",
+        "/usr/share/fish/vendor_completions.d/holdfast.fish",
+        "/usr/share/doc/holdfast/copyright",
+        "/usr/share/doc/holdfast/changelog.Debian.gz",
+        "/usr/share/doc/holdfast/third-party-notices.gz",
+        "/usr/share/doc/holdfast/guide/README.md",
+    ] {
+        assert_eq!(mode(path), "-rw-r--r--", "{path}");
+    }
+    assert!(files.iter().any(|(_, path)| path.starts_with("/usr/lib/udev/rules.d/")));
+
+    // The others have the same.
+    let deb: BTreeSet<&str> = files.iter().map(|(_, path)| path.as_str()).collect();
+    let rpm = "[%{FILEMODES:perms} %{FILEUSERNAME}/%{FILEGROUPNAME} %{FILENAMES}\n]";
+    let rpm = done(Command::new("rpm").args(["-qp", "--qf", rpm]).arg(&packages.rpm));
+    let mut in_rpm = BTreeSet::new();
+    for line in rpm.lines().filter(|line| !line.starts_with('d')) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!((words[0], words[1]), (mode(words[2]), "root/root"), "{line}");
+        in_rpm.insert(words[2]);
+    }
+    assert_eq!(in_rpm, deb);
+    let tar = done(Command::new("tar").arg("tf").arg(&packages.tar));
+    let in_tar = tar.lines().filter(|path| !path.ends_with('/'));
+    let in_tar = in_tar.filter_map(|path| path.split_once("/tree").map(|(_, path)| path));
+    assert_eq!(in_tar.collect::<BTreeSet<_>>(), deb);
+}
+
+#[test]
+fn fields_of_the_deb() {
+    let Some(packages) = packages() else { return };
+    let root = tempfile::tempdir().unwrap();
+    done(Command::new("dpkg-deb").arg("-R").arg(&packages.deb).arg(root.path()));
+    let control = root.path().join("DEBIAN");
+    let configs = fs::read_to_string(control.join("conffiles")).unwrap();
+    assert_eq!(configs, "/etc/holdfast/holdfast.toml\n");
+    done(Command::new("md5sum").args(["-c", "DEBIAN/md5sums"]).current_dir(root.path()));
+    for script in ["postinst", "prerm", "postrm"] {
+        done(Command::new("sh").arg("-n").arg(control.join(script)));
+    }
+    // What Debian's own tool finds that the program is linked to.
+    if there(&["dpkg-shlibdeps"]) {
+        let source = tempfile::tempdir().unwrap();
+        fs::create_dir(source.path().join("debian")).unwrap();
+        fs::write(source.path().join("debian/control"), "Source: x\n\nPackage: x\n").unwrap();
+        let mut tool = Command::new("dpkg-shlibdeps");
+        tool.arg("-O").arg(root.path().join("usr/bin/holdfast")).current_dir(source.path());
+        let said = done(&mut tool);
+        let theirs = said.lines().find_map(|line| line.strip_prefix("shlibs:Depends=")).unwrap();
+        let ours = done(Command::new("dpkg-deb").arg("-f").arg(&packages.deb).arg("Depends"));
+        assert_eq!(ours.trim(), theirs);
+    }
+    if there(&["lintian"]) {
+        let mut lintian = Command::new("lintian");
+        lintian.args(["--allow-root", "--fail-on", "error"]).arg(&packages.deb);
+        done(&mut lintian);
+    }
+}
+
+/// `dpkg` for a machine below a directory, whose scripts are told so.
+struct ScratchDebian {
+    root: TempDir,
+}
+
+impl ScratchDebian {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let admin = root.path().join("var/lib/dpkg");
+        for dir in ["info", "updates", "triggers", "parts"] {
+            fs::create_dir_all(admin.join(dir)).unwrap();
+        }
+        fs::write(admin.join("status"), "").unwrap();
+        Self { root }
+    }
+
+    fn dpkg(&self, words: &[&str], package: &Path) -> String {
+        // Only root can give files to root; fakeroot makes dpkg believe it.
+        let mut dpkg = Command::new(if is_root() { "env" } else { "fakeroot" });
+        dpkg.arg("dpkg").arg(format!("--root={}", self.root.path().display()));
+        dpkg.args(["--force-script-chrootless", "--force-depends", "--force-not-root"]);
+        dpkg.args(["--log=/dev/null"]).args(words).arg(package);
+        done(dpkg.env("PATH", std::env::var("PATH").unwrap() + ":/usr/sbin:/sbin"))
+    }
+
+    fn is(&self, path: &str) -> bool {
+        self.root.path().join(path).symlink_metadata().is_ok()
+    }
+
+    fn put(&self, path: &str, content: &str) {
+        let path = self.root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    /// The paths of everything that has the name of the project, or lies below.
+    fn left(&self) -> Vec<String> {
+        let found = done(Command::new("find").arg(".").current_dir(self.root.path()));
+        let admin = |line: &str| line.starts_with("./var/lib/dpkg/");
+        let mut left: Vec<_> = found
+            .lines()
+            .filter(|line| line.contains("holdfast") && !admin(line))
+            .map(str::to_owned)
+            .collect();
+        left.sort();
+        left
+    }
+}
+
+const STATE: [&str; 9] = [
+    "identity/key.pem",
+    "resources/1.state",
+    "health/1.state",
+    "meta/1.meta",
+    "meta/1.checksums",
+    "logpeers/1/a.note",
+    "attachments/a.state",
+    "mirrors/1/mirror.state",
+    "watched.state",
+];
+const PLAIN: &str = "holdfast-resource 1 0\n{\"name\":\"db\",\"disk\":{\"path\":\"/dev/sdb\"}}";
+const WITH_JOURNAL: &str = "holdfast-resource 1 0\n{\"name\":\"db\",\"journal\":{\"dir\":\"/j\"}}";
+
+#[test]
+fn a_deb_is_installed_removed_and_purged() {
+    if !there(&["dpkg", "deb-systemd-helper"]) || !(is_root() || there(&["fakeroot"])) {
+        return;
+    }
+    let Some(packages) = packages() else { return };
+    let debian = ScratchDebian::new();
+    debian.dpkg(&["-i"], &packages.deb);
+    let wanted = "etc/systemd/system/multi-user.target.wants/holdfast.service";
+    assert!(debian.is(wanted), "the service is not enabled: {:?}", debian.left());
+    assert!(!debian.is("var/lib/holdfast"));
+    let version = done(Command::new(debian.root.path().join("usr/bin/holdfast")).arg("--version"));
+    assert!(version.starts_with("holdfast "), "{version}");
+
+    let config = "etc/holdfast/holdfast.toml";
+    debian.put(config, "# mine\n");
+    for path in STATE {
+        debian.put(&format!("var/lib/holdfast/{path}"), PLAIN);
+    }
+    // Installed again, as in an upgrade: what is the administrator's stays.
+    debian.dpkg(&["--force-confold", "-i"], &packages.deb);
+    let kept = || fs::read_to_string(debian.root.path().join(config)).unwrap();
+    assert_eq!(kept(), "# mine\n");
+
+    debian.dpkg(&["-r"], Path::new("holdfast"));
+    assert_eq!(kept(), "# mine\n");
+    assert!(!debian.is("usr/bin/holdfast") && !debian.is("usr/share/doc/holdfast"));
+    assert!(STATE.iter().all(|path| debian.is(&format!("var/lib/holdfast/{path}"))));
+
+    // Somebody's disk lies there, too.
+    debian.put("var/lib/holdfast/disks/db.img", "data");
+    let said = debian.dpkg(&["-P"], Path::new("holdfast"));
+    assert!(said.contains("there are files of others in it"), "{said}");
+    let disk =
+        ["./var/lib/holdfast", "./var/lib/holdfast/disks", "./var/lib/holdfast/disks/db.img"];
+    assert_eq!(debian.left(), disk);
+}
+
+#[test]
+fn purging_takes_the_state_unless_data_depend_on_it() {
+    if !there(&["dpkg", "deb-systemd-helper"]) || !(is_root() || there(&["fakeroot"])) {
+        return;
+    }
+    let Some(packages) = packages() else { return };
+    let debian = ScratchDebian::new();
+    debian.dpkg(&["-i"], &packages.deb);
+    for path in STATE {
+        debian.put(&format!("var/lib/holdfast/{path}"), WITH_JOURNAL);
+    }
+    let said = debian.dpkg(&["-P"], Path::new("holdfast"));
+    assert!(said.contains("a resource has a journal or spares"), "{said}");
+    assert!(STATE.iter().all(|path| debian.is(&format!("var/lib/holdfast/{path}"))));
+    assert!(!debian.is("etc/holdfast"));
+
+    debian.dpkg(&["-i"], &packages.deb);
+    for path in STATE {
+        debian.put(&format!("var/lib/holdfast/{path}"), PLAIN);
+    }
+    debian.dpkg(&["-P"], Path::new("holdfast"));
+    assert_eq!(debian.left(), [""; 0]);
+}
+
+/// A directory in which scripts can run: a shell and its libraries.
+fn with_shell(root: &Path) {
+    for path in done(Command::new("ldd").arg("/bin/sh")).split_whitespace().chain(["/bin/sh"]) {
+        if path.starts_with('/') {
+            let target = root.join(path.trim_start_matches('/'));
+            fs::create_dir_all(target.parent().unwrap()).unwrap();
+            fs::copy(path, &target).unwrap();
+        }
+    }
+    symlink("../lib", root.join("usr-lib")).unwrap();
+}
+
+#[test]
+fn an_rpm_is_installed_upgraded_and_removed() {
+    if !is_root() {
+        eprintln!("SKIPPED: rpm --root needs root");
+        return;
+    }
+    let Some(packages) = packages() else { return };
+    let scripts = done(Command::new("rpm").args(["-qp", "--scripts"]).arg(&packages.rpm));
+    for kind in ["postinstall", "preuninstall", "postuninstall", "posttrans"] {
+        assert!(
+            scripts.contains(&format!("{kind} scriptlet (using /bin/sh)")),
+            "{kind}: {scripts}"
+        );
+    }
+    assert!(!scripts.contains("@FUNCTIONS@"));
+    let needs = done(Command::new("rpm").args(["-qp", "--requires"]).arg(&packages.rpm));
+    assert!(needs.contains("libc.so.6(GLIBC_2."), "{needs}");
+
+    let root = tempfile::tempdir().unwrap();
+    with_shell(root.path());
+    let rpm = |words: &[&str], package: &Path| {
+        let mut rpm = Command::new("rpm");
+        rpm.arg("--root").arg(root.path()).args(["--dbpath", "/var/lib/rpm"]).args(words);
+        done(rpm.arg(package))
+    };
+    rpm(&["--initdb"], Path::new("--quiet"));
+    rpm(&["-i", "--nodeps"], &packages.rpm);
+    assert!(root.path().join("usr/bin/holdfastd").is_file());
+    assert_eq!(rpm(&["-V", "--nodeps"], Path::new("holdfast")), "");
+    let config = root.path().join("etc/holdfast/holdfast.toml");
+    fs::write(&config, "# mine\n").unwrap();
+    let state = root.path().join("var/lib/holdfast/resources/1.state");
+    fs::create_dir_all(state.parent().unwrap()).unwrap();
+    fs::write(&state, PLAIN).unwrap();
+    rpm(&["-U", "--nodeps", "--force"], &packages.rpm);
+    assert_eq!(fs::read_to_string(&config).unwrap(), "# mine\n");
+    rpm(&["-e"], Path::new("holdfast"));
+    assert!(!root.path().join("usr/bin/holdfast").exists());
+    assert!(!root.path().join("usr/share/doc/holdfast").exists());
+    assert!(state.exists(), "the state is gone");
+    assert!(root.path().join("etc/holdfast/holdfast.toml.rpmsave").exists());
+}
+
+#[test]
+fn the_tar_file_installs_upgrades_and_uninstalls() {
+    let Some(packages) = packages() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir(&root).unwrap();
+    done(Command::new("tar").arg("xf").arg(&packages.tar).arg("-C").arg(dir.path()));
+    let name = packages.tar.file_name().unwrap().to_str().unwrap().trim_end_matches(".tar.gz");
+    let unpacked = dir.path().join(name);
+    let install = || done(Command::new(unpacked.join("install.sh")).arg("--root").arg(&root));
+    install();
+    let program = root.join("usr/bin/holdfast");
+    assert_eq!(fs::metadata(&program).unwrap().permissions().mode() & 0o7777, 0o755);
+    let files = deb_files(&packages.deb);
+    assert!(files.iter().all(|(_, path)| root.join(&path[1..]).symlink_metadata().is_ok()));
+
+    // A newer version, which has one file less, over a configuration that was changed.
+    let config = root.join("etc/holdfast/holdfast.toml");
+    fs::write(&config, "# mine\n").unwrap();
+    let dropped = "usr/share/doc/holdfast/guide/attach.md";
+    fs::remove_file(unpacked.join("tree").join(dropped)).unwrap();
+    install();
+    assert!(!root.join(dropped).exists());
+    assert_eq!(fs::read_to_string(&config).unwrap(), "# mine\n");
+    assert!(root.join("etc/holdfast/holdfast.toml.new").exists());
+
+    let uninstall = root.join("usr/lib/holdfast/uninstall.sh");
+    let copy = dir.path().join("uninstall.sh");
+    fs::copy(&uninstall, &copy).unwrap();
+    let state = root.join("var/lib/holdfast/resources/1.state");
+    fs::create_dir_all(state.parent().unwrap()).unwrap();
+    fs::write(&state, PLAIN).unwrap();
+    let list = fs::read(root.join("usr/lib/holdfast/installed-files")).unwrap();
+    done(Command::new(&uninstall).arg("--root").arg(&root));
+    let left = done(Command::new("find").arg(&root).args(["!", "-type", "d"]));
+    let mut left: Vec<_> =
+        left.lines().map(|path| path.trim_start_matches(root.to_str().unwrap())).collect();
+    left.sort_unstable();
+    let kept = [
+        "/etc/holdfast/holdfast.toml",
+        "/etc/holdfast/holdfast.toml.new",
+        "/var/lib/holdfast/resources/1.state",
+    ];
+    assert_eq!(left, kept);
+
+    let again = Command::new(&copy).arg("--root").arg(&root).output().unwrap();
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again).contains("error: holdfast was not removed"), "{}", text(&again));
+    fs::create_dir_all(root.join("usr/lib/holdfast")).unwrap();
+    fs::write(root.join("usr/lib/holdfast/installed-files"), list).unwrap();
+    done(Command::new(&copy).arg("--purge").arg("--root").arg(&root));
+    assert_eq!(done(Command::new("find").arg(&root).args(["!", "-type", "d"])), "");
+    let wrong = Command::new(unpacked.join("install.sh")).arg("--fast").output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
+}
+
+#[test]
+fn the_same_sources_give_the_same_packages() {
+    let Some(packages) = packages() else { return };
+    let root = tempfile::tempdir().unwrap();
+    done(Command::new("dpkg-deb").arg("-x").arg(&packages.deb).arg(root.path()));
+    let program = root.path().join("usr/bin/holdfast");
+    let again = root.path().join("again");
+    let words = ["package", "all", "--quick", "--glibc", "9", "--binary"];
+    done(xtask(&words).arg(program).arg("--out").arg(&again));
+    for made in [&packages.deb, &packages.rpm, &packages.tar] {
+        let other = again.join(made.file_name().unwrap());
+        assert!(fs::read(made).unwrap() == fs::read(&other).unwrap(), "{}", other.display());
+    }
+    assert!(packages.dir.path().exists());
+}
+
+#[test]
+fn what_cannot_be_packed_is_refused() {
+    let wrong = xtask(&["package", "apk"]).output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(text(&wrong).contains("usage: cargo xtask package"), "{}", text(&wrong));
+    if !there(&["strip", "objdump"]) {
+        return;
+    }
+    let out = tempfile::tempdir().unwrap();
+    let mut old = xtask(&["package", "tar", "--glibc", "2.3", "--binary"]);
+    let old = old.arg(env!("CARGO_BIN_EXE_xtask")).arg("--out").arg(out.path()).output().unwrap();
+    assert_eq!(old.status.code(), Some(1));
+    assert!(text(&old).contains("the program needs glibc 2."), "{}", text(&old));
+}

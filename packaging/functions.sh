@@ -1,0 +1,73 @@
+# What the scripts of all packages share. `cargo xtask package` puts it where they say @FUNCTIONS@. POSIX sh.
+
+# Whether this is a machine that systemd runs, and not a directory that becomes one.
+systemd_runs() { [ -z "${DPKG_ROOT:-}" ] && [ -d /run/systemd/system ]; }
+
+# is_used NODE: whether a block device or a partition of it is mounted anywhere, swap, below another device, or open.
+is_used() {
+    for part in "/sys/class/block/${1#/dev/}" "/sys/class/block/${1#/dev/}"p[0-9]*; do
+        [ -e "$part/dev" ] || continue
+        path=/dev/${part##*/}
+        number=$(cat "$part/dev")
+        cat /proc/[0-9]*/mountinfo 2> /dev/null | grep -qE "^[0-9]+ [0-9]+ $number | - [^ ]+ $path " && return 0
+        grep -q "^$path " /proc/swaps && return 0
+        for holder in "$part"/holders/*; do
+            [ ! -e "$holder" ] || return 0
+        done
+        ls -l /proc/[0-9]*/fd 2> /dev/null | grep -q -- "-> $path\$" && return 0
+    done
+    return 1
+}
+
+# Names the devices of Holdfast that are in use.
+used_devices() {
+    for link in /dev/holdfast/*; do
+        [ -b "$link" ] || continue
+        if is_used "$(readlink -f "$link")"; then echo "$link"; fi
+    done
+}
+
+# Refuses to go on while a device is in use: nobody would answer it any more, and what waits for it would wait for ever.
+# Who has just opened it for a look, as udev does, is gone a moment later.
+refuse_while_used() {
+    for attempt in 1 2 3; do
+        used=$(used_devices)
+        [ -n "$used" ] || return 0
+        sleep 1
+    done
+    echo "error: holdfast was not removed: in use: $(echo $used)" >&2
+    echo "hint: unmount it, stop what has it open, and try again; nothing has changed" >&2
+    return 1
+}
+
+# Starts the new version in the place of the old one. The kernel keeps ublk and NBD devices meanwhile, and their I/O waits.
+# One that goes by FUSE is served by the old process alone, so while it is used that process stays.
+restart_service() {
+    for device in $(used_devices); do
+        backing=/sys/class/block/$(basename "$(readlink -f "$device")")/loop/backing_file
+        case $(cat "$backing" 2> /dev/null) in
+        */holdfast/devices/*)
+            echo "warning: the old version of holdfast goes on: $device is in use and would not outlive it (FUSE)" >&2
+            echo "hint: when it is free: systemctl restart holdfast.service" >&2
+            return 0 ;;
+        esac
+    done
+    "$@" || echo "warning: holdfast.service did not start again; journalctl -u holdfast says why" >&2
+}
+
+# Forgets what was known of devices, once all are gone: only what the service keeps over its restarts is there.
+remove_run_dir() { [ -e /run/holdfast/devices/.udev ] || rm -rf --one-file-system /run/holdfast; }
+
+# purge_state DIR: removes what the daemon keeps below its state directory. Disks, journals and whatever else somebody put there
+# stay. So does all of it while a resource has a journal or spares: without its state nobody knows what of its data is there.
+purge_state() {
+    [ -d "$1" ] || return 0
+    if grep -lE '"(journal|spares)":[[{]' "$1"/resources/*.state > /dev/null 2>&1; then
+        echo "warning: $1 was kept: a resource has a journal or spares, which may hold data that its disk has not" >&2
+        echo "hint: when nobody needs them: rm -r $1" >&2
+        return 0
+    fi
+    rm -rf "$1/attachments" "$1/health" "$1/identity" "$1/identity.new" "$1/logpeers" "$1/mirrors" "$1/resources"
+    rm -f "$1"/meta/*.meta "$1"/meta/*.checksums "$1"/*.state "$1"/cluster.* "$1"/*.new
+    rmdir "$1/meta" "$1" 2> /dev/null || [ ! -d "$1" ] || echo "warning: $1 was kept: there are files of others in it" >&2
+}

@@ -1,0 +1,54 @@
+#!/bin/sh
+# install.sh [--root DIR]: puts Holdfast where the packages put it, on a distribution without .deb and .rpm; also over an
+# older version. --root makes a directory that becomes a machine later, and starts nothing.
+set -eu
+@FUNCTIONS@
+here=$(cd "$(dirname "$0")" && pwd)
+root=
+case $# in
+0) ;;
+*) [ "$1" = --root ] && [ $# = 2 ] && [ -d "$2" ] || { echo "usage: install.sh [--root DIR]" >&2; exit 2; }
+   root=$(cd "$2" && pwd) ;;
+esac
+refuse() { echo "error: holdfast was not installed: $1" >&2; echo "hint: $2" >&2; exit 1; }
+[ -n "$root" ] || [ "$(id -u)" = 0 ] || refuse "only root can" "run it with sudo"
+"$here/tree/usr/bin/holdfast" --version > /dev/null 2>&1 || refuse "its program does not run here" \
+    "it is for @ARCHITECTURE@ with glibc @GLIBC@ or newer; \`tree/usr/bin/holdfast --version\` says what is missing"
+list=$root/usr/lib/holdfast/installed-files
+if [ -z "$root" ] && [ ! -e "$list" ] && [ -e /usr/bin/holdfast ]; then
+    refuse "/usr/bin/holdfast belongs to a package" "upgrade or remove that one with apt, dnf or zypper"
+fi
+
+old=
+if [ -e "$list" ]; then old=$(cat "$list"); fi
+(cd "$here/tree" && find . ! -type d) | sed 's/^\.//' | sort > "$here/installed-files.new"
+while read -r path; do
+    mkdir -p "$root$(dirname "$path")"
+    to=$root$path
+    # What somebody changed stays; the new default is put beside it.
+    case $path in /etc/*) [ ! -e "$to" ] || cmp -s "$here/tree$path" "$to" || to=$to.new ;; esac
+    # Beside it and renamed: a program that runs cannot be written over.
+    cp -Pp "$here/tree$path" "$to.installing"
+    mv -f "$to.installing" "$to"
+done < "$here/installed-files.new"
+for path in $old; do
+    case $path in /etc/*) continue ;; esac
+    grep -qxF "$path" "$here/installed-files.new" || rm -f "$root$path"
+done
+mkdir -p "$root/usr/lib/holdfast"
+cp "$here/uninstall.sh" "$root/usr/lib/holdfast/uninstall.sh"
+mv "$here/installed-files.new" "$list"
+
+[ -z "$root" ] || exit 0
+if ! systemd_runs; then
+    echo "installed; there is no systemd here: have 'holdfast daemon' started as root at boot"
+    exit 0
+fi
+systemctl daemon-reload
+udevadm control --reload || true
+if systemctl -q is-active holdfast.service; then
+    restart_service systemctl restart holdfast.service
+else
+    systemctl enable --now holdfast.service
+fi
+echo "installed; /usr/lib/holdfast/uninstall.sh removes it"
