@@ -18,7 +18,8 @@ use std::path::Path;
 /// # Errors
 /// When the options or the configuration file are refused.
 pub fn inventory(options: &DaemonOptions) -> Result<DaemonInfo, ApiError> {
-    let settings = Settings::resolve(options)?;
+    let file = config::load(options.config.as_deref())?.unwrap_or_default();
+    let settings = Settings::from_parts(options, &file)?;
     let mut damaged = Vec::new();
     let peek = Peek::at(&settings.state_dir).unwrap_or_else(|refusal| {
         damaged.push(refuse::cluster(refusal).message);

@@ -575,6 +575,8 @@ mod tests {
             resync_sent: 0,
             resync_received: 0,
             resync: None,
+            is_source: false,
+            stands_still: false,
             verify: None,
             diskless: false,
             size: None,
