@@ -103,7 +103,7 @@ async fn reload_at_each(hangup: &mut Signal, options: &DaemonOptions, settings: 
         service::reloading();
         service::ready(&reload(options, settings));
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Reads the configuration again. What it can hold is used at the start only, so this says whether

@@ -533,7 +533,7 @@ async fn no_sign_of_life_comes_while_the_thread_of_the_resources_hangs() {
     for _ in 0..3 {
         signs.recv().await.unwrap();
     }
-    let (go_on, until) = std::sync::mpsc::channel();
+    let (go_on, until) = std::sync::mpsc::channel::<()>();
     let hang = of.shard().unwrap().run(move || drop(until.recv()));
     let hanging = tokio::spawn(hang);
     // One may be on its way; then there are none for longer than is waited for.
