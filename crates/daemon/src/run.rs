@@ -111,7 +111,7 @@ async fn reload_at_each(hangup: &mut Signal, reload: impl Fn() -> String) {
         service::reloading();
         service::ready(&reload());
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Reads the configuration again, and tells in the log and as the answer what came of it. The defaults

@@ -6,19 +6,24 @@ use std::process::Command;
 
 const PROGRAM: &str = "/usr/bin/holdfast";
 
+/// Where the units are.
+fn units() -> PathBuf {
+    xtask::root().join("packaging/systemd")
+}
+
 /// The units, in a directory of their own, with a program in them that this machine has.
 fn copied() -> PathBuf {
     let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("units");
     // One of an earlier run.
     let _ = fs::remove_dir_all(&to);
-    fs::create_dir_all(&to).unwrap();
-    for entry in fs::read_dir(xtask::root().join("packaging/systemd")).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        let text = fs::read_to_string(&path).unwrap();
+    fs::create_dir_all(&to).expect("it can be made");
+    for entry in fs::read_dir(units()).expect("it is there") {
+        let path = entry.expect("it can be read").path();
+        let name = path.file_name().and_then(|name| name.to_str()).expect("it has a name");
+        let text = fs::read_to_string(&path).expect("it is text");
         assert!(text.contains(&format!("ExecStart={PROGRAM} ")), "{name} starts another program");
         let name = name.replace("@.", "@db.");
-        fs::write(to.join(name), text.replace(PROGRAM, "/bin/sh")).unwrap();
+        fs::write(to.join(name), text.replace(PROGRAM, "/bin/sh")).expect("it can be written");
     }
     to
 }
@@ -44,9 +49,7 @@ fn the_units_are_understood_without_a_complaint() {
 /// What the design rests on (`docs/design/service.md`).
 #[test]
 fn a_restart_of_the_daemon_does_not_reach_what_is_mounted() {
-    let unit = |name: &str| {
-        fs::read_to_string(xtask::root().join("packaging/systemd").join(name)).unwrap()
-    };
+    let unit = |name: &str| fs::read_to_string(units().join(name)).unwrap();
     let daemon = unit("holdfast.service");
     for line in ["KillMode=process", "RuntimeDirectoryPreserve=yes", "PrivateMounts=yes"] {
         assert!(daemon.lines().any(|found| found == line), "{line}");

@@ -34,8 +34,8 @@ struct Manager {
 impl Manager {
     fn new(dir: &Path) -> Self {
         let path = dir.join("notify");
-        let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(SOON)).unwrap();
+        let socket = UnixDatagram::bind(&path).expect("a socket can be made");
+        socket.set_read_timeout(Some(SOON)).expect("it is a limit");
         Self { socket, path, heard: Vec::new(), kept: BTreeMap::new(), watchdog: None }
     }
 
@@ -47,8 +47,8 @@ impl Manager {
         }
         let mut given = Vec::new();
         for (at, kept) in self.kept.values().enumerate() {
-            let far = fcntl_dupfd_cloexec(kept, KEPT_FROM).unwrap();
-            fcntl_setfd(&far, FdFlags::empty()).unwrap();
+            let far = fcntl_dupfd_cloexec(kept, KEPT_FROM).expect("there is a number left");
+            fcntl_setfd(&far, FdFlags::empty()).expect("it is open");
             let number = far.as_raw_fd();
             script += &format!("exec {}<&{number} {number}<&-\n", at + 3);
             given.push(far);
@@ -106,9 +106,9 @@ impl Manager {
 
     /// Whether nothing is said for so long.
     fn is_silent_for(&self, time: Duration) -> bool {
-        self.socket.set_read_timeout(Some(time)).unwrap();
+        self.socket.set_read_timeout(Some(time)).expect("it is a limit");
         let silent = self.socket.recv(&mut [0; 4096]).is_err();
-        self.socket.set_read_timeout(Some(SOON)).unwrap();
+        self.socket.set_read_timeout(Some(SOON)).expect("it is a limit");
         silent
     }
 }
@@ -127,7 +127,7 @@ fn managed(arguments: &[&str]) -> (Scratch, Manager, Node) {
 }
 
 fn address(socket: &OwnedFd) -> SocketAddr {
-    let at = rustix::net::getsockname(socket).unwrap();
+    let at = rustix::net::getsockname(socket).expect("it is a socket");
     SocketAddr::try_from(at).expect("it is a TCP port")
 }
 
@@ -262,7 +262,7 @@ fn a_reload_begins_and_ends_and_the_state_is_told() {
 
 /// The clock that reloads are told by, in microseconds.
 fn monotonic() -> u64 {
-    let now = sd_notify::NotifyState::monotonic_usec_now().unwrap().to_string();
+    let now = sd_notify::NotifyState::monotonic_usec_now().expect("there is a clock").to_string();
     micros(&[now]).expect("it is a time")
 }
 

@@ -530,13 +530,17 @@ async fn no_sign_of_life_comes_while_the_thread_of_the_resources_hangs() {
     let limit = Duration::from_millis(400);
     let (sign, mut signs) = tokio::sync::mpsc::unbounded_channel();
     let of = Arc::clone(&node.daemon.as_ref().unwrap().node);
-    let sign = move || drop(sign.send(()));
+    let sign = move || {
+        // Nobody listens at the end of the test.
+        let _ = sign.send(());
+    };
     let watching = tokio::spawn(service::watch(Arc::clone(&of), limit, sign));
     for _ in 0..3 {
         signs.recv().await.unwrap();
     }
-    let (go_on, until) = std::sync::mpsc::channel();
-    let hang = of.shard().unwrap().run(move || drop(until.recv()));
+    let (go_on, until) = std::sync::mpsc::channel::<()>();
+    // It returns when the other end is dropped.
+    let hang = of.shard().unwrap().run(move || until.recv().unwrap_or_default());
     let hanging = tokio::spawn(hang);
     // One may be on its way; then there are none for longer than is waited for.
     while let Ok(sign) = tokio::time::timeout(limit * 2, signs.recv()).await {
