@@ -90,14 +90,14 @@ impl Reader<'_> {
                     None => {
                         let tables = [RESOURCE_DEFAULTS, RESOURCE];
                         let words = CONFIG_KEYS.iter().map(|key| key.name).chain(tables);
-                        self.unknown(key, "key", words.collect());
+                        self.unknown(key, "key", &words.collect::<Vec<_>>());
                     }
                 },
             }
         }
     }
 
-    fn unknown(&mut self, key: &Spanned<DeString<'_>>, kind: &str, words: Vec<&str>) {
+    fn unknown(&mut self, key: &Spanned<DeString<'_>>, kind: &str, words: &[&str]) {
         let name: &str = key.get_ref();
         let why = match nearest(name, words.iter().copied()) {
             Some(near) => format!("did you mean {near}?"),
@@ -200,7 +200,8 @@ impl Reader<'_> {
         for (name, value) in table {
             let text: &str = name.get_ref();
             let Some(spec) = find(text) else {
-                self.unknown(name, "option", OPTIONS.iter().map(|spec| spec.name).collect());
+                let words: Vec<&str> = OPTIONS.iter().map(|spec| spec.name).collect();
+                self.unknown(name, "option", &words);
                 continue;
             };
             let given = match value.get_ref() {

@@ -176,7 +176,7 @@ fn disk(key: &str, values: &[&str]) -> Option<Verdict> {
             | "no-disk-flushes" | "no-disk-drain" | "no-md-flushes",
             words,
         ) => {
-            let off = key.starts_with("no-") || yes(words)? == false;
+            let off = key.starts_with("no-") || !yes(words)?;
             match off && key.ends_with("flushes") {
                 true => missing(
                     "what a client flushes is always flushed to the disks; with a cache that a \

@@ -290,7 +290,7 @@ proptest! {
         let printed = plan.text();
         for entry in plan.statements.iter().filter(|entry| entry.outcome.word() != "translated") {
             let line = format!("#   {}: {}\n", entry.place, entry.text);
-            prop_assert!(printed.contains(&line), "{} is not in {}", line, printed);
+            prop_assert!(printed.contains(&line), "{line} is not in {printed}");
         }
     }
 
