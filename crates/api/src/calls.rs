@@ -1,7 +1,7 @@
 //! The list of all calls, and the OpenAPI document that is made from it.
 
 use crate::{
-    attachment, badblocks, error, events, health, journal, request, routes, status, survey,
+    attachment, badblocks, error, events, health, journal, latency, request, routes, status, survey,
 };
 use serde_json::{Value, json};
 use utoipa::OpenApi;
@@ -40,6 +40,7 @@ pub const CALLS: &[Call] = &[
     get(routes::EVENTS, "", "server-sent events: a dump, then the changes"),
     get(routes::OPENAPI, "", "this document"),
     get(routes::METRICS, "", "metrics as Prometheus text"),
+    get(routes::LATENCY, "Latency", "how long the stages of requests take"),
     get(routes::VERSION, "VersionInfo", "the versions of the daemon and of its protocols"),
     get(routes::CLUSTER, "ClusterStatus", "the nodes of the cluster"),
     post(routes::CLUSTER_CREATE, "ClusterCreate", "ClusterCreated", "make a cluster of this node"),
@@ -178,6 +179,9 @@ pub const CALLS: &[Call] = &[
     request::Resize,
     journal::JournalLog,
     journal::JournalSegment,
+    latency::Latency,
+    latency::ResourceLatency,
+    latency::StageLatency,
     request::ResourceJoin,
     request::Rewind,
     request::Rewound,
@@ -195,6 +199,7 @@ pub const CALLS: &[Call] = &[
     status::UnreadableRange,
     status::GuestMember,
     status::GuestStatus,
+    status::IoStatus,
     status::JournalStatus,
     status::NodeStatus,
     status::PeerProblem,

@@ -13,7 +13,7 @@ use crate::several::{Names, names};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use cluster::Cluster;
 use holdfast_api::request::{PauseWhat, WaitFor};
-pub(crate) use status::{Every, Form, Health, Status};
+pub(crate) use status::{Every, Form, Health, Sort, Status, Top};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -201,6 +201,8 @@ pub(crate) enum Call {
     Health(Health),
     /// Show what there is as events, and what happens from now on
     Events(Events),
+    /// Watch all resources on the whole screen: rates, latency, resync
+    Top(Top),
     /// Make a local block device of a resource, or take it away
     Device(Device),
     /// Make a local block device of an NBD export, which survives lost connections and servers
@@ -624,9 +626,13 @@ impl From<WaitArg> for WaitFor {
 
 #[derive(Debug, Args)]
 pub(crate) struct Events {
-    /// Go on with what happens from now on
+    /// Go on with what happens from now on, also over restarts of the daemon; with --timeout until it
+    /// has been away for so long
     #[arg(short, long)]
     pub(crate) follow: bool,
+    /// Begin behind the event with this number, not with all there is
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) since: Option<u64>,
 }
 
 #[derive(Debug, Args)]

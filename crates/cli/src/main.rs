@@ -24,6 +24,7 @@ mod several;
 mod status;
 mod survey;
 mod table;
+mod top;
 mod usage;
 mod version;
 mod wait;

@@ -34,7 +34,6 @@ fn commands() -> Vec<Command> {
     vec![
         of_resource("rename", "Give a resource another name")
             .arg(Arg::new("new").value_name("NEW").required(true).value_parser(name)),
-        later("top", "Watch all resources"),
     ]
 }
 

@@ -26,6 +26,7 @@ mod health;
 mod http;
 mod journaled;
 mod keeper;
+mod latency;
 mod local;
 mod log;
 mod logpeer;
@@ -44,6 +45,7 @@ mod remote;
 mod replacing;
 mod resource;
 mod run;
+mod scrape;
 pub mod shard;
 mod space;
 mod spares;
@@ -54,6 +56,7 @@ mod task;
 
 pub use holdfast_device::hold as hold_device;
 pub use memory::guard_memory;
+pub use metrics::{STATUS_FIELDS, Told};
 pub use options::{
     CONFIG_KEYS, DEFAULT_CONFIG, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, NbdAccess,
 };

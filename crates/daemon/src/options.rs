@@ -22,6 +22,8 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:7850";
 pub(crate) const NODE_PORT: u16 = 7850;
 /// The port for NBD clients, where an address names none.
 const NBD_PORT: u16 = 10809;
+/// The port for metrics when none is given.
+const HTTP_PORT: u16 = 7851;
 /// A configuration file is never longer, in bytes.
 const MAX_CONFIG: u64 = 1 << 20;
 
@@ -44,7 +46,7 @@ pub struct DaemonOptions {
     pub nbd_listen: Option<String>,
     /// Who is let in there, and how.
     pub nbd_access: NbdAccess,
-    /// Where the HTTP API is reached by TCP; refused by this version.
+    /// Where the metrics are reached by TCP, `ADDR:PORT`; nowhere when nobody says.
     pub http: Option<String>,
     /// The control socket.
     pub socket: Option<PathBuf>,
@@ -139,6 +141,7 @@ pub(crate) struct Settings {
     pub(crate) advertise: Vec<Address>,
     pub(crate) nbd_listen: Option<SocketAddr>,
     pub(crate) nbd_access: NbdAccess,
+    pub(crate) http: Option<SocketAddr>,
     pub(crate) socket: PathBuf,
     pub(crate) lock_memory: bool,
     pub(crate) device_holder: Option<Vec<PathBuf>>,
@@ -157,20 +160,13 @@ impl Settings {
             Some(path) => read_config(path, false)?,
             None => read_config(Path::new(DEFAULT_CONFIG), true)?,
         };
-        if options.http.is_some() || file.http.is_some() {
-            return Err(ApiError::new(
-                ErrorCode::NotSupportedYet,
-                "the daemon was not started: the HTTP API over TCP is not supported by this \
-                 version yet",
-            )
-            .hint("leave --http away and use the control socket"));
-        }
         let name = options.name.clone().or(file.name);
         if let Some(name) = &name {
             holdfast_units::check_name(name)?;
         }
         let listen = options.listen.clone().or(file.listen);
         let nbd_listen = options.nbd_listen.clone().or(file.nbd_listen);
+        let http = options.http.clone().or(file.http);
         let advertise =
             if options.advertise.is_empty() { file.advertise } else { options.advertise.clone() };
         let advertise = advertise.iter().map(|text| Address::parse(text, Some(NODE_PORT)));
@@ -201,6 +197,7 @@ impl Settings {
             advertise: advertise.map_err(refuse::cluster)?,
             nbd_listen: nbd_listen.map(|text| listen_address(&text, NBD_PORT)).transpose()?,
             nbd_access,
+            http: http.map(|text| listen_address(&text, HTTP_PORT)).transpose()?,
             lock_memory: options.lock_memory.or(file.lock_memory).unwrap_or(true),
             device_holder: options.device_holder.clone(),
             journal_budget: journal_budget(options.journal_budget, file.journal_budget.as_deref())?,
@@ -371,8 +368,10 @@ mod tests {
         }
         let error = with_file("name = \"all\"", none()).unwrap_err();
         assert_eq!(error.code, ErrorCode::InvalidName);
-        let error = with_file("http = \"127.0.0.1:80\"", none()).unwrap_err();
-        assert_eq!(error.code, ErrorCode::NotSupportedYet);
+        let error = with_file("http = \"nowhere\"", none()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidAddress);
+        let settings = with_file("http = \"127.0.0.1\"", none()).unwrap();
+        assert_eq!(settings.http, Some("127.0.0.1:7851".parse().unwrap()));
         let missing = DaemonOptions { config: Some("/nowhere/x.toml".into()), ..none() };
         assert!(Settings::resolve(&missing).unwrap_err().message.contains("/nowhere/x.toml"));
     }

@@ -3,6 +3,7 @@
 use super::link::{LinkOrigin, LinkStream};
 use super::open::NewPlace;
 use super::resource::ToResource;
+use super::stages::StageTimes;
 use super::view::ResourceView;
 use super::vitals::VitalsReport;
 use crate::journaled::JournalHandle;
@@ -176,6 +177,17 @@ impl ResourceHandle {
         let ask = async {
             let (done, end) = oneshot::channel();
             self.commands.send(ToResource::Vitals(done)).await.ok()?;
+            end.await.ok()
+        };
+        tokio::time::timeout(REFRESH_TIMEOUT, ask).await.ok().flatten()
+    }
+
+    /// How long the stages of requests took since it was started. `None` when it is not told within a
+    /// second.
+    pub async fn stage_times(&self) -> Option<StageTimes> {
+        let ask = async {
+            let (done, end) = oneshot::channel();
+            self.commands.send(ToResource::StageTimes(done)).await.ok()?;
             end.await.ok()
         };
         tokio::time::timeout(REFRESH_TIMEOUT, ask).await.ok().flatten()
