@@ -31,6 +31,7 @@ mod journal_faults;
 mod logpeer;
 mod logpeer_roles;
 mod metadata;
+mod monitoring;
 mod names;
 mod nbd_abuse;
 mod nbd_clients;
