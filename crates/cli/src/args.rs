@@ -294,7 +294,7 @@ pub(crate) struct Daemon {
     pub(crate) nbd_listen: Option<String>,
     #[command(flatten)]
     pub(crate) nbd_access: NbdAccess,
-    /// Where the HTTP API is reached by TCP [default: nowhere]
+    /// Where the metrics are reached by TCP, for Prometheus [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) http: Option<String>,
     /// Whether to keep all its memory from being swapped out or dropped [default: true]

@@ -10,7 +10,7 @@ use holdfast_api::status::PeerStatus;
 use holdfast_units::format_size;
 
 /// What the columns of a resource other than its name take, with a blank before each.
-const FIXED: usize = 62;
+const FIXED: usize = 68;
 /// The narrowest and the widest column of names.
 const NAMES: std::ops::RangeInclusive<usize> = 6..=40;
 
@@ -157,9 +157,7 @@ fn foot(view: &View) -> Line {
             filter => format!("/ filter: {filter}"),
         };
         let sort = word_of(view.sort);
-        format!(
-            "q quit  arrows select  Enter details  s sort: {sort}  {filter}  space pause  h help"
-        )
+        format!("q quit  arrows select  Enter open  s sort: {sort}  {filter}  space pause  h help")
     };
     Line::styled(text, Style::Dim)
 }

@@ -90,7 +90,7 @@ fn the_screen_in_80_columns_without_colour() {
             "    sync to beta [########........] 50.0 %  256 MiB  64 MiB/s  ETA 2 s",
             "  mail   Sec  UpToDate       0/0     0     0       0       0      -        -",
             "  web    Sec  UpToDate       0/0     0     0       0       0      -        -",
-            "q quit  arrows select  Enter details  s sort: name  / filter  space pause  h hel",
+            "q quit  arrows select  Enter open  s sort: name  / filter  space pause  h help",
         ]
     );
     // A page for scripts has no keys, and all of each name.
@@ -111,7 +111,7 @@ fn the_screen_in_80_columns_without_colour() {
 #[test]
 fn keys_select_open_filter_sort_and_quit() {
     let mut view = view();
-    let mut press = |view: &mut View, keys: &str| {
+    let press = |view: &mut View, keys: &str| {
         let keys = keys.chars().map(|c| match c {
             '\n' => Key::Enter,
             '\x1b' => Key::Escape,
@@ -261,7 +261,7 @@ fn numbers_keep_to_their_columns() {
     }
     assert_eq!((count(123_456.0), count(12_345_678.0)), ("123k".into(), "12M".into()));
     for (bytes, due) in
-        [(0.0, "0"), (5242.88, "0.01"), (1e7, "9.54"), (1e9, "953.7"), (1e11, "95367")]
+        [(0.0, "0"), (10_485.76, "0.01"), (1e7, "9.54"), (1e9, "953.7"), (1e11, "95367")]
     {
         assert_eq!(mebi(bytes), due);
     }

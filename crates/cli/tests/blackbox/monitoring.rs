@@ -2,7 +2,7 @@
 
 use crate::{BLOCK, MIB, SOON, SYNC, binary, cluster, write_blocks};
 use holdfast_daemon::{STATUS_FIELDS, Told};
-use holdfast_testkit::{Cluster, ClusterOptions, holds_within, wait_until};
+use holdfast_testkit::{Cluster, ClusterOptions, files, holds_within, wait_until};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// Two nodes whose metrics can be had by TCP.
+/// Nodes whose metrics can be had by TCP.
 fn scraped_cluster(count: usize) -> Cluster {
     let arguments = &["--http", "127.0.0.1:0"];
     let options = ClusterOptions { arguments, ..ClusterOptions::default() };
@@ -70,9 +70,12 @@ fn each_field_of_a_real_status_has_a_metric_or_a_reason() {
     let cluster = scraped_cluster(2);
     cluster.resource("r0", 4 * MIB, 2);
     let journal = cluster.scratch().join("journal").display().to_string();
-    let spare = cluster.scratch().join("spare").display().to_string();
-    let more = ["--journal", &journal, "--journal-size", "16M", "--spare", &spare, "--spare-size"];
-    cluster.create("r1", 8 * MIB, &[&more[..], &["1M", "--checksums"]].concat());
+    let spare = cluster.scratch().join("spare");
+    files::make_sparse(&spare, MIB);
+    let spare = spare.display().to_string();
+    let journal = ["--journal", &journal, "--journal-size", "16M"];
+    let more = ["--spare", &spare, "--checksums"];
+    cluster.create("r1", 8 * MIB, &[&journal[..], &more].concat());
     write_blocks(&cluster[0], "r0", 1, 0..8);
     write_blocks(&cluster[0], "r1", 1, 0..8);
     cluster[0].ok(&["scrub", "r0", "--wait"]);
@@ -475,7 +478,7 @@ fn top_on_a_terminal_obeys_keys_sizes_and_signals() {
     assert!(top.all().contains("\x1b[32m"), "there are colours");
     // Another size: all of it fits.
     let tty = top.read("tty");
-    let resized = Command::new("stty").args(["-F", &tty, "rows", "5", "cols", "40"]).status();
+    let resized = Command::new("stty").args(["-F", &tty, "rows", "4", "cols", "40"]).status();
     assert!(resized.expect("stty runs").success());
     wait_until(SOON, "it fits", || top.shown().matches("\r\n").count() == 3);
     top.press("q");
