@@ -1,7 +1,8 @@
 //! The list of all calls, and the OpenAPI document that is made from it.
 
 use crate::{
-    attachment, badblocks, daemon, error, events, health, journal, request, routes, status, survey,
+    attachment, badblocks, daemon, error, events, health, journal, latency, request, routes, status,
+    survey,
 };
 use serde_json::{Value, json};
 use utoipa::OpenApi;
@@ -40,6 +41,7 @@ pub const CALLS: &[Call] = &[
     get(routes::EVENTS, "", "server-sent events: a dump, then the changes"),
     get(routes::OPENAPI, "", "this document"),
     get(routes::METRICS, "", "metrics as Prometheus text"),
+    get(routes::LATENCY, "Latency", "how long the stages of requests take"),
     get(routes::VERSION, "VersionInfo", "the versions of the daemon and of its protocols"),
     get(routes::DAEMON, "DaemonInfo", "how the daemon was started, and what files it uses"),
     get(routes::CLUSTER, "ClusterStatus", "the nodes of the cluster"),
@@ -184,6 +186,9 @@ pub const CALLS: &[Call] = &[
     request::Resize,
     journal::JournalLog,
     journal::JournalSegment,
+    latency::Latency,
+    latency::ResourceLatency,
+    latency::StageLatency,
     request::ResourceDelete,
     request::ResourceJoin,
     request::ResourceLeave,
@@ -203,6 +208,7 @@ pub const CALLS: &[Call] = &[
     status::UnreadableRange,
     status::GuestMember,
     status::GuestStatus,
+    status::IoStatus,
     status::JournalStatus,
     status::NodeStatus,
     status::PeerProblem,

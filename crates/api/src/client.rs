@@ -236,7 +236,19 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn events(&self) -> Result<EventStream, ClientError> {
-        let path = routes::EVENTS;
+        self.events_at(routes::EVENTS).await
+    }
+
+    /// As [`Self::events`], with what came after the event with this number in place of the dump,
+    /// where that is known.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn events_since(&self, seq: u64) -> Result<EventStream, ClientError> {
+        self.events_at(&format!("{}?since={seq}", routes::EVENTS)).await
+    }
+
+    async fn events_at(&self, path: &str) -> Result<EventStream, ClientError> {
         let start = async {
             let response = self.send(Method::GET, path, Bytes::new()).await?;
             if response.status() != StatusCode::OK {

@@ -3,6 +3,10 @@
 //!
 //! A stream starts with a dump of everything that is there (kind `exists`), closes the dump with
 //! one event whose object is [`END_OF_DUMP`], and goes on with the changes.
+//!
+//! Who has read up to a number asks for what came after it (`?since=NUMBER`). The stream then starts with
+//! that instead of the dump, or, when it is not kept any more, with one event of the kind `missed` and
+//! the dump.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -24,6 +28,9 @@ pub enum EventKind {
     Change,
     /// It is gone.
     Destroy,
+    /// What happened after the number that was asked for is not known any more; a dump follows. The
+    /// fields `since` and `reason` say more.
+    Missed,
     /// A handler was called.
     Call,
     /// A handler answered.
@@ -39,6 +46,7 @@ impl EventKind {
             Self::Create => "create",
             Self::Change => "change",
             Self::Destroy => "destroy",
+            Self::Missed => "missed",
             Self::Call => "call",
             Self::Response => "response",
         }
@@ -48,16 +56,17 @@ impl EventKind {
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Its number; grows by one from event to event of a daemon's life. Events of a dump bear the
-    /// number of the last change that they contain.
+    /// Its number; grows by one from event to event of a daemon's life, and is higher in a later life.
+    /// Events of a dump bear the number of the last change that they contain.
     pub seq: u64,
     /// When it happened, in milliseconds since 1970.
     pub time_unix_ms: u64,
     /// What happened.
     pub kind: EventKind,
-    /// To what: `node`, `cluster`, `resource`, `disk`, `device`, `peer`; `-` closes the dump.
+    /// To what: `node`, `cluster`, `resource`, `disk`, `device`, `peer`, `attachment`, `leg`; `-` closes
+    /// the dump; `events` with `missed`.
     pub object: String,
-    /// The name of the resource, or of the node or cluster; empty for `-`.
+    /// The name of the resource, or of the node or cluster; empty for `-` and `events`.
     pub name: String,
     /// The peer of the resource, for objects that belong to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,6 +88,19 @@ impl Event {
             name: String::new(),
             peer: None,
             fields: BTreeMap::new(),
+        }
+    }
+
+    /// The event that says that what came after a number is not known any more.
+    #[must_use]
+    pub fn missed(seq: u64, time_unix_ms: u64, since: u64, reason: &str) -> Self {
+        let fields = [("since", since.to_string()), ("reason", reason.to_owned())];
+        let fields = fields.map(|(name, value)| (name.to_owned(), value));
+        Self {
+            kind: EventKind::Missed,
+            object: "events".into(),
+            fields: fields.into(),
+            ..Self::end_of_dump(seq, time_unix_ms)
         }
     }
 

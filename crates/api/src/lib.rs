@@ -13,6 +13,7 @@ pub mod error;
 pub mod events;
 pub mod health;
 pub mod journal;
+pub mod latency;
 pub mod options;
 pub mod phases;
 pub mod request;

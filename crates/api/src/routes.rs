@@ -8,6 +8,8 @@ pub const EVENTS: &str = "/v1/events";
 pub const OPENAPI: &str = "/v1/openapi.json";
 /// `GET`: Prometheus text.
 pub const METRICS: &str = "/metrics";
+/// `GET`: how long the stages of requests take ([`crate::latency::Latency`]).
+pub const LATENCY: &str = "/v1/latency";
 /// `GET`: versions.
 pub const VERSION: &str = "/v1/version";
 /// `GET`: how the daemon was started ([`crate::daemon::DaemonInfo`]).

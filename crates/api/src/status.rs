@@ -131,10 +131,28 @@ pub struct ResourceStatus {
     /// The `scrub` that goes on here, or the last one; left out when there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scrub: Option<SurveyReport>,
+    /// What clients have done here since it was started; left out while it is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io: Option<IoStatus>,
     /// Fetch and replay of a log peer; `null` when this node is none.
     pub replay: Option<ReplayStatus>,
     /// The other nodes of the resource.
     pub peers: Vec<PeerStatus>,
+}
+
+/// Requests of clients of a resource, and their bytes, since it was started on this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct IoStatus {
+    /// Reads.
+    pub reads: u64,
+    /// What they read.
+    pub read_bytes: u64,
+    /// Writes, zeroes and discards.
+    pub writes: u64,
+    /// What they wrote: zeroes and discards count with their length.
+    pub written_bytes: u64,
+    /// Flushes.
+    pub flushes: u64,
 }
 
 /// A node's own disk.

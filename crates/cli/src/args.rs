@@ -17,7 +17,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use cluster::Cluster;
 pub(crate) use doctor::{Doctor, NodeFiles, Support};
 use holdfast_api::request::{PauseWhat, WaitFor};
-pub(crate) use status::{Every, Form, Health, Status};
+pub(crate) use status::{Every, Form, Health, Sort, Status, Top};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -220,6 +220,8 @@ pub(crate) enum Call {
     Health(Health),
     /// Show what there is as events, and what happens from now on
     Events(Events),
+    /// Watch all resources on the whole screen: rates, latency, resync
+    Top(Top),
     /// Make a local block device of a resource, or take it away
     Device(Device),
     /// Make a local block device of an NBD export, which survives lost connections and servers
@@ -311,7 +313,7 @@ pub(crate) struct Daemon {
     pub(crate) nbd_listen: Option<String>,
     #[command(flatten)]
     pub(crate) nbd_access: NbdAccess,
-    /// Where the HTTP API is reached by TCP [default: nowhere]
+    /// Where the metrics are reached by TCP, for Prometheus [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) http: Option<String>,
     /// Whether to keep all its memory from being swapped out or dropped [default: true]
@@ -681,9 +683,13 @@ impl From<WaitArg> for WaitFor {
 
 #[derive(Debug, Args)]
 pub(crate) struct Events {
-    /// Go on with what happens from now on
+    /// Go on with what happens from now on, also over restarts of the daemon; with --timeout until it
+    /// has been away for so long
     #[arg(short, long)]
     pub(crate) follow: bool,
+    /// Begin behind the event with this number, not with all there is
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) since: Option<u64>,
 }
 
 #[derive(Debug, Args)]

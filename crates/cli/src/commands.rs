@@ -5,7 +5,7 @@ use crate::session::Session;
 use crate::several::{Names, each};
 use crate::{
     archive, attach, badblocks, cluster, events, health, journal, options, replace_disk, status,
-    survey, wait,
+    survey, top, wait,
 };
 use holdfast_api::request::{
     AttachDisk, Connect, DetachDisk, DeviceMade, Disconnect, Empty, Invalidate, Pause, Primary,
@@ -101,7 +101,8 @@ pub(crate) async fn run(
         }
         Call::Status(args) => return status::run(session, &args).await,
         Call::Health(args) => health::run(session, &args).await,
-        Call::Events(args) => events::run(session, &args).await,
+        Call::Events(args) => events::run(session, &args, timeout).await,
+        Call::Top(args) => top::run(session, &args).await,
         Call::Device(args) => device(session, args).await,
         Call::Attach(args) => attach::attach(session, args).await,
         Call::Attachments(args) => attach::list(session, &args).await,

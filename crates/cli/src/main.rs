@@ -16,7 +16,6 @@ mod import;
 mod journal;
 mod manual;
 mod meta;
-mod not_yet;
 mod options;
 mod output;
 mod parse;
@@ -28,6 +27,7 @@ mod status;
 mod support;
 mod survey;
 mod table;
+mod top;
 mod usage;
 mod version;
 mod wait;
@@ -40,8 +40,7 @@ use session::Session;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let grammar = not_yet::add_to(Cli::command());
-    let matches = match grammar.try_get_matches() {
+    let matches = match Cli::command().try_get_matches() {
         Ok(matches) => matches,
         Err(error) => return usage::report(&error),
     };
@@ -60,9 +59,6 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(matches: &ArgMatches, ui: &Ui) -> Result<ExitCode, ApiError> {
-    if let Some(refusal) = not_yet::refusal(matches) {
-        return Err(refusal);
-    }
     let cli = match Cli::from_arg_matches(matches) {
         Ok(cli) => cli,
         Err(error) => return Ok(usage::report(&error)),

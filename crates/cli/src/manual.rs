@@ -2,7 +2,6 @@
 
 use crate::args::Cli;
 use crate::config::keys;
-use crate::not_yet;
 use crate::output::Ui;
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
@@ -10,14 +9,10 @@ use holdfast_api::{ApiError, ErrorCode};
 use std::io;
 use std::path::Path;
 
-fn grammar() -> Command {
-    not_yet::add_to(Cli::command())
-}
-
 /// Prints the completions for a shell.
 pub(crate) fn completions(ui: &Ui, shell: clap_complete::Shell) -> Result<(), ApiError> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut grammar(), "holdfast", &mut script);
+    clap_complete::generate(shell, &mut Cli::command(), "holdfast", &mut script);
     ui.text(&String::from_utf8_lossy(&script));
     Ok(())
 }
@@ -33,7 +28,7 @@ pub(crate) fn man(ui: &Ui, command: &[String], dir: Option<&Path>) -> Result<(),
 
 /// The grammar with what commands inherit.
 fn built_grammar() -> Command {
-    let mut top = grammar().disable_help_subcommand(true);
+    let mut top = Cli::command().disable_help_subcommand(true);
     top.build();
     top
 }
@@ -124,7 +119,7 @@ mod tests {
 
     #[test]
     fn the_grammar_holds_together() {
-        grammar().debug_assert();
+        Cli::command().debug_assert();
     }
 
     #[test]
@@ -132,7 +127,7 @@ mod tests {
         let mut script = Vec::new();
         clap_complete::generate(
             clap_complete::Shell::Bash,
-            &mut grammar(),
+            &mut Cli::command(),
             "holdfast",
             &mut script,
         );

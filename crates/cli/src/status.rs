@@ -235,7 +235,7 @@ fn render(status: &NodeStatus, width: Option<usize>, color: bool) -> String {
     lines.join("\n")
 }
 
-fn headline(status: &NodeStatus, color: bool) -> String {
+pub(crate) fn headline(status: &NodeStatus, color: bool) -> String {
     let node = Style::Bold.paint(&status.node, color);
     let Some(cluster) = &status.cluster else {
         return format!("node {node}, in no cluster yet");
@@ -565,7 +565,7 @@ fn log_bar(replay: &ReplayStatus, tail: u64) -> Option<String> {
 
 /// `sync to gamma [########........]  50.0 %  128 MiB of 256 MiB  110 MiB/s  ETA 0:01`, without the
 /// amounts where that would not fit.
-fn resync_line(peer: &PeerStatus, resync: &ResyncStatus, color: bool) -> String {
+pub(crate) fn resync_line(peer: &PeerStatus, resync: &ResyncStatus, color: bool) -> String {
     const BAR: u8 = 16;
     let percent = resync.percent.clamp(0.0, 100.0);
     let full = (0..BAR).filter(|at| f64::from(*at + 1) * 100.0 / f64::from(BAR) <= percent).count();

@@ -78,12 +78,11 @@ fn translate(error: &clap::Error) -> ApiError {
 mod tests {
     use super::*;
     use crate::args::Cli;
-    use crate::not_yet;
     use clap::CommandFactory;
 
     fn message(line: &str) -> (String, String) {
         let words = std::iter::once("holdfast").chain(line.split_whitespace());
-        let error = not_yet::add_to(Cli::command()).try_get_matches_from(words).unwrap_err();
+        let error = Cli::command().try_get_matches_from(words).unwrap_err();
         let error = translate(&error);
         assert_eq!(error.code, ErrorCode::Usage);
         assert!(!error.message.contains('\n'), "{}", error.message);

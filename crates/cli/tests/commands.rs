@@ -334,16 +334,6 @@ fn a_wrong_command_line_is_exit_2_and_calls_nobody() {
 }
 
 #[test]
-fn what_is_not_there_yet_is_refused_and_calls_nobody() {
-    let daemon = StandIn::new(200, DONE);
-    let output = daemon.run("top");
-    assert_eq!(output.status.code(), Some(1));
-    let expected = "error: top was refused: it is not supported by this version yet";
-    assert_eq!(text(&output.stderr).lines().next(), Some(expected));
-    assert_eq!(daemon.calls(), Vec::<String>::new());
-}
-
-#[test]
 fn status_is_the_document_or_a_table() {
     let document = r#"{"version":"0.1.0","node":"alpha","cluster":null,"resources":[
         {"name":"r0","role":"Primary","size_bytes":4096,"suspended":[],"quorum":true,
@@ -415,9 +405,20 @@ fn events_end_with_the_dump_unless_followed() {
     let lines: Vec<serde_json::Value> =
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((lines.len(), &lines[1]["object"]), (2, &"-".into()));
-    let output = daemon.run("events --follow");
-    assert_eq!(text(&output.stdout).lines().last(), Some("change resource name:r0"));
-    assert_eq!(output.status.code(), Some(3), "the daemon ended the stream");
+    daemon.calls();
+    let mut follower = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+        .args(["events", "--follow", "--socket"])
+        .arg(daemon.socket())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let told: Vec<String> = lines.map(|line| line.unwrap()).take(6).collect();
+    assert_eq!(told[2], "change resource name:r0");
+    assert_eq!(told[..3], told[3..], "the daemon ended the stream, and was asked again");
+    follower.kill().and_then(|()| follower.wait()).unwrap();
+    assert_eq!(daemon.calls()[..2], ["GET /v1/events", "GET /v1/events?since=2"]);
 }
 
 #[test]

@@ -7,7 +7,9 @@ use crate::node::{Node, Parts};
 use crate::options::{NbdAccess, Settings};
 use crate::resource::{self, Resource};
 use crate::shard::{Shard, ShardOptions, TcpAccess, boot_id};
-use crate::{archiving, guests, health, http, peer_api, peers, refuse, resyncs, service, space};
+use crate::{
+    archiving, guests, health, http, peer_api, peers, refuse, resyncs, scrape, service, space,
+};
 use holdfast_api::options::Settings as OptionSettings;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Address, ClusterState};
@@ -42,7 +44,7 @@ impl Daemon {
     /// What it cannot start without; nothing is left running then.
     pub(crate) async fn start(settings: Settings, kept: Kept) -> Result<Self, ApiError> {
         let parts = blocking(move || prepare(settings, kept)).await?;
-        let Prepared { parts, listener, control, store } = parts;
+        let Prepared { parts, listener, control, scrape, store } = parts;
         let listener = TcpListener::from_std(listener).map_err(broken("the port for nodes"))?;
         let control = UnixListener::from_std(control).map_err(broken("the control socket"))?;
         let node = Node::new(parts);
@@ -77,6 +79,14 @@ impl Daemon {
         tokio::spawn(health::run(Arc::clone(&node)));
         tokio::spawn(health::run_smart(Arc::clone(&node)));
         tokio::spawn(http::serve(Arc::clone(&node), control));
+        if let Some(listener) = scrape {
+            let listener =
+                TcpListener::from_std(listener).map_err(broken("the port for metrics"))?;
+            if let Ok(address) = listener.local_addr() {
+                tracing::info!("metrics are served on http://{address}/metrics");
+            }
+            tokio::spawn(scrape::serve(Arc::clone(&node), listener));
+        }
         Ok(started)
     }
 
@@ -121,6 +131,7 @@ struct Prepared {
     parts: Parts,
     listener: StdTcpListener,
     control: StdUnixListener,
+    scrape: Option<StdTcpListener>,
     store: LocalStore,
 }
 
@@ -141,6 +152,7 @@ fn prepare(settings: Settings, mut kept: Kept) -> Result<Prepared, ApiError> {
     let nbd_access = nbd_access(&settings.nbd_access)?;
     let nbd_tcp = settings.nbd_listen;
     let nbd_tcp = nbd_tcp.map(|at| kept.tcp(listeners::NBD_TCP, at, "--nbd-listen")).transpose()?;
+    let scrape = settings.http.map(|address| bind(address, "--http")).transpose()?;
     kept.close_rest();
     let devices = commands::device::options(&settings);
     let wanted = wanted_devices(&settings, &store);
@@ -166,7 +178,7 @@ fn prepare(settings: Settings, mut kept: Kept) -> Result<Prepared, ApiError> {
         shard,
         boot,
     };
-    Ok(Prepared { parts, listener, control, store })
+    Ok(Prepared { parts, listener, control, scrape, store })
 }
 
 /// The devices that may have been left by an earlier run and that this one wants to go on with:

@@ -3,13 +3,15 @@
 use holdfast_api::attachment::AttachmentStatus;
 use holdfast_api::status::{ClusterNode, ClusterStatus, ResourceStatus};
 use holdfast_api::{Event, EventKind};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::broadcast;
 
 /// How many events wait for a reader at most; one that is further behind is disconnected.
 const RING: usize = 1024;
+/// So many of the last events are kept for readers that come back: more than one of them can be behind.
+const KEPT: usize = 4096;
 
 /// Kind, name and peer of an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -36,9 +38,12 @@ pub(crate) struct Hub {
     readers: broadcast::Sender<Event>,
 }
 
-#[derive(Default)]
 struct Model {
+    /// The number of the last event, and what it was when the daemon started.
     seq: u64,
+    start: u64,
+    /// The last events, up to that number.
+    kept: VecDeque<Event>,
     objects: Objects,
 }
 
@@ -65,9 +70,32 @@ impl Part<'_> {
     }
 }
 
+impl Model {
+    /// Why what came after an event is not known, if it is not.
+    fn why_unknown(&self, since: u64) -> Option<&'static str> {
+        let oldest = self.kept.front().map_or(self.seq, |event| event.seq - 1);
+        if since < self.start {
+            Some("the daemon was started since")
+        } else if since > self.seq {
+            Some("no event has had this number yet")
+        } else {
+            (since < oldest).then_some("it is too long ago")
+        }
+    }
+}
+
 impl Hub {
+    /// Numbers begin with the microseconds since 1970: unless the clock is set back, or there are more
+    /// than a million events a second, they are above those of all earlier runs of the daemon, so
+    /// nobody takes an old number for a new one.
     pub(crate) fn new() -> Self {
-        Self { model: Mutex::default(), readers: broadcast::channel(RING).0 }
+        Self::starting_at(unix_ms().saturating_mul(1000))
+    }
+
+    fn starting_at(start: u64) -> Self {
+        let kept = VecDeque::with_capacity(KEPT);
+        let model = Model { seq: start, start, kept, objects: Objects::new() };
+        Self { model: Mutex::new(model), readers: broadcast::channel(RING).0 }
     }
 
     /// Compares a part with what was there, and tells what has changed.
@@ -110,23 +138,42 @@ impl Hub {
         self.tell(&mut self.lock(), EventKind::Change, &key, fields);
     }
 
-    /// All there is now, closed by the end of the dump, and the changes from now on.
-    pub(crate) fn subscribe(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+    /// All there is now, closed by the end of the dump, and the changes from now on. For a reader that
+    /// knows everything up to the event number `since`: what came after it instead of all there is,
+    /// where that is known.
+    pub(crate) fn subscribe(&self, since: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let model = self.lock();
         let (seq, now) = (model.seq, unix_ms());
-        let mut dump: Vec<Event> = model
-            .objects
-            .iter()
-            .map(|(key, fields)| event(seq, now, EventKind::Exists, key, fields.clone()))
-            .collect();
-        dump.push(Event::end_of_dump(seq, now));
-        (dump, self.readers.subscribe())
+        let mut first = Vec::new();
+        let missed = since.and_then(|since| Some((since, model.why_unknown(since)?)));
+        match (since, missed) {
+            (Some(since), None) => {
+                first.extend(model.kept.iter().filter(|event| event.seq > since).cloned());
+            }
+            (_, missed) => {
+                let missed = missed.map(|(since, why)| Event::missed(seq, now, since, why));
+                first.extend(missed);
+                let all = model.objects.iter();
+                first.extend(
+                    all.map(|(key, fields)| {
+                        event(seq, now, EventKind::Exists, key, fields.clone())
+                    }),
+                );
+            }
+        }
+        first.push(Event::end_of_dump(seq, now));
+        (first, self.readers.subscribe())
     }
 
     fn tell(&self, model: &mut Model, kind: EventKind, key: &ObjectKey, fields: Fields) {
         model.seq += 1;
+        let event = event(model.seq, unix_ms(), kind, key, fields);
+        if model.kept.len() >= KEPT {
+            model.kept.pop_front();
+        }
+        model.kept.push_back(event.clone());
         // That nobody reads is no error.
-        let _ = self.readers.send(event(model.seq, unix_ms(), kind, key, fields));
+        let _ = self.readers.send(event);
     }
 
     fn lock(&self) -> MutexGuard<'_, Model> {
@@ -276,8 +323,8 @@ mod tests {
 
     #[test]
     fn only_what_has_changed_is_told() {
-        let hub = Hub::new();
-        let (dump, mut reader) = hub.subscribe();
+        let hub = Hub::starting_at(0);
+        let (dump, mut reader) = hub.subscribe(None);
         assert_eq!(dump.len(), 1);
         hub.update(Part::Resource("r0"), of_resource(&status("Secondary", Some("Connecting"))));
         let created = lines(&mut reader);
@@ -292,19 +339,51 @@ mod tests {
         );
         hub.notice("r0", Some("beta"), "split brain");
         assert_eq!(lines(&mut reader), ["change peer name:r0 peer:beta notice:split brain"]);
-        let (dump, _) = hub.subscribe();
+        let (dump, _) = hub.subscribe(None);
         assert_eq!(dump.len(), 3);
         assert!(dump.last().unwrap().is_end_of_dump());
         assert!(dump.iter().all(|event| event.seq == 7 && event.kind == EventKind::Exists));
     }
 
     #[test]
+    fn a_reader_that_comes_back_gets_what_it_missed_or_hears_that_it_is_not_known() {
+        let hub = Hub::starting_at(1000);
+        for number in 0..3 {
+            hub.notice("r0", None, &number.to_string());
+        }
+        let texts = |since: u64| -> Vec<(u64, String)> {
+            let (first, _) = hub.subscribe(Some(since));
+            first.iter().map(|event| (event.seq, event.to_string())).collect()
+        };
+        let due = |seq: u64| (seq, format!("change resource name:r0 notice:{}", seq - 1001));
+        let end = |seq: u64| (seq, "exists -".to_owned());
+        assert_eq!(texts(1000), [due(1001), due(1002), due(1003), end(1003)]);
+        assert_eq!(texts(1002), [due(1003), end(1003)]);
+        assert_eq!(texts(1003), [end(1003)]);
+        let missed = |since: u64, why: &str| format!("missed events reason:{why} since:{since}");
+        let started = missed(999, "the daemon was started since");
+        assert_eq!(texts(999), [(1003, started), end(1003)]);
+        let early = missed(1004, "no event has had this number yet");
+        assert_eq!(texts(1004), [(1003, early), end(1003)]);
+        for number in 3..KEPT + 2 {
+            hub.notice("r0", None, &number.to_string());
+        }
+        let last = 1002 + KEPT as u64;
+        assert_eq!(texts(1002).len(), KEPT + 1);
+        assert_eq!(texts(1001)[0], (last, missed(1001, "it is too long ago")));
+        assert_eq!(texts(last), [end(last)]);
+        // A later run of the daemon has higher numbers.
+        let (first, _) = Hub::new().subscribe(None);
+        assert!(first[0].seq > 1_700_000_000_000_000 && first[0].seq < 1 << 53);
+    }
+
+    #[test]
     fn parts_do_not_touch_each_other() {
-        let hub = Hub::new();
+        let hub = Hub::starting_at(0);
         hub.update(Part::Resource("r0"), of_resource(&status("Primary", None)));
         let cluster = ClusterStatus { name: "r0".into(), ..ClusterStatus::default() };
         hub.update(Part::Cluster, of_cluster(Some(&cluster)));
-        let (_, mut reader) = hub.subscribe();
+        let (_, mut reader) = hub.subscribe(None);
         hub.update(Part::Resource("r1"), Objects::new());
         assert!(lines(&mut reader).is_empty());
         hub.update(Part::Cluster, of_cluster(None));

@@ -2,11 +2,11 @@
 
 use crate::commands::{self, need_running};
 use crate::node::Node;
-use crate::{guests, health, metrics, phases, refuse, resyncs, status};
+use crate::{guests, health, latency, metrics, phases, refuse, resyncs, status};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Json, Response};
@@ -161,6 +161,7 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::EVENTS, get(events).layer(Extension(readers)))
         .route(routes::OPENAPI, get(async || Json(calls::openapi())))
         .route(routes::METRICS, get(metrics_text))
+        .route(routes::LATENCY, get(latency_of_node))
         .route(routes::VERSION, get(version))
         .route(routes::DAEMON, get(daemon_info))
         .route(routes::CLUSTER, get(cluster))
@@ -302,6 +303,10 @@ async fn status_of_node(State(node): App) -> Json<holdfast_api::status::NodeStat
     Json(status::node(&node, attachments))
 }
 
+async fn latency_of_node(State(node): App) -> Json<holdfast_api::latency::Latency> {
+    Json(latency::of_node(&node).await)
+}
+
 async fn version(State(node): App) -> Json<VersionInfo> {
     Json(VersionInfo {
         version: crate::peers::version(),
@@ -315,17 +320,28 @@ async fn daemon_info(State(node): App) -> Json<holdfast_api::daemon::DaemonInfo>
     Json(crate::inventory::of_node(&node))
 }
 
-async fn metrics_text(State(node): App) -> Response {
-    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+pub(crate) async fn metrics_text(State(node): App, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let format = metrics::Format::accepted(accept);
+    let kind = [(header::CONTENT_TYPE, format.content_type())];
     status::refresh(&node).await;
     guests::refresh(&node).await;
     let attachments = commands::attach::list(&node).await.unwrap_or_default();
-    (kind, metrics::text(&status::node(&node, attachments))).into_response()
+    let latency = latency::of_node(&node).await;
+    (kind, metrics::text(&status::node(&node, attachments), &latency, format)).into_response()
+}
+
+/// The query of the events.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Since {
+    since: Option<u64>,
 }
 
 async fn events(
     State(node): App,
     Extension(readers): Extension<Arc<Semaphore>>,
+    Query(query): Query<Since>,
 ) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, Failure> {
     let place = readers.try_acquire_owned().map_err(|_| {
         ApiError::new(
@@ -334,8 +350,8 @@ async fn events(
         )
         .hint("end some of the others, such as `holdfast events --follow`")
     })?;
-    let (dump, changes) = node.hub.subscribe();
-    // A reader that is too far behind is disconnected; it comes again and gets a new dump.
+    let (dump, changes) = node.hub.subscribe(query.since);
+    // A reader that is too far behind is disconnected; it comes again for what it has not read.
     let changes = BroadcastStream::new(changes)
         .take_while(|event| std::future::ready(event.is_ok()))
         .filter_map(|event| std::future::ready(event.ok()));

@@ -1,6 +1,7 @@
 //! How the daemon was started, and which files and devices it uses: for the running daemon, and from
 //! the state directory of one that does not run.
 
+use crate::config;
 use crate::local::{Local, LocalStore};
 use crate::node::Node;
 use crate::options::{DaemonOptions, Settings};

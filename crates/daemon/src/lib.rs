@@ -29,6 +29,7 @@ mod inherited;
 mod inventory;
 mod journaled;
 mod keeper;
+mod latency;
 mod listeners;
 mod local;
 mod log;
@@ -49,6 +50,7 @@ mod replacing;
 mod resource;
 mod resyncs;
 mod run;
+mod scrape;
 mod service;
 pub mod shard;
 mod space;
@@ -62,6 +64,7 @@ pub use holdfast_device::hold as hold_device;
 pub use inherited::{Inherited, inherited_sockets};
 pub use inventory::inventory;
 pub use memory::guard_memory;
+pub use metrics::{STATUS_FIELDS, Told};
 pub use options::{
     DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, Effective, NbdAccess, Origin, effective,
 };

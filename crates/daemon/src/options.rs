@@ -20,6 +20,8 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:7850";
 pub(crate) const NODE_PORT: u16 = 7850;
 /// The port for NBD clients, where an address names none.
 pub(crate) const NBD_PORT: u16 = 10809;
+/// The port for metrics when none is given.
+pub(crate) const HTTP_PORT: u16 = 7851;
 
 /// The options of `holdfast daemon`. What is `None` comes from the configuration file, else it has
 /// the default of the interface contract.
@@ -40,7 +42,7 @@ pub struct DaemonOptions {
     pub nbd_listen: Option<String>,
     /// Who is let in there, and how.
     pub nbd_access: NbdAccess,
-    /// Where the HTTP API is reached by TCP; refused by this version.
+    /// Where the metrics are reached by TCP, `ADDR:PORT`; nowhere when nobody says.
     pub http: Option<String>,
     /// The control socket.
     pub socket: Option<PathBuf>,
@@ -165,6 +167,7 @@ pub(crate) struct Settings {
     pub(crate) advertise: Vec<Address>,
     pub(crate) nbd_listen: Option<SocketAddr>,
     pub(crate) nbd_access: NbdAccess,
+    pub(crate) http: Option<SocketAddr>,
     pub(crate) socket: PathBuf,
     pub(crate) lock_memory: bool,
     pub(crate) device_holder: Option<Vec<PathBuf>>,
@@ -189,14 +192,6 @@ impl Settings {
         let some_path = |given: &Option<PathBuf>, key: &str| {
             given.clone().or_else(|| file.text(key).map(PathBuf::from))
         };
-        if some(&options.http, "http").is_some() {
-            return Err(ApiError::new(
-                ErrorCode::NotSupportedYet,
-                "the daemon was not started: the HTTP API over TCP is not supported by this \
-                 version yet",
-            )
-            .hint("leave --http away and use the control socket"));
-        }
         let name = options.name.clone().or_else(|| file.text("name"));
         if let Some(name) = &name {
             holdfast_units::check_name(name)?;
@@ -241,6 +236,9 @@ impl Settings {
                 .map(|text| listen_address(&text, NBD_PORT))
                 .transpose()?,
             nbd_access,
+            http: some(&options.http, "http")
+                .map(|text| listen_address(&text, HTTP_PORT))
+                .transpose()?,
             lock_memory: options.lock_memory.or_else(|| file.flag("lock-memory")).unwrap_or(true),
             device_holder: options.device_holder.clone(),
             journal_budget: journal_budget(options.journal_budget, file)?,
@@ -426,6 +424,7 @@ mod tests {
             socket: Some("/c".into()),
             lock_memory: Some(false),
             journal_budget: Some(1 << 30),
+            max_resyncs: Some(2),
             smartctl: Some(OFF.into()),
             ..DaemonOptions::default()
         };
@@ -438,6 +437,12 @@ mod tests {
         assert_eq!((none[0].key, none[0].origin), ("name", Origin::File(2)));
         assert_eq!(none[0].value, Some(Setting::Text("b".into())));
         assert!(none[1..].iter().all(|shown| shown.origin == Origin::Default));
+    }
+
+    #[test]
+    fn metrics_have_a_port_of_their_own() {
+        let settings = with_file("http = \"127.0.0.1\"", DaemonOptions::default()).unwrap();
+        assert_eq!(settings.http, Some("127.0.0.1:7851".parse().unwrap()));
     }
 
     #[test]

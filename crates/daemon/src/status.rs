@@ -19,8 +19,8 @@ use holdfast_api::attachment::AttachmentStatus;
 use holdfast_api::error::without_numbers;
 use holdfast_api::options::Settings;
 use holdfast_api::status::{
-    ClusterNode, ClusterStatus, DiskStatus, JournalStatus, NodeStatus, PeerStatus, ResourceStatus,
-    ResyncStatus, SpareStatus, UnreadableRange,
+    ClusterNode, ClusterStatus, DiskStatus, IoStatus, JournalStatus, NodeStatus, PeerStatus,
+    ResourceStatus, ResyncStatus, SpareStatus, UnreadableRange,
 };
 use holdfast_core::{PeerSnapshot, ResyncProgress, SurveyKind};
 use holdfast_nbd::{NbdUri, PeerAddress};
@@ -194,12 +194,23 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
             Some(view) => logpeer::journal_of(view, shown),
             None => shown,
         }),
+        io: view.as_deref().map(io),
         replay: following.as_ref().and_then(logpeer::replay_of),
         archive: state.archive.clone(),
         verify,
         scrub,
         peers,
         name,
+    }
+}
+
+fn io(view: &ResourceView) -> IoStatus {
+    IoStatus {
+        reads: view.reads,
+        read_bytes: view.read_bytes,
+        writes: view.writes,
+        written_bytes: view.written_bytes,
+        flushes: view.flushes,
     }
 }
 

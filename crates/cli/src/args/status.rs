@@ -64,6 +64,49 @@ pub(crate) enum Form {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// Only this resource
+    #[arg(value_parser = name)]
+    pub(crate) name: Option<String>,
+    /// How often to look, and over how long rates and latencies are taken
+    #[arg(
+        short = 'd',
+        long,
+        value_name = "SECONDS",
+        default_value = "1",
+        value_parser = positive_seconds
+    )]
+    pub(crate) interval: Duration,
+    /// Print plain text, look after look; so it is also where no screen is there
+    #[arg(short, long)]
+    pub(crate) batch: bool,
+    /// End after so many looks
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) looks: Option<u64>,
+    /// Print one look as plain text, and end: --batch --looks 1
+    #[arg(long, conflicts_with_all = ["batch", "looks"])]
+    pub(crate) once: bool,
+    /// By what to sort
+    #[arg(long, value_name = "COLUMN", default_value = "name")]
+    pub(crate) sort: Sort,
+}
+
+/// By what `top` sorts: names upwards, all else downwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sort {
+    /// The name
+    Name,
+    /// Reads and writes a second
+    Iops,
+    /// Bytes read and written a second
+    Throughput,
+    /// The latency that 99 of 100 requests did not exceed
+    Latency,
+    /// How much peers lack
+    Behind,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Health {
     /// The name of the resource
     #[arg(value_parser = name)]

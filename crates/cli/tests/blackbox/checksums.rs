@@ -47,7 +47,7 @@ fn they_come_with_a_resource_and_last_over_stops_and_kills() {
     for index in [0, 1] {
         let disk = cluster[index].resource("r0").disk;
         assert_eq!((disk.checksum_errors, disk.io_errors), (0, 0));
-        assert_eq!(cluster[index].metric("holdfast_disk_checksums_percent", &["r0"]), Some(100.0));
+        assert_eq!(cluster[index].metric("holdfast_disk_checksums_ratio", &["r0"]), Some(1.0));
     }
     cluster[1].ok(&["leave", "r0"]);
     assert_eq!(sums(&cluster[1]), None);

@@ -199,9 +199,9 @@ fn row_054_times_are_those_of_the_disk() {
     assert!(read.p50_micros >= micros(DELAY) * 9 / 10, "{read:?}");
     assert!(read.p50_micros <= micros(took[7]) * 11 / 10, "{read:?} and {took:?}");
     assert!(read.max_micros <= micros(took[14]), "{read:?} and {took:?}");
-    let labels = ["resource=\"r0\"", "kind=\"read\"", "quantile=\"0.5\""];
-    let metric = node.metric("holdfast_disk_latency_microseconds", &labels);
-    assert!(metric.is_some_and(|value| value >= 180_000.0), "{metric:?}");
+    let labels = ["resource=\"r0\"", "kind=\"read\"", "percentile=\"50\""];
+    let metric = node.metric("holdfast_disk_recent_latency_seconds", &labels);
+    assert!(metric.is_some_and(|value| value >= 0.18), "{metric:?}");
     let before = now.stalls;
     // More than a second is a stall.
     disk.delay(Duration::from_millis(1100), Duration::ZERO);

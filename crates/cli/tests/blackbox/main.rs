@@ -37,6 +37,7 @@ mod logpeer;
 mod logpeer_roles;
 mod logpeer_switches;
 mod metadata;
+mod monitoring;
 mod names;
 mod nbd_abuse;
 mod nbd_clients;

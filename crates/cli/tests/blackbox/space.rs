@@ -66,7 +66,7 @@ fn warnings_come_before_the_journal_is_full_and_the_primary_goes_on_when_it_is()
     wait_until(SOON, "the first warning", || journal(node, "r0").warning_percent == 80);
     assert!(problems(node)[0].contains("r0: more than 80 % of its journal is needed"));
     node.wait_log("more than 80 % of its journal is needed");
-    assert_eq!(node.metric("holdfast_journal_warning_percent", &["resource=\"r0\""]), Some(80.0));
+    assert_eq!(node.metric("holdfast_journal_warning_ratio", &["resource=\"r0\""]), Some(0.8));
     assert!(node.metric("holdfast_problems", &[]).is_some_and(|count| count >= 1.0));
     write(node, "r0", 3, 0..budget / MIB * 10 / 100);
     wait_until(SOON, "the second warning", || journal(node, "r0").warning_percent == 90);

@@ -196,7 +196,7 @@ fn lint(text: &str) -> Vec<String> {
             let (name, kind) = rest.split_once(' ').unwrap_or((rest, ""));
             let total = name.ends_with("_total");
             if name != current
-                || !["counter", "gauge"].contains(&kind)
+                || !["counter", "gauge", "histogram"].contains(&kind)
                 || total != (kind == "counter")
             {
                 wrong.push(format!("type: {line}"));
@@ -204,13 +204,20 @@ fn lint(text: &str) -> Vec<String> {
             kinds.insert(name, kind);
         } else {
             let name = line.split(['{', ' ']).next().unwrap_or_default();
+            let parts = ["_bucket", "_sum", "_count"];
+            let name = match parts.iter().find_map(|part| name.strip_suffix(part)) {
+                Some(histogram) if kinds.get(histogram) == Some(&"histogram") => histogram,
+                _ => name,
+            };
             let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
             let value = line.rsplit_once(' ').and_then(|(_, value)| value.parse::<f64>().ok());
             if name != current || !name.starts_with("holdfast_") || !name.chars().all(plain) {
                 wrong.push(format!("name: {line}"));
             }
             let labels = line.rsplit_once(' ').map_or(line, |(labels, _)| labels);
-            if value.is_none_or(|value| value < 0.0) || !series.insert(labels) {
+            // A clock may be ahead or behind.
+            let may_be_negative = name.ends_with("_offset_seconds");
+            if value.is_none_or(|value| value < 0.0 && !may_be_negative) || !series.insert(labels) {
                 wrong.push(format!("value: {line}"));
             }
         }

@@ -2,7 +2,7 @@
 //! and the checks are made.
 
 use super::OFF;
-use crate::options::{NBD_PORT, NODE_PORT};
+use crate::options::{HTTP_PORT, NBD_PORT, NODE_PORT};
 use crate::options::{budget, listen_address, network};
 use holdfast_cluster::Address;
 
@@ -169,8 +169,9 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
         form: "\"ADDR:PORT\" | \"off\"",
         sample: "\"off\"",
         default: "off",
-        about: "Where the HTTP API is reached by TCP. This version takes only off: use the \
-                control socket.",
+        about: "The address and port at which the metrics are reached by TCP, as \
+                http://ADDR:PORT/metrics, without TLS. Without a port it is 7851. Nothing else is \
+                answered there.",
     },
 ];
 
@@ -216,8 +217,8 @@ fn nbd_allow(text: &str) -> Result<(), String> {
 }
 
 fn http(text: &str) -> Result<(), String> {
-    match text {
-        OFF => Ok(()),
-        _ => Err("the HTTP API over TCP is not supported by this version yet".to_owned()),
+    if text == OFF {
+        return Ok(());
     }
+    listen_address(text, HTTP_PORT).map(|_| ()).map_err(|error| error.message)
 }

@@ -44,7 +44,7 @@ fn what_is_no_toml_is_said_with_its_place_too() {
         ("[resource\n", "f:1:"),
         ("name = \"all\"", "f:1:8: name cannot be \"all\": "),
         (
-            "http = \"127.0.0.1:80\"",
+            "http = \"127.0.0.1:x\"",
             "f:1:8: http cannot be \"127.0.0.1:80\": the HTTP API over TCP",
         ),
         ("resource = 3", "f:1:1: resource cannot be a number: write [resource.\"NAME\"]"),

@@ -28,6 +28,7 @@ impl TestNode {
             advertise: Vec::new(),
             nbd_listen: None,
             nbd_access: NbdAccess::default(),
+            http: None,
             lock_memory: false,
             journal_budget: None,
             max_resyncs: None,

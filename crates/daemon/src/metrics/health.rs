@@ -1,38 +1,56 @@
-//! The figures of the health of disks.
+//! The health of disks.
 
-use super::{Metric, labels};
+use super::resource::of;
+use super::{Families, Kind, Labels, Row, micros, n, since_1970, with, yes};
 use holdfast_api::health::{DiskErrors, DiskHealth, DiskLatency, SmartStatus};
-use holdfast_api::status::{NodeStatus, ResourceStatus};
+use holdfast_api::status::NodeStatus;
 
-type OfHealth = (&'static str, &'static str, &'static str, fn(&DiskHealth) -> u64);
-
-/// All that has one value for each disk.
-const OF_HEALTH: [OfHealth; 5] = [
-    ("holdfast_disk_health_score", "gauge", "How well this node's disk is, 0 to 100.", |h| {
-        u64::from(h.score)
+const OF_HEALTH: [Row<DiskHealth>; 9] = [
+    ("holdfast_disk_health_score", Kind::Gauge, "How well this node's disk is, 0 to 100.", |h| {
+        n(u64::from(h.score))
     }),
-    ("holdfast_disk_errors_last_hour", "gauge", "Errors of the disk in the last hour.", |h| {
-        h.errors_last_hour
+    ("holdfast_disk_errors_last_hour", Kind::Gauge, "Disk errors of about the last hour.", |h| {
+        n(h.errors_last_hour)
     }),
-    ("holdfast_disk_stalls_total", "counter", "Operations of a second or longer.", |h| h.stalls),
+    ("holdfast_disk_errors_last_day", Kind::Gauge, "Disk errors of about the last day.", |h| {
+        n(h.errors_last_day)
+    }),
     (
-        "holdfast_disk_outliers_total",
-        "counter",
-        "Operations of ten times the median of their kind and 50 ms, and no stalls.",
-        |h| h.outliers,
+        "holdfast_disk_last_error_timestamp_seconds",
+        Kind::Gauge,
+        "When the last error of the disk was, since 1970.",
+        |h| since_1970(h.last_error_unix_ms?),
     ),
     (
-        "holdfast_disk_oldest_pending_microseconds",
-        "gauge",
+        "holdfast_disk_counted_since_timestamp_seconds",
+        Kind::Gauge,
+        "Since when errors, stalls and outliers of the disk are counted, since 1970.",
+        |h| since_1970(h.counted_since_unix_ms),
+    ),
+    (
+        "holdfast_disk_stalls_total",
+        Kind::Counter,
+        "Operations of the disk that took a second or longer.",
+        |h| n(h.stalls),
+    ),
+    ("holdfast_disk_stalls_last_hour", Kind::Gauge, "Those of about the last hour.", |h| {
+        n(h.stalls_last_hour)
+    }),
+    (
+        "holdfast_disk_outliers_total",
+        Kind::Counter,
+        "Operations of ten times the median of their kind and 50 ms, and no stalls.",
+        |h| n(h.outliers),
+    ),
+    (
+        "holdfast_disk_oldest_pending_seconds",
+        Kind::Gauge,
         "For how long the oldest operation has been under way.",
-        |h| h.oldest_pending_micros,
+        |h| micros(h.oldest_pending_micros),
     ),
 ];
 
-type OfErrors = (&'static str, fn(&DiskErrors) -> u64);
-type OfLatency = (&'static str, fn(&DiskLatency) -> u64);
-
-const OF_ERRORS: [OfErrors; 5] = [
+const OF_ERRORS: [(&str, fn(&DiskErrors) -> u64); 5] = [
     ("read", |e| e.read),
     ("write", |e| e.write),
     ("flush", |e| e.flush),
@@ -40,87 +58,95 @@ const OF_ERRORS: [OfErrors; 5] = [
     ("checksum", |e| e.checksum),
 ];
 
-const QUANTILES: [OfLatency; 4] = [
-    ("0.5", |l| l.p50_micros),
-    ("0.99", |l| l.p99_micros),
-    ("0.999", |l| l.p999_micros),
-    ("1", |l| l.max_micros),
+const QUANTILES: [(&str, fn(&DiskLatency) -> u64); 4] = [
+    ("50", |l| l.p50_micros),
+    ("99", |l| l.p99_micros),
+    ("99.9", |l| l.p999_micros),
+    ("100", |l| l.max_micros),
 ];
 
-/// All of them.
-pub(super) fn of(status: &NodeStatus) -> Vec<Metric> {
-    let of_disk = |(name, kind, help, value): (_, _, _, fn(&DiskHealth) -> u64)| Metric {
-        name,
-        kind,
-        help,
-        lines: disks(status).map(|(r, h)| (labels(&[("resource", &r.name)]), value(h))).collect(),
-    };
-    let mut all: Vec<Metric> = OF_HEALTH.into_iter().map(of_disk).collect();
-    all.push(Metric {
-        name: "holdfast_disk_errors_total",
-        kind: "counter",
-        help: "Errors of the disk since they are counted, also over restarts.",
-        lines: disks(status).flat_map(|(r, h)| errors(r, &h.errors)).collect(),
+pub(super) fn add(all: &mut Families, status: &NodeStatus) {
+    let disks = status.resources.iter().filter_map(|r| Some((of(r), r.disk.health.as_ref()?)));
+    all.table(&OF_HEALTH, disks.clone());
+    all.info(
+        "holdfast_disk_health_state",
+        "How well this node's disk is, 1 for the level.",
+        disks.clone().map(|(labels, health)| with(&labels, "level", &health.level)),
+    );
+    all.put(
+        "holdfast_disk_errors_total",
+        Kind::Counter,
+        "Errors of the disk since they are counted, also over restarts.",
+        disks.clone().flat_map(|(labels, health)| {
+            let of_kind = |(kind, value): (_, fn(&DiskErrors) -> u64)| {
+                (with(&labels, "kind", kind), value(&health.errors) as f64)
+            };
+            OF_ERRORS.map(of_kind)
+        }),
+    );
+    let recent = disks.clone().flat_map(|(labels, health)| {
+        health.latency.iter().map(move |one| (with(&labels, "kind", &one.kind), one))
     });
-    all.push(Metric {
-        name: "holdfast_disk_latency_microseconds",
-        kind: "gauge",
-        help: "How long operations of the disk took in the last five minutes.",
-        lines: disks(status)
-            .flat_map(|(r, h)| h.latency.iter().flat_map(|latency| quantiles(r, latency)))
-            .collect(),
+    all.put(
+        "holdfast_disk_recent_operations",
+        Kind::Gauge,
+        "Operations of the disk in the last five minutes that ended well.",
+        recent.clone().map(|(labels, one)| (labels, one.operations as f64)),
+    );
+    all.put(
+        "holdfast_disk_recent_latency_seconds",
+        Kind::Gauge,
+        "How long so many percent of these took at most.",
+        recent.flat_map(|(labels, one)| {
+            QUANTILES.map(|(percent, value)| {
+                (with(&labels, "percentile", percent), value(one) as f64 / 1e6)
+            })
+        }),
+    );
+    let devices = disks.flat_map(|(labels, health)| {
+        health.smart.iter().map(move |one| (with(&labels, "device", &one.device), one))
     });
-    all.push(Metric {
-        name: "holdfast_disk_smart_value",
-        kind: "gauge",
-        help: "What the devices below the disk say of themselves, raw.",
-        lines: devices(status).flat_map(|(r, d)| attributes(r, d)).collect(),
-    });
-    all.push(Metric {
-        name: "holdfast_disk_smart_passed",
-        kind: "gauge",
-        help: "Whether a device below the disk holds itself to be well.",
-        lines: devices(status)
-            .filter_map(|(r, d)| Some((of_device(r, d, None), u64::from(d.passed?))))
-            .collect(),
-    });
-    all
+    all.info(
+        "holdfast_disk_smart_info",
+        "What the devices below the disk are.",
+        devices
+            .clone()
+            .map(|(labels, one)| with(&with(&labels, "model", &one.model), "serial", &one.serial)),
+    );
+    all.put(
+        "holdfast_disk_smart_value",
+        Kind::Gauge,
+        "What the devices below the disk say of themselves, raw.",
+        devices.clone().flat_map(|(labels, one)| attributes(&labels, one)),
+    );
+    all.table(&OF_SMART, devices);
 }
 
-fn disks(status: &NodeStatus) -> impl Iterator<Item = (&ResourceStatus, &DiskHealth)> {
-    status.resources.iter().filter_map(|r| Some((r, r.disk.health.as_ref()?)))
-}
+const OF_SMART: [Row<SmartStatus>; 3] = [
+    (
+        "holdfast_disk_smart_passed",
+        Kind::Gauge,
+        "Whether a device below the disk holds itself to be well.",
+        |one| yes(one.passed?),
+    ),
+    (
+        "holdfast_disk_smart_problem",
+        Kind::Gauge,
+        "Whether nothing could be read from a device below the disk.",
+        |one| yes(one.problem.is_some()),
+    ),
+    (
+        "holdfast_disk_smart_read_timestamp_seconds",
+        Kind::Gauge,
+        "When a device below the disk was asked, since 1970.",
+        |one| since_1970(one.read_unix_ms),
+    ),
+];
 
-fn devices(status: &NodeStatus) -> impl Iterator<Item = (&ResourceStatus, &SmartStatus)> {
-    disks(status).flat_map(|(r, h)| h.smart.iter().map(move |device| (r, device)))
-}
-
-fn errors(resource: &ResourceStatus, errors: &DiskErrors) -> Vec<(String, u64)> {
-    let line = |(kind, value): &OfErrors| {
-        (labels(&[("resource", &resource.name), ("kind", kind)]), value(errors))
-    };
-    OF_ERRORS.iter().map(line).collect()
-}
-
-fn quantiles(resource: &ResourceStatus, latency: &DiskLatency) -> Vec<(String, u64)> {
-    let line = |(quantile, value): &OfLatency| {
-        let list = [("resource", &*resource.name), ("kind", &latency.kind), ("quantile", quantile)];
-        (labels(&list), value(latency))
-    };
-    QUANTILES.iter().map(line).collect()
-}
-
-fn attributes(resource: &ResourceStatus, device: &SmartStatus) -> Vec<(String, u64)> {
-    let degrees = device.temperature_celsius.and_then(|degrees| u64::try_from(degrees).ok());
-    let own = degrees.map(|degrees| ("temperature_celsius", degrees));
-    let hours = device.power_on_hours.map(|hours| ("power_on_hours", hours));
-    let listed = device.attributes.iter().map(|one| (&*one.name, one.value));
-    let all = own.into_iter().chain(hours).chain(listed);
-    all.map(|(name, value)| (of_device(resource, device, Some(name)), value)).collect()
-}
-
-fn of_device(resource: &ResourceStatus, device: &SmartStatus, name: Option<&str>) -> String {
-    let mut list = vec![("resource", &*resource.name), ("device", &*device.device)];
-    list.extend(name.map(|name| ("name", name)));
-    labels(&list)
+fn attributes(labels: &Labels, device: &SmartStatus) -> Vec<(Labels, f64)> {
+    let degrees = device.temperature_celsius.map(|degrees| ("temperature_celsius", degrees as f64));
+    let hours = device.power_on_hours.map(|hours| ("power_on_hours", hours as f64));
+    let listed = device.attributes.iter().map(|one| (&*one.name, one.value as f64));
+    let all = degrees.into_iter().chain(hours).chain(listed);
+    all.map(|(name, value)| (with(labels, "name", name), value)).collect()
 }

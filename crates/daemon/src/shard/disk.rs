@@ -3,6 +3,7 @@
 use super::healing::{Ask, Ended, Healing};
 use super::meta_io::{Blocks, MetaDone, MetaIo};
 use super::open::NewPlace;
+use super::stages::Spreads;
 use super::view::{DiskFailure, DiskView};
 use super::vitals::{ErrorKind, Vitals};
 use crate::journaled::JournalHandle;
@@ -284,6 +285,11 @@ impl DiskDriver {
     /// What it went through.
     pub(super) fn vitals(&mut self) -> &mut Vitals {
         &mut self.vitals
+    }
+
+    /// How long its operations took.
+    pub(super) fn spreads(&self) -> Spreads {
+        self.vitals.spreads()
     }
 
     /// What failed first, if anything has. The core does not use the disk any more then.

@@ -5,6 +5,7 @@
 
 use super::Limits;
 use super::jobs::{Job, JobKind, LONGEST_ZEROES, PieceResult};
+use super::stages::{Spreads, StageOp};
 use bytes::Bytes;
 use holdfast_core::{Event, IoFailure, RequestId};
 use holdfast_nbd::{Changes, NbdError, Reply, ReplyData, Request, RequestKind};
@@ -12,6 +13,7 @@ use holdfast_store::BufferPool;
 use holdfast_units::{ByteRange, MAX_REQUEST};
 use slab::Slab;
 use std::collections::VecDeque;
+use std::time::Instant;
 
 /// Requests since the start.
 #[derive(Clone, Copy, Default, Debug)]
@@ -20,12 +22,20 @@ pub(super) struct Stats {
     pub(super) read_bytes: u64,
     pub(super) writes: u64,
     pub(super) written_bytes: u64,
+    pub(super) flushes: u64,
+}
+
+/// When a request came, and what it does.
+#[derive(Clone, Copy)]
+struct Came {
+    at: Instant,
+    op: StageOp,
 }
 
 /// What the core has been asked for.
 enum Asked {
     /// A request of a client, whole.
-    Whole { reply: Reply, range: ByteRange, writes: bool, cost: u64 },
+    Whole { reply: Reply, range: ByteRange, writes: bool, cost: u64, came: Came },
     /// A piece of a job, from this offset on.
     Piece { job: usize, offset: u64 },
 }
@@ -35,7 +45,7 @@ pub(super) struct Frontend {
     limits: Limits,
     pool: BufferPool,
     asked: Slab<Asked>,
-    jobs: Slab<Job>,
+    jobs: Slab<(Job, Came)>,
     /// Jobs that change partial blocks and run.
     partial: Vec<usize>,
     /// Jobs that wait for writes of the same blocks, in order.
@@ -43,8 +53,10 @@ pub(super) struct Frontend {
     in_flight: usize,
     in_flight_bytes: u64,
     /// Requests that wait for permits. Bounded by what connections may have under way.
-    waiting: VecDeque<(Request, Reply)>,
+    waiting: VecDeque<(Request, Reply, Instant)>,
     stats: Stats,
+    /// How long requests took.
+    spreads: Box<Spreads>,
     /// What clients have changed since the node became Primary.
     changes: Option<Changes>,
 }
@@ -62,12 +74,24 @@ impl Frontend {
             in_flight_bytes: 0,
             waiting: VecDeque::new(),
             stats: Stats::default(),
+            spreads: Box::default(),
             changes: None,
         }
     }
 
     pub(super) const fn stats(&self) -> Stats {
         self.stats
+    }
+
+    /// How long requests took, from [`Self::submit`] to their answer.
+    pub(super) fn spreads(&self) -> Spreads {
+        *self.spreads
+    }
+
+    fn took(&mut self, came: Came, now: Instant) {
+        if let Some(spread) = self.spreads.get_mut(came.op.index()) {
+            spread.note(now.saturating_duration_since(came.at));
+        }
     }
 
     /// From now on it is remembered what clients change; what was remembered is forgotten.
@@ -88,7 +112,13 @@ impl Frontend {
     }
 
     /// Takes a request of a client that reads, writes or flushes.
-    pub(super) fn submit(&mut self, request: Request, reply: Reply, events: &mut VecDeque<Event>) {
+    pub(super) fn submit(
+        &mut self,
+        request: Request,
+        reply: Reply,
+        now: Instant,
+        events: &mut VecDeque<Event>,
+    ) {
         match request.kind {
             RequestKind::Cache => reply.complete(Ok(ReplyData::Done)),
             RequestKind::Resize | RequestKind::BlockStatus => {
@@ -98,9 +128,9 @@ impl Frontend {
                 reply.complete(Err(NbdError::NotSupported));
             }
             _ if !self.waiting.is_empty() || !self.has_room(cost(&request)) => {
-                self.waiting.push_back((request, reply));
+                self.waiting.push_back((request, reply, now));
             }
-            _ => self.begin(request, reply, events),
+            _ => self.begin(request, reply, (now, now), events),
         }
     }
 
@@ -110,26 +140,34 @@ impl Frontend {
                 && self.in_flight_bytes.saturating_add(cost) <= self.limits.in_flight_bytes)
     }
 
-    fn begin(&mut self, request: Request, reply: Reply, events: &mut VecDeque<Event>) {
+    /// Begins a request that came at the first of two times; the second is now.
+    fn begin(
+        &mut self,
+        request: Request,
+        reply: Reply,
+        (at, now): (Instant, Instant),
+        events: &mut VecDeque<Event>,
+    ) {
         let cost = cost(&request);
         self.in_flight += 1;
         self.in_flight_bytes += cost;
         self.count(&request);
+        let came = Came { at, op: op_of(request.kind) };
         let range = request.range;
         let writes = !matches!(request.kind, RequestKind::Read | RequestKind::Flush);
         if writes && let Some(changes) = &mut self.changes {
             changes.note(range);
         }
         if writes && self.is_contended(range) {
-            self.begin_job(request, reply, events);
+            self.begin_job((request, reply, came), now, events);
             return;
         }
         match whole(request) {
             Ok(kind) => {
-                let id = self.asked.insert(Asked::Whole { reply, range, writes, cost });
+                let id = self.asked.insert(Asked::Whole { reply, range, writes, cost, came });
                 events.push_back(Event::Request(RequestId(id as u64), kind));
             }
-            Err(request) => self.begin_job(request, reply, events),
+            Err(request) => self.begin_job((request, reply, came), now, events),
         }
     }
 
@@ -144,25 +182,29 @@ impl Frontend {
                 stats.writes += 1;
                 stats.written_bytes += request.range.len;
             }
-            RequestKind::Flush
-            | RequestKind::Cache
-            | RequestKind::BlockStatus
-            | RequestKind::Resize => {}
+            RequestKind::Flush => stats.flushes += 1,
+            RequestKind::Cache | RequestKind::BlockStatus | RequestKind::Resize => {}
         }
     }
 
-    fn begin_job(&mut self, request: Request, reply: Reply, events: &mut VecDeque<Event>) {
+    fn begin_job(
+        &mut self,
+        (request, reply, came): (Request, Reply, Came),
+        now: Instant,
+        events: &mut VecDeque<Event>,
+    ) {
         let cost = cost(&request);
         let Some(job) = Job::new(request, reply, cost) else {
             // A trim of less than a block.
-            self.release(cost, events);
+            self.took(came, now);
+            self.release(cost, now, events);
             return;
         };
-        let key = self.jobs.insert(job);
+        let key = self.jobs.insert((job, came));
         if self.must_wait(key, self.blocked.len()) {
             self.blocked.push_back(key);
         } else {
-            self.run_job(key, events);
+            self.run_job(key, now, events);
         }
     }
 
@@ -171,19 +213,19 @@ impl Frontend {
         if self.partial.is_empty() && self.blocked.is_empty() {
             return false;
         }
-        let meets = |key: &usize| self.jobs[*key].outer().overlaps(range);
+        let meets = |key: &usize| self.jobs[*key].0.outer().overlaps(range);
         self.partial.iter().any(meets) || self.blocked.iter().any(meets)
     }
 
     /// Whether a job must wait: for those that wait already before it (the first `ahead`), for jobs
     /// that change partial blocks, and, when it does so itself, for every write.
     fn must_wait(&self, key: usize, ahead: usize) -> bool {
-        let job = &self.jobs[key];
+        let (job, _) = &self.jobs[key];
         if !job.writes() {
             return false;
         }
         let outer = job.outer();
-        let meets = |other: &usize| self.jobs[*other].outer().overlaps(outer);
+        let meets = |other: &usize| self.jobs[*other].0.outer().overlaps(outer);
         if self.blocked.iter().take(ahead).any(meets) || self.partial.iter().any(meets) {
             return true;
         }
@@ -191,7 +233,7 @@ impl Frontend {
             && (self.asked.iter().any(|(_, asked)| match asked {
                 Asked::Whole { range, writes, .. } => *writes && range.overlaps(outer),
                 Asked::Piece { .. } => false,
-            }) || self.jobs.iter().any(|(other, running)| {
+            }) || self.jobs.iter().any(|(other, (running, _))| {
                 other != key
                     && running.is_running()
                     && running.writes()
@@ -199,30 +241,31 @@ impl Frontend {
             }))
     }
 
-    fn run_job(&mut self, key: usize, events: &mut VecDeque<Event>) {
-        let job = &mut self.jobs[key];
+    fn run_job(&mut self, key: usize, now: Instant, events: &mut VecDeque<Event>) {
+        let (job, _) = &mut self.jobs[key];
         if job.start() == JobKind::Partial {
             self.partial.push(key);
         }
-        self.pump(key, events);
+        self.pump(key, now, events);
     }
 
     /// Asks the core for as many pieces of a job as may be under way; ends it after the last one.
-    fn pump(&mut self, key: usize, events: &mut VecDeque<Event>) {
-        let job = &mut self.jobs[key];
+    fn pump(&mut self, key: usize, now: Instant, events: &mut VecDeque<Event>) {
+        let (job, _) = &mut self.jobs[key];
         while let Some((offset, kind)) = job.next_piece(&self.pool) {
             let id = self.asked.insert(Asked::Piece { job: key, offset });
             events.push_back(Event::Request(RequestId(id as u64), kind));
         }
-        if !self.jobs[key].is_done() {
+        if !job.is_done() {
             return;
         }
-        let job = self.jobs.remove(key);
+        let (job, came) = self.jobs.remove(key);
         self.partial.retain(|partial| *partial != key);
         let cost = job.cost();
         job.answer();
-        self.release(cost, events);
-        self.unblock(events);
+        self.took(came, now);
+        self.release(cost, now, events);
+        self.unblock(now, events);
     }
 
     /// The core has answered.
@@ -230,51 +273,53 @@ impl Frontend {
         &mut self,
         id: RequestId,
         result: Result<Option<Bytes>, IoFailure>,
+        now: Instant,
         events: &mut VecDeque<Event>,
     ) {
         let asked = usize::try_from(id.0).ok().and_then(|key| self.asked.try_remove(key));
         match asked {
-            Some(Asked::Whole { reply, cost, writes, .. }) => {
+            Some(Asked::Whole { reply, cost, writes, came, .. }) => {
                 let answer = match result {
                     Ok(Some(data)) => Ok(ReplyData::Read(data)),
                     Ok(None) => Ok(ReplyData::Done),
                     Err(failure) => Err(error_of(failure)),
                 };
                 reply.complete(answer);
-                self.release(cost, events);
+                self.took(came, now);
+                self.release(cost, now, events);
                 if writes {
-                    self.unblock(events);
+                    self.unblock(now, events);
                 }
             }
             Some(Asked::Piece { job, offset }) => {
-                self.jobs[job].piece_done(PieceResult { offset, result });
-                self.pump(job, events);
+                self.jobs[job].0.piece_done(PieceResult { offset, result });
+                self.pump(job, now, events);
             }
             None => debug_assert!(false, "the core answered {id:?}, which was not asked"),
         }
     }
 
     /// Gives permits back, and lets those in who wait for them.
-    fn release(&mut self, cost: u64, events: &mut VecDeque<Event>) {
+    fn release(&mut self, cost: u64, now: Instant, events: &mut VecDeque<Event>) {
         self.in_flight -= 1;
         self.in_flight_bytes -= cost;
-        while let Some((request, _)) = self.waiting.front()
+        while let Some((request, _, _)) = self.waiting.front()
             && self.has_room(self::cost(request))
-            && let Some((request, reply)) = self.waiting.pop_front()
+            && let Some((request, reply, came)) = self.waiting.pop_front()
         {
-            self.begin(request, reply, events);
+            self.begin(request, reply, (came, now), events);
         }
     }
 
     /// A write has ended: who waited for it may go on.
-    fn unblock(&mut self, events: &mut VecDeque<Event>) {
+    fn unblock(&mut self, now: Instant, events: &mut VecDeque<Event>) {
         let mut at = 0;
         while let Some(&key) = self.blocked.get(at) {
             if self.must_wait(key, at) {
                 at += 1;
             } else {
                 self.blocked.remove(at);
-                self.run_job(key, events);
+                self.run_job(key, now, events);
             }
         }
     }
@@ -284,6 +329,18 @@ impl Frontend {
 /// read to make blocks whole.
 const fn is_fast(request: &Request) -> bool {
     request.range.is_aligned() && !request.no_hole
+}
+
+/// As what a request is timed.
+const fn op_of(kind: RequestKind) -> StageOp {
+    match kind {
+        RequestKind::Write => StageOp::Write,
+        RequestKind::Trim | RequestKind::WriteZeroes => StageOp::Discard,
+        RequestKind::Flush => StageOp::Flush,
+        RequestKind::Read | RequestKind::Cache | RequestKind::BlockStatus | RequestKind::Resize => {
+            StageOp::Read
+        }
+    }
 }
 
 /// The bytes that a request holds.

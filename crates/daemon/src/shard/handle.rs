@@ -3,6 +3,7 @@
 use super::link::{LinkOrigin, LinkStream};
 use super::open::NewPlace;
 use super::resource::ToResource;
+use super::stages::StageTimes;
 use super::view::ResourceView;
 use super::vitals::{InCall, VitalsReport};
 use crate::journaled::JournalHandle;
@@ -210,6 +211,17 @@ impl ResourceHandle {
     /// it answers nothing.
     pub(crate) fn in_call(&self) -> Duration {
         self.in_call.as_ref().map_or(Duration::ZERO, |call| call.elapsed(Instant::now()))
+    }
+
+    /// How long the stages of requests took since it was started. `None` when it is not told within a
+    /// second.
+    pub async fn stage_times(&self) -> Option<StageTimes> {
+        let ask = async {
+            let (done, end) = oneshot::channel();
+            self.commands.send(ToResource::StageTimes(done)).await.ok()?;
+            end.await.ok()
+        };
+        tokio::time::timeout(REFRESH_TIMEOUT, ask).await.ok().flatten()
     }
 
     /// Tells of every change of [`Self::snapshot`]. Ends when the resource is closed.

@@ -10,6 +10,7 @@ use super::handle::{CloseError, RenameRefused};
 use super::link::{self, Link, LinkOrigin, LinkStream};
 use super::meta_io::{MetaDone, MetaIo};
 use super::open::{NewPlace, OpenDisk};
+use super::stages::{PeerTimes, StageTimes};
 use super::thread::Context;
 use super::view::{DiskFailure, DiskView, ResourceView};
 use super::vitals::{Vitals, VitalsReport};
@@ -72,6 +73,7 @@ pub(super) enum ToResource {
     /// It was.
     DiskReplaced(Box<NewPlace>, oneshot::Sender<()>),
     Vitals(oneshot::Sender<VitalsReport>),
+    StageTimes(oneshot::Sender<StageTimes>),
     Close(oneshot::Sender<Result<(), CloseError>>),
 }
 
@@ -104,6 +106,8 @@ struct Inner {
     node: NodeId,
     core: Core,
     began: Instant,
+    /// When [`Inner::run`] looked at the clock last.
+    clock: Instant,
     events: VecDeque<Event>,
     actions: Vec<Action>,
     /// Events since the last [`Resource::finish`].
@@ -120,6 +124,8 @@ struct Inner {
     /// The task that waits for the disk's completions.
     disk_task: Option<AbortHandle>,
     links: BTreeMap<NodeId, Link>,
+    /// How long peers take to answer.
+    peer_times: BTreeMap<NodeId, PeerTimes>,
     /// Links whose tasks have not ended; more than `links` while old ones say farewell.
     link_tasks: usize,
     last_link: u64,
@@ -193,6 +199,7 @@ pub(super) fn start(
         read_bytes: 0,
         writes: 0,
         written_bytes: 0,
+        flushes: 0,
     }));
     let now = Instant::now();
     let (journal_orders, orders) = match parts.as_ref().and_then(|parts| parts.journal.as_ref()) {
@@ -222,6 +229,7 @@ pub(super) fn start(
             node,
             core,
             began: now,
+            clock: now,
             events: VecDeque::new(),
             actions: Vec::new(),
             handled: 0,
@@ -233,6 +241,7 @@ pub(super) fn start(
             left: None,
             disk_task: None,
             links: BTreeMap::new(),
+            peer_times: BTreeMap::new(),
             link_tasks: 0,
             last_link: 0,
             wanted: PeerSet::EMPTY,
@@ -478,8 +487,9 @@ impl Resource {
     pub(super) fn request(&self, request: Request, reply: Reply) {
         let mut inner = self.inner.borrow_mut();
         let inner = &mut *inner;
-        inner.frontend.submit(request, reply, &mut inner.events);
-        inner.run();
+        let now = Instant::now();
+        inner.frontend.submit(request, reply, now, &mut inner.events);
+        inner.run_at(now);
     }
 
     /// What is to be told of a range: at least one extent from its start on.
@@ -629,7 +639,11 @@ impl Resource {
 
 impl Inner {
     fn now(&self) -> Millis {
-        let passed = self.began.elapsed().as_millis();
+        self.millis_at(Instant::now())
+    }
+
+    fn millis_at(&self, now: Instant) -> Millis {
+        let passed = now.saturating_duration_since(self.began).as_millis();
         Millis(u64::try_from(passed).unwrap_or(u64::MAX))
     }
 
@@ -640,13 +654,22 @@ impl Inner {
 
     /// Runs the core until no event is left.
     fn run(&mut self) {
+        if !self.events.is_empty() {
+            self.run_at(Instant::now());
+        }
+    }
+
+    /// The same for who has just looked at the clock.
+    fn run_at(&mut self, clock: Instant) {
         if self.events.is_empty() {
             return;
         }
-        let now = self.now();
+        self.clock = clock;
+        let now = self.millis_at(clock);
         self.moved = true;
         while let Some(event) = self.events.pop_front() {
             self.handled += 1;
+            self.time_peer(&event);
             let mut actions = std::mem::take(&mut self.actions);
             self.core.on(now, event, &mut actions);
             for action in actions.drain(..) {
@@ -656,11 +679,39 @@ impl Inner {
         }
     }
 
+    /// Looks at an event for how long a peer took.
+    fn time_peer(&mut self, event: &Event) {
+        match event {
+            Event::PeerMessage(peer, _, message) => {
+                if let Some(times) = self.peer_times.get_mut(peer) {
+                    times.came(message, self.clock);
+                }
+            }
+            Event::PeerUp(peer, _) => self.peer_times.entry(*peer).or_default().forget_unanswered(),
+            Event::Command(_, Command::RemovePeer { peer }) => {
+                self.peer_times.remove(peer);
+            }
+            _ => {}
+        }
+    }
+
+    /// How long the stages of requests took.
+    fn stage_times(&self) -> StageTimes {
+        let disk = self.disk.as_ref().map(DiskDriver::spreads);
+        let peers = self.peer_times.iter().map(|(peer, times)| (*peer, times.spreads()));
+        StageTimes { client: self.frontend.spreads(), disk, peers: peers.collect() }
+    }
+
     fn act(&mut self, action: Action) {
         match action {
-            Action::Complete(id, result) => self.frontend.complete(id, result, &mut self.events),
+            Action::Complete(id, result) => {
+                self.frontend.complete(id, result, self.clock, &mut self.events);
+            }
             Action::Send(peer, id, message) => {
                 if let Some(link) = self.links.get(&peer).filter(|link| link.id == id) {
+                    if let Some(times) = self.peer_times.get_mut(&peer) {
+                        times.sent(&message, self.clock);
+                    }
                     link.send(&message);
                 }
             }
@@ -897,6 +948,7 @@ impl Inner {
             read_bytes: stats.read_bytes,
             writes: stats.writes,
             written_bytes: stats.written_bytes,
+            flushes: stats.flushes,
         };
         self.view.send_if_modified(|seen| {
             let differs = **seen != view;

@@ -32,6 +32,8 @@ pub struct ResourceView {
     pub writes: u64,
     /// See `writes`.
     pub written_bytes: u64,
+    /// Flushes.
+    pub flushes: u64,
 }
 
 impl ResourceView {

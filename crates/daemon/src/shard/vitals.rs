@@ -4,6 +4,7 @@
 //! operation that goes well. The control plane takes what has come together once a second.
 
 use super::histogram::Histogram;
+use super::stages::{Spreads, StageOp};
 use crate::events::unix_ms;
 use holdfast_store::OpKind;
 use holdfast_units::ByteRange;
@@ -127,7 +128,7 @@ struct Started {
 
 /// The numbers of operations are no secret and count up: one multiplication spreads them.
 #[derive(Default)]
-struct NumberHasher(u64);
+pub(super) struct NumberHasher(u64);
 
 impl Hasher for NumberHasher {
     fn finish(&self) -> u64 {
@@ -228,6 +229,8 @@ pub(super) struct Vitals {
     minute: u64,
     pending: HashMap<u64, Started, BuildHasherDefault<NumberHasher>>,
     times: Box<[KindTimes; 3]>,
+    /// The times of all operations that went well, since the disk is in use.
+    spreads: Box<Spreads>,
     errors: Vec<ErrorSeen>,
     unplaced: [u64; ErrorKind::COUNT],
     stalls: u64,
@@ -245,6 +248,7 @@ impl Vitals {
             minute: 0,
             pending: HashMap::default(),
             times: Box::new(std::array::from_fn(|_| KindTimes::new())),
+            spreads: Box::default(),
             errors: Vec::new(),
             unplaced: [0; ErrorKind::COUNT],
             stalls: 0,
@@ -307,6 +311,9 @@ impl Vitals {
         // How fast a disk refuses says nothing about how fast it works.
         if well && let Some(minute) = of_kind.minutes.get_mut(slot(self.minute)) {
             minute.note(micros);
+            if let Some(spread) = self.spreads.get_mut(StageOp::from(kind).index()) {
+                spread.note(time);
+            }
         }
     }
 
@@ -345,6 +352,11 @@ impl Vitals {
         } else if let Some(unplaced) = self.unplaced.get_mut(kind.index()) {
             *unplaced = unplaced.saturating_add(count);
         }
+    }
+
+    /// The times of all operations that went well.
+    pub(super) fn spreads(&self) -> Spreads {
+        *self.spreads
     }
 
     /// What has come together; errors and slow operations are told once.

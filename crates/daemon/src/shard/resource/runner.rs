@@ -39,6 +39,10 @@ impl Runner {
                 Some(ToResource::Vitals(done)) => {
                     self.resource.inner.borrow_mut().tell_vitals(done);
                 }
+                Some(ToResource::StageTimes(done)) => {
+                    // Who asked may be gone.
+                    let _ = done.send(self.resource.inner.borrow().stage_times());
+                }
                 Some(ToResource::ForgetHoles(done)) => {
                     if let Some(disk) = &mut self.resource.inner.borrow_mut().disk {
                         disk.forget_holes();
