@@ -152,7 +152,11 @@ fn fields_of_the_deb() {
     if there(&["dpkg-shlibdeps"]) {
         let source = tempfile::tempdir().unwrap();
         fs::create_dir(source.path().join("debian")).unwrap();
-        fs::write(source.path().join("debian/control"), "Source: x\n\nPackage: x\nArchitecture: any\n").unwrap();
+        fs::write(
+            source.path().join("debian/control"),
+            "Source: x\n\nPackage: x\nArchitecture: any\n",
+        )
+        .unwrap();
         let mut tool = Command::new("dpkg-shlibdeps");
         tool.arg("-O").arg(root.path().join("usr/bin/holdfast")).current_dir(source.path());
         let said = done(&mut tool);
