@@ -1,4 +1,4 @@
-# What the scripts of all packages share. `cargo xtask package` puts it where they say @FUNCTIONS@. POSIX sh.
+# What the scripts of all packages share; `cargo xtask package` puts it into each of them. POSIX sh.
 
 # Whether this is a machine that systemd runs, and not a directory that becomes one.
 systemd_runs() { [ -z "${DPKG_ROOT:-}" ] && [ -d /run/systemd/system ]; }

@@ -55,10 +55,11 @@ if [ $STAGE = first ]; then
     host barrier mounted
     if [ $NODE = 1 ]; then
         holdfast status db; holdfast device db
-        fio --name=load --directory=/mnt --size=48M --rw=randwrite --bs=4k --ioengine=libaio --iodepth=8 --direct=1 --thread \
-            --fsync=64 --verify=crc32c --verify_backlog=256 --verify_fatal=1 --time_based --runtime=100000 --eta=never \
+        # Slow enough to leave the emulated processor to the package manager.
+        fio --name=load --directory=/mnt --size=16M --rw=randwrite --bs=4k --ioengine=libaio --iodepth=4 --direct=1 --thread --rate_iops=50 \
+            --fsync=64 --verify=crc32c --verify_backlog=64 --verify_fatal=1 --time_based --runtime=100000 --eta=never \
             > /run/fio.log 2>&1 & LOAD=$!
-        until_true 60 test -e /mnt/load.0.0; pause 2
+        until_true 120 test -e /mnt/load.0.0; pause 2
         node=$(readlink -f /dev/holdfast/db)
     fi
     before=$(main_pid)

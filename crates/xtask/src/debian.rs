@@ -5,19 +5,22 @@ use std::path::Path;
 use std::process::Command;
 
 /// A Debian package and the file that shows that it (or something as good) is there.
-const NEEDED: [(&str, &str); 13] = [
+const NEEDED: [(&str, &str); 16] = [
+    ("dpkg-dev", "dpkg-shlibdeps"),
     ("e2fsprogs", "mkfs.ext4"),
     ("fio", "fio"),
     ("fuse3", "fusermount3"),
     ("iproute2", "ip"),
     ("jq", "jq"),
     ("libnbd-bin", "nbdcopy"),
+    ("lintian", "lintian"),
     ("nbd-client", "nbd-client"),
     ("nbd-server", "nbd-server"),
     ("nbdkit", "nbdkit"),
     ("openssl", "openssl"),
     ("python3-libnbd", "nbdsh"),
     ("qemu-utils", "qemu-img"),
+    ("rpm", "rpmbuild"),
     ("util-linux", "losetup"),
 ];
 
