@@ -9,6 +9,8 @@ mod commands;
 mod daemon;
 mod demo;
 mod events;
+#[cfg(test)]
+mod guide;
 mod health;
 mod journal;
 mod manual;

@@ -1,6 +1,7 @@
-//! Repository chores: `cargo xtask tidy`, `cargo xtask test`, `cargo xtask packages`.
+//! Repository chores: `cargo xtask tidy`, `cargo xtask test`, `cargo xtask packages`, `cargo xtask guide`.
 
 mod debian;
+mod guide;
 mod test_run;
 
 use std::process::ExitCode;
@@ -10,7 +11,10 @@ usage: cargo xtask COMMAND
   tidy              check the rules of the repository: rooms, sources, lints, licences
   test [ARGS]       install what the tests need (as root on Debian), run `cargo test` for the whole
                     workspace (or with ARGS), and print how many tests passed and failed
-  packages          install what the tests need (as root on Debian), or say what is missing";
+  packages          install what the tests need (as root on Debian), or say what is missing
+  guide [PART]      write into docs/guide what is made from the grammar of the commands, and what
+                    commands print that are shown with their output; PART is in the paths of
+                    the pages whose commands are run";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -19,6 +23,7 @@ fn main() -> ExitCode {
         Some("tidy") => tidy(),
         Some("test") => test_run::run(&args.collect::<Vec<_>>()),
         Some("packages") => debian::install_missing().map(|()| true),
+        Some("guide") => guide::write(args.next().as_deref()),
         Some("help" | "-h" | "--help") => {
             println!("{USAGE}");
             Ok(true)

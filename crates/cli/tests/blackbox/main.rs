@@ -21,6 +21,7 @@ mod device;
 mod disks;
 mod failover;
 mod gone;
+mod guide;
 mod healing;
 mod health;
 mod hostile;
