@@ -88,7 +88,10 @@ impl World {
         let (create, join) = match self.kind.as_str() {
             "pair" | "three" | "alone" => ("", ""),
             "journal" => (journal, journal),
-            "far" => (journal, " --protocol log --journal /var/lib/journals/db --journal-size 64M"),
+            "far" => (
+                " --journal /var/lib/journals/db --journal-size 16M",
+                " --protocol log --journal /var/lib/journals/db --journal-size 16M",
+            ),
             _ => return,
         };
         for index in 0..self.cluster.nodes().len() {
@@ -134,6 +137,7 @@ impl World {
     /// * `kill`, `start`, `stop`: its daemon
     /// * `cut`, `heal`: its network
     /// * `write`: somebody writes some blocks of `db` there
+    /// * `flood`: somebody writes more than a journal of 16 MiB holds
     /// * `damage`: a block of its disk changes behind everybody's back
     /// * `lose`: the file of its disk is gone
     pub(super) fn happens(&mut self, happening: &Happening) -> Result<(), String> {
@@ -150,6 +154,7 @@ impl World {
                 self.written += 1;
                 write_blocks(node, "db", self.written, 0..64);
             }
+            "flood" => (1..=8).for_each(|round| write_blocks(node, "db", round, 0..1024)),
             "damage" => {
                 let mut disk = File::options().write(true).open(disk).expect("the disk is there");
                 disk.seek(SeekFrom::Start(5 * BLOCK)).expect("it is long enough");
@@ -373,6 +378,8 @@ fn prepare(node: &Node) {
     };
     let binary = fs::canonicalize(Path::new(&binary())).expect("the command is there");
     program("holdfast", &format!("exec {} \"$@\"", binary.display()));
+    // The line that starts a service and goes on with a command: see [`World::service`] for others.
+    program("systemctl", "exec holdfast --quiet status > /dev/null");
     program("journalctl", &format!("cat {}", node.dir().join("log").display()));
     files::make_sparse(&own_path(node, "/dev/vg0/db"), DISK);
 }
