@@ -124,7 +124,7 @@ impl<'a> Run<'a> {
                 self.world = None;
             }
         }
-        if std::env::var_os("HOLDFAST_WRITE_GUIDE").is_some() {
+        if writes() {
             self.rewrite();
         }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
@@ -161,11 +161,17 @@ impl<'a> Run<'a> {
         let error = |line: &String| line.starts_with("error:");
         let fails = comment.starts_with("fails")
             || typed.printed.as_ref().is_some_and(|lines| lines.iter().any(error));
-        let patience = if only_looks(command) { PATIENCE } else { Duration::ZERO };
+        let patience = match only_looks(command) {
+            true if writes() => PATIENCE / 5,
+            true => PATIENCE,
+            false => Duration::ZERO,
+        };
         let mut result = Ok(());
-        let writes = std::env::var_os("HOLDFAST_WRITE_GUIDE").is_some();
         holds_within(patience, || {
             let output = self.at().run(command);
+            if writes() && typed.printed.is_some() {
+                return self.compare(typed, &output).is_ok();
+            }
             result = match output.status {
                 0 if fails => Err(format!("it should fail: {output}")),
                 0 => Ok(()),
@@ -177,9 +183,6 @@ impl<'a> Run<'a> {
             }
             result.is_ok()
         });
-        if result.is_err() && writes && !fails {
-            result = Ok(());
-        }
         result
     }
 
@@ -188,10 +191,13 @@ impl<'a> Run<'a> {
         let Some(due) = &typed.printed else { return Ok(()) };
         let both = format!("{}{}", output.stderr, output.stdout);
         let both: Vec<String> = both.lines().map(|line| line.trim_end().to_owned()).collect();
+        self.rewritten.retain(|(first, _, _)| *first != typed.line);
         if text::alike(due, &both) {
             return Ok(());
         }
-        self.rewritten.retain(|(first, _, _)| *first != typed.line);
+        if writes() && both.is_empty() && due.is_empty() {
+            return Ok(());
+        }
         self.rewritten.push((typed.line, typed.line + due.len(), both.clone()));
         let shown = |lines: &[String]| lines.join("\n  ");
         Err(format!(
@@ -215,6 +221,11 @@ impl<'a> Run<'a> {
         let path = root().join(&self.page.path);
         std::fs::write(path, lines.join("\n") + "\n").expect("the page can be written");
     }
+}
+
+/// Whether the pages are brought in line with what is printed.
+fn writes() -> bool {
+    std::env::var_os("HOLDFAST_WRITE_GUIDE").is_some()
 }
 
 /// What is to be typed in a block.

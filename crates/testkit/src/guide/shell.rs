@@ -13,7 +13,10 @@ pub fn command_lines(lines: &[String]) -> Vec<(usize, String)> {
             None => (line.as_str(), false),
         };
         match found.last_mut() {
-            Some((_, last)) if goes_on => last.push_str(text.trim_start()),
+            Some((_, last)) if goes_on => {
+                last.push(' ');
+                last.push_str(text.trim());
+            }
             _ if text.trim().is_empty() => {}
             _ => found.push((number, text.trim().to_owned())),
         }

@@ -368,7 +368,8 @@ fn own_path(node: &Node, path: &str) -> PathBuf {
 
 /// Makes what is there on every machine.
 fn prepare(node: &Node) {
-    for dir in ["bin", "root/home", "root/srv", "root/var/lib/journals", "root/mnt"] {
+    let own = ["dev/vg0", "etc/holdfast", "home", "mnt", "srv", "var/lib/journals"];
+    for dir in own.map(|dir| format!("root/{dir}")).iter().chain([&"bin".to_owned()]) {
         fs::create_dir_all(node.dir().join(dir)).expect("the directory can be made");
     }
     let program = |name: &str, script: &str| {
