@@ -64,7 +64,10 @@ fn is_identifier(word: &str) -> bool {
 /// Each number in it is 0, with what belongs to it: `12.5`, `10:30:01.123Z`.
 fn without_numbers(word: &str) -> String {
     let mut out = String::new();
-    let mut rest = word;
+    let mut rest = word.strip_prefix(['+', '-']).unwrap_or(word);
+    if !rest.starts_with(|c: char| c.is_ascii_digit()) {
+        rest = word;
+    }
     while let Some(at) = rest.find(|c: char| c.is_ascii_digit()) {
         out.push_str(&rest[..at]);
         out.push('0');
@@ -83,6 +86,7 @@ fn numbers_and_spaces_make_no_difference() {
     let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
     for (due, printed) in [
         ("db  10 GiB", "db 64 MiB"),
+        ("+0.003 s ahead", "-0.1 s ahead"),
         ("3.2 s behind, 40 % done", "120 ms behind, 7 % done"),
         ("cluster 0a1b2c3d-4e5f", "cluster ffff0000-1234"),
         ("a\n...\nd", "a\nb\nc\nd"),
