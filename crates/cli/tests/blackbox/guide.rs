@@ -159,8 +159,8 @@ impl<'a> Run<'a> {
             return self.compare(typed, &output).or(Err(format!("{output}")));
         }
         let error = |line: &String| line.starts_with("error:");
-        let fails = comment.starts_with("fails")
-            || typed.printed.as_ref().is_some_and(|lines| lines.iter().any(error));
+        let refused = typed.printed.as_ref().is_some_and(|lines| lines.iter().any(error));
+        let fails = comment.starts_with("fails") || (refused && is_own(command));
         if !only_looks(command) || typed.printed.is_none() {
             let output = self.at().run(command);
             return self.judge(typed, fails, &output);
@@ -279,6 +279,12 @@ const LOOKS: [&str; 12] = [
     "archive ls",
     "doctor",
 ];
+
+/// Whether how it ends is how this command ends, and not that of a program behind it.
+fn is_own(line: &str) -> bool {
+    let commands = simple_commands(line).unwrap_or_default();
+    commands.last().and_then(|words| words.first()).is_some_and(|program| program == "holdfast")
+}
 
 fn only_looks(line: &str) -> bool {
     let commands = simple_commands(line).unwrap_or_default();
