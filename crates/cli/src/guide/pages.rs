@@ -105,7 +105,7 @@ fn grammar_of(command: &Command) -> String {
     describe(command, &mut out);
     for below in command.get_subcommands().filter(|command| !command.is_hide_set()) {
         let name = below.get_display_name().unwrap_or_default().replacen('-', " ", 2);
-        write!(out, "### {name}\n").expect("a string takes it");
+        writeln!(out, "### {name}").expect("a string takes it");
         describe(below, &mut out);
     }
     out
