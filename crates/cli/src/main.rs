@@ -11,6 +11,8 @@ mod daemon;
 mod demo;
 mod doctor;
 mod events;
+#[cfg(test)]
+mod guide;
 mod health;
 mod import;
 mod journal;

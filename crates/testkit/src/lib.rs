@@ -5,6 +5,7 @@
 //! * [`Writer`] writes numbered blocks without pause, its [`Ledger`] says what must be there.
 //! * [`Proxy`] stands between nodes and cuts, stalls, delays and counts.
 //! * [`BadDisk`] is a file whose blocks fail on command.
+//! * [`guide`] reads the commands that the documentation shows.
 //! * [`files`] compares and fills backing files, [`wait_until`] is the one way to wait.
 //!
 //! Everything here is for tests: what goes wrong panics with what is known about it, and a panic
@@ -16,6 +17,7 @@ mod cluster;
 mod device;
 mod far;
 pub mod files;
+pub mod guide;
 mod node;
 mod program;
 mod proxy;

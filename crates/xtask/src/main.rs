@@ -1,6 +1,7 @@
-//! Repository chores: `cargo xtask tidy`, `test`, `packages` and `package`.
+//! Repository chores: `cargo xtask tidy`, `test`, `packages`, `package` and `guide`.
 
 mod debian;
+mod guide;
 mod package;
 mod test_run;
 
@@ -12,7 +13,10 @@ usage: cargo xtask COMMAND
   test [ARGS]       install what the tests need (as root on Debian), run `cargo test` for the whole
                     workspace (or with ARGS), and print how many tests passed and failed
   packages          install what the tests need (as root on Debian), or say what is missing
-  package FORMAT    make a release: deb, rpm, tar or all; `package --help` tells the options";
+  package FORMAT    make a release: deb, rpm, tar or all; `package --help` tells the options
+  guide [PART]      write into docs/guide what is made from the grammar of the commands, and what
+                    commands print that are shown with their output; PART is in the paths of
+                    the pages whose commands are run";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -28,6 +32,7 @@ fn main() -> ExitCode {
                 return ExitCode::from(2);
             }
         },
+        Some("guide") => guide::write(args.next().as_deref()),
         Some("help" | "-h" | "--help") => {
             println!("{USAGE}");
             Ok(true)

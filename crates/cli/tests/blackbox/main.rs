@@ -24,6 +24,7 @@ mod doctor;
 mod dry_run;
 mod failover;
 mod gone;
+mod guide;
 mod healing;
 mod health;
 mod holding;
