@@ -576,7 +576,7 @@ mod tests {
             resync_received: 0,
             resync: None,
             is_source: false,
-            stands_still: false,
+            stands_still: None,
             verify: None,
             diskless: false,
             size: None,
