@@ -72,7 +72,8 @@ fn sample(option: &OptionSpec) -> String {
     match option.kind {
         Kind::Number { unit: Unit::Bytes | Unit::BytesPerSecond, default, .. } => {
             let suffix = [(1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
-            let found = suffix.iter().find(|(size, _)| default >= *size && default % size == 0);
+            let found =
+                suffix.iter().find(|(size, _)| default >= *size && default.is_multiple_of(*size));
             found.map_or_else(
                 || default.to_string(),
                 |(size, suffix)| format!("\"{}{suffix}\"", default / size),

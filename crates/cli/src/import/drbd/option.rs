@@ -236,7 +236,7 @@ fn syncer(key: &str, values: &[&str]) -> Option<Verdict> {
 /// A number of bytes as people write it.
 fn short(bytes: u64) -> String {
     let suffix = [(1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
-    let found = suffix.iter().find(|(size, _)| bytes >= *size && bytes % size == 0);
+    let found = suffix.iter().find(|(size, _)| bytes >= *size && bytes.is_multiple_of(*size));
     found.map_or_else(|| bytes.to_string(), |(size, suffix)| format!("{}{suffix}", bytes / size))
 }
 
