@@ -451,8 +451,10 @@ impl OnTerminal {
         wait_until(SOON, "it ends", || !self.read("after").is_empty());
         assert_eq!(self.read("status"), "0");
         assert_eq!(self.read("before"), self.read("after"), "the terminal is as it was");
+        let leave = "\x1b[?25h\x1b[?1049l";
+        wait_until(SOON, "the screen is left", || self.all().contains(leave));
         let all = self.all();
-        let left = all.rfind("\x1b[?25h\x1b[?1049l").expect("the screen was left");
+        let left = all.rfind(leave).expect("it was left");
         assert!(all[left..].rfind("\x1b[H").is_none(), "nothing is drawn after that");
     }
 }
