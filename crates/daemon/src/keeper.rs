@@ -570,6 +570,8 @@ mod tests {
             received: 0,
             resync_sent: 0,
             resync_received: 0,
+            stands_still: None,
+            is_source: false,
             resync: None,
             verify: None,
             diskless: false,
