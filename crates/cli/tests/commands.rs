@@ -169,10 +169,7 @@ fn every_command_is_one_call() {
             "pause r0 fetch --peer beta",
             r#"POST /v1/resources/r0/pause {"what":"fetch","peer":"beta"}"#,
         ),
-        (
-            "resume r0 replay --all",
-            r#"POST /v1/resources/r0/resume {"what":"replay","all":true}"#,
-        ),
+        ("resume r0 replay --all", r#"POST /v1/resources/r0/resume {"what":"replay","all":true}"#),
         ("resume r0 io", r#"POST /v1/resources/r0/resume {"what":"io"}"#),
         ("invalidate r0", r#"POST /v1/resources/r0/invalidate {"peer":null}"#),
         ("resize r0", r#"POST /v1/resources/r0/resize {"size":null}"#),

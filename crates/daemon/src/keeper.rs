@@ -574,6 +574,8 @@ mod tests {
             received: 0,
             resync_sent: 0,
             resync_received: 0,
+            stands_still: None,
+            is_source: false,
             resync: None,
             is_source: false,
             stands_still: None,

@@ -125,8 +125,13 @@ const CASES: &[Case] = &[
     (ALPHA, "detach nope", 4, "NO_SUCH_ATTACHMENT"),
     (ALPHA, "abort nope --hold 1", 4, "NO_SUCH_ATTACHMENT"),
     (ALPHA, "abort nope --hold -1", 2, "USAGE"),
+    // Another name.
+    (ALPHA, "rename r0 r1", 1, "IN_USE"),
+    (BETA, "rename r0 r1", 1, "IN_USE"),
+    (GAMMA, "rename r0 r1", 1, "NOT_MEMBER"),
+    (ALPHA, "rename nope r1", 4, "NO_SUCH_RESOURCE"),
     // What later versions do.
-    (ALPHA, "rename r0 r1", 1, "NOT_SUPPORTED_YET"),
+    (ALPHA, "pause r0 io", 1, "NOT_SUPPORTED_YET"),
     (ALPHA, "verify r0 --start 8K --stop 4K", 1, "INVALID_SIZE"),
     (ALPHA, "verify r0 --peer nobody", 4, "NO_SUCH_PEER"),
     (ALPHA, "verify r0 --pause", 1, "SURVEY_STATE"),
