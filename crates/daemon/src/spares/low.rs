@@ -51,7 +51,7 @@ pub(crate) fn problems(state: &State) -> Vec<String> {
         found.push(format!(
             "resource {name}: {} of the table of its spares can be written in one place only; add \
              another spare and remove the failing one",
-            counted(stats.weak_table_blocks.into(), "block")
+            counted(stats.weak_table_blocks, "block")
         ));
     }
     found
