@@ -1,8 +1,8 @@
 //! The list of all calls, and the OpenAPI document that is made from it.
 
 use crate::{
-    attachment, badblocks, daemon, error, events, health, journal, latency, request, routes, status,
-    survey,
+    attachment, badblocks, daemon, error, events, health, journal, latency, request, routes,
+    status, survey,
 };
 use serde_json::{Value, json};
 use utoipa::OpenApi;

@@ -164,7 +164,7 @@ async fn nobody_reads() {
         }
     });
     if told.await.is_err() {
-        pending().await
+        pending::<()>().await;
     }
 }
 

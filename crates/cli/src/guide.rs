@@ -5,7 +5,6 @@
 mod pages;
 
 use crate::args::Cli;
-use crate::not_yet;
 use clap::{CommandFactory, FromArgMatches};
 use holdfast_testkit::guide::{self, Note, Page, command_lines, simple_commands, without_comment};
 use std::path::{Path, PathBuf};
@@ -31,13 +30,10 @@ fn understood(words: &[String], names: bool) -> Result<(), String> {
         }
         Err(text.lines().next().unwrap_or_default().to_owned())
     };
-    let matches = match not_yet::add_to(Cli::command()).try_get_matches_from(words) {
+    let matches = match Cli::command().try_get_matches_from(words) {
         Ok(matches) => matches,
         Err(error) => return sentence(&error),
     };
-    if not_yet::refusal(&matches).is_some() {
-        return Err("this version refuses it".to_owned());
-    }
     Cli::from_arg_matches(&matches).map(drop).or_else(|error| sentence(&error))
 }
 

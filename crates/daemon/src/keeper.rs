@@ -577,8 +577,6 @@ mod tests {
             stands_still: None,
             is_source: false,
             resync: None,
-            is_source: false,
-            stands_still: None,
             verify: None,
             diskless: false,
             size: None,

@@ -65,14 +65,11 @@ struct Families(Vec<Family>);
 
 impl Families {
     /// A row of metrics that each of some things has.
-    fn table<'a, T: 'a>(
-        &mut self,
-        rows: &[Row<T>],
-        things: impl Iterator<Item = (Labels, &'a T)> + Clone,
-    ) {
+    fn table<'a, T: 'a>(&mut self, rows: &[Row<T>], things: impl Iterator<Item = (Labels, &'a T)>) {
+        let things: Vec<_> = things.collect();
         for (name, kind, help, value) in rows {
-            let values = things.clone();
-            let values = values.filter_map(|(labels, thing)| Some((labels, value(thing)?)));
+            let values = things.iter();
+            let values = values.filter_map(|(labels, thing)| Some((labels.clone(), value(thing)?)));
             self.put(name, *kind, help, values);
         }
     }

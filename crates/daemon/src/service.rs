@@ -163,7 +163,7 @@ async fn control_works(node: &Node, patience: Duration) {
 /// Tells the service manager in a few words how it stands, whenever that changes, until the daemon
 /// stops.
 pub(crate) async fn tell_state(node: Arc<Node>) {
-    let (_, mut changes) = node.hub.subscribe();
+    let (_, mut changes) = node.hub.subscribe(None);
     let mut told = String::new();
     loop {
         let now = summary(&node);

@@ -81,7 +81,7 @@ fn config_file(args: &Support, facts: &Facts) -> Option<PathBuf> {
         let given = words.iter().find_map(|word| word.strip_prefix("--config="));
         given.or_else(|| words.get(after?).copied()).map(PathBuf::from)
     };
-    let default = PathBuf::from(holdfast_daemon::DEFAULT_CONFIG);
+    let default = PathBuf::from(holdfast_daemon::config::DEFAULT_CONFIG);
     let path = args.files.config.clone().or_else(running).unwrap_or(default);
     path.exists().then_some(path)
 }

@@ -111,7 +111,7 @@ fn no_more_than_so_many_are_filled_at_a_time_and_the_others_follow_by_themselves
     // A person's word frees its place.
     cluster[1].ok(&["pause", first, "sync"]);
     wait_until(SYNC, "another one has its turn", || {
-        names.iter().any(|name| *name != first && going(&name))
+        names.iter().any(|name| *name != first && going(name))
     });
     for name in names {
         cluster[0].ok(&["set", name, "resync-rate=0"]);

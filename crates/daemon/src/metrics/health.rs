@@ -50,7 +50,10 @@ const OF_HEALTH: [Row<DiskHealth>; 9] = [
     ),
 ];
 
-const OF_ERRORS: [(&str, fn(&DiskErrors) -> u64); 5] = [
+/// The value of a label, and what is counted under it.
+type Labelled<T> = (&'static str, fn(&T) -> u64);
+
+const OF_ERRORS: [Labelled<DiskErrors>; 5] = [
     ("read", |e| e.read),
     ("write", |e| e.write),
     ("flush", |e| e.flush),
@@ -58,7 +61,7 @@ const OF_ERRORS: [(&str, fn(&DiskErrors) -> u64); 5] = [
     ("checksum", |e| e.checksum),
 ];
 
-const QUANTILES: [(&str, fn(&DiskLatency) -> u64); 4] = [
+const QUANTILES: [Labelled<DiskLatency>; 4] = [
     ("50", |l| l.p50_micros),
     ("99", |l| l.p99_micros),
     ("99.9", |l| l.p999_micros),
