@@ -614,7 +614,7 @@ mod tests {
         let create: ResourceCreate =
             serde_json::from_str(r#"{"name":"r0","disk":"/dev/sdx"}"#).unwrap();
         assert_eq!((create.size, create.meta, create.set.len()), (None, None, 0));
-        assert_eq!(serde_json::from_str::<Primary>("{}").unwrap(), Primary { force: false });
+        assert_eq!(serde_json::from_str::<Primary>("{}").unwrap(), Primary::default());
         assert!(serde_json::from_str::<Primary>(r#"{"forse":true}"#).is_err());
         assert!(serde_json::from_str::<Empty>(r#"{"x":1}"#).is_err());
         assert!(serde_json::from_str::<ResourceCreate>(r#"{"name":"r0"}"#).is_err());

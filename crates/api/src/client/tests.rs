@@ -87,7 +87,8 @@ fn daemon() -> (tempfile::TempDir, Client) {
 async fn a_call_carries_its_body_and_its_answer() {
     let (_dir, client) = daemon();
     let path = routes::of(routes::RESOURCE_PRIMARY, "r0");
-    let done: Done = client.post(&path, &Primary { force: true }).await.unwrap();
+    let done: Done =
+        client.post(&path, &Primary { force: true, ..Primary::default() }).await.unwrap();
     assert_eq!(done.message, "done");
     assert_eq!(client.get_text(routes::METRICS).await.unwrap(), "up 1\n");
 }
