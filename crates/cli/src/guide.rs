@@ -21,10 +21,16 @@ fn documentation() -> Vec<Page> {
 /// Whether the command line is one of this command, without running it. One that `names` a command in a
 /// sentence may leave out what the command needs.
 fn understood(words: &[String], names: bool) -> Result<(), String> {
-    use clap::error::ErrorKind::{DisplayHelp, DisplayVersion, MissingRequiredArgument};
+    use clap::error::ErrorKind::{
+        DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion,
+        MissingRequiredArgument,
+    };
     let sentence = |error: &clap::Error| {
         let text = error.to_string();
-        let cut_off = error.kind() == MissingRequiredArgument || text.contains("value is required");
+        let cut_off = matches!(
+            error.kind(),
+            MissingRequiredArgument | DisplayHelpOnMissingArgumentOrSubcommand
+        ) || text.contains("value is required");
         if matches!(error.kind(), DisplayHelp | DisplayVersion) || (names && cut_off) {
             return Ok(());
         }

@@ -111,7 +111,7 @@ mod tests {
             (
                 "wait r0 --for ready",
                 "invalid value 'ready' for '--for <STATE>' [possible values: uptodate, connected, \
-                 established, primary, secondary, synced, replayed]",
+                 established, primary, secondary, synced, replayed, closed]",
             ),
             ("set r0", "the following required arguments were not provided: <KEY=VALUE>"),
             ("-q -v status", "the argument '--quiet' cannot be used with '--verbose'"),
