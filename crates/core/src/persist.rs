@@ -342,7 +342,8 @@ impl Core {
             After::Promoted => self.promoted(),
             After::Demoted(id) => self.demoted(id),
             After::Command(id) => self.act(Action::CommandDone(id, Ok(()))),
-            After::Outdated(id, peer) => self.disconnect_now(id, peer),
+            // A verdict that came meanwhile may have found the disks equal once more.
+            After::Outdated(id, peer) => self.disconnect(id, peer),
             After::Detaching(id) => self.detach_now(id),
             After::FillsUnsaid => self.write_activity_log(),
             After::Grown { command, size } => self.grown(command, size),

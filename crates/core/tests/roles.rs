@@ -336,3 +336,20 @@ fn who_has_detached_its_disk_is_not_promoted_with_it_later() {
     w.promote(0);
     assert_eq!(w.read(0, 1), Ok(5));
 }
+
+#[test]
+fn who_leaves_a_primary_is_behind_also_when_a_verdict_comes_before_that_is_durable() {
+    let mut w = World::new(2);
+    w.promote(0);
+    w.nodes[1].hold_meta = true;
+    assert_eq!(w.command(1, Command::Disconnect { peer: None }), None);
+    w.pass(1000);
+    w.release_meta(1);
+    assert_eq!(w.peer(1, 0).connection, ConnectionState::StandAlone);
+    assert_eq!(w.snapshot(1).disk, DiskState::Outdated);
+    assert_eq!(
+        w.command(1, Command::Promote { force: false }),
+        Some(Err(Refusal::Outdated)),
+        "the Primary goes on without it"
+    );
+}

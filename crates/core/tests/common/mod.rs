@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use holdfast_core::{
     Action, Attachment, Command, CommandId, Config, Core, DiskOpId, DiskOutcome, Event, IoFailure,
-    JournalReadId, LinkId, LoggedWrite, Notice, Options, PeerConfig, Refusal, RequestId,
+    JournalReadId, LinkId, LoggedWrite, MetaOpId, Notice, Options, PeerConfig, Refusal, RequestId,
     RequestKind, Snapshot,
 };
 use holdfast_format::{
@@ -56,6 +56,7 @@ pub struct Node {
     pub held: Vec<(DiskOpId, Action)>,
     /// Writes of metadata do not end.
     pub hold_meta: bool,
+    pub held_meta: Vec<MetaOpId>,
     pub fail_flush: bool,
     /// Blocks that cannot be read until they are written, and those that cannot be stored again either.
     pub bad: BTreeSet<u64>,
@@ -203,6 +204,7 @@ impl World {
                 hold_op: None,
                 held: Vec::new(),
                 hold_meta: false,
+                held_meta: Vec::new(),
                 fail_flush: false,
                 bad: BTreeSet::new(),
                 kept: BTreeSet::new(),
@@ -335,6 +337,7 @@ impl World {
     fn drop_core(&mut self, i: u8) {
         self.nodes[usize::from(i)].core = None;
         self.nodes[usize::from(i)].held.clear();
+        self.nodes[usize::from(i)].held_meta.clear();
         self.nodes[usize::from(i)].flushing.clear();
         self.nodes[usize::from(i)].flushed = DiskOpId(0);
         self.todo.retain(|(node, _)| *node != i);
@@ -432,7 +435,9 @@ impl World {
                 for (offset, block) in blocks {
                     put(&mut node.meta, offset, &block[..]);
                 }
-                if !node.hold_meta {
+                if node.hold_meta {
+                    node.held_meta.push(op);
+                } else {
                     self.event(i, Event::MetaDone(op, Ok(())));
                 }
             }
@@ -610,6 +615,16 @@ impl World {
             }
         }
         false
+    }
+
+    /// The writes of metadata that were held end now.
+    pub fn release_meta(&mut self, i: u8) {
+        let node = &mut self.nodes[usize::from(i)];
+        node.hold_meta = false;
+        for op in std::mem::take(&mut node.held_meta) {
+            self.event(i, Event::MetaDone(op, Ok(())));
+        }
+        self.run();
     }
 
     /// Until nothing moves any more.
