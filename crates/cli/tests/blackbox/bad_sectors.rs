@@ -488,7 +488,7 @@ fn row_082_delete_leaves_the_data_on_the_disk() {
     node.ok(&["delete", "new"]);
     wait_until(SOON, "the resource has ended", || node.status().resources.is_empty());
     // The block that the disk does not take is not thrown away.
-    node.wait_log("1 blocks of the resource");
+    node.wait_log("1 block of the resource");
     let again = ["create", "newer", "--disk", &disk.text(), "--spare", &spare];
     node.refused(&again, 1, "it is not empty");
 }

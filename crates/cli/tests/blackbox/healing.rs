@@ -319,9 +319,10 @@ fn row_013_alone_what_cannot_be_stored_in_place_goes_from_the_journal_to_the_spa
     spoil(&disk, Bad::Stuck, [9]);
     spoil(&disk, Bad::Dead, [12]);
     check_blocks(&cluster[0], "r0", 1, 0..64);
-    let status = cluster[0]
-        .wait_resource("r0", SOON, "they are healed", |status| status.disk.healed_blocks == 3);
-    assert_eq!((status.disk.unreadable_blocks, status.disk.remapped_sectors), (0, 2));
+    let status = cluster[0].wait_resource("r0", SOON, "they are healed", |status| {
+        (status.disk.healed_blocks, status.disk.remapped_sectors) == (3, 2)
+    });
+    assert_eq!(status.disk.unreadable_blocks, 0);
     assert_eq!(disk.bad_blocks(), [9, 12], "one was stored in place");
     check_blocks(&cluster[0], "r0", 1, 0..64);
 }

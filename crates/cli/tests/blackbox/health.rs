@@ -3,7 +3,9 @@
 use crate::disks::{let_go, loop_device};
 use crate::{BLOCK, MIB, SOON, binary, cluster, write_blocks};
 use holdfast_api::health::DiskHealth;
-use holdfast_testkit::{Bad, BadDisk, Cluster, ClusterOptions, Node, Scratch, devices_unavailable};
+use holdfast_testkit::{
+    Bad, BadDisk, Cluster, ClusterOptions, Node, Scratch, devices_unavailable, wait_until,
+};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -44,6 +46,9 @@ fn row_055_070_as_many_errors_are_counted_as_there_were() {
     disk.set_bad(Bad::Stuck, bad.iter().copied());
     let mut found = vec![0; 256 * 4096];
     assert!(node.open("r0").read_at(&mut found, MIB).is_err());
+    // The read is refused when the first of them is; the others follow.
+    let listed = |reason: &holdfast_api::health::HealthReason| reason.text.starts_with("37 blocks");
+    wait_until(SOON, "all are listed", || health(node).reasons.iter().any(listed));
     let now = health(node);
     assert_eq!((now.errors.read, now.errors.sum()), (37, 37), "{now:?}");
     assert_eq!((now.hot_regions.len(), now.hot_regions[0].errors), (1, 37));

@@ -17,7 +17,7 @@ use holdfast_api::request::{Done, PauseWhat};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::NodeRecord;
 use holdfast_core::Command;
-use holdfast_journal::ship::{FollowStatus, Holding};
+use holdfast_journal::ship::{FollowStatus, Holding, Verdict};
 use holdfast_units::{GenerationId, LogPosition, ResourceId, Role, format_size};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -279,6 +279,14 @@ async fn take_over(
         let what = if status.fetch_paused { "fetch" } else { "replay" };
         return Err(refuse(&name, &format!("the {what} of this node is paused"))
             .hint(format!("`holdfast resume {name} {what}` first")));
+    }
+    let status = following.view().status;
+    if status.is_some_and(|status| matches!(status.verdict, Some(Verdict::Apart { .. }))) {
+        let why = "this node and the Primary were written to apart from each other (split brain)";
+        return Err(ApiError { code: ErrorCode::SplitBrain, ..refuse(&name, why) }.hint(format!(
+            "`holdfast status {name}` says what each would lose; `holdfast connect {name} \
+             --discard-my-data` on the node whose changes are to go"
+        )));
     }
     let view = node.view();
     let leader = following.view().leader.ok_or_else(|| {
