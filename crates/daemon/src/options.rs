@@ -382,8 +382,8 @@ mod tests {
         assert!(error.message.ends_with("was refused: it has 2 errors"), "{}", error.message);
         let given = DaemonOptions { name: Some("all".into()), ..DaemonOptions::default() };
         assert_eq!(with_file("", given).unwrap_err().code, ErrorCode::InvalidName);
-        let given = DaemonOptions { http: Some("127.0.0.1:80".into()), ..DaemonOptions::default() };
-        assert_eq!(with_file("", given).unwrap_err().code, ErrorCode::NotSupportedYet);
+        let given = DaemonOptions { http: Some("nowhere".into()), ..DaemonOptions::default() };
+        assert_eq!(with_file("", given).unwrap_err().code, ErrorCode::InvalidAddress);
         let given = DaemonOptions { journal_budget: Some(4096), ..DaemonOptions::default() };
         assert_eq!(with_file("", given).unwrap_err().code, ErrorCode::InvalidSize);
         let missing =
