@@ -691,6 +691,16 @@ impl Core {
         }
     }
 
+    /// That this node is behind is durable. A verdict that came meanwhile may have found the disks equal
+    /// once more: as it goes now, that is over.
+    pub(crate) fn disconnect_outdated(&mut self, id: CommandId, which: Option<NodeId>) {
+        if self.disk > DiskState::Outdated {
+            self.set_disk(DiskState::Outdated);
+            self.request_superblock(After::Nothing);
+        }
+        self.disconnect_now(id, which);
+    }
+
     pub(crate) fn disconnect_now(&mut self, id: CommandId, which: Option<NodeId>) {
         let nodes: Vec<NodeId> =
             self.peers.keys().copied().filter(|n| which.is_none_or(|w| w == *n)).collect();

@@ -342,8 +342,7 @@ impl Core {
             After::Promoted => self.promoted(),
             After::Demoted(id) => self.demoted(id),
             After::Command(id) => self.act(Action::CommandDone(id, Ok(()))),
-            // A verdict that came meanwhile may have found the disks equal once more.
-            After::Outdated(id, peer) => self.disconnect(id, peer),
+            After::Outdated(id, peer) => self.disconnect_outdated(id, peer),
             After::Detaching(id) => self.detach_now(id),
             After::FillsUnsaid => self.write_activity_log(),
             After::Grown { command, size } => self.grown(command, size),
