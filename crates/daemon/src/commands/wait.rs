@@ -5,7 +5,7 @@ use crate::node::Node;
 use crate::resource::Resource;
 use crate::status;
 use holdfast_api::request::{Done, MAX_WAIT_SECONDS, Wait, WaitFor};
-use holdfast_api::status::{PeerStatus, ReplayStatus, ResourceStatus};
+use holdfast_api::status::{PeerStatus, ResourceStatus};
 use holdfast_api::{ApiError, ErrorCode};
 use std::sync::Arc;
 use std::time::Duration;
@@ -165,14 +165,15 @@ fn holds(now: &ResourceStatus, request: &Wait) -> Result<bool, ApiError> {
         }
         WaitFor::Replayed => match &now.replay {
             Some(replay) => {
-                let leads = now.peers.iter().any(|peer| peer.connection == "Connected");
-                leads && now.disk.state == "UpToDate" && has_all(replay)
+                // Before it follows, how much there is is not known.
+                let follows = now.peers.iter().any(is_established);
+                follows && now.disk.state == "UpToDate" && replay.lag_bytes == 0
             }
             None => {
                 up && every(|peer| {
-                    let all = peer.replay.as_ref().is_some_and(has_all);
+                    let all = peer.replay.as_ref().is_some_and(|replay| replay.lag_bytes == 0);
                     peer.protocol != "log"
-                        || (all && peer.connection == "Connected" && peer.disk == "UpToDate")
+                        || (all && is_established(peer) && peer.disk == "UpToDate")
                 })
             }
         },
@@ -182,10 +183,6 @@ fn holds(now: &ResourceStatus, request: &Wait) -> Result<bool, ApiError> {
 /// Whether what is written here is on its way to a peer as it is written.
 fn is_established(peer: &PeerStatus) -> bool {
     matches!(peer.replication.as_str(), "Established" | "Shipping" | "Replaying")
-}
-
-fn has_all(replay: &ReplayStatus) -> bool {
-    replay.head > 0 && replay.lag_bytes == 0
 }
 
 #[cfg(test)]
