@@ -231,8 +231,11 @@ async fn look(node: &Arc<Node>, most: usize) {
         let mut state = resource.state();
         let Some(running) = &state.running else { continue };
         let view = running.handle.snapshot();
-        let wants =
-            !state.local.sync_paused && view.snapshot.peers.iter().any(|peer| peer.is_source);
+        // What its source holds takes nobody's turn.
+        let goes = |peer: &PeerSnapshot| {
+            peer.is_source && !peer.stands_still.is_some_and(|still| still.there)
+        };
+        let wants = !state.local.sync_paused && view.snapshot.peers.iter().any(goes);
         match (wants, state.turn) {
             (true, Turn::Now) => going += 1,
             (true, Turn::Waits(since)) => {

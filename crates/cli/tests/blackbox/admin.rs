@@ -1,6 +1,6 @@
 //! What an administrator does and sees: up, down, roles, options, waiting.
 
-use crate::{BLOCK, MIB, SOON, binary, check_blocks, cluster, write_blocks};
+use crate::{BLOCK, MIB, SOON, SYNC, binary, check_blocks, cluster, write_blocks};
 use holdfast_testkit::{Cluster, ClusterOptions, files, run_ok, wait_until};
 use serde_json::Value;
 use std::process::Command;
@@ -284,6 +284,12 @@ fn a_member_leaves_and_a_resource_is_deleted_and_the_data_stay() {
     let cluster = cluster(2);
     cluster.resource("r0", 4 * MIB, 2);
     write_blocks(&cluster[0], "r0", 1, [0, 5]);
+    // A member that is down cannot tell whether anybody else has its data.
+    cluster[1].ok(&["down", "r0"]);
+    cluster[1].refused(&["leave", "r0", "--dry-run"], 1, "may have the last good data");
+    cluster[1].refused(&["leave", "r0"], 1, "may have the last good data");
+    cluster[1].ok(&["up", "r0"]);
+    cluster[1].wait_synced("r0", SYNC);
     cluster[1].ok(&["leave", "r0"]);
     assert!(cluster[1].status().resources.is_empty());
     cluster[0].wait_resource("r0", SOON, "no peer is left", |r| r.peers.is_empty());

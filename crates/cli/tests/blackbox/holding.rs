@@ -113,6 +113,13 @@ fn no_more_than_so_many_are_filled_at_a_time_and_the_others_follow_by_themselves
     wait_until(SYNC, "another one has its turn", || {
         names.iter().any(|name| *name != first && going(name))
     });
+    // What the node that it comes from holds keeps nobody waiting, either.
+    let second = *names.iter().find(|name| **name != first && going(name)).expect("it goes on");
+    cluster[0].ok(&["pause", second, "sync"]);
+    wait_until(SYNC, "the last one has its turn", || {
+        names.iter().any(|name| ![first, second].contains(name) && going(name))
+    });
+    cluster[0].ok(&["resume", second, "sync"]);
     for name in names {
         cluster[0].ok(&["set", name, "resync-rate=0"]);
     }

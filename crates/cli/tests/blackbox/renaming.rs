@@ -5,6 +5,7 @@ use crate::device::{device, skipped};
 use crate::{MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, write_blocks};
 use holdfast_testkit::{Cluster, Node, Rng, files, wait_until};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 const SIZE: u64 = 16 * MIB;
@@ -89,7 +90,7 @@ fn who_was_away_takes_names_over_when_it_is_back() {
         // They change their names with each other.
         let done = cluster[0].ok(&["rename", "a", "c"]);
         assert!(
-            done.contains("node beta (it is not reached) will take the name over later"),
+            done.contains("node beta (it does not answer) will take the name over later"),
             "{done}"
         );
         cluster[0].ok(&["rename", "b", "a"]);
@@ -219,4 +220,29 @@ fn its_device_moves_to_the_new_name() {
     assert_eq!(Path::new(&path).file_name().and_then(|name| name.to_str()), Some("data"));
     assert_eq!(files::read(Path::new(&path), 0, 4096), vec![0; 4096]);
     cluster[0].ok(&["device", "data", "--remove"]);
+}
+
+#[test]
+fn of_two_names_given_on_two_nodes_at_once_one_holds_and_nobody_waits() {
+    let cluster = cluster(2);
+    cluster.resource("r0", SIZE, 2);
+    let mut name = "r0".to_owned();
+    for round in 0..3 {
+        let new = ["x", "y"].map(|letter| format!("{letter}{round}"));
+        let renaming = [0, 1].map(|node| {
+            let mut command = cluster[node].command(&["rename", &name, &new[node]]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
+        });
+        let ended = renaming.map(|child| child.wait_with_output().expect("it ends"));
+        for output in &ended {
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(!said.contains("does not answer"), "they waited for each other: {said}");
+        }
+        wait_until(SOON, "both know it by one name", || {
+            let known = [0, 1].map(|node| cluster[node].status().resources[0].name.clone());
+            known[0] == known[1] && new.contains(&known[0])
+        });
+        name = cluster[0].status().resources[0].name.clone();
+    }
+    write_blocks(&cluster[0], &name, 7, 0..10);
 }

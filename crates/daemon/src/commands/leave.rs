@@ -61,6 +61,11 @@ pub(crate) async fn leave(
         if !call.dry_run {
             release(node, &resource, what, false).await?;
         }
+    } else if resource.local().disk.is_some() {
+        // Nobody can tell here how its data are, nor whether others have them.
+        let message = format!("{what} for {name}: it is down, and may have the last good data");
+        return Err(ApiError::new(ErrorCode::LastGoodCopy, message)
+            .hint(format!("`holdfast up {name}` first: then that can be seen")));
     }
     if call.dry_run {
         need_closed(&resource, what).await?;

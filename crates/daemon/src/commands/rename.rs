@@ -43,7 +43,7 @@ pub(crate) async fn rename(
 ) -> Result<Done, ApiError> {
     let new = &request.new;
     check_name(new)?;
-    let _making = node.making.lock().await;
+    let making = node.making.lock().await;
     let resource = match node.resource_named(name) {
         Ok(resource) => resource,
         Err(error) => renamed_before(node, name, new).ok_or(error)?,
@@ -81,6 +81,7 @@ pub(crate) async fn rename(
             "nothing was changed; {name} is {new} in the cluster already"
         )));
     }
+    drop(making);
     phase("taking the name over on all members");
     take_over(node, &resource).await.map_err(|error| {
         let message = format!(
@@ -91,6 +92,10 @@ pub(crate) async fn rename(
         ApiError { message, ..error }
     })?;
     let late = ask_members(node, id, new, true).await?;
+    if let Some(known) = known_name(node, id).filter(|known| known != new) {
+        let why = format!("another command gave it the name {known} in the same moment");
+        return Err(refused(name, ErrorCode::Busy, &why).hint("look at holdfast status"));
+    }
     let mut message = format!("resource {name} is {new} now");
     if !late.is_empty() {
         message.push_str(&format!(
@@ -171,7 +176,7 @@ async fn ask_members(
         match asked {
             Err(error) if !now && error.code != ErrorCode::PeerNotReachable => return Err(error),
             Err(error) if error.code == ErrorCode::PeerNotReachable => {
-                late.push(format!("node {} (it is not reached)", peer.name));
+                late.push(format!("node {} (it does not answer)", peer.name));
             }
             Err(error) => late.push(format!("node {} ({})", peer.name, error.message)),
             Ok(_) => {}
@@ -188,8 +193,15 @@ pub(crate) async fn on_member(node: &Arc<Node>, call: &RenameMember) -> Result<(
     // One whose state file is damaged has the name of the records.
     let Some(resource) = node.resource(call.resource) else { return Ok(()) };
     let done = if call.now {
-        let _begun = resource.begin().await?;
-        take_over(node, &resource).await
+        // Not waited for: who asks has a command of this resource under way, and so may this node,
+        // which waits for who asks.
+        match resource.try_begin() {
+            Some(_begun) => take_over(node, &resource).await,
+            None => {
+                let why = "another command is under way";
+                Err(refused(&resource.name(), ErrorCode::Busy, why))
+            }
+        }
     } else {
         may_rename(node, &resource, &call.new).await
     };
