@@ -163,7 +163,9 @@ fn i_am_better(me: NodeId, mine: &StateReport, peer: NodeId, theirs: &StateRepor
         let current = r.disk != DiskState::Outdated;
         // Clients have worked with what it had left, or a peer was filled with that, and it runs since.
         let lost_earlier = r.lost_cache && r.disk == DiskState::UpToDate;
-        let has_all = (!r.lost_cache, lost_earlier);
+        // One that is in doubt may have lost it again since, and be UpToDate only because it met somebody
+        // else first.
+        let has_all = (!r.lost_cache, lost_earlier, lost_earlier && !r.doubtful);
         (
             r.role == Role::Primary,
             has_all,
@@ -488,6 +490,10 @@ mod tests {
         assert_eq!(verdict(&now, &earlier), Verdict::TargetBitmap);
         let primary_then = StateReport { crashed_primary: true, ..now };
         assert_eq!(verdict(&primary_then, &earlier), Verdict::TargetBitmap);
+        // It met somebody first whom it fills.
+        let source_by_now = StateReport { disk: DiskState::UpToDate, ..primary_then.clone() };
+        let settled = StateReport { doubtful: false, ..earlier.clone() };
+        assert_eq!(verdict(&source_by_now, &settled), Verdict::TargetBitmap);
         let kept = StateReport { lost_cache: false, ..primary_then };
         assert_eq!(verdict(&kept, &earlier), Verdict::SourceBitmap, "who kept it is better yet");
     }

@@ -116,6 +116,9 @@ pub struct Core {
     pub(crate) outdated: bool,
     /// The disk is being given up, and the superblock is to say that it is behind.
     pub(crate) detaching: bool,
+    /// So many commands have this node leave its Primary, and wait until the superblock says that it is
+    /// behind, whatever verdicts say until then.
+    pub(crate) leaving: u32,
     pub(crate) last_write: u64,
     pub(crate) last_settled_sent: u64,
 
@@ -210,6 +213,7 @@ impl Core {
             coming: None,
             outdated: false,
             detaching: false,
+            leaving: 0,
             last_write: 0,
             last_settled_sent: 0,
             meta: None,

@@ -211,6 +211,8 @@ impl Core {
             self.void_bump = bump.current;
             self.bump_for = self.bump_for.union(bump.opened);
             self.refresh_sets();
+        } else {
+            self.void_bump = GenerationId::NONE;
         }
         self.announce();
         for peer in bump.left.iter() {

@@ -142,7 +142,8 @@ impl Core {
             primary: stand.primary,
             primary_good: stand.good,
             serves: self.serves(),
-            saw_failure: peer.failed,
+            // A Primary that was not there when that one was lost knows no more of it than that.
+            saw_failure: peer.failed || (self.role == Role::Primary && !peer.known),
             bits: peer.bitmap.count(),
             replays: GenerationId::NONE,
             replays_restarted: false,
@@ -291,6 +292,7 @@ impl Core {
     fn peer_is_up(&mut self, node: NodeId, theirs: &StateReport) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.up = true;
+        peer.known |= self.role == Role::Primary;
         peer.connection = ConnectionState::Connected;
         peer.role = theirs.role;
         peer.disk = theirs.disk;

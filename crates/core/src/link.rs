@@ -413,7 +413,11 @@ impl Core {
         peer.current = current;
         if new_promotion {
             peer.unsettled.clear();
+        } else if role != Role::Primary {
+            // One that stops in a hurry does not wait for all to have its last writes.
+            self.unsettled_of_lost(node);
         }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
         if peer.replication == ReplicationState::Established && current == self.gens.current {
             self.gens.known[node.index()] = current;
         }
@@ -641,11 +645,15 @@ impl Core {
         self.lose_link(node);
     }
 
-    /// Whether this peer is a Primary that can go on without this node, whose disk is current.
+    /// Whether this peer is a Primary that can go on without this node, whose disk may be current: with
+    /// good data that are seen from here, or those of a member that it alone may see.
     pub(crate) fn is_left_behind_by(&self, node: NodeId) -> bool {
-        let is_primary = |p: &&Peer| p.node == node && p.up && p.role == Role::Primary;
-        let goes_on = self.peers.values().any(|p| p.up && p.disk == DiskState::UpToDate);
-        goes_on && self.disk >= DiskState::Consistent && self.peers.values().any(|p| is_primary(&p))
+        let is_primary = self.peers.get(&node).is_some_and(|p| p.up && p.role == Role::Primary);
+        let goes_on = |p: &Peer| {
+            let unseen = p.node != node && !p.up && !p.diskless;
+            unseen || (p.up && p.disk == DiskState::UpToDate)
+        };
+        is_primary && self.disk >= DiskState::Outdated && self.peers.values().any(goes_on)
     }
 
     pub(crate) fn connect(&mut self, id: CommandId, which: Option<NodeId>, discard: bool) {
@@ -684,6 +692,7 @@ impl Core {
             .any(|p| which.is_none_or(|node| node == *p) && self.is_left_behind_by(*p));
         if leaves_primary {
             // The Primary goes on without this node, which must know that it is behind.
+            self.leaving += 1;
             self.set_disk(DiskState::Outdated);
             self.request_superblock(After::Outdated(id, which));
         } else {
@@ -691,10 +700,11 @@ impl Core {
         }
     }
 
-    /// That this node is behind is durable. A verdict that came meanwhile may have found the disks equal
-    /// once more: as it goes now, that is over.
+    /// That this node is behind is durable, and stays so. A verdict that came meanwhile may have found the
+    /// disks equal once more: as it goes now, that is over, unless it has become Primary itself.
     pub(crate) fn disconnect_outdated(&mut self, id: CommandId, which: Option<NodeId>) {
-        if self.disk > DiskState::Outdated {
+        self.leaving = self.leaving.saturating_sub(1);
+        if self.disk > DiskState::Outdated && self.role != Role::Primary {
             self.set_disk(DiskState::Outdated);
             self.request_superblock(After::Nothing);
         }

@@ -52,6 +52,9 @@ pub(crate) struct Peer {
     pub(crate) replication: ReplicationState,
     pub(crate) current: GenerationId,
     pub(crate) seen: bool,
+    /// This node has been Primary and connected to it since it has its disk: it knows which of its writes
+    /// that one has not answered.
+    pub(crate) known: bool,
     /// Its disk failed, and it has not had the same data since.
     pub(crate) failed: bool,
     pub(crate) bitmap: SparseBitmap,
@@ -183,6 +186,7 @@ impl Peer {
             told_all: false,
             requests_here: 0,
             failed: false,
+            known: false,
             unsettled_given_up: None,
             stored_now: None,
             stored_before: VecDeque::new(),

@@ -195,6 +195,7 @@ impl Core {
             self.gens.known[i] = record.current;
         }
         for peer in self.peers.values_mut() {
+            peer.known = false;
             let flags = superblock.peers[peer.node.index()].flags;
             peer.seen |= flags.contains(PeerFlags::SEEN);
             peer.failed |= flags.contains(PeerFlags::FAILED);
@@ -245,7 +246,7 @@ impl Core {
         superblock.boot = if self.lost_cache { LOST_CACHE } else { self.config.boot };
         let flags = &mut superblock.flags;
         flags.set(DiskFlags::CONSISTENT, self.disk > DiskState::Inconsistent);
-        let behind = self.disk == DiskState::Outdated || self.detaching;
+        let behind = self.disk == DiskState::Outdated || self.detaching || self.leaving > 0;
         flags.set(DiskFlags::WAS_UPTODATE, self.disk == DiskState::UpToDate && !behind);
         flags.set(DiskFlags::OUTDATED, behind);
         flags.set(DiskFlags::PRIMARY, self.role == Role::Primary || self.crashed_primary);
@@ -419,6 +420,14 @@ impl Core {
             .filter(|(_, run)| run.start < run.end)
             .collect();
         let size = self.blocks();
+        for peer in self.peers.values_mut().filter(|p| !p.diskless) {
+            // A Primary that was lost, and what it may lack itself.
+            let runs: Vec<Range<u64>> =
+                peer.lost_unsettled.iter().flat_map(SparseBitmap::runs).map(within).collect();
+            for run in runs.into_iter().filter(|run| run.start < run.end) {
+                peer.may_lack(run, size);
+            }
+        }
         for (writer, run) in unsettled {
             for peer in self.peers.values_mut().filter(|p| p.node != writer && !p.diskless) {
                 peer.may_lack(run.clone(), size);
@@ -437,8 +446,12 @@ impl Core {
             unsettled.set_range(run);
         }
         for peer in self.peers.values_mut() {
-            let given_up = &mut peer.unsettled_given_up;
-            given_up.take_if(|blocks| blocks.runs().all(|run| unsettled.count_range(run) == 0));
+            let lost = peer.lost_unsettled.as_ref();
+            let settled = |run: Range<u64>| {
+                unsettled.count_range(run.clone()) == 0
+                    && lost.is_none_or(|lost| lost.count_range(run) == 0)
+            };
+            peer.unsettled_given_up.take_if(|blocks| blocks.runs().all(settled));
         }
     }
 

@@ -6,7 +6,7 @@
 use crate::engine::{Core, DiskJob};
 use crate::event::{Action, CommandId, Refusal};
 use crate::peer::Peer;
-use crate::persist::After;
+use crate::persist::{After, Meta};
 use holdfast_units::{DiskState, GenerationId, Millis, NodeId, PeerSet, Role};
 use holdfast_wire::{Message, PromoteAnswer, PromoteStep};
 
@@ -44,6 +44,8 @@ pub(crate) struct Promise {
 pub(crate) struct Stopping {
     command: CommandId,
     deadline: Millis,
+    /// That this node is behind must be durable before it leaves a Primary: with this superblock.
+    behind: u64,
     flushing: bool,
 }
 
@@ -270,6 +272,7 @@ impl Core {
         promotion.committed = true;
         self.last_write = 0;
         self.last_settled_sent = 0;
+        self.void_bump = GenerationId::NONE;
         let decree = force && !self.has_good_data() && self.disk < DiskState::Consistent;
         if decree {
             self.decree();
@@ -279,10 +282,13 @@ impl Core {
         let good = self.good_peers().next().and_then(|p| self.peers.get(&p));
         self.served = good.map_or(GenerationId::NONE, |p| p.current);
         self.role = Role::Primary;
+        self.peers.values_mut().for_each(|p| p.known |= p.up);
         self.forget_trails();
         self.touched_by(None);
         self.following = None;
         self.outdated = false;
+        // Nobody writes without it any more.
+        self.leaving = 0;
         self.refresh_sets();
         self.bump_for = self.missing;
         // What a crash left in doubt towards those that are away is what they miss from now on.
@@ -432,7 +438,13 @@ impl Core {
         {
             self.end_promotion(Err(Refusal::Busy));
         }
-        self.stopping = Some(Stopping { command, deadline, flushing: false });
+        let mut behind = 0;
+        if self.peers.keys().any(|p| self.is_left_behind_by(*p)) {
+            self.leaving += 1;
+            self.request_superblock(After::Nothing);
+            behind = self.meta.as_ref().map_or(0, Meta::wanted);
+        }
+        self.stopping = Some(Stopping { command, deadline, behind, flushing: false });
     }
 
     fn progress_stop(&mut self) {
@@ -440,7 +452,8 @@ impl Core {
         let idle = self.in_flight() == 0
             && self.bump.is_none()
             && self.peer_writes.is_empty()
-            && !self.healing.is_storing();
+            && !self.healing.is_storing()
+            && self.meta.as_ref().is_none_or(|meta| meta.durable() >= stopping.behind);
         if stopping.flushing || !(idle || stopping.deadline <= self.now) {
             return;
         }
@@ -451,12 +464,13 @@ impl Core {
         if self.role == Role::Primary && graceful {
             self.send_settled();
         }
-        let leaves_primary = self.peers.keys().any(|p| self.is_left_behind_by(*p));
+        let leaves_primary =
+            self.leaving > 0 || self.peers.keys().any(|p| self.is_left_behind_by(*p));
         if self.role == Role::Primary {
             self.role = Role::Secondary;
             self.announce();
         }
-        if leaves_primary {
+        if leaves_primary && self.disk > DiskState::Outdated {
             self.disk = DiskState::Outdated;
             self.outdated = true;
         }
@@ -481,6 +495,7 @@ impl Core {
         let peers: Vec<NodeId> = self.peers.keys().copied().collect();
         for peer in peers {
             self.merge_suspects(peer);
+            self.note_lost_unsettled(peer);
         }
         self.write_dirty_pages();
         self.mark_clean();

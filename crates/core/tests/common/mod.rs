@@ -684,6 +684,12 @@ impl World {
         self.nodes[usize::from(i)].commands.get(&id).copied()
     }
 
+    /// A command with a number of its own, whose end is not waited for.
+    pub fn next_command(&mut self, i: u8, id: u64, command: Command) {
+        self.event(i, Event::Command(CommandId(id), command));
+        self.run();
+    }
+
     /// So many bytes are asked for ahead when this node is target.
     pub fn limit_resync_window(&mut self, i: u8, resync_window: u64) {
         let options = Options { resync_window, ..Options::default() };
