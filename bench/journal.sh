@@ -7,26 +7,31 @@
 #   wire     holdfast, a resource without a journal in /dev/shm: what the same client gets of a disk that costs nothing
 #   plain    holdfast, a resource without a journal, through NBD
 #   journal  holdfast, a resource with a journal on the same filesystem, through NBD
+#   log      what the journal itself takes, without anybody's way there (crates/journal/examples/logbench.rs)
 # Prints medians of operations a second, and ratios; then what an overwrite-heavy load writes to the disk below the journal.
 #
 #   bench/journal.sh [--rounds N] [--secs S] [--size MIB] [--journal MIB] [--dir DIR] [--holdfast PATH] [--load PATH]
 #                    [--only "..."]
 #
 # Parts (--only): sync1 sync4 sync16 (4 KiB random writes, each followed by a flush, 1, 4 and 16 at a time), fua1 fua16 (writes that
-# are durable by themselves, with the lean client crates/nbd/examples/load.rs), async32 (without a flush, 32 under way), overwrite (64 MiB, written to at random all over), recover (kill -9 with the journal full, time until it is Primary).
-# The block device below --dir must be in /proc/diskstats for `overwrite`. Needs fio with its nbd engine, nbdkit, nbdinfo, python3.
+# are durable by themselves, with the lean client crates/nbd/examples/load.rs), queue16 (the same, 16 under way on one connection, as
+# a block device has them), async32 (without a flush, 32 under way), overwrite (64 MiB, written to at random all over), recover
+# (kill -9 with the journal full, time until it is Primary).
+# The block device below --dir must be in /proc/diskstats for `overwrite`. Needs the examples load and logbench, built for release,
+# fio with its nbd engine, nbdkit, nbdinfo, python3.
 set -euo pipefail
 export LC_ALL=C
 . "$(dirname "$0")/lib.sh"
 ROUNDS=5 SECS=2 SIZE=1024 JOURNAL=1024 DIR=/var/tmp HOLDFAST=$(dirname "$0")/../target/release/holdfast
 LOAD=$(dirname "$0")/../target/release/examples/load
-ONLY="sync1 sync4 sync16 fua1 fua16 async32 overwrite recover"
+LOGBENCH=$(dirname "$0")/../target/release/examples/logbench
+ONLY="sync1 sync4 sync16 fua1 fua16 queue16 async32 overwrite recover"
 ON_CLIENT=()
 while [ $# -gt 0 ]; do
   case $1 in
     --rounds) ROUNDS=$2 ;; --secs) SECS=$2 ;; --size) SIZE=$2 ;; --journal) JOURNAL=$2 ;; --dir) DIR=$2 ;;
     --holdfast) HOLDFAST=$2 ;; --load) LOAD=$2 ;; --only) ONLY=$2 ;;
-    *) sed -n '2,19s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,21s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
   shift 2
 done
@@ -51,8 +56,8 @@ uri() {
   case $1 in nbdkit) echo "nbd+unix:///?socket=$W/nbdkit.sock" ;; *) echo "nbd+unix:///$1?socket=$W/nbd.sock" ;; esac
 }
 
-lean() { # WHO WRITERS: as with_fio
-  "$LOAD" "$(uri "$1")" --op fua --connections "$2" --seconds "$SECS" | python3 -c '
+lean() { # WHO CONNECTIONS DEPTH: as with_fio
+  "$LOAD" "$(uri "$1")" --op fua --connections "$2" --depth "$3" --seconds "$SECS" | python3 -c '
 import json, sys
 j = json.load(sys.stdin)
 print(j["iops"], j["mbps"], j["p50"], j["p99"], j["ops"])'
@@ -72,12 +77,15 @@ print(d["iops"], d["bw_bytes"] / 1e6, p["50.000000"] / 1e3, p["99.000000"] / 1e3
 run() { # WHO PART: IOPS ...
   local n=${2#sync}
   case $1-$2 in
+    log-*) "$LOGBENCH" "$W" 128 "${2#fua}" | awk '{ print $1, $1 * 4096 / 1e6, $2, $2, 1 }' ;;
     bare-sync*) on_file "$W/bare" --ioengine=psync --rw=randwrite --bs=4k --fdatasync=1 --thread --numjobs="$n" ;;
     append-sync*) on_file "$W/bare" --ioengine=psync --rw=write --bs=4k --fdatasync=1 ;;
     group-sync*) # as many writes a second as blocks that come in one
       on_file "$W/bare" --ioengine=psync --rw=write --bs=$((4 * n))k --direct=1 --sync=dsync | awk -v n="$n" '{ $1 *= n; print }' ;;
     group-fua*) run group "sync${2#fua}" ;;
-    *-fua*) lean "$1" "${2#fua}" ;;
+    group-queue*) run group "sync${2#queue}" ;;
+    *-fua*) lean "$1" "${2#fua}" 1 ;;
+    *-queue*) lean "$1" 1 "${2#queue}" ;;
     nbdkit-sync* | wire-sync* | plain-sync* | journal-sync*) with_fio "$(uri "$1")" --rw=randwrite --bs=4k --iodepth=1 --numjobs="$n" --fsync=1 ;;
     bare-async32) on_file "$W/bare" --ioengine=io_uring --rw=randwrite --bs=4k --iodepth=32 --direct=1 ;;
     append-async32) on_file "$W/bare" --ioengine=psync --rw=write --bs=4k --fdatasync=32 ;;
@@ -109,13 +117,13 @@ cp "$W/bare" "$WIRE/wire.disk"
 nbdkit -f --log=null -U "$W/nbdkit.sock" file "$W/bare" >"$W/nbdkit.log" 2>&1 &
 NBDKIT=$!
 for _ in $(seq 100); do [ ! -S "$W/nbdkit.sock" ] || break; sleep 0.1; done
-WHO=(bare append group nbdkit wire plain journal)
+WHO=(bare append group nbdkit wire plain journal log)
 for part in $ONLY; do
   case $part in overwrite | recover) continue ;; esac
   for ((r = 0; r < ROUNDS; r++)); do
     for ((k = 0; k < ${#WHO[@]}; k++)); do
       who=${WHO[$(((k + r) % ${#WHO[@]}))]}
-      case $who-$part in bare-fua* | append-fua*) continue ;; esac
+      case $who-$part in bare-fua* | append-fua* | bare-queue* | append-queue* | log-[sqa]*) continue ;; esac
       echo "$part $who $(run "$who" "$part")"
       if [ "$who" = journal ]; then "$HOLDFAST" -q log trim journal; fi # what it left is not the next one's load
     done
@@ -139,7 +147,7 @@ PY
 case " $ONLY " in *" overwrite "*)
   # Written back counts in whole: everything that reaches the device, less what the journal itself took. First the journal is
   # filled, so that it makes no new segments any more: their files are written once with zeroes.
-  with_fio "$(uri journal)" --rw=randwrite --bs=4k --iodepth=32 --size=64M --io_size="${JOURNAL}M" --time_based=0 >/dev/null
+  with_fio "$(uri journal)" --rw=randwrite --bs=4k --iodepth=32 --size=64M --io_size="${JOURNAL}M" --time_based=0 --runtime=600 >/dev/null
   "$HOLDFAST" -q wait journal --for primary --timeout 60
   sync
   head=$(figure head) before=$(sectors_written)
@@ -152,7 +160,7 @@ print(f'overwrite: {written >> 20} MiB written to 64 MiB; {journal >> 20} MiB of
 esac
 case " $ONLY " in *" recover "*)
   "$HOLDFAST" -q log trim journal
-  with_fio "$(uri journal)" --rw=randwrite --bs=4k --iodepth=32 --io_size=$((JOURNAL / 3))M --time_based=0 >/dev/null
+  with_fio "$(uri journal)" --rw=randwrite --bs=4k --iodepth=32 --io_size=$((JOURNAL / 3))M --time_based=0 --runtime=600 >/dev/null
   held=$(figure dirty_bytes)
   kill -9 "$DAEMON"; wait "$DAEMON" 2>/dev/null || true
   begin=$(date +%s.%N)

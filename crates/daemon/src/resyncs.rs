@@ -78,7 +78,8 @@ pub(crate) async fn pause(
         let message = format!("{} was refused for {name}: one peer or all, not both", word(on));
         return Err(ApiError::new(ErrorCode::InvalidRequest, message));
     }
-    if !request.all && request.peer.is_none() {
+    let own = request.peer.as_ref().is_none_or(|peer| *peer == node.name);
+    if !request.all && own {
         return here(node, &resource, request.what, on).await;
     }
     let (view, id) = (node.view(), resource.id);
@@ -110,10 +111,13 @@ pub(crate) async fn pause(
     }
     let state = if on { "paused" } else { "going on" };
     let what = request.what.as_str();
+    let all: Vec<String> = failed.iter().map(|error| error.message.clone()).collect();
     match failed.into_iter().next() {
-        Some(first) if done.is_empty() => Err(first),
         Some(first) => {
-            let message = format!("{} (it is {state} on {})", first.message, done.join(", "));
+            let mut message = all.join("; ");
+            if !done.is_empty() {
+                message.push_str(&format!(" (it is {state} on {})", done.join(", ")));
+            }
             Err(ApiError { message, ..first })
         }
         None if done.is_empty() => {

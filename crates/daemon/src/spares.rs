@@ -9,7 +9,8 @@ mod open;
 pub(crate) use diary::{MapChanges, tell_map, watch_map};
 pub(crate) use low::{news, problems};
 pub(crate) use make::{
-    Planned, add_offline, another, end, first, make, mark, new_disk_id, retire_all, retire_of_old,
+    Planned, add_offline, another, end, first, is_retired, make, mark, new_disk_id, retire_all,
+    retire_of_old,
 };
 pub use open::SparesError;
 pub(crate) use open::{disk_id, file_is_whole, identity, open_with, unmark};

@@ -551,3 +551,35 @@ fn a_state_is_restored_onto_a_block_device() {
     let line = ["restore", "r0", "--from", &place, "--to", "latest", "--into", &device.0];
     cluster[0].refused(&line, 1, "the state needs");
 }
+
+#[test]
+fn a_resource_is_renamed_with_its_archive_or_not_at_all() {
+    let cluster = archived();
+    let (node, place) = (&cluster[0], place_of(&cluster));
+    let (then, before) = moment(node, &mut Rng::new(seed()), 1);
+    wait_complete(node, then);
+    for more in [&["--dry-run"][..], &[]] {
+        let rename = [&["rename", "r0", "r1"], more].concat();
+        node.refused(&rename, 1, "its archive in");
+    }
+    assert_eq!(node.resource("r0").name, "r0");
+    node.ok(&["set", "r0", "archive=none"]);
+    wait_until(SOON, "archiving has ended", || node.resource("r0").archive.is_none());
+    node.ok(&["rename", "r0", "r1"]);
+    fs::rename(place.join("r0"), place.join("r1")).expect("it is there");
+    node.ok(&["set", "r1", &format!("archive={}", place.display())]);
+    write_blocks(node, "r1", 2, 0..20);
+    let later = now();
+    wait_until(SOON, "the archive goes on", || {
+        let archive = node.resource("r1").archive;
+        archive
+            .is_some_and(|archive| archive.problem.is_none() && archive.complete_unix_ms >= later)
+    });
+    // What was before is still there, under the new name.
+    let into = cluster.scratch().join("before");
+    let from = place.display().to_string();
+    let to = at(then);
+    let restore = ["restore", "r1", "--from", &from, "--to", &to, "--into"];
+    node.ok(&[&restore[..], &[&into.display().to_string()]].concat());
+    assert!(fs::read(&into).expect("it is restored") == before, "it is the state of then");
+}

@@ -266,7 +266,17 @@ fn row_037_spares_come_and_go_while_the_disk_is_used() {
     assert_eq!(node.resource("old").disk.spares.len(), 2);
     let shown = node.ok(&["spare", "ls", "old"]);
     assert!(shown.contains(&first) && shown.contains(&second), "{shown}");
-    node.ok(&["spare", "remove", "old", &first, "--empty"]);
+    // The node cannot write what it knows when the disk has given it up: repeated, the command ends.
+    let states = std::fs::read_dir(node.state_dir().join("resources")).expect("it is there");
+    let state = states.map(|entry| entry.expect("it is read").path()).next().expect("there is one");
+    let in_the_way = state.with_extension("new");
+    std::fs::create_dir(&in_the_way).expect("it can be made");
+    assert_eq!(node.cli(&["spare", "remove", "old", &first, "--empty"]).status, 1);
+    assert_eq!(node.resource("old").disk.spares.len(), 1);
+    std::fs::remove_dir(&in_the_way).expect("it can be removed");
+    let said = node.ok(&["spare", "remove", "old", &first, "--empty"]);
+    assert!(said.contains("was taken away before"), "{said}");
+    node.refused(&["spare", "remove", "old", &first], 1, "its disk has no spare");
     assert_eq!(node.resource("old").disk.spares.len(), 1);
     check_blocks(node, "old", 1, 0..98);
 

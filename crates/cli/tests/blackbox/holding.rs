@@ -82,6 +82,8 @@ fn a_filling_stands_still_on_either_side_also_over_a_restart_and_goes_on() {
     cluster.assert_equal_disks("r0", SIZE, &[0, 1]);
     cluster[0].refused(&["pause", "r0", "fetch", "--all"], 1, "no member has a fetch");
     cluster[0].refused(&["pause", "r0", "sync", "--peer", "gamma"], 4, "gamma");
+    cluster[0].ok(&["pause", "r0", "sync", "--peer", "alpha"]);
+    cluster[0].ok(&["resume", "r0", "sync", "--peer", "alpha"]);
 }
 
 #[test]

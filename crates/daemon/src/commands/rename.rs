@@ -17,6 +17,7 @@ use crate::phases::{phase, would};
 use crate::problems;
 use crate::resource::{Resource, told};
 use crate::shard::RenameRefused;
+use holdfast_api::options::Settings;
 use holdfast_api::request::{Done, Rename};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{Change, ResourceRecord};
@@ -59,6 +60,7 @@ pub(crate) async fn rename(
             let why = format!("the cluster has a resource {}", other.name);
             return Err(refused(name, ErrorCode::AlreadyExists, &why).hint("choose another name"));
         }
+        refuse_archived(node, id, name, new)?;
         may_rename(node, &resource, new).await?;
         let asked = ask_members(node, id, new, false).await;
         let missing = asked.map_err(|error| ApiError {
@@ -108,6 +110,19 @@ pub(crate) async fn rename(
 
 fn refused(name: &str, code: ErrorCode, why: &str) -> ApiError {
     ApiError::new(code, format!("{WHAT} for {name}: {why}"))
+}
+
+/// An archive is found by its resource's name. Under another one a new archive would begin, and who
+/// restores by the old name would get another resource's data one day.
+fn refuse_archived(node: &Node, id: ResourceId, name: &str, new: &str) -> Result<(), ApiError> {
+    let options = node.view().records.resource(id).map(|record| record.options);
+    let place = options.and_then(|options| Settings::resolve(&options, None).archive);
+    let Some(place) = place else { return Ok(()) };
+    let why = format!("its archive in {place} is kept under its name");
+    Err(refused(name, ErrorCode::InUse, &why).hint(format!(
+        "`holdfast set {name} archive=none` first; to go on with the archive afterwards, rename \
+         {name} to {new} there, too, and set it again"
+    )))
 }
 
 /// The name that the cluster knows a resource by.

@@ -9,7 +9,7 @@ use crate::local::{LocalDisk, LocalSpare};
 use crate::node::Node;
 use crate::phases::phase;
 use crate::resource::{self, Resource};
-use crate::spares::{self, Planned};
+use crate::spares::{self, Planned, SparesView};
 use holdfast_api::badblocks::{SpareAdd, SpareRemove};
 use holdfast_api::request::Done;
 use holdfast_api::words::counted;
@@ -209,6 +209,32 @@ fn under(name: &str, error: ApiError) -> ApiError {
     ApiError { message: format!("{ADD} for {name}: {}", error.message), ..error }
 }
 
+/// Forgets a spare that the disk has given up already: its removal was interrupted in between.
+async fn forget_removed(
+    node: &Node,
+    resource: &Arc<Resource>,
+    view: &SparesView,
+    named: &str,
+) -> Result<bool, ApiError> {
+    let path = PathBuf::from(named);
+    let (gone, shown) = (LocalSpare::Path(path.clone()), path.clone());
+    let known = resource.local().disk.is_some_and(|disk| disk.spares.contains(&gone));
+    if !known || view.spares.iter().any(|held| held.path.as_ref() == Some(&path)) {
+        return Ok(false);
+    }
+    if !blocking(move || Ok(spares::is_retired(&shown))).await? {
+        return Ok(false);
+    }
+    resource
+        .change_local(node, |local| {
+            if let Some(disk) = &mut local.disk {
+                disk.spares.retain(|spare| *spare != gone);
+            }
+        })
+        .await?;
+    Ok(true)
+}
+
 /// Takes a spare away.
 ///
 /// # Errors
@@ -225,6 +251,13 @@ pub(crate) async fn remove(
         spare.id.to_string() == call.spare || path.as_deref() == Some(&call.spare)
     };
     let Some(spare) = view.spares.iter().find(is_it) else {
+        if !call.dry_run && forget_removed(node, &resource, &view, &call.spare).await? {
+            return Ok(Done::new(format!(
+                "the spare {} of resource {name} was taken away before; it can be used for \
+                 something else",
+                call.spare
+            )));
+        }
         let why = format!("its disk has no spare {}", call.spare);
         return Err(refuse(REMOVE, name, ErrorCode::DiskNotFound, &why)
             .hint(format!("`holdfast spare ls {name}` lists them, with their ids")));
