@@ -211,6 +211,7 @@ impl Integrity {
     fn unreadable(&self, mut done: Done, wrong: &[u64]) -> Done {
         let mut bad: Vec<_> =
             wrong.iter().map(|block| ByteRange::of_blocks(*block..*block + 1)).collect();
+        let wrong = bad.clone();
         let result = std::mem::replace(&mut done.result, Err(Errno::IO));
         let data = match (result, done.more.take().map(|more| *more)) {
             (Ok(Outcome::Data(data)), _) => data,
@@ -220,7 +221,7 @@ impl Integrity {
             }
             _ => zeros(&self.pool, done.range.len),
         };
-        done.more = Some(Box::new(More::Partial(PartialRead { data, bad: merged(bad) })));
+        done.more = Some(Box::new(More::Partial(PartialRead { data, bad: merged(bad), wrong })));
         done
     }
 
