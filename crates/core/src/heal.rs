@@ -719,10 +719,9 @@ impl Core {
             self.note_unread(&unread.0);
             let heal = &mut self.healing.heals[key];
             heal.running += wrong.len() + unread.0.len() + salvaged.len() + again.0.len();
-            for (range, may_be_read) in
-                [(wrong, false), (unread.0, true)].into_iter().flat_map(|(ranges, may)| {
-                    ranges.into_iter().map(move |range| (range, may))
-                })
+            for (range, may_be_read) in [(wrong, false), (unread.0, true)]
+                .into_iter()
+                .flat_map(|(ranges, may)| ranges.into_iter().map(move |range| (range, may)))
             {
                 let op = self.disk_op(DiskJob::Heal(key), range);
                 self.act(Action::DiskMarkLost { op, range, unread: may_be_read });

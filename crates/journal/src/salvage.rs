@@ -210,11 +210,7 @@ impl Salvage {
 
 impl Scan {
     /// False when the segment cannot be read.
-    fn go_on<R: ReadSegments>(
-        &mut self,
-        reader: &R,
-        wanted: &BTreeMap<u64, LogPosition>,
-    ) -> bool {
+    fn go_on<R: ReadSegments>(&mut self, reader: &R, wanted: &BTreeMap<u64, LogPosition>) -> bool {
         let mut scanner = Scanner::new(reader, self.header);
         if self.at > self.header.base {
             scanner.trust(self.at);

@@ -294,10 +294,14 @@ impl Healing {
         }
         let (data, step) = (Bytes::new(), Step::Whole);
         let task = self.insert(Task::Repair(Repair { of, range, data, step }));
-        self.remap(disk, task, match unread {
-            true => RemapOp::MarkUnread { range },
-            false => RemapOp::MarkLost { range },
-        })
+        self.remap(
+            disk,
+            task,
+            match unread {
+                true => RemapOp::MarkUnread { range },
+                false => RemapOp::MarkLost { range },
+            },
+        )
     }
 
     fn remap(&mut self, disk: &mut Disk, task: u64, what: RemapOp) -> Option<Ended> {
@@ -310,10 +314,7 @@ impl Healing {
     pub(super) fn ended(&mut self, disk: &mut Disk, completion: Completion) -> Option<Ended> {
         let (key, range) = self.ops.remove(&completion.op.0)?;
         match self.tasks.get_mut(&key)? {
-            Task::Search(_) => {
-                let partial = disk.partial(completion.op);
-                self.searched(key, range, completion.result, partial.is_some_and(|p| !p.wrong.is_empty()))
-            }
+            Task::Search(_) => self.searched(key, range, completion.result),
             Task::Repair(_) => self.repaired(disk, key, completion.result),
         }
     }
@@ -323,7 +324,6 @@ impl Healing {
         key: u64,
         range: ByteRange,
         result: Result<Outcome, DiskError>,
-        wrong: bool,
     ) -> Option<Ended> {
         let Some(Task::Search(search)) = self.tasks.get_mut(&key) else { return None };
         search.running -= 1;
@@ -347,7 +347,8 @@ impl Healing {
                     half = Some(range);
                 } else {
                     search.bad.push(range);
-                    search.wrong.extend(wrong.then_some(range));
+                    let is_wrong = error.errno == Some(Errno::BADMSG.raw_os_error());
+                    search.wrong.extend(is_wrong.then_some(range));
                 }
             }
             (Look::Halves, Err(error)) => {

@@ -175,3 +175,107 @@ impl LostBlocks {
         self.old.count() + self.unread.count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{AT_KIND, BITS_PER_PAGE, LostBlocks};
+    use crate::layout::{MetaLayout, Placement};
+    use crate::{Block, BlockError, PageAddress};
+    use holdfast_units::{NodeId, ResourceId};
+
+    const BLOCKS: u64 = 2 * BITS_PER_PAGE - 5;
+
+    fn address(page: u32) -> PageAddress {
+        let placement = Placement::External { base: 0 };
+        let layout = MetaLayout::new(BLOCKS * 4096, 64, 8, 8, placement).unwrap();
+        PageAddress::new(ResourceId([3; 16]), &layout, NodeId::new(1).unwrap(), page)
+    }
+
+    fn list(old: &[u64], unread: &[u64]) -> LostBlocks {
+        let mut list = LostBlocks::new(BLOCKS);
+        old.iter().for_each(|block| _ = list.old.set_range(*block..block + 1));
+        unread.iter().for_each(|block| _ = list.unread.set_range(*block..block + 1));
+        list
+    }
+
+    /// What the pages of a list say.
+    fn again(list: &LostBlocks) -> (Vec<u64>, Vec<u64>) {
+        let mut found = LostBlocks::new(BLOCKS);
+        for page in 0..2 {
+            found.load_page(&address(page), &list.encode_page(&address(page))).unwrap();
+        }
+        assert!(found.take_dirty_pages(10).is_empty(), "it is as on disk");
+        (found.old.runs().flatten().collect(), found.unread.runs().flatten().collect())
+    }
+
+    #[test]
+    fn both_kinds_come_back_as_they_were() {
+        let last = BLOCKS - 1;
+        let cases: [(&[u64], &[u64]); 5] = [
+            (&[], &[]),
+            (&[1, 2, BITS_PER_PAGE, last], &[]),
+            (&[], &[0, 1, 7, last]),
+            (&[3, 4, 5, last], &[0, 1, 2, 6, BITS_PER_PAGE - 1, last - 1]),
+            (&[5], &[BITS_PER_PAGE + 1]),
+        ];
+        for (old, unread) in cases {
+            assert_eq!(again(&list(old, unread)), (old.to_vec(), unread.to_vec()));
+        }
+        let mut all = list(&[], &[]);
+        all.old.set_range(0..BITS_PER_PAGE - 1);
+        all.unread.set_range(BITS_PER_PAGE - 1..BLOCKS);
+        assert_eq!(again(&all).0.len() as u64, BITS_PER_PAGE - 1);
+    }
+
+    #[test]
+    fn what_may_be_old_alone_is_a_page_of_any_bitmap() {
+        let list = list(&[1, 9], &[]);
+        let page = list.encode_page(&address(0));
+        assert_eq!(page, list.old.encode_page(&address(0)));
+        assert_eq!(page[AT_KIND..64], [0; 19]);
+        let page = super::tests::list(&[1], &[2, 3]).encode_page(&address(0));
+        assert_eq!(page[AT_KIND..48], [2, 2, 0]);
+        assert_eq!(page[64..72], [1, 0, 0, 0, 2, 0, 1, 0x80]);
+    }
+
+    #[test]
+    fn too_many_runs_of_both_are_all_old() {
+        let unread: Vec<u64> = (0..BITS_PER_PAGE).step_by(4).collect();
+        assert_eq!(again(&list(&[], &unread)), (vec![], unread.clone()));
+        let (old, none) = again(&list(&[1, BITS_PER_PAGE + 1], &unread));
+        assert_eq!((old.len(), none.len()), (unread.len() + 2, 0));
+    }
+
+    fn edit(mut page: Block, at: usize, byte: u8) -> Block {
+        page[at] = byte;
+        super::seal_page(&mut page, &address(1));
+        page
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_used_is_all_old() {
+        let page = list(&[BLOCKS - 1], &[BLOCKS - 2]).encode_page(&address(1));
+        // A kind that is not known, too many runs, one past the end, and one that is not whole.
+        let torn = {
+            let mut page = page;
+            page[100] = 1;
+            page
+        };
+        for broken in [edit(page, 45, 3), edit(page, 47, 9), edit(page, 66, 4), torn] {
+            let mut found = list(&[], &[BITS_PER_PAGE]);
+            let error = found.load_page(&address(1), &broken).unwrap_err();
+            assert!(
+                matches!(error, BlockError::Content(_) | BlockError::Checksum { .. }),
+                "{error}"
+            );
+            assert_eq!((found.old.count(), found.unread.count()), (BITS_PER_PAGE - 5, 0));
+        }
+    }
+
+    #[test]
+    fn no_block_is_of_both_kinds() {
+        let mut both = list(&[5], &[6]);
+        both.unread.set_range(5..7);
+        assert_eq!(again(&both), (vec![5], vec![6]));
+    }
+}

@@ -212,7 +212,8 @@ impl Integrity {
         let mut bad: Vec<_> =
             wrong.iter().map(|block| ByteRange::of_blocks(*block..*block + 1)).collect();
         let wrong = bad.clone();
-        let result = std::mem::replace(&mut done.result, Err(Errno::IO));
+        // Who only sees the error knows by it that it was not the disk that said so.
+        let result = std::mem::replace(&mut done.result, Err(Errno::BADMSG));
         let data = match (result, done.more.take().map(|more| *more)) {
             (Ok(Outcome::Data(data)), _) => data,
             (_, Some(More::Partial(partial))) => {

@@ -146,7 +146,8 @@ impl Placing {
 
     /// It is in a slot afterwards that holds nothing.
     fn is_to_be_lost(&self) -> bool {
-        matches!(self.wish, Wish::Lose | Wish::Suspect) || (self.data.is_none() && self.end.is_none())
+        matches!(self.wish, Wish::Lose | Wish::Suspect)
+            || (self.data.is_none() && self.end.is_none())
     }
 
     /// It is lost only since the main disk could not read it.

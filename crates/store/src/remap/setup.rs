@@ -10,10 +10,10 @@ use holdfast_format::remap::{
 use holdfast_format::{BLOCK_LEN, Block, BlockError, looks_used};
 use holdfast_units::{ByteRange, ResourceId};
 
-use super::{Details, UNREAD};
 use super::layer::Remap;
 use super::map::{Map, Place, SlotRef};
 use super::spare::{Backing, Spare, Table};
+use super::{Details, UNREAD};
 use crate::engine::Engine;
 use crate::{BackingKind, Disk, DiskError, DiskOp, Outcome};
 

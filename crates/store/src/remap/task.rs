@@ -484,7 +484,10 @@ impl Remap {
                     (None, OpKind::Read) if !task.bad.is_empty() => {
                         let bad = merged(std::mem::take(&mut task.bad));
                         let data = task.buffer.take().map(AlignedBuf::freeze).unwrap_or_default();
-                        (Err(Errno::IO), Some(More::Partial(PartialRead { data, bad, wrong: Vec::new() })))
+                        (
+                            Err(Errno::IO),
+                            Some(More::Partial(PartialRead { data, bad, wrong: Vec::new() })),
+                        )
                     }
                     (None, OpKind::Read) => {
                         let data = task.buffer.take().map(AlignedBuf::freeze).unwrap_or_default();
