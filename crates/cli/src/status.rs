@@ -431,7 +431,7 @@ fn troubles(resource: &ResourceStatus) -> Vec<String> {
             (counted(unreadable_blocks, "block"), agreed(unreadable_blocks, "it", "them"));
         troubles.push(format!(
             "{blocks} cannot be read here, the first at offset {first}; a peer that has {them} \
-             repairs {them} when it is connected, and so does writing {them}"
+             repairs {them} when it is connected, and so does writing {them}; a scrub tries {them} again"
         ));
     }
     if checksum_errors > 0 {

@@ -7,7 +7,7 @@ use crate::event::{
 };
 use crate::generation::{Bump, Gens, NewGeneration};
 use crate::handshake::Stand;
-use crate::heal::{Healing, slice};
+use crate::heal::{Checked, Healing};
 use crate::locks::{Locks, Owner};
 use crate::peer::Peer;
 use crate::peer_io::PeerWrite;
@@ -17,7 +17,7 @@ use crate::roles::{Promise, Promotion, Stopping};
 use crate::sync::{ResyncRead, ResyncWrite};
 use crate::verify::Surveys;
 use bytes::Bytes;
-use holdfast_format::SparseBitmap;
+use holdfast_format::{LostBlocks, SparseBitmap};
 use holdfast_units::{
     BLOCK_SIZE, ByteRange, DiskState, GenerationId, LogPosition, MAX_NODES, Millis, NodeId,
     PeerSet, Role,
@@ -56,6 +56,8 @@ pub(crate) enum DiskJob {
     HealCheck(usize),
     /// A part of that, of which the driver had the data.
     HealSalvaged(usize),
+    /// A part of that, which the disk gave again.
+    HealReread(usize),
     /// A read for a peer that heals.
     HealRead(usize),
     /// Before extents are given up.
@@ -384,8 +386,8 @@ impl Core {
             missing: self.missing,
             io_errors: self.io_errors,
             healed_blocks: self.healing.healed,
-            unreadable_blocks: self.healing.lost.count(),
-            unreadable: self.healing.first_lost(MOST_SHOWN),
+            unreadable_blocks: self.healing.list.count(),
+            unreadable: self.healing.first_listed(MOST_SHOWN),
             healing_blocks: self.healing.pending(),
             surveys: self.surveys.progress(),
         }
@@ -399,10 +401,11 @@ impl Core {
     }
 
     /// The blocks of which there is no good copy on the local disk: whoever reads them gets them from a
-    /// peer, or an error. They are healed when a peer comes that has them, or written.
+    /// peer, or an error, or what the disk gives of those that it could not read before. They are healed
+    /// when a peer comes that has them, or written.
     #[must_use]
-    pub fn unreadable(&self) -> &SparseBitmap {
-        &self.healing.lost
+    pub fn unreadable(&self) -> &LostBlocks {
+        &self.healing.list
     }
 
     fn peer_snapshot(&self, p: &Peer) -> PeerSnapshot {
@@ -544,7 +547,10 @@ impl Core {
         let result = match (job, result) {
             // What cannot be stored again is lost, and nothing else.
             (
-                DiskJob::Heal(_) | DiskJob::HealSalvaged(_) | DiskJob::ResyncLost(_),
+                DiskJob::Heal(_)
+                | DiskJob::HealSalvaged(_)
+                | DiskJob::HealReread(_)
+                | DiskJob::ResyncLost(_),
                 Err(failure),
             ) => {
                 self.io_errors += 1;
@@ -566,7 +572,14 @@ impl Core {
                 | DiskJob::VerifySpan { .. }
                 | DiskJob::VerifyServe { .. },
                 Ok(outcome),
-            ) => Ok(self.without_lost(range, lost, outcome)),
+            ) => {
+                let outcome = self.without_lost(range, lost, outcome);
+                if matches!(job, DiskJob::VerifyLook { .. }) {
+                    // Readers do not ask peers for what is listed already each time.
+                    self.listed_in(range).into_iter().for_each(|listed| self.heal(listed));
+                }
+                Ok(outcome)
+            }
             (
                 DiskJob::Write(_)
                 | DiskJob::PeerWrite(_)
@@ -608,17 +621,21 @@ impl Core {
             DiskJob::ResyncWrite(key) => self.resync_write_done(key, ok),
             DiskJob::ResyncLost(key) => self.resync_write_done(key, true),
             DiskJob::Heal(key) => self.heal_part_done(key, range, ok),
-            DiskJob::HealCheck(key) => match result {
-                Ok(DiskOutcome::Partial { bad, .. }) => self.heal_checked(key, bad, Vec::new()),
-                Ok(DiskOutcome::Salvaged { data, bad, salvaged }) => {
-                    let salvaged =
-                        salvaged.into_iter().map(|part| (part, slice(range, &data, part)));
-                    let salvaged = salvaged.collect();
-                    self.heal_checked(key, bad, salvaged);
-                }
-                _ => self.heal_checked(key, Vec::new(), Vec::new()),
-            },
-            DiskJob::HealSalvaged(key) => self.heal_stored(key, range, ok),
+            DiskJob::HealCheck(key) => {
+                let checked = match result {
+                    Ok(DiskOutcome::Data(data)) => Checked { data, ..Checked::default() },
+                    Ok(DiskOutcome::Partial { data, bad, wrong }) => {
+                        Checked { data, bad, wrong, salvaged: Vec::new() }
+                    }
+                    Ok(DiskOutcome::Salvaged { data, bad, salvaged, wrong }) => {
+                        Checked { data, bad, salvaged, wrong }
+                    }
+                    _ => Checked::default(),
+                };
+                self.heal_checked(key, range, checked);
+            }
+            DiskJob::HealSalvaged(key) => self.heal_salvaged(key, range, ok),
+            DiskJob::HealReread(key) => self.heal_reread(key, range),
             DiskJob::HealRead(key) => self.heal_read_done(key, result),
             DiskJob::ActivityLogFlush if ok => self.write_activity_log(),
             DiskJob::CheckpointFlush if ok => {

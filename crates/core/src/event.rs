@@ -2,7 +2,7 @@
 
 use crate::verify::{SurveyAction, SurveyEnd, SurveyKind, SurveyOrder, SurveyProgress};
 use bytes::Bytes;
-use holdfast_format::{AlLog, DiskFlags, MetaImage, SparseBitmap, Superblock};
+use holdfast_format::{AlLog, DiskFlags, LostBlocks, MetaImage, SparseBitmap, Superblock};
 use holdfast_units::{ByteRange, DiskState, LogPosition, NodeId, PeerSet, Role};
 use holdfast_wire::{Message, SyncPause};
 
@@ -86,6 +86,9 @@ pub enum DiskOutcome {
         data: Bytes,
         /// The bad blocks: sorted, within the range, whole blocks, at least one.
         bad: Vec<ByteRange>,
+        /// Those of them that can be read and hold something else than what was written: what the disk
+        /// gives for them later may be believed by nobody.
+        wrong: Vec<ByteRange>,
     },
     /// A read of which the disk cannot give some blocks, while the driver has what it would have given:
     /// from a journal, never older than what the disk held.
@@ -97,6 +100,8 @@ pub enum DiskOutcome {
         /// The blocks that are not from the disk: sorted, within the range, whole blocks, at least
         /// one, none of them bad.
         salvaged: Vec<ByteRange>,
+        /// Those of the bad ones that hold something else, as in [`DiskOutcome::Partial`].
+        wrong: Vec<ByteRange>,
     },
 }
 
@@ -268,7 +273,7 @@ pub struct Attachment {
     /// The bitmaps of the members.
     pub bitmaps: Vec<(NodeId, SparseBitmap)>,
     /// The blocks of which there is no good copy on the disk.
-    pub unreadable: SparseBitmap,
+    pub unreadable: LostBlocks,
     /// What was damaged, in words.
     pub damage: Vec<String>,
 }
@@ -285,17 +290,10 @@ impl Attachment {
             }
             bitmaps.push((node, bitmap));
         }
-        let own = image.superblock.node;
-        let says_lost = image.superblock.flags.contains(DiskFlags::LOST);
-        let mut unreadable = SparseBitmap::new(image.superblock.layout.blocks());
-        for (_, bitmap, lost) in image.bitmaps([own].into_iter().collect()) {
-            // A broken page of a disk that lost nothing says nothing.
-            if lost == 0 || says_lost {
-                unreadable = bitmap;
-            }
-            if lost > 0 && says_lost {
-                damage.push(format!("{lost} pages of the list of unreadable blocks were damaged"));
-            }
+        let (unreadable, broken) = image.lost_blocks();
+        // A broken page of a disk that lost nothing says nothing.
+        if broken > 0 && image.superblock.flags.contains(DiskFlags::LOST) {
+            damage.push(format!("{broken} pages of the list of unreadable blocks were damaged"));
         }
         let log = match &image.al {
             Ok(recovered) => Ok(recovered.log.clone()),
@@ -397,6 +395,9 @@ pub enum Action {
         op: DiskOpId,
         /// Which.
         range: ByteRange,
+        /// They only could not be read: reads of them are to be tried, and what is written there is to be
+        /// looked at.
+        unread: bool,
     },
     /// Read the writes of the journal from a position on, durable ones only: what is not durable yet
     /// and was reported as [`DiskOutcome::Logged`] is made so. At least one, if any is there; no more

@@ -1,5 +1,6 @@
 //! Healing: blocks that the local disk cannot read are fetched from a peer that has them, and stored
-//! again. Of what nobody has, the node's own bitmap says durably that it is lost, until it is written.
+//! again. What nobody has is noted durably in the node's own bitmap: as lost where what the disk holds may
+//! be old, until it is written; else as unread, which each read tries again, until one finds it.
 //!
 //! Nothing is locked while a block is fetched. The peer reads in order with the writes of the block, and
 //! behind all that the Primary had sent it by then; a write that ends here meanwhile strikes the block
@@ -13,7 +14,7 @@ use crate::persist::After;
 use crate::planted::PlantedBug;
 use crate::sync::Barrier;
 use bytes::{Bytes, BytesMut};
-use holdfast_format::SparseBitmap;
+use holdfast_format::{LostBlocks, SparseBitmap};
 use holdfast_units::{
     BLOCK_SIZE, ByteRange, DiskState, MAX_REQUEST, Millis, NodeId, PeerSet, ReplicationState,
 };
@@ -34,6 +35,8 @@ const TELL_MS: u64 = 1000;
 const RETRY_MS: u64 = 1000;
 /// So many lost blocks are tried again in one step.
 const RETRY_STEP: u64 = 4096;
+/// What the disk did not take although its content would not have changed is left alone so long.
+const STUBBORN_MS: u64 = 10_000;
 /// Answers to [`Message::HealRead`] have this bit in their number.
 const HEAL_ID: u64 = 1 << 63;
 
@@ -85,6 +88,17 @@ impl SparseRange {
     }
 }
 
+/// What a part of a stretch gave that was read again.
+#[derive(Debug, Default)]
+pub(crate) struct Checked {
+    /// As long as the part; what bad blocks hold means nothing.
+    pub(crate) data: Bytes,
+    pub(crate) bad: Vec<ByteRange>,
+    pub(crate) salvaged: Vec<ByteRange>,
+    /// Bad blocks that can be read, and hold something else than what was written.
+    pub(crate) wrong: Vec<ByteRange>,
+}
+
 /// A read for a peer that heals.
 #[derive(Debug)]
 pub(crate) struct HealRead {
@@ -109,8 +123,16 @@ pub(crate) struct Parked {
 /// All that belongs to healing.
 #[derive(Debug)]
 pub(crate) struct Healing {
-    /// Blocks of which there is no good copy here, durably in the own slot of the bitmaps.
-    pub(crate) lost: SparseBitmap,
+    /// Blocks of which there is no good copy here, durably in the own slot of the bitmaps: `old` is what
+    /// this module calls lost.
+    pub(crate) list: LostBlocks,
+    /// Blocks that the driver has, and that the disk did not take; since when it is left alone.
+    stubborn: SparseBitmap,
+    stubborn_since: Millis,
+    /// How far what could not be read is tried again, since the disk is there.
+    reread_from: Option<u64>,
+    /// Whether there are any of both kinds in the list, as the superblock is to say.
+    flags: (bool, bool),
     /// Blocks to be healed.
     wanted: SparseBitmap,
     heals: Slab<Heal>,
@@ -141,7 +163,11 @@ pub(crate) struct Healing {
 impl Healing {
     pub(crate) fn new(blocks: u64) -> Self {
         Self {
-            lost: SparseBitmap::new(blocks),
+            list: LostBlocks::new(blocks),
+            stubborn: SparseBitmap::new(blocks),
+            stubborn_since: Millis(0),
+            reread_from: None,
+            flags: (false, false),
             wanted: SparseBitmap::new(blocks),
             heals: Slab::new(),
             reads: Slab::new(),
@@ -163,7 +189,9 @@ impl Healing {
     }
 
     pub(crate) fn grow(&mut self, blocks: u64) {
-        self.lost.resize(blocks, false);
+        self.list.old.resize(blocks, false);
+        self.list.unread.resize(blocks, false);
+        self.stubborn.resize(blocks, false);
         self.wanted.resize(blocks, false);
     }
 
@@ -179,34 +207,51 @@ impl Healing {
     }
 
     pub(crate) fn is_lost(&self, range: ByteRange) -> bool {
-        self.lost.count() > 0 && self.lost.count_range(range.blocks()) > 0
+        let old = &self.list.old;
+        old.count() > 0 && old.count_range(range.blocks()) > 0
     }
 
-    /// Where the first lost blocks are.
-    pub(crate) fn first_lost(&self, most: usize) -> Vec<ByteRange> {
-        if self.lost.count() == 0 {
-            return Vec::new();
-        }
-        self.lost.runs().take(most).map(ByteRange::of_blocks).collect()
+    fn is_unread(&self, range: ByteRange) -> bool {
+        let unread = &self.list.unread;
+        unread.count() > 0 && unread.count_range(range.blocks()) > 0
+    }
+
+    /// The disk is there, with this list: what could not be read is tried again.
+    pub(crate) fn attach(&mut self, list: LostBlocks) {
+        self.reread_from = (list.unread.count() > 0).then_some(0);
+        self.flags = (list.old.count() > 0, list.unread.count() > 0);
+        self.list = list;
+    }
+
+    /// Where the first blocks are of which there is no good copy here.
+    pub(crate) fn first_listed(&self, most: usize) -> Vec<ByteRange> {
+        let first = |bits: &SparseBitmap| -> Vec<ByteRange> {
+            let any = bits.count() > 0;
+            any.then(|| bits.runs().take(most).map(ByteRange::of_blocks).collect())
+                .unwrap_or_default()
+        };
+        let mut all = union([first(&self.list.old), first(&self.list.unread)].concat());
+        all.truncate(most);
+        all
     }
 
     /// The lost blocks of a range.
     fn lost_in(&self, range: ByteRange) -> Vec<ByteRange> {
-        let (mut found, mut at) = (Vec::new(), range.blocks().start);
-        let end = range.blocks().end;
-        while at < end
-            && let Some(run) = self.lost.next_run(at, end - at).filter(|run| run.start < end)
-        {
-            at = run.end;
-            found.push(ByteRange::of_blocks(run.start..run.end.min(end)));
-        }
-        found
+        set_in(&self.list.old, range)
     }
 
     /// Whether it is not known yet what becomes of a block.
     fn is_pending(&self, block: u64) -> bool {
         self.wanted.get(block)
             || self.heals.iter().any(|(_, heal)| heal.range.blocks().contains(&block))
+    }
+
+    /// Whether it is no use to store a block now that the driver has.
+    fn is_stubborn(&mut self, block: u64, now: Millis) -> bool {
+        if self.stubborn.count() > 0 && now.since(self.stubborn_since) >= STUBBORN_MS {
+            self.stubborn.clear_all();
+        }
+        self.stubborn.count() > 0 && self.stubborn.get(block)
     }
 
     fn has_news(&self) -> bool {
@@ -223,7 +268,8 @@ impl Healing {
     }
 
     fn wants_retry(&self) -> bool {
-        self.lost.count() > 0 && (self.retried != self.epoch || self.retry_from.is_some())
+        let asks = self.retried != self.epoch || self.retry_from.is_some();
+        self.reread_from.is_some() || self.list.count() > 0 && asks
     }
 
     /// Whether the disk works on something that was healed.
@@ -255,27 +301,43 @@ pub(crate) fn slice(range: ByteRange, data: &Bytes, part: ByteRange) -> Bytes {
     data.slice(from..from + len)
 }
 
+/// The blocks of a range of which a bit is set.
+fn set_in(bits: &SparseBitmap, range: ByteRange) -> Vec<ByteRange> {
+    let (mut found, mut at) = (Vec::new(), range.blocks().start);
+    let end = range.blocks().end;
+    if bits.count() == 0 {
+        return found;
+    }
+    while at < end
+        && let Some(run) = bits.next_run(at, end - at).filter(|run| run.start < end)
+    {
+        at = run.end;
+        found.push(ByteRange::of_blocks(run.start..run.end.min(end)));
+    }
+    found
+}
+
 fn is_in(ranges: &[ByteRange], block: u64) -> bool {
     ranges.iter().any(|range| range.blocks().contains(&block))
 }
 
 impl Core {
     /// What a read of a range gave, without what is lost: `lost` was so when the read began. Blocks
-    /// that the disk could not read are healed.
+    /// that the disk could not read are healed, and those that it could not read before and gives now.
     pub(crate) fn without_lost(
         &mut self,
         range: ByteRange,
         lost: Vec<ByteRange>,
         outcome: DiskOutcome,
     ) -> DiskOutcome {
-        let (data, mut bad, salvaged) = match outcome {
-            DiskOutcome::Partial { data, bad } => (data, bad, Vec::new()),
-            DiskOutcome::Salvaged { data, bad, salvaged } => (data, bad, salvaged),
-            DiskOutcome::Data(data) => (data, Vec::new(), Vec::new()),
+        let (data, mut bad, salvaged, wrong) = match outcome {
+            DiskOutcome::Partial { data, bad, wrong } => (data, bad, Vec::new(), wrong),
+            DiskOutcome::Salvaged { data, bad, salvaged, wrong } => (data, bad, salvaged, wrong),
+            DiskOutcome::Data(data) => (data, Vec::new(), Vec::new(), Vec::new()),
             // What the disk has in place of a lost block may be a hole.
             DiskOutcome::Zeroes if !lost.is_empty() || self.healing.is_lost(range) => {
                 let len = usize::try_from(range.len).unwrap_or(usize::MAX);
-                (BytesMut::zeroed(len).freeze(), Vec::new(), Vec::new())
+                (BytesMut::zeroed(len).freeze(), Vec::new(), Vec::new(), Vec::new())
             }
             other => return other,
         };
@@ -288,16 +350,45 @@ impl Core {
         // salvaged can be read, unless a source of a resync had lost it: then it is old.
         let lost = union(lost_before);
         let bad = union(bad);
+        // A longer range may have been read in part only.
+        let got = ByteRange::new(range.offset, data.len() as u64);
+        let unread = set_in(&self.healing.list.unread, got);
         let news = bad.iter().chain(&salvaged).flat_map(|range| range.blocks());
-        for block in news.filter(|block| !is_in(&lost, *block)) {
+        for block in news.filter(|block| !is_in(&lost, *block) && !is_in(&unread, *block)) {
             self.heal(ByteRange::of_blocks(block..block + 1));
         }
-        if bad.is_empty() { DiskOutcome::Data(data) } else { DiskOutcome::Partial { data, bad } }
+        let found = unread.iter().flat_map(|range| range.blocks());
+        for block in found.filter(|block| !is_in(&bad, *block)).collect::<Vec<_>>() {
+            self.reread(ByteRange::of_blocks(block..block + 1));
+        }
+        match bad.is_empty() {
+            true => DiskOutcome::Data(data),
+            false => DiskOutcome::Partial { data, bad, wrong },
+        }
+    }
+
+    fn want(&mut self, block: u64) {
+        if !self.healing.is_pending(block) {
+            self.healing.wanted.set_range(block..block + 1);
+        }
+    }
+
+    /// Has blocks read again under their lock that could not be read before.
+    fn reread(&mut self, range: ByteRange) {
+        if self.disk == DiskState::UpToDate && self.stopping.is_none() {
+            range.blocks().for_each(|block| self.want(block));
+        }
     }
 
     /// The lost blocks of a range of which a read begins.
     pub(crate) fn lost_in(&self, range: ByteRange) -> Vec<ByteRange> {
-        if self.healing.lost.count() == 0 { Vec::new() } else { self.healing.lost_in(range) }
+        self.healing.lost_in(range)
+    }
+
+    /// The blocks of a range of which there is no good copy here, as far as is known.
+    pub(crate) fn listed_in(&self, range: ByteRange) -> Vec<ByteRange> {
+        let unread = set_in(&self.healing.list.unread, range);
+        union([self.lost_in(range), unread].concat())
     }
 
     /// Has these blocks of the local disk, which are no good, fetched from a peer and stored again;
@@ -308,16 +399,19 @@ impl Core {
             return;
         }
         for block in bad.blocks() {
-            if !self.healing.is_pending(block) && !self.is_hopeless(block) {
-                self.healing.wanted.set_range(block..block + 1);
+            if !self.is_hopeless(block) {
+                self.want(block);
             }
         }
     }
 
-    /// Whether a block is lost and nobody is there who could have it.
-    fn is_hopeless(&self, block: u64) -> bool {
+    /// Whether a block is known not to be had here, or not to be taken by the disk, and nobody is there
+    /// who could have it.
+    fn is_hopeless(&mut self, block: u64) -> bool {
         let range = ByteRange::of_blocks(block..block + 1);
-        self.healing.lost.get(block) && !self.peers.values().any(|p| self.may_give(p, range))
+        let listed = self.healing.is_lost(range) || self.healing.is_unread(range);
+        (listed || self.healing.is_stubborn(block, self.now))
+            && !self.peers.values().any(|p| self.may_give(p, range))
     }
 
     /// Whether this peer has good data of a range, by all that is known here.
@@ -381,9 +475,21 @@ impl Core {
         }
         let mut left = RETRY_STEP;
         while left > 0
+            && let Some(from) = self.healing.reread_from
+        {
+            let run = self.healing.list.unread.next_run(from, left);
+            self.healing.reread_from = run.as_ref().map(|run| run.end);
+            if let Some(run) = run {
+                left -= run.end - run.start;
+                self.reread(ByteRange::of_blocks(run));
+            }
+        }
+        while left > 0
             && let Some(from) = self.healing.retry_from
         {
-            let run = self.healing.lost.next_run(from, left);
+            let list = &self.healing.list;
+            let runs = [&list.old, &list.unread].map(|bits| bits.next_run(from, left));
+            let run = runs.into_iter().flatten().min_by_key(|run| run.start);
             self.healing.retry_from = run.as_ref().map(|run| run.end);
             if let Some(run) = run {
                 left -= run.end - run.start;
@@ -411,6 +517,7 @@ impl Core {
         let works = self.disk == DiskState::UpToDate && self.stopping.is_none();
         let again = (works && healing.wants_retry()).then(|| match healing.retry_from {
             Some(_) => self.now.after(20),
+            None if healing.reread_from.is_some() => self.now.after(20),
             None => healing.retried_at.map_or(self.now, |at| at.after(RETRY_MS)).max(self.now),
         });
         [more, told, again].into_iter().flatten().min()
@@ -582,7 +689,8 @@ impl Core {
         self.healing.heals[key].running = parts.0.len();
         if self.has_bug(PlantedBug::LoseUnseen) {
             for part in parts.0 {
-                self.heal_checked(key, vec![part], Vec::new());
+                let bad = Checked { bad: vec![part], wrong: vec![part], ..Checked::default() };
+                self.heal_checked(key, part, bad);
             }
             return;
         }
@@ -591,32 +699,71 @@ impl Core {
         }
     }
 
-    /// These of the blocks that were read again are bad, and lost from now on. Of others that the disk
-    /// cannot read the driver has the data, which are stored.
-    pub(crate) fn heal_checked(
-        &mut self,
-        key: usize,
-        bad: Vec<ByteRange>,
-        salvaged: Vec<(ByteRange, Bytes)>,
-    ) {
+    /// What a part gave that was read again. Blocks that could not be read are noted; what could be had
+    /// that the disk could not read, now or before, is stored.
+    pub(crate) fn heal_checked(&mut self, key: usize, part: ByteRange, checked: Checked) {
+        let Checked { data, bad, salvaged, wrong } = checked;
         let up_to_date = self.disk == DiskState::UpToDate;
         let Some(heal) = self.healing.heals.get_mut(key) else { return };
         heal.running -= 1;
-        let is_all = bad.is_empty() && salvaged.is_empty();
-        if up_to_date && !is_all {
-            heal.running += bad.len() + salvaged.len();
-            self.lose(&bad);
-            for range in bad {
+        // What the disk gives again, which it could not read before.
+        let mut again = SparseRange(set_in(&self.healing.list.unread, part));
+        bad.iter().chain(&salvaged).for_each(|range| again.strike(*range));
+        let is_all = bad.is_empty() && salvaged.is_empty() && again.0.is_empty();
+        if up_to_date && !is_all && (bad == [part] || data.len() as u64 == part.len) {
+            let gives_up = self.has_bug(PlantedBug::UnreadIsLost);
+            let mut unread = SparseRange(bad);
+            let wrong = if gives_up { std::mem::take(&mut unread.0) } else { wrong };
+            wrong.iter().for_each(|range| unread.strike(*range));
+            self.lose(&wrong);
+            self.note_unread(&unread.0);
+            let heal = &mut self.healing.heals[key];
+            heal.running += wrong.len() + unread.0.len() + salvaged.len() + again.0.len();
+            for (range, may_be_read) in [(wrong, false), (unread.0, true)]
+                .into_iter()
+                .flat_map(|(ranges, may)| ranges.into_iter().map(move |range| (range, may)))
+            {
                 let op = self.disk_op(DiskJob::Heal(key), range);
-                self.act(Action::DiskMarkLost { op, range });
+                self.act(Action::DiskMarkLost { op, range, unread: may_be_read });
             }
-            for (range, data) in salvaged {
-                let op = self.disk_op(DiskJob::HealSalvaged(key), range);
+            for (range, job) in salvaged
+                .into_iter()
+                .map(|range| (range, DiskJob::HealSalvaged(key)))
+                .chain(again.0.into_iter().map(|range| (range, DiskJob::HealReread(key))))
+            {
+                let data = slice(part, &data, range);
+                let op = self.disk_op(job, range);
                 self.act(Action::DiskRepair { op, range, data, salvaged: true });
             }
         } else if heal.running == 0 {
             self.end_heal(key);
         }
+    }
+
+    /// What the disk could read again is stored in its place, or could not be: in either case it is not
+    /// unread any more.
+    pub(crate) fn heal_reread(&mut self, key: usize, part: ByteRange) {
+        let Some(heal) = self.healing.heals.get_mut(key) else { return };
+        heal.running -= 1;
+        let running = heal.running;
+        self.found_again(part);
+        if running == 0 {
+            self.end_heal(key);
+        }
+    }
+
+    /// What the driver has is stored in its place, or could not be: then it has it still.
+    pub(crate) fn heal_salvaged(&mut self, key: usize, part: ByteRange, ok: bool) {
+        if ok || self.has_bug(PlantedBug::SalvagedIsLost) {
+            self.heal_stored(key, part, ok);
+            return;
+        }
+        let healing = &mut self.healing;
+        if healing.stubborn.count() == 0 {
+            healing.stubborn_since = self.now;
+        }
+        healing.stubborn.set_range(part.blocks());
+        self.heal_reread(key, part);
     }
 
     /// The disk has stored a part of what a peer had, or has taken note that it is lost.
@@ -661,22 +808,52 @@ impl Core {
         self.unpark(heal.range);
     }
 
-    /// Of these blocks there is no good copy here from now on, until they are written. The lock of
-    /// their range is held.
+    /// Of these blocks there is no good copy here from now on, until they are written: what the disk has
+    /// may be old. The lock of their range is held.
     pub(crate) fn lose(&mut self, ranges: &[ByteRange]) {
         let mut news = false;
         for range in ranges {
-            let lost = self.healing.lost.set_range(range.blocks());
-            if lost > 0 {
-                self.healing.untold_lost.get_or_insert((*range, 0)).1 += lost;
-                news = true;
+            let list = &mut self.healing.list;
+            let known = list.unread.clear_range(range.blocks());
+            let lost = list.old.set_range(range.blocks());
+            if lost > known {
+                self.healing.untold_lost.get_or_insert((*range, 0)).1 += lost - known;
+            }
+            news |= lost > 0;
+        }
+        if news {
+            self.list_changed();
+        }
+    }
+
+    /// These blocks cannot be read, and nobody has them at present. What the disk holds is as good as
+    /// everywhere: who can read them later has it. What is lost already stays so.
+    pub(crate) fn note_unread(&mut self, ranges: &[ByteRange]) {
+        let mut news = false;
+        for range in ranges {
+            for block in range.blocks() {
+                let place = ByteRange::of_blocks(block..block + 1);
+                let list = &mut self.healing.list;
+                if !list.old.get(block) && list.unread.set_range(block..block + 1) > 0 {
+                    self.healing.untold_lost.get_or_insert((place, 0)).1 += 1;
+                    news = true;
+                }
             }
         }
         if news {
-            self.request_superblock(After::Nothing);
-            self.write_lost_pages();
-            self.changed();
+            self.list_changed();
         }
+    }
+
+    fn list_changed(&mut self) -> Option<MetaOpId> {
+        let list = &self.healing.list;
+        let flags = (list.old.count() > 0, list.unread.count() > 0);
+        if std::mem::replace(&mut self.healing.flags, flags) != flags {
+            self.request_superblock(After::Nothing);
+        }
+        let written = self.write_lost_pages();
+        self.changed();
+        written
     }
 
     /// A write is on the disk. Blocks that were to be healed are not any more. Whether it can be
@@ -691,6 +868,9 @@ impl Core {
         for (_, heal) in &mut healing.heals {
             heal.left.strike(range);
         }
+        if healing.stubborn.count() > 0 {
+            healing.stubborn.clear_range(range.blocks());
+        }
         if healing.wanted.count() > 0 && healing.wanted.clear_range(range.blocks()) > 0 {
             // Whoever waits for what becomes of them can read them.
             self.unpark(range);
@@ -700,17 +880,20 @@ impl Core {
         false
     }
 
-    /// Blocks are not lost any more. The write that makes that durable.
+    /// Blocks are not lost any more, nor unread. The write that makes durable that they are not lost: what
+    /// could not be read needs none.
     fn found_again(&mut self, range: ByteRange) -> Option<MetaOpId> {
-        if !self.healing.is_lost(range) {
+        let list = &self.healing.list;
+        let of = |bits: &SparseBitmap| bits.count() > 0 && bits.count_range(range.blocks()) > 0;
+        let (lost, unread) = (of(&list.old), of(&list.unread));
+        if !lost && !unread {
             return None;
         }
-        self.healing.lost.clear_range(range.blocks());
-        if self.healing.lost.count() == 0 {
-            self.request_superblock(After::Nothing);
-        }
-        self.changed();
-        self.write_lost_pages()
+        let list = &mut self.healing.list;
+        list.old.clear_range(range.blocks());
+        list.unread.clear_range(range.blocks());
+        let written = self.list_changed();
+        if lost { written } else { None }
     }
 
     /// Metadata are durable: writes that waited for them go on.
@@ -854,7 +1037,7 @@ impl Core {
     }
 
     fn answer_parked(&mut self, node: NodeId, asked: ByteRange) {
-        let lost = self.lost_in(asked).first().copied();
+        let lost = self.listed_in(asked).first().copied();
         let Some(range) = lost.filter(|range| range.offset == asked.offset) else {
             self.read_for_target(node, asked);
             return;

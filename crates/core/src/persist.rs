@@ -131,7 +131,7 @@ impl Core {
                 peer.bitmap = bitmap;
             }
         }
-        self.healing.lost = found.unreadable;
+        self.healing.attach(found.unreadable);
         for message in found.damage {
             self.notice(Notice::MetaDamaged(message));
         }
@@ -252,7 +252,8 @@ impl Core {
         flags.set(DiskFlags::PRIMARY, self.role == Role::Primary || self.crashed_primary);
         flags.set(DiskFlags::CLEAN, meta.clean);
         flags.set(DiskFlags::FAILED, false);
-        flags.set(DiskFlags::LOST, self.healing.lost.count() > 0);
+        flags.set(DiskFlags::LOST, self.healing.list.old.count() > 0);
+        flags.set(DiskFlags::UNREAD, self.healing.list.unread.count() > 0);
         let (offset, block) = superblock.advance();
         let wanted = meta.wanted;
         if let Some(meta) = &mut self.meta {
@@ -288,7 +289,7 @@ impl Core {
     pub(crate) fn write_lost_pages(&mut self) -> Option<MetaOpId> {
         let mut last = None;
         loop {
-            let pages = self.healing.lost.take_dirty_pages(PAGES_PER_WRITE);
+            let pages = self.healing.list.take_dirty_pages(PAGES_PER_WRITE);
             let layout = self.meta.as_ref().map(|meta| meta.superblock.layout)?;
             if pages.is_empty() || !layout.has_slot(self.node) {
                 return last;
@@ -296,7 +297,7 @@ impl Core {
             let (resource, node) = (self.config.resource, self.node);
             let encode = |page: &u32| {
                 let address = PageAddress::new(resource, &layout, node, *page);
-                (address.offset(), Box::new(self.healing.lost.encode_page(&address)))
+                (address.offset(), Box::new(self.healing.list.encode_page(&address)))
             };
             let blocks = pages.iter().map(encode).collect();
             last = self.write_blocks(blocks, MetaJob::Pages);

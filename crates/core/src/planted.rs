@@ -29,6 +29,10 @@ pub enum PlantedBug {
     LostIsRead,
     /// A block is lost when a read has failed, whatever was written while that was under way.
     LoseUnseen,
+    /// What could not be read is given up for good.
+    UnreadIsLost,
+    /// What the driver has is given up when the disk does not take it.
+    SalvagedIsLost,
     /// Copies are compared while they are written to.
     VerifyUnlocked,
 }

@@ -459,7 +459,7 @@ impl Core {
             }
             Ok(DiskOutcome::Partial { data, .. }) if takes_all => self.read_got(key, data),
             // What is good is kept; the rest is asked of peers, part by part.
-            Ok(DiskOutcome::Partial { data, bad }) if data.len() as u64 == read.part.len => {
+            Ok(DiskOutcome::Partial { data, bad, .. }) if data.len() as u64 == read.part.len => {
                 let (all, part) = (read.range, read.part);
                 let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
                 let at = bytes(part.offset - all.offset);
@@ -486,7 +486,7 @@ impl Core {
         self.answered(peer);
         let part = self.reads[key].part;
         if result == PeerResult::Ok && data.len() as u64 == part.len {
-            self.lost_in(part).into_iter().for_each(|lost| self.heal(lost));
+            self.listed_in(part).into_iter().for_each(|listed| self.heal(listed));
             self.read_got(key, data);
         } else {
             self.route_read(key);

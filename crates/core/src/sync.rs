@@ -666,12 +666,17 @@ impl Core {
         if self.round_of(node) == read.round {
             let result = match result {
                 // What cannot be read ends the answer; at its start it is healed before there is one.
-                Ok(DiskOutcome::Partial { data, bad }) => {
+                Ok(DiskOutcome::Partial { data, bad, wrong }) => {
                     let first = bad.first().map_or(asked.end(), |bad| bad.offset);
                     let good = usize::try_from(first - asked.offset).unwrap_or(usize::MAX);
                     if good == 0 {
-                        if let Some(bad) = bad.first().filter(|_| !self.is_healing(asked)) {
-                            self.lose(&[*bad]);
+                        let block = ByteRange::new(asked.offset, BLOCK_SIZE);
+                        self.heal(block);
+                        if !self.is_healing(asked) {
+                            match wrong.iter().any(|wrong| wrong.overlaps(block)) {
+                                true => self.lose(&[block]),
+                                false => self.note_unread(&[block]),
+                            }
                         }
                         self.end_resync_read(&read);
                         self.park(node, read.round, asked);
@@ -787,7 +792,7 @@ impl Core {
                 Content::Zeroes => None,
                 Content::Lost => {
                     let op = self.disk_op(DiskJob::ResyncLost(key), run);
-                    self.act(Action::DiskMarkLost { op, range: run });
+                    self.act(Action::DiskMarkLost { op, range: run, unread: false });
                     continue;
                 }
             };

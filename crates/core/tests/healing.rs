@@ -41,7 +41,13 @@ fn sent(w: &World, what: fn(&Message) -> bool) -> usize {
 /// First lost blocks, and those behind the last.
 fn lost(w: &World, i: u8) -> Vec<(u64, u64)> {
     let core = w.nodes[usize::from(i)].core.as_ref().expect("it is there");
-    core.unreadable().runs().map(|run| (run.start, run.end)).collect()
+    core.unreadable().old.runs().map(|run| (run.start, run.end)).collect()
+}
+
+/// First blocks that only could not be read, and those behind the last.
+fn unread(w: &World, i: u8) -> Vec<(u64, u64)> {
+    let core = w.nodes[usize::from(i)].core.as_ref().expect("it is there");
+    core.unreadable().unread.runs().map(|run| (run.start, run.end)).collect()
 }
 
 #[test]
@@ -87,23 +93,104 @@ fn what_nobody_has_fails_alone_and_stays_known_until_it_is_written() {
     assert_eq!(w.read(0, 6), Ok(7));
     assert_eq!(w.read(0, 8), Ok(9));
     assert_eq!(w.snapshot(0).disk, DiskState::UpToDate);
-    assert_eq!(lost(&w, 0), [(7, 8)]);
+    assert_eq!((lost(&w, 0), unread(&w, 0)), (vec![], vec![(7, 8)]));
     let first = ByteRange::of_blocks(7..8);
     assert!(w.nodes[0].notices.contains(&Notice::Unreadable { first, blocks: 1 }));
     assert_eq!(w.snapshot(0).unreadable, [first]);
-    // A disk that gives something by now may give something old.
-    w.nodes[0].bad.clear();
     w.kill(0);
     w.start(0);
     w.promote(0);
     assert_eq!(w.read(0, 7), Err(IoFailure::NoData));
-    assert_eq!(lost(&w, 0), [(7, 8)], "it is remembered");
+    assert_eq!(unread(&w, 0), [(7, 8)], "it is remembered");
     w.write(0, 7, 200);
     assert_eq!(w.read(0, 7), Ok(200));
     w.kill(0);
     w.start(0);
     w.promote(0);
-    assert_eq!((w.read(0, 7), lost(&w, 0).len()), (Ok(200), 0));
+    assert_eq!((w.read(0, 7), w.snapshot(0).unreadable_blocks), (Ok(200), 0));
+}
+
+/// One node, of whose blocks 7 and 8 could not be read once.
+fn with_unread() -> World {
+    let mut w = written(1);
+    w.nodes[0].bad.extend([7, 8]);
+    assert_eq!(read_all(&mut w, 0), Err(IoFailure::NoData));
+    assert_eq!(unread(&w, 0), [(7, 9)]);
+    w
+}
+
+#[test]
+fn what_could_not_be_read_is_had_by_the_next_read_that_finds_it() {
+    let mut w = with_unread();
+    w.nodes[0].bad.remove(&7);
+    assert_eq!((w.read(0, 7), w.read(0, 8)), (Ok(8), Err(IoFailure::NoData)));
+    assert_eq!((lost(&w, 0), unread(&w, 0)), (vec![], vec![(8, 9)]));
+    w.nodes[0].bad.clear();
+    assert_eq!(read_all(&mut w, 0), Ok(right()));
+    let seen = w.snapshot(0);
+    assert_eq!((seen.unreadable_blocks, seen.healing_blocks, seen.healed_blocks), (0, 0, 0));
+    w.kill(0);
+    w.start(0);
+    assert_eq!(w.snapshot(0).unreadable_blocks, 0, "that is durable");
+}
+
+#[test]
+fn what_could_not_be_read_is_tried_again_when_the_node_starts() {
+    let mut w = with_unread();
+    w.nodes[0].bad.remove(&8);
+    w.kill(0);
+    w.start(0);
+    w.promote(0);
+    w.pass(100);
+    assert_eq!((lost(&w, 0), unread(&w, 0)), (vec![], vec![(7, 8)]));
+}
+
+#[test]
+fn a_block_that_does_not_take_itself_again_is_read_all_the_same() {
+    let mut w = with_unread();
+    w.nodes[0].bad.clear();
+    w.nodes[0].broken.extend([7, 8]);
+    assert_eq!(read_all(&mut w, 0), Ok(right()));
+    assert_eq!((lost(&w, 0), unread(&w, 0)), (vec![], vec![]));
+    assert_eq!(read_all(&mut w, 0), Ok(right()));
+    assert_eq!(w.snapshot(0).disk, DiskState::UpToDate);
+}
+
+#[test]
+fn what_holds_something_else_is_lost_whatever_it_gives_later() {
+    let mut w = written(1);
+    w.nodes[0].bad.extend([7, 8]);
+    w.nodes[0].rotten.insert(7);
+    assert_eq!(read_all(&mut w, 0), Err(IoFailure::NoData));
+    assert_eq!((lost(&w, 0), unread(&w, 0)), (vec![(7, 8)], vec![(8, 9)]));
+    w.nodes[0].bad.clear();
+    w.nodes[0].data.insert(7, 99);
+    w.kill(0);
+    w.start(0);
+    w.promote(0);
+    assert_eq!((w.read(0, 7), w.read(0, 8)), (Err(IoFailure::NoData), Ok(9)));
+    assert_eq!((lost(&w, 0), unread(&w, 0)), (vec![(7, 8)], vec![]));
+    w.write(0, 7, 3);
+    assert_eq!((w.read(0, 7), w.snapshot(0).unreadable_blocks), (Ok(3), 0));
+}
+
+#[test]
+fn a_source_whose_block_can_be_read_again_heals_the_target_that_lost_it() {
+    let mut w = written(2);
+    w.kill(1);
+    w.write(0, 20, 120);
+    w.nodes[0].bad.insert(20);
+    w.start(1);
+    w.pass(1);
+    assert_eq!((unread(&w, 0), lost(&w, 1)), (vec![(20, 21)], vec![(20, 21)]));
+    w.nodes[0].bad.clear();
+    assert_eq!(w.read(0, 20), Ok(120));
+    assert_eq!((unread(&w, 0), lost(&w, 1)), (vec![], vec![(20, 21)]));
+    w.command(0, Command::Demote { force: false });
+    w.promote(1);
+    assert_eq!(w.read(1, 20), Ok(120), "the source has it");
+    w.pass(1);
+    assert_eq!((lost(&w, 1), w.nodes[1].data.get(&20)), (vec![], Some(&120)));
 }
 
 #[test]
@@ -111,6 +198,7 @@ fn a_write_of_a_lost_block_ends_when_it_is_durable_that_it_is_there() {
     let mut w = World::new(1);
     w.promote(0);
     w.nodes[0].bad.insert(7);
+    w.nodes[0].rotten.insert(7);
     assert_eq!(w.read(0, 7), Err(IoFailure::NoData));
     w.nodes[0].hold_meta = true;
     w.nodes[0].hold_disk = true;
@@ -195,7 +283,7 @@ fn a_client_without_a_disk_gets_each_half_from_who_has_it() {
     w.nodes[1].bad.insert(9);
     assert_eq!(read_all(&mut w, 2), Err(IoFailure::NoData));
     assert_eq!(w.read(2, 8), Ok(9));
-    assert_eq!((lost(&w, 0), lost(&w, 1)), (vec![(9, 10)], vec![(9, 10)]));
+    assert_eq!((unread(&w, 0), unread(&w, 1)), (vec![(9, 10)], vec![(9, 10)]));
 }
 
 #[test]
@@ -221,10 +309,10 @@ fn what_was_lost_is_healed_when_a_peer_comes_that_has_it() {
     w.cut(0, 1);
     w.nodes[0].bad.insert(3);
     assert_eq!(w.read(0, 3), Err(IoFailure::NoData));
-    assert_eq!(lost(&w, 0), [(3, 4)]);
+    assert_eq!(unread(&w, 0), [(3, 4)]);
     w.heal();
     w.pass(1);
-    assert_eq!((lost(&w, 0).len(), w.read(0, 3)), (0, Ok(4)));
+    assert_eq!((w.snapshot(0).unreadable_blocks, w.read(0, 3)), (0, Ok(4)));
     assert_eq!(sent(&w, |m| matches!(m, Message::HealRead { .. })), 1);
 }
 
@@ -256,7 +344,8 @@ fn a_resync_over_a_block_that_nobody_has_ends_and_the_target_has_lost_it_too() {
     w.start(1);
     w.pass(1);
     assert_eq!(w.snapshot(1).disk, DiskState::UpToDate);
-    assert_eq!((lost(&w, 0), lost(&w, 1)), (vec![(0, 1), (20, 22)], vec![(0, 1), (20, 22)]));
+    assert_eq!((unread(&w, 0), lost(&w, 1)), (vec![(0, 1), (20, 22)], vec![(0, 1), (20, 22)]));
+    assert_eq!((lost(&w, 0), unread(&w, 1)), (vec![], vec![]));
     // Its disk still has what was there before; nobody gets to see that, not even behind a restart.
     assert_eq!(w.nodes[1].data.get(&20), Some(&value(20)));
     w.kill(0);
@@ -343,10 +432,10 @@ fn what_was_written_while_a_read_failed_is_not_lost() {
     // The disk had looked at the blocks before that write came.
     let bad = vec![ByteRange::of_blocks(7..9)];
     let data = vec![0; 4 * 4096].into();
-    w.event(0, Event::DiskDone(op, Ok(DiskOutcome::Partial { data, bad })));
+    w.event(0, Event::DiskDone(op, Ok(DiskOutcome::Partial { data, bad, wrong: vec![] })));
     w.run();
     assert_eq!(w.result(0, read), Some(Err(IoFailure::NoData)));
-    assert_eq!(lost(&w, 0), [(8, 9)], "of the other one there is still no good copy");
+    assert_eq!(unread(&w, 0), [(8, 9)], "of the other one there is still no good copy");
     assert_eq!((w.read(0, 7), w.read(0, 8)), (Ok(200), Err(IoFailure::NoData)));
     assert_eq!((w.snapshot(0).healing_blocks, w.snapshot(0).unreadable_blocks), (0, 1));
 }
@@ -431,26 +520,51 @@ fn what_the_driver_has_is_given_and_stored_again_without_anybody_else() {
     w.nodes[0].bad.extend([3, 4]);
     let id = w.request(0, RequestKind::Read(ByteRange::of_blocks(0..64)));
     assert_eq!(w.result(0, id), Some(Err(IoFailure::NoData)));
-    assert_eq!((w.nodes[0].bad.clone(), lost(&w, 0)), ([40].into(), vec![(40, 41)]));
+    assert_eq!((w.nodes[0].bad.clone(), unread(&w, 0)), ([40].into(), vec![(40, 41)]));
     let seen = w.snapshot(0);
     assert_eq!((seen.disk, seen.io_errors), (DiskState::UpToDate, 5));
     assert_eq!((seen.healed_blocks, seen.unreadable_blocks, seen.healing_blocks), (4, 1, 0));
-    // What is lost is old by all that is known, whoever offers it.
+    // What only could not be read is had when the driver has it later.
     w.nodes[0].kept.insert(40);
-    let id = w.request(0, RequestKind::Read(ByteRange::of_blocks(40..41)));
-    assert_eq!(w.result(0, id), Some(Err(IoFailure::NoData)));
-    assert_eq!(lost(&w, 0), vec![(40, 41)]);
+    assert_eq!(w.read(0, 40), Ok(41));
+    assert_eq!((w.nodes[0].bad.len(), w.snapshot(0).unreadable_blocks), (0, 0));
 }
 
 #[test]
-fn what_the_driver_has_and_cannot_be_stored_is_lost() {
+fn what_a_source_lost_is_old_whoever_offers_it() {
+    let mut w = written(2);
+    w.kill(1);
+    w.write(0, 40, 140);
+    w.nodes[0].bad.insert(40);
+    w.start(1);
+    w.pass(1);
+    assert_eq!(lost(&w, 1), vec![(40, 41)]);
+    w.kill(0);
+    assert_eq!(w.command(1, Command::Promote { force: true }), Some(Ok(())));
+    w.nodes[1].bad.insert(40);
+    w.nodes[1].kept.insert(40);
+    assert_eq!(w.read(1, 40), Err(IoFailure::NoData));
+    assert_eq!(lost(&w, 1), vec![(40, 41)]);
+}
+
+#[test]
+fn what_the_driver_has_and_cannot_be_stored_is_had_by_every_reader() {
     let mut w = written(1);
     w.nodes[0].bad.insert(3);
     w.nodes[0].kept.insert(3);
     w.nodes[0].broken.insert(3);
-    assert_eq!(read_all(&mut w, 0), Ok(right()), "who reads it first has it");
-    assert_eq!(lost(&w, 0), vec![(3, 4)]);
+    let repairs = |w: &World| w.snapshot(0).io_errors;
+    for _ in 0..5 {
+        assert_eq!(read_all(&mut w, 0), Ok(right()));
+    }
+    assert_eq!(repairs(&w), 5 + 1, "five reads, and it was stored once");
+    assert_eq!((lost(&w, 0), unread(&w, 0)), (vec![], vec![]));
     assert_eq!(w.snapshot(0).disk, DiskState::UpToDate);
+    // Later it is tried again.
+    w.nodes[0].broken.clear();
+    w.pass(10_000);
+    assert_eq!(read_all(&mut w, 0), Ok(right()));
+    assert_eq!((w.nodes[0].bad.len(), w.snapshot(0).healed_blocks), (0, 1));
 }
 
 #[test]

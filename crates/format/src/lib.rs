@@ -26,7 +26,9 @@ pub use al::{
     AL_CONTEXT, AL_MAX_EXTENTS, AL_MAX_UPDATES, AlDamage, AlDamaged, AlError, AlLog, AlRecovered,
     AlUpdate, DEFAULT_AL_EXTENTS, al_blocks_for,
 };
-pub use bitmap::{BITS_PER_PAGE, BitmapPage, PageAddress, PageWords, SparseBitmap, WORDS_PER_PAGE};
+pub use bitmap::{
+    BITS_PER_PAGE, BitmapPage, LostBlocks, PageAddress, PageWords, SparseBitmap, WORDS_PER_PAGE,
+};
 pub use block::{BLOCK_LEN, Block, BlockError, BlockKind, FORMAT_VERSION, looks_used};
 pub use layout::{
     DEFAULT_EXTERNAL_SLOTS, DEFAULT_INTERNAL_SLOTS, LayoutError, MAX_AL_BLOCKS, MAX_DEVICE_SIZE,

@@ -1,7 +1,7 @@
 //! The whole metadata area: reading it back, checking it, showing it, and making a fresh one.
 
 use crate::al::{AlLog, AlRecovered};
-use crate::bitmap::{BITS_PER_PAGE, BitmapPage, PageAddress, SparseBitmap};
+use crate::bitmap::{BITS_PER_PAGE, BitmapPage, LostBlocks, PageAddress, SparseBitmap};
 use crate::block::{self, BLOCK_LEN, Block, BlockError};
 use crate::layout::{LayoutError, MetaLayout, Placement};
 use crate::superblock::{DiskFlags, PeerRecord, Superblock};
@@ -142,6 +142,20 @@ impl StoredPage {
         }
     }
 
+    /// Takes a page of the node's own slot into the list of lost blocks. Of one that cannot be used all
+    /// blocks count as old.
+    ///
+    /// # Errors
+    /// What is wrong with the page.
+    pub fn load_into_lost(&self, list: &mut LostBlocks) -> Result<(), BlockError> {
+        if let Some(block) = &self.block {
+            list.load_page(&self.address, block)
+        } else {
+            list.lose_page(self.address.page());
+            Err(BlockError::Unreadable)
+        }
+    }
+
     fn decode(&self, valid: u64) -> Result<BitmapPage, BlockError> {
         let block = self.block.as_ref().ok_or(BlockError::Unreadable)?;
         BitmapPage::decode(block, &self.address, valid)
@@ -231,6 +245,30 @@ impl<'a> MetaImage<'a> {
             }
         }
         bitmaps
+    }
+
+    /// The blocks of which there is no good copy on the disk, and how many pages of that list could not
+    /// be used. Where the superblock says that no block may be old, such pages list nothing.
+    #[must_use]
+    pub fn lost_blocks(&self) -> (LostBlocks, u32) {
+        let own = self.superblock.node;
+        let mut list = LostBlocks::new(self.layout().blocks());
+        let mut broken = 0;
+        if !self.layout().has_slot(own) {
+            return (list, broken);
+        }
+        let may_be_old = self.superblock.flags.contains(DiskFlags::LOST);
+        for stored in self.pages().filter(|stored| stored.address.slot() == own) {
+            let page = stored.address.page();
+            if stored.load_into_lost(&mut list).is_err() {
+                broken += 1;
+                if !may_be_old {
+                    let blocks = list.old.blocks_of_page(page);
+                    list.old.clear_range(blocks);
+                }
+            }
+        }
+        (list, broken)
     }
 
     /// Reads everything and tells what is not as it should be.

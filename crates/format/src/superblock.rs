@@ -18,8 +18,12 @@ pub const FEATURE_SPARES: u32 = 1;
 /// long as [`DiskFlags::LOST`] is.
 const FEATURE_LOST: u32 = 1 << 3;
 
+/// Feature bit: of some of them it says that they only could not be read. It is there as long as
+/// [`DiskFlags::UNREAD`] is.
+const FEATURE_UNREAD: u32 = 1 << 4;
+
 /// The incompatible format features that this program knows.
-pub const KNOWN_FEATURES: u32 = FEATURE_SPARES | FEATURE_LOST;
+pub const KNOWN_FEATURES: u32 = FEATURE_SPARES | FEATURE_LOST | FEATURE_UNREAD;
 
 const PEERS: usize = MAX_NODES as usize;
 const NO_NODE: u8 = 255;
@@ -155,8 +159,10 @@ flags! {
         OUTDATED = 4,
         /// The disk failed, or a flush on it did, and was given up.
         FAILED = 5,
-        /// Of some blocks there is no good copy here: the node's own bitmap says of which.
+        /// Some blocks may be old here: the node's own bitmap says which.
         LOST = 6,
+        /// Some blocks could not be read here, and were not written since: it says which, too.
+        UNREAD = 7,
     }
 }
 
@@ -275,7 +281,8 @@ impl Superblock {
         put(b, AT_FLAGS, self.flags.bits().to_le_bytes());
         let spares = if self.spares.is_some() { FEATURE_SPARES } else { 0 };
         let lost = if self.flags.contains(DiskFlags::LOST) { FEATURE_LOST } else { 0 };
-        put(b, AT_FEATURES, (spares | lost).to_le_bytes());
+        let unread = if self.flags.contains(DiskFlags::UNREAD) { FEATURE_UNREAD } else { 0 };
+        put(b, AT_FEATURES, (spares | lost | unread).to_le_bytes());
         put(b, AT_DISK_ID, self.spares.unwrap_or_default());
         put(b, AT_COMPATIBLE, self.compatible_features.to_le_bytes());
         put(b, AT_BOOT, self.boot);

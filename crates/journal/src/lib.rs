@@ -39,5 +39,5 @@ pub use ranges::RangeSet;
 pub use records::{RecordAt, Records, RecordsError};
 pub use recover::{Damage, Found, RecoverError, Tail, recover};
 pub use retention::{CutPlan, cut_ranges};
-pub use salvage::{Held, Salvage};
+pub use salvage::{Held, Learned, Salvage};
 pub use scan::ReadSegments;

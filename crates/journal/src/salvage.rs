@@ -10,10 +10,10 @@ use crate::records::records_of;
 use crate::scan::{ReadSegments, Scanner};
 use holdfast_format::journal::{RecordKind, SegmentHeader};
 use holdfast_units::{BLOCK_SIZE, ByteRange, LogPosition};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-/// So many bytes of frames are gone through in one step.
-const STEP: u64 = 1 << 20;
+/// So many bytes of frames are gone through in one step: writers wait for it.
+const STEP: u64 = 256 << 10;
 
 /// What a block of the disk holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,7 +55,22 @@ impl Journal {
     /// Begins to look for what these blocks of the disk hold.
     #[must_use]
     pub fn salvage(&self, blocks: impl IntoIterator<Item = u64>) -> Salvage {
-        let mut salvage = Salvage { left: self.history(), ..Salvage::default() };
+        self.salvage_again(blocks, &BTreeMap::new())
+    }
+
+    /// As [`Self::salvage`], but of the records that an earlier search has seen only what that said is
+    /// looked at: see [`Salvage::learned`].
+    #[must_use]
+    pub fn salvage_again(
+        &self,
+        blocks: impl IntoIterator<Item = u64>,
+        learned: &BTreeMap<u64, Learned>,
+    ) -> Salvage {
+        let history = self.history();
+        let from = history.first().map(|(header, _)| header.base);
+        let until = history.last().map(|(header, len)| header.base.after(*len));
+        let span = from.zip(until);
+        let mut salvage = Salvage { span, ..Salvage::default() };
         for block in blocks {
             // What is newer than the disk is known without a search.
             match self.lookup(ByteRange::of_blocks(block..block + 1))[..] {
@@ -66,20 +81,49 @@ impl Journal {
                     salvage.found.insert(block, Held::Zeroes);
                 }
                 _ => {
-                    salvage.wanted.insert(block);
+                    let Some((from, until)) = span else { continue };
+                    // All that counts now was looked at then, or came later.
+                    let usable = |known: &&Learned| known.from <= from && known.until <= until;
+                    let known = learned.get(&block).filter(usable);
+                    salvage.wanted.insert(block, known.map_or(from, |known| known.until.max(from)));
+                    let is_there =
+                        |segment: u64| history.iter().any(|(header, _)| header.number == segment);
+                    if let Some(held) = known.and_then(|known| known.held)
+                        && is_there(held.0)
+                    {
+                        salvage.before.insert(block, held);
+                    }
                 }
             }
         }
+        salvage.left = history;
         salvage
     }
+}
+
+/// What a search that came to its end has found out about a block.
+#[derive(Clone, Copy, Debug)]
+pub struct Learned {
+    /// All records that counted from here on,
+    from: LogPosition,
+    /// until here, were looked at.
+    until: LogPosition,
+    /// The newest of them that has the block, and its segment.
+    held: Option<(u64, Held)>,
 }
 
 /// A search for blocks among the records that are kept, the newest segment first. It is about the
 /// moment at which it was begun: what is written meanwhile it does not see.
 #[derive(Debug, Default)]
 pub struct Salvage {
-    wanted: BTreeSet<u64>,
+    /// From where on its records are to be looked at.
+    wanted: BTreeMap<u64, LogPosition>,
     found: BTreeMap<u64, Held>,
+    /// What was known before, with the segment.
+    before: BTreeMap<u64, (u64, Held)>,
+    learned: BTreeMap<u64, Learned>,
+    /// What was there when it was begun.
+    span: Option<(LogPosition, LogPosition)>,
     /// The segments that were not looked at, the newest at the end.
     left: Vec<(SegmentHeader, u64)>,
     scan: Option<Scan>,
@@ -97,27 +141,64 @@ struct Scan {
 impl Salvage {
     /// Goes on by a megabyte of frames. Whether that was not all.
     pub fn step<R: ReadSegments>(&mut self, reader: &R) -> bool {
-        if self.scan.is_none() && !self.wanted.is_empty() {
-            self.scan = self.left.pop().map(|(header, len)| Scan {
+        if self.scan.is_none()
+            && let Some(first) = self.wanted.values().min()
+        {
+            let last = self.left.pop().filter(|(header, len)| header.base.after(*len) > *first);
+            self.scan = last.map(|(header, len)| Scan {
                 header,
-                at: header.base,
+                at: header.base.max(*first),
                 end: header.base.after(len),
                 newest: BTreeMap::new(),
             });
         }
-        let Some(mut scan) = self.scan.take() else { return false };
+        let Some(mut scan) = self.scan.take() else {
+            self.end();
+            return false;
+        };
         if !scan.go_on(reader, &self.wanted) {
-            // Of what cannot be read nobody knows which blocks it changes: older records prove nothing.
+            // Of what cannot be read nobody knows which blocks it changes: older records prove nothing, and
+            // nothing is known of other blocks.
             self.left.clear();
+            self.wanted.clear();
             return false;
         }
         if scan.at < scan.end {
             self.scan = Some(scan);
             return true;
         }
-        self.wanted.retain(|block| !scan.newest.contains_key(block));
-        self.found.append(&mut scan.newest);
-        !self.wanted.is_empty() && !self.left.is_empty()
+        for (block, held) in scan.newest {
+            self.wanted.remove(&block);
+            self.found.insert(block, held);
+            self.learn(block, Some((scan.header.number, held)));
+        }
+        if self.wanted.is_empty() || self.left.is_empty() {
+            self.end();
+            return false;
+        }
+        true
+    }
+
+    fn learn(&mut self, block: u64, held: Option<(u64, Held)>) {
+        if let Some((from, until)) = self.span {
+            self.learned.insert(block, Learned { from, until, held });
+        }
+    }
+
+    /// All was looked at: of the other blocks nothing has changed since before.
+    fn end(&mut self) {
+        for block in std::mem::take(&mut self.wanted).into_keys() {
+            let held = self.before.get(&block).copied();
+            self.learn(block, held);
+            self.found.extend(held.map(|(_, held)| (block, held)));
+        }
+    }
+
+    /// What a later search need not look for again. Of what ended at something that cannot be read,
+    /// that is only what was found.
+    #[must_use]
+    pub fn learned(self) -> BTreeMap<u64, Learned> {
+        self.learned
     }
 
     /// What was found. Of other blocks it is not known what they hold.
@@ -129,7 +210,7 @@ impl Salvage {
 
 impl Scan {
     /// False when the segment cannot be read.
-    fn go_on<R: ReadSegments>(&mut self, reader: &R, wanted: &BTreeSet<u64>) -> bool {
+    fn go_on<R: ReadSegments>(&mut self, reader: &R, wanted: &BTreeMap<u64, LogPosition>) -> bool {
         let mut scanner = Scanner::new(reader, self.header);
         if self.at > self.header.base {
             scanner.trust(self.at);
@@ -145,7 +226,7 @@ impl Scan {
                     continue;
                 }
                 let range = found.record.range;
-                for block in wanted.range(range.blocks()) {
+                for (block, _) in wanted.range(range.blocks()) {
                     let skip = block * BLOCK_SIZE - range.offset;
                     let held = found.place.map_or(Held::Zeroes, |place| Held::Data { place, skip });
                     self.newest.insert(*block, held);

@@ -32,10 +32,14 @@ pub(crate) enum Work {
     Repair {
         range: ByteRange,
         data: Bytes,
+        /// They are what the disk holds.
+        salvaged: bool,
     },
     /// There is no good copy of these blocks.
     MarkLost {
         range: ByteRange,
+        /// They only could not be read.
+        unread: bool,
     },
 }
 
@@ -89,7 +93,10 @@ pub(crate) struct DataDisk {
     kept: BTreeSet<u64>,
     /// When blocks that were bad were last written.
     healed: BTreeMap<u64, u64>,
-    /// Blocks of which the core has said that there is no good copy, and which were not written since.
+    /// Bad ones that hold something else by their checksums.
+    rotten: BTreeSet<u64>,
+    /// Blocks of which the core has said that what they hold may be old, those in which a repair failed,
+    /// and which were not written since.
     lost: BTreeSet<u64>,
 }
 
@@ -145,7 +152,33 @@ impl DataDisk {
         }
     }
 
-    /// Whether the core has said that there is no good copy of the block.
+    /// The bad block is one that holds something else.
+    pub(crate) fn rot(&mut self, block: u64) {
+        if self.bad.contains(&block) && !self.kept.contains(&block) {
+            self.rotten.insert(block);
+        }
+    }
+
+    /// Whether all these blocks hold something else than what was written.
+    pub(crate) fn are_rotten(&self, mut blocks: std::ops::Range<u64>) -> bool {
+        blocks.all(|block| self.rotten.contains(&block))
+    }
+
+    /// Bad blocks that could be read again, those that hold something else left out.
+    pub(crate) fn passing(&self, blocks: std::ops::Range<u64>) -> Vec<u64> {
+        let bad = self.bad.range(blocks).copied();
+        bad.filter(|block| !self.rotten.contains(block)).collect()
+    }
+
+    /// A bad block can be read again.
+    pub(crate) fn pass(&mut self, block: u64, now: u64) {
+        self.kept.remove(&block);
+        if self.bad.remove(&block) {
+            self.healed.insert(block, now);
+        }
+    }
+
+    /// Whether the content of the block is not to be looked at.
     pub(crate) fn is_lost(&self, block: u64) -> bool {
         self.lost.contains(&block)
     }
@@ -166,6 +199,7 @@ impl DataDisk {
     fn restore(&mut self, block: u64, now: u64) {
         let (bad, lost) = (self.bad.remove(&block), self.lost.remove(&block));
         self.kept.remove(&block);
+        self.rotten.remove(&block);
         if bad || lost {
             self.healed.insert(block, now);
         }
@@ -217,7 +251,7 @@ impl DataDisk {
         fails: bool,
         resync: bool,
     ) -> Result<(), String> {
-        if let Work::Write { range, data, .. } | Work::Repair { range, data } = &work {
+        if let Work::Write { range, data, .. } | Work::Repair { range, data, .. } = &work {
             content::parse(*range, data)?;
         }
         if let Some(range) = work.changes() {
@@ -246,13 +280,15 @@ impl DataDisk {
             match work {
                 Work::Flush => self.lose_cache(rng),
                 Work::Write { .. } | Work::Zeroes { .. } => self.store_part(op, &work, rng),
+                Work::Repair { range, salvaged: false, .. } => self.lost.extend(range.blocks()),
                 Work::Read { .. } | Work::Repair { .. } | Work::MarkLost { .. } => {}
             }
             Err(IoFailure::Disk)
         } else {
             Ok(match work {
                 Work::Read { range, holes } => self.read(range, holes),
-                Work::MarkLost { range } => {
+                Work::MarkLost { unread: true, .. } => DiskOutcome::Done,
+                Work::MarkLost { range, unread: false } => {
                     self.lost.extend(range.blocks());
                     self.kept.retain(|block| !range.blocks().contains(block));
                     DiskOutcome::Done
@@ -398,10 +434,12 @@ impl DataDisk {
             let ranges = |blocks: Vec<u64>| -> Vec<ByteRange> {
                 blocks.into_iter().map(|block| ByteRange::of_blocks(block..block + 1)).collect()
             };
+            let wrong = bad.iter().copied().filter(|block| self.rotten.contains(block));
+            let wrong = ranges(wrong.collect());
             let (bad, salvaged) = (ranges(bad), ranges(kept));
             return match salvaged.is_empty() {
-                true => DiskOutcome::Partial { data, bad },
-                false => DiskOutcome::Salvaged { data, bad, salvaged },
+                true => DiskOutcome::Partial { data, bad, wrong },
+                false => DiskOutcome::Salvaged { data, bad, salvaged, wrong },
             };
         }
         DiskOutcome::Data(content::render(range, |block| self.get(block)))
@@ -410,7 +448,7 @@ impl DataDisk {
     /// What each block of a write gets. Of zeroes, only blocks that are not zero everywhere.
     fn contents(&self, work: &Work) -> Vec<(u64, Block)> {
         match work {
-            Work::Write { range, data, .. } | Work::Repair { range, data } => {
+            Work::Write { range, data, .. } | Work::Repair { range, data, .. } => {
                 let blocks = content::parse(*range, data).expect("was checked when it was issued");
                 range.blocks().zip(blocks).collect()
             }

@@ -165,11 +165,11 @@ impl World {
                 self.disk_start(n, op, Work::Zeroes { range, fua }, resync);
             }
             Action::DiskFlush { op } => self.disk_start(n, op, Work::Flush, resync),
-            Action::DiskRepair { op, range, data, .. } => {
-                self.disk_start(n, op, Work::Repair { range, data }, Source::Other);
+            Action::DiskRepair { op, range, data, salvaged } => {
+                self.disk_start(n, op, Work::Repair { range, data, salvaged }, Source::Other);
             }
-            Action::DiskMarkLost { op, range } => {
-                self.disk_start(n, op, Work::MarkLost { range }, Source::Other);
+            Action::DiskMarkLost { op, range, unread } => {
+                self.disk_start(n, op, Work::MarkLost { range, unread }, Source::Other);
             }
             Action::ReadJournal { id, from, .. } => {
                 let life = self.nodes[n].life;
@@ -308,6 +308,14 @@ impl World {
 
     /// Blocks go bad, here and perhaps on others, just when they are read.
     fn spoil(&mut self, n: usize, range: ByteRange) {
+        if self.plan.passing > 0 {
+            for block in self.nodes[n].data.passing(range.blocks()) {
+                if self.rng.chance(self.plan.passing) {
+                    self.nodes[n].data.pass(block, self.now);
+                    note!(self, "n{n} block {block} can be read again");
+                }
+            }
+        }
         if !self.trouble_on || self.rng.below(1000) >= self.plan.bad_blocks {
             return;
         }
@@ -316,6 +324,9 @@ impl World {
         let block = first + self.rng.below(len.min(64));
         let kept = self.rng.chance(self.plan.salvaged);
         self.nodes[n].data.spoil(block, kept);
+        if self.rng.chance(self.plan.rotten) {
+            self.nodes[n].data.rot(block);
+        }
         self.stats.bad_blocks += 1;
         note!(self, "n{n} block {block} goes bad, kept elsewhere: {kept}");
         for m in (0..self.nodes.len()).filter(|m| *m != n) {

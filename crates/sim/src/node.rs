@@ -77,12 +77,14 @@ impl Node {
     /// Whether some of these blocks cannot be read.
     pub(crate) fn has_unreadable(&self, blocks: std::ops::Range<u64>) -> bool {
         self.data.has_bad(blocks.clone())
-            || self.core.as_ref().is_some_and(|core| core.unreadable().count_range(blocks) > 0)
+            || self.core.as_ref().map(Core::unreadable).is_some_and(|list| {
+                list.old.count_range(blocks.clone()) + list.unread.count_range(blocks) > 0
+            })
     }
 
-    /// Whether its core says that it has no good copy of the block.
+    /// Whether its core says that what it has of the block may be old.
     pub(crate) fn says_lost(&self, block: u64) -> bool {
-        self.core.as_ref().is_some_and(|core| core.unreadable().get(block))
+        self.core.as_ref().is_some_and(|core| core.unreadable().old.get(block))
     }
 }
 

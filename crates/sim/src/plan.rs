@@ -90,6 +90,10 @@ pub(crate) struct Plan {
     /// thousand.
     pub(crate) bad_blocks: u64,
     pub(crate) stubborn: u64,
+    /// Chance that a bad one holds something else, and that another one can be read again whenever it is
+    /// read, in a thousand.
+    pub(crate) rotten: u64,
+    pub(crate) passing: u64,
     /// Chance that a bad one is kept in a journal, in a thousand.
     pub(crate) salvaged: u64,
     /// Who has a journal.
@@ -153,6 +157,7 @@ impl Plan {
         let bad_blocks = if rng.chance(bad) { rng.pick(&[10, 50, 200]) } else { 0 };
         let stubborn = rng.pick(&[0, 0, 100, 500]);
         let salvaged = rng.pick(&[0, 0, 500]);
+        let (rotten, passing) = (rng.pick(&[0, 0, 200]), rng.pick(&[0, 50, 400]));
         let apart = class == Class::SplitBrain || class == Class::Everything && rng.coin();
         Self {
             class,
@@ -175,6 +180,8 @@ impl Plan {
             meta_errors: if has_disk_errors(class) { rng.pick(&[0, 500, 2000]) } else { 0 },
             bad_blocks,
             stubborn,
+            rotten,
+            passing,
             salvaged,
             journals,
             journal_cuts,

@@ -120,7 +120,10 @@ fn broken_by(bug: PlantedBug) -> &'static [&'static str] {
             "what a peer misses is noted",
             "a comparison finds what differs and nothing else",
         ],
-        PlantedBug::LoseUnseen => &["a block is lost only if it cannot be read"],
+        PlantedBug::LoseUnseen | PlantedBug::UnreadIsLost => {
+            &["a block is lost only if it cannot be read"]
+        }
+        PlantedBug::SalvagedIsLost => &["a read fails only where nobody has the data"],
         PlantedBug::LostIsRead => &["reads return the last completed write"],
         PlantedBug::VerifyUnlocked => &[
             "a comparison finds what differs and nothing else",
@@ -207,4 +210,14 @@ fn what_a_disk_gives_in_place_of_a_lost_block_is_found() {
 #[test]
 fn a_block_that_is_given_up_after_it_was_written_is_found() {
     finds(PlantedBug::LoseUnseen);
+}
+
+#[test]
+fn a_block_that_is_given_up_because_it_could_not_be_read_is_found() {
+    finds(PlantedBug::UnreadIsLost);
+}
+
+#[test]
+fn what_a_journal_has_and_nobody_gets_is_found() {
+    finds(PlantedBug::SalvagedIsLost);
 }

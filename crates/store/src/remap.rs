@@ -25,6 +25,10 @@ pub use setup::{
 };
 pub(crate) use task::merged;
 
+/// Why a unit is lost of which the table says no more than that the main disk could not read it. Versions
+/// that do not know that take such a unit for lost.
+const UNREAD: Reason = Reason::NotReadBack;
+
 /// What a read found that failed in part.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PartialRead {
@@ -33,6 +37,8 @@ pub struct PartialRead {
     /// What could not be read: offsets of the disk, sorted, at least one, none of them empty, each
     /// inside of what was asked for.
     pub bad: Vec<ByteRange>,
+    /// Those of them that could be read and do not fit their checksums.
+    pub wrong: Vec<ByteRange>,
 }
 
 /// What the layer for bad sectors can be asked for. Ranges are multiples of the unit, and have 8192
@@ -49,6 +55,12 @@ pub enum RemapOp {
     },
     /// These units have no good copy here: reads fail until they are written.
     MarkLost {
+        /// Which.
+        range: ByteRange,
+    },
+    /// These units cannot be read: what is written there is looked at, as of those that are lost, but
+    /// reads are tried. Those that are in a spare stay as they are.
+    MarkUnread {
         /// Which.
         range: ByteRange,
     },
@@ -83,6 +95,7 @@ impl RemapOp {
         match self {
             Self::Repair { range, .. }
             | Self::MarkLost { range }
+            | Self::MarkUnread { range }
             | Self::Move { range, .. }
             | Self::MoveBack { range } => *range,
             Self::AddSpare(_) | Self::RemoveSpare { .. } => ByteRange::new(0, 0),

@@ -300,7 +300,7 @@ fn state(status: &ResourceStatus, findings: &mut Findings) {
             "disks.unreadable",
             format!("{name}: {} blocks have no good copy on this disk", disk.unreadable_blocks),
             "who reads them gets them from a peer, or an error",
-            format!("`holdfast scrub {name}` with a peer that has them"),
+            format!("`holdfast scrub {name}` tries them again, and has peers asked for them"),
         );
     }
     if let Some(journal) = &status.journal

@@ -81,11 +81,11 @@ fn row_014_what_nobody_has_fails_alone_until_it_is_written() {
     let listed: Vec<(u64, u64)> =
         disk.disk.unreadable.iter().map(|range| (range.offset, range.length)).collect();
     assert_eq!((disk.disk.state.as_str(), listed), ("UpToDate", vec![(40 * BLOCK, 2 * BLOCK)]));
-    // It is not forgotten, whatever the disk says by then.
-    disks[0].heal_all();
+    // It is not forgotten, but tried again.
     cluster[0].kill9();
     cluster[0].start();
     cluster[0].ok(&["primary", "r0"]);
+    assert_eq!(cluster[0].resource("r0").disk.unreadable_blocks, 2);
     let mut client = cluster[0].open("r0");
     assert!(client.read_at(&mut block, 41 * BLOCK).is_err());
     client.write_at(&[7; 8192], 40 * BLOCK).expect("it can be written");
@@ -95,6 +95,101 @@ fn row_014_what_nobody_has_fails_alone_until_it_is_written() {
     cluster[0].kill9();
     cluster[0].start();
     assert_eq!(cluster[0].resource("r0").disk.unreadable_blocks, 0);
+}
+
+/// A disk alone, of which two blocks could not be read, and can now.
+fn could_not_be_read(more: &[&str]) -> Option<(Cluster, BadDisk)> {
+    if let Some(why) = devices_unavailable() {
+        eprintln!("skipped: {why}");
+        return None;
+    }
+    let cluster = cluster(1);
+    let disk = BadDisk::new(cluster.scratch(), "bad0", SIZE);
+    cluster[0].ok(&[&["create", "r0", "--disk", &disk.text()], more].concat());
+    write_blocks(&cluster[0], "r0", 1, 0..1024);
+    disk.set_bad(Bad::Unreadable, [40, 41]);
+    let mut client = cluster[0].open("r0");
+    for block in [40, 41] {
+        assert!(client.read_at(&mut [0; 4096], block * BLOCK).is_err());
+    }
+    drop(client);
+    listed(&cluster, 2);
+    disk.heal_all();
+    Some((cluster, disk))
+}
+
+fn listed(cluster: &Cluster, blocks: u64) {
+    cluster[0].wait_resource("r0", SOON, "as many are listed", |status| {
+        status.disk.unreadable_blocks == blocks
+    });
+}
+
+#[test]
+fn a_block_that_could_not_be_read_is_had_as_soon_as_it_can_be() {
+    let Some((mut cluster, disk)) = could_not_be_read(&[]) else { return };
+    check_blocks(&cluster[0], "r0", 1, 40..41);
+    listed(&cluster, 1);
+    check_blocks(&cluster[0], "r0", 1, 0..1024);
+    listed(&cluster, 0);
+    // By a scrub, and by a start.
+    for by_scrub in [true, false] {
+        disk.set_bad(Bad::Unreadable, [7]);
+        assert!(cluster[0].open("r0").read_at(&mut [0; 4096], 7 * BLOCK).is_err());
+        listed(&cluster, 1);
+        disk.heal_all();
+        if by_scrub {
+            cluster[0].ok(&["scrub", "r0", "--wait"]);
+        } else {
+            cluster[0].kill9();
+            cluster[0].start();
+        }
+        listed(&cluster, 0);
+    }
+    cluster[0].ok(&["primary", "r0"]);
+    check_blocks(&cluster[0], "r0", 1, 0..1024);
+}
+
+#[test]
+fn with_spares_and_checksums_too() {
+    let spare = ["--spare-size", "1M", "--checksums"];
+    let Some((mut cluster, disk)) = could_not_be_read(&spare) else { return };
+    check_blocks(&cluster[0], "r0", 1, 0..1024);
+    listed(&cluster, 0);
+    assert_eq!(cluster[0].resource("r0").disk.lost_sectors, 0);
+    // What cannot be read is in the table, and is had behind a restart, too.
+    disk.set_bad(Bad::Unreadable, [7]);
+    assert!(cluster[0].open("r0").read_at(&mut [0; 4096], 7 * BLOCK).is_err());
+    listed(&cluster, 1);
+    cluster[0].kill9();
+    disk.heal_all();
+    cluster[0].start();
+    listed(&cluster, 0);
+    cluster[0].ok(&["primary", "r0"]);
+    check_blocks(&cluster[0], "r0", 1, 0..1024);
+}
+
+#[test]
+fn alone_what_the_disk_does_not_take_is_had_from_the_journal_each_time() {
+    let Some((mut cluster, disk)) = alone_with_journal(&["--journal-size", "64M"]) else { return };
+    spoil(&disk, Bad::Stuck, [9, 10]);
+    for _ in 0..3 {
+        check_blocks(&cluster[0], "r0", 1, 0..64);
+        assert_eq!(cluster[0].resource("r0").disk.unreadable_blocks, 0);
+    }
+    cluster[0].kill9();
+    cluster[0].start();
+    cluster[0].ok(&["primary", "r0"]);
+    check_blocks(&cluster[0], "r0", 1, 0..64);
+    // The journal is given what is new, and nothing else is read for it.
+    write_blocks(&cluster[0], "r0", 2, [9]);
+    written_back(&cluster);
+    check_blocks(&cluster[0], "r0", 2, [9]);
+    check_blocks(&cluster[0], "r0", 1, 10..64);
+    disk.heal_all();
+    check_blocks(&cluster[0], "r0", 2, [9]);
+    check_blocks(&cluster[0], "r0", 1, 10..64);
+    let status = cluster[0].resource("r0");
+    assert_eq!((status.disk.unreadable_blocks, status.disk.state.as_str()), (0, "UpToDate"));
 }
 
 #[test]

@@ -54,7 +54,7 @@ impl Digests {
             Ok(DiskOutcome::Data(data)) if data.len() as u64 == range.len => {
                 Some(Self::Blocks(data.chunks(BLOCK).map(digest_of).collect()))
             }
-            Ok(DiskOutcome::Partial { data, bad }) if data.len() as u64 == range.len => {
+            Ok(DiskOutcome::Partial { data, bad, .. }) if data.len() as u64 == range.len => {
                 let is_bad = |block: u64| bad.iter().any(|bad| bad.blocks().contains(&block));
                 let blocks = range.blocks().zip(data.chunks(BLOCK));
                 let digest = |(block, data)| if is_bad(block) { UNREAD } else { digest_of(data) };
@@ -111,7 +111,8 @@ mod tests {
         assert_ne!(flipped.get(1), zeroes.get(1));
         assert_eq!(Digests::of(range, &Ok(DiskOutcome::Data(vec![0; BLOCK].into()))), None);
         let bad = vec![ByteRange::new(BLOCK as u64, BLOCK as u64)];
-        let partial = DiskOutcome::Partial { data: vec![0; 2 * BLOCK].into(), bad };
+        let partial =
+            DiskOutcome::Partial { data: vec![0; 2 * BLOCK].into(), bad, wrong: Vec::new() };
         let partial = Digests::of(range, &Ok(partial)).unwrap();
         assert_eq!((partial.get(0), partial.get(1)), (zeroes.get(0), UNREAD));
         assert_eq!(Digests::told(zeroes.into_wire(), 3), None, "another number of blocks");

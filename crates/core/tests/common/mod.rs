@@ -63,6 +63,8 @@ pub struct Node {
     /// Bad ones of which the driver has the data.
     pub kept: BTreeSet<u64>,
     pub broken: BTreeSet<u64>,
+    /// Bad ones that can be read, and hold something else.
+    pub rotten: BTreeSet<u64>,
     pub boot: [u8; 16],
     /// Dies while this metadata write is being made, counted from 0; how much of it is on disk.
     pub crash_at: Option<(u64, Torn)>,
@@ -209,6 +211,7 @@ impl World {
                 bad: BTreeSet::new(),
                 kept: BTreeSet::new(),
                 broken: BTreeSet::new(),
+                rotten: BTreeSet::new(),
                 boot: [1; 16],
                 crash_at: None,
                 meta_writes: 0,
@@ -532,11 +535,13 @@ impl World {
                 let ranges = |blocks: Vec<u64>| -> Vec<ByteRange> {
                     blocks.into_iter().map(|b| ByteRange::of_blocks(b..b + 1)).collect()
                 };
+                let wrong = bad.iter().copied().filter(|b| node.rotten.contains(b)).collect();
                 let (data, bad, salvaged) = (data.into(), ranges(bad), ranges(kept));
+                let wrong = ranges(wrong);
                 Ok(match (bad.is_empty(), salvaged.is_empty()) {
                     (true, true) => DiskOutcome::Data(data),
-                    (false, true) => DiskOutcome::Partial { data, bad },
-                    (_, false) => DiskOutcome::Salvaged { data, bad, salvaged },
+                    (false, true) => DiskOutcome::Partial { data, bad, wrong },
+                    (_, false) => DiskOutcome::Salvaged { data, bad, salvaged, wrong },
                 })
             }
             Action::DiskRepair { range, .. }

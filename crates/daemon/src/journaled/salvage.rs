@@ -4,12 +4,15 @@
 use super::Mode;
 use super::worker::{Flight, Worker, io_error};
 use bytes::Bytes;
-use holdfast_journal::{Held, RunPiece, Salvage};
+use holdfast_journal::{Held, Learned, RunPiece, Salvage};
 use holdfast_store::{DiskError, DiskOp, Outcome, RemapOp, Ticket};
 use holdfast_units::{BLOCK_SIZE, ByteRange};
 use rustix::io::Errno;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
+
+/// From so many blocks on that something is known of, nothing is any more.
+const MOST_LEARNED: usize = 1 << 16;
 
 /// All of it. Bounded by the operations that the core has under way.
 #[derive(Default)]
@@ -18,6 +21,8 @@ pub(super) struct Salvaging {
     waiting: Vec<(u64, Ticket)>,
     search: Option<Salvage>,
     searching: Vec<(u64, Ticket)>,
+    /// What searches have said of blocks: only what came since is looked at again.
+    learned: BTreeMap<u64, Learned>,
     /// What is being stored again, and what of it the disk had no room for yet.
     restores: HashMap<u64, Restore>,
     starting: VecDeque<u64>,
@@ -55,7 +60,8 @@ impl Worker {
         if self.salvaging.search.is_none() && !self.salvaging.waiting.is_empty() {
             self.salvaging.searching = std::mem::take(&mut self.salvaging.waiting);
             let blocks = self.salvaging.searching.iter().map(|(block, _)| *block);
-            self.salvaging.search = Some(self.log.journal().salvage(blocks));
+            let search = self.log.journal().salvage_again(blocks, &self.salvaging.learned);
+            self.salvaging.search = Some(search);
         }
         let Some(mut search) = self.salvaging.search.take() else { return };
         self.moved = true;
@@ -70,6 +76,11 @@ impl Worker {
             };
             ticket.complete(data.map(Outcome::Data));
         }
+        let learned = &mut self.salvaging.learned;
+        if learned.len() >= MOST_LEARNED {
+            learned.clear();
+        }
+        learned.extend(search.learned());
     }
 
     fn held_data(&mut self, block: u64, held: &Held) -> io::Result<Bytes> {

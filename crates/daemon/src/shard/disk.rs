@@ -176,9 +176,19 @@ impl DiskDriver {
         self.tell(ended, events);
     }
 
-    /// Stores again what a read gave as salvaged.
-    pub(super) fn restore(&mut self, op: DiskOpId, range: ByteRange, data: Bytes) {
-        self.healing.restore(op, range, data);
+    /// Stores again in its place what the disk holds: the journal gave it, or a later read.
+    pub(super) fn restore(
+        &mut self,
+        op: DiskOpId,
+        range: ByteRange,
+        data: Bytes,
+        events: &mut VecDeque<Event>,
+    ) {
+        if self.journal.is_some() {
+            self.healing.restore(op, range, data);
+        } else {
+            self.repair(op, range, data, events);
+        }
     }
 
     /// Has the disk remember that it has no good copy of a range.
@@ -186,9 +196,10 @@ impl DiskDriver {
         &mut self,
         op: DiskOpId,
         range: ByteRange,
+        unread: bool,
         events: &mut VecDeque<Event>,
     ) {
-        let ended = self.healing.mark_lost(&mut self.disk, op, range);
+        let ended = self.healing.mark_lost(&mut self.disk, op, range, unread);
         self.tell(ended, events);
     }
 
@@ -201,16 +212,21 @@ impl DiskDriver {
         {
             let began = *now.get_or_insert_with(Instant::now);
             let kind = request.kind();
+            let of_disk = request.is_of_disk();
             self.vitals.calls(began);
             match request.submit(&mut self.disk, op) {
                 Some(completion) => {
                     let ended = Instant::now();
-                    self.vitals.took(kind, ended - began, ended, completion.result.is_ok());
+                    if of_disk {
+                        self.vitals.took(kind, ended - began, ended, completion.result.is_ok());
+                    }
                     now = Some(ended);
                     self.ended(completion, events);
                 }
                 None => {
-                    self.vitals.started(op.0, kind, began);
+                    if of_disk {
+                        self.vitals.started(op.0, kind, began);
+                    }
                     self.unkicked = true;
                 }
             }

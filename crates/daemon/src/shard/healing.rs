@@ -30,6 +30,8 @@ struct Search {
     range: ByteRange,
     data: BytesMut,
     bad: Vec<ByteRange>,
+    /// Those of them that were read and do not fit their checksums.
+    wrong: Vec<ByteRange>,
     salvaged: Vec<ByteRange>,
     running: usize,
     /// What of the disk is tried at the end.
@@ -62,6 +64,11 @@ impl Ask {
             Self::Salvage(_) => OpKind::Read,
             Self::Restore(..) => OpKind::Write,
         }
+    }
+
+    /// Whether the time it takes is the disk's: a search of the journal takes as long as that is.
+    pub(super) const fn is_of_disk(&self) -> bool {
+        matches!(self, Self::Disk(_))
     }
 
     /// Gives it to the disk.
@@ -136,7 +143,8 @@ impl Search {
 
 /// The bad ranges of a read in whole blocks, in order, without overlaps.
 fn bad_blocks(partial: PartialRead) -> DiskOutcome {
-    DiskOutcome::Partial { data: partial.data, bad: joined(partial.bad) }
+    let PartialRead { data, bad, wrong } = partial;
+    DiskOutcome::Partial { data, bad: joined(bad), wrong: joined(wrong) }
 }
 
 /// Ranges that are in order, in whole blocks, without overlaps.
@@ -221,6 +229,7 @@ impl Healing {
             range,
             data: BytesMut::zeroed(index(range.len)),
             bad: Vec::new(),
+            wrong: Vec::new(),
             salvaged: Vec::new(),
             running: 0,
             probes,
@@ -278,13 +287,21 @@ impl Healing {
         disk: &mut Disk,
         of: DiskOpId,
         range: ByteRange,
+        unread: bool,
     ) -> Option<Ended> {
         if disk.remap_stats().is_none() {
             return Some((of, Ok(DiskOutcome::Done)));
         }
         let (data, step) = (Bytes::new(), Step::Whole);
         let task = self.insert(Task::Repair(Repair { of, range, data, step }));
-        self.remap(disk, task, RemapOp::MarkLost { range })
+        self.remap(
+            disk,
+            task,
+            match unread {
+                true => RemapOp::MarkUnread { range },
+                false => RemapOp::MarkLost { range },
+            },
+        )
     }
 
     fn remap(&mut self, disk: &mut Disk, task: u64, what: RemapOp) -> Option<Ended> {
@@ -330,6 +347,8 @@ impl Healing {
                     half = Some(range);
                 } else {
                     search.bad.push(range);
+                    let is_wrong = error.errno == Some(Errno::BADMSG.raw_os_error());
+                    search.wrong.extend(is_wrong.then_some(range));
                 }
             }
             (Look::Halves, Err(error)) => {
@@ -381,7 +400,7 @@ impl Healing {
     }
 
     fn search_ended(&mut self, search: Search) -> Ended {
-        let Search { of, data, mut bad, mut salvaged, answers, error, .. } = search;
+        let Search { of, data, mut bad, mut wrong, mut salvaged, answers, error, .. } = search;
         if bad.is_empty() {
             return (of, Ok(DiskOutcome::Data(data.freeze())));
         }
@@ -389,14 +408,16 @@ impl Healing {
             return (of, Err(Some(error)));
         }
         bad.sort_unstable_by_key(|range| range.offset);
+        wrong.sort_unstable_by_key(|range| range.offset);
         self.log(&bad);
         if salvaged.is_empty() {
-            return (of, Ok(bad_blocks(PartialRead { data: data.freeze(), bad })));
+            return (of, Ok(bad_blocks(PartialRead { data: data.freeze(), bad, wrong })));
         }
         salvaged.sort_unstable_by_key(|range| range.offset);
         bad.retain(|range| salvaged.binary_search_by_key(&range.offset, |s| s.offset).is_err());
-        let (bad, salvaged) = (joined(bad), joined(salvaged));
-        (of, Ok(DiskOutcome::Salvaged { data: data.freeze(), bad, salvaged }))
+        wrong.retain(|range| salvaged.binary_search_by_key(&range.offset, |s| s.offset).is_err());
+        let (bad, salvaged, wrong) = (joined(bad), joined(salvaged), joined(wrong));
+        (of, Ok(DiskOutcome::Salvaged { data: data.freeze(), bad, salvaged, wrong }))
     }
 
     fn repaired(

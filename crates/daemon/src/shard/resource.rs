@@ -498,10 +498,14 @@ impl Resource {
         let good_disk = || inner.disk.as_ref().filter(|_| inner.disk_state == DiskState::UpToDate);
         let told = match topic {
             // A block without a good copy may lie in a hole: who takes that for zeroes does not read it.
-            Topic::Allocation => Some(match inner.core.unreadable().count_range(blocks(range)) {
-                0 => allocation(range, good_disk()),
-                _ => vec![Extent::data(range.len)],
-            }),
+            Topic::Allocation => {
+                let list = inner.core.unreadable();
+                let listed = [&list.old, &list.unread].map(|bits| bits.count_range(blocks(range)));
+                Some(match listed {
+                    [0, 0] => allocation(range, good_disk()),
+                    _ => vec![Extent::data(range.len)],
+                })
+            }
             Topic::Changed => inner.frontend.changes().map(|changes| changes.extents(range)),
             Topic::OutOfSync(peer) => {
                 inner.core.out_of_sync(peer).map(|bits| set_bits(range, bits))
@@ -732,12 +736,12 @@ impl Inner {
                 None => self.events.push_back(no_disk(op)),
             },
             Action::DiskRepair { op, range, data, salvaged } => match &mut self.disk {
-                Some(disk) if salvaged => disk.restore(op, range, data),
+                Some(disk) if salvaged => disk.restore(op, range, data, &mut self.events),
                 Some(disk) => disk.repair(op, range, data, &mut self.events),
                 None => self.events.push_back(no_disk(op)),
             },
-            Action::DiskMarkLost { op, range } => match &mut self.disk {
-                Some(disk) => disk.mark_lost(op, range, &mut self.events),
+            Action::DiskMarkLost { op, range, unread } => match &mut self.disk {
+                Some(disk) => disk.mark_lost(op, range, unread, &mut self.events),
                 None => self.events.push_back(no_disk(op)),
             },
             Action::ReadJournal { id, from, bytes } => {

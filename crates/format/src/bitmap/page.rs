@@ -8,7 +8,7 @@ use holdfast_units::{NodeId, ResourceId};
 
 const AT_PAGE: usize = HEAD_LEN;
 const AT_SLOT: usize = 44;
-const AT_BITS: usize = 64;
+pub(super) const AT_BITS: usize = 64;
 
 /// How many words of bits a page holds.
 pub const WORDS_PER_PAGE: usize = (BLOCK_LEN - AT_BITS) / 8;
@@ -140,6 +140,11 @@ impl PageAddress {
     fn head(&self) -> Head {
         Head { kind: BlockKind::Bitmap, number: self.number, resource: self.resource }
     }
+}
+
+/// Makes a page valid whose fields were changed.
+pub(super) fn seal_page(page: &mut Block, address: &PageAddress) {
+    block::seal(page, address.head());
 }
 
 /// The bits of word `i` that stand for a block of the device.

@@ -187,3 +187,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_list_of_blocks_that_could_not_be_read_is_for_programs_that_know_it() {
+    for (flag, bits) in [(DiskFlags::LOST, 1 << 3), (DiskFlags::UNREAD, 1 << 4)] {
+        let mut sb = sample();
+        sb.flags = DiskFlags::default();
+        sb.flags.set(flag, true);
+        let block = sb.encode();
+        assert_eq!(block[56..60], [bits, 0, 0, 0]);
+        assert_eq!(Superblock::decode(&block, 0), Ok(sb));
+    }
+}

@@ -28,8 +28,8 @@ pub(crate) use secondary::secondary;
 pub(crate) fn disk_order(world: &mut World, n: usize, work: &Work, source: Source) {
     let checked = failed_disk::check(world, n);
     world.check("a disk is not used after a failed flush", checked);
-    if let Work::MarkLost { range } = work {
-        let checked = lost::check(world, n, *range);
+    if let Work::MarkLost { range, unread } = work {
+        let checked = lost::check(world, n, *range, *unread);
         world.check("a block is lost only if it cannot be read", checked);
     }
     if let Some(range) = work.changes() {

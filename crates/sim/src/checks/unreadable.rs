@@ -5,6 +5,9 @@ use crate::world::World;
 use holdfast_core::IoFailure;
 use holdfast_units::ByteRange;
 
+/// A write of a lost block is durable for so long before that it is not lost any more, in microseconds.
+const SHORTLY: u64 = 1_000_000;
+
 /// Checks a read that node `n` has failed.
 pub(crate) fn check(
     world: &World,
@@ -27,10 +30,10 @@ pub(crate) fn check(
     let none_has = |block: u64| {
         sources.iter().all(|m| {
             let node = &world.nodes[*m];
-            node.failed
-                || node.data.was_bad(block, pending.at)
-                || node.says_lost(block)
-                || pending.lost.contains(&(*m, block))
+            // What its core says is so, or was a moment ago.
+            let says = node.says_lost(block) || pending.lost.contains(&(*m, block));
+            let long = if says { SHORTLY } else { 0 };
+            node.failed || node.data.was_bad(block, pending.at.saturating_sub(long))
         })
     };
     if range.blocks().any(none_has) {

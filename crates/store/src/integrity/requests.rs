@@ -211,7 +211,9 @@ impl Integrity {
     fn unreadable(&self, mut done: Done, wrong: &[u64]) -> Done {
         let mut bad: Vec<_> =
             wrong.iter().map(|block| ByteRange::of_blocks(*block..*block + 1)).collect();
-        let result = std::mem::replace(&mut done.result, Err(Errno::IO));
+        let wrong = bad.clone();
+        // Who only sees the error knows by it that it was not the disk that said so.
+        let result = std::mem::replace(&mut done.result, Err(Errno::BADMSG));
         let data = match (result, done.more.take().map(|more| *more)) {
             (Ok(Outcome::Data(data)), _) => data,
             (_, Some(More::Partial(partial))) => {
@@ -220,7 +222,7 @@ impl Integrity {
             }
             _ => zeros(&self.pool, done.range.len),
         };
-        done.more = Some(Box::new(More::Partial(PartialRead { data, bad: merged(bad) })));
+        done.more = Some(Box::new(More::Partial(PartialRead { data, bad: merged(bad), wrong })));
         done
     }
 

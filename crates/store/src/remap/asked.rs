@@ -64,6 +64,7 @@ impl Remap {
         let wish = match what {
             RemapOp::Repair { .. } => Wish::Repair,
             RemapOp::MarkLost { .. } => Wish::Lose,
+            RemapOp::MarkUnread { .. } => Wish::Suspect,
             RemapOp::Move { .. } => Wish::Move,
             RemapOp::MoveBack { .. } => Wish::Return,
             RemapOp::AddSpare(spare) => {
@@ -75,7 +76,7 @@ impl Remap {
         let reason = match what {
             RemapOp::Move { imported: true, .. } => Reason::Imported,
             RemapOp::Move { .. } => Reason::ByHand,
-            RemapOp::MarkLost { .. } => Reason::ReadError,
+            RemapOp::MarkLost { .. } | RemapOp::MarkUnread { .. } => Reason::ReadError,
             _ => Reason::NotReadBack,
         };
         let data = match what {

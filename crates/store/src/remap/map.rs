@@ -22,6 +22,8 @@ pub(super) struct Place {
     pub(super) slot: SlotRef,
     /// The slot is kept for the unit, but holds nothing.
     pub(super) lost: bool,
+    /// It is lost since the main disk could not read it: reads are tried there.
+    pub(super) unread: bool,
 }
 
 /// A bit for each special unit: one that has a place, or that somebody works on. Pages that have
@@ -169,7 +171,7 @@ mod tests {
     use holdfast_units::ByteRange;
     use std::collections::BTreeSet;
 
-    const PLACE: Place = Place { slot: SlotRef { spare: 0, slot: 1 }, lost: false };
+    const PLACE: Place = Place { slot: SlotRef { spare: 0, slot: 1 }, lost: false, unread: false };
 
     #[test]
     fn special_units_are_found_as_in_a_plain_set() {

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::layer::{IoResult, Remap, Target};
 use super::map::{Place, SlotRef};
 use super::task::{Phase, Step};
-use super::{RemapChange, RemapFate};
+use super::{RemapChange, RemapFate, UNREAD};
 use crate::{DiskOp, Outcome};
 
 /// How many slots are tried for one unit.
@@ -41,6 +41,8 @@ pub(super) enum Wish {
     Repair,
     /// It has no good copy.
     Lose,
+    /// The main disk cannot read it.
+    Suspect,
     /// It goes into a slot if the main disk has it and can be read.
     Move,
     /// It goes into a slot of another spare.
@@ -133,7 +135,9 @@ impl Placing {
             Wish::Return if from.is_none() => Some(End::Nothing),
             Wish::Return if lost => Some(End::Failed(Errno::IO)),
             Wish::Evacuate if from.is_none() => Some(End::Nothing),
-            Wish::Lose if lost => Some(End::Nothing),
+            Wish::Lose if lost && !self.is_unread() => Some(End::Nothing),
+            // What is in a slot is tried there by every read.
+            Wish::Suspect if from.is_some() => Some(End::Nothing),
             // There is nothing to put the new part into.
             Wish::Write if lost && self.data.is_none() => Some(End::Failed(Errno::IO)),
             _ => None,
@@ -142,7 +146,18 @@ impl Placing {
 
     /// It is in a slot afterwards that holds nothing.
     fn is_to_be_lost(&self) -> bool {
-        self.wish == Wish::Lose || (self.data.is_none() && self.end.is_none())
+        matches!(self.wish, Wish::Lose | Wish::Suspect)
+            || (self.data.is_none() && self.end.is_none())
+    }
+
+    /// It is lost only since the main disk could not read it.
+    fn is_unread(&self) -> bool {
+        self.from.is_some_and(|place| place.unread)
+    }
+
+    /// Of one that is lost afterwards: reads are tried on the main disk.
+    fn stays_unread(&self) -> bool {
+        self.wish == Wish::Suspect || self.is_unread() && self.wish != Wish::Lose
     }
 
     /// The target of what is tried first, and the slot.
@@ -196,7 +211,7 @@ impl Remap {
             let holds = placing.from.is_none_or(|place| !place.lost);
             if placing.end.is_none()
                 && placing.data.is_none()
-                && placing.wish != Wish::Lose
+                && !matches!(placing.wish, Wish::Lose | Wish::Suspect)
                 && holds
             {
                 task.steps.push_back(Step::Fill(i));
@@ -368,7 +383,7 @@ impl Remap {
                 time: Self::now(),
                 errors: u16::from(placing.tries),
                 state: if lost { EntryState::Lost } else { EntryState::Mapped },
-                reason: placing.reason,
+                reason: if lost && placing.stays_unread() { UNREAD } else { placing.reason },
             };
             self.next_order += 1;
             changes.entry(slot.spare).or_default().push((slot.slot, entry));
@@ -464,7 +479,8 @@ impl Remap {
                     let count = if lost { &mut report.lost } else { &mut report.placed };
                     *count += 1;
                     if let Some(slot) = placing.slot {
-                        self.map.insert(placing.unit, Place { slot, lost });
+                        let unread = lost && placing.stays_unread();
+                        self.map.insert(placing.unit, Place { slot, lost, unread });
                     }
                     let failed =
                         placing.slot_failed || spoiled.iter().any(|(s, _)| Some(*s) == old);

@@ -10,10 +10,10 @@ use holdfast_format::remap::{
 use holdfast_format::{BLOCK_LEN, Block, BlockError, looks_used};
 use holdfast_units::{ByteRange, ResourceId};
 
-use super::Details;
 use super::layer::Remap;
 use super::map::{Map, Place, SlotRef};
 use super::spare::{Backing, Spare, Table};
+use super::{Details, UNREAD};
 use crate::engine::Engine;
 use crate::{BackingKind, Disk, DiskError, DiskOp, Outcome};
 
@@ -663,7 +663,7 @@ fn check_members(found: &[Found], notes: &mut Vec<String>) -> Result<Vec<SpareId
 
 /// Fills the map. The highest order, and the slots of each spare that another one replaces.
 fn merge(used: &[(SpareAt, Found)], map: &mut Map) -> (u64, Vec<Vec<u32>>) {
-    let mut winners: HashMap<u64, (u64, SlotRef, bool)> = HashMap::new();
+    let mut winners: HashMap<u64, (u64, Place)> = HashMap::new();
     let mut losers = vec![Vec::new(); used.len()];
     let mut highest = 0;
     for (number, (_, spare)) in used.iter().enumerate() {
@@ -672,15 +672,16 @@ fn merge(used: &[(SpareAt, Found)], map: &mut Map) -> (u64, Vec<Vec<u32>>) {
             if entry.state == EntryState::BadSlot {
                 continue;
             }
-            let this =
-                (entry.order, SlotRef { spare: number, slot }, entry.state == EntryState::Lost);
+            let lost = entry.state == EntryState::Lost;
+            let unread = lost && entry.reason == UNREAD;
+            let this = (entry.order, Place { slot: SlotRef { spare: number, slot }, lost, unread });
             let loser = match winners.get(&entry.unit) {
                 None => None,
                 Some(other) if other.0 > entry.order => {
                     losers[number].push(slot);
                     continue;
                 }
-                Some(other) => Some(other.1),
+                Some(other) => Some(other.1.slot),
             };
             if let Some(SlotRef { spare, slot }) = loser {
                 losers[spare].push(slot);
@@ -688,8 +689,8 @@ fn merge(used: &[(SpareAt, Found)], map: &mut Map) -> (u64, Vec<Vec<u32>>) {
             winners.insert(entry.unit, this);
         }
     }
-    for (unit, (_, slot, lost)) in winners {
-        map.insert(unit, Place { slot, lost });
+    for (unit, (_, place)) in winners {
+        map.insert(unit, place);
     }
     (highest, losers)
 }

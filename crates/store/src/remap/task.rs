@@ -290,6 +290,11 @@ impl Remap {
                 at += 1;
                 continue;
             };
+            if place.unread && kind == OpKind::Read {
+                steps.push_back(Step::Piece(Piece { range: cut(at..at + 1), slot: None }));
+                at += 1;
+                continue;
+            }
             if place.lost {
                 lost.push(at);
                 at += 1;
@@ -479,7 +484,10 @@ impl Remap {
                     (None, OpKind::Read) if !task.bad.is_empty() => {
                         let bad = merged(std::mem::take(&mut task.bad));
                         let data = task.buffer.take().map(AlignedBuf::freeze).unwrap_or_default();
-                        (Err(Errno::IO), Some(More::Partial(PartialRead { data, bad })))
+                        (
+                            Err(Errno::IO),
+                            Some(More::Partial(PartialRead { data, bad, wrong: Vec::new() })),
+                        )
                     }
                     (None, OpKind::Read) => {
                         let data = task.buffer.take().map(AlignedBuf::freeze).unwrap_or_default();

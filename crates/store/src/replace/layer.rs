@@ -328,7 +328,7 @@ impl Replace {
         let mirrored = self.phase != Phase::Ended && range.offset < self.copier.cursor;
         let to_new = self.twin(&work).filter(|_| mirrored);
         let effect = match &work {
-            Work::Ask(_, RemapOp::MarkLost { .. }) => Effect::Lost,
+            Work::Ask(_, RemapOp::MarkLost { .. } | RemapOp::MarkUnread { .. }) => Effect::Lost,
             _ if to_new.is_some() => Effect::Both,
             _ => Effect::None,
         };

@@ -96,7 +96,7 @@ pub fn read(disk: &mut Disk, first: u64, count: u64) -> Result<Bytes, (Bytes, Ve
         Ok(Outcome::Data(data)) => Ok(data),
         Err(error) => {
             assert_eq!(error.kind, DiskErrorKind::Unreadable);
-            let PartialRead { data, bad } = disk.partial(OpId(0)).unwrap();
+            let PartialRead { data, bad, .. } = disk.partial(OpId(0)).unwrap();
             Err((data, bad))
         }
         other => panic!("{other:?}"),

@@ -210,6 +210,36 @@ fn a_lost_block_fails_until_all_of_it_is_written() {
 }
 
 #[test]
+fn a_block_that_could_not_be_read_is_tried_and_its_writes_are_looked_at() {
+    let bed = Bed::new(64, 4096, &[8]);
+    let mut rig = bed.open();
+    rig.write(blocks(0, 64), 1);
+    rig.spoil(blocks(9, 1), BadSector::Forever);
+    rig.write(blocks(9, 1), 4);
+    let unread = |range| RemapOp::MarkUnread { range };
+    assert_eq!(rig.ask(unread(blocks(4, 6))).lost, 5, "what is in a slot stays there");
+    for _ in 0..2 {
+        assert_eq!(rig.fills(blocks(3, 7)), [1, 1, 1, 1, 1, 1, 4]);
+        assert_eq!((rig.stats().lost, rig.stats().mapped), (5, 1));
+        drop(rig);
+        rig = bed.open();
+    }
+    rig.spoil(blocks(5, 1), BadSector::Forever);
+    assert_eq!(rig.partial(blocks(3, 7)).bad, [blocks(5, 1)]);
+    rig.write(blocks(5, 1), 2);
+    let data = Bytes::from(vec![1; 4096]);
+    rig.ask(RemapOp::Repair { range: blocks(6, 1), data });
+    assert_eq!((rig.stats().lost, rig.stats().mapped), (3, 2));
+    assert_eq!(rig.fills(blocks(3, 7)), [1, 1, 2, 1, 1, 1, 4]);
+    // What may be old is not tried.
+    assert_eq!(rig.ask(RemapOp::MarkLost { range: blocks(7, 1) }).lost, 1);
+    assert_eq!(rig.ask(unread(blocks(7, 1))).lost, 0);
+    assert_eq!(rig.partial(blocks(3, 7)).bad, [blocks(7, 1)]);
+    drop(rig);
+    assert_eq!(bed.open().partial(blocks(3, 7)).bad, [blocks(7, 1)]);
+}
+
+#[test]
 fn errors_that_are_not_of_the_medium_are_passed_on() {
     let bed = Bed::new(64, 4096, &[8]);
     let mut rig = bed.open();
