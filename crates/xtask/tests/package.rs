@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The packages of all formats.
@@ -114,6 +116,8 @@ fn what_is_in_the_packages() {
         "/usr/share/doc/holdfast/changelog.Debian.gz",
         "/usr/share/doc/holdfast/third-party-notices.gz",
         "/usr/share/doc/holdfast/guide/README.md",
+        "/usr/share/doc/holdfast/guide/commands/create.md",
+        "/usr/share/doc/holdfast/guide/prometheus/holdfast.rules.yml",
     ] {
         assert_eq!(mode(path), "-rw-r--r--", "{path}");
     }
@@ -134,6 +138,34 @@ fn what_is_in_the_packages() {
     let in_tar = tar.lines().filter(|path| !path.ends_with('/'));
     let in_tar = in_tar.filter_map(|path| path.split_once("/tree").map(|(_, path)| path));
     assert_eq!(in_tar.collect::<BTreeSet<_>>(), deb);
+}
+
+/// The targets of the links of a page that are no addresses, without what is behind `#`.
+fn relative_links(text: &str) -> Vec<&str> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+    let paths = targets.filter_map(|(target, _)| target.split('#').next());
+    paths.filter(|path| !path.is_empty() && !path.contains(':') && !path.contains(' ')).collect()
+}
+
+#[test]
+fn what_a_page_of_the_packages_links_to_is_there() {
+    let Some(packages) = packages() else { return };
+    let root = tempfile::tempdir().unwrap();
+    done(Command::new("dpkg-deb").arg("-x").arg(&packages.deb).arg(root.path()));
+    let doc = root.path().join("usr/share/doc/holdfast");
+    let mut pages = 0;
+    let mut missing = Vec::new();
+    for page in done(Command::new("find").arg(&doc).args(["-name", "*.md"])).lines() {
+        pages += 1;
+        let text = fs::read_to_string(page).unwrap();
+        for link in relative_links(&text) {
+            if !Path::new(page).with_file_name("").join(link).exists() {
+                missing.push(format!("{page}: {link}"));
+            }
+        }
+    }
+    assert!(pages > 70, "{pages}");
+    assert_eq!(missing, [""; 0]);
 }
 
 #[test]
@@ -231,8 +263,86 @@ const STATE: [&str; 9] = [
     "mirrors/1/mirror.state",
     "watched.state",
 ];
-const PLAIN: &str = "holdfast-resource 1 0\n{\"name\":\"db\",\"disk\":{\"path\":\"/dev/sdb\"}}";
-const WITH_JOURNAL: &str = "holdfast-resource 1 0\n{\"name\":\"db\",\"journal\":{\"dir\":\"/j\"}}";
+
+/// The daemon of a package in a scratch directory; ended with this.
+struct Daemon {
+    process: Child,
+    program: PathBuf,
+    dir: TempDir,
+}
+
+impl Daemon {
+    fn start(program: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(program);
+        command.args(["daemon", "--listen", "127.0.0.1:0", "--state-dir"]);
+        command.arg(dir.path().join("state")).arg("--socket").arg(dir.path().join("socket"));
+        command.args(["--config", "/dev/null"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = command.spawn().unwrap();
+        let daemon = Self { process, program: program.to_owned(), dir };
+        let limit = Instant::now() + Duration::from_secs(60);
+        while !daemon.command(&["status"]).output().unwrap().status.success() {
+            assert!(Instant::now() < limit, "the daemon does not answer");
+            thread::sleep(Duration::from_millis(50));
+        }
+        daemon
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--socket").arg(self.dir.path().join("socket")).args(words);
+        command
+    }
+
+    /// What it keeps of a resource that is created so.
+    fn state_of(&self, name: &str, more: &[&str]) -> String {
+        let path = |name: &str| self.dir.path().join(name).to_str().unwrap().to_owned();
+        let disk = path(&format!("{name}.img"));
+        for file in [&disk, &path("spare")] {
+            fs::File::create(file).unwrap().set_len(64 << 20).unwrap();
+        }
+        let more: Vec<_> = more.iter().map(|word| word.replace("DIR", &path(""))).collect();
+        let more: Vec<_> = more.iter().map(String::as_str).collect();
+        done(&mut self.command(&[&["create", name, "--disk", &disk], &more[..]].concat()));
+        let found = fs::read_dir(self.dir.path().join("state/resources")).unwrap();
+        let mut states = found.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap());
+        let name = format!("\"{name}\"");
+        states.find(|state| state.contains(&name)).expect("its state is there")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// States of resources as the daemon writes them.
+struct States {
+    plain: String,
+    journal: String,
+    spare: String,
+}
+
+fn states() -> &'static States {
+    static STATES: OnceLock<States> = OnceLock::new();
+    STATES.get_or_init(|| {
+        let packages = packages().unwrap();
+        let unpacked = tempfile::tempdir().unwrap();
+        done(Command::new("dpkg-deb").arg("-x").arg(&packages.deb).arg(unpacked.path()));
+        let daemon = Daemon::start(&unpacked.path().join("usr/bin/holdfast"));
+        let journal = ["--journal", "DIR/j", "--journal-size", "64M"];
+        let states = States {
+            plain: daemon.state_of("plain", &[]),
+            journal: daemon.state_of("journal", &journal),
+            spare: daemon.state_of("spare", &["--spare", "DIR/spare"]),
+        };
+        assert!(states.journal.contains("\"journal\": {"), "{}", states.journal);
+        assert!(states.spare.contains("\"spares\": ["), "{}", states.spare);
+        states
+    })
+}
 
 #[test]
 fn a_deb_is_installed_removed_and_purged() {
@@ -251,7 +361,7 @@ fn a_deb_is_installed_removed_and_purged() {
     let config = "etc/holdfast/holdfast.toml";
     debian.put(config, "# mine\n");
     for path in STATE {
-        debian.put(&format!("var/lib/holdfast/{path}"), PLAIN);
+        debian.put(&format!("var/lib/holdfast/{path}"), &states().plain);
     }
     // Installed again, as in an upgrade: what is the administrator's stays.
     debian.dpkg(&["--force-confold", "-i"], &packages.deb);
@@ -263,13 +373,21 @@ fn a_deb_is_installed_removed_and_purged() {
     assert!(!debian.is("usr/bin/holdfast") && !debian.is("usr/share/doc/holdfast"));
     assert!(STATE.iter().all(|path| debian.is(&format!("var/lib/holdfast/{path}"))));
 
-    // Somebody's disk lies there, too.
+    // Somebody's disk lies there, too, and keys.
     debian.put("var/lib/holdfast/disks/db.img", "data");
+    debian.put("etc/holdfast/nbd/server-key.pem", "key");
+    debian.put("etc/holdfast/holdfast.toml.dpkg-dist", "");
     let said = debian.dpkg(&["-P"], Path::new("holdfast"));
     assert!(said.contains("there are files of others in it"), "{said}");
-    let disk =
-        ["./var/lib/holdfast", "./var/lib/holdfast/disks", "./var/lib/holdfast/disks/db.img"];
-    assert_eq!(debian.left(), disk);
+    let kept = [
+        "./etc/holdfast",
+        "./etc/holdfast/nbd",
+        "./etc/holdfast/nbd/server-key.pem",
+        "./var/lib/holdfast",
+        "./var/lib/holdfast/disks",
+        "./var/lib/holdfast/disks/db.img",
+    ];
+    assert_eq!(debian.left(), kept);
 }
 
 #[test]
@@ -279,30 +397,46 @@ fn purging_takes_the_state_unless_data_depend_on_it() {
     }
     let Some(packages) = packages() else { return };
     let debian = ScratchDebian::new();
-    debian.dpkg(&["-i"], &packages.deb);
-    for path in STATE {
-        debian.put(&format!("var/lib/holdfast/{path}"), WITH_JOURNAL);
+    let States { plain, journal, spare } = states();
+    let damaged = plain.replace("\"up\": true", "\"up\": false");
+    let newer = plain.replace("holdfast-resource 1 ", "holdfast-resource 2 ");
+    let with = "a resource has a journal or spares";
+    let unclear = "is damaged or of another version";
+    for (state, why) in [
+        (journal, with),
+        (spare, with),
+        (&damaged, unclear),
+        (&newer, unclear),
+        (&String::new(), unclear),
+    ] {
+        assert_ne!(state, plain);
+        debian.dpkg(&["-i"], &packages.deb);
+        for path in STATE {
+            debian.put(&format!("var/lib/holdfast/{path}"), plain);
+        }
+        debian.put("var/lib/holdfast/resources/2.state", state);
+        let said = debian.dpkg(&["-P"], Path::new("holdfast"));
+        assert!(said.contains(why), "{said}");
+        assert!(STATE.iter().all(|path| debian.is(&format!("var/lib/holdfast/{path}"))), "{why}");
+        assert!(!debian.is("etc/holdfast"));
     }
-    let said = debian.dpkg(&["-P"], Path::new("holdfast"));
-    assert!(said.contains("a resource has a journal or spares"), "{said}");
-    assert!(STATE.iter().all(|path| debian.is(&format!("var/lib/holdfast/{path}"))));
-    assert!(!debian.is("etc/holdfast"));
 
     debian.dpkg(&["-i"], &packages.deb);
-    for path in STATE {
-        debian.put(&format!("var/lib/holdfast/{path}"), PLAIN);
-    }
+    fs::remove_file(debian.root.path().join("var/lib/holdfast/resources/2.state")).unwrap();
     debian.dpkg(&["-P"], Path::new("holdfast"));
     assert_eq!(debian.left(), [""; 0]);
 }
 
-/// A directory in which scripts can run: a shell and its libraries.
+/// A directory in which scripts can run: a shell and `mv`, and their libraries.
 fn with_shell(root: &Path) {
-    for path in done(Command::new("ldd").arg("/bin/sh")).split_whitespace().chain(["/bin/sh"]) {
-        if path.starts_with('/') {
-            let target = root.join(path.trim_start_matches('/'));
-            fs::create_dir_all(target.parent().unwrap()).unwrap();
-            fs::copy(path, &target).unwrap();
+    for program in ["/bin/sh", "/bin/mv"] {
+        let needs = done(Command::new("ldd").arg(program));
+        for path in needs.split_whitespace().chain([program]) {
+            if path.starts_with('/') {
+                let target = root.join(path.trim_start_matches('/'));
+                fs::create_dir_all(target.parent().unwrap()).unwrap();
+                fs::copy(path, &target).unwrap();
+            }
         }
     }
 }
@@ -340,7 +474,7 @@ fn an_rpm_is_installed_upgraded_and_removed() {
     fs::write(&config, "# mine\n").unwrap();
     let state = root.path().join("var/lib/holdfast/resources/1.state");
     fs::create_dir_all(state.parent().unwrap()).unwrap();
-    fs::write(&state, PLAIN).unwrap();
+    fs::write(&state, &states().plain).unwrap();
     rpm(&["-U", "--nodeps", "--force"], &packages.rpm);
     assert_eq!(fs::read_to_string(&config).unwrap(), "# mine\n");
     rpm(&["-e"], Path::new("holdfast"));
@@ -348,6 +482,13 @@ fn an_rpm_is_installed_upgraded_and_removed() {
     assert!(!root.path().join("usr/share/doc/holdfast").exists());
     assert!(state.exists(), "the state is gone");
     assert!(root.path().join("etc/holdfast/holdfast.toml.rpmsave").exists());
+    // Another installation takes it up, unless somebody has said something since.
+    rpm(&["-i", "--nodeps"], &packages.rpm);
+    assert_eq!(fs::read_to_string(&config).unwrap(), "# mine\n");
+    rpm(&["-e"], Path::new("holdfast"));
+    fs::write(&config, "name = \"other\"\n").unwrap();
+    rpm(&["-i", "--nodeps"], &packages.rpm);
+    assert_eq!(fs::read_to_string(&config).unwrap(), "name = \"other\"\n");
 }
 
 #[test]
@@ -381,7 +522,7 @@ fn the_tar_file_installs_upgrades_and_uninstalls() {
     fs::copy(&uninstall, &copy).unwrap();
     let state = root.join("var/lib/holdfast/resources/1.state");
     fs::create_dir_all(state.parent().unwrap()).unwrap();
-    fs::write(&state, PLAIN).unwrap();
+    fs::write(&state, &states().plain).unwrap();
     let list = fs::read(root.join("usr/lib/holdfast/installed-files")).unwrap();
     done(Command::new(&uninstall).arg("--root").arg(&root));
     let left = done(Command::new("find").arg(&root).args(["!", "-type", "d"]));
@@ -404,6 +545,139 @@ fn the_tar_file_installs_upgrades_and_uninstalls() {
     assert_eq!(done(Command::new("find").arg(&root).args(["!", "-type", "d"])), "");
     let wrong = Command::new(unpacked.join("install.sh")).arg("--fast").output().unwrap();
     assert_eq!(wrong.status.code(), Some(2));
+}
+
+/// Owner, group, mode and path of everything in a directory, links and the directory itself left out.
+fn owners(root: &Path) -> Vec<String> {
+    let mut find = Command::new("find");
+    find.arg(root).args(["-mindepth", "1", "!", "-type", "l", "-printf", "%U:%G %m %y %P\n"]);
+    done(&mut find).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn what_install_sh_installs_is_roots_whoever_unpacked_it() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root can give files to others");
+        return;
+    }
+    let Some(packages) = packages() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let unpack =
+        "umask 077; tar xf \"$1\" --no-same-permissions -C \"$2\"; chown -Rh 4321:4321 \"$2\"";
+    done(Command::new("sh").args(["-c", unpack, "sh"]).arg(&packages.tar).arg(dir.path()));
+    let name = packages.tar.file_name().unwrap().to_str().unwrap().trim_end_matches(".tar.gz");
+    let unpacked = dir.path().join(name);
+    let root = tempfile::tempdir().unwrap();
+    let install = || {
+        let script = "umask 077; exec \"$1\" --root \"$2\"";
+        let mut shell = Command::new("sh");
+        done(shell.args(["-c", script, "sh"]).arg(unpacked.join("install.sh")).arg(root.path()));
+        for line in owners(root.path()) {
+            let words: Vec<&str> = line.splitn(4, ' ').collect();
+            let program = words[3].starts_with("usr/bin/") || words[3].ends_with("/uninstall.sh");
+            let mode = if words[2] == "d" || program { "755" } else { "644" };
+            assert_eq!((words[0], words[1]), ("0:0", mode), "{line}");
+        }
+        let links = ["-type", "l", "!", "-user", "0"];
+        assert_eq!(done(Command::new("find").arg(root.path()).args(links)), "");
+    };
+    install();
+    // Neither is what an older installer left to somebody.
+    done(Command::new("chown").arg("4321:4321").arg(root.path().join("usr/bin/holdfast")));
+    install();
+}
+
+#[test]
+fn an_installation_that_was_interrupted_is_gone_on_with_or_removed() {
+    let Some(packages) = packages() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    done(Command::new("tar").arg("xf").arg(&packages.tar).arg("-C").arg(dir.path()));
+    let name = packages.tar.file_name().unwrap().to_str().unwrap().trim_end_matches(".tar.gz");
+    let install = dir.path().join(name).join("install.sh");
+    let root = dir.path().join("root");
+    // A directory where the manual has to go: the program is there by then.
+    let wall = root.join("usr/share/man/man1/holdfast.1.gz");
+    fs::create_dir_all(wall.join("x")).unwrap();
+    fs::create_dir_all(root.join("usr/share/man/man1/holdfast.1.gz.installing/x")).unwrap();
+    let run = || Command::new(&install).arg("--root").arg(&root).output().unwrap();
+    assert!(!run().status.success());
+    assert!(root.join("usr/bin/holdfast").exists());
+    assert!(root.join("usr/lib/holdfast/uninstall.sh").exists());
+    fs::remove_dir_all(root.join("usr/share/man")).unwrap();
+    let again = run();
+    assert!(again.status.success(), "{}", text(&again));
+    let uninstall = root.join("usr/lib/holdfast/uninstall.sh");
+    done(Command::new(uninstall).arg("--purge").arg("--root").arg(&root));
+    assert_eq!(done(Command::new("find").arg(&root).args(["!", "-type", "d"])), "");
+    // Over a package it is refused.
+    if there(&["dpkg", "deb-systemd-helper"]) && (is_root() || there(&["fakeroot"])) {
+        let debian = ScratchDebian::new();
+        debian.dpkg(&["-i"], &packages.deb);
+        let over = Command::new(&install).arg("--root").arg(debian.root.path()).output().unwrap();
+        assert!(text(&over).contains("/usr/bin/holdfast belongs to a package"), "{}", text(&over));
+    }
+}
+
+/// Runs a line with the functions that the scripts share, and this text as `holdfast`.
+fn with_functions(holdfast: &str, line: &str) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("holdfast");
+    fs::write(&program, format!("#!/bin/sh\n{holdfast}\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let functions = xtask::root().join("packaging/functions.sh");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("set -e; . {}; {line}", functions.display())]);
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    shell.env("PATH", path).env("DIR", dir.path()).output().unwrap()
+}
+
+#[test]
+fn what_clients_have_open_is_in_use_without_systemd_too() {
+    let lines = "echo 'resource=web node=a role=Primary open=2 suspended=-'\n\
+                 echo 'resource=db node=a role=Primary open=1 suspended=-'\n\
+                 echo 'resource=x node=a role=Secondary open=0 suspended=-'";
+    let functions = "used_devices() { echo /dev/holdfast/db; }; sleep() { :; }; refuse_while_used";
+    let said = with_functions(lines, functions);
+    assert_eq!(said.status.code(), Some(1));
+    let due = "error: holdfast was not removed: in use: /dev/holdfast/db web (2 have it open)\n";
+    assert!(text(&said).starts_with(due), "{}", text(&said));
+    let free = with_functions("exit 1", "used_devices() { :; }; refuse_while_used");
+    assert!(free.status.success(), "{}", text(&free));
+    for script in ["deb/prerm", "tar/uninstall.sh", "rpm/holdfast.spec"] {
+        let script = fs::read_to_string(xtask::root().join("packaging").join(script)).unwrap();
+        let line = script.lines().find(|line| line.contains("refuse_while_used")).unwrap();
+        assert!(!line.contains("systemd_runs"), "{line}");
+    }
+    let table = "UNIX_SOCKETS=$DIR/unix; echo '0: 00000002 00000000 00010000 0001 01 77 \
+                 /run/holdfast/control.sock' > $UNIX_SOCKETS;";
+    assert!(with_functions("", &format!("{table} daemon_listens")).status.success());
+    let other = table.replace("00010000", "00000000");
+    assert!(!with_functions("", &format!("{other} daemon_listens")).status.success());
+}
+
+#[test]
+fn a_loop_device_on_a_device_uses_it() {
+    if !is_root() || !there(&["losetup", "wipefs"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("disk");
+    fs::File::create(&file).unwrap().set_len(8 << 20).unwrap();
+    let attach = |path: &Path| {
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(path).output().unwrap();
+        made.status.success().then(|| text(&made).trim().to_owned())
+    };
+    let Some(below) = attach(&file) else {
+        eprintln!("SKIPPED: there are no loop devices here");
+        return;
+    };
+    let above = attach(Path::new(&below)).unwrap();
+    let used = || with_functions("", &format!("is_used {below}")).status.success();
+    let while_used = used();
+    done(Command::new("losetup").args(["-d", &above]));
+    let afterwards = used();
+    done(Command::new("losetup").args(["-d", &below]));
+    assert!(while_used && !afterwards, "{while_used} {afterwards}");
 }
 
 #[test]
