@@ -194,14 +194,14 @@ fn entries_are_read_back(count: u64, batches: u64) {
     };
     let mut disk = open();
     for batch in 0..batches {
-        let range = blocks(batch * 5_000_000, count / batches);
+        let range = blocks(batch * 4_000_000, count / batches);
         disk.remap_now(holdfast_store::RemapOp::MarkLost { range }).0.unwrap();
     }
     drop(disk);
     let disk = open();
     assert_eq!(disk.remap_stats().unwrap().lost, count);
     assert_eq!(disk.remap_entries().count() as u64, count);
-    let last = blocks((batches - 1) * 5_000_000 + count / batches - 1, 1);
+    let last = blocks((batches - 1) * 4_000_000 + count / batches - 1, 1);
     assert_eq!(disk.remap_entries().last().unwrap().range, last);
 }
 
@@ -213,5 +213,5 @@ fn very_many_entries_are_read_back() {
 /// Row 39.
 #[test]
 fn a_million_entries_are_read_back() {
-    entries_are_read_back(1_000_000, 100);
+    entries_are_read_back(1_000_000, 125);
 }
