@@ -44,6 +44,8 @@ pub enum Unit {
     Seconds,
     /// Tenths of a second, as in DRBD.
     Deciseconds,
+    /// Thousandths of a second.
+    Milliseconds,
     /// Bytes.
     Bytes,
     /// Bytes per second.
@@ -58,6 +60,7 @@ impl Unit {
             Self::Count => "",
             Self::Seconds => "s",
             Self::Deciseconds => "ds",
+            Self::Milliseconds => "ms",
             Self::Bytes => "bytes",
             Self::BytesPerSecond => "bytes/s",
         }
@@ -72,6 +75,7 @@ impl Unit {
         match self {
             Self::Seconds => Some(1000),
             Self::Deciseconds => Some(100),
+            Self::Milliseconds => Some(1),
             Self::Count | Self::Bytes | Self::BytesPerSecond => None,
         }
     }
@@ -82,6 +86,7 @@ impl Unit {
             Self::Count => number.to_string(),
             Self::Seconds => format!("{number} s"),
             Self::Deciseconds => format!("{number} ds"),
+            Self::Milliseconds => format!("{number} ms"),
             Self::Bytes => format_size(number),
             Self::BytesPerSecond => format!("{}/s", format_size(number)),
         }
@@ -93,6 +98,7 @@ impl Unit {
             Self::Count => format!("{min} and {max}"),
             Self::Seconds => format!("{min} and {max} seconds"),
             Self::Deciseconds => format!("{min} and {max} tenths of a second"),
+            Self::Milliseconds => format!("{min} and {max} milliseconds"),
             Self::Bytes | Self::BytesPerSecond => {
                 format!("{} and {}", self.show(min), self.show(max))
             }
@@ -258,6 +264,11 @@ pub const OPTIONS: &[OptionSpec] = &[
         "the pause between two attempts to reach a peer",
     ),
     resource(
+        "disk-timeout",
+        number(Unit::Deciseconds, 0, 0, 6000),
+        "how long a node's disk may leave something unanswered before it is given up; 0 waits for ever",
+    ),
+    resource(
         "journal-compression",
         Kind::Word { words: &["none", "lz4", "zstd"], not_yet: &[] },
         "how the journal of each member stores what is written, where that makes it shorter",
@@ -308,6 +319,11 @@ pub const OPTIONS: &[OptionSpec] = &[
         "protocol",
         Kind::Word { words: &["C"], not_yet: &["B", "A", "log"] },
         "when a write is done: C, when it is on the peer's disk too",
+    ),
+    resource(
+        "read-hedge",
+        number(Unit::Milliseconds, 50, 0, 60_000),
+        "how long at least a read waits for a slow disk before a peer is asked as well; 0 never asks",
     ),
     peer(
         "replay-delay",
@@ -569,6 +585,10 @@ pub struct Settings {
     pub journal_size: u64,
     /// The percentage of a journal from which on large writes are slowed down; 0 means never.
     pub journal_throttle: u64,
+    /// How long at least a read waits for a slow disk before a peer is asked; zero means for ever.
+    pub read_hedge: Duration,
+    /// How long a disk may leave something unanswered; zero means for ever.
+    pub disk_timeout: Duration,
     /// How far the disk of a node that follows by the log is held behind.
     pub replay_delay: Duration,
     /// Bytes per second of resync; 0 means no limit.
@@ -624,6 +644,8 @@ impl Settings {
             journal_compression: text("journal-compression"),
             journal_size: number("journal-size"),
             journal_throttle: number("journal-throttle"),
+            read_hedge: Duration::from_millis(number("read-hedge")),
+            disk_timeout: Duration::from_millis(number("disk-timeout") * 100),
             replay_delay: Duration::from_secs(number("replay-delay")),
             resync_rate: number("resync-rate"),
             resync_in_flight: number("resync-in-flight"),

@@ -182,6 +182,12 @@ pub struct DiskStatus {
     pub checksums_problem: Option<String>,
     /// Blocks that were repaired from a peer.
     pub healed_blocks: u64,
+    /// Reads of clients that a peer was asked for because this disk was slow.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hedged_reads: u64,
+    /// Those of them that the peer answered first.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hedged_reads_won: u64,
     /// Blocks of 4 KiB of which there is no good copy on this disk: who reads them gets them from a peer, or
     /// an error. Writing them, and a peer that has them, puts an end to that.
     #[serde(default)]

@@ -7,7 +7,8 @@ use crate::event::{
 };
 use crate::generation::{Bump, Gens, NewGeneration};
 use crate::handshake::Stand;
-use crate::heal::{Checked, Healing};
+use crate::heal::{Checked, Healing, slice};
+use crate::hedge::Hedging;
 use crate::locks::{Locks, Owner};
 use crate::peer::Peer;
 use crate::peer_io::PeerWrite;
@@ -36,6 +37,8 @@ pub(crate) enum DiskJob {
     Write(usize),
     /// A client's read.
     Read(usize),
+    /// A client's read that a peer has answered meanwhile.
+    Owed,
     /// The local part of a client's flush.
     Flush(usize),
     /// A peer's write.
@@ -84,7 +87,9 @@ pub(crate) enum DiskJob {
 
 /// A disk operation under way.
 struct DiskOp {
+    name: DiskOpId,
     job: DiskJob,
+    since: Millis,
     range: ByteRange,
     /// What of it was lost when it began, if it is a read.
     lost: Vec<ByteRange>,
@@ -147,6 +152,7 @@ pub struct Core {
     /// How often blocks of a resync have come.
     pub(crate) resync_writes_begun: u64,
     pub(crate) healing: Healing,
+    pub(crate) hedging: Hedging,
     disk_ops: Slab<DiskOp>,
     /// A flush before the progress of a resync is made durable is under way: one at a time.
     pub(crate) checkpointing: bool,
@@ -236,6 +242,7 @@ impl Core {
             resync_writes: Slab::new(),
             resync_writes_begun: 0,
             healing: Healing::new(config.size / BLOCK_SIZE),
+            hedging: Hedging::new(),
             disk_ops: Slab::new(),
             checkpointing: false,
             flush_issued: 0,
@@ -364,8 +371,9 @@ impl Core {
         let feeds = self.feed_deadline();
         let heals = self.heal_deadline();
         let surveys = self.survey_deadline();
+        let hedges = self.hedge_deadline();
         let all = links.chain(roles).chain(settle).chain(rates).chain(feeds);
-        all.chain(heals).chain(surveys).min()
+        all.chain(heals).chain(surveys).chain(hedges).min()
     }
 
     /// All there is to see.
@@ -389,6 +397,8 @@ impl Core {
             unreadable_blocks: self.healing.list.count(),
             unreadable: self.healing.first_listed(MOST_SHOWN),
             healing_blocks: self.healing.pending(),
+            hedged_reads: self.hedging.asked,
+            hedged_reads_won: self.hedging.won,
             surveys: self.surveys.progress(),
         }
     }
@@ -500,15 +510,49 @@ impl Core {
             | DiskJob::VerifyServe { .. } => self.lost_in(range),
             _ => Vec::new(),
         };
-        let key = self.disk_ops.insert(DiskOp { job, range, lost }) as u64;
         self.disk_serial = (self.disk_serial + 1) & DISK_SERIALS;
-        // The serial makes a stale completion harmless in release builds and visible in tests.
-        DiskOpId(self.disk_serial << 32 | key)
+        // The serial makes a stale completion harmless.
+        let name = DiskOpId(self.disk_serial << 32 | self.disk_ops.vacant_key() as u64);
+        self.disk_ops.insert(DiskOp { name, job, since: self.now, range, lost });
+        name
     }
 
-    pub(crate) fn disk_read(&mut self, job: DiskJob, range: ByteRange, holes: bool) {
+    /// What the disk still has to do.
+    fn disk_op_named(&mut self, op: DiskOpId) -> Option<(usize, &mut DiskOp)> {
+        let key = usize::try_from(op.0 & 0xFFFF_FFFF).unwrap_or(usize::MAX);
+        self.disk_ops.get_mut(key).filter(|found| found.name == op).map(|found| (key, found))
+    }
+
+    /// Nobody waits for what a read of the disk gives.
+    pub(crate) fn forget_reader(&mut self, op: DiskOpId) {
+        if let Some((_, found)) = self.disk_op_named(op) {
+            found.job = DiskJob::Owed;
+        }
+    }
+
+    /// Whether the disk, or its metadata, owe an answer.
+    pub(crate) fn is_disk_busy(&self) -> bool {
+        !self.disk_ops.is_empty() || self.oldest_meta_write().is_some()
+    }
+
+    /// Since when the oldest operation of the disk or its metadata is under way.
+    pub(crate) fn oldest_disk_op(&self) -> Option<Millis> {
+        let ops = self.disk_ops.iter().map(|(_, found)| found.since);
+        ops.chain(self.oldest_meta_write()).min()
+    }
+
+    /// No operation of the disk is waited for any more; what they were for, in their order.
+    pub(crate) fn abandon_disk_ops(&mut self) -> Vec<(DiskJob, ByteRange)> {
+        let mut ops: Vec<DiskOp> = self.disk_ops.drain().collect();
+        ops.sort_unstable_by_key(|found| (found.since, found.name));
+        self.flush_numbers.clear();
+        ops.into_iter().map(|found| (found.job, found.range)).collect()
+    }
+
+    pub(crate) fn disk_read(&mut self, job: DiskJob, range: ByteRange, holes: bool) -> DiskOpId {
         let op = self.disk_op(job, range);
         self.act(Action::DiskRead { op, range, holes });
+        op
     }
 
     pub(crate) fn disk_write(
@@ -537,8 +581,8 @@ impl Core {
     }
 
     fn disk_done(&mut self, op: DiskOpId, result: Result<DiskOutcome, IoFailure>) {
-        let key = usize::try_from(op.0 & 0xFFFF_FFFF).unwrap_or(usize::MAX);
-        let Some(DiskOp { job, range, lost }) = self.disk_ops.try_remove(key) else { return };
+        let Some((key, _)) = self.disk_op_named(op) else { return };
+        let DiskOp { job, range, lost, .. } = self.disk_ops.remove(key);
         let number = self.flush_numbers.remove(&op);
         if let (Some(number), Ok(_)) = (number, &result) {
             self.flush_done = self.flush_done.max(number);
@@ -565,6 +609,7 @@ impl Core {
             (DiskJob::ResyncRead(_), Ok(DiskOutcome::Zeroes)) => Ok(DiskOutcome::Zeroes),
             (
                 DiskJob::Read(_)
+                | DiskJob::Owed
                 | DiskJob::PeerRead { .. }
                 | DiskJob::HealRead(_)
                 | DiskJob::ResyncRead(_)
@@ -613,6 +658,7 @@ impl Core {
         match job {
             DiskJob::Write(key) => self.write_local_done(key, ok),
             DiskJob::Read(key) => self.read_local_done(key, result),
+            DiskJob::Owed => self.owed_read_done(),
             DiskJob::Flush(key) => self.flush_local_done(key, ok),
             DiskJob::PeerWrite(key) => self.peer_write_done(key, ok),
             DiskJob::PeerRead { peer, link, id } => self.peer_read_done(peer, link, id, result),
@@ -709,6 +755,7 @@ impl Core {
         self.tick_roles();
         self.tick_settle();
         self.tick_feeds();
+        self.tick_hedges();
     }
 
     fn command(&mut self, id: CommandId, command: Command) {

@@ -221,6 +221,11 @@ pub struct Options {
     /// Upper bound of what `scrub` reads here, in bytes per second; 0 is none. It goes slower while
     /// clients are busy.
     pub scrub_rate: u64,
+    /// The shortest time after which a read that the disk has not answered is asked of a peer as well;
+    /// 0 means never.
+    pub read_hedge_ms: u64,
+    /// The disk is given up when it has not answered something for so long; 0 means never.
+    pub disk_timeout_ms: u64,
 }
 
 impl Default for Options {
@@ -235,6 +240,8 @@ impl Default for Options {
             resync_window: 16 << 20,
             verify_rate: 0,
             scrub_rate: 0,
+            read_hedge_ms: 50,
+            disk_timeout_ms: 0,
         }
     }
 }
@@ -418,6 +425,8 @@ pub enum Action {
         /// Blocks.
         blocks: Vec<(u64, Box<[u8; 4096]>)>,
     },
+    /// The disk has not answered something for [`Options::disk_timeout_ms`], and is given up.
+    DiskHung,
     /// The disk is not used any more: close it and its metadata when what is in flight has ended.
     CloseDisk,
     /// Send a message on this connection; messages of one connection stay in order.
@@ -633,6 +642,10 @@ pub struct Snapshot {
     pub unreadable: Vec<ByteRange>,
     /// Blocks that are being healed, or wait for that.
     pub healing_blocks: u64,
+    /// Reads of clients that a peer was asked for because the local disk was slow, since the start.
+    pub hedged_reads: u64,
+    /// Those of them that the peer answered first.
+    pub hedged_reads_won: u64,
     /// The runs of [`Command::Survey`] that are going on.
     pub surveys: Vec<SurveyProgress>,
 }

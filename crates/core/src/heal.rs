@@ -415,14 +415,14 @@ impl Core {
     }
 
     /// Whether this peer has good data of a range, by all that is known here.
-    fn may_give(&self, peer: &Peer, range: ByteRange) -> bool {
+    pub(crate) fn may_give(&self, peer: &Peer, range: ByteRange) -> bool {
         // It may have yet to grow.
         let within = peer.size.is_some_and(|size| range.end() <= size);
         Self::gives(peer) && within && peer.bitmap.count_range(range.blocks()) == 0
     }
 
     /// Whether this peer has good data of anything.
-    fn gives(peer: &Peer) -> bool {
+    pub(crate) fn gives(peer: &Peer) -> bool {
         peer.receives()
             && peer.disk == DiskState::UpToDate
             && peer.replication == ReplicationState::Established

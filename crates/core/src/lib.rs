@@ -15,6 +15,7 @@ mod generation;
 mod grow;
 mod handshake;
 mod heal;
+mod hedge;
 mod invalidate;
 mod kept;
 mod link;

@@ -126,6 +126,7 @@ impl Core {
         self.refresh_sets();
         self.requests_lost_peer(node);
         self.heals_lost_peer(node);
+        self.hedges_lost_peer(node);
         self.bump_lost(node);
         self.role_changes_lost_peer(node);
         if was_primary {
@@ -270,6 +271,9 @@ impl Core {
             Message::HealRead { id, range } => self.heal_requested(node, link, id, range),
             Message::ReadReply { id, result, payload } if Self::is_heal(id) => {
                 self.heal_answered(node, id, result, payload);
+            }
+            Message::ReadReply { id, result, payload } if Self::is_hedge(id) => {
+                self.hedge_answered(node, id, result, payload);
             }
             Message::ReadReply { id, result, payload } if Self::is_span_read(id) => {
                 self.span_read_answered(node, id, result, payload);
@@ -440,6 +444,7 @@ impl Core {
         if received && disk_lost {
             self.requests_lost_peer(node);
             self.heals_lost_peer(node);
+            self.hedges_lost_peer(node);
             self.bump_lost(node);
         }
         self.follow(node);

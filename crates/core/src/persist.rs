@@ -11,8 +11,8 @@ use holdfast_format::{
     AlLog, DiskFlags, MetaLayout, PageAddress, PeerFlags, PeerRecord, SparseBitmap, Superblock,
 };
 use holdfast_units::{
-    BLOCK_SIZE, ByteRange, DiskState, EXTENT_SIZE, GenerationId, NodeId, PeerSet, ReplicationState,
-    Role,
+    BLOCK_SIZE, ByteRange, DiskState, EXTENT_SIZE, GenerationId, Millis, NodeId, PeerSet,
+    ReplicationState, Role,
 };
 use holdfast_wire::Message;
 use std::collections::{BTreeMap, VecDeque};
@@ -70,7 +70,8 @@ pub(crate) struct Meta {
     writing: Option<u64>,
     durable: u64,
     after: VecDeque<(u64, After)>,
-    jobs: BTreeMap<MetaOpId, MetaJob>,
+    /// What is under way, and since when.
+    jobs: BTreeMap<MetaOpId, (MetaJob, Millis)>,
     next_op: u64,
     clean: bool,
 }
@@ -279,7 +280,7 @@ impl Core {
         let meta = self.meta.as_mut()?;
         meta.next_op += 1;
         let op = MetaOpId(meta.next_op);
-        meta.jobs.insert(op, job);
+        meta.jobs.insert(op, (job, self.now));
         self.act(Action::MetaWrite { op, blocks });
         Some(op)
     }
@@ -304,8 +305,14 @@ impl Core {
         }
     }
 
+    /// Since when the oldest write of metadata is under way.
+    pub(crate) fn oldest_meta_write(&self) -> Option<Millis> {
+        self.meta.as_ref()?.jobs.first_key_value().map(|(_, (_, since))| *since)
+    }
+
     pub(crate) fn meta_written(&mut self, op: MetaOpId, ok: bool) {
-        let Some(job) = self.meta.as_mut().and_then(|m| m.jobs.remove(&op)) else { return };
+        let found = self.meta.as_mut().and_then(|m| m.jobs.remove(&op));
+        let Some((job, _)) = found else { return };
         if !ok {
             return;
         }

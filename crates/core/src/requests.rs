@@ -7,6 +7,7 @@
 
 use crate::engine::{Core, DiskJob};
 use crate::event::{DiskOutcome, IoFailure, RequestId, RequestKind};
+use crate::hedge::LocalRead;
 use crate::locks::Owner;
 use crate::planted::PlantedBug;
 use bytes::{Bytes, BytesMut};
@@ -91,6 +92,14 @@ pub(crate) struct ReadRequest {
     /// What was got by parts, and the parts that are still to come, with who could not give them.
     got: Option<BytesMut>,
     rest: Vec<(ByteRange, PeerSet)>,
+    /// The local disk works on all of it.
+    pub(crate) here: Option<LocalRead>,
+}
+
+impl ReadRequest {
+    pub(crate) fn range(&self) -> ByteRange {
+        self.range
+    }
 }
 
 /// A client's flush.
@@ -362,7 +371,8 @@ impl Core {
 
     fn read(&mut self, id: RequestId, range: ByteRange) {
         let (tried, at, got) = (PeerSet::EMPTY, None, None);
-        let read = ReadRequest { id, range, part: range, tried, at, got, rest: Vec::new() };
+        let (rest, here) = (Vec::new(), None);
+        let read = ReadRequest { id, range, part: range, tried, at, got, rest, here };
         let key = self.reads.insert(read);
         self.route_read(key);
     }
@@ -370,19 +380,24 @@ impl Core {
     /// Sends a read to where the data are good: here, or at a peer that was not asked yet.
     fn route_read(&mut self, key: usize) {
         let Some(read) = self.reads.get(key) else { return };
-        let (part, tried) = (read.part, read.tried);
-        if !tried.contains(self.node) && self.is_good_here(part) {
+        let (part, tried, is_all) = (read.part, read.tried, read.part == read.range);
+        let here = !tried.contains(self.node) && self.is_good_here(part);
+        let first = if here && is_all { self.asked_first(part, tried) } else { None };
+        if here && first.is_none() {
             let read = &mut self.reads[key];
             read.tried.insert(self.node);
             read.at = None;
-            self.disk_read(DiskJob::Read(key), part, false);
+            let op = self.disk_read(DiskJob::Read(key), part, false);
+            if is_all {
+                self.reads_here(key, op);
+            }
             return;
         }
         // Whoever differs here is not asked for what this disk should have.
         let here = tried.contains(self.node);
         let equal = |p: &NodeId| !here || self.peers[p].bitmap.count_range(part.blocks()) == 0;
         let next = self.good_peers().find(|p| !tried.contains(*p) && equal(p));
-        let Some(peer) = next else {
+        let Some(peer) = first.or(next) else {
             self.split_read(key);
             return;
         };
@@ -415,12 +430,17 @@ impl Core {
         self.route_read(key);
     }
 
+    /// All of a read is there.
+    pub(crate) fn read_is_there(&mut self, key: usize, data: Bytes) {
+        let read = self.reads.remove(key);
+        self.complete(read.id, Ok(Some(data)));
+    }
+
     /// A part of a read is there. The rest is asked for; behind the last one the client is answered.
     fn read_got(&mut self, key: usize, data: Bytes) {
         let Some(read) = self.reads.get_mut(key) else { return };
         if read.part == read.range {
-            let read = self.reads.remove(key);
-            self.complete(read.id, Ok(Some(data)));
+            self.read_is_there(key, data);
             return;
         }
         let (all, part) = (read.range, read.part);
@@ -452,6 +472,8 @@ impl Core {
 
     pub(crate) fn read_local_done(&mut self, key: usize, result: Result<DiskOutcome, IoFailure>) {
         let takes_all = self.has_bug(PlantedBug::LostIsRead);
+        let here = self.reads.get_mut(key).and_then(|read| read.here.take());
+        self.was_read_here(here, result.is_ok());
         let Some(read) = self.reads.get_mut(key) else { return };
         match result {
             Ok(DiskOutcome::Data(data)) if data.len() as u64 == read.part.len => {

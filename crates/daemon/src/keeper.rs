@@ -603,6 +603,8 @@ mod tests {
             unreadable_blocks: 0,
             unreadable: Vec::new(),
             healing_blocks: 0,
+            hedged_reads: 0,
+            hedged_reads_won: 0,
         }
     }
 

@@ -305,6 +305,8 @@ pub(crate) fn core_options(set: &OptionMap) -> (Options, Limits) {
         resync_window: settings.resync_in_flight,
         verify_rate: settings.verify_rate,
         scrub_rate: settings.scrub_rate,
+        read_hedge_ms: millis(settings.read_hedge),
+        disk_timeout_ms: millis(settings.disk_timeout),
     };
     let requests = usize::try_from(settings.max_in_flight_requests).unwrap_or(usize::MAX);
     let limits =

@@ -160,6 +160,8 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         room_bytes: snapshot.and_then(|s| state.room.filter(|room| *room >= s.size + BLOCK_SIZE)),
         io_errors: snapshot.map_or(0, |s| s.io_errors),
         healed_blocks: snapshot.map_or(0, |s| s.healed_blocks),
+        hedged_reads: snapshot.map_or(0, |s| s.hedged_reads),
+        hedged_reads_won: snapshot.map_or(0, |s| s.hedged_reads_won),
         unreadable_blocks: snapshot.map_or(0, |s| s.unreadable_blocks),
         unreadable: snapshot.map_or_else(Vec::new, |s| s.unreadable.iter().map(shown).collect()),
         problem: disk_problem(&state, view.as_deref()),

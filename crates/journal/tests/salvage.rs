@@ -5,8 +5,8 @@
 mod support;
 
 use holdfast_format::journal::{Compression, Switches};
-use holdfast_journal::driver::{Files, Log, Open};
-use holdfast_journal::{Held, Op, RunPiece, Settings, WriteBackLimits};
+use holdfast_journal::driver::{Files, Log, LogError, Open};
+use holdfast_journal::{Held, Op, RecoverError, RunPiece, Settings, WriteBackLimits};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, NodeId, ResourceId};
 use support::{Sim, State};
 
@@ -100,6 +100,55 @@ fn the_newest_record_of_a_block_counts_in_whichever_segment_it_is() {
     assert_eq!(left[2], None, "its record is gone");
     assert!(left.iter().zip(&right).all(|(left, right)| left.is_none() || left == right));
     assert_eq!(left[9], Some(12));
+}
+
+#[test]
+fn a_record_that_is_not_durable_yet_goes_before_one_that_is() {
+    let (sim, mut log) = made();
+    (3..6).for_each(|block| write(&mut log, block, 1));
+    write_back(&mut log, &sim);
+    log.push(Op::write(3 * 4096, vec![2; 4096].into(), HybridTime(1), false).unwrap()).unwrap();
+    let range = ByteRange::of_blocks(4..5);
+    log.push(Op::zeroes(range, HybridTime(1), false, false).unwrap()).unwrap();
+    while log.step_cached().unwrap().is_some() {}
+    // A client may have been answered already: what was there before is old.
+    let salvage = log.journal().salvage(3..6);
+    let newer = |block: u64| salvage.found().contains_key(&block);
+    assert_eq!([newer(3), newer(4), newer(5)], [true, true, false], "without a search");
+    assert_eq!(held(&log, 3..6), [Some(2), Some(0), Some(1)]);
+    log.flush().unwrap();
+    assert_eq!(held(&log, 3..6), [Some(2), Some(0), Some(1)]);
+}
+
+#[test]
+fn what_was_kept_before_a_cut_says_nothing() {
+    let (sim, mut log) = made();
+    for n in 0..12_u8 {
+        write(&mut log, u64::from(n % 6), n);
+    }
+    write_back(&mut log, &sim);
+    drop(log);
+    // The last segment is damaged at its second frame: the disk has what was cut off.
+    sim.0.borrow_mut().now.rot(&holdfast_journal::driver::segment_name(3), 4096 + 8192, &[0xEE]);
+    let node = NodeId::new(0).unwrap();
+    let settings = Settings {
+        segment_bytes: 9 * 4096,
+        budget_bytes: 1 << 30,
+        keep_bytes: u64::MAX,
+        ..Settings::new(RESOURCE, node, 7)
+    };
+    let (generation, time) = (GenerationId(4), HybridTime(0));
+    let mut open = Open { settings, leads: true, generation, time, cut: None, spares: 1 };
+    let damage = match Log::open(sim.clone(), &open) {
+        Err(LogError::Recover(RecoverError::Damaged(damage))) => damage,
+        other => panic!("it was to be damaged: {:?}", other.map(|_| ())),
+    };
+    open.cut = Some(damage.position);
+    let mut log = Log::open(sim.clone(), &open).unwrap().0;
+    assert!(log.journal().links().len() > 1, "older segments are there still");
+    assert_eq!(held(&log, 0..6), vec![None; 6]);
+    write(&mut log, 2, 50);
+    assert_eq!(held(&log, 0..6), [None, None, Some(50), None, None, None]);
 }
 
 #[test]

@@ -177,6 +177,7 @@ impl World {
                 self.queue.add(at, Happening::JournalRead { node: n, life, id, from });
             }
             Action::MetaWrite { op, blocks } => self.meta_start(n, op, blocks),
+            Action::DiskHung => note!(self, "n{n} waits for its disk no more"),
             Action::CloseDisk => {
                 note!(self, "n{n} gives its disk up");
                 self.nodes[n].disk_open = false;

@@ -146,6 +146,8 @@ impl Plan {
         }
         let al_extents = u16::try_from(rng.between(2, 6)).expect("small");
         options.al_extents = al_extents.into();
+        // Often shorter than what the disk takes, and not drawn: seeds go on meaning what they meant.
+        options.read_hedge_ms = [0, 1, 3][usize::try_from(size / BLOCK_SIZE % 3).expect("small")];
         let spots = spots(size, rng);
         let blocks = size / BLOCK_SIZE;
         let size_at_start =

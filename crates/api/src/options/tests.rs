@@ -36,6 +36,7 @@ fn the_table_is_the_one_that_is_documented() {
         ("archive-keep", "2592000", "0 s .. 86400000 s", "resource"),
         ("checksums", "off", "off | on", "node"),
         ("connect-int", "2", "1 s .. 120 s", "peer"),
+        ("disk-timeout", "0", "0 ds .. 6000 ds", "resource"),
         ("journal-compression", "none", "none | lz4 | zstd", "resource"),
         ("journal-size", "0", "0 B .. 16 TiB", "resource"),
         ("journal-throttle", "0", "0 .. 99", "resource"),
@@ -46,6 +47,7 @@ fn the_table_is_the_one_that_is_documented() {
         ("ping-int", "10", "1 s .. 120 s", "peer"),
         ("ping-timeout", "5", "1 ds .. 300 ds", "peer"),
         ("protocol", "C", "C", "peer"),
+        ("read-hedge", "50", "0 ms .. 60000 ms", "resource"),
         ("replay-delay", "0", "0 s .. 2592000 s", "peer"),
         ("resync-in-flight", "16777216", "1 MiB .. 256 MiB", "peer"),
         ("resync-rate", "0", "0 B/s .. 8 GiB/s", "peer"),
@@ -104,6 +106,7 @@ fn suffixes_become_plain_numbers() {
         ("timeout", "6s", "60"),
         ("ping-timeout", "500ms", "5"),
         ("ping-timeout", "5ds", "5"),
+        ("read-hedge", "2s", "2000"),
         ("protocol", "C", "C"),
     ] {
         assert_eq!(check(name, value).unwrap(), canonical, "{name}={value}");

@@ -1,7 +1,9 @@
 //! Disks with bad sectors, and spares for them.
 
 use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, write_blocks};
-use holdfast_testkit::{Bad, BadDisk, Cluster, Node, devices_unavailable, files, wait_until};
+use holdfast_testkit::{
+    Bad, BadDisk, Cluster, Node, devices_unavailable, files, run_ok, wait_until,
+};
 use serde_json::Value;
 use std::path::Path;
 
@@ -40,6 +42,63 @@ fn wait_primary(node: &Node, name: &str) {
     node.wait_resource(name, SOON, "Primary again", |status| {
         status.role == "Primary" && status.disk.state == "UpToDate"
     });
+}
+
+/// Row 7: sectors of 512 and of 4096 bytes, of a disk and its spare, and on the nodes of one resource.
+#[test]
+fn row_007_sectors_of_512_and_4096_bytes_are_mixed() {
+    const LONG: u64 = 4 * MIB;
+    if unavailable() {
+        return;
+    }
+    let mut cluster = cluster(2);
+    let device = |name: &str, size: u64, sector: u64| {
+        let disk = BadDisk::with_blocks(cluster.scratch(), name, size, sector);
+        let path = disk.loop_device();
+        (disk, path)
+    };
+    let text = |(_, path): &(BadDisk, std::path::PathBuf)| path.display().to_string();
+    let disks = [device("a", LONG, 512), device("b", LONG, 4096)];
+    let spares = [device("a-spare", MIB, 4096), device("b-spare", MIB, 512)];
+    for ((_, path), sector) in disks.iter().chain(&spares).zip(["512", "4096", "4096", "512"]) {
+        let said = run_ok(std::process::Command::new("blockdev").arg("--getss").arg(path));
+        assert_eq!(said.trim(), sector, "{}", path.display());
+    }
+    let words = ["--disk", &text(&disks[0]), "--spare", &text(&spares[0])];
+    cluster[0].ok(&[&["create", "r0"], &words[..]].concat());
+    let words = ["--disk", &text(&disks[1]), "--spare", &text(&spares[1])];
+    cluster[1].ok(&[&["join", "r0"], &words[..]].concat());
+    cluster[0].wait_synced("r0", SYNC);
+    write_blocks(&cluster[0], "r0", 1, 0..LONG / BLOCK);
+    // One sector of eight in a block of the one, a whole block of the other, and the last of each.
+    disks[0].0.set_bad(Bad::Dead, [100 * 8 + 3, LONG / 512 - 1]);
+    disks[1].0.set_bad(Bad::Dead, [200, LONG / BLOCK - 1]);
+    let last = LONG / BLOCK - 1;
+    let new = || (90..210).chain(last - 3..last + 1);
+    write_blocks(&cluster[0], "r0", 2, new());
+    let check = |node: &Node| {
+        check_blocks(node, "r0", 2, new());
+        check_blocks(node, "r0", 1, (0..last).filter(|block| !new().any(|one| one == *block)));
+    };
+    check(&cluster[0]);
+    for (at, bad) in [(0, [100, last]), (1, [200, last])] {
+        assert_eq!(mapped(&cluster[at], "r0"), bad, "node {at}");
+        assert_eq!(cluster[at].resource("r0").disk.state, "UpToDate");
+    }
+    // Also after a crash of both, and as the other one has it.
+    cluster[0].kill9();
+    cluster[1].kill9();
+    cluster[0].start();
+    cluster[1].start();
+    wait_primary(&cluster[0], "r0");
+    cluster[0].wait_synced("r0", SYNC);
+    check(&cluster[0]);
+    cluster[0].ok(&["secondary", "r0"]);
+    cluster[1].ok(&["primary", "r0"]);
+    check(&cluster[1]);
+    assert_eq!(mapped(&cluster[1], "r0"), [200, last]);
+    cluster[1].stop();
+    cluster[0].stop();
 }
 
 /// Rows 1, 10, 13, 16 to 20, 32, 43, 55, 76: a write that the disk does not take is in the spare when it

@@ -56,6 +56,7 @@ mod restart;
 mod resync;
 mod serve;
 mod service;
+mod slow_disks;
 mod space;
 mod split_brain;
 mod status_forms;

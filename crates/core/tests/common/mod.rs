@@ -477,7 +477,7 @@ impl World {
                 node.commands.insert(id.0, result);
             }
             Action::Notice(notice) => node.notices.push(notice),
-            Action::StateChanged | Action::Stopped => {}
+            Action::StateChanged | Action::Stopped | Action::DiskHung => {}
         }
     }
 

@@ -20,6 +20,10 @@ use holdfast_core::Command;
 use holdfast_units::{DiskState, NodeId, ResourceId};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// So long a disk that has failed may take to be let go of.
+const LET_GO: Duration = Duration::from_secs(3);
 
 /// Starts to use this node's disk: the one that it had, or another, which then gets all data from
 /// a peer.
@@ -44,6 +48,7 @@ pub(crate) async fn attach(
     }
     // The core takes a disk only at its start.
     refuse_primary(&resource, what)?;
+    refuse_held(&resource, what).await?;
     let local = resource.local();
     let same = match (&request.disk, &local.disk) {
         (None, Some(_)) => request.meta.is_none(),
@@ -153,6 +158,23 @@ pub(crate) async fn attach(
     }
     let disk = resource.local().disk.map(|disk| path_text(&disk)).unwrap_or_default();
     Ok(Done::new(format!("resource {name} uses its disk {disk} on this node")))
+}
+
+/// A disk that was given up may have requests of this node in hand, which it carries out later. It is
+/// not used again before they have ended, and nothing is put in its place.
+async fn refuse_held(resource: &Resource, what: &str) -> Result<(), ApiError> {
+    let Some(handle) = resource.handle() else { return Ok(()) };
+    let mut views = handle.watch();
+    let let_go = views.wait_for(|view| view.disk.is_none());
+    if tokio::time::timeout(LET_GO, let_go).await.is_ok() {
+        return Ok(());
+    }
+    let name = resource.name();
+    let message = format!(
+        "{what} for {name}: the disk that was given up has not answered yet what it was asked before"
+    );
+    Err(ApiError::new(ErrorCode::Busy, message)
+        .hint("try again when it answers, or when it was taken away and its requests have failed"))
 }
 
 /// Whether the journal may be given up with what is only in it.

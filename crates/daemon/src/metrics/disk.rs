@@ -4,7 +4,7 @@ use super::resource::of;
 use super::{Families, Kind, Row, n, ratio, with, yes};
 use holdfast_api::status::{DiskReplacing, DiskStatus, NodeStatus};
 
-const OF_DISK: [Row<DiskStatus>; 6] = [
+const OF_DISK: [Row<DiskStatus>; 8] = [
     (
         "holdfast_disk_io_errors_total",
         Kind::Counter,
@@ -16,6 +16,18 @@ const OF_DISK: [Row<DiskStatus>; 6] = [
         Kind::Counter,
         "Blocks that could not be read and were repaired from a peer since the start.",
         |disk| n(disk.healed_blocks),
+    ),
+    (
+        "holdfast_disk_hedged_reads_total",
+        Kind::Counter,
+        "Reads that a peer was asked for because the disk was slow, since the start.",
+        |disk| n(disk.hedged_reads),
+    ),
+    (
+        "holdfast_disk_hedged_reads_won_total",
+        Kind::Counter,
+        "Reads of a slow disk that the peer answered first, since the start.",
+        |disk| n(disk.hedged_reads_won),
     ),
     (
         "holdfast_disk_unreadable_blocks",

@@ -58,6 +58,8 @@ pub const STATUS_FIELDS: &[(&str, Told)] = &[
     ("resources[].disk.checksums_percent", By("holdfast_disk_checksums_ratio")),
     ("resources[].disk.checksums_problem", By("holdfast_disk_checksums_state")),
     ("resources[].disk.healed_blocks", By("holdfast_disk_healed_blocks_total")),
+    ("resources[].disk.hedged_reads", By("holdfast_disk_hedged_reads_total")),
+    ("resources[].disk.hedged_reads_won", By("holdfast_disk_hedged_reads_won_total")),
     ("resources[].disk.unreadable_blocks", By("holdfast_disk_unreadable_blocks")),
     ("resources[].disk.unreadable[].offset", Not(PLACES)),
     ("resources[].disk.unreadable[].length", Not(PLACES)),

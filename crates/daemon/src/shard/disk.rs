@@ -394,6 +394,15 @@ impl DiskDriver {
         }
     }
 
+    /// It does not answer in the time that it has: the core gives it up next.
+    pub(super) fn is_hung(&mut self) {
+        let what = format!(
+            "the disk {} has not answered for longer than disk-timeout",
+            self.path.display()
+        );
+        self.last_error = Some(DiskFailure { what, full: false });
+    }
+
     /// The core gives it up: for what failed last, if anything has.
     pub(super) fn close(&mut self) {
         self.closing = true;

@@ -761,6 +761,11 @@ impl Inner {
                     self.events.push_back(Event::MetaDone(op, failure));
                 }
             },
+            Action::DiskHung => {
+                if let Some(disk) = &mut self.disk {
+                    disk.is_hung();
+                }
+            }
             Action::CloseDisk => {
                 if let Some(disk) = &mut self.disk {
                     disk.close();

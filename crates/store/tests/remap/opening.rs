@@ -181,24 +181,37 @@ fn a_full_map_does_not_touch_the_metadata() {
     assert_eq!(rig.fills(blocks(0, 401)), [vec![0xee; 400], vec![0]].concat());
 }
 
-#[test]
-fn very_many_entries_are_read_back() {
+/// Makes so many entries, and reads them back.
+fn entries_are_read_back(count: u64, batches: u64) {
     let main = MemoryStore::new(2 << 40);
     let bed = Bed::new(1, 4096, &[]);
-    let spare = MemoryStore::new(1 << 30);
-    let shape = format(1, 4096, 160_000, main.size());
+    let spare = MemoryStore::new(8 << 30);
+    let shape = format(1, 4096, u32::try_from(count).unwrap(), main.size());
     format_spare(&mut bed.plain(&spare), None, &OWNER, &shape).unwrap();
     let open = || {
         let at = holdfast_store::SpareAt::Disk(Box::new(bed.plain(&spare)));
         bed.plain(&main).with_spares(vec![at], &OWNER).unwrap()
     };
     let mut disk = open();
-    for batch in 0..20 {
-        let range = blocks(batch * 5_000_000, 8000);
+    for batch in 0..batches {
+        let range = blocks(batch * 4_000_000, count / batches);
         disk.remap_now(holdfast_store::RemapOp::MarkLost { range }).0.unwrap();
     }
     drop(disk);
     let disk = open();
-    assert_eq!(disk.remap_stats().unwrap().lost, 160_000);
-    assert_eq!(disk.remap_entries().count(), 160_000);
+    assert_eq!(disk.remap_stats().unwrap().lost, count);
+    assert_eq!(disk.remap_entries().count() as u64, count);
+    let last = blocks((batches - 1) * 4_000_000 + count / batches - 1, 1);
+    assert_eq!(disk.remap_entries().last().unwrap().range, last);
+}
+
+#[test]
+fn very_many_entries_are_read_back() {
+    entries_are_read_back(160_000, 20);
+}
+
+/// Row 39.
+#[test]
+fn a_million_entries_are_read_back() {
+    entries_are_read_back(1_000_000, 125);
 }

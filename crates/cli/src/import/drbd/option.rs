@@ -188,11 +188,7 @@ fn disk(key: &str, values: &[&str]) -> Option<Verdict> {
         ("resync-after" | "after", _) => missing(
             "resyncs are not put in an order: resync-rate of each resource bounds what they take",
         ),
-        ("disk-timeout", ["0"]) => needless("so it is"),
-        ("disk-timeout", _) => missing(
-            "a disk that does not answer is not given up by a time: `holdfast detach-disk NAME \
-             --force` does it",
-        ),
+        ("disk-timeout", [value]) => set("disk-timeout", value),
         ("read-balancing", ["prefer-local"]) => needless("so it is"),
         ("read-balancing", _) => missing("reads go to the own disk, and to a peer when that fails"),
         ("fencing", _) => return net(key, values),
