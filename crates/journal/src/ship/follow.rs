@@ -305,9 +305,13 @@ where
         self.delay_ms = delay_ms;
     }
 
-    /// The resource has grown; what was added reads as zeroes.
+    /// The resource has grown, and the disk has room for it, which reads as zeroes.
     pub fn grown(&mut self, size: u64) {
         self.options.size = self.options.size.max(size);
+        self.disk.grown(self.options.size);
+        if matches!(self.trouble, Some(Trouble::Smaller(_))) {
+            self.trouble = None;
+        }
     }
 
     /// The disk.
