@@ -169,7 +169,10 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         healed_blocks: snapshot.map_or(0, |s| s.healed_blocks),
         unreadable_blocks: snapshot.map_or(0, |s| s.unreadable_blocks),
         unreadable: snapshot.map_or_else(Vec::new, |s| s.unreadable.iter().map(shown).collect()),
-        problem: disk_problem(&state, view.as_deref()),
+        problem: match &following {
+            Some(view) => view.failure.as_deref().map(without_numbers),
+            None => disk_problem(&state, view.as_deref()),
+        },
         replacing: state.replacing.as_ref().map(Replacing::show),
         ..spares(&state, view.as_deref(), following.as_ref(), checksums::status(&state))
     };

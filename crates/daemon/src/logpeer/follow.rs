@@ -680,8 +680,13 @@ impl Thread {
         let waits = status.follows
             && !status.fetch_paused
             && (status.head > status.fetched || status.fill_left > 0);
-        if !waits || status.received != self.progress.1 || self.leader.is_none() {
-            self.progress = (now, status.received);
+        // What comes damaged, again and again, is no progress.
+        let came = match status.trouble {
+            Some(Trouble::Damaged(_)) => status.fetched.0,
+            _ => status.received,
+        };
+        if !waits || came != self.progress.1 || self.leader.is_none() {
+            self.progress = (now, came);
             if std::mem::take(&mut self.stalled) {
                 self.notice.tell("fetching goes on");
             }

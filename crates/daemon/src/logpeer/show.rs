@@ -52,7 +52,6 @@ pub(crate) fn journal_of(view: &FollowView, shown: JournalStatus) -> JournalStat
         bytes: status.bytes,
         durable: status.fetched.0,
         written_back: status.replayed.0,
-        problem: view.failure.clone(),
         ..shown
     }
 }
