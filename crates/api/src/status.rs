@@ -141,7 +141,7 @@ pub struct ResourceStatus {
 }
 
 /// Requests of clients of a resource, and their bytes, since it was started on this node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct IoStatus {
     /// Reads.
     pub reads: u64,
@@ -153,6 +153,15 @@ pub struct IoStatus {
     pub written_bytes: u64,
     /// Flushes.
     pub flushes: u64,
+    /// Requests that are not answered yet.
+    #[serde(default)]
+    pub under_way: u64,
+    /// For how long the oldest of them has been under way, in seconds; 0 when there is none.
+    #[serde(default)]
+    pub oldest_seconds: f64,
+    /// What that one does: `read`, `write`, `discard` or `flush`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_op: Option<String>,
 }
 
 /// A node's own disk.

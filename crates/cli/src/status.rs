@@ -13,8 +13,8 @@ use crate::table::{Cell, Table, cell, shorten};
 use holdfast_api::attachment::AttachmentStatus;
 use holdfast_api::error::without_numbers;
 use holdfast_api::status::{
-    ArchiveStatus, DiskReplacing, DiskStatus, GuestStatus, JournalStatus, NodeStatus, PeerProblem,
-    PeerStatus, ReplayStatus, ResourceStatus, ResyncStatus,
+    ArchiveStatus, DiskReplacing, DiskStatus, GuestStatus, IoStatus, JournalStatus, NodeStatus,
+    PeerProblem, PeerStatus, ReplayStatus, ResourceStatus, ResyncStatus,
 };
 use holdfast_api::survey::SurveyReport;
 use holdfast_api::words::{agreed, counted};
@@ -28,6 +28,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How often `--watch` looks when nobody says.
 pub(crate) const WATCH: Duration = Duration::from_secs(1);
+/// A request that has been under way for so many seconds is told.
+const HANGS: f64 = 1.0;
 /// It does not look more often.
 const SHORTEST: Duration = Duration::from_millis(50);
 /// No document that was kept is longer, in bytes.
@@ -301,6 +303,8 @@ fn render_resource(
             resource.name
         )
     }));
+    let hangs = resource.io.as_ref().filter(|io| io.oldest_seconds >= HANGS);
+    lines.extend(hangs.map(|io| format!("  {}", Style::Warn.paint(&oldest_line(io), color))));
     lines.extend(resource.journal.as_ref().map(|journal| format!("  {}", journal_line(journal))));
     lines.extend(resource.replay.as_ref().map(|replay| format!("  {}", replay_line(replay))));
     let tail = resource.journal.as_ref().map_or(0, |journal| journal.tail);
@@ -373,6 +377,16 @@ fn journal_line(journal: &JournalStatus) -> String {
         line.push_str(&format!(", stored as {percent} % ({})", journal.compression));
     }
     line
+}
+
+/// `3 requests are under way, the oldest, a write, for 35 s`
+fn oldest_line(io: &IoStatus) -> String {
+    let one = format!("a {}", io.oldest_op.as_deref().unwrap_or("request"));
+    let time = format!("for {:.0} s", io.oldest_seconds);
+    match io.under_way {
+        0 | 1 => format!("{one} is under way {time}"),
+        count => format!("{count} requests are under way, the oldest, {one}, {time}"),
+    }
 }
 
 fn archive_line(archive: &ArchiveStatus) -> String {
@@ -721,6 +735,25 @@ r0  256 MiB  /dev/holdfast/r0
         let bar = log_bar(&replay, 1000).unwrap();
         assert!(bar.starts_with("log [#####=====..........]"), "{bar}");
         assert_eq!(log_bar(&ReplayStatus { lag_bytes: 0, ..replay }, 1000), None);
+    }
+
+    #[test]
+    fn a_request_that_hangs_is_told_with_its_age() {
+        let mut status = sample();
+        let io = |under_way, oldest_seconds| {
+            let oldest_op = Some("write".to_owned());
+            Some(IoStatus { under_way, oldest_seconds, oldest_op, ..IoStatus::default() })
+        };
+        for (io, expected) in [
+            (io(1, 35.2), Some("  a write is under way for 35 s\n")),
+            (io(3, 2.0), Some("  3 requests are under way, the oldest, a write, for 2 s\n")),
+            (io(3, 0.5), None),
+        ] {
+            status.resources[0].io = io;
+            let shown = render(&status, None, false);
+            assert_eq!(shown.contains("under way"), expected.is_some(), "{shown}");
+            assert!(expected.is_none_or(|line| shown.contains(line)), "{shown}");
+        }
     }
 
     #[test]

@@ -6,7 +6,9 @@
 //! `docs/design/daemon.md`.
 
 use crate::commands::blocking;
+use crate::commands::updown::publish;
 use crate::disk::growth;
+use crate::logpeer::FollowOrders;
 use crate::node::Node;
 use crate::resource::{Resource, told};
 use crate::shard::{ResourceHandle, ResourceView};
@@ -16,6 +18,7 @@ use holdfast_cluster::Change;
 use holdfast_core::{Command, Refusal};
 use holdfast_device::LocalDevice;
 use holdfast_units::{DiskState, NodeId, format_size};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedMutexGuard;
@@ -85,6 +88,68 @@ async fn keep_size(node: Arc<Node>, resource: Arc<Resource>, handle: ResourceHan
     }
 }
 
+/// As [`run`], for a node that follows by the log: its disk is made ready, that is said durably, and
+/// only then records are replayed there.
+pub(crate) async fn follow(node: Arc<Node>, resource: Arc<Resource>, orders: FollowOrders) {
+    let keep = async {
+        let mut cluster = node.watch_view();
+        loop {
+            let grown = grow_follower(&node, &resource, &orders).await;
+            let failed = grown.is_err();
+            note(&node, &resource, grown.err());
+            tokio::select! {
+                changed = cluster.changed() => if changed.is_err() { break },
+                () = tokio::time::sleep(RETRY), if failed => {}
+            }
+        }
+    };
+    tokio::select! {
+        () = keep => {}
+        () = measure(Arc::clone(&resource)) => {}
+    }
+}
+
+/// Grows this node's part of a resource that it follows to what was agreed on.
+async fn grow_follower(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    orders: &FollowOrders,
+) -> Result<(), ApiError> {
+    let record = node.view().records.resource(resource.id);
+    let wanted = record.map_or(0, |record| record.size_bytes);
+    if resource.local().size.is_some_and(|size| size >= wanted) {
+        return Ok(());
+    }
+    let guard = prepare(node, resource, wanted).await?;
+    {
+        let _begun = resource.begin().await?;
+        resource.change_local(node, |local| local.size = local.size.max(Some(wanted))).await?;
+    }
+    orders.grown(wanted).await;
+    drop(guard);
+    publish(node, resource);
+    Ok(())
+}
+
+/// How large a resource the disk of a node that follows is ready for, with what its metadata say:
+/// they are from when it led or joined. What it grew by since is in its state file.
+///
+/// # Errors
+/// When the state file cannot be written.
+pub(crate) async fn settle_size(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+) -> Result<u64, ApiError> {
+    let local = resource.local();
+    let (id, disk) = (resource.id, local.disk.clone());
+    let by_metadata = blocking(move || Ok(disk.and_then(|disk| growth::present_size(&disk, id))));
+    let known = by_metadata.await?.max(local.size);
+    let size = known
+        .unwrap_or_else(|| node.view().records.resource(id).map_or(0, |record| record.size_bytes));
+    resource.change_local(node, |local| local.size = Some(size)).await?;
+    Ok(size)
+}
+
 /// Keeps, for status, why it has not the size that was agreed on.
 fn note(node: &Node, resource: &Resource, error: Option<ApiError>) {
     let name = resource.name();
@@ -119,6 +184,8 @@ async fn grow(
     }
     // Nobody else prepares a larger size while the core takes this one.
     let guard = prepare(node, resource, size).await?;
+    // Who follows by the log hears of it before anything is written there.
+    resource.most.fetch_max(size, Ordering::SeqCst);
     let result = handle.command(Command::Grow { size }).await;
     if result == Err(Refusal::TimedOut) {
         // It may still happen.
@@ -147,12 +214,13 @@ pub(crate) async fn prepare(
     let guard = Arc::clone(&resource.growth).lock_owned().await;
     let in_use = resource.view().is_some_and(|view| view.snapshot.disk > DiskState::Failed);
     let local = resource.local();
-    let Some(disk) = local.disk.filter(|_| local.attached && in_use) else { return Ok(guard) };
+    let in_use = in_use && local.attached || resource.following().is_some();
+    let Some(disk) = local.disk.filter(|_| in_use) else { return Ok(guard) };
     let peers = node.view().peers_of(resource.id, node.uuid).into_values();
     let members: Vec<NodeId> = peers.filter(|peer| !peer.diskless).map(|peer| peer.slot).collect();
     let id = resource.id;
     // The guard goes along: what has begun ends, even when nobody waits for it any more.
-    blocking(move || growth::prepare(&disk, id, &members, size).map(|()| guard)).await
+    blocking(move || growth::prepare(&disk, id, &members, local.size, size).map(|()| guard)).await
 }
 
 /// The record may have lost a size: one that changed something else knew only the size before.
@@ -223,25 +291,42 @@ async fn resize_device(node: &Arc<Node>, resource: &Arc<Resource>, handle: &Reso
 pub(crate) async fn need_grown(node: &Node, resource: &Resource) -> Result<(), ApiError> {
     let Some(handle) = resource.handle() else { return Ok(()) };
     let deadline = Instant::now() + PATIENCE;
-    let (size, goal, trouble) = loop {
+    let (size, goal) = loop {
         let view = handle.snapshot();
         let (size, goal) = (view.snapshot.own_size, goal(node, resource, &view));
         if size >= goal {
             return Ok(());
         }
-        let trouble = resource.state().growth_trouble.clone();
-        if trouble.is_some() || Instant::now() >= deadline {
-            break (size, goal, trouble);
+        let in_trouble = resource.state().growth_trouble.is_some();
+        if in_trouble || Instant::now() >= deadline {
+            break (size, goal);
         }
         tokio::time::sleep(LOOK).await;
     };
+    Err(not_grown(resource, size, goal))
+}
+
+fn not_grown(resource: &Resource, size: u64, goal: u64) -> ApiError {
     let (name, shown) = (resource.name(), format_size(size));
     let message = format!(
         "primary was refused for {name}: it has {shown} ({size} bytes) on this node, and its \
          members agreed on {goal} bytes"
     );
+    let trouble = resource.state().growth_trouble.clone();
     let hint = trouble.unwrap_or_else(|| "try again in a few seconds".to_owned());
-    Err(ApiError::new(ErrorCode::DiskTooSmall, message).hint(hint))
+    ApiError::new(ErrorCode::DiskTooSmall, message).hint(hint)
+}
+
+/// The same for a node that follows by the log, and is to lead.
+///
+/// # Errors
+/// As [`need_grown`].
+pub(crate) fn need_follower_grown(node: &Node, resource: &Resource) -> Result<(), ApiError> {
+    let goal = node.view().records.resource(resource.id).map_or(0, |record| record.size_bytes);
+    match resource.local().size {
+        Some(size) if size < goal => Err(not_grown(resource, size, goal)),
+        _ => Ok(()),
+    }
 }
 
 /// Waits until a view is as wanted. Whether it came to that.

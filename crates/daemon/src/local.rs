@@ -164,6 +164,10 @@ pub(crate) struct Local {
     /// Another node leads by the log, and this one follows it, whatever its own protocol is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) follows: bool,
+    /// While it follows: how large a resource its disk was made ready for, in bytes. Its metadata,
+    /// which say that otherwise, are made anew when it leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) size: Option<u64>,
     /// Where this node is target or source of a resync, that stands still.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) sync_paused: bool,
@@ -322,6 +326,7 @@ mod tests {
             up: true,
             primary: true,
             follows: true,
+            size: Some(4096),
             sync_paused: true,
             shows_past: true,
             pending: false,

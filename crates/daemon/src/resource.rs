@@ -31,6 +31,7 @@ use holdfast_device::{LocalDevice, NbdBackend};
 use holdfast_store::SpareFill;
 use holdfast_units::{NodeId, ResourceId};
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -45,6 +46,8 @@ pub(crate) struct Resource {
     command: tokio::sync::Mutex<()>,
     /// Held while disk and metadata are made ready for a larger size, until the core has taken it.
     pub(crate) growth: Arc<tokio::sync::Mutex<()>>,
+    /// The largest size that its core has, or is just being given: nothing is written behind it.
+    pub(crate) most: Arc<AtomicU64>,
     state: Mutex<State>,
     /// Asks for the next attempt to make a link to be made at once.
     pub(crate) dial_now: Notify,
@@ -177,8 +180,8 @@ impl Resource {
         let (changes, _) = watch::channel(0);
         let command = tokio::sync::Mutex::default();
         let dial_now = Notify::new();
-        let growth = Arc::default();
-        Arc::new(Self { id, command, growth, state: Mutex::new(state), dial_now, changes })
+        let (growth, most) = (Arc::default(), Arc::default());
+        Arc::new(Self { id, command, growth, most, state: Mutex::new(state), dial_now, changes })
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

@@ -150,6 +150,13 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
     peers.sort_by(|a, b| a.node.cmp(&b.node));
     let name = state.local.name.clone();
     let device = state.device.as_ref();
+    let agreed = record.map_or(0, |record| record.size_bytes);
+    let size = match (&following, snapshot) {
+        (Some(_), _) => state.local.size.unwrap_or(agreed),
+        (None, Some(snapshot)) => snapshot.size,
+        (None, None) => agreed,
+    };
+    let in_use = following.is_some() || snapshot.is_some();
     let mut disk = DiskStatus {
         state: match &following {
             Some(view) => logpeer::disk_word(view),
@@ -157,14 +164,17 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         }
         .to_owned(),
         path: state.local.disk.as_ref().map(|disk| disk.path.display().to_string()),
-        room_bytes: snapshot.and_then(|s| state.room.filter(|room| *room >= s.size + BLOCK_SIZE)),
+        room_bytes: state.room.filter(|room| in_use && *room >= size + BLOCK_SIZE),
         io_errors: snapshot.map_or(0, |s| s.io_errors),
         healed_blocks: snapshot.map_or(0, |s| s.healed_blocks),
         hedged_reads: snapshot.map_or(0, |s| s.hedged_reads),
         hedged_reads_won: snapshot.map_or(0, |s| s.hedged_reads_won),
         unreadable_blocks: snapshot.map_or(0, |s| s.unreadable_blocks),
         unreadable: snapshot.map_or_else(Vec::new, |s| s.unreadable.iter().map(shown).collect()),
-        problem: disk_problem(&state, view.as_deref()),
+        problem: match &following {
+            Some(view) => view.failure.as_deref().map(without_numbers),
+            None => disk_problem(&state, view.as_deref()),
+        },
         replacing: state.replacing.as_ref().map(Replacing::show),
         ..spares(&state, view.as_deref(), following.as_ref(), checksums::status(&state))
     };
@@ -176,7 +186,7 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         }
         .as_str()
         .to_owned(),
-        size_bytes: snapshot.map_or(record.map_or(0, |r| r.size_bytes), |s| s.size),
+        size_bytes: size,
         suspended: Vec::new(),
         quorum: true,
         open_count: open_count(view.as_deref(), &state),
@@ -213,6 +223,9 @@ fn io(view: &ResourceView) -> IoStatus {
         writes: view.writes,
         written_bytes: view.written_bytes,
         flushes: view.flushes,
+        under_way: u64::try_from(view.under_way).unwrap_or(u64::MAX),
+        oldest_seconds: view.oldest.map_or(0.0, |(came, _)| came.elapsed().as_secs_f64()),
+        oldest_op: view.oldest.map(|(_, op)| op.as_str().to_owned()),
     }
 }
 

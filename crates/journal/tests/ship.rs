@@ -92,9 +92,17 @@ fn run(seed: u64) -> World {
             world.secondaries[follower].budget = budget;
         }
     }
-    for _ in 0..4 {
+    if dice.one_in(3) {
+        world.begin_small();
+    }
+    let grows = dice.below(4);
+    for turn in 0..4 {
+        let moment = dice.below(150);
         let rounds = 20 + world.dice.below(150);
-        for _ in 0..rounds {
+        for round in 0..rounds {
+            if turn == grows && round == moment.min(rounds - 1) {
+                world.agree_on_all();
+            }
             let writes = world.dice.below(4);
             (0..writes).for_each(|_| world.client());
             if world.dice.one_in(4) {
@@ -589,11 +597,11 @@ fn each_generation_is_in_segments_of_its_own() {
 fn what_is_noted_of_a_cut_ends_with_the_resource() {
     // Of records that cannot be read, the whole disk is told, which may be longer.
     let (mut notes, peer) = (Store::default(), node(3));
-    let mut leader = Leader::new(RESOURCE, 1 << 20, 1);
+    let mut leader = Leader::new(RESOURCE, 1);
     let mut everything = RangeSet::new();
     everything.insert(ByteRange::new(0, 9 << 20));
     let (lost, needed) = ([(peer, everything)].into(), |_| LogPosition(0));
-    leader.cut(&lost, LogPosition(8192), &[], needed, &mut notes).unwrap();
+    leader.cut(&lost, LogPosition(8192), &[], 1 << 20, needed, &mut notes).unwrap();
     let note = notes.load(peer).expect("it is noted");
     assert_eq!(note.missing, [ByteRange::new(0, 1 << 20)]);
 }
@@ -627,5 +635,64 @@ fn who_does_not_know_of_compressed_records_gets_none() {
     );
     // It is updated.
     world.old = false;
+    world.heal();
+}
+
+#[test]
+fn what_lies_behind_the_end_of_a_disk_waits_until_that_has_grown() {
+    for seed in 0..8 {
+        let mut world = World::new(900 + seed, 2, 60 * 16 * 4096);
+        world.hear = false;
+        world.begin_small();
+        (0..100).for_each(|_| world.client());
+        world.heal();
+        let fills = world.fills;
+        world.agree_on_all();
+        // One has heard of it, and goes on.
+        world.hears(1);
+        world.write(5, 3, 1);
+        world.write(5, SIZE / 4096 - 4, 4);
+        world.write(5, 7, 1);
+        world.primary.log.as_mut().unwrap().flush().unwrap();
+        world.record();
+        run_on(&mut world, 200);
+        let (waits, goes) = (status(&world.secondaries[0]), status(&world.secondaries[1]));
+        assert_eq!(goes.replayed, goes.head);
+        assert!(waits.fetched > waits.replayed, "it fetches on: {waits:?}");
+        assert_eq!(waits.trouble, Some(Trouble::Smaller(waits.replayed)));
+        assert_eq!(waits.holding, Holding::StateAt(waits.replayed), "what is before that counts");
+        match seed % 4 {
+            0 => world.crash_secondary(0),
+            1 => world.stop_secondary(0),
+            2 => world.crash_primary(),
+            _ => world.wires_of(0).into_iter().for_each(|id| world.cut_wire(id)),
+        }
+        world.start_primary();
+        world.start_secondary(0);
+        run_on(&mut world, 200);
+        let refused = status(&world.secondaries[0]).trouble;
+        assert!(
+            matches!(&refused, Some(Trouble::Refused(RefuseCode::Member, why)) if why.contains("grown")),
+            "{refused:?}"
+        );
+        world.hears(0);
+        world.heal();
+        assert_eq!(world.fills, fills, "nothing is filled for it");
+    }
+}
+
+#[test]
+fn who_has_grown_first_is_welcome() {
+    let mut world = World::new(950, 1, 60 * 16 * 4096);
+    world.begin_small();
+    world.secondaries[0].grow_before_all();
+    world.start_secondary(0);
+    world.write(5, 0, 4);
+    run_on(&mut world, 400);
+    world.check();
+    let status = status(&world.secondaries[0]);
+    assert_eq!((status.replayed, status.trouble), (status.head, None));
+    world.agree_on_all();
+    world.write(5, SIZE / 4096 - 4, 4);
     world.heal();
 }

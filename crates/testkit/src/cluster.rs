@@ -71,8 +71,10 @@ impl Cluster {
     #[must_use]
     pub fn strangers(binary: &str, count: usize, options: ClusterOptions<'_>) -> Self {
         let scratch = if options.on_disk { Scratch::on_disk() } else { Scratch::new() };
-        let nodes = NAMES.iter().take(count).map(|name| {
-            let node = Node::new(Path::new(binary), name, &scratch.join(name));
+        let further = (NAMES.len() + 1..).map(|number| format!("node-{number}"));
+        let names = NAMES.iter().map(|name| (*name).to_owned()).chain(further);
+        let nodes = names.take(count).map(|name| {
+            let node = Node::new(Path::new(binary), &name, &scratch.join(&name));
             let node = node.with_arguments(options.arguments);
             let node = match options.listen {
                 Some(listen) => node.listening_on(listen),

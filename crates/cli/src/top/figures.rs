@@ -163,7 +163,7 @@ fn row(
 }
 
 fn io_of(resource: &ResourceStatus) -> IoStatus {
-    resource.io.unwrap_or_default()
+    resource.io.clone().unwrap_or_default()
 }
 
 fn peer(now: &PeerStatus, before: &PeerStatus, over: f64) -> Peer {

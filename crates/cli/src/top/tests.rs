@@ -227,7 +227,7 @@ fn figures_are_differences_over_the_time_between_two_looks() {
         read_bytes,
         writes,
         written_bytes,
-        flushes: 0,
+        ..IoStatus::default()
     };
     let before = look(0, io(100, 1000, 10, 500), 50, stage(1000, 0));
     let now = look(2, io(300, 5000, 10, 500), 250, stage(1010, 10));

@@ -603,3 +603,43 @@ fn inside_tls_only_the_right_server_is_attached() {
     cluster[0].ok(&["detach", "nbd0"]);
     assert_eq!(holdfast_testkit::files::read(&image, 7 * 4096, 1), [3]);
 }
+
+/// The role of a pair is moved under a file system on an attached export: it waits, and goes on.
+#[test]
+fn the_primary_moves_as_planned_under_a_mounted_file_system() {
+    if skipped() {
+        return;
+    }
+    let cluster = cluster(3);
+    let disk = cluster[SERVER].disk("d1");
+    holdfast_testkit::files::make_sparse(&disk, SIZE);
+    cluster[SERVER].ok(&["create", "d1", "--disk", &disk.display().to_string()]);
+    cluster.join_resource(&cluster[2], "d1", SIZE, &[]);
+    cluster[2].wait_synced("d1", SYNC);
+    let uris = [cluster[SERVER].uri("d1").to_string(), cluster[2].uri("d1").to_string()];
+    cluster[CLIENT].ok(&["attach", &uris[0], &uris[1], "--name", "d"]);
+    let path = status(&cluster[CLIENT], "d").device.expect("it has a device");
+    run_ok(Command::new("mkfs.ext4").args(["-q", "-F", &path]));
+    let mount = Mount::new(&path, &cluster[CLIENT].dir().join("mnt"));
+    let writer = FileWriter::start(mount.path(), 0);
+    for (from, to) in [(SERVER, 2), (2, SERVER), (SERVER, 2)] {
+        let due = writer.durable() + 20;
+        wait_until(SYNC, "some files", || writer.durable() > due);
+        cluster[from].refused(&["secondary", "d1"], 1, "open");
+        cluster[from].ok(&["secondary", "d1", "--force"]);
+        cluster[to].ok(&["primary", "d1"]);
+        let due = writer.durable() + 20;
+        wait_until(SYNC, "it goes on", || writer.durable() > due);
+        assert_eq!(cluster[to].resource("d1").role, "Primary");
+    }
+    let durable = writer.stop();
+    for number in kept(durable) {
+        let found = fs::read(file(mount.path(), number)).expect("a synced file is there");
+        assert!(found == content(number), "file {number}");
+    }
+    mount.unmount();
+    run_ok(Command::new("e2fsck").args(["-f", "-n", &path]));
+    cluster[CLIENT].ok(&["detach", "d"]);
+    cluster[2].wait_synced("d1", SYNC);
+    cluster.assert_equal_disks("d1", SIZE, &[SERVER, 2]);
+}

@@ -1,7 +1,7 @@
 //! Two clusters that become one, and one that becomes two, while everything runs. Rows 106 to 109,
 //! 140 and 145 of the list.
 
-use crate::{MIB, SOON, SYNC, binary, rounds, seed};
+use crate::{MIB, SOON, SYNC, binary, check_blocks, cluster, rounds, seed, write_blocks};
 use holdfast_testkit::{
     Cluster, ClusterOptions, Ledger, Node, Rng, Writer, WriterOptions, files, wait_until,
 };
@@ -453,5 +453,41 @@ fn commands_that_were_interrupted_are_repeated() {
                 !is_there(node) && meta.into_iter().flatten().count() == 0
             })
         });
+    }
+}
+
+/// Twenty daemons on one machine: all know each other, hear of what is decided anywhere, and of one that
+/// is gone.
+#[test]
+fn row_150_a_cluster_of_twenty_nodes_agrees_and_notices_who_is_gone() {
+    const NODES: usize = 20;
+    let mut cluster = cluster(NODES);
+    let alive = |node: &Node| {
+        let nodes = node.status().cluster.map_or_else(Vec::new, |cluster| cluster.nodes);
+        (nodes.len(), nodes.iter().filter(|node| node.alive).count())
+    };
+    for node in cluster.nodes() {
+        wait_until(SYNC, "it sees all of them", || alive(node) == (NODES, NODES));
+    }
+    cluster.resource("r0", 8 * MIB, 1);
+    let last = &cluster[NODES - 1];
+    cluster.join_resource(last, "r0", 8 * MIB, &[]);
+    last.wait_synced("r0", SYNC);
+    last.ok(&["cluster", "set", "room=seven"]);
+    for node in cluster.nodes() {
+        let told = || node.cli(&["cluster", "get", "room"]).stdout.contains("seven");
+        wait_until(SOON, "it has heard of it", told);
+    }
+    write_blocks(&cluster[0], "r0", 1, 0..20);
+    cluster[7].kill9();
+    for node in [0, 6, 8, NODES - 1] {
+        wait_until(SYNC, "it misses one", || alive(&cluster[node]) == (NODES, NODES - 1));
+    }
+    cluster[7].start();
+    wait_until(SYNC, "all are there again", || alive(&cluster[3]) == (NODES, NODES));
+    check_blocks(&cluster[0], "r0", 1, 0..20);
+    // What they say to each other all the time is little.
+    for node in cluster.nodes() {
+        assert!(node.memory() < 400 * MIB, "{} has {} bytes", node.name(), node.memory());
     }
 }

@@ -35,6 +35,8 @@ mod journal;
 mod journal_device;
 mod journal_faults;
 mod logpeer;
+mod logpeer_faults;
+mod logpeer_resize;
 mod logpeer_roles;
 mod logpeer_switches;
 mod metadata;

@@ -530,3 +530,29 @@ fn top_shows_a_resync_with_its_rate_and_its_end() {
     cluster[0].wait_synced("r0", Duration::from_secs(90));
     assert!(!cluster[0].ok(&["top", "--once", "-d", "0.1"]).contains("sync to"));
 }
+
+#[test]
+fn a_request_that_hangs_is_told_with_its_age() {
+    let cluster = cluster(2);
+    cluster.resource("r0", 8 * MIB, 2);
+    let io = || cluster[0].resource("r0").io.expect("it is up");
+    assert_eq!((io().under_way, io().oldest_op), (0, None));
+    let metric = || cluster[0].metric("holdfast_client_oldest_request_seconds", &["r0"]);
+    assert_eq!(metric(), Some(0.0));
+    // It answers nothing, and is not given up at once.
+    cluster[1].freeze();
+    let mut client = cluster[0].open("r0");
+    let writer = std::thread::spawn(move || {
+        client.write_at(&[7; 4096], 0).expect("it is written when the peer is given up");
+    });
+    wait_until(SOON, "it is told with its age", || io().oldest_seconds >= 1.2);
+    let hangs = io();
+    assert_eq!((hangs.under_way, hangs.oldest_op.as_deref()), (1, Some("write")));
+    assert!(metric().is_some_and(|seconds| seconds >= 1.0), "{:?}", metric());
+    let text = cluster[0].ok(&["status", "r0"]);
+    assert!(text.contains("a write is under way for "), "{text}");
+    cluster[1].thaw();
+    writer.join().expect("it does not panic");
+    wait_until(SOON, "it is over", || io().under_way == 0 && metric() == Some(0.0));
+    assert!(!cluster[0].ok(&["status", "r0"]).contains("under way"));
+}

@@ -16,16 +16,16 @@ use std::process::{Command, Stdio};
 const SMALL: u64 = 8 * MIB;
 const LARGE: u64 = 200 * MIB;
 
-fn make_larger(node: &Node, size: u64) {
+pub(crate) fn make_larger(node: &Node, size: u64) {
     let file = File::options().write(true).open(node.disk("r0")).expect("it is there");
     file.set_len(size).expect("it can grow");
 }
 
-fn size(node: &Node) -> u64 {
+pub(crate) fn size(node: &Node) -> u64 {
     node.resource("r0").size_bytes
 }
 
-fn last_of(size: u64) -> u64 {
+pub(crate) fn last_of(size: u64) -> u64 {
     size / BLOCK - 1
 }
 
@@ -315,7 +315,7 @@ fn a_primary_that_died_before_it_grew_does_so_at_its_start() {
     cluster.assert_equal_disks("r0", LARGE, &[0, 1]);
 }
 
-fn meta_of(node: &Node) -> PathBuf {
+pub(crate) fn meta_of(node: &Node) -> PathBuf {
     let found = std::fs::read_dir(node.state_dir().join("meta")).expect("it is there");
     let mut files = found.map(|entry| entry.expect("it can be read").path());
     files.next().expect("there is one")

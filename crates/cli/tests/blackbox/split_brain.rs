@@ -241,3 +241,41 @@ fn row_071_data_without_a_common_past_are_refused() {
     check_blocks(&cluster[0], "r0", 1, 0..10);
     cluster.assert_equal_disks("r0", SIZE, &[0, 1]);
 }
+
+/// The other way out: one side leaves with its data, and the other one goes on.
+#[test]
+fn one_side_leaves_and_keeps_its_disk() {
+    let mut cluster = cluster_with_proxies(2);
+    cluster.resource("r0", SIZE, 2);
+    write_blocks(&cluster[0], "r0", 1, 0..30);
+    for node in cluster.nodes() {
+        node.proxy().cut(Cut::Reset);
+    }
+    cluster[0].wait_peer("r0", "beta", SOON, "the cut is noticed", gone);
+    cluster[1].wait_peer("r0", "alpha", SOON, "the cut is noticed", gone);
+    // Alone it has the last good copy.
+    cluster[1].refused(&["leave", "r0"], 1, "no other node in reach has up-to-date data");
+    cluster[1].ok(&["primary", "r0"]);
+    write_blocks(&cluster[0], "r0", 2, 10..20);
+    write_blocks(&cluster[1], "r0", 3, 15..25);
+    let before = prints(&cluster);
+    for node in cluster.nodes() {
+        node.proxy().heal();
+    }
+    assert_detected(&cluster, before);
+    cluster[1].refused(&["leave", "r0"], 1, "Primary");
+    cluster[1].ok(&["secondary", "r0"]);
+    holdfast_testkit::wait_until(SOON, "it leaves when it sees the other one", || {
+        cluster[1].cli(&["leave", "r0"]).status == 0
+    });
+    assert_eq!(prints(&cluster), before, "the data stay");
+    assert!(cluster[1].status().resources.is_empty());
+    cluster[0].wait_resource("r0", SOON, "nothing is wrong", |r| r.peers.is_empty());
+    check_blocks(&cluster[0], "r0", 2, 10..20);
+    write_blocks(&cluster[0], "r0", 4, 40..41);
+    let disk = cluster[1].disk("r0").display().to_string();
+    cluster[1].ok(&["join", "r0", "--disk", &disk, "--force"]);
+    cluster[1].wait_synced("r0", SYNC);
+    cluster.assert_equal_disks("r0", SIZE, &[0, 1]);
+    cluster[0].stop();
+}

@@ -53,6 +53,7 @@ pub(crate) async fn leave(
     if let Some(view) = resource.view() {
         let snapshot = &view.snapshot;
         let elsewhere = snapshot.peers.iter().any(|peer| peer.disk == DiskState::UpToDate);
+        let elsewhere = elsewhere || is_apart(node, &resource);
         if snapshot.disk >= DiskState::Consistent && !elsewhere {
             let message = format!("{what} for {name}: no other node in reach has up-to-date data");
             return Err(ApiError::new(ErrorCode::LastGoodCopy, message)
@@ -87,6 +88,14 @@ pub(crate) async fn leave(
     phase("ending it here");
     retire(node, &resource).await;
     Ok(Done::new(format!("node {} left resource {name}; the data stay on its disk", node.name)))
+}
+
+/// Whether another member that is alive has data of its own: both met, and had written apart.
+fn is_apart(node: &Node, resource: &Resource) -> bool {
+    let members = node.view().peers_of(resource.id, node.uuid);
+    let state = resource.state();
+    let mut apart = state.problems.iter().filter(|(_, problem)| problem.what.code == "SPLIT_BRAIN");
+    apart.any(|(slot, _)| members.get(slot).is_some_and(|peer| node.peers.health(peer.uuid).alive))
 }
 
 /// Ends the membership in a resource whose state file cannot be used: where its disk is, nobody knows.

@@ -3,6 +3,7 @@
 use super::blocking;
 use crate::disk::growth;
 use crate::growth::{goal, prepare, wait};
+use crate::local::LocalDisk;
 use crate::node::{Node, PeerMember};
 use crate::peer_api::{self, AboutResource, GROW, MakeReady, ROOM_TO_GROW, RoomToGrow};
 use crate::peers::{CALL_TIMEOUT, call_node};
@@ -143,12 +144,9 @@ fn member(node: &Node, id: ResourceId) -> Result<Arc<Resource>, ApiError> {
 async fn room(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<Option<u64>, ApiError> {
     let name = resource.name();
     if resource.following().is_some() {
-        let why =
-            format!("node {} follows by the log, and does not grow with the others", node.name);
-        return Err(refused(&name, ErrorCode::Follows, &why).hint(format!(
-            "run `holdfast leave {name}` there, make all disks larger, resize, and join it again \
-             with `--protocol log`: it is compared then, and what is equal is not sent"
-        )));
+        // Whatever its disk is, and however far behind: all that is new reads as zeroes there.
+        let Some(disk) = resource.local().disk else { return Ok(None) };
+        return room_on(node, name, disk).await.map(Some);
     }
     let handle = resource.handle().ok_or_else(|| {
         let why = format!("it is down on node {}", node.name);
@@ -172,9 +170,13 @@ async fn room(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<Option<u64>,
         return Err(refused(&name, ErrorCode::NoUpToDateData, &why)
             .hint("all disks must be UpToDate first"));
     }
+    room_on(node, name, disk).await.map(Some)
+}
+
+async fn room_on(node: &Node, name: String, disk: LocalDisk) -> Result<u64, ApiError> {
     let here = node.name.clone();
     blocking(move || {
-        growth::room(&disk).map(Some).map_err(|error| ApiError {
+        growth::room(&disk).map_err(|error| ApiError {
             message: format!("{WHAT} for {name}: node {here}: {}", error.message),
             ..error
         })

@@ -54,7 +54,8 @@ pub(crate) fn room(disk: &LocalDisk) -> Result<u64, ApiError> {
 
 /// Makes disk and metadata of a resource ready for `size` bytes, durably: the metadata have room
 /// for the bitmaps, with no bit set there, and all of the disk past the present end reads as zeroes.
-/// Blocks while it works. The caller makes sure that nobody does the same, and that the resource
+/// That is where the metadata say, or, when this node follows by the log or did so, `known`, whichever
+/// is later. Blocks while it works. The caller makes sure that nobody does the same, and that the resource
 /// does not grow meanwhile.
 ///
 /// # Errors
@@ -63,6 +64,7 @@ pub(crate) fn prepare(
     disk: &LocalDisk,
     resource: ResourceId,
     members: &[NodeId],
+    known: Option<u64>,
     size: u64,
 ) -> Result<(), ApiError> {
     let room = room(disk)?;
@@ -70,6 +72,7 @@ pub(crate) fn prepare(
     let meta = File::options().read(true).write(true).open(path);
     let meta = meta.map_err(|error| failed(path, "opened", &error))?;
     let before = present(&meta, resource).map_err(|error| failed(path, "read", &error))?;
+    let begin = before.device_size().max(known.unwrap_or(0));
     if before.device_size() >= size {
         return Ok(());
     }
@@ -90,8 +93,15 @@ pub(crate) fn prepare(
     extend(&meta, path, &before, &after, members)?;
     let fail = |error: io::Error| failed(&disk.path, "made to read as zeroes", &error);
     let data = File::options().read(true).write(true).open(&disk.path).map_err(fail)?;
-    let added = ByteRange::new(before.device_size(), size - before.device_size());
+    let added = ByteRange::new(begin, size.saturating_sub(begin));
     clear(&data, added).and_then(|()| data.sync_all()).map_err(fail)
+}
+
+/// How large the resource is by the metadata of the disk; `None` when they do not say.
+pub(crate) fn present_size(disk: &LocalDisk, resource: ResourceId) -> Option<u64> {
+    // Internal ones do not grow.
+    let meta = File::open(disk.meta.as_ref()?).ok()?;
+    present(&meta, resource).ok().map(|layout| layout.device_size())
 }
 
 /// The layout that counts. The superblock may be written meanwhile, but not its size.

@@ -94,6 +94,10 @@ impl Backing for OwnDisk {
         self.spares.send_replace(SparesView::of(&self.disk));
         flushed
     }
+
+    fn grown(&mut self, size: u64) {
+        self.disk.grown_to(size);
+    }
 }
 
 fn io_error(error: &DiskError) -> io::Error {

@@ -3,6 +3,7 @@
 use super::disk::OwnDisk;
 use super::session::{self, Link};
 use crate::checksums::{self, LatestChecksums};
+use crate::growth;
 use crate::journaled::open::{claimed_files, follow_settings};
 use crate::local::Local;
 use crate::node::Node;
@@ -70,6 +71,8 @@ pub(super) enum Order {
     Delay(Duration),
     /// No delay counts, or it counts again.
     Hurry(bool),
+    /// The disk is ready for so many bytes.
+    Grown(u64, oneshot::Sender<()>),
     Discard(oneshot::Sender<Result<(), String>>),
     Stop(oneshot::Sender<()>),
 }
@@ -102,7 +105,7 @@ pub(crate) struct Following {
     orders: mpsc::Sender<Order>,
     view: watch::Receiver<FollowView>,
     checksums: LatestChecksums,
-    _tasks: [Task; 2],
+    _tasks: [Task; 3],
 }
 
 /// Says where the checksums of the disk are: they may come and go between two openings.
@@ -136,8 +139,9 @@ pub(crate) async fn start(
         let message = format!("resource {} was not started: {why}", local.name);
         ApiError::new(ErrorCode::NotMember, message)
     };
-    let record = view.records.resource(local.id);
-    let record = record.ok_or_else(|| refuse("the cluster does not know it any more"))?;
+    if view.records.resource(local.id).is_none() {
+        return Err(refuse("the cluster does not know it any more"));
+    }
     let slot = view.slot_of(local.id, node.uuid);
     let slot = slot.ok_or_else(|| refuse("this node is no member of it any more"))?;
     let disk = local.disk.as_ref().ok_or_else(|| refuse("it follows by the log without a disk"))?;
@@ -149,7 +153,7 @@ pub(crate) async fn start(
         slot,
         disk: disk.spec(),
         journal: journal.spec(),
-        size: record.size_bytes,
+        size: growth::settle_size(node, resource).await?,
         delay: session::delay_of(node, local.id, None),
         sums: sums_of(node, resource),
         checksums: Arc::default(),
@@ -182,8 +186,24 @@ pub(crate) async fn start(
     }
     let session = session::run(Arc::clone(node), Arc::clone(resource), orders.clone());
     let computing = checksums::run_latest(Arc::clone(&sums));
-    let tasks = [Task::spawn(session), Task::spawn(computing)];
+    let growing = FollowOrders(orders.clone());
+    let growing = growth::follow(Arc::clone(node), Arc::clone(resource), growing);
+    let tasks = [Task::spawn(session), Task::spawn(computing), Task::spawn(growing)];
     Ok(Following { orders, view: seen, checksums: sums, _tasks: tasks })
+}
+
+/// Tells the thread what becomes of its disk.
+pub(crate) struct FollowOrders(mpsc::Sender<Order>);
+
+impl FollowOrders {
+    /// The disk is ready for so many bytes; returns when they are used.
+    pub(crate) async fn grown(&self, size: u64) {
+        let (done, end) = oneshot::channel();
+        // A thread that has ended begins with the new size.
+        if self.0.send(Order::Grown(size, done)).await.is_ok() {
+            let _ = end.await;
+        }
+    }
 }
 
 fn sums_of(node: &Node, resource: &Arc<Resource>) -> Sums {
@@ -526,6 +546,15 @@ impl Thread {
                 self.hurries = on;
                 self.set_delay();
             }
+            Order::Grown(size, done) => {
+                self.place.size = self.place.size.max(size);
+                if let Some(logic) = &mut self.logic {
+                    logic.grown(size);
+                }
+                self.publish();
+                // Who asked may be gone.
+                let _ = done.send(());
+            }
             Order::Discard(done) => self.carry_out(done, Follower::discard),
             Order::Stop(_) => {}
         }
@@ -651,8 +680,13 @@ impl Thread {
         let waits = status.follows
             && !status.fetch_paused
             && (status.head > status.fetched || status.fill_left > 0);
-        if !waits || status.received != self.progress.1 || self.leader.is_none() {
-            self.progress = (now, status.received);
+        // What comes damaged, again and again, is no progress.
+        let came = match status.trouble {
+            Some(Trouble::Damaged(_)) => status.fetched.0,
+            _ => status.received,
+        };
+        if !waits || came != self.progress.1 || self.leader.is_none() {
+            self.progress = (now, came);
             if std::mem::take(&mut self.stalled) {
                 self.notice.tell("fetching goes on");
             }
@@ -666,7 +700,7 @@ impl Thread {
                     format!("what comes for position {at} is damaged")
                 }
                 Some(Trouble::Refused(_, text)) => text.clone(),
-                Some(Trouble::Held) | None => {
+                Some(Trouble::Held | Trouble::Smaller(_)) | None => {
                     "nothing comes although the node that leads is in reach".to_owned()
                 }
             };

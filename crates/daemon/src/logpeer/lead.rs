@@ -9,8 +9,8 @@ use crate::resource::Resource;
 use crate::shard::{JournalHandle, JournalMode, JournalView, LinkSocket, ResourceHandle};
 use holdfast_cluster::PinnedNode;
 use holdfast_journal::ship::{
-    Answer, FollowerStatus, Handed, Leader, Message, RefuseCode, Reply, Request, copy_block,
-    fetch_piece, make_offer,
+    Answer, FollowerStatus, Handed, Leader, Message, RefuseCode, Reply, Request, Source as _,
+    copy_block, fetch_piece, make_offer,
 };
 use holdfast_units::{GenerationId, HybridTime, LogPosition, NodeId, Role};
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,11 +111,11 @@ async fn lead(
     loop {
         let view = handle.snapshot();
         let snapshot = &view.snapshot;
-        let size = snapshot.size;
+        resource.most.fetch_max(snapshot.own_size, Ordering::SeqCst);
         match journal.led_segments().await {
             Ok(segments) if !segments.is_empty() => {
                 if led.is_none() {
-                    led = Serving::begin(node, resource, journal, size).map(Arc::new);
+                    led = Serving::begin(node, resource, journal).map(Arc::new);
                 }
             }
             // What is here is nobody's past: whoever has it must see that.
@@ -137,7 +137,7 @@ async fn lead(
             }
             let lineage = [snapshot.generation].into_iter().chain(snapshot.history).collect();
             let state = Arc::clone(serving);
-            let ticked = tokio::task::spawn_blocking(move || state.tick(followers, size, lineage));
+            let ticked = tokio::task::spawn_blocking(move || state.tick(followers, lineage));
             let ticked = ticked.await;
             if ticked.is_err() {
                 tracing::error!(resource = resource.name(), "the followers cannot be looked after");
@@ -262,12 +262,16 @@ pub(super) fn followers_of(node: &Node, resource: &Resource) -> BTreeSet<NodeId>
 }
 
 impl Serving {
-    fn begin(node: &Node, resource: &Resource, journal: &JournalHandle, size: u64) -> Option<Self> {
+    fn begin(node: &Node, resource: &Resource, journal: &JournalHandle) -> Option<Self> {
         let random = getrandom::u64().ok()?;
         let inner = Inner {
-            leader: Leader::new(resource.id, size, random),
+            leader: Leader::new(resource.id, random),
             notes: NoteFiles::new(notes_dir(&node.settings.state_dir, resource), resource.id),
-            source: Led { journal: journal.clone(), runtime: Handle::current() },
+            source: Led {
+                journal: journal.clone(),
+                runtime: Handle::current(),
+                size: Arc::clone(&resource.most),
+            },
             followers: BTreeSet::new(),
         };
         Some(Self {
@@ -304,10 +308,9 @@ impl Serving {
     }
 
     /// Looks after the followers. Blocks.
-    fn tick(&self, followers: BTreeSet<NodeId>, size: u64, lineage: Vec<GenerationId>) {
+    fn tick(&self, followers: BTreeSet<NodeId>, lineage: Vec<GenerationId>) {
         let mut inner = self.lock();
         let Inner { leader, notes, source, followers: known } = &mut *inner;
-        leader.grown(size);
         leader.set_lineage(lineage);
         for gone in known.difference(&followers) {
             leader.remove(*gone, source);
@@ -359,7 +362,7 @@ fn cut(
     let segments = runtime.block_on(journal.segments()).map_err(failed)?;
     let cursors = runtime.block_on(journal.cursors()).map_err(failed)?;
     let needs = |node: NodeId| cursors.peers[usize::from(node.number())].fetched;
-    leader.cut(&lost, plan.up_to, &segments, needs, notes)?;
+    leader.cut(&lost, plan.up_to, &segments, source.size(), needs, notes)?;
     runtime.block_on(journal.cut(plan)).map_err(failed)
 }
 
@@ -488,7 +491,11 @@ async fn answer(
             })
         }
         Request::Take { fill, range } => {
-            let may = serving.lock().leader.may_take(follower, fill, range);
+            let may = {
+                let mut inner = serving.lock();
+                let size = inner.source.size();
+                inner.leader.may_take(follower, fill, range, size)
+            };
             Reply::Now(match may {
                 Ok(features) => {
                     part(serving, fill, Handed { range, features, offer: None }).await?

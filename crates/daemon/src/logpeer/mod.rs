@@ -21,7 +21,7 @@ mod show;
 mod source;
 mod wire;
 
-pub(crate) use follow::{FollowView, Following, start};
+pub(crate) use follow::{FollowOrders, FollowView, Following, start};
 pub(crate) use gone::{end, forget_gone};
 pub(crate) use lead::{Serving, keep, take};
 pub(crate) use lend::lend;

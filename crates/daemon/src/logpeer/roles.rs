@@ -6,6 +6,7 @@ use crate::commands::roles::{refuse_clients, release, wait_exported};
 use crate::commands::updown::publish;
 use crate::commands::{blocking, core_command};
 use crate::disk::renew_metadata;
+use crate::growth;
 use crate::local::Local;
 use crate::node::Node;
 use crate::peer_api::{AboutResource, FOLLOW, HAND_OVER, LEADS};
@@ -184,6 +185,14 @@ pub(crate) async fn promote(
     if matches!(status.holding, Holding::Nothing | Holding::Filling) {
         return Err(refuse(&name, "the disk of this node is Inconsistent: it is being filled")
             .hint(format!("`holdfast wait {name} --for uptodate` waits for the end of that")));
+    }
+    // Its size stays what it is until it leads.
+    let _size = Arc::clone(&resource.growth).try_lock_owned().map_err(|_| {
+        let why = "its disk is just being made ready for a larger size on this node";
+        ApiError { code: ErrorCode::Busy, ..refuse(&name, why) }.hint("try again in a while")
+    })?;
+    if !force {
+        growth::need_follower_grown(node, resource)?;
     }
     // Whatever holds the disk behind does not count now.
     following.hurry(true).await;
@@ -393,10 +402,9 @@ async fn renew(node: &Arc<Node>, local: &Local) -> Result<(), ApiError> {
         .collect();
     let content = InitialContent::Current(GenerationId(random()? | 1));
     let (id, al_extents) = (local.id, al_extents(&record.options));
-    blocking(move || {
-        renew_metadata(&disk, id, slot, record.size_bytes, al_extents, &others, content)
-    })
-    .await
+    // It may have been agreed on more, which this disk is not ready for.
+    let size = local.size.unwrap_or(record.size_bytes);
+    blocking(move || renew_metadata(&disk, id, slot, size, al_extents, &others, content)).await
 }
 
 /// This node is Primary, and another one that follows it wants to be so.

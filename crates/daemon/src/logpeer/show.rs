@@ -52,7 +52,6 @@ pub(crate) fn journal_of(view: &FollowView, shown: JournalStatus) -> JournalStat
         bytes: status.bytes,
         durable: status.fetched.0,
         written_back: status.replayed.0,
-        problem: view.failure.clone(),
         ..shown
     }
 }
@@ -133,7 +132,21 @@ fn problem_of(view: &FollowView) -> Option<PeerProblem> {
                 .to_owned(),
             hint: "resume the replay when that state is not needed any more".to_owned(),
         }),
-        Some(Trouble::Damaged(_)) | None => None,
+        Some(Trouble::Smaller(at)) => Some(PeerProblem {
+            code: "SIZES_DIFFER".to_owned(),
+            message: format!(
+                "the resource has grown, and this node's disk has not: replay waits at position {at}"
+            ),
+            hint: "make the disk of this node larger; it goes on by itself then".to_owned(),
+        }),
+        Some(Trouble::Damaged(at)) => Some(PeerProblem {
+            code: "JOURNAL_DAMAGED".to_owned(),
+            message: format!("what comes for position {at} of the Primary's journal is damaged"),
+            hint: "it is asked for again; when it stays, the journal on the Primary has rotted there: \
+                   its log says so"
+                .to_owned(),
+        }),
+        None => None,
     }
 }
 

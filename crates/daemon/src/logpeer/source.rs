@@ -10,12 +10,16 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::runtime::Handle;
 
 /// Calls the journal's thread and waits. Only to be used on threads that may block.
 pub(super) struct Led {
     pub(super) journal: JournalHandle,
     pub(super) runtime: Handle,
+    /// The bytes of the resource: raised before the core grows.
+    pub(super) size: Arc<AtomicU64>,
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
@@ -40,6 +44,10 @@ impl Led {
 }
 
 impl Source for Led {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::SeqCst)
+    }
+
     fn segments(&self) -> Vec<(SegmentHeader, u64)> {
         self.call(self.journal.segments()).unwrap_or_default()
     }

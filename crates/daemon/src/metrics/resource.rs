@@ -27,7 +27,7 @@ const OF_RESOURCE: [Row<ResourceStatus>; 6] = [
     ),
 ];
 
-const OF_CLIENTS: [Row<IoStatus>; 5] = [
+const OF_CLIENTS: [Row<IoStatus>; 7] = [
     ("holdfast_client_reads_total", Kind::Counter, "Reads of clients.", |io| n(io.reads)),
     ("holdfast_client_read_bytes_total", Kind::Counter, "What clients have read.", |io| {
         n(io.read_bytes)
@@ -45,6 +45,18 @@ const OF_CLIENTS: [Row<IoStatus>; 5] = [
         |io| n(io.written_bytes),
     ),
     ("holdfast_client_flushes_total", Kind::Counter, "Flushes of clients.", |io| n(io.flushes)),
+    (
+        "holdfast_client_under_way_requests",
+        Kind::Gauge,
+        "Requests of clients that are not answered yet.",
+        |io| n(io.under_way),
+    ),
+    (
+        "holdfast_client_oldest_request_seconds",
+        Kind::Gauge,
+        "For how long the oldest of them has been under way; 0 without any.",
+        |io| Some(io.oldest_seconds),
+    ),
 ];
 
 const OF_SURVEY: [Row<SurveyReport>; 11] = [

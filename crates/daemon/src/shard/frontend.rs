@@ -88,6 +88,24 @@ impl Frontend {
         *self.spreads
     }
 
+    /// Requests that are not answered yet.
+    pub(super) fn under_way(&self) -> usize {
+        self.in_flight + self.waiting.len()
+    }
+
+    /// When the oldest of them came, and what it does.
+    pub(super) fn oldest(&self) -> Option<(Instant, StageOp)> {
+        let asked = self.asked.iter().filter_map(|(_, asked)| match asked {
+            Asked::Whole { came, .. } => Some(*came),
+            Asked::Piece { .. } => None,
+        });
+        let jobs = self.jobs.iter().map(|(_, (_, came))| *came);
+        let waiting = self.waiting.front();
+        let waiting = waiting.map(|(request, _, at)| Came { at: *at, op: op_of(request.kind) });
+        let oldest = asked.chain(jobs).chain(waiting).min_by_key(|came| came.at)?;
+        Some((oldest.at, oldest.op))
+    }
+
     fn took(&mut self, came: Came, now: Instant) {
         if let Some(spread) = self.spreads.get_mut(came.op.index()) {
             spread.note(now.saturating_duration_since(came.at));

@@ -200,6 +200,8 @@ pub(super) fn start(
         writes: 0,
         written_bytes: 0,
         flushes: 0,
+        under_way: 0,
+        oldest: None,
     }));
     let now = Instant::now();
     let (journal_orders, orders) = match parts.as_ref().and_then(|parts| parts.journal.as_ref()) {
@@ -958,6 +960,8 @@ impl Inner {
             writes: stats.writes,
             written_bytes: stats.written_bytes,
             flushes: stats.flushes,
+            under_way: self.frontend.under_way(),
+            oldest: self.frontend.oldest(),
         };
         self.view.send_if_modified(|seen| {
             let differs = **seen != view;

@@ -1,9 +1,11 @@
 //! What others see of a resource.
 
+use super::stages::StageOp;
 use crate::spares::SparesView;
 use holdfast_core::Snapshot;
 use holdfast_nbd::PeerAddress;
 use std::path::PathBuf;
+use std::time::Instant;
 
 /// A resource as it was a moment ago.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,10 @@ pub struct ResourceView {
     pub written_bytes: u64,
     /// Flushes.
     pub flushes: u64,
+    /// Requests of clients that are not answered yet.
+    pub under_way: usize,
+    /// The oldest of them: when it came, and what it does.
+    pub oldest: Option<(Instant, StageOp)>,
 }
 
 impl ResourceView {

@@ -31,6 +31,11 @@ pub trait Backing {
     /// # Errors
     /// When that is not known to have worked.
     fn flush(&mut self) -> io::Result<()>;
+
+    /// What it is made over has grown, and may be used up to `size` bytes from now on.
+    fn grown(&mut self, size: u64) {
+        let _ = size;
+    }
 }
 
 impl<F: Files> Log<F> {

@@ -36,6 +36,8 @@ const FLUSH_MS: u64 = 500;
 const REPORT_MS: u64 = 50;
 /// How long the leader may wait with news.
 const WAIT_MS: u32 = 1000;
+/// What came damaged twice is asked for again so long after.
+const DAMAGED_MS: u64 = 1000;
 /// How long after a verdict that lets nothing happen the leader is asked again.
 const ASK_AGAIN_MS: u64 = 3000;
 
@@ -88,6 +90,9 @@ pub struct Follower<O, F, D> {
     ahead_ms: i64,
     fetcher: Fetcher,
     round: u64,
+    /// What came damaged, how often one after the other, and when it may be asked for again.
+    damaged: (LogPosition, u32),
+    fetch_from_ms: u64,
     reported: Option<(Await, u64)>,
     // A filling.
     copied_unflushed: Vec<ByteRange>,
@@ -161,6 +166,8 @@ where
             ahead_ms: 0,
             fetcher: Fetcher::default(),
             round: 0,
+            damaged: (LogPosition::START, 0),
+            fetch_from_ms: 0,
             reported: None,
             copied_unflushed: Vec::new(),
             copied_bytes: 0,
@@ -305,9 +312,13 @@ where
         self.delay_ms = delay_ms;
     }
 
-    /// The resource has grown; what was added reads as zeroes.
+    /// The resource has grown, and the disk has room for it, which reads as zeroes.
     pub fn grown(&mut self, size: u64) {
         self.options.size = self.options.size.max(size);
+        self.disk.grown(self.options.size);
+        if matches!(self.trouble, Some(Trouble::Smaller(_))) {
+            self.trouble = None;
+        }
     }
 
     /// The disk.
@@ -360,7 +371,7 @@ where
     /// [`FollowError`].
     pub fn work(&mut self, now_ms: u64) -> Result<bool, FollowError> {
         self.tighten(now_ms)?;
-        let copied = self.copy_journal()?;
+        let copied = self.copy_journal(now_ms)?;
         let replayed = self.replay(now_ms)?;
         self.flush_when_due(now_ms, replayed)?;
         self.recycle()?;

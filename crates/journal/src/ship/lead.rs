@@ -31,7 +31,6 @@ const MOMENTS: usize = 1024;
 /// The side that leads.
 pub struct Leader {
     resource: ResourceId,
-    size: u64,
     served: BTreeMap<NodeId, Served>,
     moments: VecDeque<(LogPosition, u64)>,
     next_fill: u64,
@@ -43,12 +42,11 @@ pub struct Leader {
 impl Leader {
     /// Of a node that leads. `random` is a number drawn anew: the first filling has it.
     #[must_use]
-    pub const fn new(resource: ResourceId, size: u64, random: u64) -> Self {
+    pub const fn new(resource: ResourceId, random: u64) -> Self {
         let moments = VecDeque::new();
         let served = BTreeMap::new();
         Self {
             resource,
-            size,
             served,
             moments,
             next_fill: random,
@@ -67,11 +65,6 @@ impl Leader {
     pub fn set_lineage(&mut self, lineage: impl IntoIterator<Item = GenerationId>) {
         self.lineage.clear();
         self.lineage.extend(lineage.into_iter().filter(|one| !one.is_none()));
-    }
-
-    /// The resource has grown. What was added reads as zeroes everywhere.
-    pub fn grown(&mut self, size: u64) {
-        self.size = self.size.max(size);
     }
 
     /// A node is a follower: the journal is kept for it from now on.
@@ -127,7 +120,8 @@ impl Leader {
     }
 
     /// What the journal is about to give up, for each loser of a cut; durable when this returns.
-    /// `segments` are those that are kept still. Ranges behind the end of the resource do not count.
+    /// `segments` are those that are kept still. Ranges behind the end of the resource, which has
+    /// `size` bytes, do not count.
     ///
     /// # Errors
     /// When it could not be made durable: nothing may be cut.
@@ -136,11 +130,12 @@ impl Leader {
         lost: &BTreeMap<NodeId, RangeSet>,
         up_to: LogPosition,
         segments: &[(SegmentHeader, u64)],
+        size: u64,
         needed_from: impl Fn(NodeId) -> LogPosition,
         notes: &mut impl Notes,
     ) -> Result<(), LeadError> {
         for (node, ranges) in lost {
-            let (resource, size) = (self.resource, self.size);
+            let resource = self.resource;
             let served = self.served.entry(*node).or_insert_with(|| Served::load(*node, notes));
             let needs = needed_from(*node);
             if !served.noted {
@@ -373,18 +368,24 @@ impl Leader {
         range: ByteRange,
         source: &impl Source,
     ) -> Result<Answer, Refusal> {
-        let features = self.may_take(node, fill, range)?;
+        let features = self.may_take(node, fill, range, source.size())?;
         let bytes = source.read(range).map_err(failed)?;
         Ok(Answer::Block(copy_block(fill, range, features, bytes)))
     }
 
-    /// Whether a follower may have a part that it was offered; its features.
+    /// Whether a follower may have a part that it was offered, of a resource of `size` bytes; its
+    /// features.
     ///
     /// # Errors
     /// The refusal.
-    pub fn may_take(&mut self, node: NodeId, fill: u64, range: ByteRange) -> Result<u64, Refusal> {
+    pub fn may_take(
+        &mut self,
+        node: NodeId,
+        fill: u64,
+        range: ByteRange,
+        size: u64,
+    ) -> Result<u64, Refusal> {
         let features = self.may_fetch(node)?;
-        let size = self.size;
         let served = self.served.get_mut(&node).ok_or_else(gone)?;
         if served.fill != fill || range.end() > size || range.len > MAX_REQUEST {
             return Err(gone());

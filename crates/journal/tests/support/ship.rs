@@ -57,6 +57,7 @@ impl Notes for Store {
 pub(crate) struct Led<'a> {
     pub(crate) log: &'a mut Log<Sim>,
     pub(crate) disk: Sim,
+    pub(crate) size: u64,
 }
 
 fn bad(error: impl std::fmt::Display) -> LeadError {
@@ -64,6 +65,10 @@ fn bad(error: impl std::fmt::Display) -> LeadError {
 }
 
 impl Source for Led<'_> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
     fn segments(&self) -> Vec<(SegmentHeader, u64)> {
         self.log.journal().durable_segments()
     }
@@ -125,6 +130,8 @@ pub(crate) struct Primary {
     pub(crate) leader: Leader,
     pub(crate) notes: Store,
     pub(crate) budget: u64,
+    /// The bytes of the resource.
+    size: u64,
     keep: u64,
     epoch: u64,
     /// The number of the node that leads, then those of the followers.
@@ -140,8 +147,17 @@ pub(crate) struct Secondary {
     pub(crate) follower: Option<Node>,
     pub(crate) first: Option<u64>,
     pub(crate) budget: u64,
+    /// What its disk is ready for, durably.
+    size: u64,
     /// The state of the origin that its disk is compared with, and where that is.
     model: (LogPosition, Vec<u64>),
+}
+
+impl Secondary {
+    /// It hears of the whole size before the Primary does.
+    pub(crate) fn grow_before_all(&mut self) {
+        self.size = SIZE;
+    }
 }
 
 struct Wire {
@@ -175,6 +191,8 @@ pub(crate) struct World {
     fork: Option<LogPosition>,
     /// The followers' program does not know of compressed records.
     pub(crate) old: bool,
+    /// Followers hear by themselves of a size that was agreed on.
+    pub(crate) hear: bool,
 }
 
 fn settings(number: u8, epoch: u64, budget: u64, keep: u64) -> Settings {
@@ -201,9 +219,9 @@ impl Primary {
         };
         mark_led(&mut self.sim.clone(), RESOURCE).unwrap();
         let mut log = Log::open(self.sim.clone(), &open).unwrap().0;
-        self.leader = Leader::new(RESOURCE, SIZE, self.epoch << 32);
+        self.leader = Leader::new(RESOURCE, self.epoch << 32);
         self.leader.set_copy_bytes(16 << 10);
-        let mut led = Led { log: &mut log, disk: self.sim.clone() };
+        let mut led = Led { log: &mut log, disk: self.sim.clone(), size: self.size };
         for number in &self.numbers[1..] {
             self.leader.add(node(*number), &mut led, &self.notes);
         }
@@ -224,10 +242,12 @@ impl Primary {
         let cursors = log.journal().cursors();
         let plan = log.journal().plan_cut();
         let up_to = plan.map_or(LogPosition::START, |plan| plan.up_to);
-        let (leader, notes) = (&mut self.leader, &mut self.notes);
+        let (leader, notes, size) = (&mut self.leader, &mut self.notes, self.size);
         let needed = |n: NodeId| cursors.peers[usize::from(n.number())].fetched;
-        log.cut(|lost| leader.cut(lost, up_to, &segments, needed, notes).map_err(io::Error::other))
-            .unwrap();
+        log.cut(|lost| {
+            leader.cut(lost, up_to, &segments, size, needed, notes).map_err(io::Error::other)
+        })
+        .unwrap();
     }
 }
 
@@ -237,9 +257,10 @@ impl World {
         let mut primary = Primary {
             sim: sim(),
             log: None,
-            leader: Leader::new(RESOURCE, SIZE, 0),
+            leader: Leader::new(RESOURCE, 0),
             notes: Store::default(),
             budget,
+            size: SIZE,
             keep: if seed.is_multiple_of(2) { u64::MAX } else { 0 },
             epoch: 0,
             numbers: (0..=followers).collect(),
@@ -251,6 +272,7 @@ impl World {
             follower: None,
             first: None,
             budget: 40 * SEGMENT,
+            size: SIZE,
             model: (LogPosition::START, Vec::new()),
         };
         Self {
@@ -270,12 +292,36 @@ impl World {
             rewinds: 0,
             fork: None,
             old: false,
+            hear: true,
         }
     }
 
     fn led(&mut self) -> Option<(Led<'_>, &mut Leader, &mut Store)> {
-        let Primary { sim, log, leader, notes, .. } = &mut self.primary;
-        Some((Led { log: log.as_mut()?, disk: sim.clone() }, leader, notes))
+        let Primary { sim, log, leader, notes, size, .. } = &mut self.primary;
+        Some((Led { log: log.as_mut()?, disk: sim.clone(), size: *size }, leader, notes))
+    }
+
+    // The size.
+
+    /// It begins with half of its size.
+    pub(crate) fn begin_small(&mut self) {
+        self.primary.size = SIZE / 2;
+        self.secondaries.iter_mut().for_each(|secondary| secondary.size = SIZE / 2);
+    }
+
+    /// All have agreed on the whole size: the Primary has it at once, each follower when it hears
+    /// of it.
+    pub(crate) fn agree_on_all(&mut self) {
+        self.primary.size = SIZE;
+    }
+
+    /// A follower has heard of the size that was agreed on.
+    pub(crate) fn hears(&mut self, follower: usize) {
+        let secondary = &mut self.secondaries[follower];
+        secondary.size = secondary.size.max(self.primary.size);
+        if let Some(node) = secondary.follower.as_mut() {
+            node.grown(secondary.size);
+        }
     }
 
     // The client.
@@ -283,8 +329,9 @@ impl World {
     /// Writes, zeroes or flushes something. Never waits for a follower.
     pub(crate) fn client(&mut self) {
         let kind = self.dice.below(10);
-        let offset = self.dice.below(BLOCKS);
-        let blocks = (1 + self.dice.below(4)).min(BLOCKS - offset);
+        let all = self.primary.size / 4096;
+        let offset = self.dice.below(all);
+        let blocks = (1 + self.dice.below(4)).min(all - offset);
         self.write(kind, offset, blocks);
     }
 
@@ -331,7 +378,7 @@ impl World {
     /// Writes a block that no client has flushed.
     pub(crate) fn write_unflushed(&mut self) {
         let time = HybridTime::from_unix_millis(self.now);
-        let offset = self.dice.below(BLOCKS) * 4096;
+        let offset = self.dice.below(self.primary.size / 4096) * 4096;
         let op = Op::write(offset, payload(self.next_value, 1), time, false).unwrap();
         let Some(log) = self.primary.log.as_mut() else { return };
         if log.push(op).is_ok() {
@@ -498,7 +545,7 @@ impl World {
             window: 64 << 10,
             copy_flush: 32 << 10,
             lz4: self.dice.one_in(2),
-            ..FollowOptions::new(settings, SIZE)
+            ..FollowOptions::new(settings, secondary.size)
         };
         let files = secondary.sim.clone();
         let open: Box<dyn FnMut() -> io::Result<Sim>> = Box::new(move || Ok(files.clone()));
@@ -604,6 +651,7 @@ impl World {
         let follower = secondary.follower.take().unwrap();
         // What is in its journal is written to its disk as if it had been written here.
         drop(follower.close().unwrap());
+        assert_eq!(secondary.size, self.primary.size);
         std::mem::swap(&mut secondary.sim, &mut self.primary.sim);
         secondary.model = (LogPosition::START, Vec::new());
         self.primary.numbers.swap(0, to + 1);
@@ -632,6 +680,10 @@ impl World {
             }
         }
         for follower in 0..self.secondaries.len() {
+            let small = self.secondaries[follower].size < self.primary.size;
+            if small && self.hear && self.dice.one_in(200) {
+                self.hears(follower);
+            }
             self.work(follower);
         }
         self.primary.sim.0.borrow_mut().steps.clear();
@@ -716,6 +768,7 @@ impl World {
         for follower in 0..self.secondaries.len() {
             self.secondaries[follower].sim.0.borrow_mut().fail_at = usize::MAX;
             self.start_secondary(follower);
+            self.hears(follower);
             let node = self.secondaries[follower].follower.as_mut().unwrap();
             node.set_switches(false, false).unwrap();
             node.set_delay(0);

@@ -46,7 +46,7 @@ impl Place {
     }
 
     fn prepare(&self, size: u64) -> Result<(), ApiError> {
-        prepare(&self.disk, RESOURCE, &[NodeId::new(1).unwrap()], size)
+        prepare(&self.disk, RESOURCE, &[NodeId::new(1).unwrap()], None, size)
     }
 }
 
@@ -110,7 +110,7 @@ fn a_disk_that_is_too_small_or_somebody_elses_is_left_alone() {
     let error = place.prepare(LARGE).unwrap_err();
     assert_eq!(error.code, ErrorCode::DiskTooSmall);
     let other = ResourceId([1; 16]);
-    let error = prepare(&place.disk, other, &[], 2 * SMALL).unwrap_err();
+    let error = prepare(&place.disk, other, &[], None, 2 * SMALL).unwrap_err();
     assert!(error.message.contains("another resource"), "{}", error.message);
     let file = place.grow_file(2 * SMALL);
     let mut block = [0; 4096];

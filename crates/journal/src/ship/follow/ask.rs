@@ -45,7 +45,7 @@ where
             return Ok(());
         }
         self.report_when_due(now_ms, first);
-        if self.state.fetch_paused {
+        if self.state.fetch_paused || now_ms < self.fetch_from_ms {
             return Ok(());
         }
         self.take_what_is_different();

@@ -1,8 +1,8 @@
 //! Taking what was fetched into the journal, and giving up what is not needed.
 
-use super::Follower;
 use super::state::journal;
 use super::types::{FollowError, Trouble};
+use super::{DAMAGED_MS, Follower};
 use crate::driver::{Backing, CopyFailed, Files};
 use crate::journal::CopyError;
 use bytes::Bytes;
@@ -17,7 +17,7 @@ where
     D: Backing,
 {
     /// Takes into the journal what was fetched; whether there may be more at once.
-    pub(super) fn copy_journal(&mut self) -> Result<bool, FollowError> {
+    pub(super) fn copy_journal(&mut self, now_ms: u64) -> Result<bool, FollowError> {
         let mut moved = false;
         if !self.follows() {
             return Ok(false);
@@ -34,7 +34,7 @@ where
                 continue;
             };
             if self.fetcher.has_more(at, header.number) {
-                match self.copy_frames(at, header.number)? {
+                match self.copy_frames(now_ms, at, header.number)? {
                     true => moved = true,
                     false => break,
                 }
@@ -52,7 +52,12 @@ where
         Ok(moved)
     }
 
-    fn copy_frames(&mut self, at: LogPosition, number: u64) -> Result<bool, FollowError> {
+    fn copy_frames(
+        &mut self,
+        now_ms: u64,
+        at: LogPosition,
+        number: u64,
+    ) -> Result<bool, FollowError> {
         let bytes = self.fetcher.front(at, number);
         if bytes.is_empty() {
             return Ok(false);
@@ -68,7 +73,7 @@ where
                 if used < bytes.len() {
                     // Behind the last whole frame there is a part of one, or damage.
                     let at = self.log()?.journal().head();
-                    self.copy_frames(at, number)?;
+                    self.copy_frames(now_ms, at, number)?;
                 }
                 Ok(true)
             }
@@ -80,8 +85,13 @@ where
                 Ok(false)
             }
             Err(CopyFailed::Copy(CopyError::Frame { position, .. })) => {
-                // Whatever it is, it is not kept, and is fetched again.
+                // Whatever it is, it is not kept, and is fetched again: not at once for ever.
                 self.trouble = Some(Trouble::Damaged(position));
+                let times = if self.damaged.0 == position { self.damaged.1 + 1 } else { 1 };
+                self.damaged = (position, times);
+                if times > 1 {
+                    self.fetch_from_ms = now_ms + DAMAGED_MS;
+                }
                 self.round += 1;
                 self.fetcher.restart(at);
                 Ok(false)

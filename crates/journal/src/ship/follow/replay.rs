@@ -3,7 +3,7 @@
 use super::super::codec::MAX_COPIED;
 use super::super::message::Verdict;
 use super::rewind::BACKWARDS;
-use super::types::FollowError;
+use super::types::{FollowError, Trouble};
 use super::{Asked, Conn, FLUSH_MS, Follower, REPLAY_BYTES};
 use crate::driver::{Backing, Files, LogError, Logged};
 use crate::records::RecordsError;
@@ -55,6 +55,11 @@ where
         let mut moved = false;
         for logged in found {
             if logged.position >= to || self.is_early(now_ms, &logged) {
+                break;
+            }
+            if logged.op.range().end() > self.options.size {
+                // It may hear of a larger size later than of what was written there.
+                self.trouble.get_or_insert(Trouble::Smaller(logged.position));
                 break;
             }
             if logged.next > self.state.applying {

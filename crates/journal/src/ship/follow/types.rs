@@ -79,6 +79,9 @@ pub enum Trouble {
     Held,
     /// What the leader sends for this position is damaged.
     Damaged(LogPosition),
+    /// The record at this position lies behind what the disk has room for: the resource has grown,
+    /// and this node's part of it has not yet.
+    Smaller(LogPosition),
 }
 
 /// How a follower stands.

@@ -27,8 +27,11 @@ impl Leader {
         if hello.resource != self.resource || hello.from != node {
             return Err(refuse(RefuseCode::Resource, "this connection is for another resource"));
         }
-        if hello.size != self.size {
-            return Err(refuse(RefuseCode::Member, "the sizes of the resource differ"));
+        let size = source.size();
+        // One that has grown first has nothing behind our end.
+        if hello.size < size {
+            let text = "the resource has grown, and that node's part of it has not yet";
+            return Err(refuse(RefuseCode::Member, text));
         }
         if !self.served.contains_key(&node) {
             return Err(refuse(RefuseCode::Member, "that node does not follow by the log"));
@@ -39,7 +42,6 @@ impl Leader {
         // Judging may have begun a segment.
         may_unpack(hello.features, || source.segments())?;
         let features = hello.features & (FEATURE_LZ4 | FEATURE_OFFER | FEATURE_PACKED);
-        let size = self.size;
         let served = self.served.get_mut(&node).ok_or_else(gone)?;
         served.bundle = Some(hello.bundle);
         served.features = features;
@@ -231,7 +233,8 @@ impl Leader {
             Some(kept) => source.changed_between(kept, from)?,
             None => None,
         };
-        let (resource, size) = (self.resource, self.size);
+        // Looked at behind the flush: nothing of before lies behind it.
+        let (resource, size) = (self.resource, source.size());
         self.next_fill = self.next_fill.wrapping_add(1).max(1);
         let fill = self.next_fill;
         let Some(served) = self.served.get_mut(&node) else { return Ok(Verdict::Drain) };

@@ -30,6 +30,10 @@ impl From<Refusal> for Answer {
 
 /// The journal and the disk of a node that leads.
 pub trait Source {
+    /// The bytes of the resource: no record of the journal reaches further, also not one that is
+    /// just being written. What lies behind what clients have of it reads as zeroes.
+    fn size(&self) -> u64;
+
     /// The segments that are kept, oldest first, with the bytes of their frames that are durable.
     fn segments(&self) -> Vec<(SegmentHeader, u64)>;
 
