@@ -120,6 +120,9 @@ pub struct ResourceStatus {
     pub generation: String,
     /// Whether `primary` would succeed here now.
     pub promotable: bool,
+    /// A person has resyncs of this resource held on this node: `pause NAME sync`.
+    #[serde(default)]
+    pub resyncs_paused: bool,
     /// The journal; `null` when the resource has none.
     pub journal: Option<JournalStatus>,
     /// The archive that this node writes to; left out when it does not.

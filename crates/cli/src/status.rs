@@ -314,6 +314,13 @@ fn render_resource(
     for (what, run) in [("verify", &resource.verify), ("scrub", &resource.scrub)] {
         lines.extend(run.as_ref().map(|run| format!("  {}", survey_line(what, run))));
     }
+    // A resync that stands still says so itself.
+    let idle = resource.peers.iter().all(|peer| peer.resync_paused.is_none());
+    if resource.resyncs_paused && idle {
+        let name = &resource.name;
+        let line = format!("resyncs are paused on this node: `holdfast resume {name} sync`");
+        lines.push(format!("  {}", Style::Warn.paint(&line, color)));
+    }
     for peer in &resource.peers {
         if let Some(bar) = peer.replay.as_ref().and_then(|replay| log_bar(replay, tail)) {
             lines.push(format!("  {}: {bar}", shorten(&peer.node, 10)));

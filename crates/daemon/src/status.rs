@@ -192,6 +192,7 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         open_count: open_count(view.as_deref(), &state),
         device: device.map(|device| device.path.clone()),
         read_only: state.past.is_some(),
+        resyncs_paused: state.local.sync_paused,
         device_kind: device.map(|device| device.kind.to_owned()),
         device_waits_seconds: (state.device_waits)
             .map(|until| until.saturating_duration_since(Instant::now()).as_secs()),

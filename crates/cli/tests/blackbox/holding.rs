@@ -83,6 +83,10 @@ fn a_filling_stands_still_on_either_side_also_over_a_restart_and_goes_on() {
     cluster[0].refused(&["pause", "r0", "fetch", "--all"], 1, "no member has a fetch");
     cluster[0].refused(&["pause", "r0", "sync", "--peer", "gamma"], 4, "gamma");
     cluster[0].ok(&["pause", "r0", "sync", "--peer", "alpha"]);
+    // It is seen before anything stands still by it.
+    assert!(cluster[0].resource("r0").resyncs_paused);
+    let text = cluster[0].ok(&["status", "r0"]);
+    assert!(text.contains("resyncs are paused on this node: `holdfast resume r0 sync`"), "{text}");
     cluster[0].ok(&["resume", "r0", "sync", "--peer", "alpha"]);
 }
 

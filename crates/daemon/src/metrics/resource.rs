@@ -20,6 +20,12 @@ const OF_RESOURCE: [Row<ResourceStatus>; 6] = [
         |r| yes(r.read_only),
     ),
     (
+        "holdfast_resyncs_paused",
+        Kind::Gauge,
+        "Whether a person has resyncs of it held on this node.",
+        |r| yes(r.resyncs_paused),
+    ),
+    (
         "holdfast_device_waits_seconds",
         Kind::Gauge,
         "After so long the I/O of a device that waits for its resource fails.",

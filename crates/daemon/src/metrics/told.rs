@@ -41,6 +41,7 @@ pub const STATUS_FIELDS: &[(&str, Told)] = &[
     ("resources[].device", By("holdfast_device_info")),
     ("resources[].device_kind", By("holdfast_device_info")),
     ("resources[].read_only", By("holdfast_read_only")),
+    ("resources[].resyncs_paused", By("holdfast_resyncs_paused")),
     ("resources[].device_waits_seconds", By("holdfast_device_waits_seconds")),
     ("resources[].nbd_uri", Not(PLACE)),
     ("resources[].generation", Not(UNBOUNDED)),
