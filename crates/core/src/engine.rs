@@ -75,6 +75,8 @@ pub(crate) enum DiskJob {
     DecreeFlush,
     /// Before the resource stops.
     StopFlush,
+    /// A chunk that a target compares before it is copied.
+    CompareRead { peer: NodeId, id: u64, whole: bool },
     /// A chunk of a run that compares.
     VerifyLook { id: u64, whole: bool },
     /// This node's copy of a span, or what is to replace others.
@@ -691,6 +693,9 @@ impl Core {
             DiskJob::CompleteFlush { peer, round } if ok => self.resync_flushed(peer, round),
             DiskJob::TargetFlush { peer, round } if ok => self.target_flushed(peer, round),
             DiskJob::StopFlush => self.stop_flushed(),
+            DiskJob::CompareRead { peer, id, whole } => {
+                self.compare_read(peer, id, whole, &result);
+            }
             DiskJob::VerifyLook { id, whole } => self.look_read(id, whole, &result),
             DiskJob::VerifySpan { id, whole } => self.span_read(id, whole, &result),
             DiskJob::VerifyServe { peer, link, id, range, locked, whole } => {

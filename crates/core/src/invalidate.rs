@@ -1,4 +1,4 @@
-//! A person gives up one node's data: all is copied anew.
+//! A person gives up one node's data: all is compared, and what differs is copied anew.
 
 use crate::engine::Core;
 use crate::event::{CommandId, Refusal};
@@ -93,7 +93,11 @@ impl Core {
     }
 
     fn get_all_from(&mut self, node: NodeId) {
-        self.peers.get_mut(&node).into_iter().for_each(Peer::end_resync);
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.end_resync();
+            // A disk that is in doubt is equal for the most part.
+            peer.compares = true;
+        }
         self.become_target(node, true, self.gens.current);
         self.refresh_sets();
         self.changed();

@@ -8,6 +8,7 @@
 #![deny(clippy::cast_possible_truncation)]
 
 mod actlog;
+mod compare;
 mod decide;
 mod engine;
 mod event;

@@ -298,7 +298,7 @@ impl Core {
                 self.bitmap_piece(node, about, round, &runs, last);
             }
             Message::Synced { peer, current } => self.member_synced(node, peer, current),
-            Message::ResyncRequest { range } => self.resync_requested(node, range),
+            Message::ResyncRequest { range } => self.resync_requested(node, range, None),
             Message::ResyncData { asked, range, zeroes, payload } => {
                 let content = if zeroes { Content::Zeroes } else { Content::Data(payload) };
                 self.resync_data(node, asked, range, content);

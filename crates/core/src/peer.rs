@@ -86,6 +86,8 @@ pub(crate) struct Peer {
     /// It compares its copy with this node's: bytes done, and all, and since when.
     pub(crate) verified: Option<(u64, u64, Millis)>,
     pub(crate) resync: Option<Resync>,
+    /// This node gets from it what it most likely has already: that is compared first.
+    pub(crate) compares: bool,
     /// What it needs from the journal of this Primary, if that is known and enough.
     pub(crate) trail: Option<Trail>,
     /// It is being caught up from the journal. It gets no writes until that is done.
@@ -93,7 +95,7 @@ pub(crate) struct Peer {
     /// This node is being caught up from its journal.
     pub(crate) caught: Option<CaughtUp>,
     /// Source: what the target has asked for and is not being read yet, and how many bytes are.
-    pub(crate) wanted: VecDeque<ByteRange>,
+    pub(crate) wanted: VecDeque<(ByteRange, Option<u64>)>,
     pub(crate) reading: u64,
     /// Counts verdicts and whatever else begins a new resync with this peer: work for an earlier
     /// one that ends late does not count for it.
@@ -195,6 +197,7 @@ impl Peer {
             differing: None,
             verified: None,
             resync: None,
+            compares: false,
             trail: None,
             feed: None,
             caught: None,

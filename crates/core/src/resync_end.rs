@@ -166,6 +166,7 @@ impl Core {
             let current = self.gens.current;
             if let Some(peer) = self.peers.get_mut(&node) {
                 peer.end_resync();
+                peer.compares = false;
                 peer.replication = ReplicationState::Established;
             }
             self.note_level(node);

@@ -6,11 +6,13 @@
 //! come over it. When nothing is left it flushes, takes the source's generations over, durably, and
 //! is worth what the source is.
 
+use crate::compare::Compare;
 use crate::engine::{Core, DiskJob};
 use crate::event::{Action, DiskOutcome, IoFailure, Notice, ResyncProgress};
 use crate::locks::Owner;
 use crate::peer::Peer;
 use crate::persist::{After, bytes};
+use crate::verify::is_part;
 use crate::zeroes::{LEAST_ZEROES, first_stretch};
 use bytes::Bytes;
 use holdfast_format::SparseBitmap;
@@ -46,7 +48,7 @@ pub(crate) struct Resync {
     carried: u64,
     /// Target: the ranges that were asked for and have not come, by offset, with their lengths.
     pub(crate) pulls: BTreeMap<u64, u64>,
-    in_flight: u64,
+    pub(crate) in_flight: u64,
     cursor: u64,
     ask: u64,
     /// Target: writes of received blocks under way.
@@ -56,17 +58,21 @@ pub(crate) struct Resync {
     pub(crate) completing: bool,
     /// Target: the source's generations are being taken over.
     pub(crate) adopting: bool,
+    /// Target: what is the same already is found out first.
+    pub(crate) compare: Option<Compare>,
     /// Bytes that may be asked for now, when the rate is limited, and when that was counted.
-    allowance: u64,
+    pub(crate) allowance: u64,
     counted: Millis,
 }
 
 /// A read for a target.
 #[derive(Debug)]
 pub(crate) struct ResyncRead {
-    peer: NodeId,
-    round: u64,
-    asked: ByteRange,
+    pub(crate) peer: NodeId,
+    pub(crate) round: u64,
+    pub(crate) asked: ByteRange,
+    /// Only its digests are wanted, by this number.
+    pub(crate) digests: Option<u64>,
 }
 
 /// What a source gives.
@@ -76,6 +82,8 @@ pub(crate) enum Content {
     Zeroes,
     /// It has no good copy.
     Lost,
+    /// What the target has already.
+    Same,
 }
 
 impl Content {
@@ -93,6 +101,14 @@ pub(crate) struct ResyncWrite {
     content: Content,
     runs: usize,
     failed: bool,
+    /// Something else was written there since it was found to be the same.
+    void: bool,
+}
+
+impl ResyncWrite {
+    pub(crate) fn new(peer: NodeId, round: u64, range: ByteRange, content: Content) -> Self {
+        Self { peer, round, range, content, runs: 0, failed: false, void: false }
+    }
 }
 
 impl Peer {
@@ -143,6 +159,7 @@ impl Resync {
             since_checkpoint: 0,
             completing: false,
             adopting: false,
+            compare: None,
             allowance: 0,
             counted: now,
         }
@@ -491,7 +508,8 @@ impl Core {
         }
         let total = peer.bitmap.count();
         peer.replication = ReplicationState::SyncTarget;
-        peer.resync = Some(Resync::new(now, total));
+        let compare = peer.begin_compare();
+        peer.resync = Some(Resync { compare, ..Resync::new(now, total) });
         self.notice(Notice::ResyncStarted(node, true, bytes(total)));
         self.changed();
     }
@@ -505,6 +523,7 @@ impl Core {
         let Some(node) = target else { return };
         if self.has_disk() && !self.is_decreeing() {
             self.refill(node);
+            self.pump_compare(node);
             while self.pull_next(node) {}
             self.complete_if_done(node);
         }
@@ -544,7 +563,8 @@ impl Core {
             return false;
         }
         let limit = if rate == 0 { resync.ask } else { resync.ask.min(smallest) };
-        let Some(run) = peer.bitmap.next_run(resync.cursor, limit / BLOCK_SIZE) else {
+        let passed = resync.compare.as_ref().map_or(u64::MAX, Compare::passed);
+        let Some(mut run) = peer.bitmap.next_run(resync.cursor, limit / BLOCK_SIZE) else {
             // Around again, once everything that was asked for has come.
             if resync.cursor > 0 && resync.pulls.is_empty() && resync.writing == 0 {
                 resync.cursor = 0;
@@ -552,6 +572,10 @@ impl Core {
             }
             return false;
         };
+        run.end = run.end.min(passed);
+        if run.is_empty() {
+            return false;
+        }
         let range = match resync.not_asked(ByteRange::of_blocks(run)) {
             Ok(range) => range,
             Err(asked_to) => {
@@ -579,25 +603,35 @@ impl Core {
         limited.then(|| self.now.after(RATE_STEP_MS))
     }
 
-    pub(crate) fn resync_requested(&mut self, node: NodeId, range: ByteRange) {
+    /// A target wants blocks, or, with a number for the answer, their digests.
+    pub(crate) fn resync_requested(
+        &mut self,
+        node: NodeId,
+        range: ByteRange,
+        digests: Option<u64>,
+    ) {
         if !self.in_device(range) || range.len > LONGEST_ASK {
             self.protocol_error(node, "it asked for blocks outside the device");
             return;
         }
-        let Some(peer) = self.peers.get_mut(&node) else { return };
-        if peer.replication != ReplicationState::SyncSource {
+        if !self.feeds(node) {
             return;
         }
-        if std::mem::take(&mut peer.told_all) && std::mem::take(&mut peer.missed_in_fill) {
-            // Its own account durably has all that it lacks, or it would not ask.
-            self.request_superblock(After::Nothing);
-        }
+        self.target_asks(node);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if peer.wanted.len() >= MOST_WANTED {
             self.protocol_error(node, "it asked for more blocks at once than the protocol allows");
             return;
         }
-        peer.wanted.push_back(range);
+        peer.wanted.push_back((range, digests));
+    }
+
+    /// A target whose own account durably has all that it lacks, or it would not ask.
+    pub(crate) fn target_asks(&mut self, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if std::mem::take(&mut peer.told_all) && std::mem::take(&mut peer.missed_in_fill) {
+            self.request_superblock(After::Nothing);
+        }
     }
 
     /// Reads for targets, as much at a time as memory is meant for.
@@ -607,11 +641,12 @@ impl Core {
         for node in nodes {
             while let Some(peer) = self.peers.get_mut(&node)
                 && peer.reading < READ_AT_ONCE
-                && let Some(asked) = peer.wanted.pop_front()
+                && let Some((asked, digests)) = peer.wanted.pop_front()
             {
                 let round = peer.round;
                 peer.reading += asked.len.min(MAX_REQUEST);
-                let key = self.resync_reads.insert(ResyncRead { peer: node, round, asked });
+                let read = ResyncRead { peer: node, round, asked, digests };
+                let key = self.resync_reads.insert(read);
                 if self.locks.acquire(asked, Owner::ResyncRead(key)) {
                     self.start_resync_read(key);
                 }
@@ -627,7 +662,7 @@ impl Core {
     /// Reads for a target what could not be read before.
     pub(crate) fn read_for_target(&mut self, node: NodeId, asked: ByteRange) {
         if let Some(peer) = self.peers.get_mut(&node) {
-            peer.wanted.push_front(asked);
+            peer.wanted.push_front((asked, None));
         }
     }
 
@@ -642,7 +677,10 @@ impl Core {
     pub(crate) fn start_resync_read(&mut self, key: usize) {
         let Some(read) = self.resync_reads.get(key) else { return };
         let asked = read.asked;
-        if self.has_disk() && self.round_of(read.peer) == read.round {
+        let goes = self.has_disk() && self.round_of(read.peer) == read.round;
+        if goes && read.digests.is_some() {
+            self.disk_read(DiskJob::ResyncRead(key), asked, true);
+        } else if goes {
             let lost = self.lost_in(asked).first().map_or(asked.end(), |lost| lost.offset);
             if lost > asked.offset {
                 let range = ByteRange::new(asked.offset, lost - asked.offset);
@@ -660,7 +698,18 @@ impl Core {
     }
 
     pub(crate) fn resync_read_done(&mut self, key: usize, result: Result<DiskOutcome, IoFailure>) {
+        let Some(read) = self.resync_reads.get(key) else { return };
+        if read.digests.is_some() && is_part(read.asked, &result) && self.has_disk() {
+            // The digests are of all of it.
+            self.disk_read(DiskJob::ResyncRead(key), read.asked, false);
+            return;
+        }
         let Some(read) = self.resync_reads.try_remove(key) else { return };
+        if let Some(id) = read.digests {
+            self.compare_served(&read, id, &result);
+            self.end_resync_read(&read);
+            return;
+        }
         let (node, asked) = (read.peer, read.asked);
         // What was read for an earlier round may be older than what the new bitmap stands for.
         if self.round_of(node) == read.round {
@@ -744,14 +793,7 @@ impl Core {
         resync.writing += 1;
         let round = peer.round;
         self.resync_writes_begun += 1;
-        let key = self.resync_writes.insert(ResyncWrite {
-            peer: node,
-            round,
-            range,
-            content,
-            runs: 0,
-            failed: false,
-        });
+        let key = self.resync_writes.insert(ResyncWrite::new(node, round, range, content));
         if self.locks.acquire(range, Owner::ResyncWrite(key)) {
             self.start_resync_write(key);
         }
@@ -763,6 +805,10 @@ impl Core {
         let (node, range, content) = (write.peer, write.range, write.content.clone());
         let still = self.round_of(node) == write.round && self.has_disk();
         let mut runs = Vec::new();
+        if matches!(content, Content::Same) {
+            self.finish_resync_write(key);
+            return;
+        }
         if still && let Some(peer) = self.peers.get(&node) {
             let (mut at, end) = (range.blocks().start, range.blocks().end);
             while let Some(run) = peer.bitmap.next_run(at, end.saturating_sub(at)) {
@@ -789,7 +835,7 @@ impl Core {
             let len = usize::try_from(run.len).unwrap_or(usize::MAX);
             let data = match &content {
                 Content::Data(data) => Some(data.slice(from..from + len)),
-                Content::Zeroes => None,
+                Content::Zeroes | Content::Same => None,
                 Content::Lost => {
                     let op = self.disk_op(DiskJob::ResyncLost(key), run);
                     self.act(Action::DiskMarkLost { op, range: run, unread: false });
@@ -814,7 +860,7 @@ impl Core {
         let (node, range) = (write.peer, write.range);
         if self.round_of(node) == write.round && !write.failed && self.has_disk() {
             let mut checkpoint = false;
-            let peer = self.peers.get_mut(&node);
+            let peer = self.peers.get_mut(&node).filter(|_| !write.void);
             let got = peer.map_or(0, |p| p.got(range.blocks()));
             if let Some(peer) = self.peers.get_mut(&node)
                 && let Some(resync) = &mut peer.resync
@@ -827,7 +873,9 @@ impl Core {
                     resync.since_checkpoint = 0;
                 }
             }
-            self.send(node, Message::ResyncAck { range });
+            if !write.void {
+                self.send(node, Message::ResyncAck { range });
+            }
             if checkpoint {
                 self.checkpointing = true;
                 self.disk_flush(DiskJob::CheckpointFlush);
@@ -852,6 +900,7 @@ impl Core {
     /// What the source misses itself is marked by now when its resync was begun anew meanwhile, and
     /// stays so.
     pub(crate) fn newer_than_resync(&mut self, range: ByteRange, missing: PeerSet) {
+        self.no_longer_same(range);
         let blocks = self.blocks();
         let fresh = |p: &&mut Peer| {
             let marked = |missed: &SparseBitmap| missed.count_range(range.blocks()) > 0;
@@ -865,6 +914,15 @@ impl Core {
                 fresher.set_range(range.blocks());
             }
         }
+    }
+
+    /// Something was written here: what was compared there does not count any more.
+    fn no_longer_same(&mut self, range: ByteRange) {
+        let resyncs = self.peers.values_mut().filter_map(|p| p.resync.as_mut());
+        resyncs.filter_map(|r| r.compare.as_mut()).for_each(|compare| compare.written(range));
+        let same = |w: &&mut ResyncWrite| matches!(w.content, Content::Same);
+        let writes = self.resync_writes.iter_mut().map(|(_, write)| write).filter(same);
+        writes.filter(|w| w.range.overlaps(range)).for_each(|w| w.void = true);
     }
 
     /// Connections that waited for another resync find out anew where they stand.

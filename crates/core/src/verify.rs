@@ -15,7 +15,7 @@ use crate::engine::{Core, DiskJob};
 use crate::event::{Action, CommandId, DiskOutcome, IoFailure, Notice, Refusal};
 use crate::pause::paused;
 use crate::peer::Peer;
-use digest::{Digests, UNREAD};
+pub(crate) use digest::{Digests, UNREAD, is_part};
 use holdfast_units::{
     BLOCK_SIZE, ByteRange, ConnectionState, DiskState, Millis, NodeId, PeerSet, ReplicationState,
     Role,

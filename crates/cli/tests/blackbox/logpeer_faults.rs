@@ -154,7 +154,7 @@ fn the_filling_of_a_log_peer_is_told_in_percent() {
     });
     assert!(seen.is_sorted(), "{seen:?}");
     assert_eq!(disk_state(&cluster[1]), "Inconsistent");
-    let left = cluster[1].metric("holdfast_peer_out_of_sync_bytes", &["r0"]);
+    let left = cluster[1].metric("holdfast_out_of_sync_bytes", &["r0"]);
     assert!(left.is_some_and(|bytes| bytes > 0.0 && bytes < SIZE as f64), "{left:?}");
     let text = cluster[1].ok(&["status", "r0"]);
     assert!(text.contains(" %"), "{text}");

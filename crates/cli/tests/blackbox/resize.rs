@@ -55,7 +55,7 @@ fn row_115_a_resource_grows_under_its_writers_and_fails_over() {
         cluster[index].wait_resource("r0", SOON, "it has grown", is_large);
         assert_eq!(cluster[index].resource("r0").disk.state, "UpToDate");
     }
-    let resynced = cluster[0].metric("holdfast_peer_out_of_sync_bytes", &["r0"]);
+    let resynced = cluster[0].metric("holdfast_out_of_sync_bytes", &["r0"]);
     assert!(resynced.is_none_or(|bytes| bytes == 0.0), "{resynced:?}");
     // Who was connected before can use it, too, when told of the size.
     let content = block_content(5, 1, last_of(LARGE));

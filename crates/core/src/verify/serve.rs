@@ -1,6 +1,7 @@
 //! What a peer that compares is answered, and repairs of this node's disk.
 
 use super::digest::{Digests, is_part};
+use crate::compare::is_of_resync;
 use crate::engine::{Core, DiskJob};
 use crate::event::{DiskOutcome, IoFailure, LinkId};
 use crate::locks::Owner;
@@ -59,6 +60,8 @@ impl Core {
     ) {
         if !self.in_device(range) || range.len > MAX_REQUEST {
             self.protocol_error(node, "it compares blocks outside the device");
+        } else if is_of_resync(id) {
+            self.resync_requested(node, range, Some(id));
         } else if self.serves_verify(node, locked) {
             if self.peer_asks(node) {
                 let job =
@@ -70,7 +73,7 @@ impl Core {
         }
     }
 
-    fn refuse_verify(&mut self, node: NodeId, id: u64) {
+    pub(crate) fn refuse_verify(&mut self, node: NodeId, id: u64) {
         let (epoch, result) = (self.surveys.epoch, PeerResult::NoData);
         self.send(node, Message::VerifyReply { id, epoch, result, digests: Vec::new() });
     }
@@ -108,6 +111,10 @@ impl Core {
         result: PeerResult,
         digests: Vec<holdfast_wire::Digest>,
     ) {
+        if is_of_resync(id) {
+            self.compare_answered(node, id, result, digests);
+            return;
+        }
         let blocks = self.asked_blocks(id);
         if blocks == 0 {
             // What it was for is over; the answer is not.
