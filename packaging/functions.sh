@@ -58,15 +58,27 @@ restart_service() {
 # Forgets what was known of devices, once all are gone: only what the service keeps over its restarts is there.
 remove_run_dir() { [ -e /run/holdfast/devices/.udev ] || rm -rf --one-file-system /run/holdfast; }
 
+# understood STATE: whether this is the undamaged state of a resource, as this version writes it.
+understood() { [ "$(head -n 1 "$1")" = "holdfast-resource 1 $(tail -n +2 "$1" | sha256sum | cut -d ' ' -f 1)" ]; }
+
 # purge_state DIR: removes what the daemon keeps below its state directory. Disks, journals and whatever else somebody put there
-# stay. So does all of it while a resource has a journal or spares: without its state nobody knows what of its data is there.
+# stay. So does all of it while a resource has a journal or spares, or may have some: without its state nobody knows what of its
+# data is there.
 purge_state() {
     [ -d "$1" ] || return 0
-    if grep -lE '"(journal|spares)":[[{]' "$1"/resources/*.state > /dev/null 2>&1; then
-        echo "warning: $1 was kept: a resource has a journal or spares, which may hold data that its disk has not" >&2
+    for state in "$1"/resources/*.state; do
+        [ -e "$state" ] || [ -L "$state" ] || continue
+        if ! understood "$state"; then
+            why="$state is damaged or of another version: its resource may have a journal or spares"
+        elif grep -qE '"(journal|spares)":[[:space:]]*[[{]' "$state"; then
+            why="a resource has a journal or spares, which may hold data that its disk has not"
+        else
+            continue
+        fi
+        echo "warning: $1 was kept: $why" >&2
         echo "hint: when nobody needs them: rm -r $1" >&2
         return 0
-    fi
+    done
     rm -rf "$1/attachments" "$1/health" "$1/identity" "$1/identity.new" "$1/logpeers" "$1/mirrors" "$1/resources"
     rm -f "$1"/meta/*.meta "$1"/meta/*.checksums "$1"/*.state "$1"/cluster.* "$1"/*.new
     rmdir "$1/meta" "$1" 2> /dev/null || [ ! -d "$1" ] || echo "warning: $1 was kept: there are files of others in it" >&2

@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The packages of all formats.
@@ -231,8 +233,86 @@ const STATE: [&str; 9] = [
     "mirrors/1/mirror.state",
     "watched.state",
 ];
-const PLAIN: &str = "holdfast-resource 1 0\n{\"name\":\"db\",\"disk\":{\"path\":\"/dev/sdb\"}}";
-const WITH_JOURNAL: &str = "holdfast-resource 1 0\n{\"name\":\"db\",\"journal\":{\"dir\":\"/j\"}}";
+
+/// The daemon of a package in a scratch directory; ended with this.
+struct Daemon {
+    process: Child,
+    program: PathBuf,
+    dir: TempDir,
+}
+
+impl Daemon {
+    fn start(program: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(program);
+        command.args(["daemon", "--listen", "127.0.0.1:0", "--state-dir"]);
+        command.arg(dir.path().join("state")).arg("--socket").arg(dir.path().join("socket"));
+        command.args(["--config", "/dev/null"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = command.spawn().unwrap();
+        let daemon = Self { process, program: program.to_owned(), dir };
+        let limit = Instant::now() + Duration::from_secs(60);
+        while !daemon.command(&["status"]).output().unwrap().status.success() {
+            assert!(Instant::now() < limit, "the daemon does not answer");
+            thread::sleep(Duration::from_millis(50));
+        }
+        daemon
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--socket").arg(self.dir.path().join("socket")).args(words);
+        command
+    }
+
+    /// What it keeps of a resource that is created so.
+    fn state_of(&self, name: &str, more: &[&str]) -> String {
+        let path = |name: &str| self.dir.path().join(name).to_str().unwrap().to_owned();
+        let disk = path(&format!("{name}.img"));
+        for file in [&disk, &path("spare")] {
+            fs::File::create(file).unwrap().set_len(64 << 20).unwrap();
+        }
+        let more: Vec<_> = more.iter().map(|word| word.replace("DIR", &path(""))).collect();
+        let more: Vec<_> = more.iter().map(String::as_str).collect();
+        done(&mut self.command(&[&["create", name, "--disk", &disk], &more[..]].concat()));
+        let found = fs::read_dir(self.dir.path().join("state/resources")).unwrap();
+        let mut states = found.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap());
+        let name = format!("\"{name}\"");
+        states.find(|state| state.contains(&name)).expect("its state is there")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// States of resources as the daemon writes them.
+struct States {
+    plain: String,
+    journal: String,
+    spare: String,
+}
+
+fn states() -> &'static States {
+    static STATES: OnceLock<States> = OnceLock::new();
+    STATES.get_or_init(|| {
+        let packages = packages().unwrap();
+        let unpacked = tempfile::tempdir().unwrap();
+        done(Command::new("dpkg-deb").arg("-x").arg(&packages.deb).arg(unpacked.path()));
+        let daemon = Daemon::start(&unpacked.path().join("usr/bin/holdfast"));
+        let journal = ["--journal", "DIR/j", "--journal-size", "64M"];
+        let states = States {
+            plain: daemon.state_of("plain", &[]),
+            journal: daemon.state_of("journal", &journal),
+            spare: daemon.state_of("spare", &["--spare", "DIR/spare"]),
+        };
+        assert!(states.journal.contains("\"journal\": {"), "{}", states.journal);
+        assert!(states.spare.contains("\"spares\": ["), "{}", states.spare);
+        states
+    })
+}
 
 #[test]
 fn a_deb_is_installed_removed_and_purged() {
@@ -251,7 +331,7 @@ fn a_deb_is_installed_removed_and_purged() {
     let config = "etc/holdfast/holdfast.toml";
     debian.put(config, "# mine\n");
     for path in STATE {
-        debian.put(&format!("var/lib/holdfast/{path}"), PLAIN);
+        debian.put(&format!("var/lib/holdfast/{path}"), &states().plain);
     }
     // Installed again, as in an upgrade: what is the administrator's stays.
     debian.dpkg(&["--force-confold", "-i"], &packages.deb);
@@ -279,19 +359,32 @@ fn purging_takes_the_state_unless_data_depend_on_it() {
     }
     let Some(packages) = packages() else { return };
     let debian = ScratchDebian::new();
-    debian.dpkg(&["-i"], &packages.deb);
-    for path in STATE {
-        debian.put(&format!("var/lib/holdfast/{path}"), WITH_JOURNAL);
+    let States { plain, journal, spare } = states();
+    let damaged = plain.replace("\"up\": true", "\"up\": false");
+    let newer = plain.replace("holdfast-resource 1 ", "holdfast-resource 2 ");
+    let with = "a resource has a journal or spares";
+    let unclear = "is damaged or of another version";
+    for (state, why) in [
+        (journal, with),
+        (spare, with),
+        (&damaged, unclear),
+        (&newer, unclear),
+        (&String::new(), unclear),
+    ] {
+        assert_ne!(state, plain);
+        debian.dpkg(&["-i"], &packages.deb);
+        for path in STATE {
+            debian.put(&format!("var/lib/holdfast/{path}"), plain);
+        }
+        debian.put("var/lib/holdfast/resources/2.state", state);
+        let said = debian.dpkg(&["-P"], Path::new("holdfast"));
+        assert!(said.contains(why), "{said}");
+        assert!(STATE.iter().all(|path| debian.is(&format!("var/lib/holdfast/{path}"))), "{why}");
+        assert!(!debian.is("etc/holdfast"));
     }
-    let said = debian.dpkg(&["-P"], Path::new("holdfast"));
-    assert!(said.contains("a resource has a journal or spares"), "{said}");
-    assert!(STATE.iter().all(|path| debian.is(&format!("var/lib/holdfast/{path}"))));
-    assert!(!debian.is("etc/holdfast"));
 
     debian.dpkg(&["-i"], &packages.deb);
-    for path in STATE {
-        debian.put(&format!("var/lib/holdfast/{path}"), PLAIN);
-    }
+    fs::remove_file(debian.root.path().join("var/lib/holdfast/resources/2.state")).unwrap();
     debian.dpkg(&["-P"], Path::new("holdfast"));
     assert_eq!(debian.left(), [""; 0]);
 }
@@ -340,7 +433,7 @@ fn an_rpm_is_installed_upgraded_and_removed() {
     fs::write(&config, "# mine\n").unwrap();
     let state = root.path().join("var/lib/holdfast/resources/1.state");
     fs::create_dir_all(state.parent().unwrap()).unwrap();
-    fs::write(&state, PLAIN).unwrap();
+    fs::write(&state, &states().plain).unwrap();
     rpm(&["-U", "--nodeps", "--force"], &packages.rpm);
     assert_eq!(fs::read_to_string(&config).unwrap(), "# mine\n");
     rpm(&["-e"], Path::new("holdfast"));
@@ -381,7 +474,7 @@ fn the_tar_file_installs_upgrades_and_uninstalls() {
     fs::copy(&uninstall, &copy).unwrap();
     let state = root.join("var/lib/holdfast/resources/1.state");
     fs::create_dir_all(state.parent().unwrap()).unwrap();
-    fs::write(&state, PLAIN).unwrap();
+    fs::write(&state, &states().plain).unwrap();
     let list = fs::read(root.join("usr/lib/holdfast/installed-files")).unwrap();
     done(Command::new(&uninstall).arg("--root").arg(&root));
     let left = done(Command::new("find").arg(&root).args(["!", "-type", "d"]));
