@@ -2,6 +2,8 @@
 # install.sh [--root DIR]: puts Holdfast where the packages put it, on a distribution without .deb and .rpm; also over an
 # older version. --root makes a directory that becomes a machine later, and starts nothing.
 set -eu
+# Whoever has unpacked this, with whatever mask: all is root's, and everybody can read it.
+umask 022
 @FUNCTIONS@
 here=$(cd "$(dirname "$0")" && pwd)
 root=
@@ -11,7 +13,8 @@ case $# in
    root=$(cd "$2" && pwd) ;;
 esac
 refuse() { echo "error: holdfast was not installed: $1" >&2; echo "hint: $2" >&2; exit 1; }
-[ -n "$root" ] || [ "$(id -u)" = 0 ] || refuse "only root can" "run it with sudo"
+me=$(id -u)
+[ -n "$root" ] || [ "$me" = 0 ] || refuse "only root can" "run it with sudo"
 "$here/tree/usr/bin/holdfast" --version > /dev/null 2>&1 || refuse "its program does not run here" \
     "it is for @ARCHITECTURE@ with glibc @GLIBC@ or newer; \`tree/usr/bin/holdfast --version\` says what is missing"
 list=$root/usr/lib/holdfast/installed-files
@@ -19,25 +22,35 @@ if [ -z "$root" ] && [ ! -e "$list" ] && [ -e /usr/bin/holdfast ]; then
     refuse "/usr/bin/holdfast belongs to a package" "upgrade or remove that one with apt, dnf or zypper"
 fi
 
+# put FILE PATH [MODE]: beside it and renamed, since a program that runs cannot be written over.
+put() {
+    mkdir -p "$(dirname "$2")"
+    rm -f "$2.installing"
+    cp -P "$1" "$2.installing"
+    [ "$me" != 0 ] || chown -h 0:0 "$2.installing"
+    [ -L "$2.installing" ] || chmod "${3:-644}" "$2.installing"
+    mv -f "$2.installing" "$2"
+}
 old=
 if [ -e "$list" ]; then old=$(cat "$list"); fi
 (cd "$here/tree" && find . ! -type d) | sed 's/^\.//' | sort > "$here/installed-files.new"
 while read -r path; do
-    mkdir -p "$root$(dirname "$path")"
     to=$root$path
+    mode=644
+    case $path in
     # What somebody changed stays; the new default is put beside it.
-    case $path in /etc/*) [ ! -e "$to" ] || cmp -s "$here/tree$path" "$to" || to=$to.new ;; esac
-    # Beside it and renamed: a program that runs cannot be written over.
-    cp -Pp "$here/tree$path" "$to.installing"
-    mv -f "$to.installing" "$to"
+    /etc/*) [ ! -e "$to" ] || cmp -s "$here/tree$path" "$to" || to=$to.new ;;
+    /usr/bin/*) mode=755 ;;
+    esac
+    put "$here/tree$path" "$to" "$mode"
 done < "$here/installed-files.new"
 for path in $old; do
     case $path in /etc/*) continue ;; esac
     grep -qxF "$path" "$here/installed-files.new" || rm -f "$root$path"
 done
-mkdir -p "$root/usr/lib/holdfast"
-cp "$here/uninstall.sh" "$root/usr/lib/holdfast/uninstall.sh"
-mv "$here/installed-files.new" "$list"
+put "$here/uninstall.sh" "$root/usr/lib/holdfast/uninstall.sh" 755
+put "$here/installed-files.new" "$list"
+rm -f "$here/installed-files.new"
 
 [ -z "$root" ] || exit 0
 if ! systemd_runs; then

@@ -499,6 +499,46 @@ fn the_tar_file_installs_upgrades_and_uninstalls() {
     assert_eq!(wrong.status.code(), Some(2));
 }
 
+/// Owner, group, mode and path of everything in a directory, links and the directory itself left out.
+fn owners(root: &Path) -> Vec<String> {
+    let mut find = Command::new("find");
+    find.arg(root).args(["-mindepth", "1", "!", "-type", "l", "-printf", "%U:%G %m %y %P\n"]);
+    done(&mut find).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn what_install_sh_installs_is_roots_whoever_unpacked_it() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root can give files to others");
+        return;
+    }
+    let Some(packages) = packages() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let unpack =
+        "umask 077; tar xf \"$1\" --no-same-permissions -C \"$2\"; chown -Rh 4321:4321 \"$2\"";
+    done(Command::new("sh").args(["-c", unpack, "sh"]).arg(&packages.tar).arg(dir.path()));
+    let name = packages.tar.file_name().unwrap().to_str().unwrap().trim_end_matches(".tar.gz");
+    let unpacked = dir.path().join(name);
+    let root = tempfile::tempdir().unwrap();
+    let install = || {
+        let script = "umask 077; exec \"$1\" --root \"$2\"";
+        let mut shell = Command::new("sh");
+        done(shell.args(["-c", script, "sh"]).arg(unpacked.join("install.sh")).arg(root.path()));
+        for line in owners(root.path()) {
+            let words: Vec<&str> = line.splitn(4, ' ').collect();
+            let program = words[3].starts_with("usr/bin/") || words[3].ends_with("/uninstall.sh");
+            let mode = if words[2] == "d" || program { "755" } else { "644" };
+            assert_eq!((words[0], words[1]), ("0:0", mode), "{line}");
+        }
+        let links = ["-type", "l", "!", "-user", "0"];
+        assert_eq!(done(Command::new("find").arg(root.path()).args(links)), "");
+    };
+    install();
+    // Neither is what an older installer left to somebody.
+    done(Command::new("chown").arg("4321:4321").arg(root.path().join("usr/bin/holdfast")));
+    install();
+}
+
 #[test]
 fn the_same_sources_give_the_same_packages() {
     let Some(packages) = packages() else { return };
