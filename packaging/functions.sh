@@ -3,7 +3,19 @@
 # Whether this is a machine that systemd runs, and not a directory that becomes one.
 systemd_runs() { [ -z "${DPKG_ROOT:-}" ] && [ -d /run/systemd/system ]; }
 
-# is_used NODE: whether a block device or a partition of it is mounted anywhere, swap, below another device, or open.
+# Whether this is the machine itself, and not a directory that becomes one.
+real_root() { [ -z "${DPKG_ROOT:-}" ]; }
+
+# is_target PATH: whether the kernel gives the device away: as an NVMe or SCSI target.
+is_target() {
+    for file in /sys/kernel/config/nvmet/subsystems/*/namespaces/*/device_path /sys/kernel/config/target/core/*/*/udev_path; do
+        [ ! -e "$file" ] || [ "$(readlink -f "$(cat "$file")")" != "$1" ] || return 0
+    done
+    return 1
+}
+
+# is_used NODE: whether a block device or a partition of it is mounted anywhere, swap, below another device, or open; also in the
+# kernel itself, as a file of a loop device or a target, or by whoever has claimed it for himself.
 is_used() {
     for part in "/sys/class/block/${1#/dev/}" "/sys/class/block/${1#/dev/}"p[0-9]*; do
         [ -e "$part/dev" ] || continue
@@ -14,7 +26,11 @@ is_used() {
         for holder in "$part"/holders/*; do
             [ ! -e "$holder" ] || return 0
         done
+        cat /sys/class/block/loop*/loop/backing_file 2> /dev/null | grep -qxF "$path" && return 0
+        is_target "$path" && return 0
         ls -l /proc/[0-9]*/fd 2> /dev/null | grep -q -- "-> $path\$" && return 0
+        # Opens it as its only user, and changes nothing.
+        LC_ALL=C wipefs --all --no-act "$path" 2>&1 | grep -q "resource busy" && return 0
     done
     return 1
 }
@@ -27,15 +43,30 @@ used_devices() {
     done
 }
 
+# Names the exports that somebody has open by NBD, or as a device, as the daemon says.
+used_exports() {
+    timeout 10 holdfast status --format line 2> /dev/null |
+        sed -n 's|^resource=\([^ ]*\) .* open=\([1-9][0-9]*\) .*|\1 \2|p' |
+        while read -r name count; do
+            case " $1 " in *" /dev/holdfast/$name "*) ;; *) echo "$name ($count have it open)" ;; esac
+        done
+}
+
+# Whether a daemon listens at the usual place.
+daemon_listens() {
+    grep -qE '^[^ ]+ [0-9A-F]+ [0-9A-F]+ 00010000 .* /run/holdfast/control\.sock$' "${UNIX_SOCKETS:-/proc/net/unix}" 2> /dev/null
+}
+
 # Refuses to go on while a device is in use: nobody would answer it any more, and what waits for it would wait for ever.
 # Who has just opened it for a look, as udev does, is gone a moment later.
 refuse_while_used() {
     for attempt in 1 2 3; do
-        used=$(used_devices)
+        used=$(echo $(used_devices))
+        used=$(echo $used $(used_exports "$used"))
         [ -n "$used" ] || return 0
         sleep 1
     done
-    echo "error: holdfast was not removed: in use: $(echo $used)" >&2
+    echo "error: holdfast was not removed: in use: $used" >&2
     echo "hint: unmount it, stop what has it open, and try again; nothing has changed" >&2
     return 1
 }
@@ -57,6 +88,13 @@ restart_service() {
 
 # Forgets what was known of devices, once all are gone: only what the service keeps over its restarts is there.
 remove_run_dir() { [ -e /run/holdfast/devices/.udev ] || rm -rf --one-file-system /run/holdfast; }
+
+# purge_config DIR: removes what the package put there, and what was made of it. Keys and what else somebody put there stay.
+purge_config() {
+    [ -d "$1" ] || return 0
+    rm -f "$1/holdfast.toml" "$1"/holdfast.toml.new "$1"/holdfast.toml.dpkg-*
+    rmdir "$1" 2> /dev/null || echo "warning: $1 was kept: there are files of others in it" >&2
+}
 
 # understood STATE: whether this is the undamaged state of a resource, as this version writes it.
 understood() { [ "$(head -n 1 "$1")" = "holdfast-resource 1 $(tail -n +2 "$1" | sha256sum | cut -d ' ' -f 1)" ]; }

@@ -18,7 +18,15 @@ me=$(id -u)
 "$here/tree/usr/bin/holdfast" --version > /dev/null 2>&1 || refuse "its program does not run here" \
     "it is for @ARCHITECTURE@ with glibc @GLIBC@ or newer; \`tree/usr/bin/holdfast --version\` says what is missing"
 list=$root/usr/lib/holdfast/installed-files
-if [ -z "$root" ] && [ ! -e "$list" ] && [ -e /usr/bin/holdfast ]; then
+# Whether a package manager of that system has put the program there.
+is_packaged() {
+    { [ -e "$root/var/lib/dpkg/status" ] && dpkg --root="$root/" -S /usr/bin/holdfast; } > /dev/null 2>&1 && return 0
+    for db in "$root/var/lib/rpm" "$root/usr/lib/sysimage/rpm"; do
+        { [ -d "$db" ] && rpm --root "$root/" -qf /usr/bin/holdfast; } > /dev/null 2>&1 && return 0
+    done
+    return 1
+}
+if is_packaged; then
     refuse "/usr/bin/holdfast belongs to a package" "upgrade or remove that one with apt, dnf or zypper"
 fi
 
@@ -34,6 +42,10 @@ put() {
 old=
 if [ -e "$list" ]; then old=$(cat "$list"); fi
 (cd "$here/tree" && find . ! -type d) | sed 's/^\.//' | sort > "$here/installed-files.new"
+# First what removes it all again, should this be interrupted: all old files and all new ones.
+put "$here/uninstall.sh" "$root/usr/lib/holdfast/uninstall.sh" 755
+printf '%s\n' $old | sort -u - "$here/installed-files.new" | grep . > "$here/installed-files.all"
+put "$here/installed-files.all" "$list"
 while read -r path; do
     to=$root$path
     mode=644
@@ -48,9 +60,8 @@ for path in $old; do
     case $path in /etc/*) continue ;; esac
     grep -qxF "$path" "$here/installed-files.new" || rm -f "$root$path"
 done
-put "$here/uninstall.sh" "$root/usr/lib/holdfast/uninstall.sh" 755
 put "$here/installed-files.new" "$list"
-rm -f "$here/installed-files.new"
+rm -f "$here/installed-files.new" "$here/installed-files.all"
 
 [ -z "$root" ] || exit 0
 if ! systemd_runs; then

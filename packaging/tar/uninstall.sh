@@ -19,19 +19,24 @@ if [ ! -e "$list" ]; then
     echo "error: holdfast was not removed: install.sh has not installed it: $list is not there" >&2
     exit 1
 fi
+if [ -z "$root" ]; then refuse_while_used; fi
+if [ -z "$root" ] && ! systemd_runs && [ -n "$purge" ] && daemon_listens; then
+    echo "error: holdfast was not removed: its daemon runs" >&2
+    echo "hint: stop it, and try again; nothing has changed" >&2
+    exit 1
+fi
 if [ -z "$root" ] && systemd_runs; then
-    refuse_while_used
     systemctl disable --now holdfast.service || true
     remove_run_dir
 fi
 while read -r path; do
-    case $path in /etc/*) [ -n "$purge" ] || continue ;; esac
+    case $path in /etc/*) continue ;; esac
     rm -f "$root$path"
 done < "$list"
 rm -rf "$root/usr/lib/holdfast" "$root/usr/share/doc/holdfast"
 if [ -n "$purge" ]; then
     purge_state "$root/var/lib/holdfast"
-    rm -rf "$root/etc/holdfast"
+    purge_config "$root/etc/holdfast"
 fi
 if [ -z "$root" ] && systemd_runs; then
     systemctl daemon-reload

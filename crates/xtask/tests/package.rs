@@ -116,6 +116,8 @@ fn what_is_in_the_packages() {
         "/usr/share/doc/holdfast/changelog.Debian.gz",
         "/usr/share/doc/holdfast/third-party-notices.gz",
         "/usr/share/doc/holdfast/guide/README.md",
+        "/usr/share/doc/holdfast/guide/commands/create.md",
+        "/usr/share/doc/holdfast/guide/prometheus/holdfast.rules.yml",
     ] {
         assert_eq!(mode(path), "-rw-r--r--", "{path}");
     }
@@ -136,6 +138,34 @@ fn what_is_in_the_packages() {
     let in_tar = tar.lines().filter(|path| !path.ends_with('/'));
     let in_tar = in_tar.filter_map(|path| path.split_once("/tree").map(|(_, path)| path));
     assert_eq!(in_tar.collect::<BTreeSet<_>>(), deb);
+}
+
+/// The targets of the links of a page that are no addresses, without what is behind `#`.
+fn relative_links(text: &str) -> Vec<&str> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+    let paths = targets.filter_map(|(target, _)| target.split('#').next());
+    paths.filter(|path| !path.is_empty() && !path.contains(':') && !path.contains(' ')).collect()
+}
+
+#[test]
+fn what_a_page_of_the_packages_links_to_is_there() {
+    let Some(packages) = packages() else { return };
+    let root = tempfile::tempdir().unwrap();
+    done(Command::new("dpkg-deb").arg("-x").arg(&packages.deb).arg(root.path()));
+    let doc = root.path().join("usr/share/doc/holdfast");
+    let mut pages = 0;
+    let mut missing = Vec::new();
+    for page in done(Command::new("find").arg(&doc).args(["-name", "*.md"])).lines() {
+        pages += 1;
+        let text = fs::read_to_string(page).unwrap();
+        for link in relative_links(&text) {
+            if !Path::new(page).with_file_name("").join(link).exists() {
+                missing.push(format!("{page}: {link}"));
+            }
+        }
+    }
+    assert!(pages > 70, "{pages}");
+    assert_eq!(missing, [""; 0]);
 }
 
 #[test]
@@ -343,13 +373,21 @@ fn a_deb_is_installed_removed_and_purged() {
     assert!(!debian.is("usr/bin/holdfast") && !debian.is("usr/share/doc/holdfast"));
     assert!(STATE.iter().all(|path| debian.is(&format!("var/lib/holdfast/{path}"))));
 
-    // Somebody's disk lies there, too.
+    // Somebody's disk lies there, too, and keys.
     debian.put("var/lib/holdfast/disks/db.img", "data");
+    debian.put("etc/holdfast/nbd/server-key.pem", "key");
+    debian.put("etc/holdfast/holdfast.toml.dpkg-dist", "");
     let said = debian.dpkg(&["-P"], Path::new("holdfast"));
     assert!(said.contains("there are files of others in it"), "{said}");
-    let disk =
-        ["./var/lib/holdfast", "./var/lib/holdfast/disks", "./var/lib/holdfast/disks/db.img"];
-    assert_eq!(debian.left(), disk);
+    let kept = [
+        "./etc/holdfast",
+        "./etc/holdfast/nbd",
+        "./etc/holdfast/nbd/server-key.pem",
+        "./var/lib/holdfast",
+        "./var/lib/holdfast/disks",
+        "./var/lib/holdfast/disks/db.img",
+    ];
+    assert_eq!(debian.left(), kept);
 }
 
 #[test]
@@ -389,13 +427,16 @@ fn purging_takes_the_state_unless_data_depend_on_it() {
     assert_eq!(debian.left(), [""; 0]);
 }
 
-/// A directory in which scripts can run: a shell and its libraries.
+/// A directory in which scripts can run: a shell and `mv`, and their libraries.
 fn with_shell(root: &Path) {
-    for path in done(Command::new("ldd").arg("/bin/sh")).split_whitespace().chain(["/bin/sh"]) {
-        if path.starts_with('/') {
-            let target = root.join(path.trim_start_matches('/'));
-            fs::create_dir_all(target.parent().unwrap()).unwrap();
-            fs::copy(path, &target).unwrap();
+    for program in ["/bin/sh", "/bin/mv"] {
+        let needs = done(Command::new("ldd").arg(program));
+        for path in needs.split_whitespace().chain([program]) {
+            if path.starts_with('/') {
+                let target = root.join(path.trim_start_matches('/'));
+                fs::create_dir_all(target.parent().unwrap()).unwrap();
+                fs::copy(path, &target).unwrap();
+            }
         }
     }
 }
@@ -441,6 +482,13 @@ fn an_rpm_is_installed_upgraded_and_removed() {
     assert!(!root.path().join("usr/share/doc/holdfast").exists());
     assert!(state.exists(), "the state is gone");
     assert!(root.path().join("etc/holdfast/holdfast.toml.rpmsave").exists());
+    // Another installation takes it up, unless somebody has said something since.
+    rpm(&["-i", "--nodeps"], &packages.rpm);
+    assert_eq!(fs::read_to_string(&config).unwrap(), "# mine\n");
+    rpm(&["-e"], Path::new("holdfast"));
+    fs::write(&config, "name = \"other\"\n").unwrap();
+    rpm(&["-i", "--nodeps"], &packages.rpm);
+    assert_eq!(fs::read_to_string(&config).unwrap(), "name = \"other\"\n");
 }
 
 #[test]
@@ -537,6 +585,99 @@ fn what_install_sh_installs_is_roots_whoever_unpacked_it() {
     // Neither is what an older installer left to somebody.
     done(Command::new("chown").arg("4321:4321").arg(root.path().join("usr/bin/holdfast")));
     install();
+}
+
+#[test]
+fn an_installation_that_was_interrupted_is_gone_on_with_or_removed() {
+    let Some(packages) = packages() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    done(Command::new("tar").arg("xf").arg(&packages.tar).arg("-C").arg(dir.path()));
+    let name = packages.tar.file_name().unwrap().to_str().unwrap().trim_end_matches(".tar.gz");
+    let install = dir.path().join(name).join("install.sh");
+    let root = dir.path().join("root");
+    // A directory where the manual has to go: the program is there by then.
+    let wall = root.join("usr/share/man/man1/holdfast.1.gz");
+    fs::create_dir_all(wall.join("x")).unwrap();
+    fs::create_dir_all(root.join("usr/share/man/man1/holdfast.1.gz.installing/x")).unwrap();
+    let run = || Command::new(&install).arg("--root").arg(&root).output().unwrap();
+    assert!(!run().status.success());
+    assert!(root.join("usr/bin/holdfast").exists());
+    assert!(root.join("usr/lib/holdfast/uninstall.sh").exists());
+    fs::remove_dir_all(root.join("usr/share/man")).unwrap();
+    let again = run();
+    assert!(again.status.success(), "{}", text(&again));
+    let uninstall = root.join("usr/lib/holdfast/uninstall.sh");
+    done(Command::new(uninstall).arg("--purge").arg("--root").arg(&root));
+    assert_eq!(done(Command::new("find").arg(&root).args(["!", "-type", "d"])), "");
+    // Over a package it is refused.
+    if there(&["dpkg", "deb-systemd-helper"]) && (is_root() || there(&["fakeroot"])) {
+        let debian = ScratchDebian::new();
+        debian.dpkg(&["-i"], &packages.deb);
+        let over = Command::new(&install).arg("--root").arg(debian.root.path()).output().unwrap();
+        assert!(text(&over).contains("/usr/bin/holdfast belongs to a package"), "{}", text(&over));
+    }
+}
+
+/// Runs a line with the functions that the scripts share, and this text as `holdfast`.
+fn with_functions(holdfast: &str, line: &str) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("holdfast");
+    fs::write(&program, format!("#!/bin/sh\n{holdfast}\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let functions = xtask::root().join("packaging/functions.sh");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("set -e; . {}; {line}", functions.display())]);
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    shell.env("PATH", path).env("DIR", dir.path()).output().unwrap()
+}
+
+#[test]
+fn what_clients_have_open_is_in_use_without_systemd_too() {
+    let lines = "echo 'resource=web node=a role=Primary open=2 suspended=-'\n\
+                 echo 'resource=db node=a role=Primary open=1 suspended=-'\n\
+                 echo 'resource=x node=a role=Secondary open=0 suspended=-'";
+    let functions = "used_devices() { echo /dev/holdfast/db; }; sleep() { :; }; refuse_while_used";
+    let said = with_functions(lines, functions);
+    assert_eq!(said.status.code(), Some(1));
+    let due = "error: holdfast was not removed: in use: /dev/holdfast/db web (2 have it open)\n";
+    assert!(text(&said).starts_with(due), "{}", text(&said));
+    let free = with_functions("exit 1", "used_devices() { :; }; refuse_while_used");
+    assert!(free.status.success(), "{}", text(&free));
+    for script in ["deb/prerm", "tar/uninstall.sh", "rpm/holdfast.spec"] {
+        let script = fs::read_to_string(xtask::root().join("packaging").join(script)).unwrap();
+        let line = script.lines().find(|line| line.contains("refuse_while_used")).unwrap();
+        assert!(!line.contains("systemd_runs"), "{line}");
+    }
+    let table = "UNIX_SOCKETS=$DIR/unix; echo '0: 00000002 00000000 00010000 0001 01 77 \
+                 /run/holdfast/control.sock' > $UNIX_SOCKETS;";
+    assert!(with_functions("", &format!("{table} daemon_listens")).status.success());
+    let other = table.replace("00010000", "00000000");
+    assert!(!with_functions("", &format!("{other} daemon_listens")).status.success());
+}
+
+#[test]
+fn a_loop_device_on_a_device_uses_it() {
+    if !is_root() || !there(&["losetup", "wipefs"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("disk");
+    fs::File::create(&file).unwrap().set_len(8 << 20).unwrap();
+    let attach = |path: &Path| {
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(path).output().unwrap();
+        made.status.success().then(|| text(&made).trim().to_owned())
+    };
+    let Some(below) = attach(&file) else {
+        eprintln!("SKIPPED: there are no loop devices here");
+        return;
+    };
+    let above = attach(Path::new(&below)).unwrap();
+    let used = || with_functions("", &format!("is_used {below}")).status.success();
+    let while_used = used();
+    done(Command::new("losetup").args(["-d", &above]));
+    let afterwards = used();
+    done(Command::new("losetup").args(["-d", &below]));
+    assert!(while_used && !afterwards, "{while_used} {afterwards}");
 }
 
 #[test]

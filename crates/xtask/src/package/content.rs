@@ -31,6 +31,24 @@ pub(crate) fn tree(root: &Path, program: &Path, work: &Path, changes: &Changelog
     Ok(tree)
 }
 
+/// The directories of documents, and where they go.
+const DOCUMENTS: [(&str, &str); 3] =
+    [("docs/guide", "guide"), ("docs/design", "design"), ("bench", "bench")];
+
+/// All files below a directory, by path in it.
+fn files_below(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut found = files(dir)?;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            let name = path.file_name().and_then(|name| name.to_str()).context("a strange name")?;
+            let below = files_below(&path)?.into_iter();
+            found.extend(below.map(|(file, content)| (format!("{name}/{file}"), content)));
+        }
+    }
+    Ok(found)
+}
+
 /// The files of a directory, by name.
 fn files(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
@@ -71,9 +89,20 @@ fn completions(tree: &mut Tree, program: &Path) -> Result<()> {
 
 fn documents(tree: &mut Tree, root: &Path, changes: &Changelog) -> Result<()> {
     let doc = "usr/share/doc/holdfast";
-    tree.add(format!("{doc}/README.md"), fs::read(root.join("README.md"))?)?;
-    for (name, content) in files(&root.join("docs/guide"))? {
-        tree.add(format!("{doc}/guide/{name}"), content)?;
+    let readme = template::read(&root.join("README.md"))?;
+    tree.add(format!("{doc}/README.md"), readme.replace("](docs/", "]("))?;
+    for (from, to) in DOCUMENTS {
+        for (name, content) in files_below(&root.join(from))? {
+            match name.rsplit_once('.') {
+                // Their directory is one nearer.
+                Some((_, "md")) => {
+                    let text = String::from_utf8(content)?.replace("](../../bench/", "](../bench/");
+                    tree.add(format!("{doc}/{to}/{name}"), text)?;
+                }
+                Some((_, "yml")) => tree.add(format!("{doc}/{to}/{name}"), content)?,
+                _ => {}
+            }
+        }
     }
     tree.add(format!("{doc}/copyright"), copyright(root)?)?;
     tree.add(format!("{doc}/changelog.Debian.gz"), compressed(&changes.debian())?)?;
