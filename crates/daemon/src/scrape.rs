@@ -218,7 +218,7 @@ mod tests {
         let begun = Instant::now();
         while head(&mut call(server, 1).await).await != "HTTP/1.1 200" {
             assert!(begun.elapsed() < Duration::from_secs(60), "nobody was ended");
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await; // bounded poll
         }
     }
 
