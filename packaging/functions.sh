@@ -29,8 +29,8 @@ is_used() {
         cat /sys/class/block/loop*/loop/backing_file 2> /dev/null | grep -qxF "$path" && return 0
         is_target "$path" && return 0
         ls -l /proc/[0-9]*/fd 2> /dev/null | grep -q -- "-> $path\$" && return 0
-        # Opens it as its only user, and changes nothing.
-        LC_ALL=C wipefs --all --no-act "$path" 2>&1 | grep -q "resource busy" && return 0
+        # Opens it as its only user, and changes nothing. It reads: without its daemon a device does not answer.
+        LC_ALL=C timeout -s KILL 5 wipefs --all --no-act "$path" 2>&1 | grep -q "resource busy" && return 0
     done
     return 1
 }

@@ -19,6 +19,9 @@ pub struct DaemonInfo {
     pub listen: String,
     /// Where NBD clients are listened for by TCP; `null` for nowhere.
     pub nbd_listen: Option<String>,
+    /// Where the metrics are reached by TCP; `null` for nowhere.
+    #[serde(default)]
+    pub http: Option<String>,
     /// The directory of the certificate that NBD clients are shown; `null` without TLS.
     pub nbd_tls_certificates: Option<String>,
     /// Whether the daemon keeps its memory from being swapped out.

@@ -9,7 +9,7 @@ use holdfast_api::{ApiError, ErrorCode};
 use holdfast_daemon::config::{
     self, BadConfig, CONFIG_KEYS, ConfigError, ConfigFile, DEFAULT_CONFIG, Setting,
 };
-use holdfast_daemon::{DaemonOptions, Origin, effective};
+use holdfast_daemon::{DaemonOptions, Origin, conflicts_in, effective};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -47,12 +47,17 @@ pub(crate) fn run(ui: &Ui, command: &ConfigCommand) -> Result<(), ApiError> {
 
 fn check(ui: &Ui, file: Option<&Path>) -> Result<(), ApiError> {
     let path = file.unwrap_or(Path::new(DEFAULT_CONFIG));
-    match config::load(Some(path)) {
-        Ok(_) if ui.json => {
+    let checked =
+        config::load(Some(path)).and_then(|found| match conflicts_in(&found.unwrap_or_default()) {
+            none if none.is_empty() => Ok(()),
+            faults => Err(ConfigError::Bad(BadConfig { file: path.to_owned(), faults })),
+        });
+    match checked {
+        Ok(()) if ui.json => {
             ui.json(&json!({ "file": path, "valid": true, "errors": [] }));
             Ok(())
         }
-        Ok(_) => {
+        Ok(()) => {
             if !ui.quiet {
                 ui.line(&format!("the configuration file {} can be used", path.display()));
             }

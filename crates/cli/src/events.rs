@@ -180,10 +180,19 @@ fn print(ui: &Ui, event: &Event) {
     if ui.json {
         ui.json_line(event);
     } else if ui.verbose {
-        ui.line(&format!("{} {event}", time(event.time_unix_ms)));
+        ui.line(&one_line(&format!("{} {event}", time(event.time_unix_ms))));
     } else {
-        ui.line(&event.to_string());
+        ui.line(&one_line(&event.to_string()));
     }
+}
+
+/// The text without signs that would break its line, or do things to a terminal.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
 }
 
 pub(crate) fn time(unix_ms: u64) -> String {
@@ -194,7 +203,13 @@ pub(crate) fn time(unix_ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::time;
+    use super::{one_line, time};
+
+    #[test]
+    fn an_event_is_a_line_whatever_is_in_it() {
+        let text = "exists resource name=r0 disk=/a\nb\u{1b}[2Jü";
+        assert_eq!(one_line(text), "exists resource name=r0 disk=/a\\nb\\u{1b}[2Jü");
+    }
 
     #[test]
     fn times_have_milliseconds_and_never_fail() {

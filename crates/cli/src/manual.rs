@@ -6,8 +6,9 @@ use crate::output::Ui;
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 use holdfast_api::{ApiError, ErrorCode};
-use std::io;
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::process::Stdio;
 
 /// Prints the completions for a shell.
 pub(crate) fn completions(ui: &Ui, shell: clap_complete::Shell) -> Result<(), ApiError> {
@@ -20,10 +21,22 @@ pub(crate) fn completions(ui: &Ui, shell: clap_complete::Shell) -> Result<(), Ap
 /// Prints the manual page of a command, or writes those of all commands into a directory.
 pub(crate) fn man(ui: &Ui, command: &[String], dir: Option<&Path>) -> Result<(), ApiError> {
     let Some(dir) = dir else {
-        ui.text(&String::from_utf8_lossy(&page_of(command)?));
+        let page = page_of(command)?;
+        if !(io::stdout().is_terminal() && shown(&page)) {
+            ui.text(&String::from_utf8_lossy(&page));
+        }
         return Ok(());
     };
     write_all(dir).map_err(|why| failed(&format!("were not written to {}", dir.display()), &why))
+}
+
+/// Has `man` show a page on the terminal; whether there is one that could.
+fn shown(page: &[u8]) -> bool {
+    let mut man = std::process::Command::new("man");
+    let Ok(mut man) = man.args(["-l", "-"]).stdin(Stdio::piped()).spawn() else { return false };
+    // Who leaves the pager early has seen enough.
+    let _ = man.stdin.take().map(|mut input| input.write_all(page));
+    man.wait().is_ok_and(|status| status.success())
 }
 
 /// The grammar with what commands inherit.
@@ -39,7 +52,7 @@ fn page_of(command: &[String]) -> Result<Vec<u8>, ApiError> {
     }
     let top = built_grammar();
     let mut found = &top;
-    for word in command {
+    for word in &words_of(&top, command) {
         found = found.find_subcommand(word).ok_or_else(|| {
             let message = format!("there is no manual page: {word} is no command");
             ApiError::new(ErrorCode::InvalidRequest, message)
@@ -47,6 +60,31 @@ fn page_of(command: &[String]) -> Result<Vec<u8>, ApiError> {
         })?;
     }
     page(found).map_err(|why| failed("were not made", &why))
+}
+
+/// The words of a command; also of the name of its page, such as `holdfast-attach-disk`.
+fn words_of(top: &Command, command: &[String]) -> Vec<String> {
+    let [name] = command else { return command.to_vec() };
+    if name == "holdfast" {
+        return Vec::new();
+    }
+    let Some(mut rest) = name.strip_prefix("holdfast-") else { return command.to_vec() };
+    let (mut words, mut found) = (Vec::new(), top);
+    while !rest.is_empty() {
+        let fits = |one: &&Command| {
+            rest.strip_prefix(one.get_name()).is_some_and(|r| r.is_empty() || r.starts_with('-'))
+        };
+        // The longest: some names begin with others.
+        let next = found.get_subcommands().filter(fits).max_by_key(|one| one.get_name().len());
+        let Some(next) = next else {
+            words.push(rest.to_owned());
+            break;
+        };
+        words.push(next.get_name().to_owned());
+        rest = rest[next.get_name().len()..].trim_start_matches('-');
+        found = next;
+    }
+    words
 }
 
 fn write_all(dir: &Path) -> io::Result<()> {
@@ -116,6 +154,23 @@ fn failed(what: &str, why: &io::Error) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_is_found_by_its_name_too() {
+        let top = built_grammar();
+        for (name, words) in [
+            ("holdfast-device", "device"),
+            ("holdfast-cluster-create", "cluster create"),
+            ("holdfast-attach-disk", "attach-disk"),
+            ("holdfast", ""),
+            ("device", "device"),
+            ("holdfast-nothing", "nothing"),
+        ] {
+            assert_eq!(words_of(&top, &[name.to_owned()]).join(" "), words, "{name}");
+        }
+        assert!(page_of(&["holdfast-device".to_owned()]).is_ok());
+        assert!(page_of(&["holdfast-nothing".to_owned()]).is_err());
+    }
 
     #[test]
     fn the_grammar_holds_together() {

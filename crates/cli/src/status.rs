@@ -1,6 +1,6 @@
 //! `status`.
 
-mod check;
+pub(crate) mod check;
 mod forms;
 
 use crate::args::{Every, Form, Status};

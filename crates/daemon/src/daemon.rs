@@ -193,19 +193,23 @@ fn wanted_devices(settings: &Settings, store: &LocalStore) -> BTreeSet<String> {
 
 /// Reads what NBD clients by TCP are to meet.
 fn nbd_access(access: &NbdAccess) -> Result<TcpAccess, ApiError> {
-    let NbdAccess { tls_certificates, tls_optional, tls_verify_peer, allow } = access;
+    let tls = nbd_tls(access).map_err(|why| no_tls(&why))?;
+    Ok(TcpAccess { allow: AllowList::new(access.allow.clone()), tls })
+}
+
+/// What they are shown; the error says why nothing can be.
+pub(crate) fn nbd_tls(access: &NbdAccess) -> Result<Option<ServerTls>, String> {
+    let NbdAccess { tls_certificates, tls_optional, tls_verify_peer, .. } = access;
     let required = !tls_optional.unwrap_or(false);
-    let tls = match tls_certificates {
-        Some(directory) => {
-            let tls = ServerTls::from_directory(directory, required, *tls_verify_peer);
-            Some(tls.map_err(|why| no_tls(&why.to_string()))?)
-        }
+    match tls_certificates {
+        Some(directory) => ServerTls::from_directory(directory, required, *tls_verify_peer)
+            .map(Some)
+            .map_err(|why| why.to_string()),
         None if tls_optional.is_some() || *tls_verify_peer => {
-            return Err(no_tls("no directory with certificates was named"));
+            Err("no directory with certificates was named".to_owned())
         }
-        None => None,
-    };
-    Ok(TcpAccess { allow: AllowList::new(allow.clone()), tls })
+        None => Ok(None),
+    }
 }
 
 fn no_tls(why: &str) -> ApiError {

@@ -70,6 +70,7 @@ fn of_settings(settings: &Settings) -> DaemonInfo {
         socket: text(&settings.socket),
         listen: settings.listen.to_string(),
         nbd_listen: settings.nbd_listen.map(|address| address.to_string()),
+        http: settings.http.map(|address| address.to_string()),
         nbd_tls_certificates: certificates.map(text),
         lock_memory: settings.lock_memory,
         journal_budget: settings.journal_budget,

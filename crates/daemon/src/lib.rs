@@ -66,6 +66,7 @@ pub use inventory::inventory;
 pub use memory::guard_memory;
 pub use metrics::{STATUS_FIELDS, Told};
 pub use options::{
-    DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, Effective, NbdAccess, Origin, effective,
+    DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, Effective, NbdAccess, Origin, conflicts_in,
+    effective,
 };
 pub use run::run;

@@ -1,6 +1,6 @@
 //! What the daemon is started with: options of the command line, and the configuration file.
 
-use crate::config::{CONFIG_KEYS, ConfigFile, OFF, ResourceDefaults, Setting};
+use crate::config::{CONFIG_KEYS, ConfigFile, Fault, OFF, ResourceDefaults, Setting};
 use crate::journaled::MIN_SIZE;
 use crate::refuse;
 use holdfast_api::{ApiError, ErrorCode};
@@ -22,6 +22,8 @@ pub(crate) const NODE_PORT: u16 = 7850;
 pub(crate) const NBD_PORT: u16 = 10809;
 /// The port for metrics when none is given.
 pub(crate) const HTTP_PORT: u16 = 7851;
+/// How long the path of a Unix socket is at most, in bytes.
+const MAX_SOCKET_PATH: usize = 107;
 
 /// The options of `holdfast daemon`. What is `None` comes from the configuration file, else it has
 /// the default of the interface contract.
@@ -184,8 +186,19 @@ impl Settings {
     /// Puts the command line, what the file has, and the defaults together.
     ///
     /// # Errors
-    /// For values that cannot be.
+    /// For values that cannot be, alone or together.
     pub(crate) fn from_parts(options: &DaemonOptions, file: &ConfigFile) -> Result<Self, ApiError> {
+        let settings = Self::merged(options, file)?;
+        match settings.conflicts().into_iter().next() {
+            None => Ok(settings),
+            Some((key, why)) => {
+                let message = format!("the daemon was not started: {key} cannot be used: {why}");
+                Err(ApiError::new(ErrorCode::InvalidRequest, message))
+            }
+        }
+    }
+
+    fn merged(options: &DaemonOptions, file: &ConfigFile) -> Result<Self, ApiError> {
         let some = |given: &Option<String>, key: &str| {
             given.clone().or_else(|| file.text(key)).filter(|text| text != OFF)
         };
@@ -203,7 +216,7 @@ impl Settings {
         };
         let advertise = advertise.iter().map(|text| Address::parse(text, Some(NODE_PORT)));
         let advertise: Result<_, _> = advertise.collect();
-        let nbd_access = NbdAccess {
+        let mut nbd_access = NbdAccess {
             tls_certificates: some_path(
                 &options.nbd_access.tls_certificates,
                 "nbd-tls-certificates",
@@ -223,6 +236,10 @@ impl Settings {
                 given => given.to_vec(),
             },
         };
+        // What the file says of TLS is like its default as long as there is none.
+        if nbd_access.tls_certificates.is_none() && options.nbd_access.tls_optional.is_none() {
+            nbd_access.tls_optional = None;
+        }
         let path = |given: &Option<PathBuf>, key: &str, default: &str| {
             absolute(&some_path(given, key).unwrap_or_else(|| PathBuf::from(default)))
         };
@@ -257,6 +274,36 @@ impl Settings {
         })
     }
 
+    /// What can be said one by one, and not together: the key, and why it cannot be.
+    fn conflicts(&self) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        for socket in [&self.socket, &self.nbd_socket()] {
+            let length = socket.as_os_str().len();
+            if length > MAX_SOCKET_PATH {
+                let shown = socket.display();
+                found.push((
+                    "socket",
+                    format!(
+                        "the path {shown} has {length} bytes, and that of a socket has \
+                         {MAX_SOCKET_PATH} at most"
+                    ),
+                ));
+                break;
+            }
+        }
+        let ports =
+            [("listen", Some(self.listen)), ("nbd-listen", self.nbd_listen), ("http", self.http)];
+        let ports = ports.map(|(key, address)| Some((key, address?)));
+        let ports: Vec<_> = ports.into_iter().flatten().collect();
+        for (at, (key, address)) in ports.iter().enumerate() {
+            let same = ports[..at].iter().find(|(_, other)| overlap(*address, *other));
+            if let Some((other, taken)) = same {
+                found.push((key, format!("{address} is taken by {other}, which is {taken}")));
+            }
+        }
+        found
+    }
+
     /// The directory of the control socket: NBD socket and local devices are beside it.
     pub(crate) fn run_dir(&self) -> PathBuf {
         self.socket.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned)
@@ -266,6 +313,34 @@ impl Settings {
     pub(crate) fn nbd_socket(&self) -> PathBuf {
         self.run_dir().join("nbd.sock")
     }
+}
+
+/// Whether two cannot be listened at at once.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (any || one.ip() == other.ip())
+}
+
+/// Everything for which a daemon with this file, and without a command line, would be refused.
+#[must_use]
+pub fn conflicts_in(file: &ConfigFile) -> Vec<Fault> {
+    let fault = |key: &str, why: String| {
+        let line = file.value(key).map_or(1, |(_, line)| line);
+        Fault { line, column: 1, what: format!("{key} cannot be used"), why }
+    };
+    let settings = match Settings::merged(&DaemonOptions::default(), file) {
+        Ok(settings) => settings,
+        Err(error) => return vec![fault("the file", error.message)],
+    };
+    let mut found: Vec<_> =
+        settings.conflicts().into_iter().map(|(key, why)| fault(key, why)).collect();
+    if let Err(why) = crate::daemon::nbd_tls(&settings.nbd_access) {
+        let certificates = settings.nbd_access.tls_certificates.is_some();
+        let key = if certificates { "nbd-tls-certificates" } else { "nbd-tls-verify-peer" };
+        found.push(fault(key, why));
+    }
+    found.sort();
+    found
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, ApiError> {
@@ -437,6 +512,41 @@ mod tests {
         assert_eq!((none[0].key, none[0].origin), ("name", Origin::File(2)));
         assert_eq!(none[0].value, Some(Setting::Text("b".into())));
         assert!(none[1..].iter().all(|shown| shown.origin == Origin::Default));
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused_and_defaults_may_be_written_down() {
+        for (text, words) in [
+            ("\nhttp = \"127.0.0.1:7850\"", "2 http: 127.0.0.1:7850 is taken by listen"),
+            ("http = \"[::]:10809\"\nnbd-listen = \"127.0.0.1\"", "1 http: "),
+            ("nbd-tls-verify-peer = true", "1 nbd-tls-verify-peer: no directory with cert"),
+            ("nbd-tls-certificates = \"/nowhere/x\"", "1 nbd-tls-certificates: /nowhere/x/"),
+        ] {
+            let found = conflicts_in(&ConfigFile::parse(text).unwrap());
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            let Fault { line, what, why, .. } = &found[0];
+            let said = format!("{line} {}: {why}", what.trim_end_matches(" cannot be used"));
+            assert!(said.starts_with(words), "{said}");
+            if text.contains("http") {
+                let error = with_file(text, DaemonOptions::default()).unwrap_err();
+                assert!(error.message.contains("http cannot be used"), "{}", error.message);
+                let off = DaemonOptions { http: Some(OFF.into()), ..DaemonOptions::default() };
+                assert!(with_file(text, off).is_ok());
+            }
+        }
+        let long = format!("socket = \"/{}/s\"", "x".repeat(99));
+        let found = conflicts_in(&ConfigFile::parse(&long).unwrap());
+        assert!(found[0].why.contains("nbd.sock has 109 bytes"), "{found:?}");
+        for fine in [
+            "nbd-tls = \"required\"",
+            "nbd-tls = \"optional\"\nnbd-tls-certificates = \"off\"",
+            "listen = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"",
+            "listen = \"127.0.0.1:7850\"\nhttp = \"127.0.0.2:7850\"",
+        ] {
+            assert_eq!(conflicts_in(&ConfigFile::parse(fine).unwrap()), [], "{fine}");
+            let settings = with_file(fine, DaemonOptions::default()).unwrap();
+            assert_eq!(settings.nbd_access.tls_optional, None, "{fine}");
+        }
     }
 
     #[test]

@@ -283,7 +283,7 @@ impl Daemon {
         let limit = Instant::now() + Duration::from_secs(60);
         while !daemon.command(&["status"]).output().unwrap().status.success() {
             assert!(Instant::now() < limit, "the daemon does not answer");
-            thread::sleep(Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(50)); // bounded poll
         }
         daemon
     }

@@ -40,7 +40,8 @@ fn of_resource(
         if NbdUri::is_scheme_of(disk) {
             findings.ok("disks.disk", format!("{name}: the disk is an export of another machine"));
         } else {
-            disk_of(machine, name, disk, places, findings);
+            let primary = status.is_some_and(|status| status.role == "Primary");
+            disk_of(machine, name, disk, places, primary, findings);
         }
     } else {
         findings.ok("disks.disk", format!("{name}: no disk here; the data are on the peers"));
@@ -68,6 +69,7 @@ fn disk_of(
     name: &str,
     disk: &str,
     places: &ResourcePlaces,
+    primary: bool,
     findings: &mut Findings,
 ) {
     let path = Path::new(disk);
@@ -80,10 +82,7 @@ fn disk_of(
                     "disks.disk",
                     format!("{name}: the disk {disk} cannot be used: {}", super::plain(&error)),
                     "this node has no copy of the resource",
-                    format!(
-                        "bring it back, or give it another one: `holdfast attach-disk {name} \
-                             --disk PATH`"
-                    ),
+                    missing_disk(name, primary),
                 );
             }
         };
@@ -278,6 +277,19 @@ fn holder_in_words(machine: &Machine, holder: &str) -> String {
     }
 }
 
+/// What to do about a disk that is not there. A Primary goes on reading from its peers, and does
+/// not take another disk.
+fn missing_disk(name: &str, primary: bool) -> String {
+    let attach = format!("`holdfast attach-disk {name} --disk PATH`");
+    if primary {
+        return format!(
+            "bring it back; or make another node Primary, `holdfast secondary {name}` here, and \
+             give it another disk: {attach}"
+        );
+    }
+    format!("bring it back, or give it another one: {attach}")
+}
+
 /// What the daemon says of the disk.
 fn state(status: &ResourceStatus, findings: &mut Findings) {
     let (name, disk) = (&status.name, &status.disk);
@@ -339,6 +351,13 @@ mod tests {
     use super::*;
     use holdfast_api::health::HealthReason;
     use holdfast_api::status::DiskStatus;
+
+    #[test]
+    fn a_primary_is_not_told_to_attach_what_it_would_refuse() {
+        assert!(missing_disk("r0", true).contains("`holdfast secondary r0` here, and give it"));
+        let other = missing_disk("r0", false);
+        assert!(other.contains("attach-disk r0 --disk PATH") && !other.contains("secondary"));
+    }
 
     /// A machine with the disk sdb of 1 GiB.
     fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {

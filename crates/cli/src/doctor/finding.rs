@@ -189,6 +189,7 @@ fn heading(group: &str) -> &str {
         "limits" => "Limits",
         "ports" => "Ports",
         "cluster" => "Cluster",
+        "resources" => "Resources",
         "disks" => "Disks",
         "space" => "Space",
         "tls" => "Certificates",

@@ -50,7 +50,9 @@ fn locked(facts: &Facts, process: &str, findings: &mut Findings) {
         rest.map(|rest| rest.trim().trim_end_matches(" kB").to_owned())
     };
     let wanted = facts.info.as_ref().is_some_and(|info| info.lock_memory);
-    let locked = value("VmLck:").and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10;
+    let bytes =
+        |key: &str| value(key).and_then(|kib| kib.parse::<u64>().ok()).map_or(0, |kib| kib << 10);
+    let locked = bytes("VmLck:");
     if !wanted {
         return findings.note(
             CHECK,
@@ -61,8 +63,10 @@ fn locked(facts: &Facts, process: &str, findings: &mut Findings) {
         );
     }
     if locked > 0 {
+        // What is locked counts addresses too that have no memory yet.
+        let held = locked.min(bytes("VmRSS:"));
         return findings
-            .ok(CHECK, format!("{} of the daemon's memory is locked", format_size(locked)));
+            .ok(CHECK, format!("the daemon's memory is locked, {} are in use", format_size(held)));
     }
     let capabilities = value("CapEff:").and_then(|hex| u64::from_str_radix(&hex, 16).ok());
     let missing = capabilities.is_some_and(|bits| bits >> CAP_IPC_LOCK & 1 == 0);
@@ -154,6 +158,19 @@ mod tests {
     use std::fs;
 
     fn look_at(files: &[(&str, &str)]) -> Vec<(&'static str, Severity)> {
+        let found = findings_at(files);
+        found.0.into_iter().map(|one| (one.check, one.severity)).collect()
+    }
+
+    #[test]
+    fn memory_that_is_locked_is_told_as_what_is_used_of_it() {
+        let status = "VmLck:\t 1017000 kB\nVmRSS:\t   69632 kB\nCapEff:\t000001ffffffffff\n";
+        let found = findings_at(&[("proc/7/status", status)]);
+        let one = found.0.iter().find(|one| one.check == "limits.locked_memory").unwrap();
+        assert_eq!(one.what, "the daemon's memory is locked, 68 MiB are in use");
+    }
+
+    fn findings_at(files: &[(&str, &str)]) -> Findings {
         let root = tempfile::tempdir().unwrap();
         for (path, content) in files {
             let path = root.path().join(path);
@@ -169,7 +186,7 @@ mod tests {
         };
         let mut findings = Findings::default();
         look(&facts, &mut findings);
-        findings.0.into_iter().map(|one| (one.check, one.severity)).collect()
+        findings
     }
 
     #[test]

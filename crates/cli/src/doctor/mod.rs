@@ -9,6 +9,7 @@ mod kernel;
 mod limits;
 pub(crate) mod machine;
 mod ports;
+mod resources;
 mod space;
 mod speed;
 mod tls;
@@ -130,6 +131,7 @@ pub(crate) fn examine(facts: &Facts) -> Findings {
     limits::look(facts, &mut findings);
     ports::look(facts, &mut findings);
     cluster::look(facts, &mut findings);
+    resources::look(facts, &mut findings);
     disks::look(facts, &mut findings);
     space::look(facts, &mut findings);
     tls::look(facts, Timestamp::now(), &mut findings);

@@ -3,7 +3,7 @@
 use super::Facts;
 use super::finding::Findings;
 use super::machine::Machine;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 pub(super) fn look(facts: &Facts, findings: &mut Findings) {
     let Some(info) = &facts.info else { return };
@@ -11,8 +11,11 @@ pub(super) fn look(facts: &Facts, findings: &mut Findings) {
     if let Some(address) = &info.nbd_listen {
         ports.push(("ports.nbd", "for NBD clients", "nbd-listen", address));
     }
+    if let Some(address) = &info.http {
+        ports.push(("ports.http", "for the metrics", "http", address));
+    }
     for (check, purpose, key, text) in ports {
-        let Ok(address) = text.parse::<SocketAddr>() else { continue };
+        let Some(address) = resolved(text) else { continue };
         if address.port() == 0 {
             findings.ok(check, format!("{address}, {purpose}: any free port will do"));
             continue;
@@ -41,6 +44,11 @@ pub(super) fn look(facts: &Facts, findings: &mut Findings) {
             ),
         }
     }
+}
+
+/// The address; that of a name is looked up, as the daemon does.
+fn resolved(text: &str) -> Option<SocketAddr> {
+    text.parse().ok().or_else(|| text.to_socket_addrs().ok()?.next())
 }
 
 /// Somebody who listens at a port.
@@ -142,6 +150,26 @@ mod tests {
         assert_eq!(listening(&v4.replace(" 0A ", " 01 ")), None);
         for bad in ["", "sl  local_address rem_address   st", "0: xx:1 y 0A", "0: 0100007F 0 0A"] {
             assert_eq!(listening(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_port_of_the_metrics_is_looked_at_too_and_so_are_names() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let info = holdfast_api::daemon::DaemonInfo {
+            listen: "127.0.0.1:0".into(),
+            http: Some(format!("localhost:{port}")),
+            ..Default::default()
+        };
+        let machine = Machine::here();
+        let facts = Facts { machine, info: Some(info), status: None, silent: None };
+        let mut findings = Findings::default();
+        look(&facts, &mut findings);
+        let of_http = findings.0.iter().find(|one| one.check == "ports.http").unwrap();
+        // A machine whose localhost is ::1 alone has nobody there.
+        if resolved("localhost:1").is_some_and(|address| address.is_ipv4()) {
+            assert!(of_http.what.contains("for the metrics, is taken by"), "{}", of_http.what);
         }
     }
 

@@ -4,6 +4,7 @@ use super::ledger::{Id, Ledger, Outcome};
 use super::plan::{Plan, Step, command, part_of};
 use super::source::{Place, read, wrong};
 use holdfast_api::ApiError;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -21,12 +22,13 @@ pub(super) fn import(path: &Path) -> Result<Plan, ApiError> {
     let file = Rc::new(path.to_owned());
     let mut ledger = Ledger::default();
     let (mut servers, mut clients) = (Vec::new(), Vec::new());
+    let mut taken = BTreeSet::new();
     for (number, line) in text.lines().enumerate() {
         let words = words_of(line, &file, number + 1)?;
         let Some((first, rest)) = words.split_first() else { continue };
         match first.text.as_str() {
-            "server" => servers.push(server(first, rest, &mut ledger)?),
-            "client" => clients.push(client(first, rest, &mut ledger)?),
+            "server" => servers.push(server(first, rest, &mut taken, &mut ledger)?),
+            "client" => clients.push(client(first, rest, &mut taken, &mut ledger)?),
             "module" => module(first, rest, &mut ledger)?,
             other => {
                 let why =
@@ -103,7 +105,29 @@ fn words_of(line: &str, file: &Rc<PathBuf>, number: usize) -> Result<Vec<Word>, 
             inside = true;
         }
     }
-    Ok(words)
+    match words.iter().find(|word| word.text == "\\") {
+        Some(word) => {
+            Err(wrong(&word.place, "a line does not go on in the next one: write it as one"))
+        }
+        None => Ok(words),
+    }
+}
+
+/// The command, unless one before has what it needs: the second would fail.
+fn unless_taken(
+    what: String,
+    line: &[&str],
+    head: Id,
+    taken: &mut BTreeSet<String>,
+    ledger: &mut Ledger,
+) -> String {
+    let line = command(line);
+    if taken.insert(what.clone()) {
+        return line;
+    }
+    let why = format!("{what} is taken by a line before: give this one another");
+    ledger.settle(head, Outcome::missing(why));
+    format!("# {what} is taken: {line}")
 }
 
 fn text_of(words: &[&Word]) -> String {
@@ -134,7 +158,12 @@ const TLS: &str = "certificates are not named one by one: put server-cert.pem an
                    of nbd://";
 
 /// `server ID PORT RESOURCES options...`
-fn server(first: &Word, rest: &[Word], ledger: &mut Ledger) -> Result<String, ApiError> {
+fn server(
+    first: &Word,
+    rest: &[Word],
+    taken: &mut BTreeSet<String>,
+    ledger: &mut Ledger,
+) -> Result<String, ApiError> {
     let [id, port, ..] = rest else {
         return Err(wrong(&first.place, "a server line is: server ID PORT RESOURCE... OPTION..."));
     };
@@ -223,7 +252,7 @@ fn server(first: &Word, rest: &[Word], ledger: &mut Ledger) -> Result<String, Ap
         line.push("--read-only");
     }
     ledger.settle(head, Outcome::translated(format!("holdfast serve at port {number}")));
-    Ok(command(&line))
+    Ok(unless_taken(format!("port {number}"), &line, head, taken, ledger))
 }
 
 /// A size of an export, in bytes or with a suffix.
@@ -241,13 +270,22 @@ fn sized(text: &str, size: &mut Option<u64>) -> Outcome {
 }
 
 /// `client ID DEVICE SERVER PORT options...`
-fn client(first: &Word, rest: &[Word], ledger: &mut Ledger) -> Result<String, ApiError> {
+fn client(
+    first: &Word,
+    rest: &[Word],
+    taken: &mut BTreeSet<String>,
+    ledger: &mut Ledger,
+) -> Result<String, ApiError> {
     let [id, device, host, port, ..] = rest else {
         return Err(wrong(
             &first.place,
             "a client line is: client ID DEVICE SERVER PORT OPTION...",
         ));
     };
+    if let Some(option) = [device, host].into_iter().find(|word| word.text.starts_with('-')) {
+        let why = "options come behind the port: client ID DEVICE SERVER PORT OPTION...";
+        return Err(wrong(&option.place, why));
+    }
     let number: u16 = port.text.parse().map_err(|_| wrong(&port.place, "this is no port"))?;
     let head = ledger.add(first.place.clone(), text_of(&[first, id, device, host, port]));
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -326,7 +364,7 @@ fn client(first: &Word, rest: &[Word], ledger: &mut Ledger) -> Result<String, Ap
     }
     ledger
         .settle(head, Outcome::translated(format!("{} becomes /dev/holdfast/{name}", device.text)));
-    Ok(command(&line))
+    Ok(unless_taken(format!("the name {name}"), &line, head, taken, ledger))
 }
 
 /// `module ID key=value...`
@@ -402,12 +440,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_line_before_has_taken_is_not_taken_again() {
+        let text = "server 0 1033 /a\nserver 1 1033 /b\nclient 0 /dev/nda h 1\n\
+                    client 1 /dev/nda i 1\n";
+        let made = plan(text).unwrap();
+        let missing = made.statements.iter().filter(|entry| entry.outcome.word() == "missing");
+        assert_eq!(missing.map(|entry| entry.place.line).collect::<Vec<_>>(), [2, 4]);
+        let all = commands(text);
+        assert!(all[1].starts_with("# port 1033 is taken: holdfast serve /b"), "{all:?}");
+        assert!(all[3].starts_with("# the name nda is taken: holdfast attach nbd://i"), "{all:?}");
+    }
+
+    #[test]
     fn a_line_that_is_none_is_refused_with_its_place() {
         for (text, place) in [
             ("\n  serve 0 1\n", "enbd.conf:2:3: a line begins"),
             ("client 0 /dev/nda h x", "enbd.conf:1:21: this is no port"),
             ("server 0", "enbd.conf:1:1: a server line is"),
             ("module", "enbd.conf:1:1: a module line is"),
+            ("client 2 /dev/ndb -n 2 h 3", "enbd.conf:1:19: options come behind the port"),
+            ("client 2 /dev/ndb h 3 \\", "enbd.conf:1:23: a line does not go on"),
         ] {
             let error = plan(text).unwrap_err();
             assert!(error.message.contains(place), "{}", error.message);

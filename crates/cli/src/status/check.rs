@@ -12,7 +12,7 @@ const TOLD: usize = 5;
 /// How all is together.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
-pub(super) enum Grade {
+pub(crate) enum Grade {
     /// As it should be.
     Ok,
     /// It works, and something is missing or on the way.
@@ -38,6 +38,35 @@ impl Grade {
             Self::Critical => "CRITICAL",
         }
     }
+}
+
+/// What a reason is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Topic {
+    /// A person stopped the resource on this node.
+    Down,
+    /// This node is Primary, and there is nothing to read from.
+    NoData,
+    /// I/O is held.
+    Held,
+    /// There are too few nodes in reach.
+    Quorum,
+    /// The disk is not used, and a person can attach it.
+    Detached,
+    /// The disk has failed, is not as it should be, or is not well.
+    Disk,
+    /// The health of the disk.
+    Health,
+    /// The journal, the archive, the replay, or a device of a run before.
+    Part,
+    /// A peer says why it is not connected.
+    Problem,
+    /// A person disconnected from a peer.
+    StandAlone,
+    /// A resync stands still.
+    Paused,
+    /// A peer is away, or does not have everything.
+    Peer,
 }
 
 /// What a check found.
@@ -78,7 +107,7 @@ pub(super) fn check(status: &NodeStatus, name: Option<&str>) -> Found {
     let mut reasons: Vec<(Grade, String)> = Vec::new();
     for resource in &status.resources {
         let mut of_one = Vec::new();
-        of_resource(resource, &mut of_one);
+        of_resource(resource, &mut |grade, _, why| of_one.push((grade, why)));
         let named =
             of_one.into_iter().map(|(grade, why)| (grade, format!("{}: {why}", resource.name)));
         reasons.extend(named);
@@ -105,78 +134,109 @@ pub(super) fn check(status: &NodeStatus, name: Option<&str>) -> Found {
     }
 }
 
-fn of_resource(resource: &ResourceStatus, reasons: &mut Vec<(Grade, String)>) {
-    let mut put = |grade, why: String| reasons.push((grade, why));
+/// Tells all that is not as it should be with a resource on this node.
+pub(crate) fn of_resource(resource: &ResourceStatus, put: &mut impl FnMut(Grade, Topic, String)) {
     let down = resource.role == "Unknown";
     if down {
-        put(Grade::Warning, "it is stopped on this node".to_owned());
+        put(Grade::Warning, Topic::Down, "it is stopped on this node".to_owned());
+    }
+    if resource.role == "Primary" && !can_read(resource) {
+        let why = "this node is Primary and has no data: the disk is not used, and no connected \
+                   peer is UpToDate";
+        put(Grade::Critical, Topic::NoData, why.to_owned());
     }
     if !resource.suspended.is_empty() {
-        put(Grade::Critical, format!("I/O is held: {}", resource.suspended.join(", ")));
+        let why = format!("I/O is held: {}", resource.suspended.join(", "));
+        put(Grade::Critical, Topic::Held, why);
     }
     if !resource.quorum {
-        put(Grade::Critical, "quorum is lost".to_owned());
+        put(Grade::Critical, Topic::Quorum, "quorum is lost".to_owned());
     }
     if let Some(seconds) = resource.device_waits_seconds {
-        put(Grade::Warning, format!("the device waits for {} more", span(seconds)));
+        let why = format!("the device waits for {} more", span(seconds));
+        put(Grade::Warning, Topic::Part, why);
     }
     let disk = &resource.disk;
     match &disk.problem {
-        Some(problem) => put(Grade::Critical, format!("the disk is not used: {problem}")),
-        None if disk.state == "Failed" => put(Grade::Critical, "the disk has failed".to_owned()),
+        Some(problem) => {
+            put(Grade::Critical, Topic::Disk, format!("the disk is not used: {problem}"));
+        }
+        None if disk.state == "Failed" => {
+            put(Grade::Critical, Topic::Disk, "the disk has failed".to_owned());
+        }
         None if down || disk.path.is_none() || disk.state == "UpToDate" => {}
-        None => put(Grade::Warning, format!("the disk is {}", disk.state)),
+        None => {
+            let topic = if disk.state == "Diskless" { Topic::Detached } else { Topic::Disk };
+            put(Grade::Warning, topic, format!("the disk is {}", disk.state));
+        }
     }
     if let Some(health) = disk.health.as_ref().filter(|_| disk.problem.is_none()) {
         let why: Vec<&str> = health.reasons.iter().map(|reason| &*reason.text).collect();
         let text = format!("the health of the disk is {}: {}", health.score, why.join(", "));
         match &*health.level {
-            "critical" => put(Grade::Critical, text),
-            "warning" => put(Grade::Warning, text),
+            "critical" => put(Grade::Critical, Topic::Health, text),
+            "warning" => put(Grade::Warning, Topic::Health, text),
             _ => {}
         }
     }
     if let Some(problem) = resource.journal.as_ref().and_then(|journal| journal.problem.as_ref()) {
-        put(Grade::Critical, format!("the journal is not used: {problem}"));
+        put(Grade::Critical, Topic::Part, format!("the journal is not used: {problem}"));
     }
     if let Some(problem) = resource.archive.as_ref().and_then(|archive| archive.problem.as_ref()) {
-        put(Grade::Warning, format!("nothing is archived at present: {problem}"));
+        put(Grade::Warning, Topic::Part, format!("nothing is archived at present: {problem}"));
     }
     if let Some(problem) = resource.replay.as_ref().and_then(|replay| replay.problem.as_ref()) {
-        put(Grade::Warning, format!("the replay is held up: {problem}"));
+        put(Grade::Warning, Topic::Part, format!("the replay is held up: {problem}"));
     }
     for peer in resource.peers.iter().filter(|_| !down) {
-        if let Some((grade, why)) = of_peer(peer) {
-            put(grade, why);
+        if let Some((grade, topic, why)) = of_peer(peer) {
+            put(grade, topic, why);
         }
     }
 }
 
-fn of_peer(peer: &PeerStatus) -> Option<(Grade, String)> {
+/// Whether there is a copy that this node can read, its own or that of a peer.
+fn can_read(resource: &ResourceStatus) -> bool {
+    // With data that are not the newest or are still coming, it reads what it lacks from a peer.
+    let own = !matches!(&*resource.disk.state, "Diskless" | "Attaching" | "Detaching" | "Failed");
+    let of_peer =
+        |peer: &PeerStatus| peer.connection == "Connected" && matches!(&*peer.disk, "UpToDate");
+    own || resource.peers.iter().any(of_peer)
+}
+
+fn of_peer(peer: &PeerStatus) -> Option<(Grade, Topic, String)> {
     let node = &peer.node;
     if let Some(problem) = &peer.problem {
         let grade = match &*problem.code {
             "SPLIT_BRAIN" | "UNRELATED_DATA" | "TWO_PRIMARIES" => Grade::Critical,
             _ => Grade::Warning,
         };
-        return Some((grade, format!("{} ({node})", problem.message)));
+        return Some((grade, Topic::Problem, format!("{} ({node})", problem.message)));
     }
     if peer.connection != "Connected" {
-        return Some((Grade::Warning, format!("not connected to {node}: {}", peer.connection)));
+        let topic = if peer.connection == "StandAlone" { Topic::StandAlone } else { Topic::Peer };
+        let why = format!("not connected to {node}: {}", peer.connection);
+        return Some((Grade::Warning, topic, why));
     }
     if matches!(&*peer.replication, "Emergency" | "Ahead" | "Behind") {
-        return Some((Grade::Warning, format!("{node} is in {}", peer.replication)));
+        return Some((Grade::Warning, Topic::Peer, format!("{node} is in {}", peer.replication)));
+    }
+    if let Some(why) = &peer.resync_paused {
+        let why = format!("the resync with {node} stands still: {why}");
+        return Some((Grade::Warning, Topic::Paused, why));
     }
     if !matches!(&*peer.disk, "UpToDate" | "Diskless" | "Consistent") {
         let sync = peer.resync.as_ref();
         let sync = sync.map_or_else(String::new, |sync| format!(", {:.1} % synced", sync.percent));
-        return Some((Grade::Warning, format!("the disk of {node} is {}{sync}", peer.disk)));
+        let why = format!("the disk of {node} is {}{sync}", peer.disk);
+        return Some((Grade::Warning, Topic::Peer, why));
     }
     let behind = peer.out_of_sync_bytes;
-    (behind > 0).then(|| (Grade::Warning, format!("{node} is {behind} bytes out of sync")))
+    let why = || format!("{node} is {behind} bytes out of sync");
+    (behind > 0).then(|| (Grade::Warning, Topic::Peer, why()))
 }
 
-fn of_attachment(one: &AttachmentStatus) -> Option<(Grade, String)> {
+pub(crate) fn of_attachment(one: &AttachmentStatus) -> Option<(Grade, String)> {
     let name = &one.name;
     if one.state == "Failed" {
         let why = one.problem.as_deref().unwrap_or("it has failed");
@@ -244,7 +304,11 @@ mod tests {
 
     #[test]
     fn what_still_works_is_1() {
-        let changes: [Change; 7] = [
+        let changes: [Change; 8] = [
+            ("r0: the resync with beta stands still: paused here", |r| {
+                r.peers[0].disk = "Inconsistent".into();
+                r.peers[0].resync_paused = Some("paused here".into());
+            }),
             ("r0: not connected to beta: Connecting", |r| {
                 r.peers[0].connection = "Connecting".into();
             }),
@@ -277,7 +341,18 @@ mod tests {
 
     #[test]
     fn what_does_not_work_is_2_and_told_first() {
-        let changes: [Change; 5] = [
+        let changes: [Change; 6] = [
+            (
+                "r0: this node is Primary and has no data: the disk is not used, and no connected \
+                 peer is UpToDate",
+                |r| {
+                    r.role = "Primary".into();
+                    r.disk.path = None;
+                    r.disk.state = "Diskless".into();
+                    r.peers.truncate(2);
+                    r.peers[0].disk = "Diskless".into();
+                },
+            ),
             ("r0: quorum is lost", |r| r.quorum = false),
             ("r0: I/O is held: user", |r| r.suspended = vec!["user".into()]),
             ("r0: the disk is not used: it is gone", |r| {

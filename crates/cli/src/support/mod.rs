@@ -98,7 +98,7 @@ fn redactor(facts: &Facts, config: Option<&Path>) -> Redactor {
         variables.extend(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())));
     }
     for (key, value) in variables {
-        if redact::is_secret_name(&key) {
+        if redact::is_secret_variable(&key) {
             redactor.know(&value);
         }
         redactor.learn(&value);

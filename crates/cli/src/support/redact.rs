@@ -2,10 +2,12 @@
 //!
 //! Three nets, one behind the other: values that are known to be secret (from the environment, the
 //! configuration, key files) wherever they stand; forms that are secret by themselves (join tokens,
-//! PEM blocks, the user part of URIs, ids of access keys); and the values of names that speak of
-//! secrets, as `NAME=VALUE`, `NAME: VALUE`, `"NAME": VALUE` and `--NAME VALUE`.
+//! PEM blocks, the user part of URIs, ids of access keys, what follows `Bearer`); and the values of
+//! names that speak of secrets, as `NAME=VALUE`, `NAME: VALUE`, `"NAME": VALUE` and `--NAME VALUE`,
+//! also names of several words.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 /// What stands in the place of a secret.
 pub(super) const HIDDEN: &str = "***";
@@ -21,7 +23,15 @@ const ACCESS_KEY_ID_LEN: usize = 20;
 const PARTS: [&str; 7] =
     ["secret", "password", "passwd", "passphrase", "token", "credential", "authorization"];
 /// Whole names.
-const NAMES: [&str; 6] = ["pass", "pwd", "auth", "psk", "tlspsk", "awsaccesskeyid"];
+const NAMES: [&str; 8] = ["pass", "pwd", "pw", "auth", "bearer", "psk", "tlspsk", "awsaccesskeyid"];
+/// Whole names, or ends of them, that speak of a secret before `=`: elsewhere they mean other things.
+const ASSIGNED: [&str; 3] = ["sig", "signature", "pin"];
+/// The same for parts of a query.
+const IN_QUERIES: [&str; 1] = ["key"];
+/// What comes before a token in a header of HTTP, in small letters.
+const BEARER: &str = "bearer ";
+/// A name has no more words.
+const MOST_WORDS: usize = 3;
 /// Ends of names.
 const ENDS: [&str; 8] = [
     "privatekey",
@@ -44,7 +54,8 @@ impl Redactor {
     /// From now on this value is taken out wherever it stands.
     pub(super) fn know(&mut self, value: &str) {
         let value = value.trim();
-        if value.len() >= SHORTEST {
+        // A file is no secret, and its name stands in many places.
+        if value.len() >= SHORTEST && !(value.starts_with('/') && Path::new(value).exists()) {
             self.known.insert(value.to_owned());
         }
     }
@@ -81,6 +92,7 @@ impl Redactor {
         }
         let text = users(&text, |_| {});
         let text = tokens(&text);
+        let text = bearers(&text);
         named(&text, |_| {})
     }
 }
@@ -112,7 +124,14 @@ fn pem_blocks(text: &str) -> String {
     out
 }
 
-/// Hides `USER:PASSWORD@` of URIs.
+/// Whether a variable of the environment holds a secret, by its name.
+pub(super) fn is_secret_variable(name: &str) -> bool {
+    // Not a password, but the directory that a shell is in.
+    !matches!(name, "PWD" | "OLDPWD") && is_secret_name(name)
+}
+
+/// Hides `USER:PASSWORD@` of URIs. A password may hold signs that should not be there: all up to the
+/// last `@` of the word counts.
 fn users(text: &str, mut found: impl FnMut(&str)) -> String {
     const MARK: &str = "://";
     let mut out = String::with_capacity(text.len());
@@ -120,8 +139,10 @@ fn users(text: &str, mut found: impl FnMut(&str)) -> String {
     while let Some(at) = rest.find(MARK) {
         let (before, after) = rest.split_at(at + MARK.len());
         out.push_str(before);
-        let ends = |c: char| c.is_whitespace() || "/\"'<>?#\\".contains(c);
-        let authority = &after[..after.find(ends).unwrap_or(after.len())];
+        let ends = |c: char| c.is_whitespace() || "\"'<>\\".contains(c);
+        let word = &after[..after.find(ends).unwrap_or(after.len())];
+        // Another URI behind a comma.
+        let authority = &word[..word.find(MARK).unwrap_or(word.len())];
         rest = after;
         if let Some((user, _)) = authority.rsplit_once('@') {
             found(user);
@@ -155,6 +176,24 @@ fn tokens(text: &str) -> String {
     out
 }
 
+/// Hides what stands behind `Bearer`.
+fn bearers(text: &str) -> String {
+    let small = text.to_ascii_lowercase();
+    let mut out = String::with_capacity(text.len());
+    let mut from = 0;
+    while let Some(at) = small[from..].find(BEARER).map(|at| from + at) {
+        let start = at + BEARER.len();
+        let ends = |c: char| c.is_whitespace() || "\"'\\,;".contains(c);
+        let len = text[start..].find(ends).unwrap_or(text.len() - start);
+        out.push_str(&text[from..start]);
+        from = start + len;
+        let is_word = !small[..at].ends_with(is_name);
+        out.push_str(if is_word && len >= SHORTEST { HIDDEN } else { &text[start..from] });
+    }
+    out.push_str(&text[from..]);
+    out
+}
+
 fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || "_-.".contains(c)
 }
@@ -169,7 +208,10 @@ fn named(text: &str, mut found: impl FnMut(&str)) -> String {
         out.push_str(before);
         rest = after;
         let name = &before[start..];
-        if !is_secret_name(name) {
+        let secret = is_secret_name(name)
+            || is_secret_here(&before[..start], name, rest)
+            || out.len() > name.len() && ends_with_secret_words(&out);
+        if !secret {
             continue;
         }
         if let Some((gap, value)) = value_after(rest, name.starts_with("--")) {
@@ -182,6 +224,39 @@ fn named(text: &str, mut found: impl FnMut(&str)) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// Whether a name speaks of a secret where it stands.
+fn is_secret_here(before: &str, name: &str, rest: &str) -> bool {
+    let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
+    let plain = plain.to_ascii_lowercase();
+    let ends =
+        |end: &&str| plain == **end || name.to_ascii_lowercase().ends_with(&format!("-{end}"));
+    rest.starts_with('=') && ASSIGNED.iter().any(|end| ends(&end))
+        || rest.starts_with('=')
+            && before.ends_with(['?', '&'])
+            && IN_QUERIES.contains(&plain.as_str())
+}
+
+/// Whether a text ends with the words of a name, such as `secret access key`.
+fn ends_with_secret_words(text: &str) -> bool {
+    let mut start = text.len();
+    for count in 1..=MOST_WORDS {
+        let before = &text[..start];
+        start = before.len() - before.chars().rev().take_while(|c| is_name(*c)).count();
+        if start == before.len() {
+            return false;
+        }
+        let plain: String = text[start..].chars().filter(char::is_ascii_alphanumeric).collect();
+        if count > 1 && ENDS.contains(&plain.to_ascii_lowercase().as_str()) {
+            return true;
+        }
+        match text[..start].strip_suffix(' ') {
+            Some(more) => start = more.len(),
+            None => return false,
+        }
+    }
+    false
 }
 
 /// What stands in the place of a value: JSON and TOML stay what they are.
@@ -304,6 +379,12 @@ mod tests {
             ("# private_key = 'a\\'", "# private_key = '***'"),
             ("{\"m\":\"{\\\"token\\\":\\\"abc\\\"}\"}", "{\"m\":\"{\\\"token\\\":***}\"}"),
             ("secret = \"never ends", "secret = \"***\""),
+            ("secret access key: abc def\nnext", "secret access key: ***\nnext"),
+            ("the API key = abc x", "the API key = *** x"),
+            ("private key=abc", "private key=***"),
+            ("https://h/x?sig=a%2Fb&key=c&d=e", "https://h/x?sig=***&key=***&d=e"),
+            ("X-Amz-Signature=abc&x", "X-Amz-Signature=***&x"),
+            ("pw=abc pin=1234 pw: abc", "pw=*** pin=*** pw: ***"),
         ] {
             assert_eq!(redacted(text), due, "{text}");
         }
@@ -314,6 +395,10 @@ mod tests {
         for (text, due) in [
             ("nbd://user:pass@host/x and nbd://host/x", "nbd://***@host/x and nbd://host/x"),
             ("s3://a@b@bucket", "s3://***@bucket"),
+            ("nbd://user:pa/ss@host/x y@z", "nbd://***@host/x y@z"),
+            ("nbd://user:pa#s?s@host", "nbd://***@host"),
+            ("nbd://h/x,nbd://u:p@h/y", "nbd://h/x,nbd://***@h/y"),
+            ("X-Mine: Bearer abc.def/+=, next", "X-Mine: Bearer ***, next"),
             ("run hf1-AbC_d-9x, then", "run hf1-***, then"),
             ("key AKIAIOSFODNN7EXAMPLE.", "key ***."),
             ("key AKIAIOSFODNN7EXAMPLE is", "key *** is"),
@@ -331,7 +416,10 @@ mod tests {
             "passed: true, \"token\": null, \"secret\": \"\", tokens: []",
             "2026-11-22T10:00:00Z INFO holdfast: node alpha, listening on 127.0.0.1:7850",
             "the password was refused",
-            "mailto a@b, http://host:1/x@y",
+            "mailto a@b, http://host:1/x?y a@b",
+            "bearer of news, forbearer abcdefgh",
+            "the signature: ext4, pin: 3, a key: b",
+            "the new access point: x",
             "hf1- is how tokens begin",
             "\u{fffd}é: ü = ß",
         ] {
@@ -348,6 +436,16 @@ mod tests {
             let due = json!({"a": {"password": "***", "token": "***", "secrets": "***"}, "c": "d"});
             assert_eq!(value, due);
         }
+    }
+
+    #[test]
+    fn the_directory_that_a_shell_is_in_is_no_secret() {
+        assert!(is_secret_variable("DB_PWD") && is_secret_variable("TOKEN"));
+        assert!(!is_secret_variable("PWD") && !is_secret_variable("OLDPWD"));
+        let here = std::env::current_dir().unwrap().display().to_string();
+        let mut redactor = Redactor::default();
+        redactor.know(&here);
+        assert_eq!(redactor.redact(&here), here);
     }
 
     #[test]

@@ -121,7 +121,7 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
     },
     ConfigKey {
         name: "nbd-tls-certificates",
-        takes: Takes::Text(path),
+        takes: Takes::Text(path_or_off),
         form: "\"DIR\" | \"off\"",
         sample: "\"/etc/holdfast/nbd\"",
         default: "off: NBD by TCP is in the clear",
@@ -134,7 +134,8 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
         form: "\"required\" | \"optional\"",
         sample: "\"required\"",
         default: "required",
-        about: "Whether NBD clients by TCP must use TLS, or may; with nbd-tls-certificates.",
+        about: "Whether NBD clients by TCP must use TLS, or may. It means nothing without \
+                nbd-tls-certificates.",
     },
     ConfigKey {
         name: "nbd-tls-verify-peer",
@@ -156,7 +157,7 @@ pub const CONFIG_KEYS: &[ConfigKey] = &[
     },
     ConfigKey {
         name: "smartctl",
-        takes: Takes::Text(path),
+        takes: Takes::Text(path_or_off),
         form: "\"PATH\" | \"off\"",
         sample: "\"/usr/sbin/smartctl\"",
         default: "smartctl, where it is installed",
@@ -179,11 +180,20 @@ fn name(text: &str) -> Result<(), String> {
     holdfast_units::check_name(text).map_err(|why| why.to_string())
 }
 
+/// A daemon may be started anywhere: what a file says must not depend on where.
 fn path(text: &str) -> Result<(), String> {
-    if text.contains('\0') {
-        return Err("a path has no NUL".to_owned());
+    match text {
+        "" => Err("the path is empty".to_owned()),
+        _ if text.contains('\0') => Err("a path has no NUL".to_owned()),
+        _ if !text.starts_with('/') => {
+            Err("write the whole path, with a / at its beginning".to_owned())
+        }
+        _ => Ok(()),
     }
-    std::path::absolute(text).map(|_| ()).map_err(|_| "the path is empty".to_owned())
+}
+
+fn path_or_off(text: &str) -> Result<(), String> {
+    if text == OFF { Ok(()) } else { path(text) }
 }
 
 fn listen(text: &str) -> Result<(), String> {

@@ -47,6 +47,9 @@ fn what_is_no_toml_is_said_with_its_place_too() {
         ("resource = 3", "f:1:1: resource cannot be a number: write [resource.\"NAME\"]"),
         ("[resource]\nr0 = 1", "f:2:1: r0 cannot be a number: it is a table of options"),
         ("state-dir = \"\"", "f:1:13: state-dir cannot be \"\": the path is empty"),
+        ("state-dir = \"s\"", "f:1:13: state-dir cannot be \"s\": write the whole path, with a /"),
+        ("socket = \"./s\"", "f:1:10: socket cannot be \"./s\": write the whole path"),
+        ("nbd-tls-certificates = \"c\"", "f:1:24: nbd-tls-certificates cannot be \"c\": write"),
         ("journal-budget = \"1M\"", "f:1:18: journal-budget cannot be \"1M\": 1048576 bytes are"),
         ("# ä\nname = \"ä\"", "f:2:8: name cannot be \"ä\""),
     ] {

@@ -75,7 +75,10 @@ impl Loader<'_> {
             return Err(wrong(&place, &format!("there is no file {pattern}")));
         }
         let outcome = match found.len() {
-            0 => Outcome::needless("no file is of this name"),
+            0 => Outcome::missing(
+                "no file is of this name: if some should be, import them too, or nothing is made \
+                 of what is in them",
+            ),
             1 => Outcome::translated("1 file was read"),
             count => Outcome::translated(format!("{count} files were read")),
         };

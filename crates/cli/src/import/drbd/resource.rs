@@ -101,6 +101,8 @@ pub(super) struct Resource {
     pub(super) volumes: Volumes,
     /// Its own options, then those of its connections.
     pub(super) layers: [Layer; 2],
+    /// The resource of DRBD whose device is its disk on some hosts.
+    pub(super) stacked_on: Option<String>,
 }
 
 /// Reads a resource; `None` when it has no name.
@@ -116,9 +118,16 @@ pub(super) fn read(statement: &Statement, ledger: &mut Ledger) -> Option<Resourc
         hosts: Vec::new(),
         volumes: Volumes::new(),
         layers: [Layer::default(), Layer::default()],
+        stacked_on: None,
     };
     for inner in statement.body() {
         resource.statement(inner, ledger);
+    }
+    if resource.stacked_on.is_some() {
+        let why = "resources are not stacked, and nothing is made of this one: its far node \
+                   becomes a member like the others, with `--protocol log`";
+        settle_all(statement, ledger, &Outcome::missing(why));
+        return Some(resource);
     }
     // Who the hosts are must be known before.
     for inner in statement.body() {
@@ -138,6 +147,7 @@ impl Resource {
             ("floating", Some(_)) => self.floating(statement, ledger),
             ("connection" | "connection-mesh", Some(_)) => {}
             ("stacked-on-top-of", _) => {
+                self.stacked_on = Some(statement.arguments().concat());
                 let why = "resources are not stacked: the third node becomes a member like the \
                            others, by `holdfast join`, or with `--protocol log` if it is far away";
                 settle_all(statement, ledger, &Outcome::missing(why));

@@ -2,7 +2,7 @@
 
 use super::option::{Verdict, verdict};
 use super::resource::{Host, Layer, Resource, Setting, Volume};
-use crate::import::ledger::{Ledger, Outcome};
+use crate::import::ledger::{Id, Ledger, Outcome};
 use crate::import::plan::{Step, command, part_of};
 use holdfast_api::{ApiError, ErrorCode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +29,8 @@ struct Target {
     name: String,
     /// What DRBD calls it.
     of: String,
+    /// The statement: two resources of the files can have one name.
+    id: Id,
     /// Its first is the one that has the data.
     members: Vec<Member>,
     /// DRBD's device on the first.
@@ -51,7 +53,7 @@ pub(super) fn make(
     let mut addresses: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut nodes: Vec<String> = Vec::new();
     let mut taken = BTreeSet::new();
-    for resource in resources {
+    for resource in resources.iter().filter(|resource| resource.stacked_on.is_none()) {
         for host in &resource.hosts {
             if !nodes.contains(&host.name) {
                 if nodes.len() == NODES {
@@ -79,8 +81,51 @@ pub(super) fn make(
         }
         return Ok(Made { steps: Vec::new(), remarks: vec!["There is no resource in it.".into()] });
     }
-    let remarks = remarks(resources, &targets);
-    Ok(Made { steps: steps(&targets, &nodes, &addresses), remarks })
+    let mut remarks = remarks(resources, &targets);
+    let (mut first_of_all, mut last) = (Vec::new(), Vec::new());
+    for resource in resources {
+        let Some(below) = &resource.stacked_on else { continue };
+        remarks.push(format!(
+            "{} is stacked on {below}: nothing is made of it. Its far node becomes a member of \
+             {below}, which follows the journal (`--protocol log`); the data that it has are \
+             overwritten with a copy.",
+            resource.name
+        ));
+        let upper = &resource.name;
+        first_of_all.push(Step {
+            node: format!("the node on which {upper} is up"),
+            about: format!("stop {upper}, which is stacked on {below}"),
+            config: Vec::new(),
+            commands: vec![command(&["drbdadm", "--stacked", "down", upper])],
+        });
+        for host in &resource.hosts {
+            let disk = host.volumes.values().find_map(|volume| volume.disk.as_ref());
+            let disk = disk.map_or("PATH", |(disk, _)| disk.as_str());
+            let join = command(&[
+                "holdfast",
+                "join",
+                below,
+                "--disk",
+                disk,
+                "--protocol",
+                "log",
+                "--force",
+            ]);
+            last.push(Step {
+                node: host.name.clone(),
+                about: format!(
+                    "when all of this runs, and this node is in the cluster, follow {below}"
+                ),
+                config: Vec::new(),
+                commands: vec![
+                    format!("# {}", command(&["drbdadm", "down", upper])),
+                    format!("# {join}"),
+                ],
+            });
+        }
+    }
+    let steps = first_of_all.into_iter().chain(steps(&targets, &nodes, &addresses)).chain(last);
+    Ok(Made { steps: steps.collect(), remarks })
 }
 
 /// What each volume of a resource becomes.
@@ -137,6 +182,7 @@ fn volumes(
         }
         let target = Target {
             of: resource.name.clone(),
+            id: resource.id,
             device: device.and_then(|(text, _)| device_path(text)),
             name,
             members,
@@ -301,7 +347,7 @@ fn remarks(resources: &[Resource], targets: &[Target]) -> Vec<String> {
     for resource in resources {
         let names: Vec<&str> = targets
             .iter()
-            .filter(|target| target.of == resource.name)
+            .filter(|target| target.id == resource.id)
             .map(|target| target.name.as_str())
             .collect();
         if names.len() > 1 {

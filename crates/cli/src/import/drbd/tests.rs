@@ -203,6 +203,38 @@ fn what_is_no_configuration_is_refused_with_its_place() {
 }
 
 #[test]
+fn a_stacked_resource_becomes_no_resource_of_its_own() {
+    let text = "resource r0 { net { protocol C; } device /dev/drbd0; disk /dev/sda6; \
+                meta-disk internal; on alice { address 10.0.0.1:7788; } \
+                on bob { address 10.0.0.2:7788; } }\n\
+                resource r0-U { net { protocol A; } stacked-on-top-of r0 { device /dev/drbd10; \
+                address 192.168.42.1:7789; } on charlie { device /dev/drbd10; disk /dev/hda6; \
+                address 192.168.42.2:7789; meta-disk internal; } }\n";
+    let plan = plan_of(text, None).unwrap();
+    let all = commands(&plan);
+    assert_eq!(all[0], "the node on which r0-U is up: drbdadm --stacked down r0-U");
+    assert_eq!(
+        all[all.len() - 1],
+        "charlie: # holdfast join r0 --disk /dev/hda6 --protocol log --force"
+    );
+    let made = all.iter().filter(|line| line.contains(": holdfast create "));
+    assert_eq!(made.count(), 1, "{all:?}");
+    assert!(plan.remarks.iter().any(|remark| remark.starts_with("r0-U is stacked on r0: ")));
+    assert_eq!(told(&plan, "protocol A").0, "missing");
+}
+
+#[test]
+fn an_include_of_nothing_is_told_and_so_are_two_resources_of_one_name() {
+    let one = "resource r0 { device /dev/drbd0; disk /dev/sda; on a { address 10.0.0.1:1; } }\n";
+    let plan = plan_of(&format!("include \"none.d/*.res\";\n{one}{one}"), None).unwrap();
+    let include = plan.statements.iter().find(|entry| entry.text.starts_with("include")).unwrap();
+    assert_eq!(include.outcome.word(), "missing");
+    assert!(!plan.remarks.iter().any(|remark| remark.starts_with("The volumes of r0")));
+    let renamed = "r0 cannot be a name here, or is taken: the resource becomes r0-2.";
+    assert_eq!(plan.remarks.iter().filter(|remark| *remark == renamed).count(), 1);
+}
+
+#[test]
 fn names_that_cannot_be_are_replaced_and_told() {
     let body = "{ device /dev/drbd1; disk /d; on a { address 1.1.1.1:1; } }";
     let text = format!("resource \"r 0\" {body} resource r+0 {body} resource all {body}");
