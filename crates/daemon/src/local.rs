@@ -164,6 +164,10 @@ pub(crate) struct Local {
     /// Another node leads by the log, and this one follows it, whatever its own protocol is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) follows: bool,
+    /// Data of these generations are an earlier state of what this node began to lead with, when it
+    /// had followed before; none, when nobody stepped back in its favour.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) lineage: Vec<u64>,
     /// Where this node is target or source of a resync, that stands still.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) sync_paused: bool,

@@ -387,7 +387,7 @@ async fn leads(
     State(node): State<Arc<Node>>,
     Json(call): Json<AboutResource>,
 ) -> Json<logpeer::Leads> {
-    Json(logpeer::Leads::of(&node, call.resource))
+    Json(logpeer::Leads::of(&node, call.resource).await)
 }
 
 async fn hand_over(
@@ -400,9 +400,9 @@ async fn hand_over(
 async fn follow(
     State(node): State<Arc<Node>>,
     Extension(peer): Extension<PinnedNode>,
-    Json(call): Json<AboutResource>,
+    Json(call): Json<logpeer::FollowCall>,
 ) -> Result<Json<Done>, Failure> {
-    logpeer::follow_now(&node, call.resource, &peer.name).await.map(Json).map_err(Failure::from)
+    logpeer::follow_now(&node, call, &peer.name).await.map(Json).map_err(Failure::from)
 }
 
 async fn join(

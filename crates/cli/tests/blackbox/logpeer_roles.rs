@@ -12,7 +12,7 @@ fn journal_of(node: &Node, size: &str) -> [String; 4] {
 }
 
 /// A pair, and a third node that follows by the log.
-fn pair_and_follower() -> Cluster {
+pub(crate) fn pair_and_follower() -> Cluster {
     let cluster = cluster(3);
     let journal = |node: &Node| journal_of(node, "64M");
     let words = |journal: &[String; 4]| journal.each_ref().map(String::clone);

@@ -35,6 +35,7 @@ mod journal;
 mod journal_device;
 mod journal_faults;
 mod logpeer;
+mod logpeer_moves;
 mod logpeer_roles;
 mod logpeer_switches;
 mod metadata;

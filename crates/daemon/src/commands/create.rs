@@ -179,6 +179,7 @@ fn begun_local(
         up: false,
         primary: false,
         follows: false,
+        lineage: Vec::new(),
         sync_paused: false,
         shows_past: false,
         pending: true,
@@ -236,6 +237,7 @@ async fn establish(
         // Only when it is: until then nobody but this command promotes it.
         primary: false,
         follows: false,
+        lineage: Vec::new(),
         sync_paused: false,
         shows_past: false,
         pending: false,

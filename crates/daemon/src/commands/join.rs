@@ -283,6 +283,7 @@ async fn establish(
         up: true,
         primary: false,
         follows: false,
+        lineage: Vec::new(),
         sync_paused: false,
         shows_past: false,
         pending: false,

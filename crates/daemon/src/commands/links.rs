@@ -2,7 +2,7 @@
 
 use super::core_command;
 use crate::dial::ask_to_dial;
-use crate::logpeer::{Following, past};
+use crate::logpeer::{self, Following, past};
 use crate::node::{Node, PeerMember};
 use crate::refuse;
 use crate::resource::Resource;
@@ -60,6 +60,11 @@ pub(crate) async fn connect(
         }
         resource.dial_now.notify_one();
         return Ok(Done::new(format!("resource {name} follows {}", names(&members))));
+    }
+    if request.discard_my_data
+        && let Some(leader) = logpeer::follow_giving_up(node, &resource).await?
+    {
+        return Ok(Done::new(format!("resource {name} follows {leader}")));
     }
     if is_of_core(node, &resource, peer) {
         let command = Command::Connect { peer, discard_my_data: request.discard_my_data };

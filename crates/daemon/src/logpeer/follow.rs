@@ -12,7 +12,7 @@ use crate::shard::DiskSpec;
 use crate::spares::{MapChanges, SparesView, tell_map};
 use crate::task::Task;
 use holdfast_api::{ApiError, ErrorCode};
-use holdfast_format::journal::SegmentHeader;
+use holdfast_format::journal::{SegmentHeader, SegmentLink};
 use holdfast_journal::driver::Files;
 use holdfast_journal::ship::{
     Answer, ConnId, FollowError, FollowOptions, FollowStatus, Follower, Holding, RefuseCode,
@@ -71,6 +71,7 @@ pub(super) enum Order {
     /// No delay counts, or it counts again.
     Hurry(bool),
     Discard(oneshot::Sender<Result<(), String>>),
+    Chain(oneshot::Sender<Vec<SegmentLink>>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -273,6 +274,13 @@ impl Following {
     /// When that could not be written.
     pub(crate) async fn discard(&self) -> Result<(), String> {
         self.order(Order::Discard).await
+    }
+
+    /// The chain of what was fetched, when the disk is a state of it and nothing is left out.
+    pub(super) async fn chain(&self) -> Option<Vec<SegmentLink>> {
+        let (done, end) = oneshot::channel();
+        self.orders.send(Order::Chain(done)).await.ok()?;
+        end.await.ok()
     }
 
     /// Ends it in good order: what was replayed is durable, journal and disk are free.
@@ -527,6 +535,11 @@ impl Thread {
                 self.set_delay();
             }
             Order::Discard(done) => self.carry_out(done, Follower::discard),
+            Order::Chain(done) => {
+                let chain = self.logic.as_ref().map(Follower::chain);
+                // Who asked may be gone.
+                let _ = done.send(chain.unwrap_or_default());
+            }
             Order::Stop(_) => {}
         }
     }
