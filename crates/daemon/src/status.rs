@@ -124,7 +124,8 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
             .map(|peer| {
                 let name = names.get(&peer.node).cloned();
                 let name = name.unwrap_or_else(|| format!("number-{}", peer.node));
-                let serving = state.serving.as_deref().filter(|serving| serving.is_guest(peer.node));
+                let serving =
+                    state.serving.as_deref().filter(|serving| serving.is_guest(peer.node));
                 if serving.is_some() && peer.connection != ConnectionState::Connected {
                     // It follows by the log until it is taken back.
                     return logpeer::peer_of_follower(name, peer.node, serving);
@@ -160,6 +161,9 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
     }
     peers.sort_by(|a, b| a.node.cmp(&b.node));
     let name = state.local.name.clone();
+    for problem in peers.iter_mut().filter_map(|peer| peer.problem.as_mut()) {
+        problem.hint = problem.hint.replace(" NAME ", &format!(" {name} "));
+    }
     let device = state.device.as_ref();
     let mut disk = DiskStatus {
         state: match &following {

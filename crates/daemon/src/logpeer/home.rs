@@ -63,9 +63,8 @@ async fn go_home(node: &Arc<Node>, resource: &Arc<Resource>, following: &Arc<Fol
     let Some((_, said)) = said.filter(|(_, said)| said.leads) else { return };
     let (Some(head), Some(generation)) = (said.head, said.lineage.first()) else { return };
     let content = InitialContent::Earlier(GenerationId(*generation));
-    let has_all = |status: &FollowStatus| {
-        matches!(status.holding, Holding::StateAt(at) if at.0 >= head)
-    };
+    let has_all =
+        |status: &FollowStatus| matches!(status.holding, Holding::StateAt(at) if at.0 >= head);
     following.hurry(true).await;
     let reached = until(following, REST, has_all).await;
     following.hurry(false).await;
@@ -95,7 +94,8 @@ async fn go_home(node: &Arc<Node>, resource: &Arc<Resource>, following: &Arc<Fol
         return;
     }
     ask_to_dial(node, resource.id);
-    let text = format!("{} is Primary, and is connected to as before the log peer led", leader.name);
+    let text =
+        format!("{} is Primary, and is connected to as before the log peer led", leader.name);
     tracing::info!(resource = name, "{text}");
     node.hub.notice(&name, None, &text);
     publish(node, resource);

@@ -8,14 +8,12 @@ use crate::opening;
 use crate::resource::Resource;
 use crate::shard::{JournalHandle, JournalMode, JournalView, LinkSocket, ResourceHandle};
 use holdfast_cluster::PinnedNode;
+use holdfast_core::{Command, Snapshot};
 use holdfast_journal::ship::{
-    Answer, FollowerStatus, Handed, Leader, Message, Notes as _, RefuseCode, Reply, Request, copy_block,
-    fetch_piece, make_offer,
+    Answer, FollowerStatus, Handed, Leader, Message, Notes as _, RefuseCode, Reply, Request,
+    copy_block, fetch_piece, make_offer,
 };
-use holdfast_core::Snapshot;
-use holdfast_units::{
-    ConnectionState, GenerationId, HybridTime, LogPosition, NodeId, Role,
-};
+use holdfast_units::{ConnectionState, GenerationId, HybridTime, LogPosition, NodeId, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -145,6 +143,7 @@ async fn lead(
         if let Some(serving) = &led {
             let followers = serving.all_followers(node, resource, snapshot);
             serving.barred.send_replace(disconnected(node, resource));
+            connect_guests(node, resource, handle, serving).await;
             let known = generation.replace(snapshot.generation);
             if known.is_some_and(|known| known != snapshot.generation) {
                 mark_generation(journal, snapshot.generation).await;
@@ -259,6 +258,28 @@ async fn mark_generation(journal: &JournalHandle, generation: GenerationId) {
 /// Ends when the journal is over its budget, or closed.
 async fn cut_wanted(views: &mut watch::Receiver<JournalView>) {
     drop(views.wait_for(|view| view.cut_wanted).await);
+}
+
+/// Who follows by the log until it is taken back comes with metadata that were made anew: that it was
+/// refused for those before does not count any more.
+async fn connect_guests(
+    node: &Node,
+    resource: &Resource,
+    handle: &ResourceHandle,
+    serving: &Serving,
+) {
+    let by_person = disconnected(node, resource);
+    let guests = serving.guests().clone();
+    let view = handle.snapshot();
+    for peer in &view.snapshot.peers {
+        let alone = peer.connection == ConnectionState::StandAlone;
+        if alone && guests.contains(&peer.node) && !by_person.contains(&peer.node) {
+            let command = Command::Connect { peer: Some(peer.node), discard_my_data: false };
+            if let Err(refusal) = handle.command(command).await {
+                tracing::debug!(?refusal, "a member that follows by the log is not connected to");
+            }
+        }
+    }
 }
 
 /// The members from which a person disconnected this node.

@@ -25,10 +25,10 @@ mod wire;
 
 pub(crate) use follow::{FollowView, Following, start};
 pub(crate) use gone::{end, forget_gone};
+pub(crate) use home::watch as watch_for_home;
 pub(crate) use lead::{Serving, keep, take};
 pub(crate) use lend::lend;
-pub(crate) use home::watch as watch_for_home;
-pub(crate) use others::{Leads, look_around, need_no_leader};
+pub(crate) use others::{Leads, all_follow, look_around, need_no_leader};
 pub(crate) use past::show_again;
 pub(crate) use roles::{
     FollowCall, HandOver, HandedOver, follow_again, follow_giving_up, follow_now, follows,

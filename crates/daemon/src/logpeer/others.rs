@@ -51,6 +51,9 @@ pub(crate) struct Leads {
     /// Its disk holds nothing that anybody could lose.
     #[serde(default)]
     pub(crate) nothing: bool,
+    /// It follows by the log.
+    #[serde(default)]
+    pub(crate) follows: bool,
     /// It does not follow the caller, as it may have data that the caller lacks.
     #[serde(default)]
     pub(crate) apart: bool,
@@ -71,15 +74,7 @@ pub(crate) struct Link {
 impl Link {
     const fn of(link: &SegmentLink) -> Self {
         let SegmentLink { number, origin, epoch, base, len, time, chain } = *link;
-        Self {
-            number,
-            origin: origin.number(),
-            epoch,
-            base: base.0,
-            len,
-            time: time.0,
-            chain,
-        }
+        Self { number, origin: origin.number(), epoch, base: base.0, len, time: time.0, chain }
     }
 
     fn link(&self) -> Option<SegmentLink> {
@@ -107,8 +102,12 @@ impl Leads {
             let Some(status) = following.view().status else { return Self::default() };
             let nothing = matches!(status.holding, Holding::Nothing | Holding::Filling);
             let chain = following.chain().await.unwrap_or_default();
-            return Self { is_up: true, nothing, chain: told(&chain), ..Self::default() };
+            // Who is changing does not say what it is.
+            let is_up = resource.try_begin().is_some();
+            let chain = told(&chain);
+            return Self { is_up, nothing, chain, follows: is_up, ..Self::default() };
         }
+        let is_up = resource.try_begin().is_some();
         let Some(handle) = resource.handle() else { return Self::default() };
         let view = handle.snapshot();
         let head = match handle.journal() {
@@ -123,8 +122,9 @@ impl Leads {
             head,
             lineage: lineage_of(&view, &resource.local()),
             chain: told(&chain_of(&handle).await),
-            is_up: true,
-            nothing: view.snapshot.disk <= DiskState::Inconsistent,
+            is_up,
+            follows: false,
+            nothing: view.snapshot.disk == DiskState::Inconsistent,
             apart,
         }
     }
@@ -212,11 +212,7 @@ pub(crate) async fn need_no_leader(
 }
 
 /// Looks, as long as the core runs, who else leads.
-pub(crate) async fn look_around(
-    node: Arc<Node>,
-    resource: Arc<Resource>,
-    handle: ResourceHandle,
-) {
+pub(crate) async fn look_around(node: Arc<Node>, resource: Arc<Resource>, handle: ResourceHandle) {
     let mut views = handle.watch();
     loop {
         look(&node, &resource, &handle).await;
@@ -244,20 +240,49 @@ async fn look(node: &Arc<Node>, resource: &Arc<Resource>, handle: &ResourceHandl
             found.insert(peer.slot, problem);
         } else if leads && other.apart {
             found.insert(peer.slot, keeps_its_own(&name, &peer.name));
-        } else if !leads && other.leads && (peer.log || own_log) {
+        } else if !leads && other.leads && (peer.log || own_log || is_unrelated(resource, &peer)) {
             if snapshot.disk < DiskState::Inconsistent {
                 continue;
             }
-            if may_follow(node, resource, &other.lineage).await {
+            let by_log = peer.log || own_log;
+            let is_known = || other.lineage.contains(&snapshot.generation.0);
+            if is_known() || by_log && may_follow(node, resource, &other.lineage).await {
                 let call = FollowCall { resource: resource.id, lineage: other.lineage };
                 // It ends this task.
                 tokio::spawn(follow(Arc::clone(node), call, peer.name));
                 return;
             }
-            found.insert(peer.slot, unproven(&name, &peer.name));
+            if by_log {
+                found.insert(peer.slot, unproven(&name, &peer.name));
+            }
         }
     }
     tell(node, resource, found);
+}
+
+/// Whether a member that streams is not connected to, as its metadata were made anew since.
+fn is_unrelated(resource: &Resource, peer: &PeerMember) -> bool {
+    let state = resource.state();
+    let problem = state.problems.get(&peer.slot);
+    problem.is_some_and(|problem| problem.what.code == "UNRELATED_DATA")
+}
+
+/// Whether each of these members follows by the log, so that none of them is Primary. Nobody may
+/// change this resource meanwhile.
+pub(crate) async fn all_follow(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    members: &[NodeId],
+) -> bool {
+    if log_peers(node, resource.id).is_empty() {
+        return false;
+    }
+    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
+    let peers = peers.filter(|peer| !peer.diskless);
+    let answers = ask(node, resource.id, peers).await;
+    let follows =
+        |member: &NodeId| answers.iter().any(|(peer, said)| peer.slot == *member && said.follows);
+    members.iter().all(follows) && !answers.iter().any(|(_, said)| said.leads)
 }
 
 /// Boxed: following ends, and begins again, whatever looks around.
@@ -327,9 +352,8 @@ pub(super) async fn all_is_here(
     }
     let following = resource.following().ok_or("it does not follow any more")?;
     let own = following.chain().await.unwrap_or_default();
-    let lacks_nothing = |said: &Leads| {
-        matches!(compare(&own, &said.links()), Relation::Equal | Relation::Ahead)
-    };
+    let lacks_nothing =
+        |said: &Leads| matches!(compare(&own, &said.links()), Relation::Equal | Relation::Ahead);
     for (peer, said) in &answers {
         // Of the members that stream, one has what the other has whose journal is here.
         let streamed = || {
@@ -352,7 +376,10 @@ pub(super) async fn all_is_here(
 }
 
 /// What is only here, only there, and up to where both are the same.
-fn differences(ours: &[SegmentLink], theirs: &[SegmentLink]) -> Option<(Option<LogPosition>, u64, u64)> {
+fn differences(
+    ours: &[SegmentLink],
+    theirs: &[SegmentLink],
+) -> Option<(Option<LogPosition>, u64, u64)> {
     let end = |links: &[SegmentLink]| links.last().map_or(LogPosition::START, SegmentLink::end);
     match compare(ours, theirs) {
         Relation::Apart { common, ours, theirs, .. } => Some((common, ours, theirs)),
