@@ -220,6 +220,9 @@ fn after_secondary_another_node_leads_without_force_if_nobody_has_more() {
     cluster[0].ok(&["secondary", "r0"]);
     cluster[0].stop();
     cluster[2].refused(&["primary", "r0"], 1, "alpha cannot be asked");
+    // Nor is its copy given up for one that nobody has in reach.
+    cluster[2].refused(&["invalidate", "r0"], 1, "not in reach");
+    cluster[2].refused(&["connect", "r0", "--discard-my-data"], 1, "not in reach");
     cluster[0].start();
     cluster[0].ok(&["primary", "r0"]);
     settle(&cluster, 0);

@@ -9,6 +9,7 @@ use crate::resource::Resource;
 use holdfast_api::request::{Connect, Disconnect, Done, Invalidate};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_core::Command;
+use holdfast_journal::ship::{FollowStatus, Holding};
 use holdfast_units::NodeId;
 use std::sync::Arc;
 
@@ -113,6 +114,18 @@ async fn give_up(
     following: &Following,
     what: &str,
 ) -> Result<(), ApiError> {
+    let view = following.view();
+    let whole =
+        |status: &FollowStatus| !matches!(status.holding, Holding::Nothing | Holding::Filling);
+    // It may be the last good copy there is.
+    if view.leader.is_none() && view.status.as_ref().is_some_and(whole) {
+        let name = resource.name();
+        let message = format!("{what} for {name}: the node that leads is not in reach");
+        return Err(ApiError::new(ErrorCode::NoUpToDateData, message).hint(format!(
+            "the data of this node would be replaced by nothing: connect it first; `holdfast status \
+             {name}` says when it is"
+        )));
+    }
     past::end(node, resource, what).await?;
     following.discard().await.map_err(|why| {
         let message = format!("{what} for {}: {why}", resource.name());
