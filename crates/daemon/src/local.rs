@@ -326,6 +326,7 @@ mod tests {
             up: true,
             primary: true,
             follows: true,
+            lineage: vec![7, 9],
             sync_paused: true,
             shows_past: true,
             pending: false,

@@ -108,6 +108,9 @@ pub(crate) async fn secondary(
 ) -> Result<Done, ApiError> {
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
+    if resource.following().is_some() {
+        return Ok(Done::new(format!("resource {name} is Secondary on this node")));
+    }
     resource.need_handle()?;
     let what = "secondary was refused";
     release(node, &resource, what, request.force).await?;

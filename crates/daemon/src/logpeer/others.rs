@@ -257,7 +257,7 @@ async fn look(node: &Arc<Node>, resource: &Arc<Resource>, handle: &ResourceHandl
             }
         }
     }
-    tell(node, resource, found);
+    tell(node, resource, &found);
 }
 
 /// Whether a member that streams is not connected to, as its metadata were made anew since.
@@ -298,13 +298,13 @@ fn follow(
     })
 }
 
-fn tell(node: &Arc<Node>, resource: &Arc<Resource>, found: BTreeMap<NodeId, PeerProblem>) {
+fn tell(node: &Arc<Node>, resource: &Arc<Resource>, found: &BTreeMap<NodeId, PeerProblem>) {
     let before = std::mem::replace(&mut resource.state().apart, found.clone());
-    if before == found {
+    if before == *found {
         return;
     }
     let name = resource.name();
-    for (slot, problem) in &found {
+    for (slot, problem) in found {
         if !before.contains_key(slot) {
             tracing::error!(resource = name, "{}", problem.message);
             node.hub.notice(&name, None, &problem.message);
