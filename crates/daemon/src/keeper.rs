@@ -300,6 +300,17 @@ impl Keeper {
         let verdict = judge(&view.snapshot).with_device(waited, |peer| self.is_out_of_reach(peer));
         let is_behind = self.is_behind(&view);
         let Some(wish) = &mut self.wish else { return };
+        let verdict = match verdict {
+            Verdict::WaitFor(missing) if now >= wish.retry_at && !is_behind => {
+                wish.retry_at = now + RETRY;
+                match self.leads_followers(&missing).await {
+                    true => Verdict::Fulfilled,
+                    false => Verdict::WaitFor(missing),
+                }
+            }
+            verdict => verdict,
+        };
+        let Some(wish) = &mut self.wish else { return };
         match verdict {
             Verdict::Fulfilled => self.wish = None,
             Verdict::Dropped(primary) => {
@@ -352,6 +363,21 @@ impl Keeper {
         if !self.resource.state().local.primary {
             self.wish = None;
         }
+    }
+
+    /// Who follows this node's journal, as a log peer led before, does so until this node is Primary:
+    /// nobody else is. Whether this node is Primary for that.
+    async fn leads_followers(&self, missing: &[NodeId]) -> bool {
+        let Some(_begun) = self.resource.try_begin() else { return false };
+        let wished = self.resource.state().local.primary;
+        if !wished || !logpeer::all_follow(&self.node, &self.resource, missing).await {
+            return false;
+        }
+        let promoted = self.handle.command(Command::Promote { force: false }).await.is_ok();
+        if promoted {
+            self.announce(None, "the node is Primary again, as before the stop");
+        }
+        promoted
     }
 
     fn is_behind(&self, view: &ResourceView) -> bool {

@@ -168,6 +168,10 @@ pub(crate) struct Local {
     /// which say that otherwise, are made anew when it leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) size: Option<u64>,
+    /// Data of these generations are an earlier state of what this node began to lead with, when it
+    /// had followed before; none, when nobody stepped back in its favour.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) lineage: Vec<u64>,
     /// Where this node is target or source of a resync, that stands still.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) sync_paused: bool,
@@ -327,6 +331,7 @@ mod tests {
             primary: true,
             follows: true,
             size: Some(4096),
+            lineage: vec![7, 9],
             sync_paused: true,
             shows_past: true,
             pending: false,

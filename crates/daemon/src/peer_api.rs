@@ -387,22 +387,31 @@ async fn leads(
     State(node): State<Arc<Node>>,
     Json(call): Json<AboutResource>,
 ) -> Json<logpeer::Leads> {
-    Json(logpeer::Leads::of(&node, call.resource))
+    Json(logpeer::Leads::of(&node, call.resource).await)
+}
+
+/// Carries a call out to its end, also when the caller dies: half of a change of roles is nobody's.
+async fn to_its_end<T: Send + 'static>(
+    call: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<Json<T>, Failure> {
+    let ended = tokio::spawn(call).await;
+    let ended = ended.unwrap_or_else(|e| Err(refuse::internal("a call was not carried out", &e)));
+    ended.map(Json).map_err(Failure::from)
 }
 
 async fn hand_over(
     State(node): State<Arc<Node>>,
     Json(call): Json<logpeer::HandOver>,
 ) -> Result<Json<logpeer::HandedOver>, Failure> {
-    logpeer::hand_over(&node, call).await.map(Json).map_err(Failure::from)
+    to_its_end(async move { logpeer::hand_over(&node, call).await }).await
 }
 
 async fn follow(
     State(node): State<Arc<Node>>,
     Extension(peer): Extension<PinnedNode>,
-    Json(call): Json<AboutResource>,
+    Json(call): Json<logpeer::FollowCall>,
 ) -> Result<Json<Done>, Failure> {
-    logpeer::follow_now(&node, call.resource, &peer.name).await.map(Json).map_err(Failure::from)
+    to_its_end(async move { logpeer::follow_now(&node, call, &peer.name).await }).await
 }
 
 async fn join(

@@ -80,6 +80,8 @@ pub(crate) struct State {
     pub(crate) rates: BTreeMap<NodeId, RateMeter>,
     /// Why peers are not connected, as far as the core has told.
     pub(crate) problems: BTreeMap<NodeId, Problem>,
+    /// Members that lead, or keep data of their own, apart from this node.
+    pub(crate) apart: BTreeMap<NodeId, PeerProblem>,
     /// Members that the core was not told of, for want of room in the metadata, and that in words.
     pub(crate) no_room: BTreeMap<NodeId, String>,
     /// How large a resource its disk has room for, in bytes, as far as that is known.
@@ -138,7 +140,7 @@ pub(crate) struct Device {
 pub(crate) struct Running {
     pub(crate) handle: ResourceHandle,
     /// They end when this is dropped.
-    _tasks: [Task; 6],
+    _tasks: [Task; 7],
 }
 
 /// What a resource is started with, from records and local state.
@@ -163,6 +165,7 @@ impl Resource {
             device_waits: None,
             rates: BTreeMap::new(),
             problems: BTreeMap::new(),
+            apart: BTreeMap::new(),
             no_room: BTreeMap::new(),
             room: None,
             turn: Turn::Now,
@@ -454,6 +457,7 @@ async fn open_core(
     let dial = dial::run(Arc::clone(node), Arc::clone(resource), handle.clone());
     let growth = growth::run(Arc::clone(node), Arc::clone(resource), handle.clone());
     let leads = logpeer::keep(Arc::clone(node), Arc::clone(resource), handle.clone());
+    let looks = logpeer::look_around(Arc::clone(node), Arc::clone(resource), handle.clone());
     if let Some(changes) = handle.map_changes().subscribe() {
         // It ends with the disk.
         tokio::spawn(tell_map(Arc::clone(node), resource.id, changes));
@@ -465,6 +469,7 @@ async fn open_core(
         Task::spawn(dial),
         Task::spawn(growth),
         Task::spawn(leads),
+        Task::spawn(looks),
         Task::spawn(sums),
         Task::spawn(surveys),
     ];
@@ -475,6 +480,7 @@ async fn open_core(
         state.trouble.clone_from(&trouble);
         state.rates.clear();
         state.problems.clear();
+        state.apart.clear();
         state.no_room.clear();
         state.growth_trouble = None;
     }
@@ -496,11 +502,13 @@ async fn follow(node: &Arc<Node>, resource: &Arc<Resource>, local: &Local) -> Re
     {
         let mut state = resource.state();
         state.following = Some(Arc::clone(&following));
+        state.apart.clear();
         state.starts += 1;
         state.trouble = None;
     }
     replacing::resume(node, resource);
     logpeer::tell(node, resource, &following);
+    logpeer::watch_for_home(node, resource, &following);
     logpeer::show_again(node, resource);
     resource.changed();
     Ok(())

@@ -124,6 +124,12 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
             .map(|peer| {
                 let name = names.get(&peer.node).cloned();
                 let name = name.unwrap_or_else(|| format!("number-{}", peer.node));
+                let serving =
+                    state.serving.as_deref().filter(|serving| serving.is_guest(peer.node));
+                if serving.is_some() && peer.connection != ConnectionState::Connected {
+                    // It follows by the log until it is taken back.
+                    return logpeer::peer_of_follower(name, peer.node, serving);
+                }
                 let resync_paused = resyncs::why(node, &state, peer, &name);
                 let shown = peer_status(peer, name, &protocol, &state);
                 PeerStatus { resync_paused, ..shown }
@@ -147,8 +153,17 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
             shown
         }));
     }
+    for (slot, problem) in &state.apart {
+        let peer = peers.iter_mut().find(|peer| names.get(slot) == Some(&peer.node));
+        if let Some(peer) = peer.filter(|peer| peer.problem.is_none()) {
+            peer.problem = Some(problem.clone());
+        }
+    }
     peers.sort_by(|a, b| a.node.cmp(&b.node));
     let name = state.local.name.clone();
+    for problem in peers.iter_mut().filter_map(|peer| peer.problem.as_mut()) {
+        problem.hint = problem.hint.replace(" NAME ", &format!(" {name} "));
+    }
     let device = state.device.as_ref();
     let agreed = record.map_or(0, |record| record.size_bytes);
     let size = match (&following, snapshot) {

@@ -12,7 +12,7 @@ fn journal_of(node: &Node, size: &str) -> [String; 4] {
 }
 
 /// A pair, and a third node that follows by the log.
-fn pair_and_follower() -> Cluster {
+pub(crate) fn pair_and_follower() -> Cluster {
     let cluster = cluster(3);
     let journal = |node: &Node| journal_of(node, "64M");
     let words = |journal: &[String; 4]| journal.each_ref().map(String::clone);
@@ -193,11 +193,13 @@ fn nobody_leads_by_what_is_not_whole() {
     write_blocks(&cluster[0], "r0", 1, 0..100);
     wait_all(&cluster[0]);
     // Its disk is to be filled, and nobody does.
-    cluster[0].ok(&["disconnect", "r0"]);
+    cluster[1].ok(&["pause", "r0", "fetch"]);
     cluster[1].ok(&["invalidate", "r0"]);
+    cluster[0].ok(&["disconnect", "r0"]);
     cluster[1]
         .wait_resource("r0", SOON, "its disk counts no more", |r| r.disk.state == "Inconsistent");
     cluster[1].refused(&["primary", "r0", "--force"], 1, "Inconsistent");
+    cluster[1].ok(&["resume", "r0", "fetch"]);
     cluster[0].ok(&["connect", "r0"]);
     cluster[1].ok(&["wait", "r0", "--for", "uptodate", "--timeout", "60"]);
     wait_all(&cluster[0]);

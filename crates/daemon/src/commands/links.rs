@@ -2,13 +2,14 @@
 
 use super::core_command;
 use crate::dial::ask_to_dial;
-use crate::logpeer::{Following, past};
+use crate::logpeer::{self, Following, past};
 use crate::node::{Node, PeerMember};
 use crate::refuse;
 use crate::resource::Resource;
 use holdfast_api::request::{Connect, Disconnect, Done, Invalidate};
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_core::Command;
+use holdfast_journal::ship::{FollowStatus, Holding};
 use holdfast_units::NodeId;
 use std::sync::Arc;
 
@@ -61,6 +62,11 @@ pub(crate) async fn connect(
         resource.dial_now.notify_one();
         return Ok(Done::new(format!("resource {name} follows {}", names(&members))));
     }
+    if request.discard_my_data
+        && let Some(leader) = logpeer::follow_giving_up(node, &resource).await?
+    {
+        return Ok(Done::new(format!("resource {name} follows {leader}")));
+    }
     if is_of_core(node, &resource, peer) {
         let command = Command::Connect { peer, discard_my_data: request.discard_my_data };
         core_command(node, &resource, "connect was refused", command).await?;
@@ -108,6 +114,18 @@ async fn give_up(
     following: &Following,
     what: &str,
 ) -> Result<(), ApiError> {
+    let view = following.view();
+    let whole =
+        |status: &FollowStatus| !matches!(status.holding, Holding::Nothing | Holding::Filling);
+    // It may be the last good copy there is.
+    if view.leader.is_none() && view.status.as_ref().is_some_and(whole) {
+        let name = resource.name();
+        let message = format!("{what} for {name}: the node that leads is not in reach");
+        return Err(ApiError::new(ErrorCode::NoUpToDateData, message).hint(format!(
+            "the data of this node would be replaced by nothing: connect it first; `holdfast status \
+             {name}` says when it is"
+        )));
+    }
     past::end(node, resource, what).await?;
     following.discard().await.map_err(|why| {
         let message = format!("{what} for {}: {why}", resource.name());

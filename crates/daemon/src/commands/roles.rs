@@ -42,6 +42,7 @@ pub(crate) async fn primary(
     if !request.force {
         meet_peers(node, &resource).await;
         growth::need_grown(node, &resource).await?;
+        logpeer::need_no_leader(node, &resource).await?;
     }
     let command = Command::Promote { force: request.force };
     core_command(node, &resource, "primary was refused", command).await?;
@@ -107,11 +108,15 @@ pub(crate) async fn secondary(
 ) -> Result<Done, ApiError> {
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
+    if resource.following().is_some() {
+        return Ok(Done::new(format!("resource {name} is Secondary on this node")));
+    }
     resource.need_handle()?;
     let what = "secondary was refused";
     release(node, &resource, what, request.force).await?;
     core_command(node, &resource, what, Command::Demote { force: request.force }).await?;
     resource.change_local(node, |local| local.primary = false).await?;
+    logpeer::follow_again(node, &resource).await?;
     Ok(Done::new(format!("resource {name} is Secondary on this node")))
 }
 

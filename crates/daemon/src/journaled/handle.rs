@@ -93,6 +93,21 @@ impl JournalHandle {
         self.look(|worker| Ok(worker.log.journal().durable_segments())).await
     }
 
+    /// The chain of what is durable; `None` when the disk was written to past the journal, so that it
+    /// does not say what is on it.
+    ///
+    /// # Errors
+    /// [`JournalCallError::Closed`].
+    pub async fn chain(&self) -> Result<Option<Vec<SegmentLink>>, JournalCallError> {
+        self.look(|worker| {
+            let journal = worker.log.journal();
+            let whole = matches!(worker.mode, Mode::Lead | Mode::Direct | Mode::Draining);
+            let says = whole && !journal.switches().bypassed && !journal.begins_anew();
+            Ok(says.then(|| journal.links()).filter(|links| !links.is_empty()))
+        })
+        .await
+    }
+
     /// As [`Self::segments`], of the history that this node appends to: none when that begins with
     /// the next write.
     ///

@@ -13,7 +13,7 @@ use crate::shard::DiskSpec;
 use crate::spares::{MapChanges, SparesView, tell_map};
 use crate::task::Task;
 use holdfast_api::{ApiError, ErrorCode};
-use holdfast_format::journal::SegmentHeader;
+use holdfast_format::journal::{SegmentHeader, SegmentLink};
 use holdfast_journal::driver::Files;
 use holdfast_journal::ship::{
     Answer, ConnId, FollowError, FollowOptions, FollowStatus, Follower, Holding, RefuseCode,
@@ -74,6 +74,7 @@ pub(super) enum Order {
     /// The disk is ready for so many bytes.
     Grown(u64, oneshot::Sender<()>),
     Discard(oneshot::Sender<Result<(), String>>),
+    Chain(oneshot::Sender<Vec<SegmentLink>>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -293,6 +294,13 @@ impl Following {
     /// When that could not be written.
     pub(crate) async fn discard(&self) -> Result<(), String> {
         self.order(Order::Discard).await
+    }
+
+    /// The chain of what was fetched, when the disk is a state of it and nothing is left out.
+    pub(super) async fn chain(&self) -> Option<Vec<SegmentLink>> {
+        let (done, end) = oneshot::channel();
+        self.orders.send(Order::Chain(done)).await.ok()?;
+        end.await.ok()
     }
 
     /// Ends it in good order: what was replayed is durable, journal and disk are free.
@@ -556,6 +564,11 @@ impl Thread {
                 let _ = done.send(());
             }
             Order::Discard(done) => self.carry_out(done, Follower::discard),
+            Order::Chain(done) => {
+                let chain = self.logic.as_ref().map(Follower::chain);
+                // Who asked may be gone.
+                let _ = done.send(chain.unwrap_or_default());
+            }
             Order::Stop(_) => {}
         }
     }

@@ -8,11 +8,12 @@ use crate::opening;
 use crate::resource::Resource;
 use crate::shard::{JournalHandle, JournalMode, JournalView, LinkSocket, ResourceHandle};
 use holdfast_cluster::PinnedNode;
+use holdfast_core::{Command, Snapshot};
 use holdfast_journal::ship::{
-    Answer, FollowerStatus, Handed, Leader, Message, RefuseCode, Reply, Request, Source as _,
-    copy_block, fetch_piece, make_offer,
+    Answer, FollowerStatus, Handed, Leader, Message, Notes as _, RefuseCode, Reply, Request,
+    Source as _, copy_block, fetch_piece, make_offer,
 };
-use holdfast_units::{GenerationId, HybridTime, LogPosition, NodeId, Role};
+use holdfast_units::{ConnectionState, GenerationId, HybridTime, LogPosition, NodeId, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -44,6 +45,8 @@ pub(crate) struct Serving {
     over: watch::Sender<bool>,
     /// Those from whom a person disconnected.
     barred: watch::Sender<BTreeSet<NodeId>>,
+    /// Members that stream, and follow by the log until they are taken back.
+    guests: Mutex<BTreeSet<NodeId>>,
     /// This node does not lead any more: what is there may be fetched, nobody new is judged.
     parting: AtomicBool,
 }
@@ -68,6 +71,15 @@ impl Serving {
     /// Whether somebody may begin to follow.
     fn takes(&self) -> bool {
         !self.parting.load(Ordering::Relaxed)
+    }
+
+    fn guests(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a member that streams follows by the log at present.
+    pub(crate) fn is_guest(&self, node: NodeId) -> bool {
+        self.guests().contains(&node)
     }
 
     /// How a follower stood a moment ago.
@@ -129,8 +141,9 @@ async fn lead(
             Err(_) => retire(resource, led.take()),
         }
         if let Some(serving) = &led {
-            let followers = followers_of(node, resource);
+            let followers = serving.all_followers(node, resource, snapshot);
             serving.barred.send_replace(disconnected(node, resource));
+            connect_guests(node, resource, handle, serving).await;
             let known = generation.replace(snapshot.generation);
             if known.is_some_and(|known| known != snapshot.generation) {
                 mark_generation(journal, snapshot.generation).await;
@@ -201,7 +214,8 @@ async fn see_off(
         if views.borrow_and_update().snapshot.role == Role::Primary {
             break;
         }
-        let (state, followers) = (Arc::clone(serving), followers_of(node, resource));
+        let followers = serving.all_followers(node, resource, &handle.snapshot().snapshot);
+        let state = Arc::clone(serving);
         let ended = tokio::task::spawn_blocking(move || state.have_all(&followers)).await;
         if ended.unwrap_or(true) {
             break;
@@ -246,6 +260,28 @@ async fn cut_wanted(views: &mut watch::Receiver<JournalView>) {
     drop(views.wait_for(|view| view.cut_wanted).await);
 }
 
+/// Who follows by the log until it is taken back comes with metadata that were made anew: that it was
+/// refused for those before does not count any more.
+async fn connect_guests(
+    node: &Node,
+    resource: &Resource,
+    handle: &ResourceHandle,
+    serving: &Serving,
+) {
+    let by_person = disconnected(node, resource);
+    let guests = serving.guests().clone();
+    let view = handle.snapshot();
+    for peer in &view.snapshot.peers {
+        let alone = peer.connection == ConnectionState::StandAlone;
+        if alone && guests.contains(&peer.node) && !by_person.contains(&peer.node) {
+            let command = Command::Connect { peer: Some(peer.node), discard_my_data: false };
+            if let Err(refusal) = handle.command(command).await {
+                tracing::debug!(?refusal, "a member that follows by the log is not connected to");
+            }
+        }
+    }
+}
+
 /// The members from which a person disconnected this node.
 fn disconnected(node: &Node, resource: &Resource) -> BTreeSet<NodeId> {
     let chosen = resource.state().local.disconnected.clone();
@@ -282,8 +318,26 @@ impl Serving {
             shown: watch::channel(BTreeMap::new()).0,
             over: watch::channel(false).0,
             barred: watch::channel(BTreeSet::new()).0,
+            guests: Mutex::default(),
             parting: AtomicBool::new(false),
         })
+    }
+
+    /// Who follows by the log now: guests that stream again do not any more.
+    fn all_followers(
+        &self,
+        node: &Node,
+        resource: &Resource,
+        snapshot: &Snapshot,
+    ) -> BTreeSet<NodeId> {
+        let mut guests = self.guests();
+        guests.retain(|guest| {
+            let peer = snapshot.peers.iter().find(|peer| peer.node == *guest);
+            peer.is_some_and(|peer| peer.connection != ConnectionState::Connected)
+        });
+        let mut followers = followers_of(node, resource);
+        followers.extend(guests.iter().copied());
+        followers
     }
 
     /// Whether nothing comes any more that a connected follower has not fetched. Blocks.
@@ -314,6 +368,10 @@ impl Serving {
         leader.set_lineage(lineage);
         for gone in known.difference(&followers) {
             leader.remove(*gone, source);
+            // What it gets otherwise is not noted.
+            if let Err(error) = notes.forget(*gone) {
+                tracing::warn!("{error}");
+            }
         }
         for new in followers.difference(known) {
             leader.add(*new, source, notes);
@@ -382,7 +440,10 @@ pub(crate) async fn take(
         let serving = resource.state().serving.clone().filter(|serving| serving.takes());
         let serving = serving.ok_or("this node does not lead, or not by its journal")?;
         if !followers_of(node, &resource).contains(&opening.from) {
-            return Err("the caller does not follow by the log");
+            if !is_away(&resource, opening.from) {
+                return Err("the caller does not follow by the log");
+            }
+            serving.guests().insert(opening.from);
         }
         if disconnected(node, &resource).contains(&opening.from) {
             return Err("this node was disconnected from the caller by a person");
@@ -414,6 +475,13 @@ pub(crate) async fn take(
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
         served => served,
     }
+}
+
+/// Whether a member that streams is not connected: it may follow by the log until it is.
+fn is_away(resource: &Resource, peer: NodeId) -> bool {
+    let Some(view) = resource.view() else { return false };
+    let known = view.snapshot.peers.iter().find(|known| known.node == peer && !known.diskless);
+    known.is_some_and(|known| known.connection != ConnectionState::Connected)
 }
 
 async fn serve(

@@ -11,8 +11,10 @@
 mod disk;
 mod follow;
 mod gone;
+mod home;
 mod lead;
 mod lend;
+mod others;
 pub(crate) mod past;
 pub(crate) mod rewind;
 mod roles;
@@ -23,12 +25,14 @@ mod wire;
 
 pub(crate) use follow::{FollowOrders, FollowView, Following, start};
 pub(crate) use gone::{end, forget_gone};
+pub(crate) use home::watch as watch_for_home;
 pub(crate) use lead::{Serving, keep, take};
 pub(crate) use lend::lend;
+pub(crate) use others::{Leads, all_follow, look_around, need_no_leader};
 pub(crate) use past::show_again;
 pub(crate) use roles::{
-    HandOver, HandedOver, Leads, follow_now, follows, hand_over, pause, promote, role_at_start,
-    tell,
+    FollowCall, HandOver, HandedOver, follow_again, follow_giving_up, follow_now, follows,
+    hand_over, pause, promote, role_at_start, tell,
 };
 pub(crate) use show::{disk_word, journal_of, peer_of_follower, peers_of_leader, replay_of};
 

@@ -1,6 +1,7 @@
 //! Who leads: at the start, by `primary`, and when another node says that it does.
 
 use super::Following;
+use super::others::{ASK_LIMIT, all_is_here, ask, lineage_of, may_follow};
 use crate::commands::create::al_extents;
 use crate::commands::roles::{refuse_clients, release, wait_exported};
 use crate::commands::updown::publish;
@@ -8,8 +9,8 @@ use crate::commands::{blocking, core_command};
 use crate::disk::renew_metadata;
 use crate::growth;
 use crate::local::Local;
-use crate::node::Node;
-use crate::peer_api::{AboutResource, FOLLOW, HAND_OVER, LEADS};
+use crate::node::{Node, PeerMember};
+use crate::peer_api::{FOLLOW, HAND_OVER};
 use crate::peers::{CALL_TIMEOUT, call_node};
 use crate::phases::phase;
 use crate::resource::{self, Resource, random};
@@ -24,8 +25,6 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long the others are asked who leads before this node does again.
-const ASK_LIMIT: Duration = Duration::from_secs(3);
 /// A planned promotion waits so long until this node has nearly everything.
 const CATCH_UP: Duration = Duration::from_secs(60);
 /// What is nearly everything: the Primary steps back then, and clients wait for the rest.
@@ -36,24 +35,13 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// and to step back after that.
 const WRITE_BACK: Duration = Duration::from_secs(60);
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(120);
+/// How long a node that nobody leads may take to replay what it has, and one that stepped back to let
+/// others fetch the rest.
+const REST: Duration = Duration::from_secs(10);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(50);
 /// How often readers of events are told how following goes.
 const TELL: Duration = Duration::from_millis(200);
-
-/// Whether a node leads a resource.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Leads {
-    pub(crate) leads: bool,
-}
-
-impl Leads {
-    /// Whether this node does.
-    pub(crate) fn of(node: &Node, resource: ResourceId) -> Self {
-        let view = node.resource(resource).and_then(|resource| resource.view());
-        Self { leads: view.is_some_and(|view| view.snapshot.role == Role::Primary) }
-    }
-}
 
 /// A node that follows asks the Primary to step back.
 #[derive(Debug, Serialize, Deserialize)]
@@ -69,6 +57,27 @@ pub(crate) struct HandOver {
 pub(crate) struct HandedOver {
     /// Where its journal ends.
     pub(crate) end: u64,
+    /// Data of these generations are an earlier state of what it has.
+    #[serde(default)]
+    pub(crate) lineage: Vec<u64>,
+}
+
+/// A node leads from now on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct FollowCall {
+    #[serde(with = "crate::local::id_text")]
+    pub(crate) resource: ResourceId,
+    /// Data of these generations are an earlier state of what it has.
+    #[serde(default)]
+    pub(crate) lineage: Vec<u64>,
+}
+
+/// How a node begins to lead.
+struct Ready {
+    /// Who stepped back for it.
+    leader: Option<NodeRecord>,
+    /// Data of these generations are an earlier state of what it has.
+    lineage: Vec<u64>,
 }
 
 /// Whether this node is to follow rather than to start its core.
@@ -78,12 +87,11 @@ pub(crate) fn follows(node: &Node, local: &Local) -> bool {
 }
 
 /// The members with which this one is tied by the log.
-fn log_peers(node: &Node, resource: ResourceId) -> Vec<NodeRecord> {
+pub(super) fn log_peers(node: &Node, resource: ResourceId) -> Vec<PeerMember> {
     let view = node.view();
     let own = view.follows_by_log(resource, node.uuid);
     let peers = view.peers_of(resource, node.uuid).into_values();
-    let peers = peers.filter(|peer| !peer.diskless && (peer.log || own));
-    peers.filter_map(|peer| view.records.node(peer.uuid)).collect()
+    peers.filter(|peer| !peer.diskless && (peer.log || own)).collect()
 }
 
 /// A node that was Primary looks whether another one leads meanwhile, before it does so again: then
@@ -99,17 +107,9 @@ pub(crate) async fn role_at_start(
     if !local.primary || local.journal.is_none() {
         return Ok(local);
     }
-    let mut asked = tokio::task::JoinSet::new();
-    for peer in log_peers(node, resource.id) {
-        let (node, call) = (Arc::clone(node), AboutResource { resource: resource.id });
-        asked.spawn(async move {
-            let answer = call_node::<_, Leads>(&node, &peer, LEADS, &call, ASK_LIMIT).await;
-            answer.is_ok_and(|answer| answer.leads).then_some(peer.name)
-        });
-    }
-    let Some(leader) = asked.join_all().await.into_iter().flatten().next() else {
-        return Ok(local);
-    };
+    let answers = ask(node, resource.id, log_peers(node, resource.id)).await;
+    let leader = answers.into_iter().find(|(_, said)| said.leads);
+    let Some(leader) = leader.map(|(peer, _)| peer.name) else { return Ok(local) };
     let text = format!("the node stays Secondary: {leader} is Primary now, and is followed");
     tracing::warn!(resource = local.name, "{text}");
     node.hub.notice(&local.name, None, &text);
@@ -197,17 +197,18 @@ pub(crate) async fn promote(
     // Whatever holds the disk behind does not count now.
     following.hurry(true).await;
     let ready = if force {
-        drain(node, resource, &following).await.map(|()| None)
+        let alone = || Ready { leader: None, lineage: Vec::new() };
+        drain(node, resource, &following).await.map(|()| alone())
     } else {
-        take_over(node, resource, &following, end).await.map(Some)
+        take_over(node, resource, &following, end).await
     };
     if ready.is_err() {
         following.hurry(false).await;
     }
-    let leader = ready?;
+    let Ready { leader, lineage } = ready?;
     drop(following);
     phase("leading from here");
-    let promoted = lead(node, resource).await;
+    let promoted = lead(node, resource, lineage).await;
     if let Err(error) = promoted {
         if let (true, Some(following)) = (force, resource.following()) {
             restore_switches(&following, &status).await;
@@ -217,13 +218,20 @@ pub(crate) async fn promote(
         }
         return Err(error);
     }
+    let lineage = match resource.view() {
+        Some(view) => lineage_of(&view, &resource.local()),
+        None => Vec::new(),
+    };
+    let call = FollowCall { resource: resource.id, lineage };
+    let view = node.view();
     let mut told = tokio::task::JoinSet::new();
     for peer in log_peers(node, resource.id) {
-        let (node, call) = (Arc::clone(node), AboutResource { resource: resource.id });
+        let Some(peer) = view.records.node(peer.uuid) else { continue };
+        let (node, call) = (Arc::clone(node), call.clone());
         told.spawn(async move {
             let told = call_node::<_, Done>(&node, &peer, FOLLOW, &call, CALL_TIMEOUT).await;
             if let Err(error) = told {
-                // It finds out when it is started.
+                // It finds out by itself.
                 tracing::info!("{}", error.message);
             }
         });
@@ -241,6 +249,7 @@ async fn drain(
 ) -> Result<(), ApiError> {
     let name = resource.name();
     let view = following.view();
+    need_not_apart(&name, view.status.as_ref())?;
     if let Some(leader) = view.leader {
         let leader = node.view().slot_name(resource.id, leader);
         let message = format!("primary was refused for {name}: {leader} leads, and is in reach");
@@ -281,7 +290,7 @@ async fn take_over(
     resource: &Arc<Resource>,
     following: &Arc<Following>,
     end: Option<Instant>,
-) -> Result<NodeRecord, ApiError> {
+) -> Result<Ready, ApiError> {
     let name = resource.name();
     let status = following.view().status;
     if let Some(status) = status.filter(|status| status.fetch_paused || status.replay_paused) {
@@ -289,24 +298,22 @@ async fn take_over(
         return Err(refuse(&name, &format!("the {what} of this node is paused"))
             .hint(format!("`holdfast resume {name} {what}` first")));
     }
-    let status = following.view().status;
-    if status.is_some_and(|status| matches!(status.verdict, Some(Verdict::Apart { .. }))) {
-        let why = "this node and the Primary were written to apart from each other (split brain)";
-        return Err(ApiError { code: ErrorCode::SplitBrain, ..refuse(&name, why) }.hint(format!(
-            "`holdfast status {name}` says what each would lose; `holdfast connect {name} \
-             --discard-my-data` on the node whose changes are to go"
-        )));
-    }
+    need_not_apart(&name, following.view().status.as_ref())?;
+    let Some(leader) = following.view().leader else {
+        return stood_down(node, resource, following, end).await;
+    };
     let view = node.view();
-    let leader = following.view().leader.ok_or_else(|| {
-        refuse(&name, "the node that leads is not in reach").hint(format!(
-            "connect it, or run `holdfast primary {name} --force`, which leads with what is here: \
-             what was not fetched is lost, or must be given up on one side"
-        ))
-    })?;
     let members = view.peers_of(resource.id, node.uuid);
-    let leader = members.get(&leader).and_then(|peer| view.records.node(peer.uuid));
-    let leader = leader.ok_or_else(|| refuse(&name, "the node that leads is not known"))?;
+    let leader = members.get(&leader).cloned();
+    let record = leader.as_ref().and_then(|peer| view.records.node(peer.uuid));
+    let (Some(peer), Some(leader)) = (leader, record) else {
+        return Err(refuse(&name, "the node that leads is not known"));
+    };
+    // Who stepped back by himself lets his followers fetch the rest for a while.
+    let said = ask(node, resource.id, [peer]).await.pop();
+    if said.is_some_and(|(_, said)| said.is_up && !said.leads) {
+        return stood_down(node, resource, following, end).await;
+    }
     let nearly =
         |status: &FollowStatus| status.follows && status.head.since(status.replayed) <= NEARLY;
     phase("catching up with the Primary");
@@ -339,7 +346,48 @@ async fn take_over(
         let why = "the rest of the journal did not come in time; the other node leads again";
         return Err(ApiError { code: ErrorCode::TimedOut, ..refuse(&name, why) });
     }
-    Ok(leader)
+    Ok(Ready { leader: Some(leader), lineage: ended.lineage })
+}
+
+/// Nobody leads: this node may, without force, when it has all that anybody has.
+async fn stood_down(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    following: &Arc<Following>,
+    end: Option<Instant>,
+) -> Result<Ready, ApiError> {
+    let name = resource.name();
+    phase("asking the other nodes what they have");
+    let all = |status: &FollowStatus| {
+        let replayed = status.replayed;
+        let whole = matches!(status.holding, Holding::StateAt(_));
+        replayed >= status.fetched && replayed >= status.head && whole
+    };
+    let replayed = until(following, left(end, REST), all).await;
+    let found = match replayed {
+        Ok(_) => all_is_here(node, resource).await,
+        Err(_) => Err("this node has not replayed yet what it knows of".to_owned()),
+    };
+    let lineage = found.map_err(|why| {
+        let why = format!("the node that leads is not in reach, and {why}");
+        refuse(&name, &why).hint(format!(
+            "connect it, or make it Primary and run this again; `holdfast primary {name} --force` \
+             leads with what is here: what was not fetched is lost, or must be given up on one side"
+        ))
+    })?;
+    Ok(Ready { leader: None, lineage })
+}
+
+/// That what is here and what the leader has are one history.
+fn need_not_apart(name: &str, status: Option<&FollowStatus>) -> Result<(), ApiError> {
+    if !status.is_some_and(|status| matches!(status.verdict, Some(Verdict::Apart { .. }))) {
+        return Ok(());
+    }
+    let why = "this node and the Primary were written to apart from each other (split brain)";
+    Err(ApiError { code: ErrorCode::SplitBrain, ..refuse(name, why) }.hint(format!(
+        "`holdfast status {name}` says what each would lose; `holdfast connect {name} \
+         --discard-my-data` on the node whose changes are to go"
+    )))
 }
 
 async fn give_back(node: &Arc<Node>, resource: &Arc<Resource>, leader: &NodeRecord) {
@@ -351,14 +399,21 @@ async fn give_back(node: &Arc<Node>, resource: &Arc<Resource>, leader: &NodeReco
 }
 
 /// Stops following and leads from where this node is.
-async fn lead(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError> {
+async fn lead(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    lineage: Vec<u64>,
+) -> Result<(), ApiError> {
     let name = resource.name();
     resource::stop(resource).await?;
     let local = resource.local();
-    let renewed = renew(node, &local).await;
+    let generation = random()? | 1;
+    let content = InitialContent::Current(GenerationId(generation));
+    let renewed = renew(node, &local, content).await;
     let started = match renewed {
         Ok(()) => {
-            resource.change_local(node, |local| local.primary = true).await?;
+            let leads = |local: &mut Local| (local.primary, local.lineage) = (true, lineage);
+            resource.change_local(node, leads).await?;
             resource::start_core(node, resource).await
         }
         Err(error) => Err(error),
@@ -387,8 +442,12 @@ async fn lead(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError
     Ok(())
 }
 
-/// Metadata that say that the disk is current.
-async fn renew(node: &Arc<Node>, local: &Local) -> Result<(), ApiError> {
+/// Makes the metadata anew.
+pub(super) async fn renew(
+    node: &Arc<Node>,
+    local: &Local,
+    content: InitialContent,
+) -> Result<(), ApiError> {
     let view = node.view();
     let missing = || refuse(&local.name, "the records of the resource are not complete");
     let record = view.records.resource(local.id).ok_or_else(missing)?;
@@ -400,7 +459,6 @@ async fn renew(node: &Arc<Node>, local: &Local) -> Result<(), ApiError> {
         .filter(|peer| !peer.diskless)
         .map(|peer| peer.slot)
         .collect();
-    let content = InitialContent::Current(GenerationId(random()? | 1));
     let (id, al_extents) = (local.id, al_extents(&record.options));
     // It may have been agreed on more, which this disk is not ready for.
     let size = local.size.unwrap_or(record.size_bytes);
@@ -422,11 +480,11 @@ pub(crate) async fn hand_over(node: &Arc<Node>, call: HandOver) -> Result<Handed
     let journal = journal.ok_or_else(|| refuse(&name, "the other node has no journal"))?;
     if call.back {
         if handle.snapshot().snapshot.role == Role::Primary {
-            return Ok(HandedOver { end: journal.view().durable.0 });
+            return Ok(HandedOver { end: journal.view().durable.0, lineage: Vec::new() });
         }
         core_command(node, &resource, what, Command::Promote { force: false }).await?;
         resource.change_local(node, |local| local.primary = true).await?;
-        return Ok(HandedOver { end: journal.view().durable.0 });
+        return Ok(HandedOver { end: journal.view().durable.0, lineage: Vec::new() });
     }
     if handle.snapshot().snapshot.role != Role::Primary {
         return Err(refuse(&name, "the other node is not Primary"));
@@ -446,7 +504,10 @@ pub(crate) async fn hand_over(node: &Arc<Node>, call: HandOver) -> Result<Handed
         flushed.map_err(|error| refuse(&name, &error.to_string()))
     };
     match stepped_back.await {
-        Ok(end) => Ok(HandedOver { end: end.0 }),
+        Ok(end) => {
+            let lineage = lineage_of(&handle.snapshot(), &resource.local());
+            Ok(HandedOver { end: end.0, lineage })
+        }
         Err(error) => {
             // As it was.
             if handle.snapshot().snapshot.role != Role::Primary {
@@ -479,9 +540,10 @@ async fn written_back(journal: &JournalHandle) -> Result<(), &'static str> {
 /// When this node is Primary itself, or cannot follow.
 pub(crate) async fn follow_now(
     node: &Arc<Node>,
-    id: ResourceId,
+    call: FollowCall,
     leader: &str,
 ) -> Result<Done, ApiError> {
+    let id = call.resource;
     let resource = node.resource(id).ok_or_else(|| ApiError::no_such_resource("of the call"))?;
     let name = resource.name();
     let _begun = resource.begin().await?;
@@ -489,7 +551,7 @@ pub(crate) async fn follow_now(
         resource.dial_now.notify_one();
         return Ok(Done::new(format!("node {} follows", node.name)));
     }
-    if Leads::of(node, id).leads {
+    if resource.view().is_some_and(|view| view.snapshot.role == Role::Primary) {
         return Err(ApiError::new(
             ErrorCode::IsPrimary,
             format!("node {} does not follow {leader}: it is Primary of {name} itself", node.name),
@@ -500,11 +562,69 @@ pub(crate) async fn follow_now(
         let message = format!("node {} has no journal for {name}, or it is down", node.name);
         return Err(ApiError::new(ErrorCode::NoJournal, message));
     }
-    step_back(node, &resource).await?;
-    resource::stop(&resource).await?;
-    resource::start(node, &resource, false).await?;
-    publish(node, &resource);
+    if !may_follow(node, &resource, &call.lineage).await {
+        let message = format!(
+            "node {} does not follow {leader}: it may have data of {name} that are not there",
+            node.name
+        );
+        return Err(ApiError::new(ErrorCode::SplitBrain, message));
+    }
+    begin_to_follow(node, &resource).await?;
     Ok(Done::new(format!("node {} follows {leader}", node.name)))
+}
+
+async fn begin_to_follow(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError> {
+    step_back(node, resource).await?;
+    resource::stop(resource).await?;
+    resource::start(node, resource, false).await?;
+    publish(node, resource);
+    Ok(())
+}
+
+/// A log peer that was Primary is Secondary: it follows again, when those who follow it have the rest.
+///
+/// # Errors
+/// When it cannot follow.
+pub(crate) async fn follow_again(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+) -> Result<(), ApiError> {
+    let member = node.view().follows_by_log(resource.id, node.uuid);
+    if !member || resource.local().journal.is_none() {
+        return Ok(());
+    }
+    let until = Instant::now() + REST;
+    while resource.state().serving.is_some() && Instant::now() < until {
+        tokio::time::sleep(LOOK).await;
+    }
+    begin_to_follow(node, resource).await
+}
+
+/// A member that streams does not follow who leads by the log, as it may have data that are not there: a
+/// person gives those up. Who is followed then.
+///
+/// # Errors
+/// When that could not be written.
+pub(crate) async fn follow_giving_up(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+) -> Result<Option<String>, ApiError> {
+    let leads = resource.view().is_none_or(|view| view.snapshot.role == Role::Primary);
+    if leads || resource.state().apart.is_empty() {
+        return Ok(None);
+    }
+    let answers = ask(node, resource.id, log_peers(node, resource.id)).await;
+    let Some((leader, _)) = answers.into_iter().find(|(_, said)| said.leads) else {
+        return Ok(None);
+    };
+    begin_to_follow(node, resource).await?;
+    if let Some(following) = resource.following() {
+        following.discard().await.map_err(|why| {
+            let message = format!("connect was refused for {}: {why}", resource.name());
+            ApiError::new(ErrorCode::DiskFailed, message)
+        })?;
+    }
+    Ok(Some(leader.name))
 }
 
 /// `pause` and `resume` of fetch and replay on this node.

@@ -58,6 +58,9 @@ impl DiskSpec {
 pub enum InitialContent {
     /// They are the resource's data, and begin this (random) generation: the first node.
     Current(GenerationId),
+    /// They are an earlier state of the resource's data: the end of this generation of a peer's, or
+    /// what came after it.
+    Earlier(GenerationId),
     /// They are of no interest: a node that joins, and gets everything from a peer.
     Nothing,
 }
@@ -208,9 +211,16 @@ pub(crate) fn create_with_region(
         Superblock::new(spec.resource, spec.node, boot_id().map_err(fail)?, layout);
     superblock.flags = DiskFlags::CLEAN;
     superblock.spares = spec.spares.map(|spares| spares.id);
-    if let InitialContent::Current(generation) = spec.content {
-        superblock.current = generation;
-        superblock.flags.insert(DiskFlags::CONSISTENT.with(DiskFlags::WAS_UPTODATE));
+    match spec.content {
+        InitialContent::Current(generation) => {
+            superblock.current = generation;
+            superblock.flags.insert(DiskFlags::CONSISTENT.with(DiskFlags::WAS_UPTODATE));
+        }
+        InitialContent::Earlier(generation) => {
+            superblock.current = generation;
+            superblock.flags.insert(DiskFlags::CONSISTENT.with(DiskFlags::OUTDATED));
+        }
+        InitialContent::Nothing => {}
     }
     let blocks = format_blocks(&mut superblock);
     let (log, superblocks) = blocks.split_at(blocks.len() - 2);

@@ -35,7 +35,7 @@ use crate::recover::{Found, RecoverError, recover};
 use crate::retention::CutPlan;
 use crate::scan::ReadSegments;
 use bytes::Bytes;
-use holdfast_format::journal::{Cursors, SegmentHeader};
+use holdfast_format::journal::{Cursors, SegmentHeader, Switches};
 use holdfast_format::{BLOCK_LEN, Block, BlockError, ReadFailed};
 use holdfast_units::{GenerationId, HybridTime, LogPosition, NodeId};
 use std::collections::BTreeMap;
@@ -450,8 +450,9 @@ impl<F: Files> Log<F> {
         cleared.and_then(|()| make_cursors(&mut self.files))?;
         self.given_up = false;
         let settings = *self.journal.settings();
-        let cursors =
-            Cursors { switches: self.journal.switches(), ..Cursors::new(settings.resource) };
+        // What comes from now on is all that is on the disk.
+        let switches = Switches { bypassed: false, ..self.journal.switches() };
+        let cursors = Cursors { switches, ..Cursors::new(settings.resource) };
         let time = self.journal.time();
         let found = Found::nothing();
         self.journal =

@@ -19,7 +19,7 @@ use crate::driver::{Backing, Files, Log, LogError, Open};
 use crate::journal::Settings;
 use crate::recover::RecoverError;
 use holdfast_format::BLOCK_LEN;
-use holdfast_format::journal::{FollowState, Following};
+use holdfast_format::journal::{FollowState, Following, SegmentLink};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId};
 use state::{journal, read_state, settle, write_state};
 use std::collections::{BTreeMap, VecDeque};
@@ -362,6 +362,15 @@ where
             verdict: self.verdict,
             trouble: self.trouble.clone(),
         }
+    }
+
+    /// The chain of what was fetched; empty while the disk is no state of it, and when both went on
+    /// apart from the leader's.
+    #[must_use]
+    pub fn chain(&self) -> Vec<SegmentLink> {
+        let whole = matches!(self.holding(), Holding::StateAt(_)) && self.state.limit.is_none();
+        let log = self.log.as_ref().filter(|_| whole);
+        log.map(|log| log.journal().links()).unwrap_or_default()
     }
 
     /// Does a bounded part of what is to be done: copies what was fetched, replays, flushes, asks.

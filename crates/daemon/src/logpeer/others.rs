@@ -1,0 +1,441 @@
+//! What the other members say: who leads, and what they have. A node that leads hears of another one
+//! that does; one that waits follows whoever leads by the log, if nothing is lost by that.
+
+use super::roles::{FollowCall, follow_now, log_peers};
+use crate::commands::updown::publish;
+use crate::local::Local;
+use crate::node::{Node, PeerMember};
+use crate::peer_api::{AboutResource, LEADS};
+use crate::peers::call_node;
+use crate::resource::Resource;
+use crate::shard::{ResourceHandle, ResourceView};
+use holdfast_api::status::PeerProblem;
+use holdfast_api::{ApiError, ErrorCode};
+use holdfast_format::journal::SegmentLink;
+use holdfast_journal::ship::Holding;
+use holdfast_journal::{Relation, compare};
+use holdfast_units::{
+    ConnectionState, DiskState, GenerationId, HybridTime, LogPosition, NodeId, ResourceId, Role,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the others are asked.
+pub(super) const ASK_LIMIT: Duration = Duration::from_secs(3);
+/// How often a node asks.
+const AGAIN: Duration = Duration::from_secs(2);
+/// The generations that are told; older ones were filled long ago, or are for a person to look at.
+const LINEAGE: usize = 64;
+/// The newest segments that are told.
+const LINKS: usize = 512;
+
+/// Whether a node leads a resource, and what it has.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Leads {
+    pub(crate) leads: bool,
+    /// Where its journal ends: whoever has everything before this has all that it has.
+    #[serde(default)]
+    pub(crate) head: Option<u64>,
+    /// Data of these generations are an earlier state of what it has; the first is its own.
+    #[serde(default)]
+    pub(crate) lineage: Vec<u64>,
+    /// Its journal, when that says all that is on its disk.
+    #[serde(default)]
+    pub(crate) chain: Vec<Link>,
+    /// It is up, and says of itself what is here.
+    #[serde(default)]
+    pub(crate) is_up: bool,
+    /// Its disk holds nothing that anybody could lose.
+    #[serde(default)]
+    pub(crate) nothing: bool,
+    /// It follows by the log.
+    #[serde(default)]
+    pub(crate) follows: bool,
+    /// It does not follow the caller, as it may have data that the caller lacks.
+    #[serde(default)]
+    pub(crate) apart: bool,
+}
+
+/// A segment of a journal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Link {
+    number: u64,
+    origin: u8,
+    epoch: u64,
+    base: u64,
+    len: u64,
+    time: u64,
+    chain: [u8; 16],
+}
+
+impl Link {
+    const fn of(link: &SegmentLink) -> Self {
+        let SegmentLink { number, origin, epoch, base, len, time, chain } = *link;
+        Self { number, origin: origin.number(), epoch, base: base.0, len, time: time.0, chain }
+    }
+
+    fn link(&self) -> Option<SegmentLink> {
+        Some(SegmentLink {
+            number: self.number,
+            origin: NodeId::new(self.origin)?,
+            epoch: self.epoch,
+            base: LogPosition(self.base),
+            len: self.len,
+            time: HybridTime(self.time),
+            chain: self.chain,
+        })
+    }
+}
+
+fn told(links: &[SegmentLink]) -> Vec<Link> {
+    links[links.len().saturating_sub(LINKS)..].iter().map(Link::of).collect()
+}
+
+impl Leads {
+    /// What this node says of itself to another one.
+    pub(crate) async fn of(node: &Node, id: ResourceId) -> Self {
+        let Some(resource) = node.resource(id) else { return Self::default() };
+        if let Some(following) = resource.following() {
+            let Some(status) = following.view().status else { return Self::default() };
+            let nothing = matches!(status.holding, Holding::Nothing | Holding::Filling);
+            let chain = following.chain().await.unwrap_or_default();
+            // Who is changing does not say what it is.
+            let is_up = resource.try_begin().is_some();
+            let chain = told(&chain);
+            return Self { is_up, nothing, chain, follows: is_up, ..Self::default() };
+        }
+        let is_up = resource.try_begin().is_some();
+        let Some(handle) = resource.handle() else { return Self::default() };
+        let view = handle.snapshot();
+        let head = match handle.journal() {
+            Some(journal) => journal.status().await.ok().map(|status| status.head.0),
+            None => None,
+        };
+        // Not older than where the journal ends.
+        let view = if head.is_some() { handle.snapshot() } else { view };
+        let apart = view.snapshot.role != Role::Primary && !resource.state().apart.is_empty();
+        Self {
+            leads: view.snapshot.role == Role::Primary,
+            head,
+            lineage: lineage_of(&view, &resource.local()),
+            chain: told(&chain_of(&handle).await),
+            is_up,
+            follows: false,
+            nothing: view.snapshot.disk == DiskState::Inconsistent,
+            apart,
+        }
+    }
+
+    fn links(&self) -> Vec<SegmentLink> {
+        self.chain.iter().map_while(Link::link).collect()
+    }
+}
+
+/// The journal of a node with a core, when it says all that is on the disk.
+async fn chain_of(handle: &ResourceHandle) -> Vec<SegmentLink> {
+    let Some(journal) = handle.journal() else { return Vec::new() };
+    journal.chain().await.ok().flatten().unwrap_or_default()
+}
+
+/// The generations of the data here and before, newest first.
+pub(super) fn lineage_of(view: &ResourceView, local: &Local) -> Vec<u64> {
+    let snapshot = &view.snapshot;
+    let own = [snapshot.generation].into_iter().chain(snapshot.history);
+    let before = local.lineage.iter().copied().map(GenerationId);
+    let counts = |one: &GenerationId| !one.is_none() && *one != GenerationId::JUST_CREATED;
+    own.chain(before).filter(counts).map(|one| one.0).take(LINEAGE).collect()
+}
+
+/// Asks other members, all at once; those that answered.
+pub(super) async fn ask(
+    node: &Arc<Node>,
+    id: ResourceId,
+    peers: impl IntoIterator<Item = PeerMember>,
+) -> Vec<(PeerMember, Leads)> {
+    let view = node.view();
+    let mut asked = tokio::task::JoinSet::new();
+    for peer in peers {
+        let Some(record) = view.records.node(peer.uuid) else { continue };
+        let (node, call) = (Arc::clone(node), AboutResource { resource: id });
+        asked.spawn(async move {
+            let answer = call_node::<_, Leads>(&node, &record, LEADS, &call, ASK_LIMIT).await;
+            answer.ok().map(|answer| (peer, answer))
+        });
+    }
+    let mut answers: Vec<_> = asked.join_all().await.into_iter().flatten().collect();
+    answers.sort_by_key(|(peer, _)| peer.slot);
+    answers
+}
+
+/// The members with a disk to which no connection stands; none, when none of all is tied by the log.
+fn unconnected(node: &Node, resource: &Resource, view: &ResourceView) -> Vec<PeerMember> {
+    if log_peers(node, resource.id).is_empty() {
+        return Vec::new();
+    }
+    let serving = resource.state().serving.clone();
+    let connected = |peer: &PeerMember| {
+        let by_core = view.snapshot.peers.iter().find(|known| known.node == peer.slot);
+        by_core.is_some_and(|known| known.connection == ConnectionState::Connected)
+            || serving
+                .as_ref()
+                .and_then(|serving| serving.shown(peer.slot))
+                .is_some_and(|status| status.connected)
+    };
+    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
+    peers.filter(|peer| !peer.diskless && !connected(peer)).collect()
+}
+
+/// That another node that cannot be met leads already, before this one does by its core.
+///
+/// # Errors
+/// `OTHER_PRIMARY`.
+pub(crate) async fn need_no_leader(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+) -> Result<(), ApiError> {
+    let Some(view) = resource.view() else { return Ok(()) };
+    if view.snapshot.role == Role::Primary {
+        return Ok(());
+    }
+    let others = ask(node, resource.id, unconnected(node, resource, &view)).await;
+    let Some((leader, _)) = others.into_iter().find(|(_, other)| other.leads) else {
+        return Ok(());
+    };
+    let name = resource.name();
+    let message = format!("primary was refused for {name}: node {} is Primary", leader.name);
+    Err(ApiError::new(ErrorCode::OtherPrimary, message).hint(format!(
+        "`holdfast status {name}` says whether this node follows it, and what is in the way"
+    )))
+}
+
+/// Looks, as long as the core runs, who else leads.
+pub(crate) async fn look_around(node: Arc<Node>, resource: Arc<Resource>, handle: ResourceHandle) {
+    let mut views = handle.watch();
+    loop {
+        look(&node, &resource, &handle).await;
+        let role = handle.snapshot().snapshot.role;
+        let changed = async { views.wait_for(|view| view.snapshot.role != role).await.is_err() };
+        if tokio::time::timeout(AGAIN, changed).await.is_ok_and(|ended| ended) {
+            return;
+        }
+    }
+}
+
+async fn look(node: &Arc<Node>, resource: &Arc<Resource>, handle: &ResourceHandle) {
+    let view = handle.snapshot();
+    let snapshot = &view.snapshot;
+    let leads = snapshot.role == Role::Primary;
+    let led = snapshot.peers.iter().any(|peer| peer.role == Role::Primary);
+    let asked = if led { Vec::new() } else { unconnected(node, resource, &view) };
+    let answers = ask(node, resource.id, asked).await;
+    let name = resource.name();
+    let own_log = node.view().follows_by_log(resource.id, node.uuid);
+    let mut found = BTreeMap::new();
+    for (peer, other) in answers {
+        if leads && other.leads {
+            let problem = both_lead(&name, &chain_of(handle).await, &other.links());
+            found.insert(peer.slot, problem);
+        } else if leads && other.apart {
+            found.insert(peer.slot, keeps_its_own(&name, &peer.name));
+        } else if !leads && other.leads && (peer.log || own_log || is_unrelated(resource, &peer)) {
+            if snapshot.disk < DiskState::Inconsistent {
+                continue;
+            }
+            let by_log = peer.log || own_log;
+            let is_known = || other.lineage.contains(&snapshot.generation.0);
+            if is_known() || by_log && may_follow(node, resource, &other.lineage).await {
+                let call = FollowCall { resource: resource.id, lineage: other.lineage };
+                // It ends this task.
+                tokio::spawn(follow(Arc::clone(node), call, peer.name));
+                return;
+            }
+            if by_log {
+                found.insert(peer.slot, unproven(&name, &peer.name));
+            }
+        }
+    }
+    tell(node, resource, &found);
+}
+
+/// Whether a member that streams is not connected to, as its metadata were made anew since.
+fn is_unrelated(resource: &Resource, peer: &PeerMember) -> bool {
+    let state = resource.state();
+    let problem = state.problems.get(&peer.slot);
+    problem.is_some_and(|problem| problem.what.code == "UNRELATED_DATA")
+}
+
+/// Whether each of these members follows by the log, so that none of them is Primary. Nobody may
+/// change this resource meanwhile.
+pub(crate) async fn all_follow(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    members: &[NodeId],
+) -> bool {
+    if log_peers(node, resource.id).is_empty() {
+        return false;
+    }
+    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
+    let peers = peers.filter(|peer| !peer.diskless);
+    let answers = ask(node, resource.id, peers).await;
+    let follows =
+        |member: &NodeId| answers.iter().any(|(peer, said)| peer.slot == *member && said.follows);
+    members.iter().all(follows) && !answers.iter().any(|(_, said)| said.leads)
+}
+
+/// Boxed: following ends, and begins again, whatever looks around.
+fn follow(
+    node: Arc<Node>,
+    call: FollowCall,
+    leader: String,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move {
+        if let Err(error) = follow_now(&node, call, &leader).await {
+            tracing::warn!("{}", error.message);
+        }
+    })
+}
+
+fn tell(node: &Arc<Node>, resource: &Arc<Resource>, found: &BTreeMap<NodeId, PeerProblem>) {
+    let before = std::mem::replace(&mut resource.state().apart, found.clone());
+    if before == *found {
+        return;
+    }
+    let name = resource.name();
+    for (slot, problem) in found {
+        if !before.contains_key(slot) {
+            tracing::error!(resource = name, "{}", problem.message);
+            node.hub.notice(&name, None, &problem.message);
+        }
+    }
+    publish(node, resource);
+}
+
+/// Whether all that this node has is known to whoever leads by the log with data of this lineage, or
+/// is found out by its journal.
+pub(super) async fn may_follow(node: &Node, resource: &Resource, lineage: &[u64]) -> bool {
+    if node.view().follows_by_log(resource.id, node.uuid) {
+        return true;
+    }
+    let Some(handle) = resource.handle() else { return true };
+    let view = handle.snapshot();
+    let snapshot = &view.snapshot;
+    snapshot.disk <= DiskState::Inconsistent
+        || lineage.contains(&snapshot.generation.0)
+        || !chain_of(&handle).await.is_empty()
+}
+
+/// That nobody leads, everybody says what he has, and this node, which follows, has all of it. The
+/// lineage of the data then.
+///
+/// # Errors
+/// Who cannot be asked, or has something that is not here.
+pub(super) async fn all_is_here(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+) -> Result<Vec<u64>, String> {
+    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
+    let peers: Vec<_> = peers.filter(|peer| !peer.diskless).collect();
+    let answers = ask(node, resource.id, peers.clone()).await;
+    for peer in peers {
+        let said = answers.iter().find(|(one, _)| one.slot == peer.slot);
+        let name = peer.name;
+        match said {
+            Some((_, said)) if said.leads => {
+                return Err(format!("node {name} leads, and is not followed"));
+            }
+            Some((_, said)) if said.is_up => {}
+            _ => return Err(format!("node {name} cannot be asked whether it has more")),
+        }
+    }
+    let following = resource.following().ok_or("it does not follow any more")?;
+    let own = following.chain().await.unwrap_or_default();
+    let lacks_nothing =
+        |said: &Leads| matches!(compare(&own, &said.links()), Relation::Equal | Relation::Ahead);
+    for (peer, said) in &answers {
+        // Of the members that stream, one has what the other has whose journal is here.
+        let streamed = || {
+            let mut others = answers.iter().filter(|(_, other)| lacks_nothing(other));
+            let first = said.lineage.first();
+            first.is_some_and(|first| others.any(|(_, other)| other.lineage.contains(first)))
+        };
+        if !said.nothing && !lacks_nothing(said) && !streamed() {
+            return Err(format!("node {} may have more than this one", peer.name));
+        }
+    }
+    let mut lineage: Vec<u64> = Vec::new();
+    for one in answers.iter().flat_map(|(_, said)| &said.lineage) {
+        if !lineage.contains(one) {
+            lineage.push(*one);
+        }
+    }
+    lineage.truncate(LINEAGE);
+    Ok(lineage)
+}
+
+/// What is only here, only there, and up to where both are the same.
+fn differences(
+    ours: &[SegmentLink],
+    theirs: &[SegmentLink],
+) -> Option<(Option<LogPosition>, u64, u64)> {
+    let end = |links: &[SegmentLink]| links.last().map_or(LogPosition::START, SegmentLink::end);
+    match compare(ours, theirs) {
+        Relation::Apart { common, ours, theirs, .. } => Some((common, ours, theirs)),
+        Relation::Ahead => Some((Some(end(theirs)), end(ours).since(end(theirs)), 0)),
+        Relation::Behind => Some((Some(end(ours)), 0, end(theirs).since(end(ours)))),
+        Relation::Equal => Some((Some(end(ours)), 0, 0)),
+        Relation::Unknown => None,
+    }
+}
+
+fn both_lead(name: &str, ours: &[SegmentLink], theirs: &[SegmentLink]) -> PeerProblem {
+    let bytes = differences(ours, theirs).map_or_else(String::new, |(common, ours, theirs)| {
+        let from = common.map_or_else(
+            || "before what is still kept".to_owned(),
+            |common| format!("at position {common}"),
+        );
+        format!(
+            "; the journals went on apart {from}: {ours} bytes only here, {theirs} bytes only there"
+        )
+    });
+    PeerProblem {
+        code: "SPLIT_BRAIN".to_owned(),
+        message: format!("both nodes are Primary{bytes}"),
+        hint: format!(
+            "decide whose data are to be kept; on the other node `holdfast secondary {name}`, then \
+             `holdfast connect {name} --discard-my-data` has them replaced"
+        ),
+    }
+}
+
+fn unproven(name: &str, leader: &str) -> PeerProblem {
+    PeerProblem {
+        code: "SPLIT_BRAIN".to_owned(),
+        message: format!(
+            "node {leader} was made Primary without the data of this node, which may have what is \
+             not there: it is not followed"
+        ),
+        hint: format!(
+            "decide whose data are to be kept: `holdfast connect {name} --discard-my-data` here has \
+             those of this node replaced; for those of this node, `holdfast secondary {name}` on \
+             {leader}, then `holdfast primary {name}` here"
+        ),
+    }
+}
+
+fn keeps_its_own(name: &str, peer: &str) -> PeerProblem {
+    PeerProblem {
+        code: "SPLIT_BRAIN".to_owned(),
+        message: format!(
+            "node {peer} does not follow: this node was made Primary without its data, and they may \
+             be newer"
+        ),
+        hint: format!(
+            "decide whose data are to be kept: `holdfast connect {name} --discard-my-data` on \
+             {peer} has those replaced; for those of {peer}, `holdfast secondary {name}` here, then \
+             `holdfast primary {name}` there"
+        ),
+    }
+}
