@@ -7,7 +7,7 @@ use crate::event::{
 };
 use crate::generation::{Bump, Gens, NewGeneration};
 use crate::handshake::Stand;
-use crate::heal::{Checked, Healing, slice};
+use crate::heal::{Checked, Healing};
 use crate::hedge::Hedging;
 use crate::locks::{Locks, Owner};
 use crate::peer::Peer;

@@ -4,7 +4,7 @@ use super::{Families, Kind, Labels, Row, label, n, ratio, since_1970, with, yes}
 use holdfast_api::status::{ArchiveStatus, IoStatus, NodeStatus, ResourceStatus};
 use holdfast_api::survey::SurveyReport;
 
-const OF_RESOURCE: [Row<ResourceStatus>; 6] = [
+const OF_RESOURCE: [Row<ResourceStatus>; 7] = [
     ("holdfast_size_bytes", Kind::Gauge, "The size of a resource.", |r| n(r.size_bytes)),
     ("holdfast_openers", Kind::Gauge, "Clients that have it open here.", |r| {
         n(u64::from(r.open_count))
