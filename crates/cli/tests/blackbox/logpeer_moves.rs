@@ -4,7 +4,7 @@ use crate::logpeer::{assert_same, disk_state};
 use crate::logpeer_roles::pair_and_follower;
 use crate::{SOON, SYNC, check_blocks, seed, write_blocks};
 use holdfast_api::status::{PeerStatus, ResourceStatus};
-use holdfast_testkit::{Cluster, Node, Rng, wait_until};
+use holdfast_testkit::{Cluster, Node, Rng, holds_within, wait_until};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -118,7 +118,9 @@ fn moves_in_which_the_old_or_the_new_leader_is_killed_lose_and_part_nothing() {
             .stderr(Stdio::null())
             .spawn()
             .expect("the command can be run");
-        std::thread::sleep(Duration::from_millis(dice.below(1500)));
+        // Somewhere in the middle of it, or just behind its end.
+        let moment = Duration::from_millis(dice.below(1500));
+        let _ = holds_within(moment, || false);
         let victim = if round % 4 < 2 { leader } else { to };
         cluster[victim].kill9();
         let _ = moving.wait();
