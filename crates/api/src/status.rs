@@ -120,8 +120,8 @@ pub struct ResourceStatus {
     pub generation: String,
     /// Whether `primary` would succeed here now.
     pub promotable: bool,
-    /// A person has resyncs of this resource held on this node: `pause NAME sync`.
-    #[serde(default)]
+    /// A person has resyncs of this resource held on this node: `pause NAME sync`; left out when not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resyncs_paused: bool,
     /// The journal; `null` when the resource has none.
     pub journal: Option<JournalStatus>,

@@ -856,6 +856,14 @@ impl Core {
         written
     }
 
+    /// What a peer has is being repaired: what it gave before that is not stored here any more. Who finds
+    /// the blocks bad again fetches them anew.
+    pub(crate) fn repairs_elsewhere(&mut self, range: ByteRange) {
+        for (_, heal) in &mut self.healing.heals {
+            heal.left.strike(range);
+        }
+    }
+
     /// A write is on the disk. Blocks that were to be healed are not any more. Whether it can be
     /// answered: if some were lost, that they are not any more must be durable first.
     pub(crate) fn written(

@@ -60,6 +60,7 @@ fn about(option: &OptionSpec) -> String {
     let unit = match option.unit() {
         "" => String::new(),
         "ds" => " Unit: tenths of a second.".to_owned(),
+        "ms" => " Unit: milliseconds.".to_owned(),
         "s" => " Unit: seconds.".to_owned(),
         unit => format!(" Unit: {unit}."),
     };

@@ -140,11 +140,6 @@ pub(crate) fn of_resource(resource: &ResourceStatus, put: &mut impl FnMut(Grade,
     if down {
         put(Grade::Warning, Topic::Down, "it is stopped on this node".to_owned());
     }
-    if resource.role == "Primary" && !can_read(resource) {
-        let why = "this node is Primary and has no data: the disk is not used, and no connected \
-                   peer is UpToDate";
-        put(Grade::Critical, Topic::NoData, why.to_owned());
-    }
     if !resource.suspended.is_empty() {
         let why = format!("I/O is held: {}", resource.suspended.join(", "));
         put(Grade::Critical, Topic::Held, why);
@@ -169,6 +164,11 @@ pub(crate) fn of_resource(resource: &ResourceStatus, put: &mut impl FnMut(Grade,
             let topic = if disk.state == "Diskless" { Topic::Detached } else { Topic::Disk };
             put(Grade::Warning, topic, format!("the disk is {}", disk.state));
         }
+    }
+    if resource.role == "Primary" && !can_read(resource) {
+        let why = "this node is Primary and has no data: the disk is not used, and no connected \
+                   peer is UpToDate";
+        put(Grade::Critical, Topic::NoData, why.to_owned());
     }
     if let Some(health) = disk.health.as_ref().filter(|_| disk.problem.is_none()) {
         let why: Vec<&str> = health.reasons.iter().map(|reason| &*reason.text).collect();

@@ -386,6 +386,7 @@ impl Core {
             task.waiting = to;
         }
         let me = self.node;
+        self.repairs_elsewhere(range);
         for node in to.iter().filter(|node| *node != me) {
             let epoch = epochs.get(&node).copied().unwrap_or(0);
             self.asked(node);

@@ -62,6 +62,13 @@ pub(crate) async fn leave(
         if !call.dry_run {
             release(node, &resource, what, false).await?;
         }
+    } else if resource.following().is_some() {
+        let members = node.view().peers_of(resource.id, node.uuid);
+        if !members.values().any(|peer| node.peers.health(peer.uuid).alive) {
+            let message = format!("{what} for {name}: no other node that has it is in reach");
+            return Err(ApiError::new(ErrorCode::LastGoodCopy, message)
+                .hint("connect another member first"));
+        }
     } else if resource.local().disk.is_some() {
         // Nobody can tell here how its data are, nor whether others have them.
         let message = format!("{what} for {name}: it is down, and may have the last good data");

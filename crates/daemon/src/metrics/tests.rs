@@ -45,6 +45,8 @@ fn disk() -> DiskStatus {
         checksums_problem: Some("p".into()),
         unreadable: vec![UnreadableRange::default()],
         spare_sectors: 9,
+        hedged_reads: 4,
+        hedged_reads_won: 2,
         lost_sectors: 1,
         spare_fill: Some("fine".into()),
         spares: vec![SpareStatus {
@@ -112,7 +114,8 @@ fn full() -> NodeStatus {
         }),
         verify: Some(run.clone()),
         scrub: Some(run),
-        io: Some(IoStatus { reads: 5, ..IoStatus::default() }),
+        resyncs_paused: true,
+        io: Some(IoStatus { reads: 5, oldest_op: Some("write".into()), ..IoStatus::default() }),
         replay: Some(replay),
         peers: vec![peer],
         ..ResourceStatus::default()
