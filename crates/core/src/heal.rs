@@ -227,8 +227,11 @@ impl Healing {
     pub(crate) fn first_listed(&self, most: usize) -> Vec<ByteRange> {
         let first = |bits: &SparseBitmap| -> Vec<ByteRange> {
             let any = bits.count() > 0;
-            any.then(|| bits.runs().take(most).map(ByteRange::of_blocks).collect())
-                .unwrap_or_default()
+            if any {
+                bits.runs().take(most).map(ByteRange::of_blocks).collect()
+            } else {
+                Vec::new()
+            }
         };
         let mut all = union([first(&self.list.old), first(&self.list.unread)].concat());
         all.truncate(most);

@@ -149,7 +149,7 @@ fn filled_by_one_that_had_less(w: &mut World) -> holdfast_core::LinkId {
     w.hold = Some(Box::new(|a, b, m| (a, b) == (0, 2) && matches!(m, Message::Write { .. })));
     let id = w.write(0, 5, 7);
     assert_eq!(w.result(0, id), None, "it reached node 1 and not node 2");
-    let link = w.link(0, 1).unwrap();
+    let link = w.link(0, 1).expect("they are connected");
     w.lose_power_unseen(0, 1);
     w.hold = None;
     w.start(0);
@@ -160,7 +160,7 @@ fn filled_by_one_that_had_less(w: &mut World) -> holdfast_core::LinkId {
 
 fn all_equal(w: &World) {
     for i in 0..w.nodes.len() {
-        let disk = w.snapshot(u8::try_from(i).unwrap()).disk;
+        let disk = w.snapshot(u8::try_from(i).expect("there are few")).disk;
         assert_eq!(disk, DiskState::UpToDate, "{i}");
         assert_eq!(w.nodes[i].data, w.nodes[0].data, "{i}");
     }

@@ -120,7 +120,8 @@ mod tests {
     #[test]
     fn what_status_warns_of_doctor_does_too() {
         assert!(said(|_| ()).iter().all(|(severity, _)| *severity == Severity::Ok));
-        let cases: [(Severity, &str, fn(&mut ResourceStatus)); 4] = [
+        type Case = (Severity, &'static str, fn(&mut ResourceStatus));
+        let cases: [Case; 4] = [
             (Severity::Warning, "holdfast up r0", |r| r.role = "Unknown".into()),
             (Severity::Warning, "holdfast connect r0", |r| {
                 r.peers[0].connection = "StandAlone".into();

@@ -115,14 +115,14 @@ fn words_of(line: &str, file: &Rc<PathBuf>, number: usize) -> Result<Vec<Word>, 
 
 /// The command, unless one before has what it needs: the second would fail.
 fn unless_taken(
-    what: String,
+    what: &str,
     line: &[&str],
     head: Id,
     taken: &mut BTreeSet<String>,
     ledger: &mut Ledger,
 ) -> String {
     let line = command(line);
-    if taken.insert(what.clone()) {
+    if taken.insert(what.to_owned()) {
         return line;
     }
     let why = format!("{what} is taken by a line before: give this one another");
@@ -252,7 +252,7 @@ fn server(
         line.push("--read-only");
     }
     ledger.settle(head, Outcome::translated(format!("holdfast serve at port {number}")));
-    Ok(unless_taken(format!("port {number}"), &line, head, taken, ledger))
+    Ok(unless_taken(&format!("port {number}"), &line, head, taken, ledger))
 }
 
 /// A size of an export, in bytes or with a suffix.
@@ -364,7 +364,7 @@ fn client(
     }
     ledger
         .settle(head, Outcome::translated(format!("{} becomes /dev/holdfast/{name}", device.text)));
-    Ok(unless_taken(format!("the name {name}"), &line, head, taken, ledger))
+    Ok(unless_taken(&format!("the name {name}"), &line, head, taken, ledger))
 }
 
 /// `module ID key=value...`

@@ -233,7 +233,7 @@ fn is_secret_here(before: &str, name: &str, rest: &str) -> bool {
     let plain = plain.to_ascii_lowercase();
     let ends =
         |end: &&str| plain == **end || name.to_ascii_lowercase().ends_with(&format!("-{end}"));
-    rest.starts_with('=') && ASSIGNED.iter().any(|end| ends(&end))
+    rest.starts_with('=') && ASSIGNED.iter().any(ends)
         || rest.starts_with('=')
             && before.ends_with(['?', '&'])
             && IN_QUERIES.contains(&plain.as_str())
