@@ -162,6 +162,8 @@ pub struct Core {
     pub(crate) flush_issued: u64,
     pub(crate) flush_done: u64,
     flush_numbers: BTreeMap<DiskOpId, u64>,
+    /// Flushes that have ended before earlier ones did.
+    flushes_early: Vec<DiskOpId>,
     disk_serial: u64,
 
     /// Members whose loss asks for a new generation before the next write completes.
@@ -250,6 +252,7 @@ impl Core {
             flush_issued: 0,
             flush_done: 0,
             flush_numbers: BTreeMap::new(),
+            flushes_early: Vec::new(),
             disk_serial: 0,
             bump_for: PeerSet::EMPTY,
             flushes_wait: false,
@@ -548,6 +551,7 @@ impl Core {
         let mut ops: Vec<DiskOp> = self.disk_ops.drain().collect();
         ops.sort_unstable_by_key(|found| (found.since, found.name));
         self.flush_numbers.clear();
+        self.flushes_early.clear();
         ops.into_iter().map(|found| (found.job, found.range)).collect()
     }
 
@@ -582,7 +586,34 @@ impl Core {
         self.act(Action::DiskFlush { op });
     }
 
+    /// An operation of the disk has ended. A flush counts when all earlier ones have ended well: the
+    /// kernel tells of data that it could not write once only, and drops them, so one that comes behind
+    /// that finds nothing left to write.
     fn disk_done(&mut self, op: DiskOpId, result: Result<DiskOutcome, IoFailure>) {
+        let Some(number) = self.flush_numbers.get(&op).copied() else {
+            return self.disk_op_done(op, result);
+        };
+        let is_first = self.flush_numbers.values().all(|other| number <= *other);
+        if result.is_ok() && !is_first {
+            self.flushes_early.push(op);
+            return;
+        }
+        let ended = result.clone();
+        self.disk_op_done(op, result);
+        while let Some(next) = self.next_early(ended.is_err()) {
+            self.disk_op_done(next, ended.clone());
+        }
+    }
+
+    /// The next flush that has ended and was held; all of them, when the disk has failed.
+    fn next_early(&mut self, failed: bool) -> Option<DiskOpId> {
+        let first = *self.flush_numbers.values().min()?;
+        let counts = |op: &DiskOpId| failed || self.flush_numbers.get(op) == Some(&first);
+        let at = self.flushes_early.iter().position(counts)?;
+        Some(self.flushes_early.remove(at))
+    }
+
+    fn disk_op_done(&mut self, op: DiskOpId, result: Result<DiskOutcome, IoFailure>) {
         let Some((key, _)) = self.disk_op_named(op) else { return };
         let DiskOp { job, range, lost, .. } = self.disk_ops.remove(key);
         let number = self.flush_numbers.remove(&op);

@@ -155,6 +155,9 @@ fn a_flush_covers_what_earlier_ones_would_that_are_still_under_way() {
     assert_eq!(waiting.len(), 2);
     w.disk_op(1, waiting[1]);
     w.run();
+    // It counts when the first one has not failed.
+    w.disk_op(1, waiting[0]);
+    w.run();
     let durable = w.nodes[1].durable.len() as u64;
     assert!(durable > 100);
     w.lose_power(1);
@@ -163,6 +166,26 @@ fn a_flush_covers_what_earlier_ones_would_that_are_still_under_way() {
     w.start(1);
     assert_eq!(w.nodes[0].data, w.nodes[1].data);
     assert_eq!(w.resynced(), (100 + 7 * 256 - durable) * 4096);
+}
+
+/// The kernel drops what it could not write, and tells one flush of it: another one may end well.
+#[test]
+fn a_flush_that_overtakes_one_that_fails_does_not_count() {
+    let mut w = World::new(2);
+    w.promote(0);
+    write_mib(&mut w, 0, 0);
+    w.nodes[0].hold_op = Some(|op| matches!(op, Action::DiskFlush { .. }));
+    let ids = [(); 2].map(|()| w.request(0, RequestKind::Flush));
+    let waiting = flushes(&w, 0);
+    assert_eq!(waiting.len(), 2);
+    w.disk_op(0, waiting[1]);
+    w.run();
+    assert!(ids.iter().all(|id| w.result(0, *id).is_none()), "the first one may fail");
+    w.nodes[0].fail_flush = true;
+    w.disk_op(0, waiting[0]);
+    w.run();
+    assert_eq!(w.snapshot(0).disk, DiskState::Failed);
+    assert!(ids.iter().all(|id| w.ok(0, *id)), "durable at the other node");
 }
 
 #[test]
