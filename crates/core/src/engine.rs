@@ -168,6 +168,8 @@ pub struct Core {
 
     /// Members whose loss asks for a new generation before the next write completes.
     pub(crate) bump_for: PeerSet,
+    /// A write that is done everywhere waited for a new generation when it was last looked at.
+    pub(crate) writes_held: bool,
     /// Flushes wait for a new generation.
     pub(crate) flushes_wait: bool,
     pub(crate) bump: Option<Bump>,
@@ -255,6 +257,7 @@ impl Core {
             flushes_early: Vec::new(),
             disk_serial: 0,
             bump_for: PeerSet::EMPTY,
+            writes_held: false,
             flushes_wait: false,
             bump: None,
             void_bump: GenerationId::NONE,

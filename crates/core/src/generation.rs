@@ -117,9 +117,14 @@ impl Core {
 
     pub(crate) fn start_bump_if_needed(&mut self) {
         if self.bump.is_none() && !self.needs_bump() {
-            // Whoever was lost came back before a new generation began.
+            // Whoever was lost came back before a new generation began. One that got the journal has
+            // what it missed, too.
             self.go_on_with_writes();
             self.go_on_with_flushes();
+            if std::mem::take(&mut self.writes_held) {
+                let running: Vec<usize> = self.writes.iter().map(|(key, _)| key).collect();
+                running.into_iter().for_each(|key| self.write_progress(key));
+            }
         }
         if self.bump.is_some() || !self.needs_bump() || self.is_reported() {
             return;

@@ -346,6 +346,7 @@ impl Core {
         // Whoever missed it must durably be known to.
         let lost_since = !write.missed.intersection(self.bump_for).is_empty();
         if (lost_since && self.needs_bump()) || (self.bump.is_some() && !write.missed.is_empty()) {
+            self.writes_held = true;
             return;
         }
         // Who had it may be gone since: then nobody is left that knows who misses it.

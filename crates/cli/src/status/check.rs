@@ -152,23 +152,23 @@ pub(crate) fn of_resource(resource: &ResourceStatus, put: &mut impl FnMut(Grade,
         put(Grade::Warning, Topic::Part, why);
     }
     let disk = &resource.disk;
-    match &disk.problem {
-        Some(problem) => {
-            put(Grade::Critical, Topic::Disk, format!("the disk is not used: {problem}"));
-        }
-        None if disk.state == "Failed" => {
-            put(Grade::Critical, Topic::Disk, "the disk has failed".to_owned());
-        }
-        None if down || disk.path.is_none() || disk.state == "UpToDate" => {}
-        None => {
-            let topic = if disk.state == "Diskless" { Topic::Detached } else { Topic::Disk };
-            put(Grade::Warning, topic, format!("the disk is {}", disk.state));
-        }
+    if let Some(problem) = &disk.problem {
+        put(Grade::Critical, Topic::Disk, format!("the disk is not used: {problem}"));
     }
     if resource.role == "Primary" && !can_read(resource) {
         let why = "this node is Primary and has no data: the disk is not used, and no connected \
                    peer is UpToDate";
         put(Grade::Critical, Topic::NoData, why.to_owned());
+    }
+    match &*disk.state {
+        _ if disk.problem.is_some() => {}
+        "Failed" => put(Grade::Critical, Topic::Disk, "the disk has failed".to_owned()),
+        "UpToDate" => {}
+        _ if down || disk.path.is_none() => {}
+        state => {
+            let topic = if state == "Diskless" { Topic::Detached } else { Topic::Disk };
+            put(Grade::Warning, topic, format!("the disk is {state}"));
+        }
     }
     if let Some(health) = disk.health.as_ref().filter(|_| disk.problem.is_none()) {
         let why: Vec<&str> = health.reasons.iter().map(|reason| &*reason.text).collect();
