@@ -236,3 +236,32 @@ fn a_write_that_is_still_under_way_elsewhere_is_missed_by_who_is_lost_again() {
     assert_eq!(replayed(&w, 1), [Some(position(&w, 1)), None]);
     assert_level(&w, 1);
 }
+
+/// A new generation cannot begin while a verdict is waited for, and who missed the write is back first.
+#[test]
+fn a_write_is_answered_when_who_missed_it_was_caught_up_before_a_new_generation_began() {
+    let mut w = World::new(3);
+    w.promote(2);
+    w.nodes[2].journal = Some(Vec::new());
+    w.write(2, 0, 1);
+    w.cut(0, 2);
+    w.write(2, 3, 2);
+    w.hold =
+        Some(Box::new(|from, to, m| (from, to) == (0, 2) && matches!(m, Message::Verdict { .. })));
+    w.heal_between(0, 2);
+    w.nodes[1].hold_op = Some(
+        |action| matches!(action, Action::DiskWrite { range, .. } if range.offset == 5 * 4096),
+    );
+    let open = w.write(2, 5, 2);
+    w.cut(1, 2);
+    assert!(!w.ok(2, open), "it is not durably known that node 1 misses it");
+    w.nodes[1].hold_op = None;
+    w.heal_between(1, 2);
+    let replay = |m: &Message| matches!(m, Message::Replay { .. });
+    assert!(
+        w.log.iter().any(|(from, to, m)| (*from, *to) == (2, 1) && replay(m)),
+        "by the journal"
+    );
+    assert_eq!(w.peer(2, 1).replication, ReplicationState::Established);
+    assert!(w.ok(2, open));
+}
