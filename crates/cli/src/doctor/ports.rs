@@ -3,6 +3,7 @@
 use super::Facts;
 use super::finding::Findings;
 use super::machine::Machine;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 pub(super) fn look(facts: &Facts, findings: &mut Findings) {
@@ -74,18 +75,30 @@ impl std::fmt::Display for Listener {
 }
 
 /// Those who are in the way of somebody who wants to listen at this address.
+///
+/// The kernel gives its table in pieces: while sockets come and go, a line can appear in two of
+/// them or in none (proc(5) promises no snapshot). So a socket counts once, and "nobody" is looked
+/// at again.
 fn listeners(machine: &Machine, wanted: SocketAddr) -> Vec<Listener> {
-    let mut sockets = Vec::new();
+    const LOOKS: usize = 3;
+    let sockets = (0..LOOKS).map(|_| sockets_at(machine, wanted)).find(|found| !found.is_empty());
+    let sockets = sockets.unwrap_or_default();
+    sockets.into_iter().map(|inode| Listener { process: owner(machine, inode) }).collect()
+}
+
+/// The inodes of the sockets that listen there, as one look at the kernel's tables gives them.
+fn sockets_at(machine: &Machine, wanted: SocketAddr) -> BTreeSet<u64> {
+    let mut sockets = BTreeSet::new();
     for table in ["proc/net/tcp", "proc/net/tcp6"] {
         let text = machine.text(table).unwrap_or_default();
         for (address, inode) in text.lines().filter_map(listening) {
             let any = address.ip().is_unspecified() || wanted.ip().is_unspecified();
             if address.port() == wanted.port() && (any || address.ip() == wanted.ip()) {
-                sockets.push(inode);
+                sockets.insert(inode);
             }
         }
     }
-    sockets.into_iter().map(|inode| Listener { process: owner(machine, inode) }).collect()
+    sockets
 }
 
 /// The address and the inode of a line of `/proc/net/tcp` that is about a listener.
@@ -171,6 +184,17 @@ mod tests {
         if resolved("localhost:1").is_some_and(|address| address.is_ipv4()) {
             assert!(of_http.what.contains("for the metrics, is taken by"), "{}", of_http.what);
         }
+    }
+
+    #[test]
+    fn a_line_that_the_kernel_gives_twice_is_one_listener() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("proc/net")).unwrap();
+        let line = "  0: 0100007F:1EAA 00000000:0000 0A 00000000:00000000 00:00000000 00000000 \
+                    0 0 4711 1 0000000000000000 100 0 0 10 0\n";
+        std::fs::write(root.path().join("proc/net/tcp"), line.repeat(2)).unwrap();
+        let found = listeners(&Machine::below(root.path()), "127.0.0.1:7850".parse().unwrap());
+        assert_eq!(found, [Listener { process: None }]);
     }
 
     #[test]
