@@ -29,28 +29,26 @@ if [ $STAGE = first ]; then
     check "everybody may run it, root alone may look at the state" eval '[ "$(stat -c %a /usr/bin/holdfast /var/lib/holdfast | xargs)" = "755 700" ]'
     check "dpkg finds nothing changed" eval '[ -z "$(dpkg --verify holdfast)" ]'
 
-    began=$(now_ms); COMMANDS=0
-    typed sed -i "1i listen = \"10.77.0.$NODE:7850\"" /etc/holdfast/holdfast.toml
-    typed systemctl restart holdfast
+    # The installation is one of them.
+    began=$(now_ms); COMMANDS=1
+    typed holdfast config set listen=10.77.0.$NODE --restart
     if [ $NODE = 1 ]; then
-        typed holdfast cluster create
-        typed holdfast cluster token; grep -o 'hf1-[^ ]*' /run/typed.log > /run/token
-        host barrier invited; /applets/busybox nc -l -p 9999 < /run/token
-        typed holdfast create db --disk $DATA
-        host barrier created; host barrier joined
-        typed holdfast wait db --for established --timeout 120
-        typed holdfast device db
+        typed holdfast create db --disk $DATA --device
         typed mkfs.ext4 -q /dev/holdfast/db
         typed mount /dev/holdfast/db /mnt
+        typed holdfast cluster token; grep -o 'hf1-[^ ]*' /run/typed.log > /run/token
+        host barrier invited; /applets/busybox nc -l -p 9999 < /run/token
+        host barrier joined
+        check "the other node is there, and up to date" holdfast wait db --for synced --timeout 60
     else
         host barrier invited
         until_true 20 eval '/applets/busybox nc 10.77.0.1 9999 < /dev/null > /run/token; test -s /run/token'
         typed holdfast cluster join "$(cat /run/token)"
-        host barrier created
         typed holdfast join db --disk $DATA
         typed holdfast wait db --for uptodate --timeout 120
         host barrier joined
     fi
+    check "six commands at most" [ $COMMANDS -le 6 ]
     say "$COMMANDS commands here, $((($(now_ms) - began) / 1000)) s from the installed package to a mounted replicated filesystem"
     host barrier mounted
     if [ $NODE = 1 ]; then
@@ -101,6 +99,8 @@ if [ $NODE = 1 ]; then
     until_true 60 holdfast wait db --for synced --timeout 5 || fail "not in sync"
 fi
 host barrier looked
+# One after the other, so that node 1 comes back to a node that is there.
+[ $NODE = 1 ] || host barrier again
 typed apt-get remove -y holdfast
 check "no process is left" eval '! pgrep -a holdfast'
 check "no device is left" eval '! ls /dev/holdfast/* 2> /dev/null'
@@ -111,6 +111,7 @@ check "the state is left" test -d /var/lib/holdfast/resources
 if [ $NODE = 1 ]; then
     typed apt-get install -y /lab/new.deb
     check "after another installation it goes on where it was" until_true 60 holdfast wait db --for uptodate --timeout 5
+    host barrier again
     typed apt-get remove -y holdfast
 fi
 typed apt-get purge -y holdfast

@@ -294,7 +294,7 @@ pub(crate) struct Scrub {
 #[derive(Debug, Args)]
 pub(crate) struct Daemon {
     /// The configuration file [default: /etc/holdfast/holdfast.toml, if it is there]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = crate::config::FILE, hide_env = true)]
     pub(crate) config: Option<PathBuf>,
     /// The name of this node [default: the host name]
     #[arg(long, value_name = "NODE", value_parser = name)]
@@ -372,6 +372,9 @@ pub(crate) struct Create {
     pub(crate) checksums: bool,
     #[command(flatten)]
     pub(crate) spares: Spares,
+    /// Make the block device, too, as `holdfast device` does
+    #[arg(long)]
+    pub(crate) device: bool,
 }
 
 /// Where the bad sectors of a disk go.

@@ -8,8 +8,8 @@ use crate::{
     survey, top, wait,
 };
 use holdfast_api::request::{
-    AttachDisk, Connect, DetachDisk, DeviceMade, Disconnect, Empty, Invalidate, Pause, Primary,
-    Resize, ResourceCreate, ResourceJoin, Secondary,
+    AttachDisk, Connect, DetachDisk, DeviceMade, Disconnect, Done, Empty, Invalidate, Pause,
+    Primary, Resize, ResourceCreate, ResourceJoin, Secondary,
 };
 use holdfast_api::{ApiError, request, routes};
 use serde::Serialize;
@@ -131,6 +131,7 @@ async fn run_all(session: &Session, template: &str, names: &Names) -> Result<(),
 }
 
 async fn create(session: &Session, args: Create) -> Result<(), ApiError> {
+    let name = args.name.clone();
     let body = ResourceCreate {
         name: args.name,
         disk: args.disk,
@@ -144,7 +145,19 @@ async fn create(session: &Session, args: Create) -> Result<(), ApiError> {
         checksums: args.checksums,
         set: args.set.into_iter().collect(),
     };
-    session.act(routes::RESOURCES, &body).await
+    if !args.device {
+        return session.act(routes::RESOURCES, &body).await;
+    }
+    if session.ui.json {
+        // One answer: that of the device, whose presence says that there is a resource.
+        let _: (Done, _) = session.post_told(routes::RESOURCES, &body).await?;
+    } else {
+        session.act(routes::RESOURCES, &body).await?;
+    }
+    make_device(session, &name, &request::Device::default()).await.map_err(|error| ApiError {
+        message: format!("the resource {name} was created, but has no device: {}", error.message),
+        ..error
+    })
 }
 
 async fn join(session: &Session, args: Join) -> Result<(), ApiError> {
@@ -168,10 +181,16 @@ async fn device(session: &Session, args: Device) -> Result<(), ApiError> {
         let path = routes::of(routes::RESOURCE_DEVICE_REMOVE, &args.name);
         return session.act(&path, &Empty {}).await;
     }
-    let path = routes::of(routes::RESOURCE_DEVICE, &args.name);
-    let Device { via, read_only, export_only, .. } = args;
-    let body = request::Device { via, read_only, export_only };
-    let made: DeviceMade = session.post(&path, &body).await?;
+    let Device { name, via, read_only, export_only, .. } = args;
+    make_device(session, &name, &request::Device { via, read_only, export_only }).await
+}
+
+async fn make_device(
+    session: &Session,
+    name: &str,
+    body: &request::Device,
+) -> Result<(), ApiError> {
+    let made: DeviceMade = session.post(&routes::of(routes::RESOURCE_DEVICE, name), body).await?;
     session.device(&made, &made.path, made.reason.as_deref());
     Ok(())
 }

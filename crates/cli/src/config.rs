@@ -1,6 +1,7 @@
 //! `config`: the configuration file, looked at without a daemon.
 
 pub(crate) mod keys;
+mod set;
 
 use crate::output::{Style, Ui, say};
 use crate::table::{Table, cell, plain};
@@ -13,6 +14,9 @@ use holdfast_daemon::{DaemonOptions, Origin, conflicts_in, effective};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
+/// The variable of the environment that names the file where no command line does.
+pub(crate) const FILE: &str = "HOLDFAST_CONFIG";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Say everything that is wrong in a configuration file, with line and column
@@ -20,13 +24,20 @@ pub(crate) enum ConfigCommand {
     /// Exit status 1 when the daemon would refuse it. No daemon is needed.
     Check {
         /// The file [default: /etc/holdfast/holdfast.toml]
+        #[arg(env = FILE, hide_env = true)]
         file: Option<PathBuf>,
     },
+    /// Set keys in a configuration file; all else in it stays as it is
+    ///
+    /// The file is written only when a daemon can use it as it will be. No daemon is needed, but for
+    /// --restart.
+    Set(set::Set),
     /// Show what a daemon takes that is started with a file, and where each value comes from
     ///
     /// No daemon is needed. What its command line says goes before the file, and is not shown.
     Show {
         /// The file [default: /etc/holdfast/holdfast.toml, if it is there]
+        #[arg(env = FILE, hide_env = true)]
         file: Option<PathBuf>,
     },
     /// Print a configuration file in which every option stands as a comment, with its default
@@ -37,6 +48,7 @@ pub(crate) enum ConfigCommand {
 pub(crate) fn run(ui: &Ui, command: &ConfigCommand) -> Result<(), ApiError> {
     match command {
         ConfigCommand::Check { file } => check(ui, file.as_deref()),
+        ConfigCommand::Set(args) => set::run(ui, args),
         ConfigCommand::Show { file } => show(ui, file.as_deref()),
         ConfigCommand::Template => {
             ui.text(&keys::template());

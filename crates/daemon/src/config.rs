@@ -4,12 +4,14 @@
 //! resources that are made on this node. The latter are copied into the cluster's records by `create`
 //! and never looked at again for that resource, so that `set` has the last word.
 
+mod edit;
 mod keys;
 mod nearest;
 mod read;
 #[cfg(test)]
 mod tests;
 
+pub use edit::with_key;
 use holdfast_api::options::OptionMap;
 use holdfast_api::{ApiError, ErrorCode};
 pub use keys::{CONFIG_KEYS, ConfigKey, Takes};
@@ -211,6 +213,18 @@ impl From<ConfigError> for ApiError {
 /// [`ConfigError`]; a file that was named must be there.
 pub fn load(named: Option<&Path>) -> Result<Option<ConfigFile>, ConfigError> {
     let path = named.unwrap_or(Path::new(DEFAULT_CONFIG));
+    let Some(text) = read_text(path, named.is_some())? else { return Ok(None) };
+    match ConfigFile::parse(&text) {
+        Ok(file) => Ok(Some(file)),
+        Err(faults) => Err(ConfigError::Bad(BadConfig { file: path.to_owned(), faults })),
+    }
+}
+
+/// The text of a configuration file; `None` when it is not there and need not be.
+///
+/// # Errors
+/// [`ConfigError`]: it cannot be read, is too long, or is no text.
+pub fn read_text(path: &Path, required: bool) -> Result<Option<String>, ConfigError> {
     let refuse = |why: &str| {
         let message = format!("the configuration file {} was refused: {why}", path.display());
         ConfigError::Unreadable(ApiError::new(ErrorCode::InvalidRequest, message))
@@ -218,7 +232,7 @@ pub fn load(named: Option<&Path>) -> Result<Option<ConfigFile>, ConfigError> {
     let mut bytes = Vec::new();
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
-        Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
+        Err(error) if !required && error.kind() == io::ErrorKind::NotFound => {
             return Ok(None);
         }
         Err(error) => return Err(refuse(&error.to_string())),
@@ -227,12 +241,9 @@ pub fn load(named: Option<&Path>) -> Result<Option<ConfigFile>, ConfigError> {
     if length.map_err(|error| refuse(&error.to_string()))? as u64 > MAX_CONFIG {
         return Err(refuse("it is longer than 1 MiB"));
     }
-    let parsed = match std::str::from_utf8(&bytes) {
-        Ok(text) => ConfigFile::parse(text),
-        Err(error) => Err(vec![read::not_utf8(&bytes, error.valid_up_to())]),
-    };
-    match parsed {
-        Ok(file) => Ok(Some(file)),
-        Err(faults) => Err(ConfigError::Bad(BadConfig { file: path.to_owned(), faults })),
-    }
+    String::from_utf8(bytes).map(Some).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let faults = vec![read::not_utf8(error.as_bytes(), at)];
+        ConfigError::Bad(BadConfig { file: path.to_owned(), faults })
+    })
 }

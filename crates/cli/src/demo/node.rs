@@ -77,6 +77,7 @@ impl Node {
             // Each node of this machine has links of its own to its devices.
             .env("HOLDFAST_DEV_DIR", &links)
             .env_remove("NOTIFY_SOCKET")
+            .env_remove(crate::config::FILE)
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(fail)?)
             .stderr(log)

@@ -5,6 +5,7 @@ use holdfast_testkit::{Cluster, ClusterOptions, Node, Scratch, files, run};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -161,4 +162,50 @@ fn without_a_file_nothing_is_taken_from_one() {
     let cluster = cluster(1);
     cluster.resource("r0", 4 * MIB, 1);
     assert_eq!(cluster[0].ok(&["get", "r0", "resync-rate", "-q"]), "0\n");
+}
+
+#[test]
+fn a_key_is_set_and_a_file_that_the_daemon_does_not_start_with_is_put_back() {
+    let scratch = Scratch::new();
+    let path = file(&scratch, "# ours\n#listen = \"127.0.0.1:7850\"\n[resource-defaults]\n");
+    // A service manager whose daemon starts when this script says so.
+    let bin = scratch.join("bin");
+    fs::create_dir(&bin).expect("it can be made");
+    let manager = |script: &str| {
+        let program = bin.join("systemctl");
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("it can be written");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    };
+    let set = |arguments: &[&str]| {
+        let others = std::env::var("PATH").unwrap_or_default();
+        let mut command = Command::new(binary());
+        command.args(["config", "set"]).args(arguments).env("HOLDFAST_CONFIG", &path);
+        run(command.env("PATH", format!("{}:{others}", bin.display())))
+    };
+    let text = || fs::read_to_string(&path).expect("it is there");
+
+    let output = set(&["listen=192.0.2.1"]).success();
+    assert!(output.stdout.ends_with("from its next start on: `systemctl restart holdfast`\n"));
+    let with_address = "# ours\nlisten = \"192.0.2.1\"\n[resource-defaults]\n";
+    assert_eq!(text(), with_address);
+
+    // What it cannot use is not written, nor is what else the command line has.
+    for refused in ["listen=a:b", "listne=192.0.2.1", "nbd-tls=maybe", "ping-int=5"] {
+        let output = set(&["name=alpha", refused]);
+        assert_eq!((output.status, text().as_str()), (1, with_address), "{refused}");
+    }
+
+    manager("grep -q 192.0.2.1 \"$HOLDFAST_CONFIG\" || { echo no such address >&2; exit 1; }");
+    set(&["max-resyncs=2", "--restart"]).success();
+    let good = format!("max-resyncs = 2\n{with_address}");
+    assert_eq!(text(), good);
+    let output = set(&["listen=192.0.2.9", "--restart"]);
+    assert_eq!((output.status, text().as_str()), (1, good.as_str()), "{}", output.stderr);
+    assert!(output.stderr.contains("was put back as it was, and the daemon runs with that"));
+    assert!(output.stderr.contains("no such address"), "{}", output.stderr);
+
+    manager("exit 1");
+    let output = set(&["listen=192.0.2.9", "--restart"]);
+    assert_eq!((output.status, text().as_str()), (1, good.as_str()), "{}", output.stderr);
+    assert!(output.stderr.contains("neither with the change nor without it"), "{}", output.stderr);
 }

@@ -267,6 +267,7 @@ impl World {
         command.env("PATH", format!("{}:{path}:/usr/sbin:/sbin", node.dir().join("bin").display()));
         command
             .env("HOLDFAST_SOCKET", node.socket())
+            .env("HOLDFAST_CONFIG", own_path(node, "/etc/holdfast/holdfast.toml"))
             .env("HOLDFAST_DEV_DIR", node.dir().join("dev"));
         command
     }
@@ -383,4 +384,6 @@ fn prepare(node: &Node) {
     program("systemctl", "exec holdfast --quiet status > /dev/null");
     program("journalctl", &format!("cat {}", node.dir().join("log").display()));
     files::make_sparse(&own_path(node, "/dev/vg0/db"), DISK);
+    // The packages bring one in which nothing is set.
+    fs::write(own_path(node, "/etc/holdfast/holdfast.toml"), "").expect("it can be written");
 }
