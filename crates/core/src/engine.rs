@@ -13,7 +13,7 @@ use crate::locks::{Locks, Owner};
 use crate::peer::Peer;
 use crate::peer_io::PeerWrite;
 use crate::persist::Meta;
-use crate::requests::{FlushRequest, ReadRequest, WriteRequest};
+use crate::requests::{FlushRequest, ReadRequest, Unflushed, WriteRequest};
 use crate::roles::{Promise, Promotion, Stopping};
 use crate::sync::{ResyncRead, ResyncWrite};
 use crate::verify::Surveys;
@@ -172,6 +172,7 @@ pub struct Core {
     pub(crate) writes_held: bool,
     /// Flushes wait for a new generation.
     pub(crate) flushes_wait: bool,
+    pub(crate) unflushed: Unflushed,
     pub(crate) bump: Option<Bump>,
     /// A generation that this Primary without good data gave up, because nobody with good data had it: who
     /// is being filled may have it yet.
@@ -259,6 +260,7 @@ impl Core {
             bump_for: PeerSet::EMPTY,
             writes_held: false,
             flushes_wait: false,
+            unflushed: Unflushed::default(),
             bump: None,
             void_bump: GenerationId::NONE,
             want_generation: VecDeque::new(),
@@ -596,6 +598,8 @@ impl Core {
         let Some(number) = self.flush_numbers.get(&op).copied() else {
             return self.disk_op_done(op, result);
         };
+        // Also one that was given before an earlier one failed, and ends behind it.
+        let result = if self.has_disk() { result } else { Err(IoFailure::Disk) };
         let is_first = self.flush_numbers.values().all(|other| number <= *other);
         if result.is_ok() && !is_first {
             self.flushes_early.push(op);

@@ -425,9 +425,11 @@ pub enum Action {
         /// Blocks.
         blocks: Vec<(u64, Box<[u8; 4096]>)>,
     },
-    /// The disk has not answered something for [`Options::disk_timeout_ms`], and is given up.
+    /// The disk has not answered something for [`Options::disk_timeout_ms`], or for longer than a stop
+    /// waits, and is given up.
     DiskHung,
-    /// The disk is not used any more: close it and its metadata when what is in flight has ended.
+    /// The disk is not used any more: close it and its metadata when what is in flight has ended. Writes
+    /// of metadata that were asked for before are made, though nobody hears of their ends.
     CloseDisk,
     /// Send a message on this connection; messages of one connection stay in order.
     Send(NodeId, LinkId, Message),

@@ -875,6 +875,7 @@ impl Core {
         range: ByteRange,
         outcome: &DiskOutcome,
     ) -> bool {
+        self.no_longer_same(range);
         let healing = &mut self.healing;
         for (_, heal) in &mut healing.heals {
             heal.left.strike(range);

@@ -207,7 +207,20 @@ impl Core {
         let late = front
             .filter(|_| self.hedges())
             .map(|(since, ..)| since.after(self.hedging.usual.bound(self.options.read_hedge_ms)));
-        [late, self.hedging.look_at].into_iter().flatten().min()
+        // What was begun since the disk was looked at last is looked for, too.
+        let most = self.options.disk_timeout_ms;
+        let unseen = most > 0 && self.has_disk() && self.is_disk_busy();
+        let look = self.hedging.look_at.or_else(|| unseen.then(|| self.next_look(most)));
+        [late, look].into_iter().flatten().min()
+    }
+
+    fn next_look(&self, most: u64) -> Millis {
+        self.now.after((most / LOOKS).max(1))
+    }
+
+    /// Whether nobody else in reach has the data: a disk that may answer yet is better than none.
+    fn is_only_copy(&self) -> bool {
+        self.disk == DiskState::UpToDate && self.good_peers().next().is_none()
     }
 
     pub(crate) fn tick_hedges(&mut self) {
@@ -277,7 +290,8 @@ impl Core {
         let Some(here) = self.asks(key, id) else { return };
         let range = self.reads[key].range();
         // Who was asked may be worth nothing by now.
-        let able = self.peers.get(&peer).is_some_and(Self::gives);
+        // And of a write that has begun since, the next reader may not see what the peer shows of it.
+        let able = self.peers.get(&peer).is_some_and(Self::gives) && !self.is_being_written(range);
         if able && result == PeerResult::Ok && data.len() as u64 == range.len {
             self.hedging.won += 1;
             self.hedging.owed += 1;
@@ -302,7 +316,7 @@ impl Core {
         }
     }
 
-    /// Gives the disk up when it owes an answer for longer than it may.
+    /// Gives the disk up when it owes an answer for longer than it may, and another one has the data.
     fn look_at_disk(&mut self) {
         let most = self.options.disk_timeout_ms;
         if most == 0 || !self.has_disk() || !self.is_disk_busy() {
@@ -312,12 +326,13 @@ impl Core {
         if self.hedging.look_at.is_some_and(|at| at > self.now) {
             return;
         }
-        if self.oldest_disk_op().is_some_and(|since| self.now.since(since) >= most) {
+        let late = self.oldest_disk_op().is_some_and(|since| self.now.since(since) >= most);
+        if late && !self.is_only_copy() {
             self.hedging.look_at = None;
             self.disk_is_hung();
             return;
         }
-        self.hedging.look_at = Some(self.now.after((most / LOOKS).max(1)));
+        self.hedging.look_at = Some(self.next_look(most));
     }
 
     /// The disk is not waited for any more: it has failed, with all that it was asked. What it does

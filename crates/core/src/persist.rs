@@ -220,31 +220,36 @@ impl Core {
 
     /// Writes the superblock when that is wanted and none is under way.
     pub(crate) fn flush_superblock(&mut self) {
-        let record = |core: &Self, i: usize| {
-            let node = NodeId::new(u8::try_from(i).unwrap_or(u8::MAX));
-            let peer = node.and_then(|n| core.peers.get(&n));
-            let mut flags = PeerFlags::EMPTY;
-            flags.set(PeerFlags::MEMBER, peer.is_some());
-            flags.set(PeerFlags::SEEN, peer.is_some_and(|p| p.seen));
-            flags.set(PeerFlags::FAILED, peer.is_some_and(|p| p.failed));
-            flags.set(PeerFlags::FILLED_FROM, peer.is_some_and(|p| p.filled_from));
-            let begun = |p: &Peer| p.left_to_fill.is_some() || p.noted_since_start.is_some();
-            let filling = peer.is_some_and(|p| begun(p) && !p.missed_in_fill);
-            flags.set(PeerFlags::FILLING, filling);
-            PeerRecord { bitmap: core.gens.slots[i], current: core.gens.known[i], flags }
-        };
-        let Some(meta) = &self.meta else { return };
+        let Some(meta) = &mut self.meta else { return };
         if meta.writing.is_some() || meta.wanted == meta.durable {
             return;
         }
+        let wanted = meta.wanted;
+        meta.writing = Some(wanted);
+        let boot = if self.lost_cache { LOST_CACHE } else { self.config.boot };
+        self.write_superblock(boot, wanted);
+    }
+
+    /// The disk has failed, and the kernel drops what it could not write: a last superblock says so,
+    /// where the metadata can still be written, for whoever looks at this disk next without having
+    /// heard of it. It becomes durable behind all that is under way.
+    fn write_last_superblock(&mut self) {
+        if let Some(wanted) = self.meta.as_ref().map(Meta::wanted) {
+            self.write_superblock(LOST_CACHE, wanted);
+        }
+    }
+
+    /// Starts to write the superblock as things are.
+    fn write_superblock(&mut self, boot: [u8; 16], wanted: u64) {
+        let Some(meta) = &self.meta else { return };
         let mut superblock = meta.superblock.clone();
         superblock.current = self.gens.current;
         superblock.history = self.gens.history;
         for i in 0..superblock.peers.len() {
-            superblock.peers[i] = record(self, i);
+            superblock.peers[i] = self.peer_record(i);
         }
         superblock.following = self.following;
-        superblock.boot = if self.lost_cache { LOST_CACHE } else { self.config.boot };
+        superblock.boot = boot;
         let flags = &mut superblock.flags;
         flags.set(DiskFlags::CONSISTENT, self.disk > DiskState::Inconsistent);
         let behind = self.disk == DiskState::Outdated || self.detaching || self.leaving > 0;
@@ -256,12 +261,25 @@ impl Core {
         flags.set(DiskFlags::LOST, self.healing.list.old.count() > 0);
         flags.set(DiskFlags::UNREAD, self.healing.list.unread.count() > 0);
         let (offset, block) = superblock.advance();
-        let wanted = meta.wanted;
         if let Some(meta) = &mut self.meta {
             meta.superblock = superblock;
-            meta.writing = Some(wanted);
         }
         self.write_blocks(vec![(offset, Box::new(block))], MetaJob::Superblock(wanted));
+    }
+
+    /// What the superblock says of a member.
+    fn peer_record(&self, i: usize) -> PeerRecord {
+        let node = NodeId::new(u8::try_from(i).unwrap_or(u8::MAX));
+        let peer = node.and_then(|n| self.peers.get(&n));
+        let mut flags = PeerFlags::EMPTY;
+        flags.set(PeerFlags::MEMBER, peer.is_some());
+        flags.set(PeerFlags::SEEN, peer.is_some_and(|p| p.seen));
+        flags.set(PeerFlags::FAILED, peer.is_some_and(|p| p.failed));
+        flags.set(PeerFlags::FILLED_FROM, peer.is_some_and(|p| p.filled_from));
+        let begun = |p: &Peer| p.left_to_fill.is_some() || p.noted_since_start.is_some();
+        let filling = peer.is_some_and(|p| begun(p) && !p.missed_in_fill);
+        flags.set(PeerFlags::FILLING, filling);
+        PeerRecord { bitmap: self.gens.slots[i], current: self.gens.known[i], flags }
     }
 
     /// From now on the superblock says that the node stopped in good order.
@@ -576,6 +594,9 @@ impl Core {
     pub(crate) fn give_disk_up(&mut self, state: DiskState) {
         if self.disk == DiskState::UpToDate {
             self.served = self.gens.current;
+        }
+        if state == DiskState::Failed {
+            self.write_last_superblock();
         }
         self.disk = state;
         self.end_surveys();

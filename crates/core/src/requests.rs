@@ -102,6 +102,16 @@ impl ReadRequest {
     }
 }
 
+/// Whether there are writes that no completed flush has covered: who is lost meanwhile may lack them
+/// durably, whatever it has answered.
+#[derive(Debug, Default)]
+pub(crate) struct Unflushed {
+    /// Counts writes; and promotions, since what the Primary before has left may not be flushed.
+    pub(crate) writes: u64,
+    /// All up to this one are covered by a flush that has completed.
+    flushed: u64,
+}
+
 /// A client's flush.
 #[derive(Debug)]
 pub(crate) struct FlushRequest {
@@ -111,6 +121,8 @@ pub(crate) struct FlushRequest {
     good: bool,
     /// A disk failed on it.
     failed: bool,
+    /// The number of the last write before it.
+    covers: u64,
 }
 
 impl Core {
@@ -156,6 +168,7 @@ impl Core {
     }
 
     fn write(&mut self, id: RequestId, range: ByteRange, data: Option<Bytes>, fua: bool) {
+        self.unflushed.writes += 1;
         let key = self.writes.insert(WriteRequest {
             id,
             range,
@@ -530,6 +543,7 @@ impl Core {
             waiting: receivers,
             good: false,
             failed: false,
+            covers: self.unflushed.writes,
         });
         for peer in receivers.iter() {
             self.asked(peer);
@@ -592,10 +606,15 @@ impl Core {
         if flush.local == Local::Pending || !flush.waiting.is_empty() {
             return;
         }
-        if flush.failed && flush.good && (self.bump.is_some() || self.needs_bump()) {
-            // The disk on which it failed may come back and look as if it had everything.
+        // A disk on which it failed may come back and look as if it had everything; and so may one
+        // that lost its power with what it had answered.
+        let may_lack = flush.failed || flush.covers > self.unflushed.flushed;
+        if flush.good && may_lack && (self.bump.is_some() || self.needs_bump()) {
             self.flushes_wait = true;
             return;
+        }
+        if flush.good {
+            self.unflushed.flushed = self.unflushed.flushed.max(flush.covers);
         }
         let result = if flush.good { Ok(None) } else { Err(IoFailure::NoData) };
         let flush = self.flushes.remove(key);

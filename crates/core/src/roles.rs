@@ -14,7 +14,8 @@ use holdfast_wire::{Message, PromoteAnswer, PromoteStep};
 const PROMOTE_TIMEOUT_MS: u64 = 5_000;
 /// A promise that is neither kept nor broken ends after this time.
 const PROMISE_MS: u64 = 15_000;
-/// Requests in flight may take so long before the resource stops without them.
+/// Requests in flight may take so long before the resource stops without them, and so may what makes
+/// the disk clean behind them.
 const STOP_TIMEOUT_MS: u64 = 10_000;
 
 /// A promotion of this node that is under way.
@@ -291,6 +292,7 @@ impl Core {
         self.leaving = 0;
         self.refresh_sets();
         self.bump_for = self.missing;
+        self.unflushed.writes += 1;
         // What a crash left in doubt towards those that are away is what they miss from now on.
         for member in self.missing.iter() {
             self.merge_suspects(member);
@@ -375,7 +377,7 @@ impl Core {
     pub(crate) fn role_deadline(&self) -> Option<Millis> {
         let promotion = self.promotion.as_ref().filter(|p| !p.committed).map(|p| p.deadline);
         let promise = self.promise.as_ref().map(|p| p.until);
-        let stop = self.stopping.as_ref().filter(|s| !s.flushing).map(|s| s.deadline);
+        let stop = self.stopping.as_ref().map(|s| s.deadline);
         [promotion, promise, stop].into_iter().flatten().min()
     }
 
@@ -449,6 +451,12 @@ impl Core {
 
     fn progress_stop(&mut self) {
         let Some(stopping) = &self.stopping else { return };
+        if stopping.flushing && stopping.deadline <= self.now {
+            // The disk does not answer: it is left as a crash would leave it.
+            self.act(Action::DiskHung);
+            self.stopped();
+            return;
+        }
         let idle = self.in_flight() == 0
             && self.bump.is_none()
             && self.peer_writes.is_empty()
@@ -457,8 +465,9 @@ impl Core {
         if stopping.flushing || !(idle || stopping.deadline <= self.now) {
             return;
         }
+        let deadline = self.now.after(STOP_TIMEOUT_MS);
         if let Some(stopping) = &mut self.stopping {
-            stopping.flushing = true;
+            (stopping.flushing, stopping.deadline) = (true, deadline);
         }
         let graceful = idle;
         if self.role == Role::Primary && graceful {

@@ -900,7 +900,6 @@ impl Core {
     /// What the source misses itself is marked by now when its resync was begun anew meanwhile, and
     /// stays so.
     pub(crate) fn newer_than_resync(&mut self, range: ByteRange, missing: PeerSet) {
-        self.no_longer_same(range);
         let blocks = self.blocks();
         let fresh = |p: &&mut Peer| {
             let marked = |missed: &SparseBitmap| missed.count_range(range.blocks()) > 0;
@@ -916,8 +915,9 @@ impl Core {
         }
     }
 
-    /// Something was written here: what was compared there does not count any more.
-    fn no_longer_same(&mut self, range: ByteRange) {
+    /// Something was written here, by whomever and however long ago that was asked for: what was
+    /// compared there does not count any more.
+    pub(crate) fn no_longer_same(&mut self, range: ByteRange) {
         let resyncs = self.peers.values_mut().filter_map(|p| p.resync.as_mut());
         resyncs.filter_map(|r| r.compare.as_mut()).for_each(|compare| compare.written(range));
         let same = |w: &&mut ResyncWrite| matches!(w.content, Content::Same);

@@ -626,3 +626,119 @@ fn that_a_disk_failed_is_durable_where_it_was_seen_also_after_a_kill() {
     w.start(1);
     assert_eq!(w.nodes[1].data.get(&1), Some(&1));
 }
+
+fn is_flush(op: &Action) -> bool {
+    matches!(op, Action::DiskFlush { .. })
+}
+
+/// Who answered a write may have lost it with its power: a flush that ends without it must leave it
+/// behind durably, or whoever has flushed could be filled from it.
+#[test]
+fn a_flush_that_goes_on_without_a_member_leaves_it_behind_first() {
+    for while_flushing in [false, true] {
+        let mut w = World::new(3);
+        w.promote(0);
+        w.write(0, 1, 7);
+        let before = w.snapshot(0).generation;
+        let lose = |w: &mut World| [1, 2].into_iter().for_each(|i| w.lose_power(i));
+        let id = if while_flushing {
+            w.nodes[1].hold_op = Some(is_flush);
+            w.nodes[2].hold_op = Some(is_flush);
+            let id = w.request(0, RequestKind::Flush);
+            assert_eq!(w.result(0, id), None);
+            lose(&mut w);
+            w.run();
+            id
+        } else {
+            lose(&mut w);
+            w.request(0, RequestKind::Flush)
+        };
+        assert!(w.ok(0, id));
+        assert_ne!(w.on_disk(0).superblock.current, before);
+        w.lose_power(0);
+        for i in [1, 2] {
+            w.nodes[usize::from(i)].hold_op = None;
+            w.start(i);
+        }
+        w.start(0);
+        assert_eq!(w.nodes[0].data.get(&1), Some(&7), "it was flushed");
+        assert_eq!(w.nodes[1].data, w.nodes[0].data);
+        assert_eq!(w.nodes[2].data, w.nodes[0].data);
+    }
+}
+
+/// Whoever is lost when nothing was written since the last flush has all of it.
+#[test]
+fn a_flush_of_nothing_begins_no_generation() {
+    let mut w = World::new(2);
+    w.promote(0);
+    w.write(0, 1, 7);
+    for lost in [false, true] {
+        if lost {
+            w.kill(1);
+        }
+        let before = w.snapshot(0).generation;
+        let id = w.request(0, RequestKind::Flush);
+        assert!(w.ok(0, id));
+        assert_eq!(w.snapshot(0).generation, before);
+    }
+}
+
+/// The kernel drops what it could not write, and the next flush ends well.
+#[test]
+fn a_flush_that_ends_behind_one_that_failed_does_not_count() {
+    let mut w = World::new(2);
+    w.promote(0);
+    write_mib(&mut w, 0, 0);
+    let before = w.snapshot(1).generation;
+    w.nodes[0].hold_op = Some(is_flush);
+    let ids = [(); 2].map(|()| w.request(0, RequestKind::Flush));
+    let waiting = flushes(&w, 0);
+    w.nodes[1].hold_meta = true;
+    w.nodes[0].fail_flush = true;
+    w.disk_op(0, waiting[0]);
+    w.nodes[0].fail_flush = false;
+    w.disk_op(0, flushes(&w, 0)[0]);
+    w.run();
+    assert!(ids.iter().all(|id| w.result(0, *id).is_none()), "nobody durably knows who lacks it");
+    w.nodes[1].hold_meta = false;
+    w.release_meta(1);
+    w.run();
+    assert!(ids.iter().all(|id| w.ok(0, *id)), "durable at the other node");
+    assert_ne!(w.on_disk(1).superblock.current, before);
+}
+
+/// A stop makes what was written durable when nobody is connected any more that could be told that
+/// this failed: so the disk says it itself.
+#[test]
+fn a_disk_that_fails_in_a_stop_is_filled_again() {
+    for stopped in [0u8, 1] {
+        let at = usize::from(stopped);
+        let mut w = World::new(2);
+        w.promote(0);
+        w.write(0, 1, 1);
+        w.nodes[at].fail_flush = true;
+        assert_eq!(w.command(stopped, Command::Stop), Some(Ok(())));
+        w.kill(stopped);
+        w.nodes[at].fail_flush = false;
+        w.nodes[at].data.remove(&1);
+        w.start(stopped);
+        assert_eq!(w.nodes[at].data.get(&1), Some(&1), "n{stopped}");
+        assert_eq!(w.nodes[1 - at].data.get(&1), Some(&1), "n{stopped}");
+    }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_ever_for_a_disk_that_does_not_answer() {
+    let mut w = World::new(2);
+    w.promote(0);
+    w.write(0, 1, 1);
+    w.nodes[1].hold_op = Some(is_flush);
+    assert_eq!(w.command(1, Command::Stop), None);
+    w.pass(30_000);
+    assert_eq!(w.nodes[1].commands.values().last(), Some(&Ok(())));
+    w.lose_power(1);
+    w.nodes[1].hold_op = None;
+    w.start(1);
+    assert_eq!(w.nodes[1].data.get(&1), Some(&1), "it was not called clean");
+}
