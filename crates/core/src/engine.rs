@@ -598,8 +598,6 @@ impl Core {
         let Some(number) = self.flush_numbers.get(&op).copied() else {
             return self.disk_op_done(op, result);
         };
-        // Also one that was given before an earlier one failed, and ends behind it.
-        let result = if self.has_disk() { result } else { Err(IoFailure::Disk) };
         let is_first = self.flush_numbers.values().all(|other| number <= *other);
         if result.is_ok() && !is_first {
             self.flushes_early.push(op);

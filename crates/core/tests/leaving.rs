@@ -135,9 +135,10 @@ fn who_becomes_primary_while_it_leaves_keeps_good_data() {
     w.next_command(1, 1001, Command::Promote { force: false });
     w.release_meta(1);
     w.pass(1000);
-    let role = w.snapshot(1).role;
-    let disk = w.snapshot(1).disk;
-    assert!(role == Role::Secondary || disk == DiskState::UpToDate, "{role:?} {disk:?}");
+    let (role, disk) = (w.snapshot(1).role, w.snapshot(1).disk);
+    let promoted = w.nodes[1].commands.get(&1001).copied();
+    let of_good_data = (Some(Ok(())), Role::Primary, DiskState::UpToDate);
+    assert_eq!((promoted, role, disk), of_good_data);
 }
 
 /// Node 1 has a write of node 0 that node 2 has not; node 0 lost its power, and is filled by node 2, before

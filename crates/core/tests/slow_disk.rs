@@ -167,7 +167,7 @@ fn of_a_lost_block_only_the_peers_word_counts() {
     w.nodes[0].hold_op = Some(is_read);
     let id = ask(&mut w, 3);
     w.pass(50);
-    assert_eq!(found(&w, id), None, "it cannot read it either");
+    assert_eq!((found(&w, id), asked(&w, 1)), (None, 1), "it cannot read it either");
     w.nodes[0].hold_op = None;
     w.run();
     assert_eq!(found(&w, id), Some(Ok(4)));
@@ -277,4 +277,61 @@ fn metadata_that_are_not_written_cost_the_disk_too_and_a_secondary_lets_the_prim
         (w.snapshot(1).disk, w.snapshot(0).missing.contains(n(1))),
         (DiskState::Failed, true)
     );
+}
+
+/// Another reader may look at this disk, which a write reaches later than the peer's.
+#[test]
+fn what_a_peer_shows_of_a_write_that_began_since_it_was_asked_is_not_given() {
+    let mut w = written(2);
+    w.nodes[0].hold_disk = true;
+    w.hold = Some(Box::new(|from, _, m| from == 1 && matches!(m, Message::ReadReply { .. })));
+    let id = ask(&mut w, 3);
+    w.nodes[1].hold_op = Some(is_read);
+    w.pass(50);
+    assert_eq!(asked(&w, 1), 1);
+    let write = w.write(0, 3, 99);
+    w.nodes[1].hold_op = None;
+    w.hold = None;
+    w.run();
+    assert_eq!((w.result(0, write), found(&w, id)), (None, None), "it has 99, and here is 4");
+    w.nodes[0].hold_disk = false;
+    w.run();
+    assert!(w.ok(0, write));
+    assert!(found(&w, id).is_some());
+}
+
+#[test]
+fn the_only_copy_is_not_given_up() {
+    let mut w = written(2);
+    set(&mut w, Options { disk_timeout_ms: 3000, ..Options::default() });
+    w.kill(1);
+    w.nodes[0].hold_disk = true;
+    let read = ask(&mut w, 4);
+    (0..100).for_each(|_| w.pass(375));
+    assert_eq!((w.snapshot(0).disk, found(&w, read)), (DiskState::UpToDate, None));
+    w.nodes[0].hold_disk = false;
+    w.run();
+    assert_eq!(found(&w, read), Some(Ok(5)));
+}
+
+/// A write of blocks that were not written lately goes to the disk behind one of metadata, and nothing
+/// else happens then.
+#[test]
+fn a_disk_is_looked_at_also_when_it_got_busy_behind_metadata() {
+    let mut w = written(2);
+    set(&mut w, Options { disk_timeout_ms: 3000, ..Options::default() });
+    w.nodes[0].hold_disk = true;
+    let far = (4 << 20) / 4096 * 3;
+    let write = w.write(0, far, 7);
+    assert_eq!((w.result(0, write), w.nodes[0].held.len()), (None, 1));
+    for _ in 0..20 {
+        let due = w.nodes[0].core.as_ref().and_then(|core| core.deadline());
+        let due = due.expect("the disk is to be looked at");
+        w.pass(due.0.saturating_sub(w.now).max(1));
+        if w.snapshot(0).disk == DiskState::Failed {
+            break;
+        }
+    }
+    assert_eq!(w.snapshot(0).disk, DiskState::Failed);
+    assert!(w.ok(0, write));
 }
