@@ -207,15 +207,7 @@ impl Core {
         let late = front
             .filter(|_| self.hedges())
             .map(|(since, ..)| since.after(self.hedging.usual.bound(self.options.read_hedge_ms)));
-        // What was begun since the disk was looked at last is looked for, too.
-        let most = self.options.disk_timeout_ms;
-        let unseen = most > 0 && self.has_disk() && self.is_disk_busy();
-        let look = self.hedging.look_at.or_else(|| unseen.then(|| self.next_look(most)));
-        [late, look].into_iter().flatten().min()
-    }
-
-    fn next_look(&self, most: u64) -> Millis {
-        self.now.after((most / LOOKS).max(1))
+        [late, self.hedging.look_at].into_iter().flatten().min()
     }
 
     /// Whether nobody else in reach has the data: a disk that may answer yet is better than none.
@@ -332,7 +324,7 @@ impl Core {
             self.disk_is_hung();
             return;
         }
-        self.hedging.look_at = Some(self.next_look(most));
+        self.hedging.look_at = Some(self.now.after((most / LOOKS).max(1)));
     }
 
     /// The disk is not waited for any more: it has failed, with all that it was asked. What it does

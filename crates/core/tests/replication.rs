@@ -284,29 +284,6 @@ fn what_is_written_while_it_is_compared_is_not_taken_for_what_was_read() {
     assert_eq!((w.nodes[1].data.get(&10), w.nodes[1].data.get(&30)), (Some(&2), Some(&1)));
 }
 
-/// A write of a Primary that is gone reaches the disk behind what was read there to compare it.
-#[test]
-fn what_a_lost_primary_wrote_lands_behind_the_comparison_and_is_compared_again() {
-    let mut w = World::new(3);
-    w.promote(0);
-    for block in 0..50 {
-        w.write(0, block, 1);
-    }
-    w.pass(1000);
-    w.nodes[1].hold_op = Some(|op| matches!(op, Action::DiskWrite { .. }));
-    w.hold = Some(Box::new(|a, b, m| (a, b) == (0, 2) && matches!(m, Message::Write { .. })));
-    let id = w.write(0, 10, 2);
-    assert_eq!((w.result(0, id), w.nodes[1].held.len()), (None, 1), "its disk is slow");
-    assert_eq!(w.command(1, Command::Invalidate { peer: Some(n(2)) }), Some(Ok(())));
-    w.cut(0, 1);
-    w.cut(0, 2);
-    w.nodes[1].hold_op = None;
-    w.run();
-    w.pass(1000);
-    assert_eq!(w.snapshot(1).disk, DiskState::UpToDate);
-    assert_eq!(w.nodes[1].data, w.nodes[2].data);
-}
-
 #[test]
 fn a_block_of_data_does_not_make_data_of_the_zeroes_around_it() {
     let mut w = settled_pair();

@@ -313,25 +313,3 @@ fn the_only_copy_is_not_given_up() {
     w.run();
     assert_eq!(found(&w, read), Some(Ok(5)));
 }
-
-/// A write of blocks that were not written lately goes to the disk behind one of metadata, and nothing
-/// else happens then.
-#[test]
-fn a_disk_is_looked_at_also_when_it_got_busy_behind_metadata() {
-    let mut w = written(2);
-    set(&mut w, Options { disk_timeout_ms: 3000, ..Options::default() });
-    w.nodes[0].hold_disk = true;
-    let far = (4 << 20) / 4096 * 3;
-    let write = w.write(0, far, 7);
-    assert_eq!((w.result(0, write), w.nodes[0].held.len()), (None, 1));
-    for _ in 0..20 {
-        let due = w.nodes[0].core.as_ref().and_then(|core| core.deadline());
-        let due = due.expect("the disk is to be looked at");
-        w.pass(due.0.saturating_sub(w.now).max(1));
-        if w.snapshot(0).disk == DiskState::Failed {
-            break;
-        }
-    }
-    assert_eq!(w.snapshot(0).disk, DiskState::Failed);
-    assert!(w.ok(0, write));
-}
