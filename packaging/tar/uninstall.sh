@@ -20,15 +20,14 @@ if [ ! -e "$list" ]; then
     exit 1
 fi
 if [ -z "$root" ]; then refuse_while_used; fi
-if [ -z "$root" ] && ! systemd_runs && [ -n "$purge" ] && daemon_listens; then
+if [ -z "$root" ] && systemd_runs; then systemctl disable --now holdfast.service || true; fi
+# Also one that was started by hand, or that did not stop.
+if [ -z "$root" ] && [ -n "$purge" ] && daemon_listens; then
     echo "error: holdfast was not removed: its daemon runs" >&2
-    echo "hint: stop it, and try again; nothing has changed" >&2
+    echo "hint: stop it, and try again; no file has been removed" >&2
     exit 1
 fi
-if [ -z "$root" ] && systemd_runs; then
-    systemctl disable --now holdfast.service || true
-    remove_run_dir
-fi
+if [ -z "$root" ] && systemd_runs; then remove_run_dir; fi
 while read -r path; do
     case $path in /etc/*) continue ;; esac
     rm -f "$root$path"

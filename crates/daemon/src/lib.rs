@@ -67,6 +67,6 @@ pub use memory::guard_memory;
 pub use metrics::{STATUS_FIELDS, Told};
 pub use options::{
     DEFAULT_SOCKET, DEFAULT_STATE_DIR, DaemonOptions, Effective, NbdAccess, Origin, conflicts_in,
-    effective,
+    effective, overlap,
 };
 pub use run::run;

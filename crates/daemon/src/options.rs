@@ -315,10 +315,14 @@ impl Settings {
     }
 }
 
-/// Whether two cannot be listened at at once.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() != 0 && one.port() == other.port() && (any || one.ip() == other.ip())
+/// Whether two cannot be listened at at once. Who listens at `[::]` gets what comes for addresses of
+/// IPv4 as well (ipv6(7), `IPV6_V6ONLY`), who listens at `0.0.0.0` gets these only.
+#[must_use]
+pub fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let covers = |all: IpAddr, of: IpAddr| all.is_unspecified() && (all.is_ipv6() || of.is_ipv4());
+    let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
+    let same_ip = a == b || covers(a, b) || covers(b, a);
+    one.port() != 0 && one.port() == other.port() && same_ip
 }
 
 /// Everything for which a daemon with this file, and without a command line, would be refused.

@@ -3,6 +3,7 @@
 use super::Facts;
 use super::finding::Findings;
 use super::machine::Machine;
+use holdfast_daemon::overlap;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
@@ -92,8 +93,7 @@ fn sockets_at(machine: &Machine, wanted: SocketAddr) -> BTreeSet<u64> {
     for table in ["proc/net/tcp", "proc/net/tcp6"] {
         let text = machine.text(table).unwrap_or_default();
         for (address, inode) in text.lines().filter_map(listening) {
-            let any = address.ip().is_unspecified() || wanted.ip().is_unspecified();
-            if address.port() == wanted.port() && (any || address.ip() == wanted.ip()) {
+            if overlap(address, wanted) {
                 sockets.insert(inode);
             }
         }
@@ -195,6 +195,13 @@ mod tests {
         std::fs::write(root.path().join("proc/net/tcp"), line.repeat(2)).unwrap();
         let found = listeners(&Machine::below(root.path()), "127.0.0.1:7850".parse().unwrap());
         assert_eq!(found, [Listener { process: None }]);
+        // Who listens at all addresses of IPv4 is in the way there, and not at one of IPv6.
+        std::fs::write(root.path().join("proc/net/tcp"), line.replace("0100007F", "00000000"))
+            .unwrap();
+        for (wanted, count) in [("127.0.0.1:7850", 1), ("[::]:7850", 1), ("[::1]:7850", 0)] {
+            let found = listeners(&Machine::below(root.path()), wanted.parse().unwrap());
+            assert_eq!(found.len(), count, "{wanted}");
+        }
     }
 
     #[test]

@@ -142,8 +142,7 @@ fn users(text: &str, mut found: impl FnMut(&str)) -> String {
         out.push_str(before);
         let ends = |c: char| c.is_whitespace() || "\"'<>\\".contains(c);
         let word = &after[..after.find(ends).unwrap_or(after.len())];
-        // Another URI behind a comma.
-        let authority = &word[..word.find(MARK).unwrap_or(word.len())];
+        let authority = &word[..next_uri(word).unwrap_or(word.len())];
         rest = after;
         if let Some((user, _)) = authority.rsplit_once('@') {
             found(user);
@@ -153,6 +152,16 @@ fn users(text: &str, mut found: impl FnMut(&str)) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// Where another URI begins in a word: behind a comma, and with a scheme. Without these `://` may be a
+/// part of a password.
+fn next_uri(word: &str) -> Option<usize> {
+    let in_scheme = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+    word.match_indices(',').map(|(at, _)| at).find(|at| {
+        let behind = word[at + 1..].trim_start_matches(in_scheme);
+        behind.starts_with("://") && behind.len() < word.len() - at - 1
+    })
 }
 
 /// Hides join tokens and ids of access keys.
@@ -399,6 +408,7 @@ mod tests {
             ("nbd://user:pa/ss@host/x y@z", "nbd://***@host/x y@z"),
             ("nbd://user:pa#s?s@host", "nbd://***@host"),
             ("nbd://h/x,nbd://u:p@h/y", "nbd://h/x,nbd://***@h/y"),
+            ("nbd://user:pa://ss@host/x", "nbd://***@host/x"),
             ("X-Mine: Bearer abc.def/+=, next", "X-Mine: Bearer ***, next"),
             ("run hf1-AbC_d-9x, then", "run hf1-***, then"),
             ("key AKIAIOSFODNN7EXAMPLE.", "key ***."),

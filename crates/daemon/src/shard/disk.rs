@@ -396,10 +396,8 @@ impl DiskDriver {
 
     /// It does not answer in the time that it has: the core gives it up next.
     pub(super) fn is_hung(&mut self) {
-        let what = format!(
-            "the disk {} has not answered for longer than it may",
-            self.path.display()
-        );
+        let what =
+            format!("the disk {} has not answered for longer than it may", self.path.display());
         self.last_error = Some(DiskFailure { what, full: false });
     }
 
