@@ -114,18 +114,18 @@ impl Directory {
     }
 }
 
-impl Files for Directory {
-    fn list(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.dir)? {
-            if let Ok(name) = entry?.file_name().to_str() {
-                names.push(name.to_owned());
-            }
-        }
-        Ok(names)
-    }
+/// Whether somebody waits for a file that is being made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    Waiting,
+    /// Nobody yet. The disk has other things to do: a durable write waits for all that it was given
+    /// before, so it gets little at a time.
+    Ahead,
+}
 
-    fn create(&mut self, name: &str, len: u64) -> io::Result<()> {
+impl Directory {
+    /// As [`Files::create`].
+    fn make(&self, name: &str, len: u64, haste: Haste) -> io::Result<()> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = File::from(openat(&self.dir, name, flags, Mode::RUSR | Mode::WUSR)?);
         let old_len = file.metadata()?.len();
@@ -141,12 +141,31 @@ impl Files for Directory {
                 let step = (len - at).min(FILL as u64);
                 file.write_all_at(&zeroes[..usize::try_from(step).unwrap_or(FILL)], at)?;
                 at += step;
+                if haste == Haste::Ahead {
+                    file.sync_data()?;
+                }
             }
             fsync(&file)?;
             // It is written around the page cache from now on. Only advice, which may fail.
             let _ = fadvise(&file, 0, NonZeroU64::new(len), Advice::DontNeed);
         }
         Ok(())
+    }
+}
+
+impl Files for Directory {
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.dir)? {
+            if let Ok(name) = entry?.file_name().to_str() {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    fn create(&mut self, name: &str, len: u64) -> io::Result<()> {
+        self.make(name, len, Haste::Waiting)
     }
 
     fn create_apart(&mut self, name: &str, len: u64) -> io::Result<Option<SyncApart>> {
@@ -155,7 +174,8 @@ impl Files for Directory {
         let dir = openat(&self.dir, ".", flags, Mode::empty())?;
         let mut apart = Self::of(dir, false);
         let name = name.to_owned();
-        Ok(Some(Box::new(move || apart.create(&name, len).and_then(|()| apart.sync(&name)))))
+        let make = move || apart.make(&name, len, Haste::Ahead).and_then(|()| apart.sync(&name));
+        Ok(Some(Box::new(make)))
     }
 
     fn write(&mut self, name: &str, offset: u64, parts: &[Bytes]) -> io::Result<()> {
