@@ -80,6 +80,8 @@ if [ $STAGE = first ]; then
         rm /mnt/load.0.0; echo kept > /mnt/kept; head -c 20M /dev/urandom > /mnt/random; sync
         sha256sum < /mnt/random > /root/random.sum
         umount /mnt
+        # As the guide says.
+        echo "/dev/holdfast/db /mnt ext4 x-systemd.requires=holdfast-wait@db.service,x-systemd.device-timeout=3min,_netdev,nofail 0 2" >> /etc/fstab
         until_true 60 holdfast wait db --for synced --timeout 5 || fail "not in sync"
     fi
     host barrier end
@@ -91,9 +93,9 @@ check "no unit has failed" eval '[ -z "$(systemctl --failed --no-legend)" ]'
 host barrier up
 if [ $NODE = 1 ]; then
     check "Primary again by itself" holdfast wait db --for primary --timeout 60
+    check "mounted by the line in fstab" until_true 150 mountpoint -q /mnt
     check "a device again" holdfast device db
     holdfast status db
-    mount /dev/holdfast/db /mnt || fail mount
     check "all is there" eval 'grep -q kept /mnt/kept && sha256sum < /mnt/random | cmp - /root/random.sum'
     umount /mnt
     until_true 60 holdfast wait db --for synced --timeout 5 || fail "not in sync"

@@ -327,9 +327,15 @@ impl World {
         let checked = checks::equality::check(self);
         self.check("equal nodes are equal", checked);
         let primary = self.primaries().first().copied().unwrap_or_else(|| self.survivor());
-        self.command(primary, Command::Promote { force: false });
         let is_primary = move |world: &Self| world.nodes[primary].is_primary();
-        if !self.run_until_that(self.now + 20_000_000, is_primary) {
+        // Refused as long as a node has not heard of what another one did behind a dead connection.
+        let end = self.now + 20_000_000;
+        let mut promoted = false;
+        while !promoted && self.now < end {
+            self.command(primary, Command::Promote { force: false });
+            promoted = self.run_until_that(self.now + 1_000_000, is_primary);
+        }
+        if !promoted {
             self.fail("liveness", format!("n{primary} was not promoted\n{}", self.states()));
             return;
         }
