@@ -168,6 +168,8 @@ fn of_a_lost_block_only_the_peers_word_counts() {
     let id = ask(&mut w, 3);
     w.pass(50);
     assert_eq!((found(&w, id), asked(&w, 1)), (None, 1), "it cannot read it either");
+    w.pass(500);
+    assert_eq!(asked(&w, 1), 1, "it is not asked again");
     w.nodes[0].hold_op = None;
     w.run();
     assert_eq!(found(&w, id), Some(Ok(4)));
