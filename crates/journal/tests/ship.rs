@@ -19,7 +19,7 @@ fn seeds() -> u64 {
 fn trouble(world: &mut World) {
     let followers = world.secondaries.len() as u64;
     let one = usize::try_from(world.dice.below(followers)).unwrap();
-    match world.dice.below(17) {
+    match world.dice.below(20) {
         0 => world.crash_secondary(one),
         1 | 2 => world.plan_crash(one),
         3 => world.crash_primary(),
@@ -62,6 +62,12 @@ fn trouble(world: &mut World) {
             world.check();
         }
         15 => rewind(world, one),
+        16 | 17 => {
+            let (first, many) = (world.dice.below(SIZE / 4096 - 8), 1 + world.dice.below(8));
+            world.spoil(one, first..first + many);
+            world.look(one);
+        }
+        18 => world.look(one),
         _ => {
             world.start_secondary(one);
             world.check();

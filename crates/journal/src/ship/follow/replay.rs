@@ -68,6 +68,7 @@ where
                 self.store()?;
             }
             self.apply(&logged)?;
+            self.healing.stored(logged.op.range());
             self.applied = logged.next;
             self.unflushed = true;
             moved = true;
@@ -142,6 +143,7 @@ where
             return Ok(());
         }
         self.disk.flush().map_err(FollowError::Disk)?;
+        self.healing.flushed();
         self.unflushed = false;
         self.copied.append(&mut self.copied_unflushed);
         self.copied_bytes = 0;

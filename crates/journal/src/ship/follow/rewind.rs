@@ -54,6 +54,7 @@ where
         self.state = Following { replayed: from, applying: to, fill, ..self.state };
         self.store()?;
         (self.applied, self.recover_to) = (from, to);
+        self.healing.begin_again();
         self.log_mut()?.journal_mut().rewound(from);
         Ok(true)
     }
@@ -77,6 +78,7 @@ where
         };
         self.store()?;
         self.recover_to = LogPosition::START;
+        self.healing.begin_again();
         self.verdict = None;
         self.round += 1;
         self.fetcher.forget();
@@ -117,6 +119,7 @@ where
         };
         self.store()?;
         (self.applied, self.recover_to) = (at, LogPosition::START);
+        self.healing.begin_again();
         if stays {
             self.log_mut()?.journal_mut().rewound(at);
         } else {
