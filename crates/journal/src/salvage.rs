@@ -70,10 +70,13 @@ impl Journal {
             }
             left.push((header, len));
         }
+        let end = left.first().map(|(header, len)| header.base.after(*len));
+        let begins = left.last().is_some_and(|(header, _)| header.base <= from);
+        let whole = from >= to || (begins && end.is_some_and(|end| end >= to));
         left.retain(|(header, len)| header.base < to && header.base.after(*len) > from);
         left.reverse();
         let wanted = blocks.into_iter().map(|block| (block, from)).collect();
-        Salvage { wanted, left, within: Some((from, to)), ..Salvage::default() }
+        Salvage { wanted, left, within: Some((from, to)), broken: !whole, ..Salvage::default() }
     }
 
     /// Begins to look for what these blocks of the disk hold.
@@ -153,7 +156,7 @@ pub struct Salvage {
     scan: Option<Scan>,
     /// Only records from here to there count.
     within: Option<(LogPosition, LogPosition)>,
-    /// It ended at something that cannot be read.
+    /// It ended at something that cannot be read, or not all that was to be looked at is kept.
     broken: bool,
 }
 
@@ -230,7 +233,7 @@ impl Salvage {
         self.learned
     }
 
-    /// Whether it ended at something that cannot be read: of blocks that were not found nothing is known
+    /// Whether it ended at something that cannot be read, or that is not kept any more: of blocks that were not found nothing is known
     /// then.
     #[must_use]
     pub const fn is_broken(&self) -> bool {

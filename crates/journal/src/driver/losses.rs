@@ -4,14 +4,12 @@ use crate::ranges::RangeSet;
 use holdfast_format::journal::{LossList, MAX_LOSSES};
 use holdfast_units::{BLOCK_SIZE, ByteRange, ResourceId};
 
-/// What a look at a part of a disk found.
+/// Why blocks of a disk have no good copy on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Seen {
-    /// It can be read, and is what was written, as far as the disk knows.
-    Good,
-    /// It, or a block of it, cannot be read.
+    /// They cannot be read.
     Unread,
-    /// It, or a block of it, is not what was written.
+    /// They are not what was written.
     Old,
 }
 
@@ -43,7 +41,7 @@ impl Losses {
                     self.old.iter().for_each(|old| self.unread.remove(old));
                 }
             }
-            Seen::Good | Seen::Unread => {}
+            Seen::Unread => {}
         }
     }
 

@@ -32,12 +32,14 @@ pub trait Backing {
     /// When that is not known to have worked.
     fn flush(&mut self) -> io::Result<()>;
 
-    /// Reads a range only to see whether that can be done, and gives what was written.
+    /// Reads a range only to see whether that can be done, and gives what was written. The parts of
+    /// which there is no good copy, in whole blocks; the whole range when it is not known which
+    /// of its blocks that are.
     ///
     /// # Errors
     /// When the disk itself fails, and not only blocks of it.
-    fn look(&mut self, range: ByteRange) -> io::Result<Seen> {
-        self.read(range).map(|_| Seen::Good)
+    fn look(&mut self, range: ByteRange) -> io::Result<Vec<(ByteRange, Seen)>> {
+        self.read(range).map(|_| Vec::new())
     }
 
     /// Stores again what blocks hold that it has no good copy of. Whether it has a good one then,

@@ -72,10 +72,11 @@ pub(crate) struct State {
     seen_names: BTreeMap<String, usize>,
     pending_names: Vec<Step>,
     pub(crate) disk: Inode,
-    /// Blocks of the disk that do not hold what was written, and what a look says of them.
-    pub(crate) bad: BTreeMap<u64, Seen>,
+    /// Blocks of the disk that do not hold what was written, and what a look says of them; none is that
+    /// they are good.
+    pub(crate) bad: BTreeMap<u64, Option<Seen>>,
     /// Those that were written since the last flush.
-    rewritten: BTreeMap<u64, Seen>,
+    rewritten: BTreeMap<u64, Option<Seen>>,
     /// The list of them that is kept.
     pub(crate) kept: Losses,
     pub(crate) pushed: usize,
@@ -254,8 +255,8 @@ impl State {
         // Checksums may be computed anew from what the disk has, as long as it is known to be wrong.
         for (block, seen) in &mut state.bad {
             let known = state.kept.old.overlaps(ByteRange::of_blocks(*block..block + 1));
-            if *seen == Seen::Old && known && dice.one_in(2) {
-                *seen = Seen::Good;
+            if *seen == Some(Seen::Old) && known && dice.one_in(2) {
+                *seen = None;
             }
         }
         state
@@ -268,7 +269,7 @@ impl State {
             put(bytes, block * 4096, &[0xbd; 4096]);
         }
         self.rewritten.remove(&block);
-        self.bad.insert(block, seen);
+        self.bad.insert(block, Some(seen));
     }
 
     /// Overwrites bytes of a file, durably: rot.
@@ -428,7 +429,7 @@ impl Backing for Sim {
         if tracing.unreadable.is_some_and(|at| range.offset <= at && at < range.end()) {
             return Err(io::Error::other("it cannot be read"));
         }
-        if range.blocks().any(|b| !matches!(tracing.now.bad.get(&b), None | Some(Seen::Good))) {
+        if range.blocks().any(|b| matches!(tracing.now.bad.get(&b), Some(Some(_)))) {
             return Err(io::Error::other("a block is bad"));
         }
         let content = &tracing.now.disk.seen;
@@ -452,10 +453,16 @@ impl Backing for Sim {
         self.step(Step::DiskFlush)
     }
 
-    fn look(&mut self, range: ByteRange) -> io::Result<Seen> {
+    fn look(&mut self, range: ByteRange) -> io::Result<Vec<(ByteRange, Seen)>> {
         let tracing = self.0.borrow();
-        let seen = range.blocks().filter_map(|block| tracing.now.bad.get(&block));
-        Ok(seen.copied().find(|seen| *seen != Seen::Good).unwrap_or(Seen::Good))
+        let seen = |block| Some((block, (*tracing.now.bad.get(&block)?)?));
+        let parts = range.blocks().filter_map(seen);
+        let parts: Vec<_> = parts.map(|(b, seen)| (ByteRange::of_blocks(b..b + 1), seen)).collect();
+        match parts.first() {
+            // Not every disk knows which blocks they are.
+            Some((_, Seen::Unread)) => Ok(vec![(range, Seen::Unread)]),
+            _ => Ok(parts),
+        }
     }
 
     fn losses(&mut self) -> Losses {

@@ -153,24 +153,25 @@ impl Healing {
         }
     }
 
-    fn seen(&mut self, range: ByteRange, seen: Seen) {
-        if seen == Seen::Good {
-            // What could not be read before can be again. What is not what was written is not right
-            // because it can be read.
-            while let Some(part) = first_in(&self.losses.unread, range) {
-                self.losses.unread.remove(part);
-                self.unkept.get_or_insert(0);
-                for set in [&mut self.unsearched, &mut self.absent, &mut self.later.0] {
-                    set.remove(part);
-                }
+    /// A part of the disk can be read. What could not be before can be again; what is not what was
+    /// written is not right because it can be read.
+    fn seen_good(&mut self, range: ByteRange) {
+        while let Some(part) = first_in(&self.losses.unread, range) {
+            self.losses.unread.remove(part);
+            self.unkept.get_or_insert(0);
+            for set in [&mut self.unsearched, &mut self.absent, &mut self.later.0] {
+                set.remove(part);
             }
-            return;
         }
+    }
+
+    /// A block of the disk has no good copy.
+    fn seen_lost(&mut self, range: ByteRange, seen: Seen) {
         self.found += range.len / BLOCK_SIZE;
         self.stored.remove(range);
         let known = match seen {
             Seen::Old => self.losses.old.overlaps(range),
-            _ => self.losses.overlaps(range),
+            Seen::Unread => self.losses.overlaps(range),
         };
         if !known {
             self.losses.lose(range, seen);
@@ -196,6 +197,7 @@ impl Healing {
         self.shown = Healed {
             healed: self.healed,
             blocks: self.losses.blocks(),
+            old: self.losses.old.bytes() / BLOCK_SIZE,
             first: self.losses.all().iter().take(SHOWN).collect(),
         };
     }
@@ -290,13 +292,21 @@ where
     /// Looks at the next part; whether there is another one.
     fn look_on(&mut self) -> Result<bool, FollowError> {
         let Some(range) = self.healing.looks.pop() else { return Ok(false) };
-        let seen = self.disk.look(range).map_err(FollowError::Disk)?;
-        if seen == Seen::Good || range.len <= BLOCK_SIZE {
-            self.healing.seen(range, seen);
-        } else {
+        let lost = self.disk.look(range).map_err(FollowError::Disk)?;
+        if lost.iter().any(|(part, _)| *part == range) && range.len > BLOCK_SIZE {
             let half = (range.len / 2).next_multiple_of(BLOCK_SIZE);
             self.healing.looks.push(ByteRange::new(range.offset + half, range.len - half));
             self.healing.looks.push(ByteRange::new(range.offset, half));
+        } else {
+            let mut good = RangeSet::new();
+            good.insert(range);
+            for (part, seen) in lost {
+                good.remove(part);
+                for block in part.blocks() {
+                    self.healing.seen_lost(ByteRange::of_blocks(block..block + 1), seen);
+                }
+            }
+            good.iter().for_each(|part| self.healing.seen_good(part));
         }
         Ok(!self.healing.looks.is_empty())
     }

@@ -132,6 +132,8 @@ pub struct Healed {
     pub healed: u64,
     /// So many there are.
     pub blocks: u64,
+    /// So many of them can be read, or could be one day, and are not what was written.
+    pub old: u64,
     /// The first of them.
     pub first: Vec<ByteRange>,
 }
