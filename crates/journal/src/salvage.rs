@@ -72,11 +72,13 @@ impl Journal {
         }
         let end = left.first().map(|(header, len)| header.base.after(*len));
         let begins = left.last().is_some_and(|(header, _)| header.base <= from);
-        let whole = from >= to || (begins && end.is_some_and(|end| end >= to));
-        left.retain(|(header, len)| header.base < to && header.base.after(*len) > from);
+        // After a journal was cut for damage the disk may be ahead of it: the newest record is not there.
+        let ends = end.is_some_and(|end| end >= to);
+        left.retain(|(header, len)| ends && header.base < to && header.base.after(*len) > from);
         left.reverse();
+        let broken = from < to && !(begins && ends);
         let wanted = blocks.into_iter().map(|block| (block, from)).collect();
-        Salvage { wanted, left, within: Some((from, to)), broken: !whole, ..Salvage::default() }
+        Salvage { wanted, left, within: Some((from, to)), broken, ..Salvage::default() }
     }
 
     /// Begins to look for what these blocks of the disk hold.
