@@ -163,6 +163,30 @@ fn what_the_disk_does_not_take_any_more_goes_to_its_spare() {
 }
 
 #[test]
+fn what_was_replayed_over_a_lost_block_counts_only_when_it_reads_back() {
+    let cluster = cluster(2);
+    let spare = cluster[1].dir().join("spare");
+    File::create(&spare).and_then(|file| file.set_len(8 << 20)).expect("it can be made");
+    let spare = spare.display().to_string();
+    let Some(disk) = on_bad_disk(&cluster, &["--spare", &spare]) else { return };
+    cluster[1].ok(&["pause", "r0", "replay"]);
+    write_blocks(&cluster[0], "r0", 2, 6000..6004);
+    cluster[1].wait_resource("r0", SYNC, "it has fetched all of that", |r| {
+        r.replay.as_ref().is_some_and(|replay| replay.fetched == replay.head)
+    });
+    disk.set_bad(Bad::Stuck, 6000..6004);
+    assert_eq!(scrub(&cluster[1]), 4);
+    losses(&cluster[1], 0, 4);
+    // The disk says that it takes what is replayed, and does not.
+    cluster[1].ok(&["resume", "r0", "replay"]);
+    losses(&cluster[1], 4, 0);
+    assert_eq!(cluster[1].resource("r0").disk.remapped_sectors, 4);
+    wait_all(&cluster[0]);
+    cluster[1].ok(&["primary", "r0"]);
+    check_blocks(&cluster[1], "r0", 2, 6000..6004);
+}
+
+#[test]
 fn a_state_that_is_held_is_healed_as_it_is_and_what_was_written_since_waits_for_the_replay() {
     let cluster = cluster(2);
     with_checksums(&cluster);
@@ -184,6 +208,8 @@ fn a_state_that_is_held_is_healed_as_it_is_and_what_was_written_since_waits_for_
     }
     let shown = cluster[1].resource("r0").disk.unreadable;
     let first = &shown[0];
+    let problem = cluster[1].resource("r0").replay.and_then(|replay| replay.problem);
+    assert!(problem.is_some_and(|text| text.contains("10 blocks") && text.contains("wait")));
     assert_eq!((first.offset, first.length), (5000 * BLOCK, 10 * BLOCK));
     cluster[1].ok(&["resume", "r0", "replay"]);
     wait_all(&cluster[0]);

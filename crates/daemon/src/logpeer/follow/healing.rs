@@ -11,6 +11,8 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// How often it is told what was lost and what was healed.
 const TELL: Duration = Duration::from_secs(1);
+/// While it is being looked for what was lost, it is told so often.
+const TRIED: Duration = Duration::from_secs(10);
 /// How often it is looked how fast a scrub may be.
 const RATE: Duration = Duration::from_millis(500);
 
@@ -72,13 +74,14 @@ pub(super) struct Tended {
     notices: broadcast::Sender<Notice>,
     /// The limit of a scrub in bytes a second, and when that was looked up.
     rate: (u64, Instant),
-    told: (Healed, Instant),
+    /// So many were healed, and there were so many, when that was told, and when.
+    told: (u64, u64, Instant),
 }
 
 impl Tended {
     pub(super) fn new(notices: broadcast::Sender<Notice>) -> Self {
         let now = Instant::now();
-        Self { scrub: None, notices, rate: (0, now), told: (Healed::default(), now) }
+        Self { scrub: None, notices, rate: (0, now), told: (0, 0, now) }
     }
 
     pub(super) fn progress(&self) -> Option<SurveyProgress> {
@@ -162,13 +165,13 @@ impl Thread {
 
     /// Tells what was lost and what was healed since it was told last.
     pub(super) fn tell_healing(&mut self, now: &Healed) {
-        let (told, at) = &self.tended.told;
-        if told == now || at.elapsed() < TELL {
+        let (healed, blocks, at) = self.tended.told;
+        let least = if now.trying { TRIED } else { TELL };
+        if (healed, blocks) == (now.healed, now.blocks) || at.elapsed() < least {
             return;
         }
-        let healed = now.healed.saturating_sub(told.healed);
-        let lost = now.blocks.saturating_sub(told.blocks);
-        self.tended.told = (now.clone(), Instant::now());
+        let (healed, lost) = (now.healed.saturating_sub(healed), now.blocks.saturating_sub(blocks));
+        self.tended.told = (now.healed, now.blocks, Instant::now());
         if healed > 0 {
             self.tell_notice(&Notice::Healed(healed));
         }

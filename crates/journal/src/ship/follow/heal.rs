@@ -19,7 +19,9 @@ use std::io;
 /// So many stretches of losses are told.
 const SHOWN: usize = 64;
 /// So many blocks are looked for at a time.
-const BATCH: u64 = 256 * BLOCK_SIZE;
+const BATCH: u64 = (16 << 10) * BLOCK_SIZE;
+/// So many of them are stored again in a step: what is replayed waits for it.
+const STEP: u64 = 32 * BLOCK_SIZE;
 /// What could not be had, or not be stored, is tried again so long after.
 const AGAIN_MS: u64 = 60_000;
 /// When the list could not be kept, that is tried again so long after.
@@ -42,6 +44,8 @@ pub(super) struct Healing {
     single: RangeSet,
     /// What could not be had, or is still to come by the replay; and when it is looked for again.
     later: (RangeSet, u64),
+    /// Those of them that are still to come by the replay.
+    to_come: RangeSet,
     /// Losses that were written to since the last flush of the disk.
     stored: RangeSet,
     attempt: Option<Attempt>,
@@ -60,6 +64,8 @@ struct Attempt {
 enum Step {
     /// The newest record here that was replayed.
     Own(Salvage),
+    /// What that has found is being stored.
+    Here(Salvage),
     /// The leader was asked.
     Asked(ByteRange),
     /// The leader has given it; the journal up to then is fetched.
@@ -87,6 +93,7 @@ impl Healing {
             absent: RangeSet::new(),
             single: RangeSet::new(),
             later: (RangeSet::new(), 0),
+            to_come: RangeSet::new(),
             stored: RangeSet::new(),
             attempt: None,
             leader_gives: false,
@@ -104,11 +111,13 @@ impl Healing {
         self.unsearched = self.losses.all();
         (self.absent, self.single, self.later) =
             (RangeSet::new(), RangeSet::new(), (RangeSet::new(), 0));
+        self.to_come = RangeSet::new();
     }
 
     /// The leader is gone, or is met: what it has not given, it may give then.
     pub(super) fn leader_changes(&mut self) {
-        if let Some(attempt) = self.attempt.take_if(|a| !matches!(a.step, Step::Own(_))) {
+        let here = |attempt: &Attempt| matches!(attempt.step, Step::Own(_) | Step::Here(_));
+        if let Some(attempt) = self.attempt.take_if(|attempt| !here(attempt)) {
             self.absent.extend(&attempt.blocks);
         }
         self.absent.extend(&std::mem::take(&mut self.later.0));
@@ -130,20 +139,14 @@ impl Healing {
         if !self.losses.overlaps(range) {
             return;
         }
-        for set in [&mut self.unsearched, &mut self.absent, &mut self.single, &mut self.later.0] {
+        let (later, to_come) = (&mut self.later.0, &mut self.to_come);
+        for set in [&mut self.unsearched, &mut self.absent, &mut self.single, later, to_come] {
             set.remove(range);
         }
         if let Some(attempt) = &mut self.attempt {
             attempt.blocks.remove(range);
         }
         self.stored.insert(range);
-    }
-
-    /// The disk was flushed.
-    pub(super) fn flushed(&mut self) {
-        for range in std::mem::take(&mut self.stored).iter() {
-            self.found_good(range);
-        }
     }
 
     fn found_good(&mut self, range: ByteRange) {
@@ -167,7 +170,6 @@ impl Healing {
 
     /// A block of the disk has no good copy.
     fn seen_lost(&mut self, range: ByteRange, seen: Seen) {
-        self.found += range.len / BLOCK_SIZE;
         self.stored.remove(range);
         let known = match seen {
             Seen::Old => self.losses.old.overlaps(range),
@@ -190,7 +192,13 @@ impl Healing {
 
     /// How that goes, for people.
     pub(super) fn status(&self) -> Healed {
-        Healed { healed: self.healed, ..self.shown.clone() }
+        let asks = self.leader_gives && !self.absent.is_empty();
+        Healed {
+            healed: self.healed,
+            to_come: self.to_come.bytes() / BLOCK_SIZE,
+            trying: asks || self.attempt.is_some() || !self.unsearched.is_empty(),
+            ..self.shown.clone()
+        }
     }
 
     fn show(&mut self) {
@@ -199,6 +207,7 @@ impl Healing {
             blocks: self.losses.blocks(),
             old: self.losses.old.bytes() / BLOCK_SIZE,
             first: self.losses.all().iter().take(SHOWN).collect(),
+            ..Healed::default()
         };
     }
 }
@@ -302,6 +311,7 @@ where
             good.insert(range);
             for (part, seen) in lost {
                 good.remove(part);
+                self.healing.found += part.len / BLOCK_SIZE;
                 for block in part.blocks() {
                     self.healing.seen_lost(ByteRange::of_blocks(block..block + 1), seen);
                 }
@@ -309,6 +319,24 @@ where
             good.iter().for_each(|part| self.healing.seen_good(part));
         }
         Ok(!self.healing.looks.is_empty())
+    }
+
+    /// The disk was flushed. What was lost and written since is no more so if it reads back: a disk may
+    /// say that it wrote and did not.
+    pub(super) fn check_stored(&mut self) -> Result<(), FollowError> {
+        for range in std::mem::take(&mut self.healing.stored).iter() {
+            for block in range.blocks() {
+                let block = ByteRange::of_blocks(block..block + 1);
+                if !self.healing.losses.overlaps(block) {
+                    continue;
+                }
+                match self.disk.look(block).map_err(FollowError::Disk)?.first() {
+                    None => self.healing.found_good(block),
+                    Some((_, seen)) => self.healing.seen_lost(block, *seen),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Keeps the list, if it is not as it is kept.
@@ -344,7 +372,7 @@ where
         from: LogPosition,
         to: LogPosition,
     ) -> Result<Salvage, FollowError> {
-        let blocks: Vec<u64> = blocks.iter().flat_map(|range| range.blocks()).collect();
+        let blocks: Vec<u64> = blocks.iter().flat_map(ByteRange::blocks).collect();
         Ok(self.log()?.journal().search_between(blocks, from, to))
     }
 
@@ -413,7 +441,7 @@ where
 
     /// Whether something moved.
     fn go_on_with(&mut self, attempt: Attempt, now_ms: u64) -> Result<bool, FollowError> {
-        let Attempt { blocks, step } = attempt;
+        let Attempt { mut blocks, step } = attempt;
         let (step, moved) = match step {
             Step::Asked(range) => (Step::Asked(range), false),
             Step::Given(_) if !self.healing.unsearched.is_empty() => {
@@ -426,11 +454,14 @@ where
                 let search = self.search(&blocks, self.applied, given.position)?;
                 (Step::Checked(given, search), true)
             }
-            Step::Own(mut search) => {
-                if !self.log()?.go_on_salvaging(&mut search) {
-                    return self.heal_from_here(&blocks, &search, now_ms).map(|()| true);
-                }
-                (Step::Own(search), true)
+            Step::Own(mut search) => match self.log()?.go_on_salvaging(&mut search) {
+                true => (Step::Own(search), true),
+                false => (Step::Here(search), true),
+            },
+            Step::Here(search) => {
+                let now = take(&mut blocks, STEP, false);
+                self.heal_from_here(&now, &search, now_ms)?;
+                (Step::Here(search), true)
             }
             Step::Checked(given, mut search) => {
                 if !self.log()?.go_on_salvaging(&mut search) {
@@ -451,7 +482,7 @@ where
         search: &Salvage,
         now_ms: u64,
     ) -> Result<(), FollowError> {
-        for block in blocks.iter().flat_map(|range| range.blocks()) {
+        for block in blocks.iter().flat_map(ByteRange::blocks) {
             let range = ByteRange::of_blocks(block..block + 1);
             let data = match search.found().get(&block) {
                 None => None,
@@ -482,9 +513,10 @@ where
         let comes = |range: &ByteRange| {
             search.is_broken() || range.blocks().any(|block| search.found().contains_key(&block))
         };
-        for block in blocks.iter().flat_map(|range| range.blocks()) {
+        for block in blocks.iter().flat_map(ByteRange::blocks) {
             let range = ByteRange::of_blocks(block..block + 1);
             if comes(&range) {
+                self.healing.to_come.insert(range);
                 self.later(range, now_ms);
                 continue;
             }
@@ -502,6 +534,7 @@ where
     ) -> Result<(), FollowError> {
         if self.disk.repair(range.offset, data).map_err(FollowError::Disk)? {
             self.healing.single.remove(range);
+            self.healing.to_come.remove(range);
             self.healing.found_good(range);
             self.healing.healed += range.len / BLOCK_SIZE;
         } else {

@@ -143,8 +143,8 @@ where
             return Ok(());
         }
         self.disk.flush().map_err(FollowError::Disk)?;
-        self.healing.flushed();
         self.unflushed = false;
+        self.check_stored()?;
         self.copied.append(&mut self.copied_unflushed);
         self.copied_bytes = 0;
         let ends = self.fill_ends();

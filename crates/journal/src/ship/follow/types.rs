@@ -134,6 +134,10 @@ pub struct Healed {
     pub blocks: u64,
     /// So many of them can be read, or could be one day, and are not what was written.
     pub old: u64,
+    /// So many of them were written on the Primary since: the replay brings them.
+    pub to_come: u64,
+    /// It is being looked for some of them.
+    pub trying: bool,
     /// The first of them.
     pub first: Vec<ByteRange>,
 }
