@@ -702,3 +702,20 @@ fn who_has_grown_first_is_welcome() {
     world.write(5, SIZE / 4096 - 4, 4);
     world.heal();
 }
+
+#[test]
+fn what_cannot_be_noted_is_not_stored_again_before_it_can() {
+    let mut world = World::new(5, 1, 40 * 16 * 4096);
+    world.start_secondary(0);
+    (0..20).for_each(|n| world.write(2, n, 1));
+    world.heal();
+    let sim = world.secondaries[0].sim.clone();
+    sim.0.borrow_mut().now.keep_fails = true;
+    world.spoil(0, 3..6);
+    world.look(0);
+    run_on(&mut world, 300);
+    assert_eq!(sim.0.borrow().now.bad.len(), 3, "a crash could make them be taken for good");
+    sim.0.borrow_mut().now.keep_fails = false;
+    run_on(&mut world, 600);
+    assert!(world.all_good());
+}

@@ -242,9 +242,27 @@ fn what_is_lost_fails_on_a_node_that_is_promoted_and_is_healed_when_it_follows_a
     check_blocks(&cluster[1], "r0", 3, 5000..5004);
     cluster[0].start();
     wait_all(&cluster[1]);
+    // Who leads gives nothing that it knows to be wrong, though its disk would.
+    cluster[0].ok(&["set", "r0", "checksums=on"]);
+    wait_until(SYNC, "the checksums are computed", || {
+        write_blocks(&cluster[1], "r0", 1, [499]);
+        cluster[0].resource("r0").disk.checksums == "on"
+    });
+    wait_all(&cluster[1]);
+    let good = content(&cluster[0].disk("r0"), 5005..5006);
+    flip(&cluster[0].disk("r0"), [5005]);
+    assert_eq!(scrub(&cluster[0]), 1);
+    cluster[0].wait_log("unreadable: 1 block");
+    losses(&cluster[0], 0, 1);
+    let file = File::options().write(true).open(cluster[0].disk("r0")).expect("it can be opened");
+    file.write_all_at(&good, 5005 * BLOCK).expect("it can be written");
     cluster[0].ok(&["primary", "r0"]);
     check_blocks(&cluster[0], "r0", 3, 5000..5004);
-    losses(&cluster[1], 6, 0);
+    assert!(fails(&cluster[0], 5005), "that it was put right behind its back is not known");
+    let mut client = cluster[0].open("r0");
+    client.write_at(&good, 5005 * BLOCK).expect("it can be written");
+    drop(client);
+    cluster[1].wait_resource("r0", SYNC, "all is healed", |r| r.disk.unreadable_blocks == 0);
     wait_all(&cluster[0]);
     assert_same(&cluster, 0, 1);
 }

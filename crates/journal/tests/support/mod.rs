@@ -79,6 +79,7 @@ pub(crate) struct State {
     rewritten: BTreeMap<u64, Option<Seen>>,
     /// The list of them that is kept.
     pub(crate) kept: Losses,
+    pub(crate) keep_fails: bool,
     pub(crate) pushed: usize,
     pub(crate) completed: usize,
     pub(crate) flushed: usize,
@@ -250,7 +251,11 @@ impl State {
         if crash != Crash::Kill {
             state.inodes.iter_mut().for_each(|inode| inode.crash(crash, dice));
             state.disk.crash(crash, dice);
-            state.bad.append(&mut state.rewritten);
+            // A page of checksums that was open is computed anew from what the disk has.
+            for (block, seen) in std::mem::take(&mut state.rewritten) {
+                let seen = seen.filter(|seen| *seen != Seen::Old || dice.one_in(2));
+                state.bad.insert(block, seen);
+            }
         }
         // Checksums may be computed anew from what the disk has, as long as it is known to be wrong.
         for (block, seen) in &mut state.bad {
@@ -471,7 +476,7 @@ impl Backing for Sim {
 
     fn keep_losses(&mut self, losses: &Losses) -> io::Result<()> {
         let mut tracing = self.0.borrow_mut();
-        if tracing.steps.len() >= tracing.fail_at {
+        if tracing.steps.len() >= tracing.fail_at || tracing.now.keep_fails {
             return Err(io::Error::other("it was to fail"));
         }
         tracing.now.kept = losses.clone();

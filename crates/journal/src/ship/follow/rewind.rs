@@ -54,7 +54,6 @@ where
         self.state = Following { replayed: from, applying: to, fill, ..self.state };
         self.store()?;
         (self.applied, self.recover_to) = (from, to);
-        self.healing.begin_again();
         self.log_mut()?.journal_mut().rewound(from);
         Ok(true)
     }
