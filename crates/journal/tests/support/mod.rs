@@ -75,8 +75,8 @@ pub(crate) struct State {
     /// Blocks of the disk that do not hold what was written, and what a look says of them; none is that
     /// they are good.
     pub(crate) bad: BTreeMap<u64, Option<Seen>>,
-    /// Those that were written since the last flush.
-    rewritten: BTreeMap<u64, Option<Seen>>,
+    /// Those that were written since the last flush, and whether they were on the list.
+    rewritten: BTreeMap<u64, (Option<Seen>, bool)>,
     /// The list of them that is kept.
     pub(crate) kept: Losses,
     pub(crate) keep_fails: bool,
@@ -211,7 +211,9 @@ impl State {
             Step::DiskWrite(offset, data) => {
                 self.disk.write(*offset, data);
                 for block in ByteRange::new(*offset, data.len() as u64).blocks() {
-                    self.rewritten.extend(self.bad.remove(&block).map(|seen| (block, seen)));
+                    let listed = self.kept.overlaps(ByteRange::of_blocks(block..block + 1));
+                    let bad = self.bad.remove(&block);
+                    self.rewritten.extend(bad.map(|seen| (block, (seen, listed))));
                 }
             }
             Step::DiskFlush => {
@@ -252,7 +254,7 @@ impl State {
             state.inodes.iter_mut().for_each(|inode| inode.crash(crash, dice));
             state.disk.crash(crash, dice);
             // A page of checksums that was open is computed anew from what the disk has.
-            for (block, seen) in std::mem::take(&mut state.rewritten) {
+            for (block, (seen, _)) in std::mem::take(&mut state.rewritten) {
                 let seen = seen.filter(|seen| *seen != Seen::Old || dice.one_in(2));
                 state.bad.insert(block, seen);
             }
@@ -265,6 +267,12 @@ impl State {
             }
         }
         state
+    }
+
+    /// Whether all blocks that a crash could make bad again are still on the list.
+    pub(crate) fn keeps_what_is_not_flushed(&self) -> bool {
+        let mut listed = self.rewritten.iter().filter(|(_, (_, listed))| *listed);
+        listed.all(|(block, _)| self.kept.overlaps(ByteRange::of_blocks(*block..block + 1)))
     }
 
     /// A block of the disk becomes bad.

@@ -746,6 +746,10 @@ impl World {
             let found = contents(&self.secondaries[follower].sim);
             let now = self.secondaries[follower].sim.0.borrow();
             let bad = &now.now.bad;
+            assert!(
+                now.now.keeps_what_is_not_flushed(),
+                "follower {follower} has forgotten a loss"
+            );
             for (block, (found, expected)) in (0..).zip(found.iter().zip(&expected)) {
                 if let Some(seen) = bad.get(&block) {
                     let known = now.now.kept.old.overlaps(ByteRange::of_blocks(block..block + 1));

@@ -157,13 +157,18 @@ impl Healing {
     }
 
     /// A part of the disk can be read. What could not be before can be again; what is not what was
-    /// written is not right because it can be read.
+    /// written is not right because it can be read, and what was written counts when it is flushed.
     fn seen_good(&mut self, range: ByteRange) {
-        while let Some(part) = first_in(&self.losses.unread, range) {
-            self.losses.unread.remove(part);
-            self.unkept.get_or_insert(0);
-            for set in [&mut self.unsearched, &mut self.absent, &mut self.later.0] {
-                set.remove(part);
+        let mut good = RangeSet::new();
+        good.insert(range);
+        self.stored.iter().for_each(|stored| good.remove(stored));
+        for range in good.iter() {
+            while let Some(part) = first_in(&self.losses.unread, range) {
+                self.losses.unread.remove(part);
+                self.unkept.get_or_insert(0);
+                for set in [&mut self.unsearched, &mut self.absent, &mut self.later.0] {
+                    set.remove(part);
+                }
             }
         }
     }
