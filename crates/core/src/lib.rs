@@ -42,4 +42,7 @@ pub use event::{
     Refusal, RequestId, RequestKind, ResyncProgress, Snapshot, StandsStill,
 };
 pub use planted::PlantedBug;
-pub use verify::{MAX_FOUND, SurveyAction, SurveyEnd, SurveyKind, SurveyOrder, SurveyProgress};
+pub use verify::{
+    MAX_FOUND, Order as SurveyChunks, SurveyAction, SurveyEnd, SurveyKind, SurveyOrder,
+    SurveyProgress,
+};

@@ -21,7 +21,8 @@ use holdfast_units::{
     Role,
 };
 use holdfast_wire::{Differing, FEATURE_VERIFY, Message, RepairMode};
-use order::{CHUNK, Order};
+use order::CHUNK;
+pub use order::Order;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub(crate) use serve::PeerRepair;

@@ -622,7 +622,7 @@ fn bytes_of(path: &Path) -> io::Result<u64> {
     File::open(path)?.seek(SeekFrom::End(0))
 }
 
-fn length_of(path: &Path) -> io::Result<u64> {
+pub(crate) fn length_of(path: &Path) -> io::Result<u64> {
     Ok(bytes_of(path)? / BLOCK_SIZE * BLOCK_SIZE)
 }
 

@@ -489,6 +489,17 @@ fn judge(snapshot: &Snapshot) -> Verdict {
     if missing.is_empty() { Verdict::Promote } else { Verdict::WaitFor(missing) }
 }
 
+/// Tells what a node that follows finds about its own disk.
+pub(crate) fn tell_of_own(node: &Node, resource: &str, notice: &Notice) {
+    let (_, text) = sentence(notice, resource);
+    if is_trouble(notice) {
+        tracing::warn!(resource, "{text}");
+    } else {
+        tracing::info!(resource, "{text}");
+    }
+    node.hub.notice(resource, None, &text);
+}
+
 /// Whether somebody has to do something about it.
 fn is_trouble(notice: &Notice) -> bool {
     match notice {

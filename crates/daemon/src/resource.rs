@@ -19,7 +19,7 @@ use crate::shard::{
 };
 use crate::space::Space;
 use crate::spares::tell_map;
-use crate::survey::{self, Surveys};
+use crate::survey::{self, Surveyed, Surveys};
 use crate::task::Task;
 use crate::{refuse, remote};
 use holdfast_api::error::without_numbers;
@@ -463,7 +463,8 @@ async fn open_core(
         tokio::spawn(tell_map(Arc::clone(node), resource.id, changes));
     }
     let sums = checksums::run(handle.checksums().cloned());
-    let surveys = survey::run(Arc::clone(node), Arc::clone(resource), handle.clone());
+    let surveys =
+        survey::run(Arc::clone(node), Arc::clone(resource), Surveyed::Core(handle.clone()));
     let tasks = [
         Task::spawn(keeper.run()),
         Task::spawn(dial),

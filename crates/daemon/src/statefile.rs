@@ -83,7 +83,10 @@ fn checksum(text: &str) -> String {
 }
 
 /// Puts a file in the place of another, durably and at once.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+///
+/// # Errors
+/// When the system refuses; the file before is still there then.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file =
         File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;

@@ -172,6 +172,7 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         (None, None) => agreed,
     };
     let in_use = following.is_some() || snapshot.is_some();
+    let healed = following.as_ref().and_then(|view| view.status.as_ref()).map(|s| &s.healed);
     let mut disk = DiskStatus {
         state: match &following {
             Some(view) => logpeer::disk_word(view),
@@ -181,11 +182,15 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         path: state.local.disk.as_ref().map(|disk| disk.path.display().to_string()),
         room_bytes: state.room.filter(|room| in_use && *room >= size + BLOCK_SIZE),
         io_errors: snapshot.map_or(0, |s| s.io_errors),
-        healed_blocks: snapshot.map_or(0, |s| s.healed_blocks),
+        healed_blocks: healed.map_or_else(|| snapshot.map_or(0, |s| s.healed_blocks), |h| h.healed),
         hedged_reads: snapshot.map_or(0, |s| s.hedged_reads),
         hedged_reads_won: snapshot.map_or(0, |s| s.hedged_reads_won),
-        unreadable_blocks: snapshot.map_or(0, |s| s.unreadable_blocks),
-        unreadable: snapshot.map_or_else(Vec::new, |s| s.unreadable.iter().map(shown).collect()),
+        unreadable_blocks: healed
+            .map_or_else(|| snapshot.map_or(0, |s| s.unreadable_blocks), |h| h.blocks),
+        unreadable: match healed {
+            Some(healed) => healed.first.iter().map(shown).collect(),
+            None => snapshot.map_or_else(Vec::new, |s| s.unreadable.iter().map(shown).collect()),
+        },
         problem: match &following {
             Some(view) => view.failure.as_deref().map(without_numbers),
             None => disk_problem(&state, view.as_deref()),

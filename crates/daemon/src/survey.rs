@@ -4,6 +4,7 @@
 //! until then, is in a file of the state directory, and the next start goes on there.
 
 use crate::events::unix_ms;
+use crate::logpeer::FollowScrub;
 use crate::node::Node;
 use crate::rate::RateMeter;
 use crate::resource::Resource;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 /// The first word of a scrub's file, and the version of its content.
@@ -28,6 +30,51 @@ const HEAD: &str = "holdfast-scrub 1 ";
 const LOOK: Duration = Duration::from_millis(500);
 /// A scrub that could not begin is tried again after so long.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// Who reads the disk: the core, or the thread of a node that follows.
+#[derive(Clone)]
+pub(crate) enum Surveyed {
+    /// A node that has a core.
+    Core(ResourceHandle),
+    /// One that follows a journal. It has scrubs only.
+    Follower(FollowScrub),
+}
+
+impl Surveyed {
+    fn notices(&self) -> Receiver<Notice> {
+        match self {
+            Self::Core(handle) => handle.notices(),
+            Self::Follower(scrub) => scrub.notices(),
+        }
+    }
+
+    async fn command(&self, command: Command) -> Result<(), holdfast_core::Refusal> {
+        match self {
+            Self::Core(handle) => handle.command(command).await,
+            Self::Follower(scrub) => scrub.command(command).await,
+        }
+    }
+
+    async fn refresh(&self) {
+        if let Self::Core(handle) = self {
+            handle.refresh().await;
+        }
+    }
+
+    fn progress(&self) -> Vec<SurveyProgress> {
+        match self {
+            Self::Core(handle) => handle.snapshot().snapshot.surveys.clone(),
+            Self::Follower(scrub) => Vec::from_iter(scrub.progress()),
+        }
+    }
+
+    fn size(&self) -> u64 {
+        match self {
+            Self::Core(handle) => handle.snapshot().snapshot.own_size,
+            Self::Follower(scrub) => scrub.size(),
+        }
+    }
+}
 
 /// What is kept of the scrubs of a resource.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -221,7 +268,7 @@ pub(crate) async fn begin_verify(
 pub(crate) async fn scrub(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
-    handle: &ResourceHandle,
+    handle: &Surveyed,
     action: Option<SurveyAction>,
 ) -> Result<(), holdfast_core::Refusal> {
     use holdfast_core::Refusal;
@@ -275,7 +322,7 @@ fn fresh_scrub() -> SurveyReport {
 /// Has the core work on the scrub that is under way.
 async fn go_on_with_scrub(
     resource: &Resource,
-    handle: &ResourceHandle,
+    handle: &Surveyed,
 ) -> Result<(), holdfast_core::Refusal> {
     let from = {
         let mut state = resource.state();
@@ -283,7 +330,7 @@ async fn go_on_with_scrub(
         let Some(run) = surveys.file.current.clone().filter(|_| surveys.scrub.is_none()) else {
             return Ok(());
         };
-        let run = run.on(handle.snapshot().snapshot.own_size);
+        let run = run.on(handle.size());
         surveys.scrub = Some(Run::new(run.before, run.next, run.size));
         run.next
     };
@@ -309,7 +356,7 @@ async fn save(node: &Arc<Node>, resource: &Arc<Resource>) {
 }
 
 /// Looks after the runs of a resource while it is up.
-pub(crate) async fn run(node: Arc<Node>, resource: Arc<Resource>, handle: ResourceHandle) {
+pub(crate) async fn run(node: Arc<Node>, resource: Arc<Resource>, handle: Surveyed) {
     let mut notices = handle.notices();
     load(&node, &resource).await;
     let mut retry_at = Instant::now();
@@ -364,8 +411,8 @@ async fn load(node: &Arc<Node>, resource: &Arc<Resource>) {
 }
 
 /// Notes how far the runs are.
-async fn look(node: &Arc<Node>, resource: &Arc<Resource>, handle: &ResourceHandle) {
-    let view = handle.snapshot();
+async fn look(node: &Arc<Node>, resource: &Arc<Resource>, handle: &Surveyed) {
+    let progresses = handle.progress();
     let mut lost = Vec::new();
     let moved = {
         let mut state = resource.state();
@@ -375,7 +422,7 @@ async fn look(node: &Arc<Node>, resource: &Arc<Resource>, handle: &ResourceHandl
             [(SurveyKind::Verify, &mut surveys.verify), (SurveyKind::Scrub, &mut surveys.scrub)]
         {
             let Some(run) = run else { continue };
-            match view.snapshot.surveys.iter().find(|progress| progress.kind == kind) {
+            match progresses.iter().find(|progress| progress.kind == kind) {
                 Some(progress) => note(run, node, resource.id, progress),
                 None => run.unseen += 1,
             }
@@ -509,7 +556,7 @@ fn ended(report: SurveyReport, state: &str, reason: Option<String>) -> SurveyRep
 }
 
 /// Begins what is due, and holds a scrub outside of its time. False when that was refused.
-async fn schedule(node: &Arc<Node>, resource: &Arc<Resource>, handle: &ResourceHandle) -> bool {
+async fn schedule(node: &Arc<Node>, resource: &Arc<Resource>, handle: &Surveyed) -> bool {
     let options = options(node, resource.id);
     let settings = Settings::resolve(&options, None);
     let inside = settings.scrub_window.contains(minute_of_day());
@@ -554,6 +601,11 @@ async fn schedule(node: &Arc<Node>, resource: &Arc<Resource>, handle: &ResourceH
         }
     };
     done.is_ok()
+}
+
+/// How fast a scrub may read, in bytes a second; 0 is as fast as it can.
+pub(crate) fn scrub_rate(node: &Node, id: ResourceId) -> u64 {
+    Settings::resolve(&options(node, id), None).scrub_rate
 }
 
 /// Minutes since midnight of local time.

@@ -52,6 +52,35 @@ impl Journal {
         history
     }
 
+    /// Begins to look for the newest records from `from` to `to` (exclusively) that have these blocks. Of
+    /// a journal that is replayed that is what a disk holds which is the state at `to`, as far as
+    /// the records go back; from the disk's own position on, what is still to come over it.
+    #[must_use]
+    pub fn search_between(
+        &self,
+        blocks: impl IntoIterator<Item = u64>,
+        from: LogPosition,
+        to: LogPosition,
+    ) -> Salvage {
+        let mut left: Vec<(SegmentHeader, u64)> = Vec::new();
+        for (header, len) in self.durable_segments().into_iter().rev() {
+            // What does not lead up to the newer ones is of another history.
+            if left.last().is_some_and(|(newer, _)| !newer.continues(&header.link(len))) {
+                break;
+            }
+            left.push((header, len));
+        }
+        let end = left.first().map(|(header, len)| header.base.after(*len));
+        let begins = left.last().is_some_and(|(header, _)| header.base <= from);
+        // After a journal was cut for damage the disk may be ahead of it: the newest record is not there.
+        let ends = end.is_some_and(|end| end >= to);
+        left.retain(|(header, len)| ends && header.base < to && header.base.after(*len) > from);
+        left.reverse();
+        let broken = from < to && !(begins && ends);
+        let wanted = blocks.into_iter().map(|block| (block, from)).collect();
+        Salvage { wanted, left, within: Some((from, to)), broken, ..Salvage::default() }
+    }
+
     /// Begins to look for what these blocks of the disk hold.
     #[must_use]
     pub fn salvage(&self, blocks: impl IntoIterator<Item = u64>) -> Salvage {
@@ -127,6 +156,10 @@ pub struct Salvage {
     /// The segments that were not looked at, the newest at the end.
     left: Vec<(SegmentHeader, u64)>,
     scan: Option<Scan>,
+    /// Only records from here to there count.
+    within: Option<(LogPosition, LogPosition)>,
+    /// It ended at something that cannot be read, or not all that was to be looked at is kept.
+    broken: bool,
 }
 
 /// A segment that is being looked at, from its beginning on.
@@ -147,7 +180,7 @@ impl Salvage {
             let last = self.left.pop().filter(|(header, len)| header.base.after(*len) > *first);
             self.scan = last.map(|(header, len)| Scan {
                 header,
-                at: header.base.max(*first),
+                at: frame_at(&header, *first),
                 end: header.base.after(len),
                 newest: BTreeMap::new(),
             });
@@ -156,11 +189,12 @@ impl Salvage {
             self.end();
             return false;
         };
-        if !scan.go_on(reader, &self.wanted) {
+        if !scan.go_on(reader, &self.wanted, self.within) {
             // Of what cannot be read nobody knows which blocks it changes: older records prove nothing, and
             // nothing is known of other blocks.
             self.left.clear();
             self.wanted.clear();
+            self.broken = true;
             return false;
         }
         if scan.at < scan.end {
@@ -201,6 +235,13 @@ impl Salvage {
         self.learned
     }
 
+    /// Whether it ended at something that cannot be read, or that is not kept any more: of blocks that were not found nothing is known
+    /// then.
+    #[must_use]
+    pub const fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// What was found. Of other blocks it is not known what they hold.
     #[must_use]
     pub const fn found(&self) -> &BTreeMap<u64, Held> {
@@ -210,7 +251,12 @@ impl Salvage {
 
 impl Scan {
     /// False when the segment cannot be read.
-    fn go_on<R: ReadSegments>(&mut self, reader: &R, wanted: &BTreeMap<u64, LogPosition>) -> bool {
+    fn go_on<R: ReadSegments>(
+        &mut self,
+        reader: &R,
+        wanted: &BTreeMap<u64, LogPosition>,
+        within: Option<(LogPosition, LogPosition)>,
+    ) -> bool {
         let mut scanner = Scanner::new(reader, self.header);
         if self.at > self.header.base {
             scanner.trust(self.at);
@@ -222,7 +268,8 @@ impl Scan {
                 return false;
             }
             for found in records_of(&frame, &self.header, offset) {
-                if found.record.kind == RecordKind::Flush {
+                let counts = within.is_none_or(|(from, to)| (from..to).contains(&found.position));
+                if found.record.kind == RecordKind::Flush || !counts {
                     continue;
                 }
                 let range = found.record.range;
@@ -236,4 +283,11 @@ impl Scan {
         self.at = scanner.position();
         true
     }
+}
+
+/// Where the frame begins that has a position, or the segment.
+fn frame_at(header: &SegmentHeader, position: LogPosition) -> LogPosition {
+    // A position within a frame is less than the alignment behind its beginning.
+    let alignment = u64::from(header.alignment);
+    header.base.after(position.since(header.base) / alignment * alignment)
 }

@@ -19,7 +19,7 @@ fn seeds() -> u64 {
 fn trouble(world: &mut World) {
     let followers = world.secondaries.len() as u64;
     let one = usize::try_from(world.dice.below(followers)).unwrap();
-    match world.dice.below(17) {
+    match world.dice.below(20) {
         0 => world.crash_secondary(one),
         1 | 2 => world.plan_crash(one),
         3 => world.crash_primary(),
@@ -62,6 +62,12 @@ fn trouble(world: &mut World) {
             world.check();
         }
         15 => rewind(world, one),
+        16 | 17 => {
+            let (first, many) = (world.dice.below(SIZE / 4096 - 8), 1 + world.dice.below(8));
+            world.spoil(one, first..first + many);
+            world.look(one);
+        }
+        18 => world.look(one),
         _ => {
             world.start_secondary(one);
             world.check();
@@ -695,4 +701,21 @@ fn who_has_grown_first_is_welcome() {
     world.agree_on_all();
     world.write(5, SIZE / 4096 - 4, 4);
     world.heal();
+}
+
+#[test]
+fn what_cannot_be_noted_is_not_stored_again_before_it_can() {
+    let mut world = World::new(5, 1, 40 * 16 * 4096);
+    world.start_secondary(0);
+    (0..20).for_each(|n| world.write(2, n, 1));
+    world.heal();
+    let sim = world.secondaries[0].sim.clone();
+    sim.0.borrow_mut().now.keep_fails = true;
+    world.spoil(0, 3..6);
+    world.look(0);
+    run_on(&mut world, 300);
+    assert_eq!(sim.0.borrow().now.bad.len(), 3, "a crash could make them be taken for good");
+    sim.0.borrow_mut().now.keep_fails = false;
+    run_on(&mut world, 600);
+    assert!(world.all_good());
 }

@@ -11,15 +11,17 @@ const REGION: u64 = 128 << 20;
 /// How far around a place with an error is looked at at once.
 const NEIGHBOURHOOD: u64 = 10 << 20;
 
-/// The chunks of a run, by number.
+/// The chunks of a run, by number: in which order it looks at a device.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Order {
+pub struct Order {
     kind: SurveyKind,
     range: ByteRange,
 }
 
 impl Order {
-    pub(crate) fn new(kind: SurveyKind, range: ByteRange) -> Self {
+    /// Of a run over a range.
+    #[must_use]
+    pub fn new(kind: SurveyKind, range: ByteRange) -> Self {
         Self { kind, range }
     }
 
@@ -28,7 +30,8 @@ impl Order {
     }
 
     /// How many numbers there are. Some may stand for nothing.
-    pub(crate) fn count(&self) -> u64 {
+    #[must_use]
+    pub fn count(&self) -> u64 {
         match self.kind {
             SurveyKind::Verify => self.range.len.div_ceil(CHUNK),
             // All segments of the longest region, in all regions.
@@ -37,7 +40,8 @@ impl Order {
     }
 
     /// What a number stands for.
-    pub(crate) fn chunk(&self, number: u64) -> Option<ByteRange> {
+    #[must_use]
+    pub fn chunk(&self, number: u64) -> Option<ByteRange> {
         let from = match self.kind {
             SurveyKind::Verify => number.checked_mul(CHUNK)?,
             SurveyKind::Scrub => {
@@ -54,7 +58,7 @@ impl Order {
     }
 
     /// The numbers of the chunks around a place.
-    pub(crate) fn around(&self, range: ByteRange) -> impl Iterator<Item = u64> + use<> {
+    pub fn around(&self, range: ByteRange) -> impl Iterator<Item = u64> + use<> {
         let order = *self;
         let from = range.offset.saturating_sub(self.range.offset);
         let first = from.saturating_sub(NEIGHBOURHOOD) / CHUNK;

@@ -131,12 +131,20 @@ async fn leave_damaged(node: &Arc<Node>, name: &str, id: ResourceId) -> Result<D
     .await?;
     node.forget_damaged(id);
     survey::forget(node, id);
+    forget_losses(node, id);
     node.cluster_changed();
     let ended = if last { ", which has ended with its last member" } else { "" };
     Ok(Done::new(format!(
         "node {} left resource {name}{ended}; the data stay on its disk",
         node.name
     )))
+}
+
+fn forget_losses(node: &Node, id: ResourceId) {
+    if let Err(error) = logpeer::forget_losses(&logpeer::losses_path(&node.settings.state_dir, id))
+    {
+        tracing::warn!("a list of lost blocks was not removed: {error}");
+    }
 }
 
 /// The keys of the options of links of a resource; only of those of one node, if that is given.
@@ -270,6 +278,7 @@ pub(crate) async fn retire(node: &Arc<Node>, resource: &Arc<Resource>) {
         store.remove(local.id)
     });
     survey::forget(node, resource.id);
+    forget_losses(node, resource.id);
     if let Err(error) = ended.await {
         tracing::error!("{}", error.message);
     }

@@ -3,7 +3,7 @@
 use super::core_refusal;
 use super::links::no_such_peer;
 use crate::node::Node;
-use crate::survey;
+use crate::survey::{self, Surveyed};
 use holdfast_api::request::Done;
 use holdfast_api::survey::{Scrub, SurveyReports, SurveyWord, Verify};
 use holdfast_api::{ApiError, ErrorCode};
@@ -84,9 +84,12 @@ pub(crate) async fn verify(
 pub(crate) async fn scrub(node: &Arc<Node>, name: &str, request: &Scrub) -> Result<Done, ApiError> {
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
-    let handle = resource.need_handle()?;
+    let surveyed = match resource.following() {
+        Some(following) => Surveyed::Follower(following.scrub().clone()),
+        None => Surveyed::Core(resource.need_handle()?),
+    };
     let action = action_of(request.action);
-    survey::scrub(node, &resource, &handle, action)
+    survey::scrub(node, &resource, &surveyed, action)
         .await
         .map_err(|refusal| core_refusal(node, &resource, "scrub was refused", refusal))?;
     Ok(said(name, "scrub", action))

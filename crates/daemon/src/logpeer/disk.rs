@@ -1,15 +1,20 @@
 //! The disk of a node that follows, used by one operation after the other.
 
+use super::losses;
 use crate::checksums;
 use crate::shard::{self, DiskSpec};
 use crate::spares::{self, MapChanges, SparesView, watch_map};
 use bytes::Bytes;
-use holdfast_journal::driver::Backing;
-use holdfast_store::{BufferPool, ChecksumHandle, Disk, DiskError, DiskOp, OpenOptions, Outcome};
-use holdfast_units::{ByteRange, ResourceId};
+use holdfast_journal::driver::{Backing, Losses, Seen};
+use holdfast_store::{
+    BufferPool, ChecksumHandle, Disk, DiskError, DiskErrorKind, DiskOp, OpId, OpenOptions, Outcome,
+    PartialRead, RemapOp,
+};
+use holdfast_units::{BLOCK_SIZE, ByteRange, ResourceId};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -25,6 +30,9 @@ pub(super) struct OwnDisk {
     disk: Disk,
     /// How its spares are, as of the last flush.
     spares: watch::Sender<Option<SparesView>>,
+    resource: ResourceId,
+    /// Where it is kept which blocks have no good copy.
+    losses: PathBuf,
 }
 
 /// What is to be seen of it from outside.
@@ -44,6 +52,7 @@ impl OwnDisk {
         sums: Option<&Path>,
         resource: ResourceId,
         size: u64,
+        losses: &Path,
     ) -> Result<(Self, OwnView), shard::OpenError> {
         const POOL: usize = 8 << 20;
         let pool = BufferPool::new(POOL);
@@ -53,13 +62,40 @@ impl OwnDisk {
         let changes = watch_map(&mut disk);
         let (spares, seen) = watch::channel(SparesView::of(&disk));
         let (disk, checksums) = checksums::with_layer(disk, sums, resource, size, &pool);
-        Ok((Self { disk, spares }, OwnView { changes, spares: seen, checksums }))
+        let losses = losses.to_owned();
+        Ok((Self { disk, spares, resource, losses }, OwnView { changes, spares: seen, checksums }))
     }
 
     fn do_it(&mut self, op: DiskOp) -> io::Result<Outcome> {
         // What the layer for checksums has to do, it does when somebody looks.
         self.disk.completions(&mut Vec::new());
         self.disk.execute(op).map_err(|error| io_error(&error))
+    }
+
+    /// Reads from the device, and not from memory.
+    fn read_anew(&mut self, range: ByteRange) -> Result<Outcome, DiskError> {
+        self.disk.completions(&mut Vec::new());
+        self.disk.uncache(range);
+        self.disk.execute(DiskOp::Read { range, holes: false })
+    }
+
+    /// Whether the disk answers at all: a block cannot be read then because of itself.
+    fn answers(&mut self) -> bool {
+        let last = self.disk.size().saturating_sub(BLOCK_SIZE) / BLOCK_SIZE * BLOCK_SIZE;
+        let middle = last / 2 / BLOCK_SIZE * BLOCK_SIZE;
+        let probes = [0, middle, last].map(|offset| ByteRange::new(offset, BLOCK_SIZE));
+        probes.into_iter().any(|probe| self.read_anew(probe).is_ok())
+    }
+
+    /// Stores what a block is to hold, so that it reads back.
+    fn store_again(&mut self, range: ByteRange, data: Bytes) -> Result<bool, DiskError> {
+        if self.disk.remap_stats().is_some() {
+            self.disk.completions(&mut Vec::new());
+            return self.disk.remap_now(RemapOp::Repair { range, data }).0.map(|()| true);
+        }
+        self.disk.execute(DiskOp::Write { range, data: data.clone(), fua: false })?;
+        self.disk.execute(DiskOp::Flush)?;
+        Ok(matches!(self.read_anew(range)?, Outcome::Data(found) if found == data))
     }
 }
 
@@ -95,9 +131,63 @@ impl Backing for OwnDisk {
         flushed
     }
 
+    fn look(&mut self, range: ByteRange) -> io::Result<Vec<(ByteRange, Seen)>> {
+        let error = match self.read_anew(range) {
+            Ok(_) => return Ok(Vec::new()),
+            Err(error) => error,
+        };
+        if !shard::is_of_blocks(&error) {
+            return Err(io_error(&error));
+        }
+        let partial = (error.kind == DiskErrorKind::Unreadable).then(|| self.disk.partial(OpId(0)));
+        let parts = match partial.flatten() {
+            Some(PartialRead { bad, wrong, .. }) => parts(&bad, &wrong),
+            None => vec![(range, Seen::Unread)],
+        };
+        // A disk that went away has no bad blocks.
+        let unread = parts.iter().any(|(_, seen)| *seen == Seen::Unread);
+        if unread && !self.answers() { Err(io_error(&error)) } else { Ok(parts) }
+    }
+
+    fn repair(&mut self, offset: u64, data: &[u8]) -> io::Result<bool> {
+        let range = ByteRange::new(offset, data.len() as u64);
+        let stored = self.store_again(range, Bytes::copy_from_slice(data));
+        self.spares.send_replace(SparesView::of(&self.disk));
+        match stored {
+            Ok(stored) => Ok(stored),
+            Err(error) if error.kind == DiskErrorKind::SpareFull || shard::is_of_blocks(&error) => {
+                tracing::debug!("{range} could not be stored again: {error}");
+                Ok(false)
+            }
+            Err(error) => Err(io_error(&error)),
+        }
+    }
+
+    fn losses(&mut self) -> Losses {
+        losses::load(&self.losses, self.resource).unwrap_or_default()
+    }
+
+    fn keep_losses(&mut self, losses: &Losses) -> io::Result<()> {
+        losses::store(&self.losses, self.resource, losses).inspect_err(|error| {
+            let path = self.losses.display();
+            tracing::warn!("{path} could not be written, so nothing is healed: {error}");
+        })
+    }
+
     fn grown(&mut self, size: u64) {
         self.disk.grown_to(size);
     }
+}
+
+/// The bad ranges of a read by whole blocks: those that are wrong, and the others.
+fn parts(bad: &[ByteRange], wrong: &[ByteRange]) -> Vec<(ByteRange, Seen)> {
+    let mut blocks: BTreeMap<u64, Seen> = BTreeMap::new();
+    let whole = |range: &ByteRange| range.offset / BLOCK_SIZE..range.end().div_ceil(BLOCK_SIZE);
+    blocks.extend(wrong.iter().flat_map(whole).map(|block| (block, Seen::Old)));
+    for block in bad.iter().flat_map(whole) {
+        blocks.entry(block).or_insert(Seen::Unread);
+    }
+    blocks.into_iter().map(|(b, seen)| (ByteRange::of_blocks(b..b + 1), seen)).collect()
 }
 
 fn io_error(error: &DiskError) -> io::Error {

@@ -1,18 +1,25 @@
 //! The thread of a resource that follows: it owns journal and disk.
 
+mod healing;
+
 use super::disk::OwnDisk;
+use super::losses;
+use super::scrub::ScrubCall;
 use super::session::{self, Link};
 use crate::checksums::{self, LatestChecksums};
+use crate::commands::blocking;
 use crate::growth;
 use crate::journaled::open::{claimed_files, follow_settings};
-use crate::local::Local;
+use crate::local::{Local, LocalDisk};
 use crate::node::Node;
 use crate::refuse;
 use crate::resource::Resource;
 use crate::shard::DiskSpec;
 use crate::spares::{MapChanges, SparesView, tell_map};
+use crate::survey::{self, Surveyed};
 use crate::task::Task;
 use holdfast_api::{ApiError, ErrorCode};
+use holdfast_core::{Notice as CoreNotice, Refusal, SurveyProgress};
 use holdfast_format::journal::{SegmentHeader, SegmentLink};
 use holdfast_journal::driver::Files;
 use holdfast_journal::ship::{
@@ -23,11 +30,14 @@ use holdfast_store::ChecksumHandle;
 use holdfast_units::{HybridTime, LogPosition, NodeId, ResourceId};
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+pub(crate) use healing::FollowScrub;
+use healing::Tended;
 
 /// How long the thread waits for something to happen before it looks at the time.
 const TICK: Duration = Duration::from_millis(50);
@@ -74,6 +84,7 @@ pub(super) enum Order {
     /// The disk is ready for so many bytes.
     Grown(u64, oneshot::Sender<()>),
     Discard(oneshot::Sender<Result<(), String>>),
+    Scrub(ScrubCall, oneshot::Sender<Result<(), Refusal>>),
     Chain(oneshot::Sender<Vec<SegmentLink>>),
     Stop(oneshot::Sender<()>),
 }
@@ -99,6 +110,10 @@ pub(crate) struct FollowView {
     pub(crate) replay_rate: u64,
     /// The spares of its disk for bad sectors.
     pub(crate) spares: Option<SparesView>,
+    /// The scrub of its disk that goes on.
+    pub(crate) scrub: Option<SurveyProgress>,
+    /// The bytes of the resource that its disk is ready for.
+    pub(crate) size: u64,
 }
 
 /// A resource that follows.
@@ -106,7 +121,8 @@ pub(crate) struct Following {
     orders: mpsc::Sender<Order>,
     view: watch::Receiver<FollowView>,
     checksums: LatestChecksums,
-    _tasks: [Task; 3],
+    scrub: FollowScrub,
+    _tasks: [Task; 4],
 }
 
 /// Says where the checksums of the disk are: they may come and go between two openings.
@@ -124,6 +140,8 @@ struct Place {
     /// Where the checksums of the disk are, if some are kept then, and how they stand.
     sums: Sums,
     checksums: LatestChecksums,
+    /// Where it is kept which of its blocks have no good copy.
+    losses: PathBuf,
 }
 
 /// Begins to follow.
@@ -148,6 +166,8 @@ pub(crate) async fn start(
     let disk = local.disk.as_ref().ok_or_else(|| refuse("it follows by the log without a disk"))?;
     let journal = local.journal.as_ref();
     let journal = journal.ok_or_else(|| refuse("it follows by the log without a journal"))?;
+    let losses = losses::path(&node.settings.state_dir, local.id);
+    take_over_losses(&losses, disk, local.id).await?;
     let place = Place {
         name: local.name.clone(),
         resource: local.id,
@@ -158,6 +178,7 @@ pub(crate) async fn start(
         delay: session::delay_of(node, local.id, None),
         sums: sums_of(node, resource),
         checksums: Arc::default(),
+        losses,
     };
     let sums = Arc::clone(&place.checksums);
     let (orders, queue) = mpsc::channel(QUEUE);
@@ -171,14 +192,18 @@ pub(crate) async fn start(
         fill_bytes: 0,
         replay_rate: 0,
         spares: None,
+        scrub: None,
+        size: place.size,
     };
     let (shown, seen) = watch::channel(nothing);
     let (opened, is_open) = oneshot::channel();
     let notice = Notice { node: Arc::clone(node), resource: Arc::clone(resource) };
     let runtime = Handle::current();
+    let (ended, _) = broadcast::channel(QUEUE);
+    let scrub = FollowScrub::new(orders.clone(), seen.clone(), ended.clone());
     let thread = std::thread::Builder::new().name("follow".into());
     thread
-        .spawn(move || Thread::new(place, runtime, notice, shown).run(queue, opened))
+        .spawn(move || Thread::new(place, runtime, notice, shown, ended).run(queue, opened))
         .map_err(|error| refuse::internal("a thread was not started", &error))?;
     match is_open.await {
         Ok(Ok(())) => {}
@@ -189,8 +214,26 @@ pub(crate) async fn start(
     let computing = checksums::run_latest(Arc::clone(&sums));
     let growing = FollowOrders(orders.clone());
     let growing = growth::follow(Arc::clone(node), Arc::clone(resource), growing);
-    let tasks = [Task::spawn(session), Task::spawn(computing), Task::spawn(growing)];
-    Ok(Following { orders, view: seen, checksums: sums, _tasks: tasks })
+    let surveyed = Surveyed::Follower(scrub.clone());
+    let surveys = survey::run(Arc::clone(node), Arc::clone(resource), surveyed);
+    let tasks =
+        [Task::spawn(session), Task::spawn(computing), Task::spawn(growing), Task::spawn(surveys)];
+    Ok(Following { orders, view: seen, checksums: sums, scrub, _tasks: tasks })
+}
+
+/// What the metadata say of blocks without a good copy, if this node has led since it followed last.
+async fn take_over_losses(
+    path: &Path,
+    disk: &LocalDisk,
+    resource: ResourceId,
+) -> Result<(), ApiError> {
+    let (path, disk) = (path.to_owned(), disk.clone());
+    blocking(move || {
+        losses::take_over(&path, &disk, resource).map_err(|error| {
+            refuse::internal(&format!("{} could not be written", path.display()), &error)
+        })
+    })
+    .await
 }
 
 /// Tells the thread what becomes of its disk.
@@ -221,6 +264,11 @@ impl Following {
     /// The layer for checksums of its disk; `None` while that is not open.
     pub(crate) fn checksums(&self) -> Option<ChecksumHandle> {
         checksums::latest(&self.checksums).clone()
+    }
+
+    /// The scrub of its disk.
+    pub(crate) const fn scrub(&self) -> &FollowScrub {
+        &self.scrub
     }
 
     /// Tells of changes of [`Self::view`]; ends with the thread.
@@ -382,6 +430,7 @@ struct Thread {
     fill_bytes: u64,
     /// How the spares of the disk are.
     spares: Option<watch::Receiver<Option<SparesView>>>,
+    tended: Tended,
 }
 
 impl Thread {
@@ -390,6 +439,7 @@ impl Thread {
         runtime: Handle,
         notice: Notice,
         shown: watch::Sender<FollowView>,
+        ended: broadcast::Sender<CoreNotice>,
     ) -> Self {
         let now = Instant::now();
         let delay_ms = u64::try_from(place.delay.as_millis()).unwrap_or(u64::MAX);
@@ -415,13 +465,15 @@ impl Thread {
             hurries: false,
             fill_bytes: 0,
             spares: None,
+            tended: Tended::new(ended),
         }
     }
 
     fn open(&mut self) -> Result<Logic, String> {
         let Place { resource, slot, journal, size, .. } = &self.place;
         let sums = (self.place.sums)();
-        let opened = OwnDisk::open(&self.place.disk, sums.as_deref(), *resource, *size);
+        let opened =
+            OwnDisk::open(&self.place.disk, sums.as_deref(), *resource, *size, &self.place.losses);
         let (disk, seen) = opened.map_err(|error| error.to_string())?;
         self.notice.follow_map(&self.runtime, &seen.changes);
         self.spares = Some(seen.spares);
@@ -471,6 +523,7 @@ impl Thread {
                 next = queue.try_recv().ok();
             }
             more = self.work();
+            more |= self.scrub_on();
             self.publish();
         }
         self.close();
@@ -564,6 +617,12 @@ impl Thread {
                 let _ = done.send(());
             }
             Order::Discard(done) => self.carry_out(done, Follower::discard),
+            Order::Scrub(call, done) => {
+                let answer = self.scrub_call(&call);
+                self.publish();
+                // Who asked may be gone.
+                let _ = done.send(answer);
+            }
             Order::Chain(done) => {
                 let chain = self.logic.as_ref().map(Follower::chain);
                 // Who asked may be gone.
@@ -635,6 +694,7 @@ impl Thread {
                     self.part();
                     self.logic = Some(logic);
                     self.set_delay();
+                    self.look_again();
                     self.failure = None;
                 }
                 Err(why) => self.fail(&why),
@@ -669,6 +729,7 @@ impl Thread {
             let left = status.fill_left;
             self.fill_bytes = if left == 0 { 0 } else { self.fill_bytes.max(left) };
             self.watch_progress(now, status);
+            self.tell_healing(&status.healed);
         }
         let view = FollowView {
             status,
@@ -680,6 +741,8 @@ impl Thread {
             fill_bytes: self.fill_bytes,
             replay_rate: self.replayed.rate,
             spares: self.spares.as_ref().and_then(|seen| seen.borrow().clone()),
+            scrub: self.tended.progress(),
+            size: self.place.size,
         };
         self.shown.send_if_modified(|shown| {
             let changed = *shown != view;

@@ -11,13 +11,15 @@ use holdfast_cluster::PinnedNode;
 use holdfast_core::{Command, Snapshot};
 use holdfast_journal::ship::{
     Answer, FollowerStatus, Handed, Leader, Message, Notes as _, RefuseCode, Reply, Request,
-    Source as _, copy_block, fetch_piece, make_offer,
+    Source as _, copy_block, fetch_piece, healed, make_offer,
 };
-use holdfast_units::{ConnectionState, GenerationId, HybridTime, LogPosition, NodeId, Role};
+use holdfast_units::{
+    BLOCK_SIZE, ByteRange, ConnectionState, GenerationId, HybridTime, LogPosition, NodeId, Role,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -36,6 +38,7 @@ const PARTING: Duration = Duration::from_secs(60);
 
 /// What this node does for its followers, while it is Primary.
 pub(crate) struct Serving {
+    resource: Weak<Resource>,
     inner: Mutex<Inner>,
     journal: JournalHandle,
     next_conn: AtomicU64,
@@ -298,7 +301,7 @@ pub(super) fn followers_of(node: &Node, resource: &Resource) -> BTreeSet<NodeId>
 }
 
 impl Serving {
-    fn begin(node: &Node, resource: &Resource, journal: &JournalHandle) -> Option<Self> {
+    fn begin(node: &Node, resource: &Arc<Resource>, journal: &JournalHandle) -> Option<Self> {
         let random = getrandom::u64().ok()?;
         let inner = Inner {
             leader: Leader::new(resource.id, random),
@@ -311,6 +314,7 @@ impl Serving {
             followers: BTreeSet::new(),
         };
         Some(Self {
+            resource: Arc::downgrade(resource),
             inner: Mutex::new(inner),
             journal: journal.clone(),
             next_conn: AtomicU64::new(0),
@@ -338,6 +342,19 @@ impl Serving {
         let mut followers = followers_of(node, resource);
         followers.extend(guests.iter().copied());
         followers
+    }
+
+    /// Whether the disk here is not known to lack a good copy of a range. What it has of such blocks may
+    /// be old.
+    async fn is_good(&self, range: ByteRange) -> bool {
+        let Some(resource) = self.resource.upgrade() else { return false };
+        let Ok(handle) = resource.need_handle() else { return false };
+        handle.refresh().await;
+        let view = handle.snapshot();
+        let listed = &view.snapshot.unreadable;
+        let hit = listed.iter().any(|l| l.offset < range.end() && range.offset < l.end());
+        let blocks: u64 = listed.iter().map(|listed| listed.len / BLOCK_SIZE).sum();
+        !hit && blocks >= view.snapshot.unreadable_blocks
     }
 
     /// Whether nothing comes any more that a connected follower has not fetched. Blocks.
@@ -571,6 +588,16 @@ async fn answer(
                 Err(refusal) => refusal.into(),
             })
         }
+        Request::Heal(range) => {
+            let may = {
+                let inner = serving.lock();
+                inner.leader.may_heal(follower, range, inner.source.size())
+            };
+            Reply::Now(match may {
+                Ok(features) => heal(serving, range, features).await,
+                Err(refusal) => refusal.into(),
+            })
+        }
         request => {
             let state = Arc::clone(serving);
             let reply = tokio::task::spawn_blocking(move || {
@@ -611,6 +638,17 @@ async fn part(serving: &Serving, fill: u64, handed: Handed) -> io::Result<Answer
     };
     let made = tokio::task::spawn_blocking(move || make_offer(fill, range, part, &bytes));
     made.await.map(Answer::Offer).map_err(io::Error::other)
+}
+
+/// A part of which the follower has no good copy; nothing when there is none here, either.
+async fn heal(serving: &Serving, range: ByteRange, features: u64) -> Answer {
+    let read = serving.journal.read(range).await.ok();
+    let bytes = if serving.is_good(range).await { read } else { None };
+    // Behind what was read: all of that is in the journal before this position.
+    match serving.journal.flush().await {
+        Ok(position) => healed(range, features, bytes, position),
+        Err(error) => Answer::Refuse { code: RefuseCode::Failed, text: error.to_string() },
+    }
 }
 
 /// Waits for something durable behind `known`, other news, the next request, or the time.

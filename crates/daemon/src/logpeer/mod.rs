@@ -14,20 +14,23 @@ mod gone;
 mod home;
 mod lead;
 mod lend;
+mod losses;
 mod others;
 pub(crate) mod past;
 pub(crate) mod rewind;
 mod roles;
+mod scrub;
 mod session;
 mod show;
 mod source;
 mod wire;
 
-pub(crate) use follow::{FollowOrders, FollowView, Following, start};
+pub(crate) use follow::{FollowOrders, FollowScrub, FollowView, Following, start};
 pub(crate) use gone::{end, forget_gone};
 pub(crate) use home::watch as watch_for_home;
 pub(crate) use lead::{Serving, keep, take};
 pub(crate) use lend::lend;
+pub(crate) use losses::{forget as forget_losses, path as losses_path};
 pub(crate) use others::{Leads, all_follow, look_around, need_no_leader};
 pub(crate) use past::show_again;
 pub(crate) use roles::{

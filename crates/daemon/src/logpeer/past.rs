@@ -70,6 +70,12 @@ pub(crate) async fn show(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(
             "`holdfast set {name} checksums=off` first, and `checksums=on` when replay goes on"
         )));
     }
+    if status.healed.old > 0 {
+        let why = "some of its blocks are not what was written, and were not healed yet";
+        return Err(refuse(ErrorCode::NoUpToDateData, why).hint(format!(
+            "`holdfast status {name}` says how many; the Primary and the replay have them"
+        )));
+    }
     let path = disk.path;
     let size = status::resource(node, resource).size_bytes;
     let shown = node.shard()?.show(PastSpec { name: name.clone(), path, size }).await;

@@ -1,6 +1,7 @@
 //! Who leads: at the start, by `primary`, and when another node says that it does.
 
 use super::Following;
+use super::losses;
 use super::others::{ASK_LIMIT, all_is_here, ask, lineage_of, may_follow};
 use crate::commands::create::al_extents;
 use crate::commands::roles::{refuse_clients, release, wait_exported};
@@ -460,9 +461,14 @@ pub(super) async fn renew(
         .map(|peer| peer.slot)
         .collect();
     let (id, al_extents) = (local.id, al_extents(&record.options));
+    let losses = losses::path(&node.settings.state_dir, id);
     // It may have been agreed on more, which this disk is not ready for.
     let size = local.size.unwrap_or(record.size_bytes);
-    blocking(move || renew_metadata(&disk, id, slot, size, al_extents, &others, content)).await
+    blocking(move || {
+        renew_metadata(&disk, id, slot, size, al_extents, &others, content)?;
+        losses::give_to_metadata(&losses, &disk, id)
+    })
+    .await
 }
 
 /// This node is Primary, and another one that follows it wants to be so.

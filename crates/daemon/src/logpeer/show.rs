@@ -3,8 +3,9 @@
 use super::follow::word_of;
 use super::{FollowView, Serving};
 use holdfast_api::status::{JournalStatus, PeerProblem, PeerStatus, ReplayStatus, ResyncStatus};
+use holdfast_api::words::{agreed, counted};
 use holdfast_format::journal::FollowState;
-use holdfast_journal::ship::{FollowerStatus, Trouble, Verdict};
+use holdfast_journal::ship::{FollowStatus, FollowerStatus, Trouble, Verdict};
 use holdfast_units::{HybridTime, NodeId};
 
 /// The word for the disk of a node that follows.
@@ -35,7 +36,16 @@ pub(crate) fn replay_of(view: &FollowView) -> Option<ReplayStatus> {
         fetch_bytes_per_second: view.rate,
         replay_bytes_per_second: view.replay_rate,
         eta_seconds: lag.checked_div(rate).unwrap_or(0),
-        problem: problem_of(view).map(|problem| problem.message),
+        problem: problem_of(view).map(|problem| problem.message).or_else(|| to_come(status)),
+    })
+}
+
+/// Blocks without a good copy that only the replay can bring.
+fn to_come(status: &FollowStatus) -> Option<String> {
+    let blocks = status.healed.to_come;
+    (blocks > 0).then(|| {
+        let (blocks, wait) = (counted(blocks, "block"), agreed(blocks, "waits", "wait"));
+        format!("{blocks} without a good copy here {wait} for the replay, which brings what was written since")
     })
 }
 

@@ -126,6 +126,11 @@ fn whole(range: ByteRange) -> ByteRange {
     ByteRange::new(start, end - start)
 }
 
+/// Whether an error is of blocks of the disk, and may be of them alone.
+pub(crate) fn is_of_blocks(error: &DiskError) -> bool {
+    is_of_medium(error) || error.kind == DiskErrorKind::Unreadable
+}
+
 /// Whether an error can be that of a bad sector, on a disk that works otherwise.
 fn is_of_medium(error: &DiskError) -> bool {
     let of_medium = [Errno::IO, Errno::REMOTEIO, Errno::ILSEQ, Errno::NODATA, Errno::BADMSG]
@@ -216,8 +221,7 @@ impl Healing {
             return Some((of, Ok(bad_blocks(partial))));
         }
         // Which blocks an unreadable one has was told, but perhaps too many others were at the same time.
-        let of_medium = is_of_medium(&error) || error.kind == DiskErrorKind::Unreadable;
-        if !of_medium || !error.range.is_aligned() || error.range.is_empty() {
+        if !is_of_blocks(&error) || !error.range.is_aligned() || error.range.is_empty() {
             return Some((of, Err(Some(error))));
         }
         let range = error.range;
@@ -340,9 +344,7 @@ impl Healing {
             (Look::Halves, Ok(Outcome::Data(data))) => search.take(range, &data),
             // Zeroes are there already.
             (Look::Halves, Ok(_)) => {}
-            (Look::Halves, Err(error))
-                if is_of_medium(&error) || error.kind == DiskErrorKind::Unreadable =>
-            {
+            (Look::Halves, Err(error)) if is_of_blocks(&error) => {
                 if range.len > BLOCK_SIZE {
                     half = Some(range);
                 } else {

@@ -28,6 +28,7 @@ mod heap;
 mod histogram;
 mod jobs;
 mod link;
+mod lost_list;
 mod meta_io;
 mod meta_move;
 mod metadata;
@@ -46,7 +47,9 @@ mod vitals;
 mod tests;
 
 pub use handle::{CloseError, RenameRefused, ResourceHandle};
+pub(crate) use healing::is_of_blocks;
 pub use link::{LinkOrigin, LinkStream};
+pub(crate) use lost_list::{read_lost, write_lost};
 pub(crate) use meta_move::{check_room, keep_metadata, move_metadata};
 pub use metadata::{
     CreateMetadata, DiskSpec, InitialContent, MetaPlace, MetadataError, NewSpares, boot_id,

@@ -5,6 +5,7 @@
 mod cursors;
 mod following;
 mod frame;
+mod losses;
 mod note;
 mod segment;
 mod table;
@@ -17,6 +18,7 @@ pub use frame::{
     Compression, FRAME_HEADER_LEN, FrameContext, FrameError, FrameHeader, MAX_FRAME_HEADER_LEN,
     MAX_FRAME_LEN, MAX_FRAME_RECORDS, RECORD_LEN, Record, RecordKind, frame_len,
 };
+pub use losses::{LossList, MAX_LOSSES};
 pub use note::{FollowerNote, MAX_NOTE_LINKS, MAX_NOTE_RANGES, NoteError};
 pub use segment::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentLink, is_alignment};
 pub use table::{DEVICE_DATA_AT, DEVICE_TABLE_LEN, DeviceTable, MAX_DEVICE_FILES, MAX_DEVICE_NAME};

@@ -1,6 +1,6 @@
 //! What the journal has goes to the disk.
 
-use super::{Files, Log, LogError};
+use super::{Files, Log, LogError, Losses, Seen};
 use crate::index::{RunKind, WriteBackLimits};
 use bytes::{Bytes, BytesMut};
 use holdfast_units::ByteRange;
@@ -31,6 +31,40 @@ pub trait Backing {
     /// # Errors
     /// When that is not known to have worked.
     fn flush(&mut self) -> io::Result<()>;
+
+    /// Reads a range only to see whether that can be done, and gives what was written. The parts of
+    /// which there is no good copy, in whole blocks; the whole range when it is not known which
+    /// of its blocks that are.
+    ///
+    /// # Errors
+    /// When the disk itself fails, and not only blocks of it.
+    fn look(&mut self, range: ByteRange) -> io::Result<Vec<(ByteRange, Seen)>> {
+        self.read(range).map(|_| Vec::new())
+    }
+
+    /// Stores again what blocks hold that it has no good copy of. Whether it has a good one then,
+    /// durably.
+    ///
+    /// # Errors
+    /// When the disk itself fails, and not only blocks of it.
+    fn repair(&mut self, offset: u64, data: &[u8]) -> io::Result<bool> {
+        self.write(offset, data)?;
+        self.flush().map(|()| true)
+    }
+
+    /// The blocks of which it has no good copy, as [`Self::keep_losses`] was told last.
+    fn losses(&mut self) -> Losses {
+        Losses::default()
+    }
+
+    /// Keeps a list of such blocks, durably.
+    ///
+    /// # Errors
+    /// When that is not known to have worked; the list before is there then.
+    fn keep_losses(&mut self, losses: &Losses) -> io::Result<()> {
+        let _ = losses;
+        Ok(())
+    }
 
     /// What it is made over has grown, and may be used up to `size` bytes from now on.
     fn grown(&mut self, size: u64) {

@@ -24,6 +24,8 @@ pub const MAX_PAYLOAD: usize = 1 << 20;
 pub const MAX_LINKS: usize = 2048;
 /// The most ranges in an [`Await`].
 pub const MAX_COPIED: usize = 4096;
+/// The longest part that a follower may ask for because it has no good copy of it, in bytes.
+pub const MAX_HEALED: u64 = 64 << 10;
 /// The most digests in an [`Offer`].
 pub const MAX_DIGESTS: usize = 256;
 /// The most segments in a [`Head`].
@@ -87,6 +89,8 @@ const PIECE: u8 = 10;
 const BLOCK: u8 = 11;
 const TAKE: u8 = 12;
 const OFFER: u8 = 13;
+const HEAL: u8 = 14;
+const HEALED: u8 = 15;
 
 /// A header that was checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,7 +124,7 @@ pub fn parse_header(bytes: &[u8; HEADER_LEN]) -> Result<ShipHeader, ShipError> {
         return Err(ShipError::Magic(u16::from_be_bytes([bytes[0], bytes[1]])));
     }
     let kind = bytes[2];
-    if !(HELLO..=OFFER).contains(&kind) {
+    if !(HELLO..=HEALED).contains(&kind) {
         return Err(ShipError::Kind(kind));
     }
     let len = |at: usize| {
@@ -128,7 +132,7 @@ pub fn parse_header(bytes: &[u8; HEADER_LEN]) -> Result<ShipHeader, ShipError> {
         usize::try_from(len).unwrap_or(usize::MAX)
     };
     let (body_len, payload_len) = (len(4), len(8));
-    let may_have = matches!(kind, PIECE | BLOCK);
+    let may_have = matches!(kind, PIECE | BLOCK | HEALED);
     if bytes[3] != 0 || body_len > MAX_BODY || payload_len > if may_have { MAX_PAYLOAD } else { 0 }
     {
         return Err(ShipError::Header(kind));
@@ -195,6 +199,14 @@ impl Writer<'_> {
 
     fn u64(&mut self, value: u64) {
         self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn block(&mut self, block: &Block) {
+        self.u64(block.fill);
+        self.range(block.range);
+        self.bool(block.zeroes);
+        self.u8(block.compression as u8);
+        self.u32(block.crc);
     }
 
     fn count(&mut self, count: usize) {
@@ -342,6 +354,10 @@ fn write(message: &Message, w: &mut Writer<'_>) -> (u8, Bytes) {
             w.range(*range);
             TAKE
         }
+        Message::Request(Request::Heal(range)) => {
+            w.range(*range);
+            HEAL
+        }
         Message::Answer(answer) => return write_answer(answer, w),
     };
     (kind, Bytes::new())
@@ -369,12 +385,13 @@ fn write_answer(answer: &Answer, w: &mut Writer<'_>) -> (u8, Bytes) {
             return (PIECE, piece.bytes.clone());
         }
         Answer::Block(block) => {
-            w.u64(block.fill);
-            w.range(block.range);
-            w.bool(block.zeroes);
-            w.u8(block.compression as u8);
-            w.u32(block.crc);
+            w.block(block);
             return (BLOCK, block.bytes.clone());
+        }
+        Answer::Healed { position, block } => {
+            w.u64(position.0);
+            w.block(block);
+            return (HEALED, block.bytes.clone());
         }
         Answer::Offer(offer) => {
             w.u64(offer.fill);
@@ -484,6 +501,13 @@ impl Reader<'_> {
         let range = ByteRange::new(self.u64()?, self.u64()?);
         let within = range.offset <= MAX_DEVICE_SIZE && range.len <= MAX_DEVICE_SIZE;
         if within && range.is_aligned() { Ok(range) } else { Err("range") }
+    }
+
+    fn block(&mut self, bytes: Bytes) -> Field<Block> {
+        let (fill, range) = (self.u64()?, self.range_or_empty()?);
+        let (zeroes, compression, crc) = (self.bool()?, self.compression()?, self.u32()?);
+        packed_fits(compression, if zeroes { 0 } else { range.len }, &bytes)?;
+        Ok(Block { fill, range, zeroes, compression, crc, bytes })
     }
 
     fn state(&mut self) -> Field<FollowState> {
@@ -627,6 +651,10 @@ fn read(kind: u8, r: &mut Reader<'_>, payload: Bytes) -> Field<Message> {
             }
             Request::Take { fill, range }
         }
+        HEAL => match r.range()? {
+            range if range.len > MAX_HEALED => return Err("range"),
+            range => Request::Heal(range),
+        },
         _ => return read_answer(kind, r, payload).map(Message::Answer),
     };
     Ok(Message::Request(request))
@@ -669,15 +697,13 @@ fn read_answer(kind: u8, r: &mut Reader<'_>, bytes: Bytes) -> Field<Answer> {
             packed_fits(compression, u64::from(len), &bytes)?;
             Answer::Piece(Piece { segment, from, len, compression, bytes })
         }
-        BLOCK => {
-            let (fill, range) = (r.u64()?, r.range_or_empty()?);
-            let (zeroes, compression, crc) = (r.bool()?, r.compression()?, r.u32()?);
-            if zeroes {
-                packed_fits(compression, 0, &bytes)?;
-            } else {
-                packed_fits(compression, range.len, &bytes)?;
+        BLOCK => Answer::Block(r.block(bytes)?),
+        HEALED => {
+            let (position, block) = (r.position()?, r.block(bytes)?);
+            if block.range.len > MAX_HEALED {
+                return Err("range");
             }
-            Answer::Block(Block { fill, range, zeroes, compression, crc, bytes })
+            Answer::Healed { position, block }
         }
         OFFER => Answer::Offer(read_offer(r)?),
         _ => {

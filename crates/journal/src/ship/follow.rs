@@ -2,6 +2,7 @@
 
 mod ask;
 mod copy;
+mod heal;
 mod lend;
 mod replay;
 mod rewind;
@@ -11,13 +12,14 @@ mod types;
 
 pub use rewind::BACKWARDS;
 pub use state::mark_led;
-pub use types::{ConnId, FollowError, FollowOptions, FollowStatus, Holding, Send, Trouble};
+pub use types::{ConnId, FollowError, FollowOptions, FollowStatus, Healed, Holding, Send, Trouble};
 
 use super::fetch::Fetcher;
 use super::message::{Await, Fetch, Head, Verdict};
 use crate::driver::{Backing, Files, Log, LogError, Open};
 use crate::journal::Settings;
 use crate::recover::RecoverError;
+use heal::Healing;
 use holdfast_format::BLOCK_LEN;
 use holdfast_format::journal::{FollowState, Following, SegmentLink};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId};
@@ -50,6 +52,8 @@ enum Asked {
     /// Of this round.
     Fetch(Fetch, u64),
     Copy(u64),
+    /// In this round.
+    Heal(u64),
 }
 
 struct Conn {
@@ -102,6 +106,7 @@ pub struct Follower<O, F, D> {
     /// What was offered and is different here, to be asked for on the same connection.
     takes: VecDeque<(ConnId, ByteRange)>,
     trouble: Option<Trouble>,
+    healing: Healing,
     received: u64,
     transferred: u64,
 }
@@ -141,6 +146,7 @@ where
             write_state(&mut files, &mut state).map_err(journal)?;
         }
         drop(files);
+        let losses = disk.losses();
         let mut follower = Self {
             open,
             options,
@@ -175,6 +181,7 @@ where
             copies_given_out: false,
             takes: VecDeque::new(),
             trouble: None,
+            healing: Healing::new(losses),
             received: 0,
             transferred: 0,
         };
@@ -214,6 +221,7 @@ where
         self.log = Some(log);
         let replayed = self.state.replayed;
         self.log_mut()?.journal_mut().rewound(replayed);
+        self.healing.begin_again();
         self.must_greet = true;
         Ok(())
     }
@@ -266,6 +274,7 @@ where
         self.flush_disk(0)?;
         self.state.applying = self.may_have();
         self.store()?;
+        self.keep_losses(u64::MAX);
         self.log_mut()?.store_cursors().map_err(journal)?;
         Ok(self.disk)
     }
@@ -276,6 +285,9 @@ where
     /// [`FollowError`].
     pub fn set_switches(&mut self, fetch: bool, replay: bool) -> Result<(), FollowError> {
         (self.state.fetch_paused, self.state.replay_paused) = (fetch, replay);
+        if fetch {
+            self.healing.leader_changes();
+        }
         if self.trouble == Some(Trouble::Held) && !replay {
             self.trouble = None;
             self.must_greet = true;
@@ -299,6 +311,7 @@ where
         self.state = Following { sequence, fetch_paused, replay_paused, wipe: true, ..nothing };
         self.store()?;
         self.wipe()?;
+        self.healing.begin_again();
         (self.applied, self.recover_to) = (LogPosition::START, LogPosition::START);
         self.verdict = None;
         self.round += 1;
@@ -361,6 +374,7 @@ where
             follows: self.follows(),
             verdict: self.verdict,
             trouble: self.trouble.clone(),
+            healed: self.healing.status(),
         }
     }
 
@@ -384,7 +398,8 @@ where
         let replayed = self.replay(now_ms)?;
         self.flush_when_due(now_ms, replayed)?;
         self.recycle()?;
+        let healed = self.heal(now_ms)?;
         self.ask(now_ms)?;
-        Ok(copied || replayed)
+        Ok(copied || replayed || healed)
     }
 }

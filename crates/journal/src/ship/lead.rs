@@ -5,12 +5,12 @@ mod parts;
 mod served;
 mod types;
 
-pub use parts::{copy_block, fetch_piece, make_offer};
+pub use parts::{copy_block, fetch_piece, healed, make_offer};
 pub(super) use parts::{digest, may_unpack};
 pub use types::{FollowerStatus, Handed, LeadError, Notes, Refusal, Reply, Source};
 
-use super::codec::{MAX_PAYLOAD, MAX_SEGMENTS};
-use super::message::{Answer, Await, Fetch, Head, Join, RefuseCode, Request};
+use super::codec::{MAX_HEALED, MAX_PAYLOAD, MAX_SEGMENTS};
+use super::message::{Answer, Await, FEATURE_HEAL, Fetch, Head, Join, RefuseCode, Request};
 use crate::ranges::RangeSet;
 use bytes::Bytes;
 use holdfast_format::journal::{FollowState, MAX_NOTE_LINKS, PeerSwitches, SegmentHeader};
@@ -181,6 +181,7 @@ impl Leader {
             Request::Fetch(fetch) => self.fetch(node, fetch, source),
             Request::Copy { fill } => self.copy(node, conn, fill, source),
             Request::Take { fill, range } => self.take(node, fill, range, source),
+            Request::Heal(range) => self.heal(node, range, source),
         };
         Reply::Now(answer.unwrap_or_else(Answer::from))
     }
@@ -392,6 +393,31 @@ impl Leader {
         }
         served.offers.taken(range.len);
         Ok(features)
+    }
+
+    fn heal(
+        &self,
+        node: NodeId,
+        range: ByteRange,
+        source: &mut impl Source,
+    ) -> Result<Answer, Refusal> {
+        let features = self.may_heal(node, range, source.size())?;
+        let bytes = source.read(range).ok();
+        // Behind what was read.
+        let position = source.flush().map_err(failed)?;
+        Ok(healed(range, features, bytes, position))
+    }
+
+    /// Whether a follower may have a part of which it has no good copy, of a resource of `size` bytes;
+    /// its features. Then the part is read, and what was written by then is made durable: the position
+    /// of that goes with it.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn may_heal(&self, node: NodeId, range: ByteRange, size: u64) -> Result<u64, Refusal> {
+        let features = self.may_fetch(node)?;
+        let within = range.end() <= size && (1..=MAX_HEALED).contains(&range.len);
+        if within && features & FEATURE_HEAL != 0 { Ok(features) } else { Err(gone()) }
     }
 
     /// How a follower stands.

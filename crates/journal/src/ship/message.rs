@@ -15,6 +15,9 @@ pub const FEATURE_LENT: u64 = 4;
 /// Who follows can unpack records that are compressed, and knows of segments that say so.
 pub const FEATURE_PACKED: u64 = 8;
 
+/// Who leads gives blocks of which a follower has no good copy.
+pub const FEATURE_HEAL: u64 = 16;
+
 /// What a follower says. Each is answered by exactly one [`Answer`], in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Request {
@@ -39,6 +42,11 @@ pub enum Request {
         /// Which part.
         range: ByteRange,
     },
+    /// A part of the disk of which the follower has no good copy, at most [`MAX_HEALED`] bytes. Only
+    /// for who leads and said that it gives them.
+    ///
+    /// [`MAX_HEALED`]: super::MAX_HEALED
+    Heal(ByteRange),
 }
 
 /// The beginning of a follower's first connection. Its layout is frozen for all versions.
@@ -145,6 +153,14 @@ pub enum Answer {
     Block(Block),
     /// To a copy: what the follower has to compare first.
     Offer(Offer),
+    /// To a heal.
+    Healed {
+        /// What the part holds is no later than this: who replays up to here without a record of the
+        /// part has what it holds.
+        position: LogPosition,
+        /// The part, of the filling 0; empty when there is no good copy here, either.
+        block: Block,
+    },
     /// To anything: it cannot be done. Its layout is frozen for all versions.
     Refuse {
         /// What kind of refusal.

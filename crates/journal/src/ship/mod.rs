@@ -11,18 +11,18 @@ mod lead;
 mod message;
 
 pub use codec::{
-    HEADER_LEN, MAX_BODY, MAX_COPIED, MAX_DIGESTS, MAX_LINKS, MAX_PAYLOAD, MAX_SEGMENTS, MAX_TEXT,
-    Message, ShipError, ShipHeader, decode, encode, parse_header,
+    HEADER_LEN, MAX_BODY, MAX_COPIED, MAX_DIGESTS, MAX_HEALED, MAX_LINKS, MAX_PAYLOAD,
+    MAX_SEGMENTS, MAX_TEXT, Message, ShipError, ShipHeader, decode, encode, parse_header,
 };
 pub use follow::{
-    BACKWARDS, ConnId, FOLLOWING, FollowError, FollowOptions, FollowStatus, Follower, Holding,
-    Send, Trouble, mark_led,
+    BACKWARDS, ConnId, FOLLOWING, FollowError, FollowOptions, FollowStatus, Follower, Healed,
+    Holding, Send, Trouble, mark_led,
 };
 pub use lead::{
     FollowerStatus, Handed, LeadError, Leader, Notes, Refusal, Reply, Source, copy_block,
-    fetch_piece, make_offer,
+    fetch_piece, healed, make_offer,
 };
 pub use message::{
-    Answer, Await, Block, FEATURE_LENT, FEATURE_LZ4, FEATURE_OFFER, FEATURE_PACKED, Fetch, Head,
-    Hello, Join, Offer, Piece, RefuseCode, Report, Request, VERSION, Verdict, Welcome,
+    Answer, Await, Block, FEATURE_HEAL, FEATURE_LENT, FEATURE_LZ4, FEATURE_OFFER, FEATURE_PACKED,
+    Fetch, Head, Hello, Join, Offer, Piece, RefuseCode, Report, Request, VERSION, Verdict, Welcome,
 };

@@ -2,7 +2,7 @@
 #![allow(dead_code)] // a module of several programs, each of which uses a part
 
 use bytes::Bytes;
-use holdfast_journal::driver::{Backing, Files, Media};
+use holdfast_journal::driver::{Backing, Files, Losses, Media, Seen};
 use holdfast_units::ByteRange;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::RngCore as _;
@@ -56,11 +56,11 @@ pub(crate) enum Step {
 }
 
 #[derive(Clone, Default, Debug)]
-struct Inode {
+pub(crate) struct Inode {
     durable: Vec<u8>,
     pending: Vec<(u64, Vec<u8>)>,
     /// With what is pending.
-    seen: Vec<u8>,
+    pub(crate) seen: Vec<u8>,
 }
 
 /// Files, names and disk; what is durable, and what is not yet.
@@ -71,7 +71,15 @@ pub(crate) struct State {
     /// With the changes that are pending.
     seen_names: BTreeMap<String, usize>,
     pending_names: Vec<Step>,
-    disk: Inode,
+    pub(crate) disk: Inode,
+    /// Blocks of the disk that do not hold what was written, and what a look says of them; none is that
+    /// they are good.
+    pub(crate) bad: BTreeMap<u64, Option<Seen>>,
+    /// Those that were written since the last flush, and whether they were on the list.
+    rewritten: BTreeMap<u64, (Option<Seen>, bool)>,
+    /// The list of them that is kept.
+    pub(crate) kept: Losses,
+    pub(crate) keep_fails: bool,
     pub(crate) pushed: usize,
     pub(crate) completed: usize,
     pub(crate) flushed: usize,
@@ -200,8 +208,18 @@ impl State {
                 self.pending_names.push(step.clone());
             }
             Step::SyncDir => self.settle_names(usize::MAX),
-            Step::DiskWrite(offset, data) => self.disk.write(*offset, data),
-            Step::DiskFlush => self.disk.settle(),
+            Step::DiskWrite(offset, data) => {
+                self.disk.write(*offset, data);
+                for block in ByteRange::new(*offset, data.len() as u64).blocks() {
+                    let listed = self.kept.overlaps(ByteRange::of_blocks(block..block + 1));
+                    let bad = self.bad.remove(&block);
+                    self.rewritten.extend(bad.map(|seen| (block, (seen, listed))));
+                }
+            }
+            Step::DiskFlush => {
+                self.disk.settle();
+                self.rewritten.clear();
+            }
             Step::Pushed(n) => self.pushed = *n,
             Step::Completed(n) => self.completed = *n,
             Step::Flushed(n) => self.flushed = *n,
@@ -235,8 +253,36 @@ impl State {
         if crash != Crash::Kill {
             state.inodes.iter_mut().for_each(|inode| inode.crash(crash, dice));
             state.disk.crash(crash, dice);
+            // A page of checksums that was open is computed anew from what the disk has.
+            for (block, (seen, _)) in std::mem::take(&mut state.rewritten) {
+                let seen = seen.filter(|seen| *seen != Seen::Old || dice.one_in(2));
+                state.bad.insert(block, seen);
+            }
+        }
+        // Checksums may be computed anew from what the disk has, as long as it is known to be wrong.
+        for (block, seen) in &mut state.bad {
+            let known = state.kept.old.overlaps(ByteRange::of_blocks(*block..block + 1));
+            if *seen == Some(Seen::Old) && known && dice.one_in(2) {
+                *seen = None;
+            }
         }
         state
+    }
+
+    /// Whether all blocks that a crash could make bad again are still on the list.
+    pub(crate) fn keeps_what_is_not_flushed(&self) -> bool {
+        let mut listed = self.rewritten.iter().filter(|(_, (_, listed))| *listed);
+        listed.all(|(block, _)| self.kept.overlaps(ByteRange::of_blocks(*block..block + 1)))
+    }
+
+    /// A block of the disk becomes bad.
+    pub(crate) fn spoil(&mut self, block: u64, seen: Seen) {
+        self.disk.settle();
+        for bytes in [&mut self.disk.durable, &mut self.disk.seen] {
+            put(bytes, block * 4096, &[0xbd; 4096]);
+        }
+        self.rewritten.remove(&block);
+        self.bad.insert(block, Some(seen));
     }
 
     /// Overwrites bytes of a file, durably: rot.
@@ -396,6 +442,9 @@ impl Backing for Sim {
         if tracing.unreadable.is_some_and(|at| range.offset <= at && at < range.end()) {
             return Err(io::Error::other("it cannot be read"));
         }
+        if range.blocks().any(|b| matches!(tracing.now.bad.get(&b), Some(Some(_)))) {
+            return Err(io::Error::other("a block is bad"));
+        }
         let content = &tracing.now.disk.seen;
         let from = usize::try_from(range.offset).unwrap();
         Ok(Bytes::copy_from_slice(&content[from..from + usize::try_from(range.len).unwrap()]))
@@ -415,5 +464,30 @@ impl Backing for Sim {
 
     fn flush(&mut self) -> io::Result<()> {
         self.step(Step::DiskFlush)
+    }
+
+    fn look(&mut self, range: ByteRange) -> io::Result<Vec<(ByteRange, Seen)>> {
+        let tracing = self.0.borrow();
+        let seen = |block| Some((block, (*tracing.now.bad.get(&block)?)?));
+        let parts = range.blocks().filter_map(seen);
+        let parts: Vec<_> = parts.map(|(b, seen)| (ByteRange::of_blocks(b..b + 1), seen)).collect();
+        match parts.first() {
+            // Not every disk knows which blocks they are.
+            Some((_, Seen::Unread)) => Ok(vec![(range, Seen::Unread)]),
+            _ => Ok(parts),
+        }
+    }
+
+    fn losses(&mut self) -> Losses {
+        self.0.borrow().now.kept.clone()
+    }
+
+    fn keep_losses(&mut self, losses: &Losses) -> io::Result<()> {
+        let mut tracing = self.0.borrow_mut();
+        if tracing.steps.len() >= tracing.fail_at || tracing.now.keep_fails {
+            return Err(io::Error::other("it was to fail"));
+        }
+        tracing.now.kept = losses.clone();
+        Ok(())
     }
 }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use holdfast_format::journal::{
     Compression, FollowerNote, PeerCursor, PeerSwitches, SegmentHeader,
 };
-use holdfast_journal::driver::{Backing, Log, LogError, Open};
+use holdfast_journal::driver::{Log, LogError, Open, Seen};
 use holdfast_journal::ship::{
     Answer, ConnId, FEATURE_PACKED, FollowOptions, Follower, Holding, LeadError, Leader, Message,
     Notes, Reply, Request, Source, decode, encode, mark_led, parse_header,
@@ -744,9 +744,21 @@ impl World {
             let model = std::mem::take(&mut self.secondaries[follower].model);
             let expected = self.state_at(position, model);
             let found = contents(&self.secondaries[follower].sim);
-            for (block, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let now = self.secondaries[follower].sim.0.borrow();
+            let bad = &now.now.bad;
+            assert!(
+                now.now.keeps_what_is_not_flushed(),
+                "follower {follower} has forgotten a loss"
+            );
+            for (block, (found, expected)) in (0..).zip(found.iter().zip(&expected)) {
+                if let Some(seen) = bad.get(&block) {
+                    let known = now.now.kept.old.overlaps(ByteRange::of_blocks(block..block + 1));
+                    assert!(known || seen.is_some(), "block {block} would be taken for good");
+                    continue;
+                }
                 assert_eq!(found, expected, "follower {follower} block {block} at {position}");
             }
+            drop(now);
             self.secondaries[follower].model = (position, expected);
         }
     }
@@ -758,6 +770,30 @@ impl World {
             let holding = secondary.follower.as_ref().map(Node::holding);
             holding == Some(Holding::StateAt(log.journal().durable()))
         })
+    }
+
+    /// Whether no disk of a follower has lost anything.
+    pub(crate) fn all_good(&self) -> bool {
+        self.secondaries.iter().all(|secondary| {
+            let now = &secondary.sim.0.borrow().now;
+            now.bad.is_empty() && now.kept.is_empty()
+        })
+    }
+
+    /// Blocks of a follower's disk become bad.
+    pub(crate) fn spoil(&mut self, follower: usize, blocks: impl IntoIterator<Item = u64>) {
+        let size = self.primary.size.min(self.secondaries[follower].size);
+        for block in blocks.into_iter().filter(|block| *block < size / 4096) {
+            let seen = if self.dice.one_in(2) { Seen::Old } else { Seen::Unread };
+            self.secondaries[follower].sim.0.borrow_mut().now.spoil(block, seen);
+        }
+    }
+
+    /// A follower looks at all of its disk.
+    pub(crate) fn look(&mut self, follower: usize) {
+        if let Some(node) = self.secondaries[follower].follower.as_mut() {
+            node.look_at(ByteRange::new(0, SIZE));
+        }
     }
 
     /// Nothing fails any more: in bounded time all are equal.
@@ -772,11 +808,13 @@ impl World {
             let node = self.secondaries[follower].follower.as_mut().unwrap();
             node.set_switches(false, false).unwrap();
             node.set_delay(0);
+            node.look_at(ByteRange::new(0, SIZE));
+            node.heal_again();
         }
         self.primary.log.as_mut().unwrap().flush().unwrap();
         self.record();
-        let until = self.now + 60_000;
-        while !self.all_equal() {
+        let until = self.now + 150_000;
+        while !self.all_equal() || !self.all_good() {
             self.step(10);
             self.check();
             if self.now > until {
@@ -799,7 +837,7 @@ fn payload(value: u64, blocks: u64) -> Bytes {
 
 /// The value of each block of a disk; that of a block that is torn is none that was ever written.
 fn contents(sim: &Sim) -> Vec<u64> {
-    let all = Backing::read(&mut sim.clone(), ByteRange::new(0, SIZE)).unwrap();
+    let all = sim.0.borrow().now.disk.seen.clone();
     let value = |block: &[u8]| {
         let value = u64::from_le_bytes(*block.first_chunk().unwrap());
         let whole = if value == 0 {

@@ -111,6 +111,7 @@ fn each() -> Vec<Message> {
         Request::Fetch(Fetch { segment: 3, from: LogPosition(0x1200), len: 4096 }),
         Request::Copy { fill: 6 },
         Request::Take { fill: 6, range: ByteRange::new(8192, 4096) },
+        Request::Heal(ByteRange::new(4096, 8192)),
     ];
     let plain = Piece {
         segment: 3,
@@ -145,6 +146,8 @@ fn each() -> Vec<Message> {
         Answer::Piece(plain.clone()),
         Answer::Piece(Piece { compression: Compression::Lz4, bytes: vec![3; 9].into(), ..plain }),
         Answer::Block(Block { range: ByteRange::default(), zeroes: false, ..bare.clone() }),
+        Answer::Healed { position: LogPosition(0x3000), block: bare.clone() },
+        Answer::Healed { position: LogPosition(0x3000), block: block.clone() },
         Answer::Block(bare),
         Answer::Block(block),
         Answer::Offer(Offer {
@@ -223,7 +226,8 @@ fn limits_hold() {
     assert_eq!(header(AWAIT, most_body + 1, 0), Err(ShipError::Header(AWAIT)));
     assert_eq!(header(PIECE, 0, most_payload + 1), Err(ShipError::Header(PIECE)));
     assert_eq!(header(HEAD, 0, 1), Err(ShipError::Header(HEAD)));
-    assert_eq!(header(14, 0, 0), Err(ShipError::Kind(14)));
+    assert_eq!(header(HEAL, 0, 1), Err(ShipError::Header(HEAL)));
+    assert_eq!(header(16, 0, 0), Err(ShipError::Kind(16)));
     assert_eq!(header(0, 0, 0), Err(ShipError::Kind(0)));
     // What is too much is cut by the writer, not refused by the reader.
     let Message::Request(Request::Hello(mut hello)) = each().swap_remove(0) else { panic!() };
@@ -241,14 +245,31 @@ fn limits_hold() {
     assert_eq!(text.len(), MAX_TEXT);
 }
 
+#[test]
+fn no_more_than_a_little_is_asked_for_or_given_to_heal_a_disk() {
+    let heal = |range| roundtrip(&Message::Request(Request::Heal(range))).is_ok();
+    assert!(heal(ByteRange::new(1 << 40, MAX_HEALED)));
+    assert!(!heal(ByteRange::new(0, MAX_HEALED + BLOCK_SIZE)), "too long");
+    assert!(!heal(ByteRange::new(0, 0)) && !heal(ByteRange::new(512, 4096)), "no blocks");
+    assert!(!heal(ByteRange::new(u64::MAX - 4095, 4096)), "behind any disk");
+    let healed = |len: u64| {
+        let bytes = vec![1; usize::try_from(len).unwrap()].into();
+        let range = ByteRange::new(0, len);
+        let (zeroes, compression, crc) = (false, Compression::None, 0);
+        let block = Block { fill: 0, range, zeroes, compression, crc, bytes };
+        roundtrip(&Message::Answer(Answer::Healed { position: LogPosition(1), block })).is_ok()
+    };
+    assert!(healed(0) && healed(MAX_HEALED) && !healed(MAX_HEALED + BLOCK_SIZE));
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_a_message_or_refused(
-        kind in 1u8..=11,
+        kind in 1u8..=15,
         body in prop::collection::vec(any::<u8>(), 0..300),
         payload in prop::collection::vec(any::<u8>(), 0..40),
     ) {
-        let payload = if matches!(kind, PIECE | BLOCK) { payload } else { Vec::new() };
+        let payload = if matches!(kind, PIECE | BLOCK | HEALED) { payload } else { Vec::new() };
         let mut frame = [0; HEADER_LEN];
         frame[..3].copy_from_slice(&[b'H', b'L', kind]);
         frame[4..8].copy_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());

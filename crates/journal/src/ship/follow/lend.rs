@@ -43,7 +43,7 @@ where
                     .map(|bytes| Answer::Piece(fetch_piece(*fetch, FEATURE_LZ4, bytes)))
                     .ok_or_else(gone)
             }
-            Request::Join(_) | Request::Copy { .. } | Request::Take { .. } => {
+            Request::Join(_) | Request::Copy { .. } | Request::Take { .. } | Request::Heal(_) => {
                 Err(refuse(RefuseCode::NotLeading, "this node follows"))
             }
         };

@@ -68,6 +68,7 @@ where
                 self.store()?;
             }
             self.apply(&logged)?;
+            self.healing.stored(logged.op.range());
             self.applied = logged.next;
             self.unflushed = true;
             moved = true;
@@ -143,6 +144,7 @@ where
         }
         self.disk.flush().map_err(FollowError::Disk)?;
         self.unflushed = false;
+        self.check_stored()?;
         self.copied.append(&mut self.copied_unflushed);
         self.copied_bytes = 0;
         let ends = self.fill_ends();

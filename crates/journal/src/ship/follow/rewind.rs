@@ -77,6 +77,7 @@ where
         };
         self.store()?;
         self.recover_to = LogPosition::START;
+        self.healing.begin_again();
         self.verdict = None;
         self.round += 1;
         self.fetcher.forget();
@@ -117,6 +118,7 @@ where
         };
         self.store()?;
         (self.applied, self.recover_to) = (at, LogPosition::START);
+        self.healing.begin_again();
         if stays {
             self.log_mut()?.journal_mut().rewound(at);
         } else {

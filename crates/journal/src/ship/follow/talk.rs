@@ -3,8 +3,8 @@
 use super::super::codec::{MAX_PAYLOAD, MAX_SEGMENTS};
 use super::super::lead::digest;
 use super::super::message::{
-    Answer, Block, FEATURE_LENT, Fetch, Head, Join, Offer, Piece, RefuseCode, Request, Verdict,
-    Welcome,
+    Answer, Block, FEATURE_HEAL, FEATURE_LENT, Fetch, Head, Join, Offer, Piece, RefuseCode,
+    Request, Verdict, Welcome,
 };
 use super::rewind::BACKWARDS;
 use super::state::journal;
@@ -47,6 +47,8 @@ where
         self.copied.clear();
         self.copies_given_out = false;
         self.takes.clear();
+        self.healing.leader_changes();
+        self.healing.leader_gives = false;
     }
 
     /// A connection to the leader stands. The first one carries the reports; when it is gone, call
@@ -78,6 +80,7 @@ where
             match asked {
                 Asked::Fetch(fetch, round) if round == self.round => self.fetcher.lost(fetch),
                 Asked::Copy(_) => self.copies_given_out = false,
+                Asked::Heal(_) => self.healing.not_given(None),
                 _ => {}
             }
         }
@@ -131,10 +134,14 @@ where
             (Asked::Copy(fill), Answer::Offer(offer)) => {
                 return self.offered(conn, fill, &offer);
             }
+            (Asked::Heal(round), Answer::Healed { position, block }) => {
+                return Ok(self.given(now_ms, round, position, &block));
+            }
             (asked, Answer::Refuse { code, text }) => {
                 match asked {
                     Asked::Fetch(fetch, round) if round == self.round => self.fetcher.lost(fetch),
                     Asked::Copy(_) => self.copies_given_out = false,
+                    Asked::Heal(_) => self.healing.not_given(Some(now_ms)),
                     _ => {}
                 }
                 if code == RefuseCode::Gone && Some(conn) != self.first {
@@ -160,6 +167,8 @@ where
         self.takes.clear();
         self.reported = None;
         self.verdict = Some(welcome.verdict);
+        self.healing.leader_changes();
+        self.healing.leader_gives = welcome.features & FEATURE_HEAL != 0;
         let lent = welcome.features & FEATURE_LENT != 0;
         self.lent = lent;
         match welcome.verdict {
@@ -243,6 +252,7 @@ where
         self.wipe()?;
         self.applied = from;
         self.recover_to = from;
+        self.healing.begin_again();
         self.must_greet = false;
         Ok(())
     }
@@ -374,6 +384,7 @@ where
             };
             self.disk.write(block.range.offset, &bytes).map_err(FollowError::Disk)?;
         }
+        self.healing.stored(block.range);
         self.copied_bytes += block.range.len;
         self.received += block.range.len;
         self.transferred += block.bytes.len() as u64;
@@ -407,6 +418,7 @@ where
         }
         self.transferred += 16 * offer.digests.len() as u64;
         for range in equal {
+            self.healing.stored(range);
             self.copied_bytes += range.len;
             self.received += range.len;
             self.copied_unflushed.push(range);

@@ -3,7 +3,7 @@
 use super::super::message::{RefuseCode, Request, Verdict};
 use crate::driver::LogError;
 use crate::journal::Settings;
-use holdfast_units::LogPosition;
+use holdfast_units::{ByteRange, LogPosition};
 use std::io;
 
 /// The number of a connection; numbers are never used twice.
@@ -121,6 +121,25 @@ pub struct FollowStatus {
     pub verdict: Option<Verdict>,
     /// What is in the way.
     pub trouble: Option<Trouble>,
+    /// The blocks of which the disk has no good copy.
+    pub healed: Healed,
+}
+
+/// Blocks of which the disk has, or had, no good copy.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Healed {
+    /// So many were stored again since this was opened.
+    pub healed: u64,
+    /// So many there are.
+    pub blocks: u64,
+    /// So many of them can be read, or could be one day, and are not what was written.
+    pub old: u64,
+    /// So many of them were written on the Primary since: the replay brings them.
+    pub to_come: u64,
+    /// It is being looked for some of them.
+    pub trying: bool,
+    /// The first of them.
+    pub first: Vec<ByteRange>,
 }
 
 /// A request to send.

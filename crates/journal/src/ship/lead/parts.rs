@@ -1,13 +1,15 @@
 //! Answers that carry data.
 
-use super::super::message::{Block, FEATURE_LZ4, FEATURE_PACKED, Fetch, Offer, Piece, RefuseCode};
+use super::super::message::{
+    Answer, Block, FEATURE_LZ4, FEATURE_PACKED, Fetch, Offer, Piece, RefuseCode,
+};
 use super::refuse;
 use super::types::Refusal;
 use crate::compress::compress;
 use bytes::Bytes;
 use holdfast_format::BLOCK_LEN;
 use holdfast_format::journal::{Compression, SegmentHeader};
-use holdfast_units::ByteRange;
+use holdfast_units::{ByteRange, LogPosition};
 use sha2::{Digest as _, Sha256};
 
 /// The answer to a fetch: bytes of the journal, at most 1 MiB.
@@ -47,6 +49,22 @@ pub fn copy_block(fill: u64, range: ByteRange, features: u64, bytes: Bytes) -> B
     let crc = crc32c::crc32c(&bytes);
     let (compression, bytes) = pack(features, bytes);
     Block { compression, crc, bytes, ..nothing }
+}
+
+/// The answer to a request for a part of which a follower has no good copy: what was read of it, if
+/// that could be done, before everything up to `position` was durable.
+#[must_use]
+pub fn healed(
+    range: ByteRange,
+    features: u64,
+    bytes: Option<Bytes>,
+    position: LogPosition,
+) -> Answer {
+    let block = match bytes {
+        Some(bytes) => copy_block(0, range, features, bytes),
+        None => copy_block(0, ByteRange::default(), features, Bytes::new()),
+    };
+    Answer::Healed { position, block }
 }
 
 /// Whether a follower of these features can use segments like these.

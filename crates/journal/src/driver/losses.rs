@@ -1,0 +1,98 @@
+//! Blocks of a disk of which there is no good copy on it.
+
+use crate::ranges::RangeSet;
+use holdfast_format::journal::{LossList, MAX_LOSSES};
+use holdfast_units::{BLOCK_SIZE, ByteRange, ResourceId};
+
+/// Why blocks of a disk have no good copy on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seen {
+    /// They cannot be read.
+    Unread,
+    /// They are not what was written.
+    Old,
+}
+
+/// Blocks of which there is no good copy on a disk. No block is in both.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Losses {
+    /// Blocks that are not what was written: not to be looked at until they are written.
+    pub old: RangeSet,
+    /// Blocks that could not be read. Who can read them has what they hold.
+    pub unread: RangeSet,
+}
+
+impl Losses {
+    /// A part of the disk has no good copy.
+    pub fn lose(&mut self, range: ByteRange, seen: Seen) {
+        match seen {
+            Seen::Old => {
+                self.unread.remove(range);
+                self.old.insert(range);
+                if self.old.len() > MAX_LOSSES {
+                    self.old.coarsen(MAX_LOSSES / 2);
+                    self.old.iter().for_each(|old| self.unread.remove(old));
+                }
+            }
+            Seen::Unread if !self.old.overlaps(range) => {
+                self.unread.insert(range);
+                if self.unread.len() > MAX_LOSSES {
+                    self.unread.coarsen(MAX_LOSSES / 2);
+                    self.old.iter().for_each(|old| self.unread.remove(old));
+                }
+            }
+            Seen::Unread => {}
+        }
+    }
+
+    /// A part of the disk was written.
+    pub fn stored(&mut self, range: ByteRange) {
+        self.old.remove(range);
+        self.unread.remove(range);
+    }
+
+    /// Whether it has any block of a range.
+    #[must_use]
+    pub fn overlaps(&self, range: ByteRange) -> bool {
+        self.old.overlaps(range) || self.unread.overlaps(range)
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.old.is_empty() && self.unread.is_empty()
+    }
+
+    /// How many blocks there are.
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        (self.old.bytes() + self.unread.bytes()) / BLOCK_SIZE
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> RangeSet {
+        let mut all = self.old.clone();
+        all.extend(&self.unread);
+        all
+    }
+
+    /// As they are kept.
+    #[must_use]
+    pub fn list(&self, resource: ResourceId) -> LossList {
+        let (old, unread) = (self.old.iter().collect(), self.unread.iter().collect());
+        LossList { resource, old, unread }
+    }
+}
+
+impl From<&LossList> for Losses {
+    fn from(list: &LossList) -> Self {
+        let mut losses = Self::default();
+        list.unread.iter().for_each(|range| losses.unread.insert(*range));
+        for range in &list.old {
+            losses.unread.remove(*range);
+            losses.old.insert(*range);
+        }
+        losses
+    }
+}

@@ -1,0 +1,555 @@
+//! Blocks of the disk that cannot be read, or are not what was written: they are noted, and stored again
+//! from the journal here or from the leader. `docs/design/log.md` says why that is the state that the
+//! disk is.
+
+use super::super::codec::MAX_HEALED;
+use super::super::message::{Block, Request};
+use super::types::{FollowError, Healed, Holding};
+use super::{Asked, Follower};
+use crate::compress::decompress;
+use crate::driver::{Backing, Files, Losses, Seen};
+use crate::index::RunPiece;
+use crate::ranges::RangeSet;
+use crate::salvage::{Held, Salvage};
+use bytes::Bytes;
+use holdfast_format::BLOCK_LEN;
+use holdfast_units::{BLOCK_SIZE, ByteRange, LogPosition};
+use std::io;
+
+/// So many stretches of losses are told.
+const SHOWN: usize = 64;
+/// So many blocks are looked for at a time.
+const BATCH: u64 = (16 << 10) * BLOCK_SIZE;
+/// So many of them are stored again in a step: what is replayed waits for it.
+const STEP: u64 = 32 * BLOCK_SIZE;
+/// What could not be had, or not be stored, is tried again so long after.
+const AGAIN_MS: u64 = 60_000;
+/// When the list could not be kept, that is tried again so long after.
+const KEEP_AGAIN_MS: u64 = 5_000;
+
+/// All of it.
+pub(super) struct Healing {
+    losses: Losses,
+    /// The list that is kept is another one; when to try to keep it.
+    unkept: Option<u64>,
+    /// Parts to be looked at, the next one last.
+    looks: Vec<ByteRange>,
+    /// Blocks without a good copy that looks have found.
+    found: u64,
+    /// Losses that were not looked for yet.
+    unsearched: RangeSet,
+    /// Losses that the journal here does not have.
+    absent: RangeSet,
+    /// Losses of which the leader has no good copy of all of their neighbours: they are asked for one by one.
+    single: RangeSet,
+    /// What could not be had, or is still to come by the replay; and when it is looked for again.
+    later: (RangeSet, u64),
+    /// Those of them that are still to come by the replay.
+    to_come: RangeSet,
+    /// Losses that were written to since the last flush of the disk.
+    stored: RangeSet,
+    attempt: Option<Attempt>,
+    /// The leader gives what is lost.
+    pub(super) leader_gives: bool,
+    healed: u64,
+    shown: Healed,
+}
+
+/// Blocks that are being looked for. Those that are written to meanwhile are not among them any more.
+struct Attempt {
+    blocks: RangeSet,
+    step: Step,
+}
+
+enum Step {
+    /// The newest record here that was replayed.
+    Own(Salvage),
+    /// What that has found is being stored.
+    Here(Salvage),
+    /// The leader was asked.
+    Asked(ByteRange),
+    /// The leader has given it; the journal up to then is fetched.
+    Given(Given),
+    /// It is looked for records that are still to come over it.
+    Checked(Given, Salvage),
+}
+
+/// What the leader has of a part.
+struct Given {
+    range: ByteRange,
+    data: Bytes,
+    /// It is no later than this.
+    position: LogPosition,
+}
+
+impl Healing {
+    pub(super) fn new(losses: Losses) -> Self {
+        let mut healing = Self {
+            unsearched: losses.all(),
+            losses,
+            unkept: None,
+            looks: Vec::new(),
+            found: 0,
+            absent: RangeSet::new(),
+            single: RangeSet::new(),
+            later: (RangeSet::new(), 0),
+            to_come: RangeSet::new(),
+            stored: RangeSet::new(),
+            attempt: None,
+            leader_gives: false,
+            healed: 0,
+            shown: Healed::default(),
+        };
+        healing.show();
+        healing
+    }
+
+    /// What was being done is of no use any more: the disk or the journal is another one.
+    pub(super) fn begin_again(&mut self) {
+        self.attempt = None;
+        self.stored = RangeSet::new();
+        self.unsearched = self.losses.all();
+        (self.absent, self.single, self.later) =
+            (RangeSet::new(), RangeSet::new(), (RangeSet::new(), 0));
+        self.to_come = RangeSet::new();
+    }
+
+    /// The leader is gone, or is met: what it has not given, it may give then.
+    pub(super) fn leader_changes(&mut self) {
+        let here = |attempt: &Attempt| matches!(attempt.step, Step::Own(_) | Step::Here(_));
+        if let Some(attempt) = self.attempt.take_if(|attempt| !here(attempt)) {
+            self.absent.extend(&attempt.blocks);
+        }
+        self.absent.extend(&std::mem::take(&mut self.later.0));
+    }
+
+    /// What was asked for does not come: it is asked for again, at once or later.
+    pub(super) fn not_given(&mut self, now_ms: Option<u64>) {
+        let Some(attempt) = self.attempt.take_if(|a| matches!(a.step, Step::Asked(_))) else {
+            return;
+        };
+        match now_ms {
+            Some(now_ms) => self.later = (union(&self.later.0, &attempt.blocks), now_ms + AGAIN_MS),
+            None => self.absent.extend(&attempt.blocks),
+        }
+    }
+
+    /// A part of the disk was written, by the replay or a filling.
+    pub(super) fn stored(&mut self, range: ByteRange) {
+        if !self.losses.overlaps(range) {
+            return;
+        }
+        let (later, to_come) = (&mut self.later.0, &mut self.to_come);
+        for set in [&mut self.unsearched, &mut self.absent, &mut self.single, later, to_come] {
+            set.remove(range);
+        }
+        if let Some(attempt) = &mut self.attempt {
+            attempt.blocks.remove(range);
+        }
+        self.stored.insert(range);
+    }
+
+    fn found_good(&mut self, range: ByteRange) {
+        if self.losses.overlaps(range) {
+            self.losses.stored(range);
+            self.unkept.get_or_insert(0);
+        }
+    }
+
+    /// A part of the disk can be read. What could not be before can be again; what is not what was
+    /// written is not right because it can be read, and what was written counts when it is flushed.
+    fn seen_good(&mut self, range: ByteRange) {
+        let mut good = RangeSet::new();
+        good.insert(range);
+        self.stored.iter().for_each(|stored| good.remove(stored));
+        for range in good.iter() {
+            while let Some(part) = first_in(&self.losses.unread, range) {
+                self.losses.unread.remove(part);
+                self.unkept.get_or_insert(0);
+                for set in [&mut self.unsearched, &mut self.absent, &mut self.later.0] {
+                    set.remove(part);
+                }
+            }
+        }
+    }
+
+    /// A block of the disk has no good copy.
+    fn seen_lost(&mut self, range: ByteRange, seen: Seen) {
+        self.stored.remove(range);
+        let known = match seen {
+            Seen::Old => self.losses.old.overlaps(range),
+            Seen::Unread => self.losses.overlaps(range),
+        };
+        if !known {
+            self.losses.lose(range, seen);
+            self.unkept.get_or_insert(0);
+        }
+        if !self.is_tried(range) {
+            self.unsearched.insert(range);
+        }
+    }
+
+    /// Whether something is done about a block.
+    fn is_tried(&self, range: ByteRange) -> bool {
+        let tried = self.attempt.as_ref().is_some_and(|attempt| attempt.blocks.overlaps(range));
+        tried || [&self.absent, &self.later.0].iter().any(|set| set.overlaps(range))
+    }
+
+    /// How that goes, for people.
+    pub(super) fn status(&self) -> Healed {
+        let asks = self.leader_gives && !self.absent.is_empty();
+        Healed {
+            healed: self.healed,
+            to_come: self.to_come.bytes() / BLOCK_SIZE,
+            trying: asks || self.attempt.is_some() || !self.unsearched.is_empty(),
+            ..self.shown.clone()
+        }
+    }
+
+    fn show(&mut self) {
+        self.shown = Healed {
+            healed: self.healed,
+            blocks: self.losses.blocks(),
+            old: self.losses.old.bytes() / BLOCK_SIZE,
+            first: self.losses.all().iter().take(SHOWN).collect(),
+            ..Healed::default()
+        };
+    }
+}
+
+fn union(a: &RangeSet, b: &RangeSet) -> RangeSet {
+    let mut both = a.clone();
+    both.extend(b);
+    both
+}
+
+/// The first part of a set that lies in a range.
+fn first_in(set: &RangeSet, range: ByteRange) -> Option<ByteRange> {
+    let found = set.next_from(range.offset).filter(|found| found.offset < range.end())?;
+    Some(ByteRange::new(found.offset, found.end().min(range.end()) - found.offset))
+}
+
+/// Takes blocks out of a set, at most `most` bytes of them: the first ones, or the first in one piece.
+fn take(set: &mut RangeSet, most: u64, one_piece: bool) -> RangeSet {
+    let mut taken = RangeSet::new();
+    let mut left = most;
+    while left > 0
+        && let Some(first) = set.next_from(0)
+    {
+        let part = ByteRange::new(first.offset, first.len.min(left));
+        set.remove(part);
+        taken.insert(part);
+        left -= part.len;
+        if one_piece {
+            break;
+        }
+    }
+    taken
+}
+
+impl<O, F, D> Follower<O, F, D>
+where
+    O: FnMut() -> io::Result<F>,
+    F: Files,
+    D: Backing,
+{
+    /// Has a part of the disk read; what cannot be read, or is not what was written, is noted and stored
+    /// again. It is done when [`Self::is_looking`] says so.
+    pub fn look_at(&mut self, range: ByteRange) {
+        self.healing.looks.push(range);
+    }
+
+    /// Whether there is still something to be looked at.
+    #[must_use]
+    pub fn is_looking(&self) -> bool {
+        !self.healing.looks.is_empty()
+    }
+
+    /// How many blocks without a good copy were found by looking, since this was asked last.
+    pub fn take_found(&mut self) -> u64 {
+        std::mem::take(&mut self.healing.found)
+    }
+
+    /// Everything that the disk has lost is looked for again at once.
+    pub fn heal_again(&mut self) {
+        self.healing.begin_again();
+    }
+
+    /// The blocks of which the disk has no good copy.
+    #[must_use]
+    pub const fn losses(&self) -> &Losses {
+        &self.healing.losses
+    }
+
+    /// Does a bounded part of what is to be done about the blocks of which the disk has no good copy.
+    /// Whether there is more to do at once.
+    pub(super) fn heal(&mut self, now_ms: u64) -> Result<bool, FollowError> {
+        let looked = self.look_on()?;
+        self.keep_losses(now_ms);
+        if self.healing.losses.is_empty() && self.healing.attempt.is_none() {
+            return Ok(looked);
+        }
+        // Only of a disk that is a state it is known what it is to hold; and what is being stored again is
+        // on the list until it is durable.
+        if !matches!(self.holding(), Holding::StateAt(_)) || self.healing.unkept.is_some() {
+            return Ok(looked);
+        }
+        let moved = match self.healing.attempt.take() {
+            None => self.begin_attempt(now_ms)?,
+            Some(attempt) if attempt.blocks.is_empty() => true,
+            Some(attempt) => self.go_on_with(attempt, now_ms)?,
+        };
+        self.keep_losses(now_ms);
+        Ok(looked || moved)
+    }
+
+    /// Looks at the next part; whether there is another one.
+    fn look_on(&mut self) -> Result<bool, FollowError> {
+        let Some(range) = self.healing.looks.pop() else { return Ok(false) };
+        let lost = self.disk.look(range).map_err(FollowError::Disk)?;
+        if lost.iter().any(|(part, _)| *part == range) && range.len > BLOCK_SIZE {
+            let half = (range.len / 2).next_multiple_of(BLOCK_SIZE);
+            self.healing.looks.push(ByteRange::new(range.offset + half, range.len - half));
+            self.healing.looks.push(ByteRange::new(range.offset, half));
+        } else {
+            let mut good = RangeSet::new();
+            good.insert(range);
+            for (part, seen) in lost {
+                good.remove(part);
+                self.healing.found += part.len / BLOCK_SIZE;
+                for block in part.blocks() {
+                    self.healing.seen_lost(ByteRange::of_blocks(block..block + 1), seen);
+                }
+            }
+            good.iter().for_each(|part| self.healing.seen_good(part));
+        }
+        Ok(!self.healing.looks.is_empty())
+    }
+
+    /// The disk was flushed. What was lost and written since is no more so if it reads back: a disk may
+    /// say that it wrote and did not.
+    pub(super) fn check_stored(&mut self) -> Result<(), FollowError> {
+        for range in std::mem::take(&mut self.healing.stored).iter() {
+            for block in range.blocks() {
+                let block = ByteRange::of_blocks(block..block + 1);
+                if !self.healing.losses.overlaps(block) {
+                    continue;
+                }
+                match self.disk.look(block).map_err(FollowError::Disk)?.first() {
+                    None => self.healing.found_good(block),
+                    Some((_, seen)) => self.healing.seen_lost(block, *seen),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the list, if it is not as it is kept.
+    pub(super) fn keep_losses(&mut self, now_ms: u64) {
+        if self.healing.unkept.is_none_or(|at| now_ms < at) {
+            return;
+        }
+        self.healing.show();
+        let kept = self.disk.keep_losses(&self.healing.losses);
+        self.healing.unkept = kept.is_err().then(|| now_ms + KEEP_AGAIN_MS);
+    }
+
+    fn begin_attempt(&mut self, now_ms: u64) -> Result<bool, FollowError> {
+        if now_ms >= self.healing.later.1 {
+            // Not in the journal here: what was there, was there before.
+            let later = std::mem::take(&mut self.healing.later.0);
+            self.healing.absent.extend(&later);
+        }
+        if !self.healing.unsearched.is_empty() {
+            let blocks = take(&mut self.healing.unsearched, BATCH, false);
+            let (tail, to) = (self.log()?.journal().status().tail, self.applied);
+            let search = self.search(&blocks, tail, to)?;
+            self.healing.attempt = Some(Attempt { blocks, step: Step::Own(search) });
+            return Ok(true);
+        }
+        self.ask_leader();
+        Ok(false)
+    }
+
+    fn search(
+        &self,
+        blocks: &RangeSet,
+        from: LogPosition,
+        to: LogPosition,
+    ) -> Result<Salvage, FollowError> {
+        let blocks: Vec<u64> = blocks.iter().flat_map(ByteRange::blocks).collect();
+        Ok(self.log()?.journal().search_between(blocks, from, to))
+    }
+
+    /// Asks the leader for what the journal here does not have.
+    fn ask_leader(&mut self) {
+        let may = self.follows() && !self.lent && self.healing.leader_gives;
+        if !may || self.must_greet || self.state.fetch_paused || self.healing.absent.is_empty() {
+            return;
+        }
+        let first = self.first;
+        let free = self.conns.iter().filter(|(id, conn)| Some(**id) != first && conn.ready);
+        let free = free.min_by_key(|(_, conn)| conn.asked.len());
+        let Some((conn, used)) = free.map(|(id, conn)| (*id, conn.asked.len())) else { return };
+        if used >= self.options.requests {
+            return;
+        }
+        let most = match self.healing.absent.next_from(0) {
+            Some(first) if self.healing.single.overlaps(first) => BLOCK_SIZE,
+            _ => MAX_HEALED,
+        };
+        let blocks = take(&mut self.healing.absent, most, true);
+        let Some(range) = blocks.iter().next() else { return };
+        self.healing.attempt = Some(Attempt { blocks, step: Step::Asked(range) });
+        self.send(conn, Request::Heal(range), Asked::Heal(self.round));
+    }
+
+    /// The leader's answer; whether the connection may go on.
+    pub(super) fn given(
+        &mut self,
+        now_ms: u64,
+        round: u64,
+        position: LogPosition,
+        block: &Block,
+    ) -> bool {
+        let asked = self.healing.attempt.take_if(|a| matches!(a.step, Step::Asked(_)));
+        let Some(Attempt { blocks, step: Step::Asked(range) }) = asked else { return true };
+        if round != self.round {
+            self.healing.absent.extend(&blocks);
+            return true;
+        }
+        if block.range.is_empty() {
+            if range.len > BLOCK_SIZE {
+                self.healing.single.extend(&blocks);
+                self.healing.absent.extend(&blocks);
+            } else {
+                self.later(range, now_ms);
+            }
+            return true;
+        }
+        let len = usize::try_from(range.len).unwrap_or(usize::MAX);
+        let data = if block.zeroes {
+            Some(Bytes::from(vec![0; len]))
+        } else {
+            let bytes = decompress(block.compression, &block.bytes, len).ok();
+            bytes.filter(|bytes| crc32c::crc32c(bytes) == block.crc)
+        };
+        let Some(data) = data.filter(|data| block.range == range && data.len() == len) else {
+            self.healing.absent.extend(&blocks);
+            return false;
+        };
+        self.transferred += block.bytes.len() as u64;
+        let step = Step::Given(Given { range, data, position });
+        self.healing.attempt = Some(Attempt { blocks, step });
+        true
+    }
+
+    /// Whether something moved.
+    fn go_on_with(&mut self, attempt: Attempt, now_ms: u64) -> Result<bool, FollowError> {
+        let Attempt { mut blocks, step } = attempt;
+        let (step, moved) = match step {
+            Step::Asked(range) => (Step::Asked(range), false),
+            Step::Given(_) if !self.healing.unsearched.is_empty() => {
+                // It may have to wait for long until it can be used: what is here comes first.
+                self.healing.absent.extend(&blocks);
+                return Ok(true);
+            }
+            Step::Given(given) if self.durable() < given.position => (Step::Given(given), false),
+            Step::Given(given) => {
+                let search = self.search(&blocks, self.applied, given.position)?;
+                (Step::Checked(given, search), true)
+            }
+            Step::Own(mut search) => match self.log()?.go_on_salvaging(&mut search) {
+                true => (Step::Own(search), true),
+                false => (Step::Here(search), true),
+            },
+            Step::Here(search) => {
+                let now = take(&mut blocks, STEP, false);
+                self.heal_from_here(&now, &search, now_ms)?;
+                (Step::Here(search), true)
+            }
+            Step::Checked(given, mut search) => {
+                if !self.log()?.go_on_salvaging(&mut search) {
+                    return self.heal_from_leader(&blocks, &given, &search, now_ms).map(|()| true);
+                }
+                (Step::Checked(given, search), true)
+            }
+        };
+        self.healing.attempt = Some(Attempt { blocks, step });
+        Ok(moved)
+    }
+
+    /// What the newest record that was replayed says of a block is what the disk is to hold, as no
+    /// record has come over it since.
+    fn heal_from_here(
+        &mut self,
+        blocks: &RangeSet,
+        search: &Salvage,
+        now_ms: u64,
+    ) -> Result<(), FollowError> {
+        for block in blocks.iter().flat_map(ByteRange::blocks) {
+            let range = ByteRange::of_blocks(block..block + 1);
+            let data = match search.found().get(&block) {
+                None => None,
+                Some(Held::Zeroes) => Some(Bytes::from_static(&[0; BLOCK_LEN])),
+                // One that cannot be read says nothing.
+                Some(Held::Data { place, skip }) => {
+                    let piece = RunPiece { range, place: *place, skip: *skip };
+                    self.log()?.piece(&piece).ok()
+                }
+            };
+            match data {
+                Some(data) => self.store_again(range, &data, now_ms)?,
+                None => self.healing.absent.insert(range),
+            }
+        }
+        Ok(())
+    }
+
+    /// What the leader has given is what the disk is to hold when there is no record of it that is still to
+    /// come. If there is one, it brings the block itself.
+    fn heal_from_leader(
+        &mut self,
+        blocks: &RangeSet,
+        given: &Given,
+        search: &Salvage,
+        now_ms: u64,
+    ) -> Result<(), FollowError> {
+        let comes = |range: &ByteRange| {
+            search.is_broken() || range.blocks().any(|block| search.found().contains_key(&block))
+        };
+        for block in blocks.iter().flat_map(ByteRange::blocks) {
+            let range = ByteRange::of_blocks(block..block + 1);
+            if comes(&range) {
+                self.healing.to_come.insert(range);
+                self.later(range, now_ms);
+                continue;
+            }
+            let from = usize::try_from(range.offset - given.range.offset).unwrap_or(usize::MAX);
+            self.store_again(range, &given.data.slice(from..from + BLOCK_LEN), now_ms)?;
+        }
+        Ok(())
+    }
+
+    fn store_again(
+        &mut self,
+        range: ByteRange,
+        data: &[u8],
+        now_ms: u64,
+    ) -> Result<(), FollowError> {
+        if self.disk.repair(range.offset, data).map_err(FollowError::Disk)? {
+            self.healing.single.remove(range);
+            self.healing.to_come.remove(range);
+            self.healing.found_good(range);
+            self.healing.healed += range.len / BLOCK_SIZE;
+        } else {
+            self.later(range, now_ms);
+        }
+        Ok(())
+    }
+
+    fn later(&mut self, range: ByteRange, now_ms: u64) {
+        self.healing.later.0.insert(range);
+        self.healing.later.1 = now_ms + AGAIN_MS;
+    }
+}
