@@ -386,9 +386,15 @@ pub(crate) async fn start(
     resource: &Arc<Resource>,
     or_diskless: bool,
 ) -> Result<(), ApiError> {
-    let local = logpeer::role_at_start(node, resource).await?;
+    let local = resource.local();
     if logpeer::follows(node, &local) {
-        return follow(node, resource, &local).await;
+        match follow(node, resource, &local).await {
+            // Nobody asked for that to be given up: it is kept, and whoever leads is looked for.
+            Err(error) if error.code == ErrorCode::SplitBrain => {
+                logpeer::tell_unproven(node, &local.name);
+            }
+            followed => return followed,
+        }
     }
     open_core(node, resource, or_diskless).await
 }

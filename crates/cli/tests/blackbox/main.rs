@@ -38,6 +38,7 @@ mod logpeer;
 mod logpeer_faults;
 mod logpeer_moves;
 mod logpeer_resize;
+mod logpeer_returns;
 mod logpeer_roles;
 mod logpeer_switches;
 mod metadata;

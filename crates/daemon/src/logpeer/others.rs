@@ -1,6 +1,7 @@
 //! What the other members say: who leads, and what they have. A node that leads hears of another one
 //! that does; one that waits follows whoever leads by the log, if nothing is lost by that.
 
+use super::decide::{Again, MayFollow, continues, has_no_more, may_follow, may_lead_again};
 use super::roles::{FollowCall, follow_now, log_peers};
 use crate::commands::updown::publish;
 use crate::local::Local;
@@ -54,6 +55,9 @@ pub(crate) struct Leads {
     /// It follows by the log.
     #[serde(default)]
     pub(crate) follows: bool,
+    /// The member that it is connected to as the one that leads.
+    #[serde(default)]
+    pub(crate) leader: Option<u8>,
     /// It does not follow the caller, as it may have data that the caller lacks.
     #[serde(default)]
     pub(crate) apart: bool,
@@ -90,7 +94,7 @@ impl Link {
     }
 }
 
-fn told(links: &[SegmentLink]) -> Vec<Link> {
+pub(super) fn told(links: &[SegmentLink]) -> Vec<Link> {
     links[links.len().saturating_sub(LINKS)..].iter().map(Link::of).collect()
 }
 
@@ -99,13 +103,15 @@ impl Leads {
     pub(crate) async fn of(node: &Node, id: ResourceId) -> Self {
         let Some(resource) = node.resource(id) else { return Self::default() };
         if let Some(following) = resource.following() {
-            let Some(status) = following.view().status else { return Self::default() };
+            let view = following.view();
+            let Some(status) = view.status else { return Self::default() };
+            let leader = view.leader.map(NodeId::number);
             let nothing = matches!(status.holding, Holding::Nothing | Holding::Filling);
             let chain = following.chain().await.unwrap_or_default();
             // Who is changing does not say what it is.
             let is_up = resource.try_begin().is_some();
             let chain = told(&chain);
-            return Self { is_up, nothing, chain, follows: is_up, ..Self::default() };
+            return Self { is_up, nothing, chain, follows: is_up, leader, ..Self::default() };
         }
         let is_up = resource.try_begin().is_some();
         let Some(handle) = resource.handle() else { return Self::default() };
@@ -123,13 +129,14 @@ impl Leads {
             lineage: lineage_of(&view, &resource.local()),
             chain: told(&chain_of(&handle).await),
             is_up,
-            follows: false,
             nothing: view.snapshot.disk == DiskState::Inconsistent,
             apart,
+            follows: false,
+            leader: None,
         }
     }
 
-    fn links(&self) -> Vec<SegmentLink> {
+    pub(super) fn links(&self) -> Vec<SegmentLink> {
         self.chain.iter().map_while(Link::link).collect()
     }
 }
@@ -170,22 +177,29 @@ pub(super) async fn ask(
     answers
 }
 
-/// The members with a disk to which no connection stands; none, when none of all is tied by the log.
+/// The members with a disk to which no data link stands.
+fn not_streaming(node: &Node, resource: &Resource, view: &ResourceView) -> Vec<PeerMember> {
+    let connected = |peer: &PeerMember| {
+        let known = view.snapshot.peers.iter().find(|known| known.node == peer.slot);
+        known.is_some_and(|known| known.connection == ConnectionState::Connected)
+    };
+    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
+    peers.filter(|peer| !peer.diskless && !connected(peer)).collect()
+}
+
+/// Those of them that do not follow this node either; none, when none of all is tied by the log.
 fn unconnected(node: &Node, resource: &Resource, view: &ResourceView) -> Vec<PeerMember> {
     if log_peers(node, resource.id).is_empty() {
         return Vec::new();
     }
     let serving = resource.state().serving.clone();
-    let connected = |peer: &PeerMember| {
-        let by_core = view.snapshot.peers.iter().find(|known| known.node == peer.slot);
-        by_core.is_some_and(|known| known.connection == ConnectionState::Connected)
-            || serving
-                .as_ref()
-                .and_then(|serving| serving.shown(peer.slot))
-                .is_some_and(|status| status.connected)
+    let follows = |peer: &PeerMember| {
+        let shown = serving.as_ref().and_then(|serving| serving.shown(peer.slot));
+        shown.is_some_and(|status| status.connected)
     };
-    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
-    peers.filter(|peer| !peer.diskless && !connected(peer)).collect()
+    let mut peers = not_streaming(node, resource, view);
+    peers.retain(|peer| !follows(peer));
+    peers
 }
 
 /// That another node that cannot be met leads already, before this one does by its core.
@@ -245,8 +259,8 @@ async fn look(node: &Arc<Node>, resource: &Arc<Resource>, handle: &ResourceHandl
                 continue;
             }
             let by_log = peer.log || own_log;
-            let is_known = || other.lineage.contains(&snapshot.generation.0);
-            if is_known() || by_log && may_follow(node, resource, &other.lineage).await {
+            let may = may_follow_who_leads(handle, &other.lineage).await;
+            if may == MayFollow::Replaced || by_log && may == MayFollow::Judged {
                 let call = FollowCall { resource: resource.id, lineage: other.lineage };
                 // It ends this task.
                 tokio::spawn(follow(Arc::clone(node), call, peer.name));
@@ -267,22 +281,29 @@ fn is_unrelated(resource: &Resource, peer: &PeerMember) -> bool {
     problem.is_some_and(|problem| problem.what.code == "UNRELATED_DATA")
 }
 
-/// Whether each of these members follows by the log, so that none of them is Primary. Nobody may
-/// change this resource meanwhile.
-pub(crate) async fn all_follow(
+/// Whether this node, which was Primary, may be so again although these members are not connected.
+/// Nobody may change this resource meanwhile.
+pub(crate) async fn lead_again(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
-    members: &[NodeId],
-) -> bool {
-    if log_peers(node, resource.id).is_empty() {
-        return false;
-    }
-    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
-    let peers = peers.filter(|peer| !peer.diskless);
-    let answers = ask(node, resource.id, peers).await;
-    let follows =
-        |member: &NodeId| answers.iter().any(|(peer, said)| peer.slot == *member && said.follows);
-    members.iter().all(follows) && !answers.iter().any(|(_, said)| said.leads)
+    handle: &ResourceHandle,
+    missing: &[NodeId],
+) -> Again {
+    let own = node.view().slot_of(resource.id, node.uuid);
+    let (Some(own), false) = (own, log_peers(node, resource.id).is_empty()) else {
+        let names = missing.iter().map(|slot| node.view().slot_name(resource.id, *slot));
+        let names = names.collect::<Vec<_>>().join(", ");
+        let why = format!("nothing is heard of {names}: one of them could be Primary now");
+        return if missing.is_empty() { Again::Yes } else { Again::Wait(why) };
+    };
+    let asked = not_streaming(node, resource, &handle.snapshot());
+    let mut answers = ask(node, resource.id, asked.clone()).await;
+    let said = |peer: PeerMember| {
+        let at = answers.iter().position(|(one, _)| one.slot == peer.slot);
+        (peer, at.map(|at| answers.swap_remove(at).1))
+    };
+    let answers: Vec<_> = asked.into_iter().map(said).collect();
+    may_lead_again((own, &chain_of(handle).await), missing, &answers)
 }
 
 /// Boxed: following ends, and begins again, whatever looks around.
@@ -313,18 +334,11 @@ fn tell(node: &Arc<Node>, resource: &Arc<Resource>, found: &BTreeMap<NodeId, Pee
     publish(node, resource);
 }
 
-/// Whether all that this node has is known to whoever leads by the log with data of this lineage, or
-/// is found out by its journal.
-pub(super) async fn may_follow(node: &Node, resource: &Resource, lineage: &[u64]) -> bool {
-    if node.view().follows_by_log(resource.id, node.uuid) {
-        return true;
-    }
-    let Some(handle) = resource.handle() else { return true };
+/// Whether this node, which has a core, may follow who leads with data of this lineage.
+pub(super) async fn may_follow_who_leads(handle: &ResourceHandle, lineage: &[u64]) -> MayFollow {
+    let has_chain = !chain_of(handle).await.is_empty();
     let view = handle.snapshot();
-    let snapshot = &view.snapshot;
-    snapshot.disk <= DiskState::Inconsistent
-        || lineage.contains(&snapshot.generation.0)
-        || !chain_of(&handle).await.is_empty()
+    may_follow(view.snapshot.disk, view.snapshot.generation.0, has_chain, lineage)
 }
 
 /// That nobody leads, everybody says what he has, and this node, which follows, has all of it. The
@@ -352,16 +366,14 @@ pub(super) async fn all_is_here(
     }
     let following = resource.following().ok_or("it does not follow any more")?;
     let own = following.chain().await.unwrap_or_default();
-    let lacks_nothing =
-        |said: &Leads| matches!(compare(&own, &said.links()), Relation::Equal | Relation::Ahead);
     for (peer, said) in &answers {
         // Of the members that stream, one has what the other has whose journal is here.
         let streamed = || {
-            let mut others = answers.iter().filter(|(_, other)| lacks_nothing(other));
+            let mut others = answers.iter().filter(|(_, other)| continues(&own, other));
             let first = said.lineage.first();
             first.is_some_and(|first| others.any(|(_, other)| other.lineage.contains(first)))
         };
-        if !said.nothing && !lacks_nothing(said) && !streamed() {
+        if !has_no_more(&own, said) && !streamed() {
             return Err(format!("node {} may have more than this one", peer.name));
         }
     }

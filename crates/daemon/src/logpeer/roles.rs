@@ -1,7 +1,8 @@
 //! Who leads: at the start, by `primary`, and when another node says that it does.
 
 use super::Following;
-use super::others::{ASK_LIMIT, all_is_here, ask, lineage_of, may_follow};
+use super::decide::MayFollow;
+use super::others::{ASK_LIMIT, all_is_here, ask, lineage_of, may_follow_who_leads};
 use crate::commands::create::al_extents;
 use crate::commands::roles::{refuse_clients, release, wait_exported};
 use crate::commands::updown::publish;
@@ -14,6 +15,7 @@ use crate::peer_api::{FOLLOW, HAND_OVER};
 use crate::peers::{CALL_TIMEOUT, call_node};
 use crate::phases::phase;
 use crate::resource::{self, Resource, random};
+use crate::revert::revert;
 use crate::shard::{InitialContent, JournalHandle};
 use holdfast_api::request::{Done, PauseWhat};
 use holdfast_api::{ApiError, ErrorCode};
@@ -92,40 +94,6 @@ pub(super) fn log_peers(node: &Node, resource: ResourceId) -> Vec<PeerMember> {
     let own = view.follows_by_log(resource, node.uuid);
     let peers = view.peers_of(resource, node.uuid).into_values();
     peers.filter(|peer| !peer.diskless && (peer.log || own)).collect()
-}
-
-/// A node that was Primary looks whether another one leads meanwhile, before it does so again: then
-/// it follows. Who cannot be reached is not waited for.
-///
-/// # Errors
-/// When the state file cannot be written.
-pub(crate) async fn role_at_start(
-    node: &Arc<Node>,
-    resource: &Arc<Resource>,
-) -> Result<Local, ApiError> {
-    let local = resource.local();
-    if !local.primary || local.journal.is_none() {
-        return Ok(local);
-    }
-    let answers = ask(node, resource.id, log_peers(node, resource.id)).await;
-    let leader = answers.into_iter().find(|(_, said)| said.leads);
-    let Some(leader) = leader.map(|(peer, _)| peer.name) else { return Ok(local) };
-    let text = format!("the node stays Secondary: {leader} is Primary now, and is followed");
-    tracing::warn!(resource = local.name, "{text}");
-    node.hub.notice(&local.name, None, &text);
-    step_back(node, resource).await?;
-    Ok(resource.local())
-}
-
-/// From now on, also after a restart, this node follows.
-async fn step_back(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError> {
-    let member = node.view().follows_by_log(resource.id, node.uuid);
-    resource
-        .change_local(node, |local| {
-            local.primary = false;
-            local.follows = !member;
-        })
-        .await
 }
 
 /// Tells readers of events and those who wait how following goes, until it ends.
@@ -208,7 +176,7 @@ pub(crate) async fn promote(
     let Ready { leader, lineage } = ready?;
     drop(following);
     phase("leading from here");
-    let promoted = lead(node, resource, lineage).await;
+    let promoted = lead(node, resource, lineage, leader.is_some()).await;
     if let Err(error) = promoted {
         if let (true, Some(following)) = (force, resource.following()) {
             restore_switches(&following, &status).await;
@@ -398,13 +366,14 @@ async fn give_back(node: &Arc<Node>, resource: &Arc<Resource>, leader: &NodeReco
     }
 }
 
-/// Stops following and leads from where this node is.
+/// Stops following and leads from where this node is. Somebody else has all that is here until it
+/// does, when it is `expendable`.
 async fn lead(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     lineage: Vec<u64>,
+    expendable: bool,
 ) -> Result<(), ApiError> {
-    let name = resource.name();
     resource::stop(resource).await?;
     let local = resource.local();
     let generation = random()? | 1;
@@ -412,7 +381,9 @@ async fn lead(
     let renewed = renew(node, &local, content).await;
     let started = match renewed {
         Ok(()) => {
-            let leads = |local: &mut Local| (local.primary, local.lineage) = (true, lineage);
+            let leads = |local: &mut Local| {
+                (local.primary, local.lineage, local.expendable) = (true, lineage, false);
+            };
             resource.change_local(node, leads).await?;
             resource::start_core(node, resource).await
         }
@@ -426,14 +397,8 @@ async fn lead(
         Err(error) => Err(error),
     };
     if let Err(error) = promoted {
-        // As it was.
-        resource.change_local(node, |local| local.primary = false).await?;
-        if let Err(stopped) = resource::stop(resource).await {
-            tracing::warn!("{}", stopped.message);
-        }
-        if let Err(again) = resource::start(node, resource, false).await {
-            tracing::error!("resource {name} is down: {}", again.message);
-        }
+        let as_before = |local: &mut Local| (local.primary, local.expendable) = (false, expendable);
+        revert(node, resource, &error, as_before).await;
         return Err(error);
     }
     resource.change_local(node, |local| local.follows = false).await?;
@@ -562,21 +527,45 @@ pub(crate) async fn follow_now(
         let message = format!("node {} has no journal for {name}, or it is down", node.name);
         return Err(ApiError::new(ErrorCode::NoJournal, message));
     }
-    if !may_follow(node, &resource, &call.lineage).await {
+    let may = match resource.handle() {
+        Some(handle) => may_follow_who_leads(&handle, &call.lineage).await,
+        None => MayFollow::Judged,
+    };
+    if may == MayFollow::No {
         let message = format!(
             "node {} does not follow {leader}: it may have data of {name} that are not there",
             node.name
         );
         return Err(ApiError::new(ErrorCode::SplitBrain, message));
     }
-    begin_to_follow(node, &resource).await?;
+    begin_to_follow(node, &resource, may == MayFollow::Replaced).await?;
     Ok(Done::new(format!("node {} follows {leader}", node.name)))
 }
 
-async fn begin_to_follow(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError> {
-    step_back(node, resource).await?;
-    resource::stop(resource).await?;
-    resource::start(node, resource, false).await?;
+/// From now on, also after a restart, this node follows. When that does not work it goes on as
+/// before. Whether its data may be replaced unseen is for the caller to know.
+async fn begin_to_follow(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    expendable: bool,
+) -> Result<(), ApiError> {
+    let member = node.view().follows_by_log(resource.id, node.uuid);
+    let before = resource.local();
+    let follows = |local: &mut Local| {
+        (local.primary, local.follows, local.expendable) = (false, !member, expendable);
+    };
+    resource.change_local(node, follows).await?;
+    let begun = async {
+        resource::stop(resource).await?;
+        resource::start(node, resource, false).await
+    };
+    if let Err(error) = begun.await {
+        let as_before = |local: &mut Local| {
+            (local.follows, local.expendable) = (before.follows, before.expendable);
+        };
+        revert(node, resource, &error, as_before).await;
+        return Err(error);
+    }
     publish(node, resource);
     Ok(())
 }
@@ -593,11 +582,18 @@ pub(crate) async fn follow_again(
     if !member || resource.local().journal.is_none() {
         return Ok(());
     }
+    let handle = resource.need_handle()?;
+    if may_follow_who_leads(&handle, &[]).await == MayFollow::No {
+        // It follows when whoever leads has all of it, or a person gives it up.
+        super::tell_unproven(node, &resource.name());
+        return Ok(());
+    }
+    drop(handle);
     let until = Instant::now() + REST;
     while resource.state().serving.is_some() && Instant::now() < until {
         tokio::time::sleep(LOOK).await;
     }
-    begin_to_follow(node, resource).await
+    begin_to_follow(node, resource, false).await
 }
 
 /// A member that streams does not follow who leads by the log, as it may have data that are not there: a
@@ -617,7 +613,7 @@ pub(crate) async fn follow_giving_up(
     let Some((leader, _)) = answers.into_iter().find(|(_, said)| said.leads) else {
         return Ok(None);
     };
-    begin_to_follow(node, resource).await?;
+    begin_to_follow(node, resource, true).await?;
     if let Some(following) = resource.following() {
         following.discard().await.map_err(|why| {
             let message = format!("connect was refused for {}: {why}", resource.name());
