@@ -5,7 +5,7 @@ use crate::commands::device;
 use crate::commands::join::make_room;
 use crate::commands::updown::publish;
 use crate::growth;
-use crate::logpeer::{self, Again};
+use crate::logpeer::{self, Again, Claim};
 use crate::node::{Node, PeerMember};
 use crate::problems;
 use crate::resource::{Plan, Problem, Resource, core_options, plan, told};
@@ -329,6 +329,7 @@ impl Keeper {
     async fn lead_again(&self, missing: &[NodeId]) -> Option<Again> {
         // A command that is under way may change what is wished for.
         let _begun = self.resource.try_begin()?;
+        let _claim = Claim::new(&self.resource);
         // Clients that knew it larger must not see its end come nearer.
         let may = || {
             let wished = self.resource.state().local.primary;

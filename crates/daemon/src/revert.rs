@@ -28,10 +28,15 @@ pub(crate) fn revert<'a>(
         if let Err(error) = resource::stop(resource).await {
             tracing::warn!("{}", error.message);
         }
-        if let Err(error) = resource::start(node, resource, true).await {
-            tracing::error!("resource {} is down: {}", resource.name(), error.message);
-            resource.state().trouble = Some(told(why));
-            tokio::spawn(try_again(Arc::clone(node), Arc::downgrade(resource)));
+        match resource::start(node, resource, true).await {
+            Ok(()) if resource.local().attached => {}
+            // `status` says why its disk is not used.
+            Ok(()) => resource.state().trouble = Some(told(why)),
+            Err(error) => {
+                tracing::error!("resource {} is down: {}", resource.name(), error.message);
+                resource.state().trouble = Some(told(why));
+                tokio::spawn(try_again(Arc::clone(node), Arc::downgrade(resource)));
+            }
         }
         publish(node, resource);
     })

@@ -56,6 +56,14 @@ pub(super) fn has_no_more(own: &[SegmentLink], said: &Leads) -> bool {
     said.nothing || continues(own, said)
 }
 
+/// Whether somebody else who is there has all that is here. Where nobody leads he has to show it by his
+/// journal. What is `nothing` is everywhere.
+pub(super) fn has_what_is_here(own: &[SegmentLink], nothing: bool, said: &Leads) -> bool {
+    let relation = compare(own, &said.links());
+    let continues = !own.is_empty() && matches!(relation, Relation::Equal | Relation::Behind);
+    nothing || said.leads || said.is_up && !said.nothing && continues
+}
+
 /// Judges by the answers of the members with a disk that are not connected by the core. When there are
 /// none of `missing`, who are to be connected so, a log peer that does not answer is not waited for:
 /// that both wrote is found when they meet. While some are missing, everybody has to say that he does
@@ -168,6 +176,21 @@ mod tests {
         assert_eq!(of(DiskState::UpToDate, false, &[8, 7]), Replaced);
         assert_eq!(of(DiskState::UpToDate, true, &[]), Judged);
         assert_eq!(of(DiskState::Inconsistent, false, &[]), Replaced);
+    }
+
+    #[test]
+    fn who_leaves_knows_that_another_one_has_it() {
+        let own = journal(&[(0, 1000)]);
+        let more = journal(&[(0, 1000), (0, 10)]);
+        let has = |said: &Leads| has_what_is_here(&own, false, said);
+        assert!(has(&follows(&own)) && has(&follows(&more)));
+        assert!(has(&Leads { leads: true, ..Leads::default() }));
+        // It is there, and has less, is being filled, is down, or does not show what it has.
+        assert!(!has(&follows(&journal(&[(0, 900)]))));
+        assert!(!has(&Leads { nothing: true, ..follows(&[]) }));
+        assert!(!has(&Leads::default()) && !has(&follows(&[])));
+        assert!(!has_what_is_here(&[], false, &follows(&[])));
+        assert!(has_what_is_here(&[], true, &follows(&[])));
     }
 
     #[test]

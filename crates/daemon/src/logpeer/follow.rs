@@ -326,7 +326,7 @@ enum NotOpen {
     Failed(String),
 }
 
-const UNPROVEN: &str = "it led, and its journal does not say what it wrote";
+pub(super) const UNPROVEN: &str = "it led, and its journal does not say what it wrote";
 
 /// Where events go.
 struct Notice {

@@ -85,7 +85,10 @@ async fn go_home(node: &Arc<Node>, resource: &Arc<Resource>, following: &Arc<Fol
     let gone = async {
         resource::stop(resource).await?;
         super::roles::renew(node, &local, content).await?;
-        let streams = |local: &mut Local| (local.follows, local.expendable) = (false, false);
+        let streams = |local: &mut Local| {
+            (local.follows, local.expendable) = (false, false);
+            local.lineage.clear();
+        };
         resource.change_local(node, streams).await?;
         resource::start_core(node, resource).await
     };

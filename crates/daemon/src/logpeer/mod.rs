@@ -8,6 +8,7 @@
 //!   JournalHandle ◀── Serving ◀── serve ◀─ TLS ─▶ session ──▶ Following (thread: journal, disk)
 //! ```
 
+mod claim;
 mod decide;
 mod disk;
 mod follow;
@@ -24,13 +25,16 @@ mod show;
 mod source;
 mod wire;
 
+pub(crate) use claim::Claim;
 pub(crate) use decide::Again;
 pub(crate) use follow::{FollowOrders, FollowView, Following, start};
 pub(crate) use gone::{end, forget_gone};
 pub(crate) use home::watch as watch_for_home;
 pub(crate) use lead::{Serving, keep, take};
 pub(crate) use lend::lend;
-pub(crate) use others::{Leads, lead_again, look_around, need_no_leader};
+pub(crate) use others::{
+    Leads, SETTLE, is_elsewhere, lead_again, look_around, need_no_leader, not_grown,
+};
 pub(crate) use past::show_again;
 pub(crate) use roles::{
     FollowCall, HandOver, HandedOver, follow_again, follow_giving_up, follow_now, follows,

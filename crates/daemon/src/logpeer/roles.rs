@@ -2,7 +2,10 @@
 
 use super::Following;
 use super::decide::MayFollow;
-use super::others::{ASK_LIMIT, all_is_here, ask, lineage_of, may_follow_who_leads};
+use super::follow::UNPROVEN;
+use super::others::{
+    ASK_LIMIT, SETTLE, all_is_here, ask, lineage_of, may_follow_who_leads, need_no_leader,
+};
 use crate::commands::create::al_extents;
 use crate::commands::roles::{refuse_clients, release, wait_exported};
 use crate::commands::updown::publish;
@@ -19,11 +22,12 @@ use crate::revert::revert;
 use crate::shard::{InitialContent, JournalHandle};
 use holdfast_api::request::{Done, PauseWhat};
 use holdfast_api::{ApiError, ErrorCode};
-use holdfast_cluster::NodeRecord;
+use holdfast_cluster::{NodeRecord, Uuid};
 use holdfast_core::Command;
 use holdfast_journal::ship::{FollowStatus, Holding, Verdict};
-use holdfast_units::{GenerationId, LogPosition, ResourceId, Role, format_size};
+use holdfast_units::{GenerationId, LogPosition, NodeId, ResourceId, Role, format_size};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,6 +41,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// and to step back after that.
 const WRITE_BACK: Duration = Duration::from_secs(60);
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(120);
+/// Who stepped back is not Primary by a command for so long, if he for whom it did cannot be asked.
+const TAKE_OVER: Duration = Duration::from_secs(60);
 /// How long a node that nobody leads may take to replay what it has, and one that stepped back to let
 /// others fetch the rest.
 const REST: Duration = Duration::from_secs(10);
@@ -176,7 +182,7 @@ pub(crate) async fn promote(
     let Ready { leader, lineage } = ready?;
     drop(following);
     phase("leading from here");
-    let promoted = lead(node, resource, lineage, leader.is_some()).await;
+    let promoted = lead(node, resource, lineage, leader.is_some(), force).await;
     if let Err(error) = promoted {
         if let (true, Some(following)) = (force, resource.following()) {
             restore_switches(&following, &status).await;
@@ -373,6 +379,7 @@ async fn lead(
     resource: &Arc<Resource>,
     lineage: Vec<u64>,
     expendable: bool,
+    force: bool,
 ) -> Result<(), ApiError> {
     resource::stop(resource).await?;
     let local = resource.local();
@@ -389,7 +396,12 @@ async fn lead(
         }
         Err(error) => Err(error),
     };
-    let promoted = match started {
+    // Once more: who began to lead meanwhile was not about to when he was asked.
+    let alone = match started {
+        Ok(()) if !force => need_no_leader(node, resource, 2 * SETTLE).await,
+        started => started,
+    };
+    let promoted = match alone {
         Ok(()) => {
             let command = Command::Promote { force: true };
             core_command(node, resource, "primary was refused", command).await
@@ -434,7 +446,11 @@ pub(super) async fn renew(
 ///
 /// # Errors
 /// Who has the resource open.
-pub(crate) async fn hand_over(node: &Arc<Node>, call: HandOver) -> Result<HandedOver, ApiError> {
+pub(crate) async fn hand_over(
+    node: &Arc<Node>,
+    call: HandOver,
+    taker: Uuid,
+) -> Result<HandedOver, ApiError> {
     let resource = node.resource(call.resource);
     let resource = resource.ok_or_else(|| ApiError::no_such_resource("of the call"))?;
     let name = resource.name();
@@ -444,6 +460,7 @@ pub(crate) async fn hand_over(node: &Arc<Node>, call: HandOver) -> Result<Handed
     let journal = handle.journal().cloned();
     let journal = journal.ok_or_else(|| refuse(&name, "the other node has no journal"))?;
     if call.back {
+        resource.state().stepped_back = None;
         if handle.snapshot().snapshot.role == Role::Primary {
             return Ok(HandedOver { end: journal.view().durable.0, lineage: Vec::new() });
         }
@@ -471,6 +488,7 @@ pub(crate) async fn hand_over(node: &Arc<Node>, call: HandOver) -> Result<Handed
     match stepped_back.await {
         Ok(end) => {
             let lineage = lineage_of(&handle.snapshot(), &resource.local());
+            resource.state().stepped_back = Some((Instant::now() + TAKE_OVER, taker));
             Ok(HandedOver { end: end.0, lineage })
         }
         Err(error) => {
@@ -557,7 +575,11 @@ async fn begin_to_follow(
     resource.change_local(node, follows).await?;
     let begun = async {
         resource::stop(resource).await?;
-        resource::start(node, resource, false).await
+        resource::start(node, resource, false).await?;
+        resource.following().map(drop).ok_or_else(|| {
+            let message = format!("resource {} does not follow: {UNPROVEN}", resource.name());
+            ApiError::new(ErrorCode::SplitBrain, message)
+        })
     };
     if let Err(error) = begun.await {
         let as_before = |local: &mut Local| {
@@ -597,19 +619,32 @@ pub(crate) async fn follow_again(
 }
 
 /// A member that streams does not follow who leads by the log, as it may have data that are not there: a
-/// person gives those up. Who is followed then.
+/// person gives those up, for this leader, if one is named. Who is followed then.
 ///
 /// # Errors
 /// When that could not be written.
 pub(crate) async fn follow_giving_up(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
+    peer: Option<NodeId>,
 ) -> Result<Option<String>, ApiError> {
     let leads = resource.view().is_none_or(|view| view.snapshot.role == Role::Primary);
-    if leads || resource.state().apart.is_empty() {
+    let apart: BTreeSet<NodeId> = resource.state().apart.keys().copied().collect();
+    let asked = log_peers(node, resource.id).into_iter();
+    let is_meant = |one: &PeerMember| peer.is_none_or(|peer| peer == one.slot);
+    let asked: Vec<_> = asked.filter(|one| is_meant(one) && apart.contains(&one.slot)).collect();
+    if leads || asked.is_empty() {
         return Ok(None);
     }
-    let answers = ask(node, resource.id, log_peers(node, resource.id)).await;
+    if resource.local().journal.is_none() {
+        let message = format!(
+            "connect was refused for {}: this node has no journal to follow it by",
+            resource.name()
+        );
+        return Err(ApiError::new(ErrorCode::NoJournal, message)
+            .hint("leave, and join again with --journal"));
+    }
+    let answers = ask(node, resource.id, asked).await;
     let Some((leader, _)) = answers.into_iter().find(|(_, said)| said.leads) else {
         return Ok(None);
     };
