@@ -99,7 +99,7 @@ fn a_log_peer_whose_journal_failed_while_it_led_keeps_its_data_as_a_secondary() 
     write_blocks(&cluster[1], "r0", 2, 2000..2100);
     cluster[1].ok(&["secondary", "r0"]);
     assert_eq!(disk_state(&cluster[1]), "UpToDate");
-    assert!(cluster[1].log().contains("the node does not follow"));
+    cluster[1].wait_log("the node does not follow");
     // Nor is it given up by a start.
     cluster[1].kill9();
     mend_journal(&cluster[1]);
