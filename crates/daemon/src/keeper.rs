@@ -5,7 +5,7 @@ use crate::commands::device;
 use crate::commands::join::make_room;
 use crate::commands::updown::publish;
 use crate::growth;
-use crate::logpeer;
+use crate::logpeer::{self, Again, Claim};
 use crate::node::{Node, PeerMember};
 use crate::problems;
 use crate::resource::{Plan, Problem, Resource, core_options, plan, told};
@@ -295,68 +295,27 @@ impl Keeper {
     async fn grant_wish(&mut self) {
         let Some(wish) = &self.wish else { return };
         let now = Instant::now();
+        let (since, due) = (wish.since, now >= wish.retry_at);
         let view = self.handle.snapshot();
-        let waited = self.resource.state().device_waits.map(|_| now.duration_since(wish.since));
+        let waited = self.resource.state().device_waits.map(|_| now.duration_since(since));
         let verdict = judge(&view.snapshot).with_device(waited, |peer| self.is_out_of_reach(peer));
-        let is_behind = self.is_behind(&view);
-        let Some(wish) = &mut self.wish else { return };
-        let verdict = match verdict {
-            Verdict::WaitFor(missing) if now >= wish.retry_at && !is_behind => {
-                wish.retry_at = now + RETRY;
-                match self.leads_followers(&missing).await {
-                    true => Verdict::Fulfilled,
-                    false => Verdict::WaitFor(missing),
-                }
-            }
-            verdict => verdict,
-        };
-        let Some(wish) = &mut self.wish else { return };
-        match verdict {
-            Verdict::Fulfilled => self.wish = None,
-            Verdict::Dropped(primary) => {
+        let missing = match verdict {
+            Verdict::Fulfilled => {
                 self.wish = None;
-                let primary = self.node_name(primary);
-                let text = format!("the node stays Secondary: {primary} is Primary now");
-                self.announce(None, &text);
-                self.drop_wish().await;
+                return;
             }
-            // Clients that knew it larger must not see its end come nearer.
-            Verdict::Promote if is_behind => {}
-            Verdict::Promote if now >= wish.retry_at => {
-                let result = {
-                    // A command that is under way may change what is wished for.
-                    let Some(_begun) = self.resource.try_begin() else { return };
-                    if !self.resource.state().local.primary {
-                        self.wish = None;
-                        return;
-                    }
-                    wish.retry_at = now + RETRY;
-                    self.handle.command(Command::Promote { force: false }).await
-                };
-                match result {
-                    Ok(()) => {
-                        self.wish = None;
-                        self.announce(None, "the node is Primary again, as before the stop");
-                    }
-                    Err(refusal) => {
-                        tracing::info!(resource = self.name(), ?refusal, "not Primary again yet");
-                    }
-                }
+            Verdict::Dropped(primary) => return self.give_wish_up(&self.node_name(primary)).await,
+            Verdict::Promote => Vec::new(),
+            Verdict::WaitFor(missing) => missing,
+        };
+        if due && let Some(again) = self.lead_again(&missing).await {
+            if let Some(wish) = &mut self.wish {
+                wish.retry_at = now + RETRY;
             }
-            Verdict::Promote => {}
-            Verdict::WaitFor(missing) => {
-                if !wish.told && now.duration_since(wish.since) > PATIENCE {
-                    wish.told = true;
-                    let names: Vec<String> =
-                        missing.iter().map(|node| self.node_name(*node)).collect();
-                    let text = format!(
-                        "the node was Primary and stays Secondary until it has heard of {}: one \
-                         of them could be Primary now; `holdfast primary {}` overrides that",
-                        names.join(", "),
-                        self.name()
-                    );
-                    self.announce(None, &text);
-                }
+            match again {
+                Again::Yes => {}
+                Again::Other(primary) => return self.give_wish_up(&primary).await,
+                Again::Wait(why) => self.tell_why_it_waits(&why),
             }
         }
         // A person may have decided meanwhile.
@@ -365,19 +324,50 @@ impl Keeper {
         }
     }
 
-    /// Who follows this node's journal, as a log peer led before, does so until this node is Primary:
-    /// nobody else is. Whether this node is Primary for that.
-    async fn leads_followers(&self, missing: &[NodeId]) -> bool {
-        let Some(_begun) = self.resource.try_begin() else { return false };
-        let wished = self.resource.state().local.primary;
-        if !wished || !logpeer::all_follow(&self.node, &self.resource, missing).await {
-            return false;
+    /// Has this node be Primary, if nobody else is and nobody has what is not here. `None` when that
+    /// cannot be looked at now.
+    async fn lead_again(&self, missing: &[NodeId]) -> Option<Again> {
+        // A command that is under way may change what is wished for.
+        let _begun = self.resource.try_begin()?;
+        let _claim = Claim::new(&self.resource);
+        // Clients that knew it larger must not see its end come nearer.
+        let may = || {
+            let wished = self.resource.state().local.primary;
+            wished && !self.is_behind(&self.handle.snapshot())
+        };
+        if !may() {
+            return None;
         }
-        let promoted = self.handle.command(Command::Promote { force: false }).await.is_ok();
-        if promoted {
-            self.announce(None, "the node is Primary again, as before the stop");
+        let again = logpeer::lead_again(&self.node, &self.resource, &self.handle, missing).await;
+        if again == Again::Yes && may() {
+            match self.handle.command(Command::Promote { force: false }).await {
+                Ok(()) => self.announce(None, "the node is Primary again, as before the stop"),
+                Err(refusal) => {
+                    tracing::info!(resource = self.name(), ?refusal, "not Primary again yet");
+                }
+            }
         }
-        promoted
+        Some(again)
+    }
+
+    fn tell_why_it_waits(&mut self, why: &str) {
+        let Some(wish) = &mut self.wish else { return };
+        if wish.told || wish.since.elapsed() <= PATIENCE {
+            return;
+        }
+        wish.told = true;
+        let text = format!(
+            "the node was Primary and stays Secondary: {why}; `holdfast primary {}` overrides that",
+            self.name()
+        );
+        self.announce(None, &text);
+    }
+
+    /// Another node is Primary now.
+    async fn give_wish_up(&mut self, primary: &str) {
+        self.wish = None;
+        self.announce(None, &format!("the node stays Secondary: {primary} is Primary now"));
+        self.drop_wish().await;
     }
 
     fn is_behind(&self, view: &ResourceView) -> bool {

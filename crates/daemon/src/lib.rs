@@ -49,6 +49,7 @@ mod remote;
 mod replacing;
 mod resource;
 mod resyncs;
+mod revert;
 mod run;
 mod scrape;
 mod service;

@@ -164,6 +164,10 @@ pub(crate) struct Local {
     /// Another node leads by the log, and this one follows it, whatever its own protocol is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) follows: bool,
+    /// What is on its disk is also with whoever leads: when it follows, that may be replaced although
+    /// its journal does not say what it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) expendable: bool,
     /// While it follows: how large a resource its disk was made ready for, in bytes. Its metadata,
     /// which say that otherwise, are made anew when it leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -330,6 +334,7 @@ mod tests {
             up: true,
             primary: true,
             follows: true,
+            expendable: true,
             size: Some(4096),
             lineage: vec![7, 9],
             sync_paused: true,

@@ -401,9 +401,10 @@ async fn to_its_end<T: Send + 'static>(
 
 async fn hand_over(
     State(node): State<Arc<Node>>,
+    Extension(peer): Extension<PinnedNode>,
     Json(call): Json<logpeer::HandOver>,
 ) -> Result<Json<logpeer::HandedOver>, Failure> {
-    to_its_end(async move { logpeer::hand_over(&node, call).await }).await
+    to_its_end(async move { logpeer::hand_over(&node, call, peer.uuid).await }).await
 }
 
 async fn follow(

@@ -26,6 +26,7 @@ use holdfast_api::error::without_numbers;
 use holdfast_api::options::{OptionMap, Settings as OptionSettings};
 use holdfast_api::status::{ArchiveStatus, PeerProblem};
 use holdfast_api::{ApiError, ErrorCode};
+use holdfast_cluster::Uuid;
 use holdfast_core::{Config, Options, PeerConfig};
 use holdfast_device::{LocalDevice, NbdBackend};
 use holdfast_store::SpareFill;
@@ -67,6 +68,12 @@ pub(crate) struct State {
     pub(crate) past: Option<Arc<PastHandle>>,
     /// What this node does for those who follow it.
     pub(crate) serving: Option<Arc<Serving>>,
+    /// It is about to be Primary.
+    pub(crate) claims: bool,
+    /// It stepped back for this node, which is to lead by then.
+    pub(crate) stepped_back: Option<(Instant, Uuid)>,
+    /// It could not begin to follow, and does not try before then.
+    pub(crate) follow_after: Option<Instant>,
     /// How often it was started.
     pub(crate) starts: u64,
     /// Why the disk is not in use although it should be.
@@ -159,6 +166,9 @@ impl Resource {
             following: None,
             past: None,
             serving: None,
+            claims: false,
+            stepped_back: None,
+            follow_after: None,
             starts: 0,
             trouble: None,
             device: None,
@@ -386,9 +396,15 @@ pub(crate) async fn start(
     resource: &Arc<Resource>,
     or_diskless: bool,
 ) -> Result<(), ApiError> {
-    let local = logpeer::role_at_start(node, resource).await?;
+    let local = resource.local();
     if logpeer::follows(node, &local) {
-        return follow(node, resource, &local).await;
+        match follow(node, resource, &local).await {
+            // Nobody asked for that to be given up: it is kept, and whoever leads is looked for.
+            Err(error) if error.code == ErrorCode::SplitBrain => {
+                logpeer::tell_unproven(node, &local.name);
+            }
+            followed => return followed,
+        }
     }
     open_core(node, resource, or_diskless).await
 }

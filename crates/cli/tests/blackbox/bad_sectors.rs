@@ -333,6 +333,8 @@ fn row_037_spares_come_and_go_while_the_disk_is_used() {
     assert_eq!(node.cli(&["spare", "remove", "old", &first, "--empty"]).status, 1);
     assert_eq!(node.resource("old").disk.spares.len(), 1);
     std::fs::remove_dir(&in_the_way).expect("it can be removed");
+    let said = node.ok(&["spare", "remove", "old", &first, "--empty", "--dry-run"]);
+    assert!(said.contains("would be forgotten; nothing was changed"), "{said}");
     let said = node.ok(&["spare", "remove", "old", &first, "--empty"]);
     assert!(said.contains("was taken away before"), "{said}");
     node.refused(&["spare", "remove", "old", &first], 1, "its disk has no spare");

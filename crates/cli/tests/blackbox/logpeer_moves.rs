@@ -193,6 +193,10 @@ fn a_node_of_the_pair_that_has_more_than_the_far_site_keeps_it_until_a_person_de
     wait_split(&cluster[2], "beta");
     assert_eq!(disk_state(&cluster[1]), "UpToDate");
     cluster[1].refused(&["primary", "r0"], 1, "gamma is Primary");
+    // Nor for another one than who is named.
+    cluster[1].ok(&["connect", "r0", "--peer", "alpha", "--discard-my-data"]);
+    assert!(cluster[1].resource("r0").replay.is_none(), "it follows nobody by the log");
+    assert_eq!(disk_state(&cluster[1]), "UpToDate");
     cluster[0].start();
     wait_split(&cluster[0], "gamma");
     wait_split(&cluster[2], "alpha");

@@ -3,6 +3,7 @@
 use crate::logpeer::{assert_same, disk_state, follow, wait_all};
 use crate::{MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, write_blocks};
 use holdfast_testkit::{Node, Rng, wait_until};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 fn paused(node: &Node) -> Vec<String> {
@@ -112,4 +113,28 @@ fn a_handover_that_takes_too_long_is_given_up_and_the_old_primary_goes_on() {
     // Now there is time enough.
     cluster[1].ok(&["primary", "r0", "--timeout", "30"]);
     check_blocks(&cluster[1], "r0", 3, 0..20);
+}
+
+#[test]
+fn while_another_node_takes_over_the_old_primary_is_not_primary_again() {
+    let cluster = cluster_with_proxies(2);
+    follow(&cluster, "64M");
+    wait_all(&cluster[0]);
+    // What it lacks takes a while.
+    cluster[0].proxy().limit_rate(400_000);
+    write_noise(&cluster[0], 3);
+    let mut command = cluster[1].command(&["primary", "r0"]);
+    let mut moving = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the command can be run");
+    wait_until(SOON, "it steps back", || cluster[0].resource("r0").role == "Secondary");
+    cluster[0].refused(&["primary", "r0"], 1, "primary was refused");
+    cluster[0].proxy().heal();
+    assert!(moving.wait().expect("it ends").success());
+    assert_eq!(cluster[1].resource("r0").role, "Primary");
+    cluster[0].refused(&["primary", "r0", "--force"], 1, "");
+    wait_all(&cluster[1]);
+    assert_same(&cluster, 0, 1);
 }

@@ -39,6 +39,7 @@ mod logpeer_faults;
 mod logpeer_healing;
 mod logpeer_moves;
 mod logpeer_resize;
+mod logpeer_returns;
 mod logpeer_roles;
 mod logpeer_switches;
 mod metadata;

@@ -11,6 +11,7 @@ use crate::local::{LocalDisk, LocalJournal};
 use crate::node::Node;
 use crate::peer_api;
 use crate::resource::{self, Resource};
+use crate::revert::revert;
 use crate::shard::InitialContent;
 use crate::spares::Planned;
 use holdfast_api::request::{AttachDisk, DetachDisk, Done, META_INTERNAL};
@@ -149,10 +150,7 @@ pub(crate) async fn attach(
     if was_up {
         let started = resource::start(node, &resource, false).await;
         if let Err(error) = started {
-            resource.change_local(node, |local| local.attached = false).await?;
-            resource::start(node, &resource, true).await?;
-            resource.state().trouble = Some(resource::told(&error));
-            publish(node, &resource);
+            revert(node, &resource, &error, |local| local.attached = false).await;
             return Err(error);
         }
     }

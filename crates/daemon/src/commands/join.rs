@@ -284,6 +284,7 @@ async fn establish(
         primary: false,
         follows: false,
         size: None,
+        expendable: false,
         lineage: Vec::new(),
         sync_paused: false,
         shows_past: false,

@@ -63,13 +63,13 @@ pub(crate) async fn leave(
             release(node, &resource, what, false).await?;
         }
     } else if resource.following().is_some() {
-        let members = node.view().peers_of(resource.id, node.uuid);
-        if !members.values().any(|peer| node.peers.health(peer.uuid).alive) {
-            let message = format!("{what} for {name}: no other node that has it is in reach");
-            return Err(ApiError::new(ErrorCode::LastGoodCopy, message)
-                .hint("connect another member first"));
+        if !logpeer::is_elsewhere(node, &resource).await {
+            let message = format!("{what} for {name}: no other node in reach has what is here");
+            return Err(ApiError::new(ErrorCode::LastGoodCopy, message).hint(
+                "connect the node that leads, or another member that has as much, and wait for it",
+            ));
         }
-    } else if resource.local().disk.is_some() {
+    } else if resource.local().disk.is_some() && !cannot_start(node, &resource).await {
         // Nobody can tell here how its data are, nor whether others have them.
         let message = format!("{what} for {name}: it is down, and may have the last good data");
         return Err(ApiError::new(ErrorCode::LastGoodCopy, message)
@@ -97,12 +97,19 @@ pub(crate) async fn leave(
     Ok(Done::new(format!("node {} left resource {name}; the data stay on its disk", node.name)))
 }
 
+/// Whether a member that is down cannot be started, and another one leads: nobody waits for its data.
+async fn cannot_start(node: &Arc<Node>, resource: &Arc<Resource>) -> bool {
+    let failed = resource.local().up && resource.state().trouble.is_some();
+    failed && logpeer::is_elsewhere(node, resource).await
+}
+
 /// Whether another member that is alive has data of its own: both met, and had written apart.
 fn is_apart(node: &Node, resource: &Resource) -> bool {
     let members = node.view().peers_of(resource.id, node.uuid);
     let state = resource.state();
-    let mut apart = state.problems.iter().filter(|(_, problem)| problem.what.code == "SPLIT_BRAIN");
-    apart.any(|(slot, _)| members.get(slot).is_some_and(|peer| node.peers.health(peer.uuid).alive))
+    let met = state.problems.iter().filter(|(_, problem)| problem.what.code == "SPLIT_BRAIN");
+    let mut apart = met.map(|(slot, _)| slot).chain(state.apart.keys());
+    apart.any(|slot| members.get(slot).is_some_and(|peer| node.peers.health(peer.uuid).alive))
 }
 
 /// Ends the membership in a resource whose state file cannot be used: where its disk is, nobody knows.

@@ -63,7 +63,7 @@ pub(crate) async fn connect(
         return Ok(Done::new(format!("resource {name} follows {}", names(&members))));
     }
     if request.discard_my_data
-        && let Some(leader) = logpeer::follow_giving_up(node, &resource).await?
+        && let Some(leader) = logpeer::follow_giving_up(node, &resource, peer).await?
     {
         return Ok(Done::new(format!("resource {name} follows {leader}")));
     }
@@ -74,6 +74,10 @@ pub(crate) async fn connect(
     resource
         .change_local(node, |local| {
             local.disconnected.retain(|uuid| members.iter().all(|peer| peer.uuid != *uuid));
+            if request.discard_my_data {
+                // It says of which data those were that are given up.
+                local.lineage.clear();
+            }
         })
         .await?;
     resource.dial_now.notify_one();

@@ -4,6 +4,7 @@ use super::blocking;
 use crate::disk::growth;
 use crate::growth::{goal, prepare, wait};
 use crate::local::LocalDisk;
+use crate::logpeer;
 use crate::node::{Node, PeerMember};
 use crate::peer_api::{self, AboutResource, GROW, MakeReady, ROOM_TO_GROW, RoomToGrow};
 use crate::peers::{CALL_TIMEOUT, call_node};
@@ -81,6 +82,14 @@ pub(crate) async fn resize(
         )));
     }
     let mut message = format!("resource {name} has {} ({size} bytes) now", format_size(size));
+    let later = logpeer::not_grown(node, &resource, size).await;
+    if !later.is_empty() {
+        message.push_str(&format!(
+            "; it grows later on {}, which follow by the log: `holdfast status {name}` there says \
+             what is in the way",
+            later.join(", ")
+        ));
+    }
     if let Some(why) = device_keeps(&resource, size).await {
         message.push_str("; ");
         message.push_str(&why);

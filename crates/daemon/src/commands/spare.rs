@@ -209,30 +209,31 @@ fn under(name: &str, error: ApiError) -> ApiError {
     ApiError { message: format!("{ADD} for {name}: {}", error.message), ..error }
 }
 
-/// Forgets a spare that the disk has given up already: its removal was interrupted in between.
-async fn forget_removed(
-    node: &Node,
-    resource: &Arc<Resource>,
-    view: &SparesView,
-    named: &str,
-) -> Result<bool, ApiError> {
+/// Whether the disk has given a spare up already, which is still noted: its removal was interrupted in
+/// between.
+async fn is_removed(resource: &Resource, view: &SparesView, named: &str) -> Result<bool, ApiError> {
     let path = PathBuf::from(named);
-    let (gone, shown) = (LocalSpare::Path(path.clone()), path.clone());
+    let gone = LocalSpare::Path(path.clone());
     let known = resource.local().disk.is_some_and(|disk| disk.spares.contains(&gone));
     if !known || view.spares.iter().any(|held| held.path.as_ref() == Some(&path)) {
         return Ok(false);
     }
-    if !blocking(move || Ok(spares::is_retired(&shown))).await? {
-        return Ok(false);
-    }
+    let id = resource.id;
+    blocking(move || Ok(spares::is_retired(&path, id))).await
+}
+
+async fn forget(
+    node: &Node,
+    resource: &Arc<Resource>,
+    gone: Option<LocalSpare>,
+) -> Result<(), ApiError> {
     resource
         .change_local(node, |local| {
             if let Some(disk) = &mut local.disk {
-                disk.spares.retain(|spare| *spare != gone);
+                disk.spares.retain(|spare| Some(spare) != gone.as_ref());
             }
         })
-        .await?;
-    Ok(true)
+        .await
 }
 
 /// Takes a spare away.
@@ -251,7 +252,15 @@ pub(crate) async fn remove(
         spare.id.to_string() == call.spare || path.as_deref() == Some(&call.spare)
     };
     let Some(spare) = view.spares.iter().find(is_it) else {
-        if !call.dry_run && forget_removed(node, &resource, &view, &call.spare).await? {
+        if is_removed(&resource, &view, &call.spare).await? {
+            if call.dry_run {
+                return Ok(Done::new(format!(
+                    "the spare {} of resource {name} was taken away before, and would be forgotten; \
+                     nothing was changed",
+                    call.spare
+                )));
+            }
+            forget(node, &resource, Some(LocalSpare::Path(PathBuf::from(&call.spare)))).await?;
             return Ok(Done::new(format!(
                 "the spare {} of resource {name} was taken away before; it can be used for \
                  something else",
@@ -302,13 +311,7 @@ pub(crate) async fn remove(
         (None, Some(range)) => Some(LocalSpare::Region { offset: range.offset, len: range.len }),
         (None, None) => None,
     };
-    resource
-        .change_local(node, |local| {
-            if let Some(disk) = &mut local.disk {
-                disk.spares.retain(|spare| Some(spare) != gone.as_ref());
-            }
-        })
-        .await?;
+    forget(node, &resource, gone).await?;
     handle.refresh().await;
     publish(node, &resource);
     Ok(Done::new(format!(

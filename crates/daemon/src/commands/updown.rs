@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long `up` waits for a node to be Primary again when nothing is in the way.
-const ROLE_WAIT: Duration = Duration::from_secs(3);
+const ROLE_WAIT: Duration = Duration::from_secs(5);
 
 /// Starts a resource, or all, here.
 ///

@@ -137,6 +137,8 @@ struct Place {
     journal: crate::journaled::JournalSpec,
     size: u64,
     delay: Duration,
+    /// What this node wrote while it led may be replaced unseen.
+    expendable: bool,
     /// Where the checksums of the disk are, if some are kept then, and how they stand.
     sums: Sums,
     checksums: LatestChecksums,
@@ -176,6 +178,7 @@ pub(crate) async fn start(
         journal: journal.spec(),
         size: growth::settle_size(node, resource).await?,
         delay: session::delay_of(node, local.id, None),
+        expendable: local.expendable,
         sums: sums_of(node, resource),
         checksums: Arc::default(),
         losses,
@@ -207,7 +210,10 @@ pub(crate) async fn start(
         .map_err(|error| refuse::internal("a thread was not started", &error))?;
     match is_open.await {
         Ok(Ok(())) => {}
-        Ok(Err(why)) => return Err(refuse(&why)),
+        Ok(Err(NotOpen::Unproven)) => {
+            return Err(ApiError { code: ErrorCode::SplitBrain, ..refuse(UNPROVEN) });
+        }
+        Ok(Err(NotOpen::Failed(why))) => return Err(refuse(&why)),
         Err(_) => return Err(refuse("its thread ended")),
     }
     let session = session::run(Arc::clone(node), Arc::clone(resource), orders.clone());
@@ -361,6 +367,15 @@ impl Following {
     }
 }
 
+/// Why journal and disk were not opened.
+enum NotOpen {
+    /// What this node wrote while it led would be given up.
+    Unproven,
+    Failed(String),
+}
+
+pub(super) const UNPROVEN: &str = "it led, and its journal does not say what it wrote";
+
 /// Where events go.
 struct Notice {
     node: Arc<Node>,
@@ -469,26 +484,31 @@ impl Thread {
         }
     }
 
-    fn open(&mut self) -> Result<Logic, String> {
+    fn open(&mut self) -> Result<Logic, NotOpen> {
         let Place { resource, slot, journal, size, .. } = &self.place;
         let sums = (self.place.sums)();
         let opened =
             OwnDisk::open(&self.place.disk, sums.as_deref(), *resource, *size, &self.place.losses);
-        let (disk, seen) = opened.map_err(|error| error.to_string())?;
+        let (disk, seen) = opened.map_err(|error| NotOpen::Failed(error.to_string()))?;
         self.notice.follow_map(&self.runtime, &seen.changes);
         self.spares = Some(seen.spares);
         *checksums::latest(&self.place.checksums) = Some(seen.checksums);
-        let settings = follow_settings(journal, *resource, *slot).map_err(|e| e.to_string())?;
+        let settings = follow_settings(journal, *resource, *slot)
+            .map_err(|error| NotOpen::Failed(error.to_string()))?;
         let spec = journal.clone();
         let open: OpenFiles = Box::new(move || claimed_files(&spec).map_err(io::Error::other));
-        let options = FollowOptions::new(settings, *size);
-        Follower::open(open, disk, options).map_err(|error| error.to_string())
+        let may_give_up = self.place.expendable;
+        let options = FollowOptions { may_give_up, ..FollowOptions::new(settings, *size) };
+        Follower::open(open, disk, options).map_err(|error| match error {
+            FollowError::Unproven => NotOpen::Unproven,
+            error => NotOpen::Failed(error.to_string()),
+        })
     }
 
     fn run(
         mut self,
         mut queue: mpsc::Receiver<Order>,
-        opened: oneshot::Sender<Result<(), String>>,
+        opened: oneshot::Sender<Result<(), NotOpen>>,
     ) {
         match self.open() {
             Ok(logic) => self.logic = Some(logic),
@@ -697,7 +717,8 @@ impl Thread {
                     self.look_again();
                     self.failure = None;
                 }
-                Err(why) => self.fail(&why),
+                Err(NotOpen::Failed(why)) => self.fail(&why),
+                Err(NotOpen::Unproven) => self.fail(UNPROVEN),
             }
         }
         let Some(logic) = &mut self.logic else { return false };

@@ -18,7 +18,9 @@ pub(crate) async fn forget_gone(
     journal: &JournalHandle,
 ) {
     let Ok(cursors) = journal.cursors().await else { return };
-    let followers = followers_of(node, resource);
+    let mut followers = followers_of(node, resource);
+    let serving = resource.state().serving.clone();
+    followers.extend(serving.map(|serving| serving.all_guests()).unwrap_or_default());
     let kept = (0..).zip(&cursors.peers).filter(|(_, peer)| peer.switches.counts);
     let gone = kept.filter_map(|(number, _)| NodeId::new(number));
     for gone in gone.filter(|peer| !followers.contains(peer)) {

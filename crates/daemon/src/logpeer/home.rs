@@ -10,8 +10,10 @@ use super::roles::until;
 use super::{FollowView, Following};
 use crate::commands::updown::publish;
 use crate::dial::ask_to_dial;
+use crate::local::Local;
 use crate::node::Node;
 use crate::resource::{self, Resource};
+use crate::revert::revert;
 use crate::shard::InitialContent;
 use holdfast_journal::ship::{FollowStatus, Holding};
 use holdfast_units::GenerationId;
@@ -83,14 +85,20 @@ async fn go_home(node: &Arc<Node>, resource: &Arc<Resource>, following: &Arc<Fol
     let gone = async {
         resource::stop(resource).await?;
         super::roles::renew(node, &local, content).await?;
-        resource.change_local(node, |local| local.follows = false).await?;
+        let streams = |local: &mut Local| {
+            (local.follows, local.expendable) = (false, false);
+            local.lineage.clear();
+        };
+        resource.change_local(node, streams).await?;
         resource::start_core(node, resource).await
     };
     if let Err(error) = gone.await {
         let text = format!("this node still follows {} by the log: {}", leader.name, error.message);
         tracing::error!(resource = name, "{text}");
         node.hub.notice(&name, None, &text);
-        again(node, resource).await;
+        // Whoever leads has all of it.
+        let as_before = |local: &mut Local| (local.follows, local.expendable) = (true, true);
+        revert(node, resource, &error, as_before).await;
         return;
     }
     ask_to_dial(node, resource.id);
@@ -98,19 +106,6 @@ async fn go_home(node: &Arc<Node>, resource: &Arc<Resource>, following: &Arc<Fol
         format!("{} is Primary, and is connected to as before the log peer led", leader.name);
     tracing::info!(resource = name, "{text}");
     node.hub.notice(&name, None, &text);
-    publish(node, resource);
-}
-
-/// It follows as before.
-async fn again(node: &Arc<Node>, resource: &Arc<Resource>) {
-    let back = async {
-        resource.change_local(node, |local| local.follows = true).await?;
-        resource::stop(resource).await?;
-        resource::start(node, resource, false).await
-    };
-    if let Err(error) = back.await {
-        tracing::error!("resource {} is down: {}", resource.name(), error.message);
-    }
     publish(node, resource);
 }
 

@@ -50,6 +50,8 @@ pub(crate) struct Serving {
     barred: watch::Sender<BTreeSet<NodeId>>,
     /// Members that stream, and follow by the log until they are taken back.
     guests: Mutex<BTreeSet<NodeId>>,
+    /// Those of them for whom a data link was not allowed again since they came.
+    newcomers: Mutex<BTreeSet<NodeId>>,
     /// This node does not lead any more: what is there may be fetched, nobody new is judged.
     parting: AtomicBool,
 }
@@ -78,6 +80,15 @@ impl Serving {
 
     fn guests(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The members that stream, and follow by the log at present.
+    pub(super) fn all_guests(&self) -> BTreeSet<NodeId> {
+        self.guests().clone()
+    }
+
+    fn newcomers(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.newcomers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a member that streams follows by the log at present.
@@ -264,7 +275,8 @@ async fn cut_wanted(views: &mut watch::Receiver<JournalView>) {
 }
 
 /// Who follows by the log until it is taken back comes with metadata that were made anew: that it was
-/// refused for those before does not count any more.
+/// refused for those before does not count any more. That is said once each time that it comes, and not
+/// when both wrote apart: a person connects those.
 async fn connect_guests(
     node: &Node,
     resource: &Resource,
@@ -272,17 +284,26 @@ async fn connect_guests(
     serving: &Serving,
 ) {
     let by_person = disconnected(node, resource);
-    let guests = serving.guests().clone();
     let view = handle.snapshot();
     for peer in &view.snapshot.peers {
         let alone = peer.connection == ConnectionState::StandAlone;
-        if alone && guests.contains(&peer.node) && !by_person.contains(&peer.node) {
+        let apart = || {
+            let state = resource.state();
+            let problem = state.problems.get(&peer.node);
+            problem.is_some_and(|problem| is_split(&problem.what.code))
+        };
+        let came = || !by_person.contains(&peer.node) && serving.newcomers().remove(&peer.node);
+        if alone && came() && !apart() {
             let command = Command::Connect { peer: Some(peer.node), discard_my_data: false };
             if let Err(refusal) = handle.command(command).await {
                 tracing::debug!(?refusal, "a member that follows by the log is not connected to");
             }
         }
     }
+}
+
+fn is_split(code: &str) -> bool {
+    ["SPLIT_BRAIN", "TWO_PRIMARIES"].contains(&code)
 }
 
 /// The members from which a person disconnected this node.
@@ -323,6 +344,7 @@ impl Serving {
             over: watch::channel(false).0,
             barred: watch::channel(BTreeSet::new()).0,
             guests: Mutex::default(),
+            newcomers: Mutex::default(),
             parting: AtomicBool::new(false),
         })
     }
@@ -379,8 +401,10 @@ impl Serving {
     }
 
     /// Looks after the followers. Blocks.
-    fn tick(&self, followers: BTreeSet<NodeId>, lineage: Vec<GenerationId>) {
+    fn tick(&self, mut followers: BTreeSet<NodeId>, lineage: Vec<GenerationId>) {
         let mut inner = self.lock();
+        // Who came since is known already, and stays.
+        followers.extend(self.all_guests());
         let Inner { leader, notes, source, followers: known } = &mut *inner;
         leader.set_lineage(lineage);
         for gone in known.difference(&followers) {
@@ -452,6 +476,7 @@ pub(crate) async fn take(
 ) -> io::Result<()> {
     let opening = tokio::time::timeout(SILENCE, opening::read(&mut stream)).await;
     let opening = opening.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    let mut is_guest = false;
     let found = opening.and_then(|opening| {
         let resource = opening.resource_of(node, peer)?;
         let serving = resource.state().serving.clone().filter(|serving| serving.takes());
@@ -460,10 +485,14 @@ pub(crate) async fn take(
             if !is_away(&resource, opening.from) {
                 return Err("the caller does not follow by the log");
             }
-            serving.guests().insert(opening.from);
+            is_guest = true;
         }
         if disconnected(node, &resource).contains(&opening.from) {
             return Err("this node was disconnected from the caller by a person");
+        }
+        if is_guest {
+            serving.guests().insert(opening.from);
+            serving.newcomers().insert(opening.from);
         }
         Ok((serving, opening.from))
     });

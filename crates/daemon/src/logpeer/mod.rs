@@ -8,6 +8,8 @@
 //!   JournalHandle ◀── Serving ◀── serve ◀─ TLS ─▶ session ──▶ Following (thread: journal, disk)
 //! ```
 
+mod claim;
+mod decide;
 mod disk;
 mod follow;
 mod gone;
@@ -25,22 +27,38 @@ mod show;
 mod source;
 mod wire;
 
+pub(crate) use claim::Claim;
+pub(crate) use decide::Again;
 pub(crate) use follow::{FollowOrders, FollowScrub, FollowView, Following, start};
 pub(crate) use gone::{end, forget_gone};
 pub(crate) use home::watch as watch_for_home;
 pub(crate) use lead::{Serving, keep, take};
 pub(crate) use lend::lend;
 pub(crate) use losses::{forget as forget_losses, path as losses_path};
-pub(crate) use others::{Leads, all_follow, look_around, need_no_leader};
+pub(crate) use others::{
+    Leads, SETTLE, is_elsewhere, lead_again, look_around, need_no_leader, not_grown,
+};
 pub(crate) use past::show_again;
 pub(crate) use roles::{
     FollowCall, HandOver, HandedOver, follow_again, follow_giving_up, follow_now, follows,
-    hand_over, pause, promote, role_at_start, tell,
+    hand_over, pause, promote, tell,
 };
 pub(crate) use show::{disk_word, journal_of, peer_of_follower, peers_of_leader, replay_of};
 
+use crate::node::Node;
 use crate::resource::Resource;
 use std::path::PathBuf;
+
+/// This node led by a journal that does not say all that it wrote, and does not follow for that.
+pub(crate) fn tell_unproven(node: &Node, name: &str) {
+    let text = format!(
+        "the node does not follow: its journal failed while it was Primary, and does not say what is \
+         on its disk; `holdfast primary {name}` has it lead again, `holdfast connect {name} \
+         --discard-my-data` gives its data up when another node is Primary"
+    );
+    tracing::warn!(resource = name, "{text}");
+    node.hub.notice(name, None, &text);
+}
 
 /// Where what this node keeps of the followers of a resource is.
 fn notes_dir(state_dir: &std::path::Path, resource: &Resource) -> PathBuf {

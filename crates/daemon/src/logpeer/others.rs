@@ -1,6 +1,9 @@
 //! What the other members say: who leads, and what they have. A node that leads hears of another one
 //! that does; one that waits follows whoever leads by the log, if nothing is lost by that.
 
+use super::decide::{
+    Again, MayFollow, continues, has_no_more, has_what_is_here, may_follow, may_lead_again,
+};
 use super::roles::{FollowCall, follow_now, log_peers};
 use crate::commands::updown::publish;
 use crate::local::Local;
@@ -12,7 +15,7 @@ use crate::shard::{ResourceHandle, ResourceView};
 use holdfast_api::status::PeerProblem;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_format::journal::SegmentLink;
-use holdfast_journal::ship::Holding;
+use holdfast_journal::ship::{FollowStatus, Holding};
 use holdfast_journal::{Relation, compare};
 use holdfast_units::{
     ConnectionState, DiskState, GenerationId, HybridTime, LogPosition, NodeId, ResourceId, Role,
@@ -21,10 +24,15 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long the others are asked.
 pub(super) const ASK_LIMIT: Duration = Duration::from_secs(3);
+/// How long others that are about to lead are waited for, and how often they are asked.
+pub(crate) const SETTLE: Duration = Duration::from_secs(4);
+const LOOK: Duration = Duration::from_millis(100);
+/// How long after a failed attempt it does not try to follow.
+const PAUSE: Duration = Duration::from_secs(10);
 /// How often a node asks.
 const AGAIN: Duration = Duration::from_secs(2);
 /// The generations that are told; older ones were filled long ago, or are for a person to look at.
@@ -45,6 +53,9 @@ pub(crate) struct Leads {
     /// Its journal, when that says all that is on its disk.
     #[serde(default)]
     pub(crate) chain: Vec<Link>,
+    /// It is about to lead.
+    #[serde(default)]
+    pub(crate) claims: bool,
     /// It is up, and says of itself what is here.
     #[serde(default)]
     pub(crate) is_up: bool,
@@ -54,6 +65,12 @@ pub(crate) struct Leads {
     /// It follows by the log.
     #[serde(default)]
     pub(crate) follows: bool,
+    /// The member that it is connected to as the one that leads.
+    #[serde(default)]
+    pub(crate) leader: Option<u8>,
+    /// While it follows: how large a resource its disk is ready for, in bytes.
+    #[serde(default)]
+    pub(crate) size: Option<u64>,
     /// It does not follow the caller, as it may have data that the caller lacks.
     #[serde(default)]
     pub(crate) apart: bool,
@@ -90,7 +107,7 @@ impl Link {
     }
 }
 
-fn told(links: &[SegmentLink]) -> Vec<Link> {
+pub(super) fn told(links: &[SegmentLink]) -> Vec<Link> {
     links[links.len().saturating_sub(LINKS)..].iter().map(Link::of).collect()
 }
 
@@ -98,16 +115,23 @@ impl Leads {
     /// What this node says of itself to another one.
     pub(crate) async fn of(node: &Node, id: ResourceId) -> Self {
         let Some(resource) = node.resource(id) else { return Self::default() };
+        let claims = resource.state().claims;
+        let settled = resource.try_begin().is_some();
+        Self { claims, ..Self::of_what_runs(&resource, settled).await }
+    }
+
+    /// Who is changing (not `settled`) does not say what it is.
+    async fn of_what_runs(resource: &Resource, settled: bool) -> Self {
         if let Some(following) = resource.following() {
-            let Some(status) = following.view().status else { return Self::default() };
+            let view = following.view();
+            let Some(status) = view.status else { return Self::default() };
+            let leader = view.leader.map(NodeId::number);
             let nothing = matches!(status.holding, Holding::Nothing | Holding::Filling);
-            let chain = following.chain().await.unwrap_or_default();
-            // Who is changing does not say what it is.
-            let is_up = resource.try_begin().is_some();
-            let chain = told(&chain);
-            return Self { is_up, nothing, chain, follows: is_up, ..Self::default() };
+            let chain = told(&following.chain().await.unwrap_or_default());
+            let (is_up, follows) = (settled, settled);
+            let size = resource.local().size;
+            return Self { is_up, nothing, chain, follows, leader, size, ..Self::default() };
         }
-        let is_up = resource.try_begin().is_some();
         let Some(handle) = resource.handle() else { return Self::default() };
         let view = handle.snapshot();
         let head = match handle.journal() {
@@ -116,20 +140,25 @@ impl Leads {
         };
         // Not older than where the journal ends.
         let view = if head.is_some() { handle.snapshot() } else { view };
-        let apart = view.snapshot.role != Role::Primary && !resource.state().apart.is_empty();
+        let split = |problem: &PeerProblem| problem.code == "SPLIT_BRAIN";
+        let apart =
+            view.snapshot.role != Role::Primary && resource.state().apart.values().any(split);
         Self {
             leads: view.snapshot.role == Role::Primary,
             head,
             lineage: lineage_of(&view, &resource.local()),
             chain: told(&chain_of(&handle).await),
-            is_up,
-            follows: false,
+            is_up: settled,
+            claims: false,
             nothing: view.snapshot.disk == DiskState::Inconsistent,
             apart,
+            follows: false,
+            leader: None,
+            size: None,
         }
     }
 
-    fn links(&self) -> Vec<SegmentLink> {
+    pub(super) fn links(&self) -> Vec<SegmentLink> {
         self.chain.iter().map_while(Link::link).collect()
     }
 }
@@ -170,45 +199,90 @@ pub(super) async fn ask(
     answers
 }
 
-/// The members with a disk to which no connection stands; none, when none of all is tied by the log.
-fn unconnected(node: &Node, resource: &Resource, view: &ResourceView) -> Vec<PeerMember> {
-    if log_peers(node, resource.id).is_empty() {
-        return Vec::new();
+/// As [`ask`], when none of them is about to lead any more, or one leads; who still is, when that takes
+/// longer.
+pub(super) async fn ask_settled(
+    node: &Arc<Node>,
+    id: ResourceId,
+    peers: &[PeerMember],
+    limit: Duration,
+) -> Result<Vec<(PeerMember, Leads)>, String> {
+    let until = Instant::now() + limit;
+    loop {
+        let answers = ask(node, id, peers.to_vec()).await;
+        let leads = answers.iter().any(|(_, said)| said.leads);
+        let claims = answers.iter().find(|(_, said)| said.claims && !leads);
+        let Some((peer, _)) = claims else { return Ok(answers) };
+        if Instant::now() >= until {
+            return Err(peer.name.clone());
+        }
+        tokio::time::sleep(LOOK).await;
     }
-    let serving = resource.state().serving.clone();
+}
+
+/// The members with a disk to which no data link stands.
+fn not_streaming(node: &Node, resource: &Resource, view: &ResourceView) -> Vec<PeerMember> {
     let connected = |peer: &PeerMember| {
-        let by_core = view.snapshot.peers.iter().find(|known| known.node == peer.slot);
-        by_core.is_some_and(|known| known.connection == ConnectionState::Connected)
-            || serving
-                .as_ref()
-                .and_then(|serving| serving.shown(peer.slot))
-                .is_some_and(|status| status.connected)
+        let known = view.snapshot.peers.iter().find(|known| known.node == peer.slot);
+        known.is_some_and(|known| known.connection == ConnectionState::Connected)
     };
     let peers = node.view().peers_of(resource.id, node.uuid).into_values();
     peers.filter(|peer| !peer.diskless && !connected(peer)).collect()
 }
 
-/// That another node that cannot be met leads already, before this one does by its core.
+/// Those of them that do not follow this node either; none, when none of all is tied by the log.
+fn unconnected(node: &Node, resource: &Resource, view: &ResourceView) -> Vec<PeerMember> {
+    if log_peers(node, resource.id).is_empty() {
+        return Vec::new();
+    }
+    let serving = resource.state().serving.clone();
+    let follows = |peer: &PeerMember| {
+        let shown = serving.as_ref().and_then(|serving| serving.shown(peer.slot));
+        shown.is_some_and(|status| status.connected)
+    };
+    let mut peers = not_streaming(node, resource, view);
+    peers.retain(|peer| !follows(peer));
+    peers
+}
+
+/// That no other node leads, or is about to, before this one does by its core. Each of two that want to
+/// lead is seen by the other one (`Claim`), so they never do both. Who cannot be reached is not
+/// waited for, unless this node has just stepped back for him.
 ///
 /// # Errors
-/// `OTHER_PRIMARY`.
+/// `OTHER_PRIMARY`; `BUSY` when another one is still at it at the end of `limit`.
 pub(crate) async fn need_no_leader(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
+    limit: Duration,
 ) -> Result<(), ApiError> {
     let Some(view) = resource.view() else { return Ok(()) };
-    if view.snapshot.role == Role::Primary {
+    if view.snapshot.role == Role::Primary || log_peers(node, resource.id).is_empty() {
         return Ok(());
     }
-    let others = ask(node, resource.id, unconnected(node, resource, &view)).await;
-    let Some((leader, _)) = others.into_iter().find(|(_, other)| other.leads) else {
-        return Ok(());
-    };
     let name = resource.name();
-    let message = format!("primary was refused for {name}: node {} is Primary", leader.name);
-    Err(ApiError::new(ErrorCode::OtherPrimary, message).hint(format!(
-        "`holdfast status {name}` says whether this node follows it, and what is in the way"
-    )))
+    let refuse =
+        |code, why: &str| ApiError::new(code, format!("primary was refused for {name}: {why}"));
+    let busy = |why: &str| {
+        refuse(ErrorCode::Busy, why).hint(format!(
+            "try again in a while; `holdfast status {name}` says who is Primary then"
+        ))
+    };
+    let asked = not_streaming(node, resource, &view);
+    let answers = ask_settled(node, resource.id, &asked, limit).await;
+    let answers = answers.map_err(|peer| busy(&format!("node {peer} is about to be Primary")))?;
+    if let Some((leader, _)) = answers.iter().find(|(_, other)| other.leads) {
+        let why = format!("node {} is Primary", leader.name);
+        return Err(refuse(ErrorCode::OtherPrimary, &why).hint(format!(
+            "`holdfast status {name}` says whether this node follows it, and what is in the way"
+        )));
+    }
+    let stepped_back = resource.state().stepped_back.filter(|(until, _)| *until > Instant::now());
+    let Some((_, taker)) = stepped_back else { return Ok(()) };
+    if answers.iter().any(|(peer, _)| peer.uuid == taker) {
+        return Ok(());
+    }
+    Err(busy("it has just stepped back for another node, which does not answer"))
 }
 
 /// Looks, as long as the core runs, who else leads.
@@ -245,8 +319,16 @@ async fn look(node: &Arc<Node>, resource: &Arc<Resource>, handle: &ResourceHandl
                 continue;
             }
             let by_log = peer.log || own_log;
-            let is_known = || other.lineage.contains(&snapshot.generation.0);
-            if is_known() || by_log && may_follow(node, resource, &other.lineage).await {
+            let may = may_follow_who_leads(handle, &other.lineage).await;
+            if by_log && resource.local().journal.is_none() {
+                found.insert(peer.slot, no_journal(&name, &peer.name));
+                continue;
+            }
+            if may == MayFollow::Replaced || by_log && may == MayFollow::Judged {
+                let after = resource.state().follow_after;
+                if after.is_some_and(|after| Instant::now() < after) {
+                    continue;
+                }
                 let call = FollowCall { resource: resource.id, lineage: other.lineage };
                 // It ends this task.
                 tokio::spawn(follow(Arc::clone(node), call, peer.name));
@@ -267,22 +349,29 @@ fn is_unrelated(resource: &Resource, peer: &PeerMember) -> bool {
     problem.is_some_and(|problem| problem.what.code == "UNRELATED_DATA")
 }
 
-/// Whether each of these members follows by the log, so that none of them is Primary. Nobody may
-/// change this resource meanwhile.
-pub(crate) async fn all_follow(
+/// Whether this node, which was Primary, may be so again although these members are not connected.
+/// Nobody may change this resource meanwhile.
+pub(crate) async fn lead_again(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
-    members: &[NodeId],
-) -> bool {
-    if log_peers(node, resource.id).is_empty() {
-        return false;
-    }
-    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
-    let peers = peers.filter(|peer| !peer.diskless);
-    let answers = ask(node, resource.id, peers).await;
-    let follows =
-        |member: &NodeId| answers.iter().any(|(peer, said)| peer.slot == *member && said.follows);
-    members.iter().all(follows) && !answers.iter().any(|(_, said)| said.leads)
+    handle: &ResourceHandle,
+    missing: &[NodeId],
+) -> Again {
+    let own = node.view().slot_of(resource.id, node.uuid);
+    let (Some(own), false) = (own, log_peers(node, resource.id).is_empty()) else {
+        let names = missing.iter().map(|slot| node.view().slot_name(resource.id, *slot));
+        let names = names.collect::<Vec<_>>().join(", ");
+        let why = format!("nothing is heard of {names}: one of them could be Primary now");
+        return if missing.is_empty() { Again::Yes } else { Again::Wait(why) };
+    };
+    let asked = not_streaming(node, resource, &handle.snapshot());
+    let mut answers = ask(node, resource.id, asked.clone()).await;
+    let said = |peer: PeerMember| {
+        let at = answers.iter().position(|(one, _)| one.slot == peer.slot);
+        (peer, at.map(|at| answers.swap_remove(at).1))
+    };
+    let answers: Vec<_> = asked.into_iter().map(said).collect();
+    may_lead_again((own, &chain_of(handle).await), missing, &answers)
 }
 
 /// Boxed: following ends, and begins again, whatever looks around.
@@ -292,8 +381,12 @@ fn follow(
     leader: String,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
+        let id = call.resource;
         if let Err(error) = follow_now(&node, call, &leader).await {
             tracing::warn!("{}", error.message);
+            if let Some(resource) = node.resource(id) {
+                resource.state().follow_after = Some(Instant::now() + PAUSE);
+            }
         }
     })
 }
@@ -313,18 +406,11 @@ fn tell(node: &Arc<Node>, resource: &Arc<Resource>, found: &BTreeMap<NodeId, Pee
     publish(node, resource);
 }
 
-/// Whether all that this node has is known to whoever leads by the log with data of this lineage, or
-/// is found out by its journal.
-pub(super) async fn may_follow(node: &Node, resource: &Resource, lineage: &[u64]) -> bool {
-    if node.view().follows_by_log(resource.id, node.uuid) {
-        return true;
-    }
-    let Some(handle) = resource.handle() else { return true };
+/// Whether this node, which has a core, may follow who leads with data of this lineage.
+pub(super) async fn may_follow_who_leads(handle: &ResourceHandle, lineage: &[u64]) -> MayFollow {
+    let has_chain = !chain_of(handle).await.is_empty();
     let view = handle.snapshot();
-    let snapshot = &view.snapshot;
-    snapshot.disk <= DiskState::Inconsistent
-        || lineage.contains(&snapshot.generation.0)
-        || !chain_of(&handle).await.is_empty()
+    may_follow(view.snapshot.disk, view.snapshot.generation.0, has_chain, lineage)
 }
 
 /// That nobody leads, everybody says what he has, and this node, which follows, has all of it. The
@@ -338,7 +424,8 @@ pub(super) async fn all_is_here(
 ) -> Result<Vec<u64>, String> {
     let peers = node.view().peers_of(resource.id, node.uuid).into_values();
     let peers: Vec<_> = peers.filter(|peer| !peer.diskless).collect();
-    let answers = ask(node, resource.id, peers.clone()).await;
+    let answers = ask_settled(node, resource.id, &peers, SETTLE).await;
+    let answers = answers.map_err(|name| format!("node {name} is about to lead"))?;
     for peer in peers {
         let said = answers.iter().find(|(one, _)| one.slot == peer.slot);
         let name = peer.name;
@@ -352,16 +439,19 @@ pub(super) async fn all_is_here(
     }
     let following = resource.following().ok_or("it does not follow any more")?;
     let own = following.chain().await.unwrap_or_default();
-    let lacks_nothing =
-        |said: &Leads| matches!(compare(&own, &said.links()), Relation::Equal | Relation::Ahead);
+    if own.is_empty() {
+        return Err(
+            "this node cannot show what it has: its journal is empty, or went on apart".into()
+        );
+    }
     for (peer, said) in &answers {
         // Of the members that stream, one has what the other has whose journal is here.
         let streamed = || {
-            let mut others = answers.iter().filter(|(_, other)| lacks_nothing(other));
+            let mut others = answers.iter().filter(|(_, other)| continues(&own, other));
             let first = said.lineage.first();
             first.is_some_and(|first| others.any(|(_, other)| other.lineage.contains(first)))
         };
-        if !said.nothing && !lacks_nothing(said) && !streamed() {
+        if !has_no_more(&own, said) && !streamed() {
             return Err(format!("node {} may have more than this one", peer.name));
         }
     }
@@ -373,6 +463,43 @@ pub(super) async fn all_is_here(
     }
     lineage.truncate(LINEAGE);
     Ok(lineage)
+}
+
+/// Whether another member in reach has what this one has, which follows, or cannot be started.
+pub(crate) async fn is_elsewhere(node: &Arc<Node>, resource: &Arc<Resource>) -> bool {
+    let (mut own, mut nothing) = (Vec::new(), false);
+    if let Some(following) = resource.following() {
+        let status = following.view().status;
+        let counts =
+            |status: &FollowStatus| !matches!(status.holding, Holding::Nothing | Holding::Filling);
+        nothing = status.is_some_and(|status| !counts(&status));
+        own = following.chain().await.unwrap_or_default();
+    }
+    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
+    let answers = ask(node, resource.id, peers.filter(|peer| !peer.diskless)).await;
+    answers.iter().any(|(_, said)| has_what_is_here(&own, nothing, said))
+}
+
+/// The log peers that do not say within a moment that they are as large as this.
+pub(crate) async fn not_grown(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    size: u64,
+) -> Vec<String> {
+    let mut members = log_peers(node, resource.id);
+    let until = Instant::now() + SETTLE;
+    loop {
+        let answers = ask(node, resource.id, members.clone()).await;
+        let grown = |peer: &PeerMember| {
+            let said = answers.iter().find(|(one, _)| one.slot == peer.slot);
+            said.is_some_and(|(_, said)| said.size.is_some_and(|own| own >= size))
+        };
+        members.retain(|peer| !grown(peer));
+        if members.is_empty() || Instant::now() >= until {
+            return members.into_iter().map(|peer| peer.name).collect();
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// What is only here, only there, and up to where both are the same.
@@ -421,6 +548,20 @@ fn unproven(name: &str, leader: &str) -> PeerProblem {
             "decide whose data are to be kept: `holdfast connect {name} --discard-my-data` here has \
              those of this node replaced; for those of this node, `holdfast secondary {name}` on \
              {leader}, then `holdfast primary {name}` here"
+        ),
+    }
+}
+
+fn no_journal(name: &str, leader: &str) -> PeerProblem {
+    PeerProblem {
+        code: "NO_JOURNAL".to_owned(),
+        message: format!(
+            "node {leader} is Primary by the log, and this node has no journal to follow it: it gets \
+             nothing, and its data are of before"
+        ),
+        hint: format!(
+            "make a node of the pair Primary again; or `holdfast leave {name}` here, and join again \
+             with --journal"
         ),
     }
 }

@@ -1,8 +1,12 @@
 //! Who leads: at the start, by `primary`, and when another node says that it does.
 
 use super::Following;
+use super::decide::MayFollow;
+use super::follow::UNPROVEN;
 use super::losses;
-use super::others::{ASK_LIMIT, all_is_here, ask, lineage_of, may_follow};
+use super::others::{
+    ASK_LIMIT, SETTLE, all_is_here, ask, lineage_of, may_follow_who_leads, need_no_leader,
+};
 use crate::commands::create::al_extents;
 use crate::commands::roles::{refuse_clients, release, wait_exported};
 use crate::commands::updown::publish;
@@ -15,14 +19,16 @@ use crate::peer_api::{FOLLOW, HAND_OVER};
 use crate::peers::{CALL_TIMEOUT, call_node};
 use crate::phases::phase;
 use crate::resource::{self, Resource, random};
+use crate::revert::revert;
 use crate::shard::{InitialContent, JournalHandle};
 use holdfast_api::request::{Done, PauseWhat};
 use holdfast_api::{ApiError, ErrorCode};
-use holdfast_cluster::NodeRecord;
+use holdfast_cluster::{NodeRecord, Uuid};
 use holdfast_core::Command;
 use holdfast_journal::ship::{FollowStatus, Holding, Verdict};
-use holdfast_units::{GenerationId, LogPosition, ResourceId, Role, format_size};
+use holdfast_units::{GenerationId, LogPosition, NodeId, ResourceId, Role, format_size};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +42,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// and to step back after that.
 const WRITE_BACK: Duration = Duration::from_secs(60);
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(120);
+/// Who stepped back is not Primary by a command for so long, if he for whom it did cannot be asked.
+const TAKE_OVER: Duration = Duration::from_secs(60);
 /// How long a node that nobody leads may take to replay what it has, and one that stepped back to let
 /// others fetch the rest.
 const REST: Duration = Duration::from_secs(10);
@@ -93,40 +101,6 @@ pub(super) fn log_peers(node: &Node, resource: ResourceId) -> Vec<PeerMember> {
     let own = view.follows_by_log(resource, node.uuid);
     let peers = view.peers_of(resource, node.uuid).into_values();
     peers.filter(|peer| !peer.diskless && (peer.log || own)).collect()
-}
-
-/// A node that was Primary looks whether another one leads meanwhile, before it does so again: then
-/// it follows. Who cannot be reached is not waited for.
-///
-/// # Errors
-/// When the state file cannot be written.
-pub(crate) async fn role_at_start(
-    node: &Arc<Node>,
-    resource: &Arc<Resource>,
-) -> Result<Local, ApiError> {
-    let local = resource.local();
-    if !local.primary || local.journal.is_none() {
-        return Ok(local);
-    }
-    let answers = ask(node, resource.id, log_peers(node, resource.id)).await;
-    let leader = answers.into_iter().find(|(_, said)| said.leads);
-    let Some(leader) = leader.map(|(peer, _)| peer.name) else { return Ok(local) };
-    let text = format!("the node stays Secondary: {leader} is Primary now, and is followed");
-    tracing::warn!(resource = local.name, "{text}");
-    node.hub.notice(&local.name, None, &text);
-    step_back(node, resource).await?;
-    Ok(resource.local())
-}
-
-/// From now on, also after a restart, this node follows.
-async fn step_back(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError> {
-    let member = node.view().follows_by_log(resource.id, node.uuid);
-    resource
-        .change_local(node, |local| {
-            local.primary = false;
-            local.follows = !member;
-        })
-        .await
 }
 
 /// Tells readers of events and those who wait how following goes, until it ends.
@@ -209,7 +183,7 @@ pub(crate) async fn promote(
     let Ready { leader, lineage } = ready?;
     drop(following);
     phase("leading from here");
-    let promoted = lead(node, resource, lineage).await;
+    let promoted = lead(node, resource, lineage, leader.is_some(), force).await;
     if let Err(error) = promoted {
         if let (true, Some(following)) = (force, resource.following()) {
             restore_switches(&following, &status).await;
@@ -399,13 +373,15 @@ async fn give_back(node: &Arc<Node>, resource: &Arc<Resource>, leader: &NodeReco
     }
 }
 
-/// Stops following and leads from where this node is.
+/// Stops following and leads from where this node is. Somebody else has all that is here until it
+/// does, when it is `expendable`.
 async fn lead(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     lineage: Vec<u64>,
+    expendable: bool,
+    force: bool,
 ) -> Result<(), ApiError> {
-    let name = resource.name();
     resource::stop(resource).await?;
     let local = resource.local();
     let generation = random()? | 1;
@@ -413,13 +389,20 @@ async fn lead(
     let renewed = renew(node, &local, content).await;
     let started = match renewed {
         Ok(()) => {
-            let leads = |local: &mut Local| (local.primary, local.lineage) = (true, lineage);
+            let leads = |local: &mut Local| {
+                (local.primary, local.lineage, local.expendable) = (true, lineage, false);
+            };
             resource.change_local(node, leads).await?;
             resource::start_core(node, resource).await
         }
         Err(error) => Err(error),
     };
-    let promoted = match started {
+    // Once more: who began to lead meanwhile was not about to when he was asked.
+    let alone = match started {
+        Ok(()) if !force => need_no_leader(node, resource, 2 * SETTLE).await,
+        started => started,
+    };
+    let promoted = match alone {
         Ok(()) => {
             let command = Command::Promote { force: true };
             core_command(node, resource, "primary was refused", command).await
@@ -427,14 +410,8 @@ async fn lead(
         Err(error) => Err(error),
     };
     if let Err(error) = promoted {
-        // As it was.
-        resource.change_local(node, |local| local.primary = false).await?;
-        if let Err(stopped) = resource::stop(resource).await {
-            tracing::warn!("{}", stopped.message);
-        }
-        if let Err(again) = resource::start(node, resource, false).await {
-            tracing::error!("resource {name} is down: {}", again.message);
-        }
+        let as_before = |local: &mut Local| (local.primary, local.expendable) = (false, expendable);
+        revert(node, resource, &error, as_before).await;
         return Err(error);
     }
     resource.change_local(node, |local| local.follows = false).await?;
@@ -475,7 +452,11 @@ pub(super) async fn renew(
 ///
 /// # Errors
 /// Who has the resource open.
-pub(crate) async fn hand_over(node: &Arc<Node>, call: HandOver) -> Result<HandedOver, ApiError> {
+pub(crate) async fn hand_over(
+    node: &Arc<Node>,
+    call: HandOver,
+    taker: Uuid,
+) -> Result<HandedOver, ApiError> {
     let resource = node.resource(call.resource);
     let resource = resource.ok_or_else(|| ApiError::no_such_resource("of the call"))?;
     let name = resource.name();
@@ -485,6 +466,7 @@ pub(crate) async fn hand_over(node: &Arc<Node>, call: HandOver) -> Result<Handed
     let journal = handle.journal().cloned();
     let journal = journal.ok_or_else(|| refuse(&name, "the other node has no journal"))?;
     if call.back {
+        resource.state().stepped_back = None;
         if handle.snapshot().snapshot.role == Role::Primary {
             return Ok(HandedOver { end: journal.view().durable.0, lineage: Vec::new() });
         }
@@ -512,6 +494,7 @@ pub(crate) async fn hand_over(node: &Arc<Node>, call: HandOver) -> Result<Handed
     match stepped_back.await {
         Ok(end) => {
             let lineage = lineage_of(&handle.snapshot(), &resource.local());
+            resource.state().stepped_back = Some((Instant::now() + TAKE_OVER, taker));
             Ok(HandedOver { end: end.0, lineage })
         }
         Err(error) => {
@@ -568,21 +551,49 @@ pub(crate) async fn follow_now(
         let message = format!("node {} has no journal for {name}, or it is down", node.name);
         return Err(ApiError::new(ErrorCode::NoJournal, message));
     }
-    if !may_follow(node, &resource, &call.lineage).await {
+    let may = match resource.handle() {
+        Some(handle) => may_follow_who_leads(&handle, &call.lineage).await,
+        None => MayFollow::Judged,
+    };
+    if may == MayFollow::No {
         let message = format!(
             "node {} does not follow {leader}: it may have data of {name} that are not there",
             node.name
         );
         return Err(ApiError::new(ErrorCode::SplitBrain, message));
     }
-    begin_to_follow(node, &resource).await?;
+    begin_to_follow(node, &resource, may == MayFollow::Replaced).await?;
     Ok(Done::new(format!("node {} follows {leader}", node.name)))
 }
 
-async fn begin_to_follow(node: &Arc<Node>, resource: &Arc<Resource>) -> Result<(), ApiError> {
-    step_back(node, resource).await?;
-    resource::stop(resource).await?;
-    resource::start(node, resource, false).await?;
+/// From now on, also after a restart, this node follows. When that does not work it goes on as
+/// before. Whether its data may be replaced unseen is for the caller to know.
+async fn begin_to_follow(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    expendable: bool,
+) -> Result<(), ApiError> {
+    let member = node.view().follows_by_log(resource.id, node.uuid);
+    let before = resource.local();
+    let follows = |local: &mut Local| {
+        (local.primary, local.follows, local.expendable) = (false, !member, expendable);
+    };
+    resource.change_local(node, follows).await?;
+    let begun = async {
+        resource::stop(resource).await?;
+        resource::start(node, resource, false).await?;
+        resource.following().map(drop).ok_or_else(|| {
+            let message = format!("resource {} does not follow: {UNPROVEN}", resource.name());
+            ApiError::new(ErrorCode::SplitBrain, message)
+        })
+    };
+    if let Err(error) = begun.await {
+        let as_before = |local: &mut Local| {
+            (local.follows, local.expendable) = (before.follows, before.expendable);
+        };
+        revert(node, resource, &error, as_before).await;
+        return Err(error);
+    }
     publish(node, resource);
     Ok(())
 }
@@ -599,31 +610,51 @@ pub(crate) async fn follow_again(
     if !member || resource.local().journal.is_none() {
         return Ok(());
     }
+    let handle = resource.need_handle()?;
+    if may_follow_who_leads(&handle, &[]).await == MayFollow::No {
+        // It follows when whoever leads has all of it, or a person gives it up.
+        super::tell_unproven(node, &resource.name());
+        return Ok(());
+    }
+    drop(handle);
     let until = Instant::now() + REST;
     while resource.state().serving.is_some() && Instant::now() < until {
         tokio::time::sleep(LOOK).await;
     }
-    begin_to_follow(node, resource).await
+    begin_to_follow(node, resource, false).await
 }
 
 /// A member that streams does not follow who leads by the log, as it may have data that are not there: a
-/// person gives those up. Who is followed then.
+/// person gives those up, for this leader, if one is named. Who is followed then.
 ///
 /// # Errors
 /// When that could not be written.
 pub(crate) async fn follow_giving_up(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
+    peer: Option<NodeId>,
 ) -> Result<Option<String>, ApiError> {
     let leads = resource.view().is_none_or(|view| view.snapshot.role == Role::Primary);
-    if leads || resource.state().apart.is_empty() {
+    let apart: BTreeSet<NodeId> = resource.state().apart.keys().copied().collect();
+    let asked = log_peers(node, resource.id).into_iter();
+    let is_meant = |one: &PeerMember| peer.is_none_or(|peer| peer == one.slot);
+    let asked: Vec<_> = asked.filter(|one| is_meant(one) && apart.contains(&one.slot)).collect();
+    if leads || asked.is_empty() {
         return Ok(None);
     }
-    let answers = ask(node, resource.id, log_peers(node, resource.id)).await;
+    if resource.local().journal.is_none() {
+        let message = format!(
+            "connect was refused for {}: this node has no journal to follow it by",
+            resource.name()
+        );
+        return Err(ApiError::new(ErrorCode::NoJournal, message)
+            .hint("leave, and join again with --journal"));
+    }
+    let answers = ask(node, resource.id, asked).await;
     let Some((leader, _)) = answers.into_iter().find(|(_, said)| said.leads) else {
         return Ok(None);
     };
-    begin_to_follow(node, resource).await?;
+    begin_to_follow(node, resource, true).await?;
     if let Some(following) = resource.following() {
         following.discard().await.map_err(|why| {
             let message = format!("connect was refused for {}: {why}", resource.name());

@@ -306,11 +306,11 @@ pub(crate) fn retire_of_old(spec: &DiskSpec, resource: ResourceId) {
     }
 }
 
-/// Whether a spare says of itself that it was given up. Blocks.
-pub(crate) fn is_retired(path: &Path) -> bool {
+/// Whether a spare says of itself that this resource gave it up. Blocks.
+pub(crate) fn is_retired(path: &Path, resource: ResourceId) -> bool {
     let header =
         open_path(path, &pool()).and_then(|mut own| Ok(read_spare_header(&mut own, None)?));
-    header.is_ok_and(|found| found.retired)
+    header.is_ok_and(|found| found.retired && found.resource == resource)
 }
 
 /// Gives up a spare that says itself of which disk of the resource it is.

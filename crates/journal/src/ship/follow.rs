@@ -131,6 +131,9 @@ where
         let mut disk = disk;
         if state.state == FollowState::Led {
             let end = settle(files, &mut disk, &options)?;
+            if end.is_none() && !options.may_give_up {
+                return Err(FollowError::Unproven);
+            }
             files = open().map_err(journal)?;
             state = Following {
                 state: end.map_or(FollowState::Nothing, |_| FollowState::Consistent),

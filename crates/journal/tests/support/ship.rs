@@ -545,6 +545,7 @@ impl World {
             window: 64 << 10,
             copy_flush: 32 << 10,
             lz4: self.dice.one_in(2),
+            may_give_up: true,
             ..FollowOptions::new(settings, secondary.size)
         };
         let files = secondary.sim.clone();

@@ -27,6 +27,8 @@ pub struct FollowOptions {
     pub copy_flush: u64,
     /// Pieces may travel packed.
     pub lz4: bool,
+    /// What this node wrote while it led may be given up when its journal does not say all of it.
+    pub may_give_up: bool,
 }
 
 impl FollowOptions {
@@ -34,7 +36,8 @@ impl FollowOptions {
     #[must_use]
     pub const fn new(settings: Settings, size: u64) -> Self {
         let (piece, window, copy_flush) = (512 << 10, 16 << 20, 16 << 20);
-        Self { settings, size, piece, window, requests: 4, copy_flush, lz4: true }
+        let (requests, lz4, may_give_up) = (4, true, false);
+        Self { settings, size, piece, window, requests, copy_flush, lz4, may_give_up }
     }
 }
 
@@ -47,6 +50,9 @@ pub enum FollowError {
     /// The journal.
     #[error("the journal failed: {0}")]
     Journal(String),
+    /// This node led, and its journal does not say all that it wrote. Nothing was changed.
+    #[error("this node led, and its journal does not say what is on its disk")]
+    Unproven,
 }
 
 impl From<LogError> for FollowError {
