@@ -93,7 +93,11 @@ impl Core {
     }
 
     fn get_all_from(&mut self, node: NodeId) {
-        self.peers.get_mut(&node).into_iter().for_each(Peer::end_resync);
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.end_resync();
+            // A disk that is in doubt is equal for the most part.
+            peer.compares = true;
+        }
         self.become_target(node, true, self.gens.current);
         self.refresh_sets();
         self.changed();

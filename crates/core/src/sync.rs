@@ -280,9 +280,6 @@ impl Core {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if full {
             peer.bitmap.set_all();
-            // A disk in doubt, or one that was copied by other means before it joined, is equal for
-            // the most part; one that is not shows that soon, and is mostly pulled without.
-            peer.compares = true;
         }
         peer.fill_goal = theirs;
         let goes_on = peer.filled_from;

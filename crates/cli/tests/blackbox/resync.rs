@@ -448,23 +448,6 @@ fn invalidated_data_are_fetched_again() {
     }
 }
 
-/// A large disk is often copied by other means before it joins.
-#[test]
-fn a_copy_that_joins_is_compared_and_gets_only_what_differs() {
-    let cluster = cluster(2);
-    let size = 16 * MIB;
-    files::make_random(&cluster[0].disk("r0"), size, 3);
-    files::copy(&cluster[0].disk("r0"), &cluster[1].disk("r0"));
-    cluster.create("r0", size, &[]);
-    write_blocks(&cluster[0], "r0", 1, 0..10);
-    let disk = cluster[1].disk("r0").display().to_string();
-    cluster[1].ok(&["join", "r0", "--disk", &disk]);
-    cluster[0].wait_synced("r0", SYNC);
-    let received = cluster[1].peer("r0", "alpha").resync_received_bytes;
-    assert!((10 * BLOCK..size / 20).contains(&received), "{received}");
-    cluster.assert_equal_disks("r0", size, &[0, 1]);
-}
-
 /// The role moves to a node that is still being synced: what it does not have, it reads from the
 /// other one, and what is written there is not overwritten by the resync.
 #[test]

@@ -99,7 +99,7 @@ mod tests {
             ("", format!("{listen}\n")),
             ("# why\nname = \"a\"\n", format!("{listen}\n# why\nname = \"a\"\n")),
             (
-                "listen='x:1' # ours\nname = \"a\"\n",
+                "listen='[::1]:1' # ours\nname = \"a\"\n",
                 "listen=\"192.0.2.1:7850\" # ours\nname = \"a\"\n".into(),
             ),
             ("# a\n#listen = \"127.0.0.1:7850\"\r\n#b\n", format!("# a\n{listen}\r\n#b\n")),
