@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// What the sockets are called in the service manager's store.
 pub(crate) const CONTROL: &str = "control";
@@ -113,13 +114,42 @@ impl Kept {
     }
 }
 
-/// Listens at a TCP port.
+/// How long a service waits at its start for an address that the machine does not have yet: at boot
+/// it may come late, and what needs the daemon would find that it has failed.
+const ADDRESS_WAIT: Duration = Duration::from_secs(20);
+/// How often it is looked for.
+const ADDRESS_LOOK: Duration = Duration::from_millis(200);
+
+/// Listens at a TCP port. Blocks, for a service, until the machine has the address.
 ///
 /// # Errors
 /// When it cannot be listened at; `option` says where.
 pub(crate) fn bind(address: SocketAddr, option: &str) -> Result<TcpListener, ApiError> {
-    let listener = TcpListener::bind(address)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+    let patience = if service::is_managed() { ADDRESS_WAIT } else { Duration::ZERO };
+    bind_within(address, option, patience)
+}
+
+fn bind_within(
+    address: SocketAddr,
+    option: &str,
+    patience: Duration,
+) -> Result<TcpListener, ApiError> {
+    let deadline = Instant::now() + patience;
+    let mut told = false;
+    let bound = loop {
+        match TcpListener::bind(address) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrNotAvailable && Instant::now() < deadline =>
+            {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!("this machine does not have the address {address} yet");
+                }
+                std::thread::sleep(ADDRESS_LOOK);
+            }
+            bound => break bound,
+        }
+    };
+    let listener = bound.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
     listener.map_err(|error| {
         let message =
             format!("the daemon was not started: {address} cannot be listened at: {error}");
@@ -175,6 +205,20 @@ mod tests {
             socket: Ok(socket),
         };
         Kept { sockets: sockets.into_iter().map(one).collect(), trouble: None }
+    }
+
+    #[test]
+    fn an_address_that_may_come_is_waited_for_and_one_that_is_taken_is_not() {
+        let patience = Duration::from_millis(300);
+        let waited = |address: SocketAddr| {
+            let began = Instant::now();
+            bind_within(address, "--listen", patience).expect_err("it cannot be had");
+            began.elapsed()
+        };
+        // TEST-NET-1: no machine has it.
+        assert!(waited("192.0.2.1:0".parse().unwrap()) >= patience);
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(waited(taken.local_addr().unwrap()) < patience);
     }
 
     #[test]
