@@ -90,7 +90,7 @@ fi
 
 check "the service came by itself" until_true 60 systemctl -q is-active holdfast.service
 check "no unit has failed" eval '[ -z "$(systemctl --failed --no-legend)" ]'
-systemctl --failed --no-legend
+for unit in $(systemctl --failed --plain --no-legend | cut -d' ' -f1); do systemctl status --no-pager -l $unit; done
 host barrier up
 if [ $NODE = 1 ]; then
     check "Primary again by itself" holdfast wait db --for primary --timeout 60

@@ -35,6 +35,9 @@ const MAX_MAPPED: u64 = 1 << 40;
 const MAX_STRETCHES: usize = 4096;
 /// How much the kernel maps around a page that is read.
 const AROUND: usize = 64 << 10;
+/// Writes up to this many bytes are left to system calls, which a killed process leaves between two
+/// pages and never within one.
+const SHORT: usize = 64 << 10;
 /// The smallest page of any machine.
 const PAGE: usize = 4096;
 
@@ -96,7 +99,8 @@ impl Mapping {
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> bool {
         let Ok(start) = usize::try_from(offset) else { return false };
         let range = ByteRange::new(offset, data.len() as u64);
-        if !start.is_multiple_of(PAGE)
+        if data.len() <= SHORT
+            || !start.is_multiple_of(PAGE)
             || !data.len().is_multiple_of(PAGE)
             || start.checked_add(data.len()).is_none_or(|end| end > self.len)
             || self.broken.load(Ordering::Relaxed)
@@ -375,7 +379,7 @@ fn default_action() {
 
 #[cfg(test)]
 mod tests {
-    use super::{Mapping, UNIT};
+    use super::{Mapping, PAGE, SHORT, UNIT};
     use holdfast_units::ByteRange;
     use std::fs::File;
     use std::io::Read;
@@ -417,7 +421,8 @@ mod tests {
         assert!(!mapping.write(4096, &data), "it ends behind the last unit");
         assert!(!mapping.write(512, &data[..1 << 17]), "it is not aligned");
         assert!(!mapping.write(0, &data[..(1 << 17) + 1]), "its end is not aligned");
-        assert!(mapping.write(8192, &data[..4096]));
+        assert!(!mapping.write(8192, &data[..SHORT]), "a killed process must not tear it");
+        assert!(mapping.write(8192, &data[..SHORT + PAGE]));
         assert!(!mapping.write(u64::MAX - 4095, &data));
         assert!(mapping.write(0, &data));
         assert!(Mapping::of(&file, UNIT - 1).is_none());

@@ -43,7 +43,7 @@ pub(super) fn run(ui: &Ui, args: &Set) -> Result<(), ApiError> {
     if args.restart {
         ui.phase("restarting the service holdfast");
         if let Err(why) = restart() {
-            return Err(taken_back(path, old.as_deref().filter(|_| changed), &why));
+            return Err(taken_back(path, changed.then_some(old.as_deref()), &why));
         }
     }
     told(ui, path, &settings, changed, args.restart);
@@ -134,12 +134,16 @@ fn restart() -> Result<(), String> {
     Err(said.lines().next().unwrap_or("systemctl gives no reason").trim().to_owned())
 }
 
-/// The refusal after a daemon that does not start with the file; `old` is its text before, when that
-/// was another.
-fn taken_back(path: &Path, old: Option<&str>, why: &str) -> ApiError {
+/// The refusal after a daemon that does not start with the file. When that was changed, `old` is its
+/// text before, or that there was none.
+fn taken_back(path: &Path, old: Option<Option<&str>>, why: &str) -> ApiError {
     let why = why.trim_end_matches('.');
     let file = path.display();
-    let message = match old.map(|old| replace(path, old).map(|()| restart())) {
+    let put_back = |old: Option<&str>| match old {
+        Some(old) => replace(path, old),
+        None => fs::remove_file(path),
+    };
+    let message = match old.map(|old| put_back(old).map(|()| restart())) {
         Some(Ok(Ok(()))) => format!(
             "{file} was put back as it was, and the daemon runs with that: with the change it does \
              not start: {why}"

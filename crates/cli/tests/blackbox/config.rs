@@ -205,6 +205,10 @@ fn a_key_is_set_and_a_file_that_the_daemon_does_not_start_with_is_put_back() {
     assert!(output.stderr.contains("no such address"), "{}", output.stderr);
 
     manager("exit 1");
+    let other = scratch.join("other.toml");
+    let place = other.display().to_string();
+    let output = set(&["listen=192.0.2.9", "--restart", "--file", &place]);
+    assert!(output.status == 1 && !other.exists(), "there was none: {output}");
     let output = set(&["listen=192.0.2.9", "--restart"]);
     assert_eq!((output.status, text().as_str()), (1, good.as_str()), "{}", output.stderr);
     assert!(output.stderr.contains("neither with the change nor without it"), "{}", output.stderr);

@@ -39,14 +39,23 @@ impl ConfigKey {
 pub fn with_key(text: &str, key: &ConfigKey, value: &Setting) -> Result<String, Vec<Fault>> {
     ConfigFile::parse(text)?;
     let line = format!("{} = {value}", key.name);
-    let mut new = text.to_owned();
+    let replaced = |place, by: &str| {
+        let mut new = text.to_owned();
+        new.replace_range(place, by);
+        new
+    };
     if let Some(place) = value_of(text, key.name) {
-        new.replace_range(place, &value.to_string());
-    } else if let Some(place) = comment_of(text, key.name) {
-        new.replace_range(place, &line);
-    } else {
-        new.insert_str(0, &(line + "\n"));
+        let new = replaced(place, &value.to_string());
+        return ConfigFile::parse(&new).map(|_| new);
     }
+    if let Some(place) = comment_of(text, key.name) {
+        let new = replaced(place, &line);
+        // What looks like a comment may be a part of a text of several lines.
+        if ConfigFile::parse(&new).is_ok_and(|file| file.value(key.name).is_some()) {
+            return Ok(new);
+        }
+    }
+    let new = format!("{line}\n{text}");
     ConfigFile::parse(&new).map(|_| new)
 }
 
@@ -104,7 +113,11 @@ mod tests {
             ),
             ("# a\n#listen = \"127.0.0.1:7850\"\r\n#b\n", format!("# a\n{listen}\r\n#b\n")),
             ("#listen=1", listen.to_owned()),
-            // Below a table it would be an option of the table; a multi-line text has no comments.
+            (
+                "socket = \"\"\"/run/\\\n#listen = 1\"\"\"\n",
+                format!("{listen}\nsocket = \"\"\"/run/\\\n#listen = 1\"\"\"\n"),
+            ),
+            // Below a table it would be an option of the table.
             (
                 "[resource-defaults]\n#listen = 1\n",
                 format!("{listen}\n[resource-defaults]\n#listen = 1\n"),
