@@ -8,7 +8,7 @@
 use crate::inherited::{Inherited, inherited_sockets};
 use crate::service;
 use holdfast_api::{ApiError, ErrorCode};
-use socket2::Socket;
+use socket2::{Domain, Socket, Type};
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -16,7 +16,6 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 /// What the sockets are called in the service manager's store.
 pub(crate) const CONTROL: &str = "control";
@@ -114,40 +113,24 @@ impl Kept {
     }
 }
 
-/// How long a service waits at its start for an address that the machine does not have yet: at boot
-/// it may come late, and what needs the daemon would find that it has failed.
-const ADDRESS_WAIT: Duration = Duration::from_secs(20);
-/// How often it is looked for.
-const ADDRESS_LOOK: Duration = Duration::from_millis(200);
+/// How many connections may wait to be taken: as many as the standard library has.
+const BACKLOG: i32 = 128;
 
-/// Listens at a TCP port. Blocks, for a service, until the machine has the address.
+/// Listens at a TCP port. A service does so also at an address that the machine does not have yet: at
+/// boot it may come late, and local devices need no network.
 ///
 /// # Errors
 /// When it cannot be listened at; `option` says where.
 pub(crate) fn bind(address: SocketAddr, option: &str) -> Result<TcpListener, ApiError> {
-    let patience = if service::is_managed() { ADDRESS_WAIT } else { Duration::ZERO };
-    bind_within(address, option, patience)
-}
-
-fn bind_within(
-    address: SocketAddr,
-    option: &str,
-    patience: Duration,
-) -> Result<TcpListener, ApiError> {
-    let deadline = Instant::now() + patience;
-    let mut told = false;
-    let bound = loop {
-        match TcpListener::bind(address) {
-            Err(error)
-                if error.kind() == io::ErrorKind::AddrNotAvailable && Instant::now() < deadline =>
-            {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::info!("this machine does not have the address {address} yet");
-                }
-                std::thread::sleep(ADDRESS_LOOK);
-            }
-            bound => break bound,
+    let bound = match TcpListener::bind(address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && service::is_managed() => {
+            tracing::warn!(
+                "this machine does not have the address {address}; when it has, others reach the \
+                 daemon there"
+            );
+            bind_ahead(address)
         }
+        bound => bound,
     };
     let listener = bound.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
     listener.map_err(|error| {
@@ -156,6 +139,19 @@ fn bind_within(
         ApiError::new(ErrorCode::InvalidAddress, message)
             .hint(format!("choose another address with {option}"))
     })
+}
+
+/// Listens at an address that the machine may get later (`IP_FREEBIND`, ip(7)).
+fn bind_ahead(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// What a start says that fails because of `what`.
@@ -208,17 +204,16 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_may_come_is_waited_for_and_one_that_is_taken_is_not() {
-        let patience = Duration::from_millis(300);
-        let waited = |address: SocketAddr| {
-            let began = Instant::now();
-            bind_within(address, "--listen", patience).expect_err("it cannot be had");
-            began.elapsed()
-        };
-        // TEST-NET-1: no machine has it.
-        assert!(waited("192.0.2.1:0".parse().unwrap()) >= patience);
+    fn an_address_that_may_come_is_listened_at_and_one_that_is_taken_is_not() {
+        // TEST-NET-1 and the documentation's IPv6: no machine has them.
+        for address in ["192.0.2.1:0", "[2001:db8::1]:0"] {
+            let address: SocketAddr = address.parse().unwrap();
+            let listener = bind_ahead(address).unwrap();
+            assert_eq!(listener.local_addr().unwrap().ip(), address.ip());
+            assert!(bind(address, "--listen").unwrap_err().message.contains("listened at"));
+        }
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert!(waited(taken.local_addr().unwrap()) < patience);
+        assert!(bind_ahead(taken.local_addr().unwrap()).is_err());
     }
 
     #[test]

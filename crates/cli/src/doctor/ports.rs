@@ -5,7 +5,8 @@ use super::finding::Findings;
 use super::machine::Machine;
 use holdfast_daemon::overlap;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
 
 pub(super) fn look(facts: &Facts, findings: &mut Findings) {
     let Some(info) = &facts.info else { return };
@@ -24,6 +25,12 @@ pub(super) fn look(facts: &Facts, findings: &mut Findings) {
         }
         let listeners = listeners(&facts.machine, address);
         match (info.pid, listeners.first()) {
+            (Some(pid), Some(listener)) if listener.is(pid) && !is_ours(address) => findings.error(
+                check,
+                format!("the daemon listens at {address}, {purpose}, which is no address of this machine"),
+                "nobody can reach this node there",
+                format!("give the machine that address, or have the daemon use another one: {key} = \"ADDR:PORT\""),
+            ),
             (Some(pid), Some(listener)) if listener.is(pid) => {
                 findings.ok(check, format!("the daemon listens at {address}, {purpose}"));
             }
@@ -51,6 +58,12 @@ pub(super) fn look(facts: &Facts, findings: &mut Findings) {
 /// The address; that of a name is looked up, as the daemon does.
 fn resolved(text: &str) -> Option<SocketAddr> {
     text.parse().ok().or_else(|| text.to_socket_addrs().ok()?.next())
+}
+
+/// Whether the machine has the address now.
+fn is_ours(address: SocketAddr) -> bool {
+    let any_port = TcpListener::bind((address.ip(), 0));
+    !any_port.is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
 }
 
 /// Somebody who listens at a port.
