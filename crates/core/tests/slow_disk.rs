@@ -5,7 +5,7 @@ mod common;
 use common::{World, n};
 use holdfast_core::{Action, Command, IoFailure, Options, RequestKind};
 use holdfast_units::{ByteRange, DiskState};
-use holdfast_wire::Message;
+use holdfast_wire::{Message, PeerResult};
 
 /// `count` nodes, the first Primary, with blocks 0..8 of different values everywhere.
 fn written(count: u8) -> World {
@@ -300,6 +300,53 @@ fn what_a_peer_shows_of_a_write_that_began_since_it_was_asked_is_not_given() {
     w.run();
     assert!(w.ok(0, write));
     assert!(found(&w, id).is_some());
+}
+
+/// It was UpToDate when it was asked, and answers well.
+#[test]
+fn what_a_peer_gives_that_is_worth_nothing_by_then_is_dropped() {
+    let mut w = written(2);
+    w.nodes[0].hold_op = Some(is_read);
+    w.nodes[1].hold_op = Some(is_read);
+    let id = ask(&mut w, 3);
+    w.pass(50);
+    assert_eq!(asked(&w, 1), 1);
+    assert_eq!(w.command(1, Command::Invalidate { peer: None }), Some(Ok(())));
+    assert_eq!(w.peer(0, 1).disk, DiskState::Inconsistent);
+    w.nodes[1].data.insert(3, 99);
+    w.nodes[1].hold_op = None;
+    w.run();
+    let answers = w
+        .log
+        .iter()
+        .filter(|(_, _, m)| matches!(m, Message::ReadReply { result: PeerResult::Ok, .. }));
+    assert_eq!((answers.count(), found(&w, id)), (1, None), "it gives anything now");
+    w.nodes[0].hold_op = None;
+    w.run();
+    assert_eq!((found(&w, id), w.snapshot(0).hedged_reads_won), (Some(Ok(4)), 0));
+}
+
+#[test]
+fn what_a_peer_gives_of_a_lost_block_in_place_of_a_slow_disk_heals_it() {
+    let mut w = written(2);
+    // The disk does not take it.
+    w.nodes[0].bad.insert(3);
+    w.nodes[0].broken.insert(3);
+    assert_eq!(w.read(0, 3), Ok(4));
+    w.nodes[0].bad.clear();
+    w.nodes[0].broken.clear();
+    w.nodes[0].data.insert(3, 99);
+    w.pass(60_000);
+    assert_eq!(w.snapshot(0).unreadable_blocks, 1, "nobody asked for it");
+    w.nodes[0].hold_op = Some(is_read);
+    let id = ask(&mut w, 3);
+    w.pass(50);
+    assert_eq!((found(&w, id), w.snapshot(0).hedged_reads_won), (Some(Ok(4)), 1));
+    // What the disk gives in the end is nobody's, and has nothing healed.
+    w.nodes[0].hold_op = None;
+    w.run();
+    assert_eq!(w.snapshot(0).unreadable_blocks, 0);
+    assert_eq!(w.nodes[0].data.get(&3), Some(&4));
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn seeds() -> u64 {
 fn trouble(world: &mut World) {
     let followers = world.secondaries.len() as u64;
     let one = usize::try_from(world.dice.below(followers)).unwrap();
-    match world.dice.below(20) {
+    match world.dice.below(22) {
         0 => world.crash_secondary(one),
         1 | 2 => world.plan_crash(one),
         3 => world.crash_primary(),
@@ -68,6 +68,11 @@ fn trouble(world: &mut World) {
             world.look(one);
         }
         18 => world.look(one),
+        19 => {
+            let (first, many) = (world.dice.below(SIZE / 4096 - 8), 1 + world.dice.below(8));
+            world.spoil_primary(first..first + many);
+        }
+        20 => world.restore_primary(),
         _ => {
             world.start_secondary(one);
             world.check();
@@ -700,6 +705,63 @@ fn who_has_grown_first_is_welcome() {
     assert_eq!((status.replayed, status.trouble), (status.head, None));
     world.agree_on_all();
     world.write(5, SIZE / 4096 - 4, 4);
+    world.heal();
+}
+
+#[test]
+fn what_the_leader_has_no_good_copy_of_arrives_as_lost_and_is_healed_when_it_has_one() {
+    for seed in 0..8 {
+        let mut world = World::new(1400 + seed, 1, 60 * 16 * 4096);
+        (0..SIZE / 4096).for_each(|block| world.write(5, block, 1));
+        world.primary.log.as_mut().unwrap().flush().unwrap();
+        world.record();
+        if seed % 2 == 0 {
+            // It is compared, and most of it is equal.
+            world.heal();
+            world.secondaries[0].follower.as_mut().unwrap().discard().unwrap();
+        }
+        let lost: Vec<u64> = (20..23).chain([40, 95]).collect();
+        lost.iter().for_each(|block| world.spoil_primary(*block..block + 1));
+        world.start_secondary(0);
+        if seed % 4 > 1 {
+            let cut = usize::try_from(world.dice.below(40)).unwrap();
+            run_on(&mut world, cut);
+            world.crash_secondary(0);
+            world.start_secondary(0);
+        }
+        run_on(&mut world, 600);
+        let filled = status(&world.secondaries[0]);
+        assert_eq!(filled.holding, Holding::StateAt(filled.head), "seed {seed}");
+        assert_eq!(world.listed(0), lost, "seed {seed}: these, and no others");
+        world.crash_secondary(0);
+        world.start_secondary(0);
+        // What is written is good on both, the rest when the leader has it again.
+        world.write(5, 21, 1);
+        world.primary.log.as_mut().unwrap().flush().unwrap();
+        world.record();
+        run_on(&mut world, 200);
+        assert_eq!(world.listed(0), [20, 22, 40, 95], "seed {seed}");
+        let fills = world.fills;
+        world.heal();
+        assert_eq!((world.listed(0), world.fills), (Vec::new(), fills));
+    }
+}
+
+#[test]
+fn what_the_leader_lost_does_not_count_as_copied_before_that_is_noted() {
+    let mut world = World::new(1450, 1, 60 * 16 * 4096);
+    (0..20).for_each(|n| world.write(2, n, 1));
+    world.spoil_primary(5..7);
+    world.start_secondary(0);
+    let sim = world.secondaries[0].sim.clone();
+    sim.0.borrow_mut().now.keep_fails = true;
+    run_on(&mut world, 600);
+    let holding = status(&world.secondaries[0]).holding;
+    assert_eq!(holding, Holding::Filling, "a crash could make them be taken for good");
+    sim.0.borrow_mut().now.keep_fails = false;
+    run_on(&mut world, 1000);
+    assert!(matches!(status(&world.secondaries[0]).holding, Holding::StateAt(_)));
+    assert_eq!(world.listed(0), [5, 6]);
     world.heal();
 }
 

@@ -16,21 +16,35 @@ const OLD: u64 = 17;
 /// r0 on a disk with random content on the first node, and the second one follows it. Blocks 0 to 499
 /// were written since.
 fn pair(cluster: &Cluster, more: &[&str]) {
+    alone(cluster);
+    follows(cluster, more);
+    write_blocks(&cluster[0], "r0", 1, 0..500);
+    wait_all(&cluster[0]);
+}
+
+fn journal(node: &Node) -> String {
+    node.dir().join("j").display().to_string()
+}
+
+/// The first node alone.
+fn alone(cluster: &Cluster) {
     files::make_random(&cluster[0].disk("r0"), SIZE, OLD);
-    let journal = |node: &Node| node.dir().join("j").display().to_string();
-    let (first, second) = (journal(&cluster[0]), journal(&cluster[1]));
     let set = ["--set", "scrub-rate=0", "--set", "scrub-interval=0"];
-    let meta = ["--journal", &first, "--journal-size", "64M"];
+    let journal = journal(&cluster[0]);
+    let meta = ["--journal", &journal, "--journal-size", "64M"];
     cluster.create("r0", SIZE, &[&meta[..], &set].concat());
-    let log = ["join", "r0", "--protocol", "log", "--journal", &second, "--journal-size", "64M"];
+}
+
+/// The second one follows it, and was filled.
+fn follows(cluster: &Cluster, more: &[&str]) {
+    let journal = journal(&cluster[1]);
+    let log = ["join", "r0", "--protocol", "log", "--journal", &journal, "--journal-size", "64M"];
     let disk = cluster[1].disk("r0").display().to_string();
     let disk: &[&str] = if more.contains(&"--disk") { &[] } else { &["--disk", &disk] };
     if !disk.is_empty() {
         File::create(cluster[1].disk("r0")).and_then(|f| f.set_len(SIZE)).expect("it can be made");
     }
     cluster[1].ok(&[&log[..], disk, more].concat());
-    wait_all(&cluster[0]);
-    write_blocks(&cluster[0], "r0", 1, 0..500);
     wait_all(&cluster[0]);
 }
 
@@ -41,12 +55,22 @@ fn with_checksums(cluster: &Cluster) {
 }
 
 fn computed(cluster: &Cluster) {
+    computed_by(cluster, 1);
+    wait_all(&cluster[0]);
+}
+
+fn computed_by(cluster: &Cluster, node: usize) {
     wait_until(SYNC, "the checksums are computed", || {
         // They are computed beside what is replayed.
         write_blocks(&cluster[0], "r0", 1, [499]);
-        cluster[1].resource("r0").disk.checksums == "on"
+        cluster[node].resource("r0").disk.checksums == "on"
     });
-    wait_all(&cluster[0]);
+}
+
+/// The blocks that a node says to have no good copy of.
+fn listed(node: &Node) -> Vec<u64> {
+    let shown = node.resource("r0").disk.unreadable;
+    shown.iter().flat_map(|r| r.offset / BLOCK..(r.offset + r.length) / BLOCK).collect()
 }
 
 /// The same on a disk that can be bad.
@@ -264,6 +288,56 @@ fn what_is_lost_fails_on_a_node_that_is_promoted_and_is_healed_when_it_follows_a
     drop(client);
     cluster[1].wait_resource("r0", SYNC, "all is healed", |r| r.disk.unreadable_blocks == 0);
     wait_all(&cluster[0]);
+    assert_same(&cluster, 0, 1);
+}
+
+/// The first node keeps checksums, and some blocks changed behind its back that no journal has.
+fn with_a_bad_primary(cluster: &Cluster) {
+    alone(cluster);
+    cluster[0].ok(&["set", "r0", "checksums=on"]);
+    computed_by(cluster, 0);
+    flip(&cluster[0].disk("r0"), (5000..5004).chain([0, 7000]));
+}
+
+#[test]
+fn what_the_primary_is_known_to_have_lost_arrives_as_lost_at_a_node_that_is_filled() {
+    let mut cluster = cluster(2);
+    with_a_bad_primary(&cluster);
+    assert_eq!(scrub(&cluster[0]), 6);
+    // The disk itself does not know any more that they are wrong: it gives what it has.
+    cluster[0].ok(&["set", "r0", "checksums=off"]);
+    follows(&cluster, &[]);
+    let lost = [0, 5000, 5001, 5002, 5003, 7000];
+    assert_eq!(listed(&cluster[1]), lost);
+    write_blocks(&cluster[0], "r0", 1, [0, 5001]);
+    wait_all(&cluster[0]);
+    losses(&cluster[1], 0, 4);
+    cluster[1].kill9();
+    cluster[1].start();
+    wait_all(&cluster[0]);
+    assert_eq!(listed(&cluster[1]), [5000, 5002, 5003, 7000]);
+    cluster[1].ok(&["primary", "r0"]);
+    for block in lost.into_iter().chain([1, 4999, 5004, 6999]) {
+        let due = [5000, 5002, 5003, 7000].contains(&block);
+        assert_eq!(fails(&cluster[1], block), due, "block {block}");
+    }
+    check_blocks(&cluster[1], "r0", 1, [0, 5001]);
+    let mut found = vec![0; 4096];
+    cluster[1].open("r0").read_at(&mut found, 5004 * BLOCK).expect("it can be read");
+    assert!(found == content(&cluster[0].disk("r0"), 5004..5005));
+}
+
+#[test]
+fn what_the_primary_does_not_know_to_have_lost_holds_no_filling_up() {
+    let cluster = cluster(2);
+    with_a_bad_primary(&cluster);
+    follows(&cluster, &[]);
+    let lost = [0, 5000, 5001, 5002, 5003, 7000];
+    assert_eq!((listed(&cluster[1]), listed(&cluster[0])), (lost.to_vec(), lost.to_vec()));
+    // It gets them from elsewhere, and the other one from it.
+    write_blocks(&cluster[0], "r0", 1, lost);
+    wait_all(&cluster[0]);
+    losses(&cluster[1], 0, 0);
     assert_same(&cluster, 0, 1);
 }
 

@@ -1,7 +1,7 @@
 //! The node that leads: who follows it, their connections, and what is cut from the journal.
 
 use super::source::{Led, NoteFiles, failed};
-use super::{notes_dir, wire};
+use super::{given, notes_dir, wire};
 use crate::commands::updown::publish;
 use crate::node::Node;
 use crate::opening;
@@ -10,11 +10,11 @@ use crate::shard::{JournalHandle, JournalMode, JournalView, LinkSocket, Resource
 use holdfast_cluster::PinnedNode;
 use holdfast_core::{Command, Snapshot};
 use holdfast_journal::ship::{
-    Answer, FollowerStatus, Handed, Leader, Message, Notes as _, RefuseCode, Reply, Request,
-    Source as _, copy_block, fetch_piece, healed, make_offer,
+    Answer, FollowerStatus, Found, Handed, LeadError, Leader, Message, Notes as _, RefuseCode,
+    Reply, Request, Source as _, fetch_piece, filling, healed,
 };
 use holdfast_units::{
-    BLOCK_SIZE, ByteRange, ConnectionState, GenerationId, HybridTime, LogPosition, NodeId, Role,
+    ByteRange, ConnectionState, GenerationId, HybridTime, LogPosition, NodeId, Role,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -328,6 +328,7 @@ impl Serving {
             leader: Leader::new(resource.id, random),
             notes: NoteFiles::new(notes_dir(&node.settings.state_dir, resource), resource.id),
             source: Led {
+                resource: Arc::downgrade(resource),
                 journal: journal.clone(),
                 runtime: Handle::current(),
                 size: Arc::clone(&resource.most),
@@ -364,19 +365,6 @@ impl Serving {
         let mut followers = followers_of(node, resource);
         followers.extend(guests.iter().copied());
         followers
-    }
-
-    /// Whether the disk here is not known to lack a good copy of a range. What it has of such blocks may
-    /// be old.
-    async fn is_good(&self, range: ByteRange) -> bool {
-        let Some(resource) = self.resource.upgrade() else { return false };
-        let Ok(handle) = resource.need_handle() else { return false };
-        handle.refresh().await;
-        let view = handle.snapshot();
-        let listed = &view.snapshot.unreadable;
-        let hit = listed.iter().any(|l| l.offset < range.end() && range.offset < l.end());
-        let blocks: u64 = listed.iter().map(|listed| listed.len / BLOCK_SIZE).sum();
-        !hit && blocks >= view.snapshot.unreadable_blocks
     }
 
     /// Whether nothing comes any more that a connected follower has not fetched. Blocks.
@@ -600,7 +588,7 @@ async fn answer(
         Request::Copy { fill } => {
             let out = serving.lock().leader.hand_out(follower, conn, fill);
             Reply::Now(match out {
-                Ok(handed) => part(serving, fill, handed).await?,
+                Ok(handed) => part(serving, follower, conn, fill, handed).await?,
                 Err(refusal) => refusal.into(),
             })
         }
@@ -612,7 +600,8 @@ async fn answer(
             };
             Reply::Now(match may {
                 Ok(features) => {
-                    part(serving, fill, Handed { range, features, offer: None }).await?
+                    let handed = Handed { range, features, offer: None };
+                    part(serving, follower, conn, fill, handed).await?
                 }
                 Err(refusal) => refusal.into(),
             })
@@ -650,29 +639,32 @@ async fn answer(
     Ok((Answer::Head(head.await.map_err(io::Error::other)?), came))
 }
 
-/// A part of a filling, or an offer of it.
-async fn part(serving: &Serving, fill: u64, handed: Handed) -> io::Result<Answer> {
-    let Handed { range, features, offer } = handed;
-    if range.is_empty() {
-        return Ok(Answer::Block(copy_block(fill, range, features, bytes::Bytes::new())));
-    }
-    let bytes = match serving.journal.read(range).await {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            return Ok(Answer::Refuse { code: RefuseCode::Failed, text: error.to_string() });
-        }
+/// What is found of a part of a filling that was handed out.
+async fn part(
+    serving: &Serving,
+    follower: NodeId,
+    conn: u64,
+    fill: u64,
+    handed: Handed,
+) -> io::Result<Answer> {
+    let found = match handed.range.is_empty() {
+        true => Ok(Found::Good(bytes::Bytes::new())),
+        false => given::read(&serving.resource, &serving.journal, handed.range).await,
     };
-    let Some(part) = offer else {
-        return Ok(Answer::Block(copy_block(fill, range, features, bytes)));
+    let found = match found {
+        Ok(found) => found,
+        Err(LeadError(text)) => return Ok(Answer::Refuse { code: RefuseCode::Failed, text }),
     };
-    let made = tokio::task::spawn_blocking(move || make_offer(fill, range, part, &bytes));
-    made.await.map(Answer::Offer).map_err(io::Error::other)
+    let handed = serving.lock().leader.found(follower, conn, handed, &found);
+    tokio::task::spawn_blocking(move || filling(fill, handed, found))
+        .await
+        .map_err(io::Error::other)
 }
 
 /// A part of which the follower has no good copy; nothing when there is none here, either.
 async fn heal(serving: &Serving, range: ByteRange, features: u64) -> Answer {
-    let read = serving.journal.read(range).await.ok();
-    let bytes = if serving.is_good(range).await { read } else { None };
+    let found = given::read(&serving.resource, &serving.journal, range).await;
+    let bytes = found.ok().and_then(|found| found.all_of(range));
     // Behind what was read: all of that is in the journal before this position.
     match serving.journal.flush().await {
         Ok(position) => healed(range, features, bytes, position),

@@ -12,6 +12,7 @@ mod claim;
 mod decide;
 mod disk;
 mod follow;
+mod given;
 mod gone;
 mod home;
 mod lead;

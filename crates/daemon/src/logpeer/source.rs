@@ -1,21 +1,24 @@
 //! The journal of a node that leads, and the notes about its followers, for the shipping logic.
 
+use super::given;
+use crate::resource::Resource;
 use crate::shard::{JournalCallError, JournalHandle};
 use bytes::Bytes;
 use holdfast_format::journal::{FollowerNote, PeerCursor, PeerSwitches, SegmentHeader};
 use holdfast_journal::RangeSet;
-use holdfast_journal::ship::{LeadError, Notes, Source};
+use holdfast_journal::ship::{Found, LeadError, Notes, Source};
 use holdfast_units::{ByteRange, LogPosition, NodeId, ResourceId};
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use tokio::runtime::Handle;
 
 /// Calls the journal's thread and waits. Only to be used on threads that may block.
 pub(super) struct Led {
+    pub(super) resource: Weak<Resource>,
     pub(super) journal: JournalHandle,
     pub(super) runtime: Handle,
     /// The bytes of the resource: raised before the core grows.
@@ -93,8 +96,8 @@ impl Source for Led {
         self.call(self.journal.fetch(segment, from, max))
     }
 
-    fn read(&self, range: ByteRange) -> Result<Bytes, LeadError> {
-        self.call(self.journal.read(range))
+    fn read(&self, range: ByteRange) -> Result<Found, LeadError> {
+        self.runtime.block_on(given::read(&self.resource, &self.journal, range))
     }
 }
 

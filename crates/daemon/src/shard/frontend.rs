@@ -14,6 +14,7 @@ use holdfast_units::{ByteRange, MAX_REQUEST};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::time::Instant;
+use tokio::sync::oneshot;
 
 /// Requests since the start.
 #[derive(Clone, Copy, Default, Debug)]
@@ -38,6 +39,8 @@ enum Asked {
     Whole { reply: Reply, range: ByteRange, writes: bool, cost: u64, came: Came },
     /// A piece of a job, from this offset on.
     Piece { job: usize, offset: u64 },
+    /// A read of this node itself. Those are few, and take no permit.
+    Own(oneshot::Sender<Result<Bytes, IoFailure>>),
 }
 
 /// The requests of one resource.
@@ -97,7 +100,7 @@ impl Frontend {
     pub(super) fn oldest(&self) -> Option<(Instant, StageOp)> {
         let asked = self.asked.iter().filter_map(|(_, asked)| match asked {
             Asked::Whole { came, .. } => Some(*came),
-            Asked::Piece { .. } => None,
+            Asked::Piece { .. } | Asked::Own(_) => None,
         });
         let jobs = self.jobs.iter().map(|(_, (_, came))| *came);
         let waiting = self.waiting.front();
@@ -150,6 +153,18 @@ impl Frontend {
             }
             _ => self.begin(request, reply, (now, now), events),
         }
+    }
+
+    /// Reads whole blocks, at most [`MAX_REQUEST`], for this node itself.
+    pub(super) fn read(
+        &mut self,
+        range: ByteRange,
+        done: oneshot::Sender<Result<Bytes, IoFailure>>,
+        events: &mut VecDeque<Event>,
+    ) {
+        let id = self.asked.insert(Asked::Own(done));
+        let read = holdfast_core::RequestKind::Read(range);
+        events.push_back(Event::Request(RequestId(id as u64), read));
     }
 
     fn has_room(&self, cost: u64) -> bool {
@@ -250,7 +265,7 @@ impl Frontend {
         job.is_partial()
             && (self.asked.iter().any(|(_, asked)| match asked {
                 Asked::Whole { range, writes, .. } => *writes && range.overlaps(outer),
-                Asked::Piece { .. } => false,
+                Asked::Piece { .. } | Asked::Own(_) => false,
             }) || self.jobs.iter().any(|(other, (running, _))| {
                 other != key
                     && running.is_running()
@@ -312,6 +327,10 @@ impl Frontend {
             Some(Asked::Piece { job, offset }) => {
                 self.jobs[job].0.piece_done(PieceResult { offset, result });
                 self.pump(job, now, events);
+            }
+            Some(Asked::Own(done)) => {
+                // Who asked may be gone.
+                let _ = done.send(result.map(Option::unwrap_or_default));
             }
             None => debug_assert!(false, "the core answered {id:?}, which was not asked"),
         }

@@ -8,9 +8,10 @@ use super::view::ResourceView;
 use super::vitals::{InCall, VitalsReport};
 use crate::journaled::JournalHandle;
 use crate::spares::{MapChanges, RemapAnswer, RemapFailed};
-use holdfast_core::{Command, Notice, Refusal};
+use bytes::Bytes;
+use holdfast_core::{Command, IoFailure, Notice, Refusal};
 use holdfast_store::{ChecksumHandle, RemapEntry, RemapOp, RemapReport, ReplaceHandle};
-use holdfast_units::{NodeId, PeerSet};
+use holdfast_units::{ByteRange, NodeId, PeerSet};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -194,6 +195,29 @@ impl ResourceHandle {
             }
         };
         let _ = tokio::time::timeout(REFRESH_TIMEOUT, ask).await;
+    }
+
+    /// Reads whole blocks, at most 1 MiB, as a client would: what the disk has no good copy of comes from
+    /// wherever there is one, and is stored again.
+    ///
+    /// # Errors
+    /// What a client would be told.
+    pub(crate) async fn read(&self, range: ByteRange) -> Result<Bytes, IoFailure> {
+        let (done, end) = oneshot::channel();
+        let sent = self.commands.send(ToResource::Read(range, done)).await;
+        sent.map_err(|_| IoFailure::Stopping)?;
+        end.await.unwrap_or(Err(IoFailure::Stopping))
+    }
+
+    /// Where the first block of a range is of which the disk has no good copy, as far as is known.
+    ///
+    /// # Errors
+    /// [`IoFailure::Stopping`] when it is closed.
+    pub(crate) async fn first_lost(&self, range: ByteRange) -> Result<Option<u64>, IoFailure> {
+        let (done, end) = oneshot::channel();
+        let sent = self.commands.send(ToResource::FirstLost(range, done)).await;
+        sent.map_err(|_| IoFailure::Stopping)?;
+        end.await.map_err(|_| IoFailure::Stopping)
     }
 
     /// What its disk has gone through since this was last asked: each error is told once. `None` when

@@ -18,8 +18,10 @@ use super::{ResourceHandle, ResourceSpec};
 use crate::events::unix_ms;
 use crate::journaled::JournalHandle;
 use crate::spares::{MapChanges, RemapAnswer, SparesView};
+use bytes::Bytes;
 use holdfast_core::{
-    Action, Attachment, Command, CommandId, Core, Event, LinkId, Notice, Refusal, Snapshot,
+    Action, Attachment, Command, CommandId, Core, Event, IoFailure, LinkId, Notice, Refusal,
+    Snapshot,
 };
 use holdfast_nbd::{Extent, PeerAddress, Reply, Request, ShutdownHandle, Spinner};
 use holdfast_store::{BufferPool, ChecksumHandle, RemapEntry, RemapOp, ReplaceHandle};
@@ -66,6 +68,8 @@ pub(super) enum ToResource {
         done: oneshot::Sender<Vec<RemapEntry>>,
     },
     Refresh(oneshot::Sender<()>),
+    Read(ByteRange, oneshot::Sender<Result<Bytes, IoFailure>>),
+    FirstLost(ByteRange, oneshot::Sender<Option<u64>>),
     /// The backing disk is about to be replaced.
     ForgetHoles(oneshot::Sender<()>),
     /// And its metadata moved.
@@ -492,6 +496,25 @@ impl Resource {
         let now = Instant::now();
         inner.frontend.submit(request, reply, now, &mut inner.events);
         inner.run_at(now);
+    }
+
+    /// Reads whole blocks as a client would.
+    fn read(&self, range: ByteRange, done: oneshot::Sender<Result<Bytes, IoFailure>>) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            let inner = &mut *inner;
+            inner.frontend.read(range, done, &mut inner.events);
+            inner.run_at(Instant::now());
+        }
+        self.finish();
+    }
+
+    /// Where the first block of a range is of which there is no good copy here, as far as is known.
+    fn first_lost(&self, range: ByteRange) -> Option<u64> {
+        let inner = self.inner.borrow();
+        let (list, blocks) = (inner.core.unreadable(), range.blocks());
+        let first = [&list.old, &list.unread].into_iter().filter_map(|b| b.next_set(blocks.start));
+        first.min().filter(|block| blocks.contains(block)).map(|block| block * BLOCK_SIZE)
     }
 
     /// What is to be told of a range: at least one extent from its start on.

@@ -8,6 +8,7 @@ mod frame;
 mod losses;
 mod note;
 mod segment;
+mod small_file;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -19,8 +20,9 @@ pub use frame::{
     MAX_FRAME_LEN, MAX_FRAME_RECORDS, RECORD_LEN, Record, RecordKind, frame_len,
 };
 pub use losses::{LossList, MAX_LOSSES};
-pub use note::{FollowerNote, MAX_NOTE_LINKS, MAX_NOTE_RANGES, NoteError};
+pub use note::{FollowerNote, MAX_NOTE_LINKS, MAX_NOTE_RANGES};
 pub use segment::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentLink, is_alignment};
+pub use small_file::NoteError;
 pub use table::{DEVICE_DATA_AT, DEVICE_TABLE_LEN, DeviceTable, MAX_DEVICE_FILES, MAX_DEVICE_NAME};
 
 /// No position is written that is so high: a segment more always fits.

@@ -1,7 +1,9 @@
 //! What a node that leads keeps of a node that follows it and cannot go on by the journal alone.
 
+use super::small_file::{
+    Kind, NoteError, RANGE_LEN, counts, put_counts, put_ranges, ranges, seal, u64_at,
+};
 use super::{MAX_POSITION, SegmentLink};
-use crate::MAX_DEVICE_SIZE;
 use holdfast_units::{ByteRange, HybridTime, LogPosition, NodeId, ResourceId};
 
 /// The most segments that a note vouches for. With more of them the follower gets everything.
@@ -9,31 +11,8 @@ pub const MAX_NOTE_LINKS: usize = 4096;
 /// The most ranges that a note has. With more of them, gaps between them are closed.
 pub const MAX_NOTE_RANGES: usize = 256 << 10;
 
-const MAGIC: [u8; 4] = *b"HFFN";
-const VERSION: u16 = 1;
 const HEAD_LEN: usize = 64;
 const LINK_LEN: usize = 57;
-const RANGE_LEN: usize = 16;
-
-/// Why bytes are not a note. `Display` completes "the note cannot be used: ...".
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum NoteError {
-    /// It is shorter or longer than it says.
-    #[error("it is not as long as it says")]
-    Length,
-    /// It is something else.
-    #[error("it is not a note of this version")]
-    Magic,
-    /// Its bytes changed.
-    #[error("its checksum does not fit")]
-    Checksum,
-    /// It belongs to something else.
-    #[error("it is of another resource or another node")]
-    Other,
-    /// A field has a value that no version writes.
-    #[error("it has an impossible {0}")]
-    Content(&'static str),
-}
 
 /// What a follower lacks besides the journal. A file of its own, replaced as a whole.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -55,23 +34,19 @@ pub struct FollowerNote {
 }
 
 impl FollowerNote {
+    const fn kind(resource: ResourceId, node: NodeId) -> Kind {
+        Kind { magic: *b"HFFN", node: node.number(), resource }
+    }
+
     /// The bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let len = HEAD_LEN + self.links.len() * LINK_LEN + self.missing.len() * RANGE_LEN;
-        let mut b = Vec::with_capacity(len);
-        b.extend_from_slice(&MAGIC);
-        b.extend_from_slice(&[0; 4]);
-        b.extend_from_slice(&VERSION.to_le_bytes());
-        b.push(self.node.number());
-        b.extend_from_slice(&[0; 5]);
-        b.extend_from_slice(&self.resource.0);
+        let mut b = Self::kind(self.resource, self.node).begin(len);
         for value in [self.fill, self.from.0, self.needs.0] {
             b.extend_from_slice(&value.to_le_bytes());
         }
-        for count in [self.links.len(), self.missing.len()] {
-            b.extend_from_slice(&u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
-        }
+        put_counts(&mut b, [self.links.len(), self.missing.len()]);
         for link in &self.links {
             b.extend_from_slice(&link.number.to_le_bytes());
             b.push(link.origin.number());
@@ -80,13 +55,8 @@ impl FollowerNote {
             }
             b.extend_from_slice(&link.chain);
         }
-        for range in &self.missing {
-            b.extend_from_slice(&range.offset.to_le_bytes());
-            b.extend_from_slice(&range.len.to_le_bytes());
-        }
-        let crc = crc32c::crc32c(&b[8..]);
-        b[4..8].copy_from_slice(&crc.to_le_bytes());
-        b
+        put_ranges(&mut b, &self.missing);
+        seal(b)
     }
 
     /// Reads the bytes of a note about `node`.
@@ -94,41 +64,14 @@ impl FollowerNote {
     /// # Errors
     /// [`NoteError`] says what is wrong with them.
     pub fn decode(b: &[u8], resource: ResourceId, node: NodeId) -> Result<Self, NoteError> {
-        let Some((head, rest)) = b.split_at_checked(HEAD_LEN) else {
-            return Err(NoteError::Length);
-        };
-        if head[..4] != MAGIC || u16_at(head, 8) != VERSION {
-            return Err(NoteError::Magic);
-        }
-        if crc32c::crc32c(&b[8..]) != u32_at(head, 4) {
-            return Err(NoteError::Checksum);
-        }
-        if head[16..32] != resource.0 || head[10] != node.number() {
-            return Err(NoteError::Other);
-        }
-        let counts = (u32_at(head, 56), u32_at(head, 60));
-        let (links, ranges) = (usize_of(counts.0), usize_of(counts.1));
-        if links > MAX_NOTE_LINKS || ranges > MAX_NOTE_RANGES {
-            return Err(NoteError::Content("number of entries"));
-        }
-        if rest.len() != links * LINK_LEN + ranges * RANGE_LEN {
+        let (head, rest) = Self::kind(resource, node).open(b, HEAD_LEN)?;
+        let [links, missing] = counts(head, 56, [MAX_NOTE_LINKS, MAX_NOTE_RANGES])?;
+        if rest.len() != links * LINK_LEN + missing * RANGE_LEN {
             return Err(NoteError::Length);
         }
-        let (link_bytes, range_bytes) = rest.split_at(links * LINK_LEN);
-        let links = link_bytes.chunks(LINK_LEN).map(link).collect::<Result<_, _>>()?;
-        let mut missing: Vec<ByteRange> = Vec::with_capacity(ranges);
-        for bytes in range_bytes.chunks(RANGE_LEN) {
-            let range = ByteRange::new(u64_at(bytes, 0), u64_at(bytes, 8));
-            let after = missing.last().is_none_or(|last| last.end() < range.offset);
-            let possible = !range.is_empty()
-                && range.offset <= MAX_DEVICE_SIZE
-                && range.len <= MAX_DEVICE_SIZE
-                && range.end() <= MAX_DEVICE_SIZE;
-            if !after || !possible || !range.is_aligned() {
-                return Err(NoteError::Content("range"));
-            }
-            missing.push(range);
-        }
+        let (links, missing) = rest.split_at(links * LINK_LEN);
+        let links = links.chunks(LINK_LEN).map(link).collect::<Result<_, _>>()?;
+        let missing = ranges(missing)?;
         let (from, needs) = (position(u64_at(head, 40))?, position(u64_at(head, 48))?);
         Ok(Self { resource, node, fill: u64_at(head, 32), from, needs, links, missing })
     }
@@ -155,26 +98,6 @@ const fn position(position: u64) -> Result<LogPosition, NoteError> {
     } else {
         Err(NoteError::Content("position"))
     }
-}
-
-pub(super) fn usize_of(count: u32) -> usize {
-    usize::try_from(count).unwrap_or(usize::MAX)
-}
-
-pub(super) fn u16_at(b: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([b[at], b[at + 1]])
-}
-
-pub(super) fn u32_at(b: &[u8], at: usize) -> u32 {
-    let mut bytes = [0; 4];
-    bytes.copy_from_slice(&b[at..at + 4]);
-    u32::from_le_bytes(bytes)
-}
-
-pub(super) fn u64_at(b: &[u8], at: usize) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&b[at..at + 8]);
-    u64::from_le_bytes(bytes)
 }
 
 #[cfg(test)]

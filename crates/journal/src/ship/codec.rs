@@ -91,6 +91,7 @@ const TAKE: u8 = 12;
 const OFFER: u8 = 13;
 const HEAL: u8 = 14;
 const HEALED: u8 = 15;
+const LOST: u8 = 16;
 
 /// A header that was checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,7 +125,7 @@ pub fn parse_header(bytes: &[u8; HEADER_LEN]) -> Result<ShipHeader, ShipError> {
         return Err(ShipError::Magic(u16::from_be_bytes([bytes[0], bytes[1]])));
     }
     let kind = bytes[2];
-    if !(HELLO..=HEALED).contains(&kind) {
+    if !(HELLO..=LOST).contains(&kind) {
         return Err(ShipError::Kind(kind));
     }
     let len = |at: usize| {
@@ -401,6 +402,11 @@ fn write_answer(answer: &Answer, w: &mut Writer<'_>) -> (u8, Bytes) {
             w.count(digests.len());
             digests.iter().for_each(|digest| w.0.extend_from_slice(digest));
             OFFER
+        }
+        Answer::Lost { fill, range } => {
+            w.u64(*fill);
+            w.range(*range);
+            LOST
         }
         Answer::Refuse { code, text } => {
             let mut end = text.len().min(MAX_TEXT);
@@ -706,6 +712,10 @@ fn read_answer(kind: u8, r: &mut Reader<'_>, bytes: Bytes) -> Field<Answer> {
             Answer::Healed { position, block }
         }
         OFFER => Answer::Offer(read_offer(r)?),
+        LOST => match (r.u64()?, r.range()?) {
+            (_, range) if range.len > MAX_REQUEST => return Err("range"),
+            (fill, range) => Answer::Lost { fill, range },
+        },
         _ => {
             let code = match r.u8()? {
                 0 => RefuseCode::Version,

@@ -5,9 +5,9 @@ mod parts;
 mod served;
 mod types;
 
-pub use parts::{copy_block, fetch_piece, healed, make_offer};
 pub(super) use parts::{digest, may_unpack};
-pub use types::{FollowerStatus, Handed, LeadError, Notes, Refusal, Reply, Source};
+pub use parts::{fetch_piece, filling, healed};
+pub use types::{FollowerStatus, Found, Handed, LeadError, Notes, Refusal, Reply, Source};
 
 use super::codec::{MAX_HEALED, MAX_PAYLOAD, MAX_SEGMENTS};
 use super::message::{Answer, Await, FEATURE_HEAL, Fetch, Head, Join, RefuseCode, Request};
@@ -180,7 +180,7 @@ impl Leader {
             Request::Await(ask) => return self.awaits(now, node, &ask, source, notes),
             Request::Fetch(fetch) => self.fetch(node, fetch, source),
             Request::Copy { fill } => self.copy(node, conn, fill, source),
-            Request::Take { fill, range } => self.take(node, fill, range, source),
+            Request::Take { fill, range } => self.take(node, conn, fill, range, source),
             Request::Heal(range) => self.heal(node, range, source),
         };
         Reply::Now(answer.unwrap_or_else(Answer::from))
@@ -337,15 +337,25 @@ impl Leader {
         fill: u64,
         source: &impl Source,
     ) -> Result<Answer, Refusal> {
-        let Handed { range, features, offer } = self.hand_out(node, conn, fill)?;
-        if range.is_empty() {
-            return Ok(Answer::Block(copy_block(fill, range, features, Bytes::new())));
+        let handed = self.hand_out(node, conn, fill)?;
+        if handed.range.is_empty() {
+            return Ok(filling(fill, handed, Found::Good(Bytes::new())));
         }
-        let bytes = source.read(range).map_err(failed)?;
-        Ok(match offer {
-            Some(part) => Answer::Offer(make_offer(fill, range, part, &bytes)),
-            None => Answer::Block(copy_block(fill, range, features, bytes)),
-        })
+        let found = source.read(handed.range).map_err(failed)?;
+        Ok(filling(fill, self.found(node, conn, handed, &found), found))
+    }
+
+    /// What was found of a part that a follower is to get: that much is answered, the rest is given out
+    /// again.
+    #[must_use]
+    pub fn found(&mut self, node: NodeId, conn: u64, handed: Handed, found: &Found) -> Handed {
+        let all = handed.range;
+        let len = found.len().min(all.len);
+        let rest = ByteRange::new(all.offset + len, all.len - len);
+        if let Some(served) = self.served.get_mut(&node) {
+            served.give_back(conn, rest);
+        }
+        Handed { range: ByteRange::new(all.offset, len), ..handed }
     }
 
     /// Gives out a part of a filling.
@@ -365,13 +375,15 @@ impl Leader {
     fn take(
         &mut self,
         node: NodeId,
+        conn: u64,
         fill: u64,
         range: ByteRange,
         source: &impl Source,
     ) -> Result<Answer, Refusal> {
         let features = self.may_take(node, fill, range, source.size())?;
-        let bytes = source.read(range).map_err(failed)?;
-        Ok(Answer::Block(copy_block(fill, range, features, bytes)))
+        let found = source.read(range).map_err(failed)?;
+        let handed = Handed { range, features, offer: None };
+        Ok(filling(fill, self.found(node, conn, handed, &found), found))
     }
 
     /// Whether a follower may have a part that it was offered, of a resource of `size` bytes; its
@@ -402,7 +414,7 @@ impl Leader {
         source: &mut impl Source,
     ) -> Result<Answer, Refusal> {
         let features = self.may_heal(node, range, source.size())?;
-        let bytes = source.read(range).ok();
+        let bytes = source.read(range).ok().and_then(|found| found.all_of(range));
         // Behind what was read.
         let position = source.flush().map_err(failed)?;
         Ok(healed(range, features, bytes, position))

@@ -17,6 +17,8 @@ pub const FEATURE_PACKED: u64 = 8;
 
 /// Who leads gives blocks of which a follower has no good copy.
 pub const FEATURE_HEAL: u64 = 16;
+/// Who follows can be told that who leads has no good copy of parts of a filling.
+pub const FEATURE_LOST: u64 = 32;
 
 /// What a follower says. Each is answered by exactly one [`Answer`], in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -149,10 +151,17 @@ pub enum Answer {
     Head(Head),
     /// To a fetch.
     Piece(Piece),
-    /// To a copy, or a take.
+    /// To a copy, or a take: the part, or the beginning of it. The rest is given out again.
     Block(Block),
     /// To a copy: what the follower has to compare first.
     Offer(Offer),
+    /// To a copy, or a take: of this part there is no good copy. Only for who said that it can be told.
+    Lost {
+        /// The filling that it is for.
+        fill: u64,
+        /// Which part.
+        range: ByteRange,
+    },
     /// To a heal.
     Healed {
         /// What the part holds is no later than this: who replays up to here without a record of the

@@ -19,10 +19,11 @@ pub use follow::{
     Holding, Send, Trouble, mark_led,
 };
 pub use lead::{
-    FollowerStatus, Handed, LeadError, Leader, Notes, Refusal, Reply, Source, copy_block,
-    fetch_piece, healed, make_offer,
+    FollowerStatus, Found, Handed, LeadError, Leader, Notes, Refusal, Reply, Source, fetch_piece,
+    filling, healed,
 };
 pub use message::{
-    Answer, Await, Block, FEATURE_HEAL, FEATURE_LENT, FEATURE_LZ4, FEATURE_OFFER, FEATURE_PACKED,
-    Fetch, Head, Hello, Join, Offer, Piece, RefuseCode, Report, Request, VERSION, Verdict, Welcome,
+    Answer, Await, Block, FEATURE_HEAL, FEATURE_LENT, FEATURE_LOST, FEATURE_LZ4, FEATURE_OFFER,
+    FEATURE_PACKED, Fetch, Head, Hello, Join, Offer, Piece, RefuseCode, Report, Request, VERSION,
+    Verdict, Welcome,
 };

@@ -1,14 +1,14 @@
 //! One node that leads, some that follow, and a network that loses connections.
 
-use super::{Dice, Sim, State};
+use super::{Dice, Sim, State, Step};
 use bytes::Bytes;
 use holdfast_format::journal::{
     Compression, FollowerNote, PeerCursor, PeerSwitches, SegmentHeader,
 };
 use holdfast_journal::driver::{Log, LogError, Open, Seen};
 use holdfast_journal::ship::{
-    Answer, ConnId, FEATURE_PACKED, FollowOptions, Follower, Holding, LeadError, Leader, Message,
-    Notes, Reply, Request, Source, decode, encode, mark_led, parse_header,
+    Answer, ConnId, FEATURE_PACKED, FollowOptions, Follower, Found, Holding, LeadError, Leader,
+    Message, Notes, Reply, Request, Source, decode, encode, mark_led, parse_header,
 };
 use holdfast_journal::{Op, PushError, RangeSet, RecordsError, Settings, WriteBackLimits};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId, ResourceId};
@@ -58,6 +58,7 @@ pub(crate) struct Led<'a> {
     pub(crate) log: &'a mut Log<Sim>,
     pub(crate) disk: Sim,
     pub(crate) size: u64,
+    pub(crate) lost: &'a RangeSet,
 }
 
 fn bad(error: impl std::fmt::Display) -> LeadError {
@@ -119,8 +120,17 @@ impl Source for Led<'_> {
         self.log.fetch(segment, from, max).map_err(bad)
     }
 
-    fn read(&self, range: ByteRange) -> Result<Bytes, LeadError> {
-        self.log.read(range, &mut self.disk.clone()).map_err(bad)
+    fn read(&self, range: ByteRange) -> Result<Found, LeadError> {
+        let lost = self.lost.next_from(range.offset).filter(|lost| lost.offset < range.end());
+        let len = match lost {
+            Some(lost) if lost.offset == range.offset => {
+                return Ok(Found::Lost(lost.len.min(range.len)));
+            }
+            Some(lost) => lost.offset - range.offset,
+            None => range.len,
+        };
+        let begin = ByteRange::new(range.offset, len);
+        self.log.read(begin, &mut self.disk.clone()).map(Found::Good).map_err(bad)
     }
 }
 
@@ -134,6 +144,8 @@ pub(crate) struct Primary {
     size: u64,
     keep: u64,
     epoch: u64,
+    /// Blocks of its disk that are not what was written, durably.
+    lost: RangeSet,
     /// The number of the node that leads, then those of the followers.
     numbers: Vec<u8>,
     /// Who waits for news on which connection, and until when.
@@ -221,7 +233,8 @@ impl Primary {
         let mut log = Log::open(self.sim.clone(), &open).unwrap().0;
         self.leader = Leader::new(RESOURCE, self.epoch << 32);
         self.leader.set_copy_bytes(16 << 10);
-        let mut led = Led { log: &mut log, disk: self.sim.clone(), size: self.size };
+        let (disk, size, lost) = (self.sim.clone(), self.size, &self.lost);
+        let mut led = Led { log: &mut log, disk, size, lost };
         for number in &self.numbers[1..] {
             self.leader.add(node(*number), &mut led, &self.notes);
         }
@@ -263,6 +276,7 @@ impl World {
             size: SIZE,
             keep: if seed.is_multiple_of(2) { u64::MAX } else { 0 },
             epoch: 0,
+            lost: RangeSet::new(),
             numbers: (0..=followers).collect(),
             waits: BTreeMap::new(),
         };
@@ -297,8 +311,9 @@ impl World {
     }
 
     fn led(&mut self) -> Option<(Led<'_>, &mut Leader, &mut Store)> {
-        let Primary { sim, log, leader, notes, size, .. } = &mut self.primary;
-        Some((Led { log: log.as_mut()?, disk: sim.clone(), size: *size }, leader, notes))
+        let Primary { sim, log, leader, notes, size, lost, .. } = &mut self.primary;
+        let led = Led { log: log.as_mut()?, disk: sim.clone(), size: *size, lost };
+        Some((led, leader, notes))
     }
 
     // The size.
@@ -396,6 +411,7 @@ impl World {
             for logged in found {
                 let value = logged.op.payload().first_chunk::<8>();
                 let value = value.map_or(0, |bytes| u64::from_le_bytes(*bytes));
+                self.primary.lost.remove(logged.op.range());
                 self.history.push((logged.position, logged.op.range(), value));
                 self.recorded = logged.next;
             }
@@ -752,9 +768,12 @@ impl World {
                 "follower {follower} has forgotten a loss"
             );
             for (block, (found, expected)) in (0..).zip(found.iter().zip(&expected)) {
+                // What nobody could read is not taken for what was written.
+                if now.now.kept.old.overlaps(ByteRange::of_blocks(block..block + 1)) {
+                    continue;
+                }
                 if let Some(seen) = bad.get(&block) {
-                    let known = now.now.kept.old.overlaps(ByteRange::of_blocks(block..block + 1));
-                    assert!(known || seen.is_some(), "block {block} would be taken for good");
+                    assert!(seen.is_some(), "block {block} would be taken for good");
                     continue;
                 }
                 assert_eq!(found, expected, "follower {follower} block {block} at {position}");
@@ -790,6 +809,34 @@ impl World {
         }
     }
 
+    /// Blocks of the leader's disk become bad, and it knows that.
+    pub(crate) fn spoil_primary(&mut self, blocks: std::ops::Range<u64>) {
+        for block in blocks.filter(|block| *block < self.primary.size / 4096) {
+            self.primary.sim.0.borrow_mut().now.spoil(block, Seen::Old);
+            self.primary.lost.insert(ByteRange::of_blocks(block..block + 1));
+        }
+    }
+
+    /// The leader gets what its disk has lost from elsewhere.
+    pub(crate) fn restore_primary(&mut self) {
+        if self.primary.log.is_none() {
+            return;
+        }
+        let blocks = self.state_at(self.recorded, (LogPosition::START, Vec::new()));
+        for block in std::mem::take(&mut self.primary.lost).iter().flat_map(ByteRange::blocks) {
+            let value = blocks[usize::try_from(block).unwrap()];
+            let data = if value == 0 { vec![0; 4096].into() } else { payload(value, 1) };
+            let written = [Step::DiskWrite(block * 4096, data.to_vec()), Step::DiskFlush];
+            written.into_iter().for_each(|step| self.primary.sim.step(step).unwrap());
+        }
+    }
+
+    /// The blocks that the list of a follower has.
+    pub(crate) fn listed(&self, follower: usize) -> Vec<u64> {
+        let sim = self.secondaries[follower].sim.0.borrow();
+        sim.now.kept.all().iter().flat_map(ByteRange::blocks).collect()
+    }
+
     /// A follower looks at all of its disk.
     pub(crate) fn look(&mut self, follower: usize) {
         if let Some(node) = self.secondaries[follower].follower.as_mut() {
@@ -802,6 +849,7 @@ impl World {
         self.damage = false;
         self.may_connect = true;
         self.start_primary();
+        self.restore_primary();
         for follower in 0..self.secondaries.len() {
             self.secondaries[follower].sim.0.borrow_mut().fail_at = usize::MAX;
             self.start_secondary(follower);

@@ -36,6 +36,11 @@ impl Runner {
                     // Nobody waits any more: no harm.
                     let _ = done.send(());
                 }
+                Some(ToResource::Read(range, done)) => self.resource.read(range, done),
+                Some(ToResource::FirstLost(range, done)) => {
+                    // Who asked may be gone.
+                    let _ = done.send(self.resource.first_lost(range));
+                }
                 Some(ToResource::Vitals(done)) => {
                     self.resource.inner.borrow_mut().tell_vitals(done);
                 }

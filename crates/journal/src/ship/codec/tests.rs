@@ -146,6 +146,7 @@ fn each() -> Vec<Message> {
         Answer::Piece(plain.clone()),
         Answer::Piece(Piece { compression: Compression::Lz4, bytes: vec![3; 9].into(), ..plain }),
         Answer::Block(Block { range: ByteRange::default(), zeroes: false, ..bare.clone() }),
+        Answer::Lost { fill: 9, range: ByteRange::new(8192, 4096) },
         Answer::Healed { position: LogPosition(0x3000), block: bare.clone() },
         Answer::Healed { position: LogPosition(0x3000), block: block.clone() },
         Answer::Block(bare),

@@ -2,8 +2,8 @@
 
 use super::super::codec::{MAX_COPIED, MAX_LINKS};
 use super::super::message::{
-    Await, FEATURE_HEAL, FEATURE_LZ4, FEATURE_OFFER, FEATURE_PACKED, Hello, Report, Request,
-    VERSION, Verdict,
+    Await, FEATURE_HEAL, FEATURE_LOST, FEATURE_LZ4, FEATURE_OFFER, FEATURE_PACKED, Hello, Report,
+    Request, VERSION, Verdict,
 };
 use super::types::{ConnId, FollowError};
 use super::{ASK_AGAIN_MS, Asked, Follower, REPORT_MS, WAIT_MS};
@@ -115,6 +115,7 @@ where
             features: FEATURE_OFFER
                 | FEATURE_PACKED
                 | FEATURE_HEAL
+                | FEATURE_LOST
                 | if self.options.lz4 { FEATURE_LZ4 } else { 0 },
             resource: settings.resource,
             from: self.node,

@@ -189,6 +189,23 @@ impl Healing {
         }
     }
 
+    /// The leader has no good copy of a part that it was to give.
+    pub(super) fn lost_there(&mut self, range: ByteRange) {
+        for block in range.blocks() {
+            self.seen_lost(ByteRange::of_blocks(block..block + 1), Seen::Old);
+        }
+    }
+
+    /// Whether the list is as it is kept.
+    pub(super) const fn is_kept(&self) -> bool {
+        self.unkept.is_none()
+    }
+
+    /// Whether the list is as it is kept, or it may be tried to keep it.
+    pub(super) fn may_be_kept(&self, now_ms: u64) -> bool {
+        self.unkept.is_none_or(|at| at <= now_ms)
+    }
+
     /// Whether something is done about a block.
     fn is_tried(&self, range: ByteRange) -> bool {
         let tried = self.attempt.as_ref().is_some_and(|attempt| attempt.blocks.overlaps(range));
@@ -291,7 +308,7 @@ where
         }
         // Only of a disk that is a state it is known what it is to hold; and what is being stored again is
         // on the list until it is durable.
-        if !matches!(self.holding(), Holding::StateAt(_)) || self.healing.unkept.is_some() {
+        if !matches!(self.holding(), Holding::StateAt(_)) || !self.healing.is_kept() {
             return Ok(looked);
         }
         let moved = match self.healing.attempt.take() {
@@ -346,7 +363,7 @@ where
 
     /// Keeps the list, if it is not as it is kept.
     pub(super) fn keep_losses(&mut self, now_ms: u64) {
-        if self.healing.unkept.is_none_or(|at| now_ms < at) {
+        if self.healing.is_kept() || !self.healing.may_be_kept(now_ms) {
             return;
         }
         self.healing.show();

@@ -121,6 +121,7 @@ where
         let all_came =
             self.copies_given_out && self.takes.is_empty() && !self.conns.values().any(flies);
         let copied = !self.copied_unflushed.is_empty()
+            && self.healing.may_be_kept(now_ms)
             && (self.copied_bytes >= self.options.copy_flush
                 || all_came
                 || self.copied_unflushed.len() >= MAX_COPIED);
@@ -145,8 +146,12 @@ where
         self.disk.flush().map_err(FollowError::Disk)?;
         self.unflushed = false;
         self.check_stored()?;
-        self.copied.append(&mut self.copied_unflushed);
-        self.copied_bytes = 0;
+        self.keep_losses(now_ms);
+        // A part of which there is no good copy anywhere must not be taken for one after a crash.
+        if self.healing.is_kept() {
+            self.copied.append(&mut self.copied_unflushed);
+            self.copied_bytes = 0;
+        }
         let ends = self.fill_ends();
         if self.state.replayed < self.applied || ends {
             self.state.replayed = self.state.replayed.max(self.applied);

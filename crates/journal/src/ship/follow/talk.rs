@@ -134,6 +134,9 @@ where
             (Asked::Copy(fill), Answer::Offer(offer)) => {
                 return self.offered(conn, fill, &offer);
             }
+            (Asked::Copy(fill), Answer::Lost { fill: of, range }) => {
+                return Ok(fill != of || self.lost_there(fill, range));
+            }
             (Asked::Heal(round), Answer::Healed { position, block }) => {
                 return Ok(self.given(now_ms, round, position, &block));
             }
@@ -390,6 +393,22 @@ where
         self.transferred += block.bytes.len() as u64;
         self.copied_unflushed.push(block.range);
         Ok(true)
+    }
+
+    /// The leader has no good copy of a part of a filling. What the disk has there is never taken for one:
+    /// the part counts as copied when it is on the list that is kept.
+    fn lost_there(&mut self, fill: u64, range: ByteRange) -> bool {
+        if !self.copies() || fill != self.state.fill {
+            return true;
+        }
+        if range.end() > self.options.size {
+            return false;
+        }
+        self.healing.lost_there(range);
+        self.copied_bytes += range.len;
+        self.received += range.len;
+        self.copied_unflushed.push(range);
+        true
     }
 
     /// Compares a part of a filling with what is on the disk: what is equal is there already, the

@@ -1,8 +1,8 @@
 //! Judging a follower by what it says of itself, and beginning to fill it.
 
 use super::super::message::{
-    Answer, Await, FEATURE_HEAL, FEATURE_LZ4, FEATURE_OFFER, FEATURE_PACKED, Hello, RefuseCode,
-    Report, VERSION, Verdict, Welcome,
+    Answer, Await, FEATURE_HEAL, FEATURE_LOST, FEATURE_LZ4, FEATURE_OFFER, FEATURE_PACKED, Hello,
+    RefuseCode, Report, VERSION, Verdict, Welcome,
 };
 use super::served::Offers;
 use super::types::{LeadError, Notes, Refusal, Source};
@@ -41,8 +41,8 @@ impl Leader {
         let verdict = self.judge(node, &hello.report, source, notes).map_err(failed)?;
         // Judging may have begun a segment.
         may_unpack(hello.features, || source.segments())?;
-        let features =
-            hello.features & (FEATURE_LZ4 | FEATURE_OFFER | FEATURE_PACKED | FEATURE_HEAL);
+        let features = hello.features
+            & (FEATURE_LZ4 | FEATURE_OFFER | FEATURE_PACKED | FEATURE_HEAL | FEATURE_LOST);
         let served = self.served.get_mut(&node).ok_or_else(gone)?;
         served.bundle = Some(hello.bundle);
         served.features = features;

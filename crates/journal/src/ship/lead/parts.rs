@@ -1,10 +1,10 @@
 //! Answers that carry data.
 
 use super::super::message::{
-    Answer, Block, FEATURE_LZ4, FEATURE_PACKED, Fetch, Offer, Piece, RefuseCode,
+    Answer, Block, FEATURE_LOST, FEATURE_LZ4, FEATURE_PACKED, Fetch, Offer, Piece, RefuseCode,
 };
 use super::refuse;
-use super::types::Refusal;
+use super::types::{Found, Handed, Refusal};
 use crate::compress::compress;
 use bytes::Bytes;
 use holdfast_format::BLOCK_LEN;
@@ -29,14 +29,34 @@ pub(in crate::ship) fn digest(bytes: &[u8]) -> [u8; 16] {
 
 /// An answer to a request for a part of a filling: what was read of it, by digests of so many bytes.
 #[must_use]
-pub fn make_offer(fill: u64, range: ByteRange, part: u32, bytes: &[u8]) -> Offer {
+fn make_offer(fill: u64, range: ByteRange, part: u32, bytes: &[u8]) -> Offer {
     let len = usize::try_from(part).unwrap_or(usize::MAX).max(1);
     Offer { fill, range, part, digests: bytes.chunks(len).map(digest).collect() }
 }
 
-/// The answer to a request for a part of a filling: what was read of it.
+/// The answer to a request for a part of a filling: what was found of it. It is of all that was handed
+/// out: of what was not found, [`Leader::found`] has to know.
+///
+/// [`Leader::found`]: super::Leader::found
 #[must_use]
-pub fn copy_block(fill: u64, range: ByteRange, features: u64, bytes: Bytes) -> Block {
+pub fn filling(fill: u64, handed: Handed, found: Found) -> Answer {
+    let Handed { range, features, offer } = handed;
+    match (found, offer) {
+        (Found::Good(bytes), Some(part)) if !range.is_empty() => {
+            Answer::Offer(make_offer(fill, range, part, &bytes))
+        }
+        (Found::Good(bytes), _) => Answer::Block(copy_block(fill, range, features, bytes)),
+        (Found::Lost(_), _) if features & FEATURE_LOST != 0 => Answer::Lost { fill, range },
+        (Found::Lost(_), _) => {
+            let text =
+                "blocks of the disk cannot be read, which this node's version cannot be told";
+            refuse(RefuseCode::Failed, text).into()
+        }
+    }
+}
+
+/// What was read of a part.
+fn copy_block(fill: u64, range: ByteRange, features: u64, bytes: Bytes) -> Block {
     let none = Compression::None;
     let nothing =
         Block { fill, range, zeroes: false, compression: none, crc: 0, bytes: Bytes::new() };

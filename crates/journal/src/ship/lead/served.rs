@@ -187,6 +187,14 @@ impl Served {
         (range, offers.then(|| u32::try_from(part).unwrap_or(u32::MAX)))
     }
 
+    /// Only the beginning of a part that was given out is answered: the rest is given out again.
+    pub(super) fn give_back(&mut self, conn: u64, rest: ByteRange) {
+        if let Some(handed) = self.handed.get_mut(&conn).filter(|_| !rest.is_empty()) {
+            handed.remove(rest);
+            self.cursor = self.cursor.min(rest.offset);
+        }
+    }
+
     fn next_part(&mut self, conn: u64, most: u64) -> ByteRange {
         let mut from = self.cursor;
         while let Some(found) = self.missing.next_from(from) {

@@ -28,6 +28,41 @@ impl From<Refusal> for Answer {
     }
 }
 
+/// What was found of a range, from where that begins.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// These bytes, whole blocks.
+    Good(Bytes),
+    /// Of so many bytes, whole blocks, nobody in reach has a good copy.
+    Lost(u64),
+}
+
+impl Found {
+    /// How much of the range that is.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        match self {
+            Self::Good(bytes) => bytes.len() as u64,
+            Self::Lost(len) => *len,
+        }
+    }
+
+    /// Whether it is nothing.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes, if they are all of a range.
+    #[must_use]
+    pub fn all_of(self, range: ByteRange) -> Option<Bytes> {
+        match self {
+            Self::Good(bytes) if bytes.len() as u64 == range.len => Some(bytes),
+            Self::Good(_) | Self::Lost(_) => None,
+        }
+    }
+}
+
 /// The journal and the disk of a node that leads.
 pub trait Source {
     /// The bytes of the resource: no record of the journal reaches further, also not one that is
@@ -85,11 +120,11 @@ pub trait Source {
     /// When they cannot be read.
     fn fetch(&self, segment: u64, from: LogPosition, max: usize) -> Result<Bytes, LeadError>;
 
-    /// What a client would read now.
+    /// What a client would read now: the beginning of a range, at least a block of it.
     ///
     /// # Errors
-    /// When it cannot be read.
-    fn read(&self, range: ByteRange) -> Result<Bytes, LeadError>;
+    /// When it cannot be read now.
+    fn read(&self, range: ByteRange) -> Result<Found, LeadError>;
 }
 
 /// Where the notes about followers are kept.

@@ -1,0 +1,69 @@
+//! What a node that follows gets of the disk of the node that leads: nothing that is known to be no good.
+
+use crate::resource::Resource;
+use crate::shard::{JournalHandle, ResourceHandle};
+use holdfast_core::IoFailure;
+use holdfast_journal::ship::{Found, LeadError};
+use holdfast_units::{BLOCK_SIZE, ByteRange};
+use std::sync::Weak;
+
+/// How often the list of lost blocks may change under a read.
+const ROUNDS: usize = 8;
+
+/// Reads the beginning of a range, at most 1 MiB, as a client would: up to the first block of which the
+/// disk has no good copy. That is had from elsewhere, if somebody has it, and else it is lost.
+///
+/// # Errors
+/// When it cannot be read now, and it is not known either that nobody has it.
+pub(super) async fn read(
+    resource: &Weak<Resource>,
+    journal: &JournalHandle,
+    range: ByteRange,
+) -> Result<Found, LeadError> {
+    let handle = resource.upgrade().and_then(|resource| resource.need_handle().ok());
+    let handle = handle.ok_or_else(|| LeadError("the resource is down".to_owned()))?;
+    let mut part = range;
+    for _ in 0..ROUNDS {
+        match handle.first_lost(part).await.map_err(failed)? {
+            Some(lost) if lost == part.offset => return read_lost(&handle, part).await,
+            Some(lost) => part.len = lost - part.offset,
+            None => {
+                // It may be found out meanwhile that some of it is no good.
+                let read = journal.read(part).await;
+                let lost = handle.first_lost(part).await.map_err(failed)?;
+                if let (Ok(bytes), None) = (read, lost) {
+                    return Ok(Found::Good(bytes));
+                }
+                // Whoever reads has it healed: what nobody has is listed then.
+                let read = handle.read(part).await;
+                let lost = handle.first_lost(part).await.map_err(failed)?;
+                match (read, lost) {
+                    (Ok(bytes), _) => return Ok(Found::Good(bytes)),
+                    (Err(why), None) => return Err(failed(why)),
+                    (Err(_), Some(_)) => {}
+                }
+            }
+        }
+    }
+    Err(failed(IoFailure::Disk))
+}
+
+/// The first block is one that is listed.
+async fn read_lost(handle: &ResourceHandle, range: ByteRange) -> Result<Found, LeadError> {
+    let block = ByteRange::new(range.offset, BLOCK_SIZE);
+    match handle.read(block).await {
+        Ok(bytes) => Ok(Found::Good(bytes)),
+        Err(why) => match handle.first_lost(block).await.map_err(failed)? {
+            Some(_) => Ok(Found::Lost(BLOCK_SIZE)),
+            None => Err(failed(why)),
+        },
+    }
+}
+
+fn failed(why: IoFailure) -> LeadError {
+    let why = match why {
+        IoFailure::NotPrimary | IoFailure::Stopping => "this node does not lead any more",
+        IoFailure::NoData | IoFailure::Disk | IoFailure::Range => "the disk could not be read",
+    };
+    LeadError(why.to_owned())
+}
