@@ -19,7 +19,7 @@ fn seeds() -> u64 {
 fn trouble(world: &mut World) {
     let followers = world.secondaries.len() as u64;
     let one = usize::try_from(world.dice.below(followers)).unwrap();
-    match world.dice.below(22) {
+    match world.dice.below(24) {
         0 => world.crash_secondary(one),
         1 | 2 => world.plan_crash(one),
         3 => world.crash_primary(),
@@ -73,6 +73,10 @@ fn trouble(world: &mut World) {
             world.spoil_primary(first..first + many);
         }
         20 => world.restore_primary(),
+        21 | 22 => {
+            world.readable_again(one);
+            world.look(one);
+        }
         _ => {
             world.start_secondary(one);
             world.check();

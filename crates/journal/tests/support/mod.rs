@@ -77,6 +77,8 @@ pub(crate) struct State {
     pub(crate) bad: BTreeMap<u64, Option<Seen>>,
     /// Those that were written since the last flush, and whether they were on the list.
     rewritten: BTreeMap<u64, (Option<Seen>, bool)>,
+    /// What blocks that cannot be read still hold.
+    hidden: BTreeMap<u64, Vec<u8>>,
     /// The list of them that is kept.
     pub(crate) kept: Losses,
     pub(crate) keep_fails: bool,
@@ -213,6 +215,7 @@ impl State {
                 for block in ByteRange::new(*offset, data.len() as u64).blocks() {
                     let listed = self.kept.overlaps(ByteRange::of_blocks(block..block + 1));
                     let bad = self.bad.remove(&block);
+                    self.hidden.remove(&block);
                     self.rewritten.extend(bad.map(|seen| (block, (seen, listed))));
                 }
             }
@@ -278,11 +281,34 @@ impl State {
     /// A block of the disk becomes bad.
     pub(crate) fn spoil(&mut self, block: u64, seen: Seen) {
         self.disk.settle();
-        for bytes in [&mut self.disk.durable, &mut self.disk.seen] {
-            put(bytes, block * 4096, &[0xbd; 4096]);
+        let at = usize::try_from(block * 4096).unwrap();
+        let held = self.disk.seen[at..at + 4096].to_vec();
+        self.hidden.remove(&block);
+        if seen == Seen::Unread && !self.bad.contains_key(&block) {
+            self.hidden.insert(block, held);
         }
+        self.put_both(block, &[0xbd; 4096]);
         self.rewritten.remove(&block);
         self.bad.insert(block, Some(seen));
+    }
+
+    /// A block of the disk that could not be read can be read again; whether there was one.
+    pub(crate) fn readable_again(&mut self, dice: &mut Dice) -> bool {
+        let blocks: Vec<u64> = self.hidden.keys().copied().collect();
+        if blocks.is_empty() {
+            return false;
+        }
+        let block = blocks[usize::try_from(dice.below(blocks.len() as u64)).unwrap()];
+        let held = self.hidden.remove(&block).unwrap();
+        self.put_both(block, &held);
+        self.bad.remove(&block);
+        true
+    }
+
+    fn put_both(&mut self, block: u64, data: &[u8]) {
+        for bytes in [&mut self.disk.durable, &mut self.disk.seen] {
+            put(bytes, block * 4096, data);
+        }
     }
 
     /// Overwrites bytes of a file, durably: rot.

@@ -809,6 +809,12 @@ impl World {
         }
     }
 
+    /// Half of the blocks of a follower's disk that cannot be read can be read again.
+    pub(crate) fn readable_again(&mut self, follower: usize) {
+        let mut sim = self.secondaries[follower].sim.0.borrow_mut();
+        while self.dice.one_in(2) && sim.now.readable_again(&mut self.dice) {}
+    }
+
     /// Blocks of the leader's disk become bad, and it knows that.
     pub(crate) fn spoil_primary(&mut self, blocks: std::ops::Range<u64>) {
         for block in blocks.filter(|block| *block < self.primary.size / 4096) {

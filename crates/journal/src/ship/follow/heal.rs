@@ -136,9 +136,18 @@ impl Healing {
 
     /// A part of the disk was written, by the replay or a filling.
     pub(super) fn stored(&mut self, range: ByteRange) {
-        if !self.losses.overlaps(range) {
-            return;
+        self.strike(range);
+        for set in [&self.losses.old, &self.losses.unread] {
+            let mut rest = range;
+            while let Some(part) = first_in(set, rest) {
+                self.stored.insert(part);
+                rest = ByteRange::new(part.end(), range.end() - part.end());
+            }
         }
+    }
+
+    /// Nothing is stored again in this part: what would be, is or may become older than what the disk has.
+    fn strike(&mut self, range: ByteRange) {
         let (later, to_come) = (&mut self.later.0, &mut self.to_come);
         for set in [&mut self.unsearched, &mut self.absent, &mut self.single, later, to_come] {
             set.remove(range);
@@ -146,7 +155,6 @@ impl Healing {
         if let Some(attempt) = &mut self.attempt {
             attempt.blocks.remove(range);
         }
-        self.stored.insert(range);
     }
 
     fn found_good(&mut self, range: ByteRange) {
@@ -166,9 +174,7 @@ impl Healing {
             while let Some(part) = first_in(&self.losses.unread, range) {
                 self.losses.unread.remove(part);
                 self.unkept.get_or_insert(0);
-                for set in [&mut self.unsearched, &mut self.absent, &mut self.later.0] {
-                    set.remove(part);
-                }
+                self.strike(part);
             }
         }
     }
@@ -568,5 +574,61 @@ where
     fn later(&mut self, range: ByteRange, now_ms: u64) {
         self.healing.later.0.insert(range);
         self.healing.later.1 = now_ms + AGAIN_MS;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(number: u64) -> ByteRange {
+        ByteRange::of_blocks(number..number + 1)
+    }
+
+    /// Blocks 3 and 5 cannot be read, and the leader was asked for them.
+    fn asked() -> Healing {
+        let mut losses = Losses::default();
+        let mut blocks = RangeSet::new();
+        for range in [block(3), block(5)] {
+            losses.lose(range, Seen::Unread);
+            blocks.insert(range);
+        }
+        let mut healing = Healing::new(losses);
+        healing.begin_again();
+        healing.unsearched = RangeSet::new();
+        let step = Step::Asked(ByteRange::of_blocks(3..6));
+        healing.attempt = Some(Attempt { blocks, step });
+        healing
+    }
+
+    fn tried(healing: &Healing) -> Vec<ByteRange> {
+        healing.attempt.iter().flat_map(|attempt| attempt.blocks.iter()).collect()
+    }
+
+    #[test]
+    fn a_block_that_reads_again_is_not_stored_again() {
+        let mut healing = asked();
+        healing.seen_good(block(3));
+        assert_eq!(tried(&healing), [block(5)]);
+        // A record that is replayed now finds nothing to be older than it.
+        assert!(!healing.losses.overlaps(block(3)));
+    }
+
+    #[test]
+    fn what_is_written_is_not_stored_again_whatever_the_list_says() {
+        let mut healing = asked();
+        healing.losses.stored(block(3));
+        healing.stored(block(3));
+        assert_eq!(tried(&healing), [block(5)]);
+    }
+
+    #[test]
+    fn of_a_long_write_only_what_was_lost_is_looked_at() {
+        let mut healing = asked();
+        healing.losses.lose(block(9), Seen::Old);
+        healing.stored(ByteRange::of_blocks(4..1 << 40));
+        let stored: Vec<ByteRange> = healing.stored.iter().collect();
+        assert_eq!(stored, [block(5), block(9)]);
+        assert_eq!(tried(&healing), [block(3)]);
     }
 }
