@@ -690,7 +690,7 @@ impl Thread {
         if self.first == Some(conn) {
             self.part();
         } else if let Some(logic) = &mut self.logic {
-            logic.closed(conn);
+            logic.closed(now_ms(), conn);
         }
     }
 

@@ -14,8 +14,19 @@ const ROUNDS: usize = 8;
 /// disk has no good copy. That is had from elsewhere, if somebody has it, and else it is lost.
 ///
 /// # Errors
-/// When it cannot be read now, and it is not known either that nobody has it.
+/// When it cannot be read now, and it is not known either that nobody has it; when this node does not
+/// lead: then what others write comes past its journal.
 pub(super) async fn read(
+    resource: &Weak<Resource>,
+    journal: &JournalHandle,
+    range: ByteRange,
+) -> Result<Found, LeadError> {
+    let found = find(resource, journal, range).await?;
+    journal.led_segments().await.map_err(super::source::failed)?;
+    Ok(found)
+}
+
+async fn find(
     resource: &Weak<Resource>,
     journal: &JournalHandle,
     range: ByteRange,

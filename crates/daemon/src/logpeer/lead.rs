@@ -607,12 +607,12 @@ async fn answer(
             })
         }
         Request::Heal(range) => {
-            let may = {
+            let (may, size) = {
                 let inner = serving.lock();
-                inner.leader.may_heal(follower, range, inner.source.size())
+                (inner.leader.may_heal(follower, range), inner.source.size())
             };
             Reply::Now(match may {
-                Ok(features) => heal(serving, range, features).await,
+                Ok(features) => heal(serving, range, features, size).await,
                 Err(refusal) => refusal.into(),
             })
         }
@@ -662,9 +662,12 @@ async fn part(
 }
 
 /// A part of which the follower has no good copy; nothing when there is none here, either.
-async fn heal(serving: &Serving, range: ByteRange, features: u64) -> Answer {
-    let found = given::read(&serving.resource, &serving.journal, range).await;
-    let bytes = found.ok().and_then(|found| found.all_of(range));
+async fn heal(serving: &Serving, range: ByteRange, features: u64, size: u64) -> Answer {
+    let found = match range.end() <= size {
+        true => given::read(&serving.resource, &serving.journal, range).await.ok(),
+        false => None,
+    };
+    let bytes = found.and_then(|found| found.all_of(range));
     // Behind what was read: all of that is in the journal before this position.
     match serving.journal.flush().await {
         Ok(position) => healed(range, features, bytes, position),

@@ -413,23 +413,28 @@ impl Leader {
         range: ByteRange,
         source: &mut impl Source,
     ) -> Result<Answer, Refusal> {
-        let features = self.may_heal(node, range, source.size())?;
-        let bytes = source.read(range).ok().and_then(|found| found.all_of(range));
+        let features = self.may_heal(node, range)?;
+        let inside = range.end() <= source.size();
+        let found = if inside { source.read(range).ok() } else { None };
+        let bytes = found.and_then(|found| found.all_of(range));
         // Behind what was read.
         let position = source.flush().map_err(failed)?;
         Ok(healed(range, features, bytes, position))
     }
 
-    /// Whether a follower may have a part of which it has no good copy, of a resource of `size` bytes;
-    /// its features. Then the part is read, and what was written by then is made durable: the position
+    /// Whether a follower may have a part of which it has no good copy; its features. Then the part is
+    /// read, if it is inside of the resource, and what was written by then is made durable: the position
     /// of that goes with it.
     ///
     /// # Errors
     /// The refusal.
-    pub fn may_heal(&self, node: NodeId, range: ByteRange, size: u64) -> Result<u64, Refusal> {
+    pub fn may_heal(&self, node: NodeId, range: ByteRange) -> Result<u64, Refusal> {
         let features = self.may_fetch(node)?;
-        let within = range.end() <= size && (1..=MAX_HEALED).contains(&range.len);
-        if within && features & FEATURE_HEAL != 0 { Ok(features) } else { Err(gone()) }
+        if (1..=MAX_HEALED).contains(&range.len) && features & FEATURE_HEAL != 0 {
+            Ok(features)
+        } else {
+            Err(gone())
+        }
     }
 
     /// How a follower stands.

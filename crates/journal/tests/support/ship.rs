@@ -456,7 +456,7 @@ impl World {
         let number = node(self.primary.numbers[follower + 1]);
         self.primary.leader.closed(number, id, first);
         if let Some(node) = self.secondaries[follower].follower.as_mut() {
-            if first { node.part() } else { node.closed(ConnId(id)) }
+            if first { node.part() } else { node.closed(self.now, ConnId(id)) }
         }
         if first {
             self.secondaries[follower].first = None;

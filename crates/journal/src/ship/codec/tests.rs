@@ -228,7 +228,8 @@ fn limits_hold() {
     assert_eq!(header(PIECE, 0, most_payload + 1), Err(ShipError::Header(PIECE)));
     assert_eq!(header(HEAD, 0, 1), Err(ShipError::Header(HEAD)));
     assert_eq!(header(HEAL, 0, 1), Err(ShipError::Header(HEAL)));
-    assert_eq!(header(16, 0, 0), Err(ShipError::Kind(16)));
+    assert_eq!(header(LOST, 0, 1), Err(ShipError::Header(LOST)));
+    assert_eq!(header(LOST + 1, 0, 0), Err(ShipError::Kind(LOST + 1)));
     assert_eq!(header(0, 0, 0), Err(ShipError::Kind(0)));
     // What is too much is cut by the writer, not refused by the reader.
     let Message::Request(Request::Hello(mut hello)) = each().swap_remove(0) else { panic!() };

@@ -123,15 +123,14 @@ impl Healing {
         self.absent.extend(&std::mem::take(&mut self.later.0));
     }
 
-    /// What was asked for does not come: it is asked for again, at once or later.
-    pub(super) fn not_given(&mut self, now_ms: Option<u64>) {
+    /// What was asked for does not come: it is asked for again later, block by block, as the leader may
+    /// have a disk that hangs.
+    pub(super) fn not_given(&mut self, now_ms: u64) {
         let Some(attempt) = self.attempt.take_if(|a| matches!(a.step, Step::Asked(_))) else {
             return;
         };
-        match now_ms {
-            Some(now_ms) => self.later = (union(&self.later.0, &attempt.blocks), now_ms + AGAIN_MS),
-            None => self.absent.extend(&attempt.blocks),
-        }
+        self.single.extend(&attempt.blocks);
+        self.later = (union(&self.later.0, &attempt.blocks), now_ms + AGAIN_MS);
     }
 
     /// A part of the disk was written, by the replay or a filling.

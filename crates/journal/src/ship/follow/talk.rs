@@ -70,7 +70,7 @@ where
     }
 
     /// A connection is gone that is not the first one.
-    pub fn closed(&mut self, conn: ConnId) {
+    pub fn closed(&mut self, now_ms: u64, conn: ConnId) {
         let Some(gone) = self.conns.remove(&conn) else { return };
         if self.takes.iter().any(|(of, _)| *of == conn) {
             self.takes.retain(|(of, _)| *of != conn);
@@ -80,7 +80,7 @@ where
             match asked {
                 Asked::Fetch(fetch, round) if round == self.round => self.fetcher.lost(fetch),
                 Asked::Copy(_) => self.copies_given_out = false,
-                Asked::Heal(_) => self.healing.not_given(None),
+                Asked::Heal(_) => self.healing.not_given(now_ms),
                 _ => {}
             }
         }
@@ -144,7 +144,7 @@ where
                 match asked {
                     Asked::Fetch(fetch, round) if round == self.round => self.fetcher.lost(fetch),
                     Asked::Copy(_) => self.copies_given_out = false,
-                    Asked::Heal(_) => self.healing.not_given(Some(now_ms)),
+                    Asked::Heal(_) => self.healing.not_given(now_ms),
                     _ => {}
                 }
                 if code == RefuseCode::Gone && Some(conn) != self.first {
