@@ -228,7 +228,7 @@ fn limits_hold() {
     assert_eq!(header(PIECE, 0, most_payload + 1), Err(ShipError::Header(PIECE)));
     assert_eq!(header(HEAD, 0, 1), Err(ShipError::Header(HEAD)));
     assert_eq!(header(HEAL, 0, 1), Err(ShipError::Header(HEAL)));
-    assert_eq!(header(16, 0, 0), Err(ShipError::Kind(16)));
+    assert_eq!(header(LOST + 1, 0, 0), Err(ShipError::Kind(LOST + 1)));
     assert_eq!(header(0, 0, 0), Err(ShipError::Kind(0)));
     // What is too much is cut by the writer, not refused by the reader.
     let Message::Request(Request::Hello(mut hello)) = each().swap_remove(0) else { panic!() };
@@ -261,12 +261,15 @@ fn no_more_than_a_little_is_asked_for_or_given_to_heal_a_disk() {
         roundtrip(&Message::Answer(Answer::Healed { position: LogPosition(1), block })).is_ok()
     };
     assert!(healed(0) && healed(MAX_HEALED) && !healed(MAX_HEALED + BLOCK_SIZE));
+    let lost = |range| roundtrip(&Message::Answer(Answer::Lost { fill: 1, range })).is_ok();
+    assert!(lost(ByteRange::new(0, MAX_REQUEST)) && !lost(ByteRange::new(0, 0)));
+    assert!(!lost(ByteRange::new(0, MAX_REQUEST + BLOCK_SIZE)), "no more than was given out");
 }
 
 proptest! {
     #[test]
     fn any_bytes_are_a_message_or_refused(
-        kind in 1u8..=15,
+        kind in 1..=LOST,
         body in prop::collection::vec(any::<u8>(), 0..300),
         payload in prop::collection::vec(any::<u8>(), 0..40),
     ) {
