@@ -328,27 +328,8 @@ impl Core {
             }
         }
         let chunks = Order::new(order.kind, range);
-        let left: u64 =
-            (order.from..chunks.count()).filter_map(|n| chunks.chunk(n)).map(|c| c.len).sum();
         let now = self.now;
-        let progress = SurveyProgress {
-            kind: order.kind,
-            repair: order.repair,
-            started: now,
-            paused: false,
-            waiting: None,
-            size: device.len,
-            next: order.from,
-            total: left,
-            done: 0,
-            compared: 0,
-            differing: 0,
-            repaired: 0,
-            unreadable: 0,
-            skipped: 0,
-            peers: PeerSet::EMPTY,
-            found: Vec::new(),
-        };
+        let progress = chunks.begin(order.from, device.len, order.repair, now);
         let (kind, next) = (order.kind, order.from);
         let run = Survey {
             order,

@@ -752,6 +752,26 @@ fn what_the_leader_has_no_good_copy_of_arrives_as_lost_and_is_healed_when_it_has
 }
 
 #[test]
+fn who_cannot_be_told_that_something_is_lost_is_filled_when_it_is_not() {
+    let mut world = World::new(1460, 1, 60 * 16 * 4096);
+    world.old = true;
+    (0..20).for_each(|n| world.write(2, n, 1));
+    world.spoil_primary(5..7);
+    world.start_secondary(0);
+    run_on(&mut world, 600);
+    let now = status(&world.secondaries[0]);
+    assert_eq!((now.holding, world.listed(0)), (Holding::Filling, Vec::new()));
+    assert!(
+        matches!(&now.trouble, Some(Trouble::Refused(RefuseCode::Failed, why)) if why.contains("version")),
+        "{now:?}"
+    );
+    world.restore_primary();
+    run_on(&mut world, 600);
+    assert!(matches!(status(&world.secondaries[0]).holding, Holding::StateAt(_)));
+    world.heal();
+}
+
+#[test]
 fn what_the_leader_lost_does_not_count_as_copied_before_that_is_noted() {
     let mut world = World::new(1450, 1, 60 * 16 * 4096);
     (0..20).for_each(|n| world.write(2, n, 1));

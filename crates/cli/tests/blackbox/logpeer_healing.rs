@@ -341,6 +341,51 @@ fn what_the_primary_does_not_know_to_have_lost_holds_no_filling_up() {
     assert_same(&cluster, 0, 1);
 }
 
+/// A byte of the list of lost blocks of a node that is stopped changes.
+fn rot_list(node: &Node) {
+    let files = std::fs::read_dir(node.state_dir().join("meta")).expect("it is there");
+    let mut files = files.map(|file| file.expect("it can be read").path());
+    let list = files.find(|path| path.extension().is_some_and(|ext| ext == "losses"));
+    let list = list.expect("there is one");
+    let mut bytes = std::fs::read(&list).expect("it can be read");
+    *bytes.last_mut().expect("it is not empty") ^= 1;
+    std::fs::write(list, bytes).expect("it can be written");
+}
+
+#[test]
+fn a_list_of_losses_that_rotted_may_have_had_every_block() {
+    let mut cluster = cluster(2);
+    with_checksums(&cluster);
+    cluster[0].stop();
+    flip(&cluster[1].disk("r0"), 5000..5010);
+    assert_eq!(scrub(&cluster[1]), 10);
+    losses(&cluster[1], 0, 10);
+    // Without checksums the disk itself does not know any more that they are wrong.
+    cluster[1].ok(&["set", "r0", "checksums=off"]);
+    cluster[1].stop();
+    rot_list(&cluster[1]);
+    cluster[1].start();
+    // Its own journal has those that were written.
+    losses(&cluster[1], 500, SIZE / BLOCK - 500);
+    cluster[1].wait_log(".losses cannot be used: its checksum does not fit; ");
+    cluster[0].start();
+    losses(&cluster[1], SIZE / BLOCK, 0);
+    wait_all(&cluster[0]);
+    assert_same(&cluster, 0, 1);
+
+    flip(&cluster[1].disk("r0"), [5000]);
+    cluster[1].stop();
+    rot_list(&cluster[1]);
+    cluster[1].start();
+    wait_until(SOON, "the Primary is in reach", || {
+        cluster[1].peer("r0", "alpha").connection == "Connected"
+    });
+    cluster[1].ok(&["invalidate", "r0"]);
+    wait_all(&cluster[0]);
+    cluster[1].wait_resource("r0", SYNC, "all is good", |r| r.disk.unreadable_blocks == 0);
+    assert_same(&cluster, 0, 1);
+}
+
 #[test]
 fn killed_on_either_side_in_the_middle_of_it_nothing_is_forgotten() {
     let mut cluster = cluster(2);

@@ -1,7 +1,8 @@
 //! In which order a run looks at the device, by chunks of 1 MiB.
 
-use super::SurveyKind;
-use holdfast_units::ByteRange;
+use super::{SurveyKind, SurveyProgress};
+use holdfast_units::{ByteRange, Millis, PeerSet};
+use holdfast_wire::RepairMode;
 
 /// So much is compared at a time: one segment.
 pub(crate) const CHUNK: u64 = 1 << 20;
@@ -23,6 +24,35 @@ impl Order {
     #[must_use]
     pub fn new(kind: SurveyKind, range: ByteRange) -> Self {
         Self { kind, range }
+    }
+
+    /// How a run stands that begins at this number, on a device of so many bytes.
+    #[must_use]
+    pub fn begin(
+        &self,
+        next: u64,
+        size: u64,
+        repair: RepairMode,
+        started: Millis,
+    ) -> SurveyProgress {
+        SurveyProgress {
+            kind: self.kind,
+            repair,
+            started,
+            paused: false,
+            waiting: None,
+            size,
+            next,
+            total: (next..self.count()).filter_map(|n| self.chunk(n)).map(|c| c.len).sum(),
+            done: 0,
+            compared: 0,
+            differing: 0,
+            repaired: 0,
+            unreadable: 0,
+            skipped: 0,
+            peers: PeerSet::EMPTY,
+            found: Vec::new(),
+        }
     }
 
     fn regions(&self) -> u64 {

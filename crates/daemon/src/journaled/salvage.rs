@@ -53,7 +53,7 @@ impl Worker {
         self.salvaging.waiting.push((range.blocks().start, ticket));
     }
 
-    /// Goes on with the search, a little at a time: meanwhile others are served. All who wait when it
+    /// Begins to store again what there is room for, and goes on with the search, a little at a time: meanwhile others are served. All who wait when it
     /// begins are answered by it.
     pub(super) fn go_on_salvaging(&mut self) {
         self.start_restores();
@@ -103,7 +103,6 @@ impl Worker {
         let step = if self.disk.remap_stats().is_some() { Step::Remap } else { Step::Write };
         self.salvaging.restores.insert(id, Restore { range, data, step, ticket });
         self.salvaging.starting.push_back(id);
-        self.start_restores();
     }
 
     fn start_restores(&mut self) {

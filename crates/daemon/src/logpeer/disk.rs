@@ -31,6 +31,8 @@ pub(super) struct OwnDisk {
     /// How its spares are, as of the last flush.
     spares: watch::Sender<Option<SparesView>>,
     resource: ResourceId,
+    /// The bytes of the resource that it was opened for.
+    size: u64,
     /// Where it is kept which blocks have no good copy.
     losses: PathBuf,
 }
@@ -63,7 +65,10 @@ impl OwnDisk {
         let (spares, seen) = watch::channel(SparesView::of(&disk));
         let (disk, checksums) = checksums::with_layer(disk, sums, resource, size, &pool);
         let losses = losses.to_owned();
-        Ok((Self { disk, spares, resource, losses }, OwnView { changes, spares: seen, checksums }))
+        Ok((
+            Self { disk, spares, resource, size, losses },
+            OwnView { changes, spares: seen, checksums },
+        ))
     }
 
     fn do_it(&mut self, op: DiskOp) -> io::Result<Outcome> {
@@ -164,7 +169,7 @@ impl Backing for OwnDisk {
     }
 
     fn losses(&mut self) -> Losses {
-        losses::load(&self.losses, self.resource).unwrap_or_default()
+        losses::load(&self.losses, self.resource, self.size)
     }
 
     fn keep_losses(&mut self, losses: &Losses) -> io::Result<()> {

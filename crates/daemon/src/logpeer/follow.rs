@@ -169,14 +169,15 @@ pub(crate) async fn start(
     let journal = local.journal.as_ref();
     let journal = journal.ok_or_else(|| refuse("it follows by the log without a journal"))?;
     let losses = losses::path(&node.settings.state_dir, local.id);
-    take_over_losses(&losses, disk, local.id).await?;
+    let size = growth::settle_size(node, resource).await?;
+    take_over_losses(&losses, disk, local.id, size).await?;
     let place = Place {
         name: local.name.clone(),
         resource: local.id,
         slot,
         disk: disk.spec(),
         journal: journal.spec(),
-        size: growth::settle_size(node, resource).await?,
+        size,
         delay: session::delay_of(node, local.id, None),
         expendable: local.expendable,
         sums: sums_of(node, resource),
@@ -232,10 +233,11 @@ async fn take_over_losses(
     path: &Path,
     disk: &LocalDisk,
     resource: ResourceId,
+    size: u64,
 ) -> Result<(), ApiError> {
     let (path, disk) = (path.to_owned(), disk.clone());
     blocking(move || {
-        losses::take_over(&path, &disk, resource).map_err(|error| {
+        losses::take_over(&path, &disk, resource, size).map_err(|error| {
             refuse::internal(&format!("{} could not be written", path.display()), &error)
         })
     })

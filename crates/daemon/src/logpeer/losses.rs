@@ -8,8 +8,8 @@ use crate::shard::{read_lost, write_lost};
 use crate::statefile;
 use holdfast_api::ApiError;
 use holdfast_format::journal::LossList;
-use holdfast_journal::driver::Losses;
-use holdfast_units::ResourceId;
+use holdfast_journal::driver::{Losses, Seen};
+use holdfast_units::{BLOCK_SIZE, ByteRange, ResourceId};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -18,19 +18,34 @@ pub(crate) fn path(state_dir: &Path, resource: ResourceId) -> PathBuf {
     state_dir.join("meta").join(format!("{resource}.losses"))
 }
 
-/// The list as it is kept; `None` when none is.
-pub(super) fn load(path: &Path, resource: ResourceId) -> Option<Losses> {
-    let bytes = std::fs::read(path).ok()?;
-    match LossList::decode(&bytes, resource) {
-        Ok(list) => Some(Losses::from(&list)),
-        Err(why) => {
-            tracing::error!(
-                "{} cannot be used: {why}; `holdfast scrub` finds what has no good copy",
-                path.display()
-            );
-            Some(Losses::default())
-        }
-    }
+/// The list as it is kept, of a disk of so many bytes. One that cannot be used could have had any block:
+/// it counts as one that has them all.
+pub(super) fn load(path: &Path, resource: ResourceId, size: u64) -> Losses {
+    let list = match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Losses::default(),
+        Err(error) => Err(error.to_string()),
+        Ok(bytes) => LossList::decode(&bytes, resource).map_err(|why| why.to_string()),
+    };
+    list.map_or_else(
+        |why| {
+            let otherwise = "; when no other node has the data, `holdfast down NAME`, remove that file, \
+                             `holdfast up NAME`: then the disk counts as it is";
+            all_of(size, &format!("{} cannot be used: {why}", path.display()), otherwise)
+        },
+        |list| Losses::from(&list),
+    )
+}
+
+/// It is not known which blocks have no good copy.
+fn all_of(size: u64, why: &str, otherwise: &str) -> Losses {
+    tracing::error!(
+        "{why}; it says which blocks of the disk have no good copy, so all of them count as lost now, \
+         and come again from the journal here and from the Primary, one by one; `holdfast invalidate \
+         NAME` has the whole disk compared with the Primary's, which is faster{otherwise}"
+    );
+    let mut losses = Losses::default();
+    losses.lose(ByteRange::new(0, size / BLOCK_SIZE * BLOCK_SIZE), Seen::Old);
+    losses
 }
 
 /// Keeps a list, durably.
@@ -45,20 +60,19 @@ pub(super) fn store(path: &Path, resource: ResourceId, losses: &Losses) -> io::R
 ///
 /// # Errors
 /// When it cannot be kept.
-pub(super) fn take_over(path: &Path, disk: &LocalDisk, resource: ResourceId) -> io::Result<()> {
-    if path.exists() {
+pub(super) fn take_over(
+    path: &Path,
+    disk: &LocalDisk,
+    resource: ResourceId,
+    size: u64,
+) -> io::Result<()> {
+    if path.try_exists()? {
         return Ok(());
     }
-    let read = length_of(&disk.path).map(|len| read_lost(&disk.spec(), len, resource));
+    let read = read_lost(&disk.spec(), length_of(&disk.path)?, resource);
     let losses = match read {
-        Ok(Ok(list)) => Losses::from(&list),
-        Ok(Err(why)) => {
-            tracing::warn!(
-                "what the metadata say of blocks without a good copy is not known: {why}"
-            );
-            Losses::default()
-        }
-        Err(why) => return Err(why),
+        Ok(list) => Losses::from(&list),
+        Err(why) => all_of(size, &why.to_string(), ""),
     };
     store(path, resource, &losses)
 }
@@ -72,9 +86,9 @@ pub(super) fn give_to_metadata(
     disk: &LocalDisk,
     resource: ResourceId,
 ) -> Result<(), ApiError> {
-    let losses = load(path, resource).unwrap_or_default();
+    let len = length_of(&disk.path).map_err(|error| refuse::internal("the disk", &error))?;
+    let losses = load(path, resource, len);
     if !losses.is_empty() {
-        let len = length_of(&disk.path).map_err(|error| refuse::internal("the disk", &error))?;
         write_lost(&disk.spec(), len, &losses.list(resource))
             .map_err(|error| refuse::metadata(&error))?;
     }

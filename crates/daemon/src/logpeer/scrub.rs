@@ -2,7 +2,7 @@
 //! with a core. What it finds is healed by the logic.
 
 use holdfast_core::{Refusal, SurveyAction, SurveyChunks, SurveyEnd, SurveyKind, SurveyProgress};
-use holdfast_units::{ByteRange, Millis, PeerSet};
+use holdfast_units::{ByteRange, Millis};
 use holdfast_wire::RepairMode;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -45,28 +45,11 @@ pub(super) struct Scrub {
 impl Scrub {
     pub(super) fn new(from: u64, size: u64) -> Self {
         let chunks = SurveyChunks::new(SurveyKind::Scrub, ByteRange::new(0, size));
-        let total = (from..chunks.count()).filter_map(|n| chunks.chunk(n)).map(|c| c.len).sum();
+        let progress = chunks.begin(from, size, RepairMode::Majority, Millis::default());
         let now = Instant::now();
         Self {
             chunks,
-            progress: SurveyProgress {
-                kind: SurveyKind::Scrub,
-                repair: RepairMode::Majority,
-                started: Millis::default(),
-                paused: false,
-                waiting: None,
-                size,
-                next: from,
-                total,
-                done: 0,
-                compared: 0,
-                differing: 0,
-                repaired: 0,
-                unreadable: 0,
-                skipped: 0,
-                peers: PeerSet::default(),
-                found: Vec::new(),
-            },
+            progress,
             soon: VecDeque::new(),
             looking: None,
             allowance: 0,

@@ -7,8 +7,9 @@ use holdfast_format::journal::{
 };
 use holdfast_journal::driver::{Log, LogError, Open, Seen};
 use holdfast_journal::ship::{
-    Answer, ConnId, FEATURE_PACKED, FollowOptions, Follower, Found, Holding, LeadError, Leader,
-    Message, Notes, Reply, Request, Source, decode, encode, mark_led, parse_header,
+    Answer, ConnId, FEATURE_LOST, FEATURE_PACKED, FollowOptions, Follower, Found, Holding,
+    LeadError, Leader, Message, Notes, Reply, Request, Source, decode, encode, mark_led,
+    parse_header,
 };
 use holdfast_journal::{Op, PushError, RangeSet, RecordsError, Settings, WriteBackLimits};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId, ResourceId};
@@ -201,7 +202,7 @@ pub(crate) struct World {
     pub(crate) rewinds: u64,
     /// Two histories went on from here.
     fork: Option<LogPosition>,
-    /// The followers' program does not know of compressed records.
+    /// The followers' program does not know of compressed records, nor of what the leader has lost.
     pub(crate) old: bool,
     /// Followers hear by themselves of a size that was agreed on.
     pub(crate) hear: bool,
@@ -501,7 +502,7 @@ impl World {
     fn serve(&mut self, id: u64, follower: usize, bytes: &[u8]) {
         let Message::Request(mut request) = parse(bytes) else { panic!("an answer came up") };
         if let (true, Request::Hello(hello)) = (self.old, &mut request) {
-            hello.features &= !FEATURE_PACKED;
+            hello.features &= !(FEATURE_PACKED | FEATURE_LOST);
         }
         if self.primary.waits.remove(&id).is_some() {
             self.answer_head(id, follower);

@@ -85,9 +85,92 @@ fn storing_it_again_is_neither_a_record_nor_a_write_past_the_journal() {
 }
 
 #[test]
+fn what_was_zeroed_is_known_to_be_zeroes() {
+    let mut rig = Rig::leading();
+    (0..4).for_each(|block| rig.write(block, 1));
+    let range = ByteRange::of_blocks(1..2);
+    rig.run(DiskOp::WriteZeroes { range, unmap: false, fua: false }).unwrap();
+    rig.run(DiskOp::Discard { range: ByteRange::of_blocks(2..3) }).unwrap();
+    rig.written_back();
+    assert_eq!([1, 2, 3].map(|block| rig.salvage(block)), [Some(0), Some(0), Some(1)]);
+}
+
+#[test]
+fn it_is_asked_for_by_single_blocks() {
+    let mut rig = Rig::leading();
+    (0..4).for_each(|block| rig.write(block, 1));
+    for range in [ByteRange::of_blocks(1..3), ByteRange::new(4096 + 512, 4096)] {
+        let disk = rig.disk.as_mut().unwrap();
+        let mut done = Vec::from_iter(disk.salvage(OpId(1), range));
+        if done.is_empty() {
+            disk.wait(&mut done, PATIENCE);
+        }
+        assert!(done.pop().unwrap().result.is_err(), "{range}");
+    }
+}
+
+#[test]
+fn who_asks_during_a_search_waits_for_the_next_one() {
+    let mut rig = Rig::leading();
+    rig.write(9000, 7);
+    // So much that a search takes many steps.
+    for megabyte in 0..3 {
+        let data = Bytes::from(vec![1; 1 << 20]);
+        let range = ByteRange::new(megabyte << 20, 1 << 20);
+        rig.run(DiskOp::Write { range, data, fua: false }).unwrap();
+    }
+    rig.written_back();
+    let mut done = Vec::new();
+    for (op, block) in [(1, 9000), (2, 0)] {
+        let disk = rig.disk.as_mut().unwrap();
+        assert!(disk.salvage(OpId(op), ByteRange::of_blocks(block..block + 1)).is_none());
+        // A call comes behind it: the search has begun.
+        rig.status();
+    }
+    while done.len() < 2 {
+        let before = done.len();
+        rig.disk.as_mut().unwrap().wait(&mut done, PATIENCE);
+        assert!(done.len() > before, "only {before} were answered");
+    }
+    done.sort_by_key(|completion| completion.op.0);
+    let found = done.into_iter().map(|completion| match completion.result {
+        Ok(Outcome::Data(data)) => super::fills(&data)[0],
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(found.collect::<Vec<_>>(), [7, 1]);
+}
+
+#[test]
+fn a_disk_that_failed_is_not_written_to_and_nothing_is_said_of_it() {
+    let mut rig = Rig::leading();
+    rig.write(3, 1);
+    rig.written_back();
+    assert!(rig.below.add("write:count=1:error=EIO".parse().unwrap()).is_some());
+    rig.write(4, 1);
+    assert!(rig.runtime.block_on(rig.handle.settle()).is_err());
+    assert_eq!(rig.salvage(3), None);
+    rig.store.write(3 * 4096, &[0xEE; 4096]);
+    assert!(rig.restore(3, 1).is_err());
+    assert_eq!(rig.below(3..4), [0xEE]);
+}
+
+#[test]
+fn while_it_follows_nothing_is_stored_past_what_is_replayed() {
+    let mut rig = Rig::leading();
+    rig.write(3, 1);
+    rig.written_back();
+    rig.runtime.block_on(rig.handle.follow()).unwrap();
+    rig.store.write(3 * 4096, &[0xEE; 4096]);
+    assert!(rig.restore(3, 1).is_err());
+    assert_eq!(rig.below(3..4), [0xEE]);
+}
+
+#[test]
 fn a_disk_that_does_not_take_it_says_so() {
     for (rule, takes) in [
         ("write:error=EIO", false),
+        // It says that it did.
+        ("write:drop", false),
         ("flush:error=EIO", false),
         ("read:error=EIO", false),
         ("read:delay=1", true),
@@ -95,6 +178,7 @@ fn a_disk_that_does_not_take_it_says_so() {
         let mut rig = Rig::leading();
         rig.write(3, 1);
         rig.written_back();
+        rig.store.write(3 * 4096, &[0xEE; 4096]);
         assert!(rig.below.add(rule.parse().unwrap()).is_some(), "{rule}");
         assert_eq!(rig.restore(3, 1).is_ok(), takes, "{rule}");
     }

@@ -262,12 +262,15 @@ fn no_more_than_a_little_is_asked_for_or_given_to_heal_a_disk() {
         roundtrip(&Message::Answer(Answer::Healed { position: LogPosition(1), block })).is_ok()
     };
     assert!(healed(0) && healed(MAX_HEALED) && !healed(MAX_HEALED + BLOCK_SIZE));
+    let lost = |range| roundtrip(&Message::Answer(Answer::Lost { fill: 1, range })).is_ok();
+    assert!(lost(ByteRange::new(0, MAX_REQUEST)) && !lost(ByteRange::new(0, 0)));
+    assert!(!lost(ByteRange::new(0, MAX_REQUEST + BLOCK_SIZE)), "no more than was given out");
 }
 
 proptest! {
     #[test]
     fn any_bytes_are_a_message_or_refused(
-        kind in 1u8..=15,
+        kind in 1..=LOST,
         body in prop::collection::vec(any::<u8>(), 0..300),
         payload in prop::collection::vec(any::<u8>(), 0..40),
     ) {

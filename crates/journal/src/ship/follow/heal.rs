@@ -13,7 +13,7 @@ use crate::ranges::RangeSet;
 use crate::salvage::{Held, Salvage};
 use bytes::Bytes;
 use holdfast_format::BLOCK_LEN;
-use holdfast_units::{BLOCK_SIZE, ByteRange, LogPosition};
+use holdfast_units::{BLOCK_SIZE, ByteRange, LogPosition, MAX_REQUEST};
 use std::io;
 
 /// So many stretches of losses are told.
@@ -351,8 +351,15 @@ where
     /// The disk was flushed. What was lost and written since is no more so if it reads back: a disk may
     /// say that it wrote and did not.
     pub(super) fn check_stored(&mut self) -> Result<(), FollowError> {
-        for range in std::mem::take(&mut self.healing.stored).iter() {
-            for block in range.blocks() {
+        let mut stored = std::mem::take(&mut self.healing.stored);
+        while !stored.is_empty() {
+            let part = take(&mut stored, MAX_REQUEST, true);
+            let Some(part) = part.iter().next() else { break };
+            if self.disk.look(part).map_err(FollowError::Disk)?.is_empty() {
+                self.healing.found_good(part);
+                continue;
+            }
+            for block in part.blocks() {
                 let block = ByteRange::of_blocks(block..block + 1);
                 if !self.healing.losses.overlaps(block) {
                     continue;
