@@ -443,11 +443,16 @@ async fn open_core(
     }
     // The server of a remote disk may only be late.
     let mut late = None;
-    let (handle, trouble) = match shard.open(spec.clone()).await {
-        Ok(handle) => (handle, None),
-        Err(error) => {
+    let opened = match logpeer::settle_losses(node, &local).await {
+        Ok(()) => shard.open(spec.clone()).await.map_err(|error| {
             let is_disk = matches!(error, OpenError::Disk(_));
-            let error = open_error(&error);
+            (is_disk, open_error(&error))
+        }),
+        Err(error) => Err((false, error)),
+    };
+    let (handle, trouble) = match opened {
+        Ok(handle) => (handle, None),
+        Err((is_disk, error)) => {
             if !or_diskless || spec.disk.is_none() {
                 return Err(error);
             }

@@ -474,3 +474,38 @@ fn write_blocks_when_primary(node: &Node, tag: u64) {
     node.wait_resource("r0", SOON, "it is Primary again", |r| r.role == "Primary");
     write_blocks(node, "r0", tag, 0..50);
 }
+
+#[test]
+fn a_log_peer_has_its_metadata_at_the_end_of_its_disk_or_its_disk_on_another_machine() {
+    let mut cluster = cluster(4);
+    let served = cluster[3].disk("far");
+    files::make_sparse(&served, SIZE);
+    cluster[3].ok(&["create", "far", "--disk", &served.display().to_string()]);
+    let uri = cluster[3].uri("far").to_string();
+    let arguments = journal_of(&cluster[0], "64M");
+    cluster.create("r0", SIZE, &arguments.each_ref().map(String::as_str));
+    write_blocks(&cluster[0], "r0", 1, 0..50);
+
+    let long = cluster[1].disk("r0");
+    files::make_sparse(&long, SIZE + 8 * MIB);
+    let long = long.display().to_string();
+    for (node, disk) in [(1, vec![&*long, "--meta", "internal"]), (2, vec![&*uri])] {
+        let journal = journal_of(&cluster[node], "64M");
+        let journal: Vec<&str> = journal.iter().map(String::as_str).collect();
+        let join = ["join", "r0", "--protocol", "log", "--disk"];
+        cluster[node].ok(&[&join, &*disk, &journal].concat());
+    }
+    wait_all(&cluster[0]);
+    for node in [1, 2] {
+        cluster[node].restart();
+    }
+    write_blocks(&cluster[0], "r0", 2, 25..75);
+    wait_all(&cluster[0]);
+    // Each of them leads, and gives back.
+    for node in [1, 2, 0] {
+        cluster[node].ok(&["primary", "r0"]);
+        check_blocks(&cluster[node], "r0", 2, 25..75);
+        check_blocks(&cluster[node], "r0", 1, 0..25);
+        wait_all(&cluster[node]);
+    }
+}

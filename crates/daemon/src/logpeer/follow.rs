@@ -236,12 +236,7 @@ async fn take_over_losses(
     size: u64,
 ) -> Result<(), ApiError> {
     let (path, disk) = (path.to_owned(), disk.clone());
-    blocking(move || {
-        losses::take_over(&path, &disk, resource, size).map_err(|error| {
-            refuse::internal(&format!("{} could not be written", path.display()), &error)
-        })
-    })
-    .await
+    blocking(move || losses::take_over(&path, &disk, resource, size)).await
 }
 
 /// Tells the thread what becomes of its disk.

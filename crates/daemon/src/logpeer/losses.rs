@@ -4,13 +4,15 @@
 use crate::disk::length_of;
 use crate::local::LocalDisk;
 use crate::refuse;
-use crate::shard::{read_lost, write_lost};
+use crate::shard::{MetadataError, read_lost, write_lost};
 use crate::statefile;
 use holdfast_api::ApiError;
 use holdfast_format::journal::LossList;
 use holdfast_journal::driver::{Losses, Seen};
 use holdfast_units::{BLOCK_SIZE, ByteRange, ResourceId};
+use std::fs::DirBuilder;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Where the list of a resource's disk is.
@@ -53,31 +55,50 @@ fn all_of(size: u64, why: &str, otherwise: &str) -> Losses {
 /// # Errors
 /// What the system says; the list before is there then.
 pub(super) fn store(path: &Path, resource: ResourceId, losses: &Losses) -> io::Result<()> {
+    // All metadata may be elsewhere.
+    if let Some(dir) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
     statefile::replace(path, &losses.list(resource).encode())
+}
+
+/// The bytes of the disk, where its metadata need them: when they are at its end.
+fn length_for_metadata(disk: &LocalDisk) -> Result<u64, ApiError> {
+    if disk.meta.is_some() {
+        return Ok(0);
+    }
+    let message = format!("the length of the disk {} is not known", disk.path.display());
+    length_of(&disk.path).map_err(|error| refuse::internal(&message, &error))
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> ApiError {
+    refuse::internal(&format!("{} could not be written", path.display()), error)
 }
 
 /// Takes the list over from the metadata, when the node has led since there was one here. Blocks.
 ///
 /// # Errors
-/// When it cannot be kept.
+/// When it cannot be kept, or the metadata cannot be read now.
 pub(super) fn take_over(
     path: &Path,
     disk: &LocalDisk,
     resource: ResourceId,
     size: u64,
-) -> io::Result<()> {
-    if path.try_exists()? {
+) -> Result<(), ApiError> {
+    if path.try_exists().map_err(|error| unwritable(path, &error))? {
         return Ok(());
     }
-    let read = read_lost(&disk.spec(), length_of(&disk.path)?, resource);
-    let losses = match read {
+    let losses = match read_lost(&disk.spec(), length_for_metadata(disk)?, resource) {
         Ok(list) => Losses::from(&list),
-        Err(why) => all_of(size, &why.to_string(), ""),
+        Err(why @ MetadataError::Unusable { .. }) => all_of(size, &why.to_string(), ""),
+        // It may be so for a moment only, and all of the disk would be lost for good.
+        Err(why) => return Err(refuse::metadata(&why)),
     };
-    store(path, resource, &losses)
+    store(path, resource, &losses).map_err(|error| unwritable(path, &error))
 }
 
-/// Gives the list to metadata that were made anew, durably; from then on they have it. Blocks.
+/// Gives the list, if there is one, to the metadata of a disk for so many bytes of a resource, durably;
+/// from then on they have it. They may have one, too: when this node was to follow, and did not. Blocks.
 ///
 /// # Errors
 /// When they cannot be written.
@@ -85,12 +106,17 @@ pub(super) fn give_to_metadata(
     path: &Path,
     disk: &LocalDisk,
     resource: ResourceId,
+    size: u64,
 ) -> Result<(), ApiError> {
-    let len = length_of(&disk.path).map_err(|error| refuse::internal("the disk", &error))?;
-    let losses = load(path, resource, len);
+    if !path.try_exists().map_err(|error| unwritable(path, &error))? {
+        return Ok(());
+    }
+    let mut losses = load(path, resource, size);
     if !losses.is_empty() {
-        write_lost(&disk.spec(), len, &losses.list(resource))
-            .map_err(|error| refuse::metadata(&error))?;
+        let (spec, len) = (disk.spec(), length_for_metadata(disk)?);
+        let known = read_lost(&spec, len, resource).map_err(|why| refuse::metadata(&why))?;
+        losses.extend(&Losses::from(&known));
+        write_lost(&spec, len, &losses.list(resource)).map_err(|why| refuse::metadata(&why))?;
     }
     forget(path).map_err(|error| refuse::internal("a list of lost blocks was not removed", &error))
 }

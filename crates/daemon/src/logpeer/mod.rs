@@ -42,7 +42,7 @@ pub(crate) use others::{
 pub(crate) use past::show_again;
 pub(crate) use roles::{
     FollowCall, HandOver, HandedOver, follow_again, follow_giving_up, follow_now, follows,
-    hand_over, pause, promote, tell,
+    hand_over, pause, promote, settle_losses, tell,
 };
 pub(crate) use show::{disk_word, journal_of, peer_of_follower, peers_of_leader, replay_of};
 

@@ -438,14 +438,21 @@ pub(super) async fn renew(
         .map(|peer| peer.slot)
         .collect();
     let (id, al_extents) = (local.id, al_extents(&record.options));
-    let losses = losses::path(&node.settings.state_dir, id);
     // It may have been agreed on more, which this disk is not ready for.
     let size = local.size.unwrap_or(record.size_bytes);
-    blocking(move || {
-        renew_metadata(&disk, id, slot, size, al_extents, &others, content)?;
-        losses::give_to_metadata(&losses, &disk, id)
-    })
-    .await
+    blocking(move || renew_metadata(&disk, id, slot, size, al_extents, &others, content)).await?;
+    settle_losses(node, local).await
+}
+
+/// What was lost while the node followed is in the metadata before they are used.
+///
+/// # Errors
+/// When they cannot be written.
+pub(crate) async fn settle_losses(node: &Node, local: &Local) -> Result<(), ApiError> {
+    let Some(disk) = local.disk.clone().filter(|_| local.attached) else { return Ok(()) };
+    let size = local.size.or_else(|| node.view().records.resource(local.id).map(|r| r.size_bytes));
+    let (losses, id) = (losses::path(&node.settings.state_dir, local.id), local.id);
+    blocking(move || losses::give_to_metadata(&losses, &disk, id, size.unwrap_or(0))).await
 }
 
 /// This node is Primary, and another one that follows it wants to be so.

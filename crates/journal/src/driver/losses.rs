@@ -45,6 +45,14 @@ impl Losses {
         }
     }
 
+    /// What is in another list, too, has no good copy.
+    pub fn extend(&mut self, other: &Self) {
+        other.old.iter().for_each(|range| self.lose(range, Seen::Old));
+        for range in other.unread.iter().flat_map(ByteRange::blocks) {
+            self.lose(ByteRange::of_blocks(range..range + 1), Seen::Unread);
+        }
+    }
+
     /// A part of the disk was written.
     pub fn stored(&mut self, range: ByteRange) {
         self.old.remove(range);
