@@ -250,6 +250,38 @@ fn row_134_waiting_ends_when_it_is_so_and_when_the_time_is_over() {
 }
 
 #[test]
+fn row_141_waiting_ends_when_a_state_has_ended() {
+    let mut cluster = cluster(2);
+    cluster.resource("r0", 4 * MIB, 2);
+    for state in ["secondary", "replayed"] {
+        let text = cluster[0].cli(&["wait", "r0", "--while", state, "--timeout", "0"]);
+        assert_eq!(text.status == 0, state == "secondary", "{text}");
+    }
+    for (state, peer) in [("primary", None), ("connected", None), ("uptodate", Some("beta"))] {
+        let peer = peer.map_or(vec![], |peer| vec!["--peer", peer]);
+        let wait = [&["wait", "r0", "--while", state][..], &peer].concat();
+        let short = [&wait[..], &["--timeout", "0.3"]].concat();
+        let start = Instant::now();
+        cluster[0].refused(&short, 5, &format!("the end of {state} of resource r0"));
+        assert!(start.elapsed() >= Duration::from_millis(300), "{state}");
+        // It ends as soon as that does.
+        let long = [&wait[..], &["--timeout", "30"]].concat();
+        let mut waiting = cluster[0].command(&long).spawn().expect("the command starts");
+        match state {
+            "primary" => drop(cluster[0].ok(&["secondary", "r0"])),
+            "connected" => cluster[1].stop(),
+            _ => drop(cluster[1].ok(&["detach-disk", "r0"])),
+        }
+        let end = waiting.wait().expect("it is a child");
+        assert!(end.success(), "{state}: {end}");
+        if state == "connected" {
+            cluster[1].start();
+            cluster[0].wait_synced("r0", SOON);
+        }
+    }
+}
+
+#[test]
 fn options_are_checked_shown_and_kept() {
     let mut cluster = cluster(2);
     cluster.resource("r0", 4 * MIB, 2);
