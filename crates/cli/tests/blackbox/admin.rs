@@ -187,7 +187,11 @@ fn row_076_an_open_device_is_not_demoted() {
     let cluster = cluster(2);
     cluster.resource("r0", 4 * MIB, 2);
     let mut client = cluster[0].open("r0");
-    cluster[0].wait_resource("r0", SOON, "one has it open", |r| r.open_count == 1);
+    let told = cluster[0].wait_resource("r0", SOON, "one has it open", |r| r.open_count == 1);
+    let own = format!("NBD client unix, process {}", std::process::id());
+    assert_eq!(told.openers, [&*own]);
+    let text = cluster[0].ok(&["status", "r0"]);
+    assert!(text.contains(&format!("in use: {own}\n")), "{text}");
     cluster[0].refused(&["secondary", "r0"], 1, "open");
     client.write_at(&[1; 512], 0).expect("it is still Primary");
     drop(client);
