@@ -182,9 +182,8 @@ fn mkfs_trim_and_unmount_work_on_it() {
     run_ok(Command::new("mkfs.ext4").args(["-q", "-F", &path]));
     let mount = Mount::new(&path, &cluster[0].dir().join("mnt"));
     let mounted = format!("mounted at {}", mount.path().display());
-    let told = cluster[0].wait_resource("r0", SOON, "the mount is told", |r| {
-        r.openers.iter().any(|opener| *opener == mounted)
-    });
+    let told =
+        cluster[0].wait_resource("r0", SOON, "the mount is told", |r| r.openers.contains(&mounted));
     assert_eq!(told.open_count as usize, told.openers.len());
     let text = cluster[0].ok(&["status", "r0"]);
     assert!(text.contains(&mounted), "{text}");
