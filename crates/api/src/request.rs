@@ -479,19 +479,31 @@ impl WaitFor {
     }
 }
 
-/// `wait`: answers when it has come true, or refuses with `TIMED_OUT`.
+/// `wait`: answers when it has come true, or has ended; or refuses with `TIMED_OUT`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Wait {
     /// What to wait for.
     #[serde(rename = "for")]
     pub what: WaitFor,
+    /// The opposite: until that is no longer so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended: bool,
     /// Only this peer.
     #[serde(default)]
     pub peer: Option<String>,
     /// How long, at most [`MAX_WAIT_SECONDS`]; 60 when left out. 0 asks whether it is so now.
     #[serde(default)]
     pub timeout_seconds: Option<f64>,
+}
+
+impl Wait {
+    /// What is waited for, in words: `connected`, `the end of connected`.
+    #[must_use]
+    pub fn goal(&self) -> String {
+        let state = self.what.as_str();
+        if self.ended { format!("the end of {state}") } else { state.to_owned() }
+    }
 }
 
 /// `device`.
@@ -606,7 +618,11 @@ mod tests {
             assert_eq!(serde_json::to_value(what).unwrap(), what.as_str());
         }
         let wait: Wait = serde_json::from_str(r#"{"for":"synced"}"#).unwrap();
-        assert_eq!(wait, Wait { what: WaitFor::Synced, peer: None, timeout_seconds: None });
+        let synced =
+            Wait { what: WaitFor::Synced, ended: false, peer: None, timeout_seconds: None };
+        assert_eq!(wait, synced);
+        let wait: Wait = serde_json::from_str(r#"{"for":"synced","ended":true}"#).unwrap();
+        assert_eq!(wait, Wait { ended: true, ..synced });
     }
 
     #[test]

@@ -86,6 +86,9 @@ pub struct ClusterNode {
     pub clock_offset_seconds: Option<f64>,
 }
 
+/// How many of those who have a resource open are told one by one.
+pub const MAX_OPENERS: usize = 64;
+
 /// A resource, as one of its nodes sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ResourceStatus {
@@ -101,6 +104,10 @@ pub struct ResourceStatus {
     pub quorum: bool,
     /// How many clients have it open here.
     pub open_count: u32,
+    /// Who they are, the first [`MAX_OPENERS`] of them, in words: `mounted at /srv/db`, `open in fio
+    /// (process 4711)`, `NBD client 10.0.0.7:4711`; left out when there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub openers: Vec<String>,
     /// The local block device; `null` when there is none.
     pub device: Option<String>,
     /// How the local device is made: `ublk`, `nbd` or `fuse`; `null` when there is none.

@@ -13,7 +13,7 @@ use crate::parse::{absolute_path, disk_place, key_value, meta_place, name};
 use crate::parse::{positive_seconds, size};
 use crate::serve::Serve;
 use crate::several::{Names, names};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 pub(crate) use cluster::Cluster;
 pub(crate) use doctor::{Doctor, NodeFiles, Support};
 use holdfast_api::request::{PauseWhat, WaitFor};
@@ -210,7 +210,7 @@ pub(crate) enum Call {
     Set(Set),
     /// Show options with value, default and range
     Get(Get),
-    /// Wait until a state is reached
+    /// Wait until a state is reached, or has ended
     Wait(Wait),
     /// Show a resource that only other nodes have, too, in `status`; nothing of its data comes here
     Watch(Watch),
@@ -635,13 +635,17 @@ pub(crate) struct Get {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("state").required(true).args(["reached", "ended"])))]
 pub(crate) struct Wait {
     /// The name of the resource
     #[arg(value_parser = name)]
     pub(crate) name: String,
     /// What to wait for
     #[arg(long = "for", value_name = "STATE")]
-    pub(crate) what: WaitArg,
+    pub(crate) reached: Option<WaitArg>,
+    /// Wait as long as this is so, until it has ended: the states are those of --for
+    #[arg(long = "while", value_name = "STATE", hide_possible_values = true)]
+    pub(crate) ended: Option<WaitArg>,
     /// Only this peer
     #[arg(long, value_name = "NODE", value_parser = name)]
     pub(crate) peer: Option<String>,

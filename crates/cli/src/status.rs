@@ -30,6 +30,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub(crate) const WATCH: Duration = Duration::from_secs(1);
 /// A request that has been under way for so many seconds is told.
 const HANGS: f64 = 1.0;
+/// So many of those who use a resource are named.
+const OPENERS_SHOWN: usize = 3;
 /// It does not look more often.
 const SHORTEST: Duration = Duration::from_millis(50);
 /// No document that was kept is longer, in bytes.
@@ -303,6 +305,7 @@ fn render_resource(
             resource.name
         )
     }));
+    lines.extend(openers_line(resource).map(|line| format!("  {line}")));
     let hangs = resource.io.as_ref().filter(|io| io.oldest_seconds >= HANGS);
     lines.extend(hangs.map(|io| format!("  {}", Style::Warn.paint(&oldest_line(io), color))));
     lines.extend(resource.journal.as_ref().map(|journal| format!("  {}", journal_line(journal))));
@@ -333,6 +336,15 @@ fn render_resource(
             lines.push(format!("  {}", Style::Warn.paint(&line, color)));
         }
     }
+}
+
+/// `in use: mounted at /srv/db, open in fio (process 4711), and by 3 more`
+fn openers_line(resource: &ResourceStatus) -> Option<String> {
+    let first = resource.openers.len().min(OPENERS_SHOWN);
+    let shown = resource.openers[..first].join(", ");
+    let more = (resource.open_count as usize).saturating_sub(first);
+    let more = if more == 0 { String::new() } else { format!(", and by {more} more") };
+    (first > 0).then(|| format!("in use: {shown}{more}"))
 }
 
 /// `disk moves to /dev/sdc  43.10 %  1.2 GiB of 2.8 GiB  210 MiB/s  ETA 8 s`
@@ -759,6 +771,24 @@ r0  256 MiB  /dev/holdfast/r0
             status.resources[0].io = io;
             let shown = render(&status, None, false);
             assert_eq!(shown.contains("under way"), expected.is_some(), "{shown}");
+            assert!(expected.is_none_or(|line| shown.contains(line)), "{shown}");
+        }
+    }
+
+    #[test]
+    fn the_first_of_those_who_use_it_are_named() {
+        let mut status = sample();
+        for (openers, expected) in [
+            (&[][..], None),
+            (&["mounted at /srv"][..], Some("  in use: mounted at /srv\n")),
+            (&["a", "b", "c"], Some("  in use: a, b, c\n")),
+            (&["a", "b", "c", "d", "e"], Some("  in use: a, b, c, and by 2 more\n")),
+        ] {
+            let resource = &mut status.resources[0];
+            resource.openers = openers.iter().map(|opener| (*opener).to_owned()).collect();
+            resource.open_count = u32::try_from(openers.len()).unwrap();
+            let shown = render(&status, None, false);
+            assert_eq!(shown.contains("in use"), expected.is_some(), "{shown}");
             assert!(expected.is_none_or(|line| shown.contains(line)), "{shown}");
         }
     }

@@ -113,6 +113,10 @@ mod tests {
                 "invalid value 'ready' for '--for <STATE>' [possible values: uptodate, connected, \
                  established, primary, secondary, synced, replayed, closed]",
             ),
+            (
+                "wait r0",
+                "the following required arguments were not provided: <--for <STATE>|--while <STATE>>",
+            ),
             ("set r0", "the following required arguments were not provided: <KEY=VALUE>"),
             ("-q -v status", "the argument '--quiet' cannot be used with '--verbose'"),
         ];

@@ -1,9 +1,9 @@
 //! `wait`.
 
-use crate::args::Wait;
+use crate::args::Wait as WaitArgs;
 use crate::session::Session;
 use crate::status::{eta, rate, way};
-use holdfast_api::request::{self, Done, WaitFor};
+use holdfast_api::request::{Done, Wait, WaitFor};
 use holdfast_api::status::{PeerStatus, ResourceStatus};
 use holdfast_api::{ApiError, ErrorCode, routes};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -19,53 +19,52 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(300);
 
-/// Waits until the state is reached, as long as it takes, or until `limit` is over.
+/// Waits until the state is reached, or has ended, as long as it takes, or until `limit` is over.
 pub(crate) async fn run(
     session: &Session,
-    args: &Wait,
+    args: &WaitArgs,
     limit: Option<Duration>,
 ) -> Result<(), ApiError> {
-    let what = WaitFor::from(args.what);
-    let of_sync = matches!(what, WaitFor::Synced | WaitFor::UpToDate);
+    let state = args.reached.or(args.ended).expect("the grammar has one of them");
+    let what = WaitFor::from(state);
+    let ended = args.ended.is_some();
+    let wait = Wait { what, ended, peer: args.peer.clone(), timeout_seconds: None };
+    let of_sync = !ended && matches!(what, WaitFor::Synced | WaitFor::UpToDate);
     let shown = !session.ui.json && !session.ui.quiet && std::io::stderr().is_terminal();
     let done = if of_sync && shown {
         let progress = MultiProgress::new();
         let result = tokio::select! {
-            result = reached(session, args, what, limit) => result,
+            result = waited(session, &args.name, &wait, limit) => result,
             never = show_progress(session, args, &progress) => match never {},
         };
         // Nothing is lost when the terminal does not take it.
         let _ = progress.clear();
         result
     } else {
-        reached(session, args, what, limit).await
+        waited(session, &args.name, &wait, limit).await
     }?;
     session.done(&done);
     Ok(())
 }
 
-async fn reached(
+async fn waited(
     session: &Session,
-    args: &Wait,
-    what: WaitFor,
+    name: &str,
+    wait: &Wait,
     limit: Option<Duration>,
 ) -> Result<Done, ApiError> {
-    let path = routes::of(routes::RESOURCE_WAIT, &args.name);
+    let path = routes::of(routes::RESOURCE_WAIT, name);
     session.ui.trace(&format!("> POST {path}"));
     let started = Instant::now();
     loop {
         let left = limit.map(|limit| limit.saturating_sub(started.elapsed()));
         let chunk = left.map_or(CHUNK, |left| left.min(CHUNK));
-        let body = request::Wait {
-            what,
-            peer: args.peer.clone(),
-            timeout_seconds: Some(chunk.as_secs_f64()),
-        };
+        let body = Wait { timeout_seconds: Some(chunk.as_secs_f64()), ..wait.clone() };
         let client = session.client.clone().with_timeout(chunk + GRACE);
         match client.post(&path, &body).await.map_err(ApiError::from) {
             Err(error) if error.code == ErrorCode::TimedOut => {
                 if left.is_some_and(|left| left <= CHUNK) {
-                    return Err(given_up(args, what, started.elapsed()));
+                    return Err(given_up(name, wait, started.elapsed()));
                 }
             }
             result => return result,
@@ -73,22 +72,23 @@ async fn reached(
     }
 }
 
-fn given_up(args: &Wait, what: WaitFor, after: Duration) -> ApiError {
-    let peer = args.peer.as_ref().map(|peer| format!(" (peer {peer})")).unwrap_or_default();
+fn given_up(name: &str, wait: &Wait, after: Duration) -> ApiError {
+    let peer = wait.peer.as_ref().map(|peer| format!(" (peer {peer})")).unwrap_or_default();
+    let is = if wait.ended { "still" } else { "not" };
     ApiError::new(
         ErrorCode::TimedOut,
         format!(
-            "waiting for {} of resource {}{peer} was given up: it is not so after {:.1} seconds",
-            what.as_str(),
-            args.name,
+            "waiting for {} of resource {name}{peer} was given up: it is {is} so after {:.1} \
+             seconds",
+            wait.goal(),
             after.as_secs_f64()
         ),
     )
-    .hint(format!("`holdfast status {}` shows how it stands", args.name))
+    .hint(format!("`holdfast status {name}` shows how it stands"))
 }
 
 /// Draws a bar for every running resync.
-async fn show_progress(session: &Session, args: &Wait, progress: &MultiProgress) -> Infallible {
+async fn show_progress(session: &Session, args: &WaitArgs, progress: &MultiProgress) -> Infallible {
     let path = routes::of(routes::RESOURCE, &args.name);
     let client = session.client.clone().with_timeout(GRACE);
     let mut bars: BTreeMap<String, ProgressBar> = BTreeMap::new();

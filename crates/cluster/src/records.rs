@@ -271,6 +271,12 @@ impl Records {
         self.map.range(first..).map(|(_, r)| r).take_while(move |r| r.key.kind() == kind)
     }
 
+    /// Whether both have the same versions with the same content, tombstones too.
+    #[must_use]
+    pub fn has_the_same(&self, other: &Self) -> bool {
+        self.map == other.map
+    }
+
     /// How many versions are kept, tombstones too.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -329,6 +329,12 @@ impl Records {
         live::<MemberRecord>(self).filter(|m| m.resource == resource).collect()
     }
 
+    /// Every membership, by resource and node.
+    #[must_use]
+    pub fn all_members(&self) -> Vec<MemberRecord> {
+        live(self).collect()
+    }
+
     /// What this node is a member of.
     #[must_use]
     pub fn memberships(&self, node: Uuid) -> Vec<MemberRecord> {
@@ -423,7 +429,8 @@ impl Records {
     }
 
     /// What does not fit together, or cannot be read; clocks left aside.
-    pub(crate) fn conflicts(&self) -> Vec<Trouble> {
+    #[must_use]
+    pub fn conflicts(&self) -> Vec<Trouble> {
         let mut troubles = self.unreadable();
         let mut nodes = self.nodes();
         nodes.sort_by_key(|n| (n.joined_at, n.uuid));
@@ -437,7 +444,7 @@ impl Records {
             let (keeps, loses) = (first.id, second.id);
             Trouble::ResourceNameTwice { name: first.name.clone(), keeps, loses }
         }));
-        let mut members: Vec<MemberRecord> = live(self).collect();
+        let mut members = self.all_members();
         members.sort_by_key(|m| (m.joined_at, m.node));
         troubles.extend(twice(&members, |m| (m.resource, m.slot)).map(|(first, second)| {
             let (resource, slot) = (first.resource, first.slot);

@@ -14,12 +14,12 @@ use holdfast_api::options::OptionMap;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{
     Address, ClusterState, Membership, NodeRecord, NodeTls, Records, Refusal, ResourceRecord,
-    UnixMillis, Uuid,
+    Trouble, UnixMillis, Uuid,
 };
 use holdfast_units::{NodeId, ResourceId};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::watch;
 
 /// The protocol of a member that follows the Primary's journal.
@@ -34,6 +34,8 @@ pub(crate) struct ClusterView {
     /// The members of each resource, by slot: read out of the records once, as it is looked at
     /// often.
     members: BTreeMap<ResourceId, BTreeMap<NodeId, PeerMember>>,
+    /// What does not fit together in the records, from the first look on.
+    conflicts: OnceLock<Vec<Trouble>>,
 }
 
 /// A member of a resource, as a peer of this node.
@@ -54,7 +56,7 @@ impl ClusterView {
         let records = state.records().clone();
         let nodes: BTreeMap<Uuid, NodeRecord> =
             records.nodes().into_iter().map(|node| (node.uuid, node)).collect();
-        let mut found: Vec<_> = nodes.keys().flat_map(|node| records.memberships(*node)).collect();
+        let mut found = records.all_members();
         // Where two claim a slot, the one that was first has it.
         found.sort_by_key(|member| (member.joined_at, member.node));
         let mut members: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
@@ -68,7 +70,13 @@ impl ClusterView {
             let peer = PeerMember { uuid, name, slot, diskless, log, addresses };
             members.entry(member.resource).or_default().entry(slot).or_insert(peer);
         }
-        Self { membership: state.membership().cloned(), records, members }
+        let membership = state.membership().cloned();
+        Self { membership, records, members, conflicts: OnceLock::new() }
+    }
+
+    /// What does not fit together in the records, clocks left aside.
+    pub(crate) fn conflicts(&self) -> &[Trouble] {
+        self.conflicts.get_or_init(|| self.records.conflicts())
     }
 
     /// The members of a resource other than `own`, by slot.
@@ -229,7 +237,7 @@ impl Node {
             // Under the lock, so that views are published in the order of the changes.
             publish.send_if_modified(|view| {
                 let same = view.membership.as_ref() == state.membership()
-                    && view.records.digest() == state.records().digest();
+                    && view.records.has_the_same(state.records());
                 if !same {
                     *view = Arc::new(ClusterView::new(&state));
                 }

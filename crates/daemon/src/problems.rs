@@ -9,7 +9,7 @@ use crate::resource::Problem;
 use crate::space;
 use crate::spares;
 use holdfast_api::status::PeerProblem;
-use holdfast_cluster::{Key, Records, Trouble, UnixMillis, Uuid};
+use holdfast_cluster::{Key, Records, Trouble, Uuid};
 use holdfast_core::{Notice, Snapshot};
 use holdfast_units::{ConnectionState, NodeId, ResourceId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,9 +23,7 @@ pub(crate) fn of_cluster(node: &Node) -> BTreeSet<String> {
     let view = node.view();
     let records = &view.records;
     // How far a clock is ahead changes with every look; it is told with the records' nodes.
-    let clock = |trouble: &Trouble| matches!(trouble, Trouble::ClockAhead { .. });
-    let found = records.troubles(UnixMillis(unix_ms())).into_iter();
-    let found = found.filter(|trouble| !clock(trouble)).map(|trouble| sentence(records, &trouble));
+    let found = view.conflicts().iter().map(|trouble| sentence(records, trouble));
     let others = node.others().into_iter().filter(|other| node.peers.health(other.uuid).refuses);
     let refusing = others.map(|other| {
         let name = other.name;
@@ -73,10 +71,9 @@ fn late_split(node: &Node) -> Option<String> {
 /// Whether another resource has the name of this one and keeps it; the nodes that have that one.
 pub(crate) fn name_is_lost(node: &Node, resource: ResourceId) -> Option<String> {
     let view = node.view();
-    let found = view.records.troubles(UnixMillis(unix_ms()));
-    found.into_iter().find_map(|trouble| match trouble {
-        Trouble::ResourceNameTwice { keeps, loses, .. } if loses == resource => {
-            Some(members(&view.records, keeps))
+    view.conflicts().iter().find_map(|trouble| match trouble {
+        Trouble::ResourceNameTwice { keeps, loses, .. } if *loses == resource => {
+            Some(members(&view.records, *keeps))
         }
         _ => None,
     })

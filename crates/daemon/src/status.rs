@@ -19,8 +19,8 @@ use holdfast_api::attachment::AttachmentStatus;
 use holdfast_api::error::without_numbers;
 use holdfast_api::options::Settings;
 use holdfast_api::status::{
-    ClusterNode, ClusterStatus, DiskStatus, IoStatus, JournalStatus, NodeStatus, PeerStatus,
-    ResourceStatus, ResyncStatus, SpareStatus, UnreadableRange,
+    ClusterNode, ClusterStatus, DiskStatus, IoStatus, JournalStatus, MAX_OPENERS, NodeStatus,
+    PeerStatus, ResourceStatus, ResyncStatus, SpareStatus, UnreadableRange,
 };
 use holdfast_core::{PeerSnapshot, ResyncProgress, SurveyKind};
 use holdfast_nbd::{NbdUri, PeerAddress};
@@ -165,6 +165,9 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         problem.hint = problem.hint.replace(" NAME ", &format!(" {name} "));
     }
     let device = state.device.as_ref();
+    let mut openers = openers(view.as_deref(), &state);
+    let open_count = u32::try_from(openers.len()).unwrap_or(u32::MAX);
+    openers.truncate(MAX_OPENERS);
     let agreed = record.map_or(0, |record| record.size_bytes);
     let size = match (&following, snapshot) {
         (Some(_), _) => state.local.size.unwrap_or(agreed),
@@ -209,7 +212,8 @@ pub(crate) fn resource(node: &Node, resource: &Resource) -> ResourceStatus {
         size_bytes: size,
         suspended: Vec::new(),
         quorum: true,
-        open_count: open_count(view.as_deref(), &state),
+        open_count,
+        openers,
         device: device.map(|device| device.path.clone()),
         read_only: state.past.is_some(),
         resyncs_paused: state.local.sync_paused,
@@ -351,14 +355,13 @@ fn disk_problem(state: &State, view: Option<&ResourceView>) -> Option<String> {
     })
 }
 
-/// How many clients have a resource open: NBD clients other than the local device, and users of
-/// the local device.
-fn open_count(view: Option<&ResourceView>, state: &State) -> u32 {
-    let clients = view.map_or(0, |view| nbd_clients(view).len());
-    let clients =
-        clients + state.past.as_ref().map_or(0, |past| logpeer::past::clients(past).len());
-    let users = state.device.as_ref().map_or(0, |device| device.openers.len());
-    u32::try_from(clients + users).unwrap_or(u32::MAX)
+/// Who has a resource open: users of the local device, and NBD clients other than that device.
+fn openers(view: Option<&ResourceView>, state: &State) -> Vec<String> {
+    let mut openers = state.device.as_ref().map_or_else(Vec::new, |device| device.openers.clone());
+    let mut clients = view.map_or_else(Vec::new, nbd_clients);
+    clients.extend(state.past.iter().flat_map(|past| logpeer::past::clients(past)));
+    openers.extend(clients.iter().map(|client| format!("NBD client {client}")));
+    openers
 }
 
 /// The NBD clients of a resource that are not its local device, in words.

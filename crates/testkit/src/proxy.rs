@@ -1,7 +1,9 @@
 use crate::far::{self, Far, Line};
 use rustix::net::sockopt::set_socket_linger;
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -65,6 +67,8 @@ struct State {
     rate: u64,
     /// What connections that are made from now on go through.
     far: Option<Far>,
+    /// What each connection has brought to its client, in bytes.
+    carried: BTreeMap<u64, u64>,
     ended: bool,
 }
 
@@ -178,6 +182,13 @@ impl Proxy {
     pub fn forwarded(&self) -> (u64, u64) {
         let count = |way: &Way| way.forwarded.load(Ordering::Relaxed);
         (count(&self.shared.to_server), count(&self.shared.to_client))
+    }
+
+    /// How many bytes each connection has brought to its client, by the number of the connection;
+    /// also of those that have ended.
+    #[must_use]
+    pub fn carried(&self) -> BTreeMap<u64, u64> {
+        self.shared.lock().carried.clone()
     }
 }
 
@@ -326,6 +337,9 @@ fn deliver(number: u64, to: &TcpStream, data: &[u8], shared: &Shared, way: &Way)
     let sent = send(number, to, data, shared);
     if sent {
         way.forwarded.fetch_add(data.len() as u64, Ordering::Relaxed);
+        if ptr::eq(way, &shared.to_client) {
+            *shared.lock().carried.entry(number).or_default() += data.len() as u64;
+        }
     }
     sent
 }
@@ -396,6 +410,8 @@ mod tests {
         stream.shutdown(Shutdown::Write).unwrap();
         assert_eq!(stream.read(&mut [0; 10]).unwrap(), 0);
         assert_eq!(proxy.forwarded().1, 100_000);
+        round(&mut connect(&proxy), &[8; 1000]).unwrap();
+        assert_eq!(proxy.carried(), [(1, 100_000), (2, 1000)].into());
     }
 
     #[test]

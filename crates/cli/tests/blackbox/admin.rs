@@ -187,7 +187,11 @@ fn row_076_an_open_device_is_not_demoted() {
     let cluster = cluster(2);
     cluster.resource("r0", 4 * MIB, 2);
     let mut client = cluster[0].open("r0");
-    cluster[0].wait_resource("r0", SOON, "one has it open", |r| r.open_count == 1);
+    let told = cluster[0].wait_resource("r0", SOON, "one has it open", |r| r.open_count == 1);
+    let own = format!("NBD client unix, process {}", std::process::id());
+    assert_eq!(told.openers, [&*own]);
+    let text = cluster[0].ok(&["status", "r0"]);
+    assert!(text.contains(&format!("in use: {own}\n")), "{text}");
     cluster[0].refused(&["secondary", "r0"], 1, "open");
     client.write_at(&[1; 512], 0).expect("it is still Primary");
     drop(client);
@@ -247,6 +251,38 @@ fn row_134_waiting_ends_when_it_is_so_and_when_the_time_is_over() {
     cluster[1].start();
     assert!(waiting.wait().expect("it is a child").success());
     cluster[0].wait_synced("r0", SOON);
+}
+
+#[test]
+fn row_141_waiting_ends_when_a_state_has_ended() {
+    let mut cluster = cluster(2);
+    cluster.resource("r0", 4 * MIB, 2);
+    for state in ["secondary", "replayed"] {
+        let text = cluster[0].cli(&["wait", "r0", "--while", state, "--timeout", "0"]);
+        assert_eq!(text.status == 0, state == "secondary", "{text}");
+    }
+    for (state, peer) in [("primary", None), ("connected", None), ("uptodate", Some("beta"))] {
+        let peer = peer.map_or(vec![], |peer| vec!["--peer", peer]);
+        let wait = [&["wait", "r0", "--while", state][..], &peer].concat();
+        let short = [&wait[..], &["--timeout", "0.3"]].concat();
+        let start = Instant::now();
+        cluster[0].refused(&short, 5, &format!("the end of {state} of resource r0"));
+        assert!(start.elapsed() >= Duration::from_millis(300), "{state}");
+        // It ends as soon as that does.
+        let long = [&wait[..], &["--timeout", "30"]].concat();
+        let mut waiting = cluster[0].command(&long).spawn().expect("the command starts");
+        match state {
+            "primary" => drop(cluster[0].ok(&["secondary", "r0"])),
+            "connected" => cluster[1].stop(),
+            _ => drop(cluster[1].ok(&["detach-disk", "r0"])),
+        }
+        let end = waiting.wait().expect("it is a child");
+        assert!(end.success(), "{state}: {end}");
+        if state == "connected" {
+            cluster[1].start();
+            cluster[0].wait_synced("r0", SOON);
+        }
+    }
 }
 
 #[test]

@@ -181,6 +181,12 @@ fn mkfs_trim_and_unmount_work_on_it() {
     let path = device(&cluster, 0);
     run_ok(Command::new("mkfs.ext4").args(["-q", "-F", &path]));
     let mount = Mount::new(&path, &cluster[0].dir().join("mnt"));
+    let mounted = format!("mounted at {}", mount.path().display());
+    let told =
+        cluster[0].wait_resource("r0", SOON, "the mount is told", |r| r.openers.contains(&mounted));
+    assert_eq!(told.open_count as usize, told.openers.len());
+    let text = cluster[0].ok(&["status", "r0"]);
+    assert!(text.contains(&mounted), "{text}");
     let big = mount.path().join("big");
     fs::write(&big, vec![7; 20 << 20]).expect("it can be written");
     run_ok(Command::new("sync").arg("-f").arg(mount.path()));
@@ -192,6 +198,7 @@ fn mkfs_trim_and_unmount_work_on_it() {
         holdfast_testkit::files::allocated(&cluster[1].disk("r0")) + (15 << 20) < full
     });
     mount.unmount();
+    cluster[0].wait_resource("r0", SOON, "nobody uses it", |r| r.openers.is_empty());
     run_ok(Command::new("e2fsck").args(["-f", "-n", &path]));
     cluster[0].ok(&["device", "r0", "--remove"]);
     cluster[0].ok(&["secondary", "r0"]);

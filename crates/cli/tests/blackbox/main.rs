@@ -5,6 +5,7 @@
 //!
 //! * `HOLDFAST_ROUNDS`: how often the failover goes round; `HOLDFAST_SEED`: what its moments are;
 //! * `HOLDFAST_OUTAGE_MIB`: how much is written while a log peer cannot be reached;
+//! * `HOLDFAST_RESOURCES`: how many resources two nodes share;
 //! * `HOLDFAST_BAD_BLOCKS`: how many blocks of a disk that wears out are bad; it has a MiB for each;
 //! * `HOLDFAST_BINARY`: another command to test than the one that was just built;
 //! * `HOLDFAST_KEEP`: set, it keeps the files of a test that failed.
@@ -34,6 +35,7 @@ mod joining;
 mod journal;
 mod journal_device;
 mod journal_faults;
+mod lines;
 mod logpeer;
 mod logpeer_faults;
 mod logpeer_healing;
@@ -42,6 +44,7 @@ mod logpeer_resize;
 mod logpeer_returns;
 mod logpeer_roles;
 mod logpeer_switches;
+mod many;
 mod metadata;
 mod monitoring;
 mod names;

@@ -249,9 +249,9 @@ async fn own_slot(
     what: &str,
 ) -> Result<NodeId, ApiError> {
     let view = node.view();
-    let twice = view.records.troubles(UnixMillis(unix_ms())).into_iter().any(|trouble| {
+    let twice = view.conflicts().iter().any(|trouble| {
         matches!(trouble, Trouble::SlotTwice { resource, loses, .. }
-            if resource == record.id && loses == node.uuid)
+            if *resource == record.id && *loses == node.uuid)
     });
     if twice {
         forget(node, record, None, None).await;

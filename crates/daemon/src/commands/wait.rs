@@ -13,7 +13,7 @@ use std::time::Duration;
 /// How long is waited when nobody says.
 const DEFAULT: f64 = 60.0;
 
-/// Answers when the state is reached.
+/// Answers when the state is reached, or has ended.
 ///
 /// # Errors
 /// `TIMED_OUT` with how it is instead; `NO_SUCH_RESOURCE` when it is gone.
@@ -37,7 +37,7 @@ pub(crate) async fn wait(node: &Arc<Node>, name: &str, request: &Wait) -> Result
     reached.unwrap_or_else(|_| {
         let now = status::resource(node, &resource);
         // It may have come true in the very last moment.
-        match holds(&now, request) {
+        match comes_true(&now, request) {
             Ok(true) => Ok(done(name, request)),
             Ok(false) => Err(given_up(&now, request, seconds)),
             Err(error) => Err(error),
@@ -58,7 +58,7 @@ async fn until(
         if node.resource(resource.id).is_none() {
             return Err(ApiError::no_such_resource(&now.name));
         }
-        if holds(&now, request)? {
+        if comes_true(&now, request)? {
             return Ok(done(&now.name, request));
         }
         if let Some(error) = in_vain(&now, request) {
@@ -72,7 +72,8 @@ async fn until(
 }
 
 fn done(name: &str, request: &Wait) -> Done {
-    Done::new(format!("resource {name} is {}", request.what.as_str()))
+    let is = if request.ended { "is no longer" } else { "is" };
+    Done::new(format!("resource {name} {is} {}", request.what.as_str()))
 }
 
 fn given_up(now: &ResourceStatus, request: &Wait, seconds: f64) -> ApiError {
@@ -88,7 +89,7 @@ fn given_up(now: &ResourceStatus, request: &Wait, seconds: f64) -> ApiError {
     }
     let message = format!(
         "waiting for {} of resource {} was given up after {seconds:.1} seconds: {is}",
-        request.what.as_str(),
+        request.goal(),
         now.name
     );
     ApiError::new(ErrorCode::TimedOut, message)
@@ -97,6 +98,10 @@ fn given_up(now: &ResourceStatus, request: &Wait, seconds: f64) -> ApiError {
 
 /// Why it will not come true before a person has done something; `None` when it may.
 fn in_vain(now: &ResourceStatus, request: &Wait) -> Option<ApiError> {
+    // Whatever is so now may end.
+    if request.ended {
+        return None;
+    }
     let meant = |peer: &&PeerStatus| request.peer.as_ref().is_none_or(|name| *name == peer.node);
     let mut peers = now.peers.iter().filter(meant);
     let stuck = |peer: &&PeerStatus| peer.connection == "StandAlone" && peer.problem.is_some();
@@ -130,7 +135,12 @@ fn in_vain(now: &ResourceStatus, request: &Wait) -> Option<ApiError> {
     Some(ApiError::new(code, message).hint(problem.hint.clone()))
 }
 
-/// Whether it is so now.
+/// Whether what is waited for is so now.
+fn comes_true(now: &ResourceStatus, request: &Wait) -> Result<bool, ApiError> {
+    Ok(holds(now, request)? != request.ended)
+}
+
+/// Whether the state is there now.
 fn holds(now: &ResourceStatus, request: &Wait) -> Result<bool, ApiError> {
     let peer = match &request.peer {
         None => None,
@@ -213,8 +223,13 @@ mod tests {
             ..ResourceStatus::default()
         };
         let ask = |what, peer: Option<&str>| {
-            let request = Wait { what, peer: peer.map(str::to_owned), timeout_seconds: None };
-            holds(&now, &request)
+            let peer = peer.map(str::to_owned);
+            let reached = Wait { what, ended: false, peer, timeout_seconds: None };
+            let ended = Wait { ended: true, ..reached.clone() };
+            let holds = comes_true(&now, &reached);
+            // The one is the opposite of the other, and both know who is no peer.
+            assert_eq!(comes_true(&now, &ended), holds.clone().map(|holds| !holds), "{what:?}");
+            holds
         };
         for (what, all, beta) in [
             (WaitFor::UpToDate, false, true),
@@ -230,7 +245,8 @@ mod tests {
         assert_eq!(ask(WaitFor::Primary, Some("x")).unwrap_err().code, ErrorCode::NoSuchPeer);
         let alone = ResourceStatus { role: "Primary".into(), ..ResourceStatus::default() };
         let down = ResourceStatus { role: "Unknown".into(), ..ResourceStatus::default() };
-        let synced = Wait { what: WaitFor::Synced, peer: None, timeout_seconds: None };
+        let synced =
+            Wait { what: WaitFor::Synced, ended: false, peer: None, timeout_seconds: None };
         assert_eq!(holds(&alone, &synced), Ok(true));
         assert_eq!(holds(&down, &synced), Ok(false));
         // A third node fills it.
@@ -252,7 +268,10 @@ mod tests {
             let peers = peers.iter().map(|peer| (*peer).clone()).collect();
             let now = ResourceStatus { peers, ..ResourceStatus::default() };
             let peer = peer.map(str::to_owned);
-            in_vain(&now, &Wait { what, peer, timeout_seconds: None }).map(|error| error.code)
+            let wait = Wait { what, ended: false, peer, timeout_seconds: None };
+            // That it ends may be waited for all the same.
+            assert_eq!(in_vain(&now, &Wait { ended: true, ..wait.clone() }), None);
+            in_vain(&now, &wait).map(|error| error.code)
         };
         let (beta, gamma) = (stuck("beta"), peer("gamma", "Established", 0));
         let split = Some(ErrorCode::SplitBrain);

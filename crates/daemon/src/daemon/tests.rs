@@ -110,7 +110,8 @@ impl TestNode {
     }
 
     async fn wait(&self, name: &str, what: rq::WaitFor, peer: Option<&str>) {
-        let call = rq::Wait { what, peer: peer.map(str::to_owned), timeout_seconds: Some(20.0) };
+        let peer = peer.map(str::to_owned);
+        let call = rq::Wait { what, ended: false, peer, timeout_seconds: Some(20.0) };
         self.on(routes::RESOURCE_WAIT, name, &call).await;
     }
 
@@ -479,7 +480,12 @@ async fn a_primary_that_returns_alone_stays_secondary() {
     beta.stop().await;
     // The other one could be Primary for all that this one knows.
     alpha.start().await;
-    let ask = rq::Wait { what: rq::WaitFor::Primary, peer: None, timeout_seconds: Some(0.5) };
+    let ask = rq::Wait {
+        what: rq::WaitFor::Primary,
+        ended: false,
+        peer: None,
+        timeout_seconds: Some(0.5),
+    };
     let error = alpha.refused(&routes::of(routes::RESOURCE_WAIT, "r0"), &ask).await;
     assert_eq!(error.code, ErrorCode::TimedOut);
     // Both wish to be Primary; the one who was last is not known, so the first to ask is.

@@ -93,6 +93,7 @@ fn full() -> NodeStatus {
         name: "r0".into(),
         role: "Primary".into(),
         suspended: vec!["no-quorum".into()],
+        openers: vec!["mounted at /mnt".into()],
         device: Some("/dev/holdfast/r0".into()),
         device_kind: Some("ublk".into()),
         device_waits_seconds: Some(3),

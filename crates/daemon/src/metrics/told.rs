@@ -38,6 +38,7 @@ pub const STATUS_FIELDS: &[(&str, Told)] = &[
     ("resources[].suspended[]", By("holdfast_suspended")),
     ("resources[].quorum", By("holdfast_quorum")),
     ("resources[].open_count", By("holdfast_openers")),
+    ("resources[].openers[]", Not("who they are; their number is told")),
     ("resources[].device", By("holdfast_device_info")),
     ("resources[].device_kind", By("holdfast_device_info")),
     ("resources[].read_only", By("holdfast_read_only")),
