@@ -36,6 +36,7 @@ mod journal_device;
 mod journal_faults;
 mod logpeer;
 mod logpeer_faults;
+mod logpeer_handover;
 mod logpeer_healing;
 mod logpeer_moves;
 mod logpeer_resize;
