@@ -5,7 +5,7 @@ use crate::commands::device;
 use crate::commands::join::make_room;
 use crate::commands::updown::publish;
 use crate::growth;
-use crate::logpeer::{self, Again, Claim};
+use crate::logpeer::{self, Again, Claim, Claims};
 use crate::node::{Node, PeerMember};
 use crate::problems;
 use crate::resource::{Plan, Problem, Resource, core_options, plan, told};
@@ -33,6 +33,11 @@ pub(crate) const LEFT_LIMIT: Duration = Duration::from_secs(120);
 const LEFT_RETRY: Duration = Duration::from_secs(1);
 /// How long a refused promotion is not tried again.
 const RETRY: Duration = Duration::from_secs(3);
+/// How much later that is for each further number of a node, so that two never keep asking at the same
+/// moments.
+const STAGGER: Duration = Duration::from_millis(100);
+/// The reasons for which it stays Secondary that are told.
+const MAX_TOLD: usize = 16;
 
 /// One running resource's keeper.
 pub(crate) struct Keeper {
@@ -45,6 +50,8 @@ pub(crate) struct Keeper {
     peer_names: BTreeMap<NodeId, String>,
     /// The options that it was told.
     options: Options,
+    /// This node among the members.
+    own: NodeId,
     wish: Option<Wish>,
     /// When the device that an earlier run left is next tried to be taken over.
     left_retry_at: Instant,
@@ -55,9 +62,25 @@ pub(crate) struct Keeper {
 /// The node was Primary when it was stopped, and is to be so again when that is safe.
 struct Wish {
     since: Instant,
-    /// It was said that it has to wait.
-    told: bool,
+    /// Why it has to wait, as far as that was told.
+    told: Vec<String>,
     retry_at: Instant,
+}
+
+impl Wish {
+    const fn new(now: Instant) -> Self {
+        Self { since: now, told: Vec::new(), retry_at: now }
+    }
+
+    /// Whether it is to be told that it waits for this: each reason is told once, and not too many.
+    fn tells(&mut self, now: Instant, why: String) -> bool {
+        let soon = now.duration_since(self.since) <= PATIENCE;
+        if soon || self.told.len() >= MAX_TOLD || self.told.contains(&why) {
+            return false;
+        }
+        self.told.push(why);
+        true
+    }
 }
 
 /// What becomes of a wish to be Primary again.
@@ -110,7 +133,8 @@ impl Keeper {
             peer_names: BTreeMap::new(),
             options: plan.config.options.clone(),
             connected: PeerSet::EMPTY,
-            wish: wish.then_some(Wish { since: now, told: false, retry_at: now }),
+            own: plan.config.node,
+            wish: wish.then(|| Wish::new(now)),
             left_retry_at: now,
         }
     }
@@ -310,12 +334,13 @@ impl Keeper {
         };
         if due && let Some(again) = self.lead_again(&missing).await {
             if let Some(wish) = &mut self.wish {
-                wish.retry_at = now + RETRY;
+                // Asking takes its time when somebody does not answer: others get their turn.
+                wish.retry_at = Instant::now() + RETRY + STAGGER * u32::from(self.own.number());
             }
             match again {
                 Again::Yes => {}
                 Again::Other(primary) => return self.give_wish_up(&primary).await,
-                Again::Wait(why) => self.tell_why_it_waits(&why),
+                Again::Wait(why) | Again::Soon(why) => self.tell_why_it_waits(why),
             }
         }
         // A person may have decided meanwhile.
@@ -329,7 +354,7 @@ impl Keeper {
     async fn lead_again(&self, missing: &[NodeId]) -> Option<Again> {
         // A command that is under way may change what is wished for.
         let _begun = self.resource.try_begin()?;
-        let _claim = Claim::new(&self.resource);
+        let _claim = Claim::new(&self.resource, Claims::Again);
         // Clients that knew it larger must not see its end come nearer.
         let may = || {
             let wished = self.resource.state().local.primary;
@@ -350,17 +375,15 @@ impl Keeper {
         Some(again)
     }
 
-    fn tell_why_it_waits(&mut self, why: &str) {
-        let Some(wish) = &mut self.wish else { return };
-        if wish.told || wish.since.elapsed() <= PATIENCE {
-            return;
-        }
-        wish.told = true;
+    fn tell_why_it_waits(&mut self, why: String) {
         let text = format!(
-            "the node was Primary and stays Secondary: {why}; `holdfast primary {}` overrides that",
+            "the node was Primary and stays Secondary: {why}; `holdfast primary {} --force` overrides \
+             that",
             self.name()
         );
-        self.announce(None, &text);
+        if self.wish.as_mut().is_some_and(|wish| wish.tells(Instant::now(), why)) {
+            self.announce(None, &text);
+        }
     }
 
     /// Another node is Primary now.
@@ -655,6 +678,23 @@ mod tests {
         let primary = Snapshot { role: first, ..snapshot(vec![peer(1, down, Role::Unknown)]) };
         assert_eq!(judge(&primary), Verdict::Fulfilled);
     }
+
+    #[test]
+    fn each_reason_to_wait_is_told_once_and_not_too_many() {
+        let begin = Instant::now();
+        let mut wish = Wish::new(begin);
+        let mut tells = |after: u64, why: &str| {
+            wish.tells(begin + PATIENCE + Duration::from_millis(after), why.to_owned())
+        };
+        assert!(!tells(0, "nothing is heard of beta"), "it is not said at once");
+        assert!(tells(1, "nothing is heard of beta"));
+        assert!(!tells(2, "nothing is heard of beta"));
+        assert!(tells(3, "node beta may have newer data"));
+        assert!(!tells(4, "nothing is heard of beta"));
+        let told = (0..100).filter(|number| tells(5, &format!("reason {number}"))).count();
+        assert_eq!(told, MAX_TOLD - 2);
+    }
+
     #[test]
     fn peers_that_are_away_do_not_hold_up_a_device_that_waits() {
         let missing = || Verdict::WaitFor(vec![node(1), node(2)]);

@@ -9,7 +9,7 @@ use crate::growth;
 use crate::health::{self, Health};
 use crate::keeper;
 use crate::local::{Local, LocalDisk, LocalJournal};
-use crate::logpeer::{self, Following, Serving};
+use crate::logpeer::{self, Claims, Following, Serving, SteppedBack};
 use crate::node::{Node, PeerMember};
 use crate::rate::RateMeter;
 use crate::replacing::{self, Replacing};
@@ -26,7 +26,6 @@ use holdfast_api::error::without_numbers;
 use holdfast_api::options::{OptionMap, Settings as OptionSettings};
 use holdfast_api::status::{ArchiveStatus, PeerProblem};
 use holdfast_api::{ApiError, ErrorCode};
-use holdfast_cluster::Uuid;
 use holdfast_core::{Config, Options, PeerConfig};
 use holdfast_device::{LocalDevice, NbdBackend};
 use holdfast_store::SpareFill;
@@ -69,9 +68,11 @@ pub(crate) struct State {
     /// What this node does for those who follow it.
     pub(crate) serving: Option<Arc<Serving>>,
     /// It is about to be Primary.
-    pub(crate) claims: bool,
-    /// It stepped back for this node, which is to lead by then.
-    pub(crate) stepped_back: Option<(Instant, Uuid)>,
+    pub(crate) claims: Option<Claims>,
+    /// It stepped back for another node.
+    pub(crate) stepped_back: Option<SteppedBack>,
+    /// Who wanted to lead does not any more, so it is not to step back for him.
+    pub(crate) recalled: bool,
     /// It could not begin to follow, and does not try before then.
     pub(crate) follow_after: Option<Instant>,
     /// How often it was started.
@@ -166,8 +167,9 @@ impl Resource {
             following: None,
             past: None,
             serving: None,
-            claims: false,
+            claims: None,
             stepped_back: None,
+            recalled: false,
             follow_after: None,
             starts: 0,
             trouble: None,

@@ -103,6 +103,11 @@ impl Cluster {
         &self.nodes
     }
 
+    /// All nodes, to start or stop several at a time.
+    pub fn nodes_mut(&mut self) -> &mut [Node] {
+        &mut self.nodes
+    }
+
     /// The directory of the whole.
     #[must_use]
     pub fn scratch(&self) -> &Path {

@@ -2,6 +2,7 @@
 //! replaced.
 
 use crate::logpeer::{assert_same, disk_state, follow, wait_all};
+use crate::logpeer_roles::{pair_and_follower, wait_third};
 use crate::{SOON, SYNC, check_blocks, cluster, write_blocks};
 use holdfast_api::status::PeerStatus;
 use holdfast_testkit::{Node, files, wait_until};
@@ -54,12 +55,97 @@ fn who_was_primary_waits_when_another_one_led_meanwhile_and_has_more() {
     cluster[0].start();
     wait_until(SOON, "it says why it is not Primary", || {
         assert_eq!(cluster[0].resource("r0").role, "Secondary");
-        cluster[0].log().contains("stays Secondary: node beta may have newer data")
+        let log = cluster[0].log();
+        log.contains(
+            "stays Secondary: node beta may have newer data; `holdfast primary r0 --force`",
+        )
     });
+    // Nor by a command that does not say that this is wanted.
+    let refused = cluster[0].cli(&["primary", "r0", "--json"]);
+    assert!(refused.status == 1 && refused.stderr.contains("BEHIND"), "{refused}");
+    assert!(refused.stderr.contains("node beta may have newer data"), "{refused}");
+    assert_eq!(cluster[0].resource("r0").role, "Secondary");
     cluster[1].ok(&["primary", "r0"]);
     check_blocks(&cluster[1], "r0", 2, (100..200).step_by(7));
     wait_all(&cluster[1]);
     assert_same(&cluster, 0, 1);
+}
+
+#[test]
+fn a_member_that_comes_without_its_disk_is_not_filled_when_that_comes_back() {
+    let mut cluster = pair_and_follower();
+    write_blocks(&cluster[0], "r0", 1, 0..300);
+    wait_third(&cluster[0]);
+    cluster[2].ok(&["pause", "r0", "fetch"]);
+    write_blocks(&cluster[0], "r0", 2, 100..200);
+    cluster[0].kill9();
+    cluster[1].stop();
+    let disk = cluster[1].disk("r0");
+    let away = disk.with_extension("away");
+    std::fs::rename(&disk, &away).expect("it is renamed");
+    cluster[1].start();
+    assert_eq!(disk_state(&cluster[1]), "Diskless");
+    std::fs::rename(&away, &disk).expect("it is renamed");
+    let kept = files::fingerprint(&disk, SIZE);
+    // It is told who leads, with data that are older than those of its disk.
+    cluster[2].ok(&["primary", "r0", "--force"]);
+    write_blocks(&cluster[2], "r0", 3, 250..300);
+    assert_eq!(disk_state(&cluster[1]), "Diskless");
+    cluster[1].stop();
+    cluster[1].start();
+    cluster[1].wait_peer("r0", "gamma", SOON, "it is told", is_split);
+    assert_eq!(files::fingerprint(&disk, SIZE), kept);
+    cluster[2].ok(&["secondary", "r0"]);
+    cluster[1].ok(&["primary", "r0", "--force"]);
+    check_blocks(&cluster[1], "r0", 2, (100..200).step_by(7));
+}
+
+#[test]
+fn a_detached_disk_is_not_used_for_following_until_it_is_attached() {
+    let mut cluster = pair_and_follower();
+    write_blocks(&cluster[0], "r0", 1, 0..300);
+    wait_third(&cluster[0]);
+    cluster[1].ok(&["detach-disk", "r0"]);
+    let kept = files::fingerprint(&cluster[1].disk("r0"), SIZE);
+    cluster[2].ok(&["primary", "r0"]);
+    write_blocks(&cluster[2], "r0", 2, 0..50);
+    assert_eq!(disk_state(&cluster[1]), "Diskless");
+    cluster[1].stop();
+    cluster[1].start();
+    assert_eq!(disk_state(&cluster[1]), "Diskless");
+    assert_eq!(files::fingerprint(&cluster[1].disk("r0"), SIZE), kept);
+    cluster[1].ok(&["attach-disk", "r0"]);
+    wait_all(&cluster[2]);
+    assert_same(&cluster, 2, 1);
+}
+
+#[test]
+fn of_two_that_were_primary_the_one_with_newer_data_leads_although_a_third_is_silent() {
+    let mut cluster = cluster(3);
+    follow(&cluster, "64M");
+    write_blocks(&cluster[0], "r0", 1, 0..300);
+    wait_all(&cluster[0]);
+    cluster[0].kill9();
+    cluster[1].ok(&["primary", "r0", "--force"]);
+    write_blocks(&cluster[1], "r0", 2, 100..200);
+    cluster[1].kill9();
+    cluster[2].freeze();
+    // Each asks the silent one for seconds, and the other one meanwhile.
+    std::thread::scope(|scope| {
+        for node in &mut cluster.nodes_mut()[..2] {
+            scope.spawn(|| node.start());
+        }
+    });
+    wait_until(SYNC, "the old one follows the new one", || {
+        let old = cluster[0].resource("r0");
+        assert_ne!(old.role, "Primary", "it leads with old data");
+        old.replay.is_some()
+    });
+    assert_eq!(cluster[1].resource("r0").role, "Primary");
+    cluster[2].thaw();
+    check_blocks(&cluster[1], "r0", 2, (100..200).step_by(7));
+    wait_all(&cluster[1]);
+    assert_same(&cluster, 1, 0);
 }
 
 #[test]

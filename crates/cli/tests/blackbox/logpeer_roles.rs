@@ -30,7 +30,7 @@ pub(crate) fn pair_and_follower() -> Cluster {
 }
 
 /// Waits until the third node has everything of a Primary.
-fn wait_third(primary: &Node) {
+pub(crate) fn wait_third(primary: &Node) {
     primary.wait_resource("r0", SYNC, "gamma has everything", |r| {
         r.peers.iter().any(|peer| {
             peer.node == "gamma"

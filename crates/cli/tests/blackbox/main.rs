@@ -38,6 +38,7 @@ mod journal_faults;
 mod lines;
 mod logpeer;
 mod logpeer_faults;
+mod logpeer_handover;
 mod logpeer_healing;
 mod logpeer_moves;
 mod logpeer_resize;

@@ -66,7 +66,7 @@ pub(crate) async fn make(
 ///
 /// # Errors
 /// As [`make`].
-pub(super) async fn attach(
+pub(crate) async fn attach(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     via: Via,

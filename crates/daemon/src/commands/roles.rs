@@ -2,7 +2,7 @@
 
 use super::{core_command, device};
 use crate::growth;
-use crate::logpeer::{self, Claim, past};
+use crate::logpeer::{self, Claim, Claims, past};
 use crate::node::Node;
 use crate::resource::Resource;
 use crate::status::nbd_clients;
@@ -35,7 +35,7 @@ pub(crate) async fn primary(
 ) -> Result<Done, ApiError> {
     let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
-    let _claim = Claim::new(&resource);
+    let _claim = Claim::new(&resource, Claims::Now);
     if resource.following().is_some() {
         let limit = time_limit(name, request.timeout_seconds)?;
         return logpeer::promote(node, &resource, request.force, limit).await;
@@ -43,7 +43,7 @@ pub(crate) async fn primary(
     if !request.force {
         meet_peers(node, &resource).await;
         growth::need_grown(node, &resource).await?;
-        logpeer::need_no_leader(node, &resource, logpeer::SETTLE).await?;
+        logpeer::need_no_newer(node, &resource).await?;
     }
     let command = Command::Promote { force: request.force };
     core_command(node, &resource, "primary was refused", command).await?;

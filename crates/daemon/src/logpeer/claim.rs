@@ -7,15 +7,24 @@ use std::sync::Arc;
 /// of the resource's commands, before others are asked whether they lead.
 pub(crate) struct Claim(Arc<Resource>);
 
+/// Why a node is about to be Primary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Claims {
+    /// By a command.
+    Now,
+    /// It was before it was stopped.
+    Again,
+}
+
 impl Claim {
-    pub(crate) fn new(resource: &Arc<Resource>) -> Self {
-        resource.state().claims = true;
+    pub(crate) fn new(resource: &Arc<Resource>, claims: Claims) -> Self {
+        resource.state().claims = Some(claims);
         Self(Arc::clone(resource))
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.0.state().claims = false;
+        self.0.state().claims = None;
     }
 }

@@ -15,6 +15,9 @@ pub(crate) enum Again {
     Other(String),
     /// Not now, and why.
     Wait(String),
+    /// Another one is about to be Primary that gives way to this one: it is to be asked again, while
+    /// this one still says that it is about to be.
+    Soon(String),
 }
 
 /// Whether a node with a core may follow whoever leads by the log.
@@ -28,14 +31,17 @@ pub(super) enum MayFollow {
     Replaced,
 }
 
-/// Judges by what a node has, and the lineage of the data of whoever leads.
+/// Judges by what a node has, and the lineage of the data of whoever leads. A node that does not use
+/// its disk knows nothing of what is on that: the generation that it shows is that of its peers.
 pub(super) fn may_follow(
     disk: DiskState,
     generation: u64,
     has_chain: bool,
     lineage: &[u64],
 ) -> MayFollow {
-    if disk <= DiskState::Inconsistent || lineage.contains(&generation) {
+    if disk < DiskState::Inconsistent {
+        MayFollow::No
+    } else if disk == DiskState::Inconsistent || lineage.contains(&generation) {
         MayFollow::Replaced
     } else if has_chain {
         MayFollow::Judged
@@ -64,10 +70,38 @@ pub(super) fn has_what_is_here(own: &[SegmentLink], nothing: bool, said: &Leads)
     nothing || said.leads || said.is_up && !said.nothing && continues
 }
 
+/// Whether somebody who answered, whatever he is just doing, may have what is not here, as far as that
+/// is known. With `must_show` he may unless he shows that he has not.
+pub(super) fn may_have_more(
+    own: &[SegmentLink],
+    peer: &PeerMember,
+    said: &Leads,
+    must_show: bool,
+) -> bool {
+    let relation = compare(own, &said.links());
+    let apart = matches!(relation, Relation::Behind | Relation::Apart { .. });
+    // A log peer that leads or led, and whose journal does not say what it has, or not just now.
+    let unproven = said.busy && said.chain.is_empty() || said.is_up && peer.log && !said.follows;
+    (must_show || apart || unproven) && !has_no_more(own, said)
+}
+
+/// Whether this node goes first of two that were Primary before and are both about to be so again: it
+/// has more than the other one, or shows the same and has the smaller number. Who does not gives up
+/// at once, so of two one always gets through.
+fn goes_first(own: (NodeId, &[SegmentLink]), peer: &PeerMember, said: &Leads) -> bool {
+    let (slot, chain) = own;
+    match compare(chain, &said.links()) {
+        Relation::Ahead => true,
+        Relation::Behind => false,
+        _ => slot < peer.slot,
+    }
+}
+
 /// Judges by the answers of the members with a disk that are not connected by the core. When there are
 /// none of `missing`, who are to be connected so, a log peer that does not answer is not waited for:
 /// that both wrote is found when they meet. While some are missing, everybody has to say that he does
-/// not lead and has nothing that is not here.
+/// not lead and has nothing that is not here. Who answers is judged by what he shows, also while one
+/// of his commands is under way.
 pub(super) fn may_lead_again(
     own: (NodeId, &[SegmentLink]),
     missing: &[NodeId],
@@ -79,31 +113,30 @@ pub(super) fn may_lead_again(
         return Again::Other(peer.name.clone());
     }
     let all = !missing.is_empty();
+    let mut soon = None;
     for (peer, said) in answers {
         let name = &peer.name;
-        let up = said.as_ref().filter(|said| said.is_up);
-        let Some(said) = up else {
-            if all {
-                return Again::Wait(format!("node {name} cannot be asked who is Primary"));
-            }
-            continue;
-        };
+        if all && !said.as_ref().is_some_and(|said| said.is_up || said.claims) {
+            return Again::Wait(format!("node {name} cannot be asked who is Primary"));
+        }
+        let Some(said) = said else { continue };
         if said.leader.is_some_and(|leader| leader != slot.number()) {
             return Again::Wait(format!("node {name} follows another one"));
         }
-        if missing.contains(&peer.slot) && !said.follows {
-            return Again::Wait(format!("node {name} is not connected, and may be Primary"));
-        }
-        let relation = compare(chain, &said.links());
-        let apart = matches!(relation, Relation::Behind | Relation::Apart { .. });
-        // A log peer that leads or led, and whose journal does not say what it has.
-        let unproven = peer.log && !said.follows;
-        let must_show = all || apart || unproven;
-        if must_show && !has_no_more(chain, said) {
+        if may_have_more(chain, peer, said, all) {
             return Again::Wait(format!("node {name} may have newer data"));
         }
+        if said.claims {
+            let why = format!("node {name} is about to be Primary");
+            if !said.again || !goes_first(own, peer, said) {
+                return Again::Wait(why);
+            }
+            soon = Some(why);
+        } else if missing.contains(&peer.slot) && !said.follows {
+            return Again::Wait(format!("node {name} is not connected, and may be Primary"));
+        }
     }
-    Again::Yes
+    soon.map_or(Again::Yes, Again::Soon)
 }
 
 #[cfg(test)]
@@ -179,6 +212,17 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_is_not_in_use_is_not_replaced() {
+        use DiskState::{Attaching, Detaching, Diskless, Failed, Negotiating};
+        for disk in [Diskless, Attaching, Detaching, Failed, Negotiating] {
+            for has_chain in [false, true] {
+                // The generation is that of its peers.
+                assert_eq!(may_follow(disk, 7, has_chain, &[7]), MayFollow::No, "{disk:?}");
+            }
+        }
+    }
+
+    #[test]
     fn who_leaves_knows_that_another_one_has_it() {
         let own = journal(&[(0, 1000)]);
         let more = journal(&[(0, 1000), (0, 10)]);
@@ -237,6 +281,51 @@ mod tests {
         waits(&of(&own, &[], None, Some(failed)), "gamma may have newer data");
         // A journal that was written past proves nothing.
         waits(&of(&[], &[1], Some(follows(&[])), same()), "may have newer data");
+    }
+
+    #[test]
+    fn who_answers_is_judged_whatever_he_is_doing() {
+        let own = journal(&[(0, 1000)]);
+        let more = journal(&[(0, 1000), (2, 10)]);
+        let busy =
+            |chain: &[SegmentLink]| Leads { busy: true, chain: told(chain), ..Leads::default() };
+        for missing in [&[][..], &[1]] {
+            let claims = Leads { claims: true, again: true, ..busy(&more) };
+            let same = || Some(follows(&own));
+            waits(&of(&own, missing, same(), Some(claims)), "gamma may have newer data");
+        }
+        waits(&of(&own, &[], None, Some(busy(&more))), "gamma may have newer data");
+        // It is stopped or started just now, and shows nothing.
+        waits(&of(&own, &[], None, Some(busy(&[]))), "gamma may have newer data");
+        assert_eq!(of(&own, &[], None, Some(busy(&own))), Again::Yes);
+        assert_eq!(of(&own, &[], None, Some(Leads { nothing: true, ..busy(&[]) })), Again::Yes);
+    }
+
+    #[test]
+    fn of_two_that_are_about_to_lead_one_waits_and_the_other_asks_again() {
+        let own = journal(&[(0, 1000)]);
+        let more = journal(&[(0, 1000), (2, 10)]);
+        let claims = |again: bool, chain: &[SegmentLink]| {
+            vec![(member(1, true), Some(Leads { claims: true, again, busy: true, ..shows(chain) }))]
+        };
+        fn shows(chain: &[SegmentLink]) -> Leads {
+            Leads { chain: told(chain), ..Leads::default() }
+        }
+        let of = |number: u8, chain: &[SegmentLink], answers: &[(PeerMember, Option<Leads>)]| {
+            may_lead_again((slot(number), chain), &[], answers)
+        };
+        // A command goes first, whoever has what.
+        waits(&of(0, &own, &claims(false, &own)), "beta is about to be Primary");
+        waits(&of(2, &more, &claims(false, &own)), "beta is about to be Primary");
+        // With the same data the smaller number does, else who has more.
+        assert!(matches!(of(0, &own, &claims(true, &own)), Again::Soon(_)));
+        waits(&of(2, &own, &claims(true, &own)), "beta is about to be Primary");
+        assert!(matches!(of(2, &more, &claims(true, &own)), Again::Soon(_)));
+        waits(&of(0, &own, &claims(true, &more)), "beta may have newer data");
+        // Nor does anybody lead by that while something else is in the way.
+        let mut answers = claims(true, &own);
+        answers.push((member(2, true), Some(follows(&more))));
+        waits(&of(0, &own, &answers), "gamma may have newer data");
     }
 
     #[test]

@@ -166,6 +166,9 @@ pub(crate) async fn start(
     let slot = view.slot_of(local.id, node.uuid);
     let slot = slot.ok_or_else(|| refuse("this node is no member of it any more"))?;
     let disk = local.disk.as_ref().ok_or_else(|| refuse("it follows by the log without a disk"))?;
+    if !local.attached {
+        return Err(refuse("its disk is detached, and what is on that is kept"));
+    }
     let journal = local.journal.as_ref();
     let journal = journal.ok_or_else(|| refuse("it follows by the log without a journal"))?;
     let losses = losses::path(&node.settings.state_dir, local.id);

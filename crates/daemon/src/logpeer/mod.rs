@@ -28,7 +28,7 @@ mod show;
 mod source;
 mod wire;
 
-pub(crate) use claim::Claim;
+pub(crate) use claim::{Claim, Claims};
 pub(crate) use decide::Again;
 pub(crate) use follow::{FollowOrders, FollowScrub, FollowView, Following, start};
 pub(crate) use gone::{end, forget_gone};
@@ -36,19 +36,27 @@ pub(crate) use home::watch as watch_for_home;
 pub(crate) use lead::{Serving, keep, take};
 pub(crate) use lend::lend;
 pub(crate) use losses::{forget as forget_losses, path as losses_path};
-pub(crate) use others::{
-    Leads, SETTLE, is_elsewhere, lead_again, look_around, need_no_leader, not_grown,
-};
+pub(crate) use others::{Leads, is_elsewhere, lead_again, look_around, need_no_newer, not_grown};
 pub(crate) use past::show_again;
 pub(crate) use roles::{
-    FollowCall, HandOver, HandedOver, follow_again, follow_giving_up, follow_now, follows,
-    hand_over, pause, promote, settle_losses, tell,
+    FollowCall, HandOver, HandedOver, SteppedBack, follow_again, follow_giving_up, follow_now,
+    follows, hand_over, pause, promote, settle_losses, tell,
 };
 pub(crate) use show::{disk_word, journal_of, peer_of_follower, peers_of_leader, replay_of};
 
 use crate::node::Node;
 use crate::resource::Resource;
 use std::path::PathBuf;
+
+/// This node led, and follows nobody while it does not use its disk.
+fn tell_unused(node: &Node, name: &str) {
+    let text = format!(
+        "the node does not follow: its disk is not in use, and may hold what is nowhere else; \
+         `holdfast attach-disk {name}` has it used again"
+    );
+    tracing::warn!(resource = name, "{text}");
+    node.hub.notice(name, None, &text);
+}
 
 /// This node led by a journal that does not say all that it wrote, and does not follow for that.
 pub(crate) fn tell_unproven(node: &Node, name: &str) {

@@ -2,9 +2,11 @@
 //! that does; one that waits follows whoever leads by the log, if nothing is lost by that.
 
 use super::decide::{
-    Again, MayFollow, continues, has_no_more, has_what_is_here, may_follow, may_lead_again,
+    Again, MayFollow, continues, has_no_more, has_what_is_here, may_follow, may_have_more,
+    may_lead_again,
 };
 use super::roles::{FollowCall, follow_now, log_peers};
+use super::{Claims, SteppedBack};
 use crate::commands::updown::publish;
 use crate::local::Local;
 use crate::node::{Node, PeerMember};
@@ -29,8 +31,10 @@ use std::time::{Duration, Instant};
 /// How long the others are asked.
 pub(super) const ASK_LIMIT: Duration = Duration::from_secs(3);
 /// How long others that are about to lead are waited for, and how often they are asked.
-pub(crate) const SETTLE: Duration = Duration::from_secs(4);
+pub(super) const SETTLE: Duration = Duration::from_secs(4);
 const LOOK: Duration = Duration::from_millis(100);
+/// How long who did not answer is asked again.
+const BRIEF: Duration = Duration::from_millis(500);
 /// How long after a failed attempt it does not try to follow.
 const PAUSE: Duration = Duration::from_secs(10);
 /// How often a node asks.
@@ -56,9 +60,15 @@ pub(crate) struct Leads {
     /// It is about to lead.
     #[serde(default)]
     pub(crate) claims: bool,
+    /// That is as it did before it was stopped.
+    #[serde(default)]
+    pub(crate) again: bool,
     /// It is up, and says of itself what is here.
     #[serde(default)]
     pub(crate) is_up: bool,
+    /// A command changes it: what it says may be of before.
+    #[serde(default)]
+    pub(crate) busy: bool,
     /// Its disk holds nothing that anybody could lose.
     #[serde(default)]
     pub(crate) nothing: bool,
@@ -117,7 +127,12 @@ impl Leads {
         let Some(resource) = node.resource(id) else { return Self::default() };
         let claims = resource.state().claims;
         let settled = resource.try_begin().is_some();
-        Self { claims, ..Self::of_what_runs(&resource, settled).await }
+        Self {
+            claims: claims.is_some(),
+            again: claims == Some(Claims::Again),
+            busy: !settled,
+            ..Self::of_what_runs(&resource, settled).await
+        }
     }
 
     /// Who is changing (not `settled`) does not say what it is.
@@ -149,12 +164,9 @@ impl Leads {
             lineage: lineage_of(&view, &resource.local()),
             chain: told(&chain_of(&handle).await),
             is_up: settled,
-            claims: false,
             nothing: view.snapshot.disk == DiskState::Inconsistent,
             apart,
-            follows: false,
-            leader: None,
-            size: None,
+            ..Self::default()
         }
     }
 
@@ -184,13 +196,22 @@ pub(super) async fn ask(
     id: ResourceId,
     peers: impl IntoIterator<Item = PeerMember>,
 ) -> Vec<(PeerMember, Leads)> {
+    ask_within(node, id, peers, ASK_LIMIT).await
+}
+
+async fn ask_within(
+    node: &Arc<Node>,
+    id: ResourceId,
+    peers: impl IntoIterator<Item = PeerMember>,
+    limit: Duration,
+) -> Vec<(PeerMember, Leads)> {
     let view = node.view();
     let mut asked = tokio::task::JoinSet::new();
     for peer in peers {
         let Some(record) = view.records.node(peer.uuid) else { continue };
         let (node, call) = (Arc::clone(node), AboutResource { resource: id });
         asked.spawn(async move {
-            let answer = call_node::<_, Leads>(&node, &record, LEADS, &call, ASK_LIMIT).await;
+            let answer = call_node::<_, Leads>(&node, &record, LEADS, &call, limit).await;
             answer.ok().map(|answer| (peer, answer))
         });
     }
@@ -245,24 +266,48 @@ fn unconnected(node: &Node, resource: &Resource, view: &ResourceView) -> Vec<Pee
     peers
 }
 
+fn refuse_primary(resource: &Resource, code: ErrorCode, why: &str) -> ApiError {
+    ApiError::new(code, format!("primary was refused for {}: {why}", resource.name()))
+}
+
+/// As [`need_no_leader`], and that nobody who answers has what is not here.
+///
+/// # Errors
+/// As there; `BEHIND`.
+pub(crate) async fn need_no_newer(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+) -> Result<(), ApiError> {
+    let answers = need_no_leader(node, resource, SETTLE).await?;
+    let Some(handle) = resource.handle().filter(|_| !answers.is_empty()) else { return Ok(()) };
+    let own = chain_of(&handle).await;
+    let newer = |(peer, said): &&(PeerMember, Leads)| may_have_more(&own, peer, said, false);
+    let Some((peer, _)) = answers.iter().find(newer) else { return Ok(()) };
+    let (name, peer) = (resource.name(), &peer.name);
+    let why = format!("the disk of this node is behind, node {peer} may have newer data");
+    Err(refuse_primary(resource, ErrorCode::Behind, &why).hint(format!(
+        "`holdfast primary {name}` on {peer} leads with those; `holdfast primary {name} --force` here \
+         leads with what is here, and one side is to be given up then"
+    )))
+}
+
 /// That no other node leads, or is about to, before this one does by its core. Each of two that want to
 /// lead is seen by the other one (`Claim`), so they never do both. Who cannot be reached is not
-/// waited for, unless this node has just stepped back for him.
+/// waited for, unless this node has just stepped back for him. What those said who were asked.
 ///
 /// # Errors
 /// `OTHER_PRIMARY`; `BUSY` when another one is still at it at the end of `limit`.
-pub(crate) async fn need_no_leader(
+pub(super) async fn need_no_leader(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     limit: Duration,
-) -> Result<(), ApiError> {
-    let Some(view) = resource.view() else { return Ok(()) };
+) -> Result<Vec<(PeerMember, Leads)>, ApiError> {
+    let Some(view) = resource.view() else { return Ok(Vec::new()) };
     if view.snapshot.role == Role::Primary || log_peers(node, resource.id).is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let name = resource.name();
-    let refuse =
-        |code, why: &str| ApiError::new(code, format!("primary was refused for {name}: {why}"));
+    let refuse = |code, why: &str| refuse_primary(resource, code, why);
     let busy = |why: &str| {
         refuse(ErrorCode::Busy, why).hint(format!(
             "try again in a while; `holdfast status {name}` says who is Primary then"
@@ -277,10 +322,10 @@ pub(crate) async fn need_no_leader(
             "`holdfast status {name}` says whether this node follows it, and what is in the way"
         )));
     }
-    let stepped_back = resource.state().stepped_back.filter(|(until, _)| *until > Instant::now());
-    let Some((_, taker)) = stepped_back else { return Ok(()) };
+    let stepped_back = resource.state().stepped_back.filter(|back| back.until > Instant::now());
+    let Some(SteppedBack { taker, .. }) = stepped_back else { return Ok(answers) };
     if answers.iter().any(|(peer, _)| peer.uuid == taker) {
-        return Ok(());
+        return Ok(answers);
     }
     Err(busy("it has just stepped back for another node, which does not answer"))
 }
@@ -364,14 +409,32 @@ pub(crate) async fn lead_again(
         let why = format!("nothing is heard of {names}: one of them could be Primary now");
         return if missing.is_empty() { Again::Yes } else { Again::Wait(why) };
     };
-    let asked = not_streaming(node, resource, &handle.snapshot());
-    let mut answers = ask(node, resource.id, asked.clone()).await;
-    let said = |peer: PeerMember| {
-        let at = answers.iter().position(|(one, _)| one.slot == peer.slot);
-        (peer, at.map(|at| answers.swap_remove(at).1))
-    };
-    let answers: Vec<_> = asked.into_iter().map(said).collect();
-    may_lead_again((own, &chain_of(handle).await), missing, &answers)
+    let members = not_streaming(node, resource, &handle.snapshot());
+    let (mut asked, mut silent) = (members.clone(), Vec::new());
+    let until = Instant::now() + SETTLE;
+    let mut asked_twice = false;
+    loop {
+        // Who was silent has been waited for once, and may have been started since.
+        let (mut answers, others) = tokio::join!(
+            ask(node, resource.id, asked),
+            ask_within(node, resource.id, silent, BRIEF)
+        );
+        answers.extend(others);
+        let answered = |peer: &PeerMember| answers.iter().any(|(one, _)| one.slot == peer.slot);
+        (asked, silent) = members.iter().cloned().partition(answered);
+        let said = |peer: &PeerMember| {
+            let at = answers.iter().position(|(one, _)| one.slot == peer.slot);
+            (peer.clone(), at.map(|at| answers.swap_remove(at).1))
+        };
+        let answers: Vec<_> = members.iter().map(said).collect();
+        match may_lead_again((own, &chain_of(handle).await), missing, &answers) {
+            // Waiting for the silent took a while in which others may have begun by force.
+            Again::Yes if !asked_twice => asked_twice = true,
+            Again::Soon(why) if Instant::now() >= until => return Again::Wait(why),
+            Again::Soon(_) => tokio::time::sleep(LOOK).await,
+            again => return again,
+        }
+    }
 }
 
 /// Boxed: following ends, and begins again, whatever looks around.
@@ -547,7 +610,7 @@ fn unproven(name: &str, leader: &str) -> PeerProblem {
         hint: format!(
             "decide whose data are to be kept: `holdfast connect {name} --discard-my-data` here has \
              those of this node replaced; for those of this node, `holdfast secondary {name}` on \
-             {leader}, then `holdfast primary {name}` here"
+             {leader}, then `holdfast primary {name} --force` here"
         ),
     }
 }
@@ -576,7 +639,7 @@ fn keeps_its_own(name: &str, peer: &str) -> PeerProblem {
         hint: format!(
             "decide whose data are to be kept: `holdfast connect {name} --discard-my-data` on \
              {peer} has those replaced; for those of {peer}, `holdfast secondary {name}` here, then \
-             `holdfast primary {name}` there"
+             `holdfast primary {name} --force` there"
         ),
     }
 }

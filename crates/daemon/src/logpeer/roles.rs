@@ -8,9 +8,9 @@ use super::others::{
     ASK_LIMIT, SETTLE, all_is_here, ask, lineage_of, may_follow_who_leads, need_no_leader,
 };
 use crate::commands::create::al_extents;
-use crate::commands::roles::{refuse_clients, release, wait_exported};
+use crate::commands::roles::{need_closed, release, wait_exported};
 use crate::commands::updown::publish;
-use crate::commands::{blocking, core_command};
+use crate::commands::{blocking, core_command, device};
 use crate::disk::renew_metadata;
 use crate::growth;
 use crate::local::Local;
@@ -26,7 +26,7 @@ use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::{NodeRecord, Uuid};
 use holdfast_core::Command;
 use holdfast_journal::ship::{FollowStatus, Holding, Verdict};
-use holdfast_units::{GenerationId, LogPosition, NodeId, ResourceId, Role, format_size};
+use holdfast_units::{DiskState, GenerationId, LogPosition, NodeId, ResourceId, Role, format_size};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -42,6 +42,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// and to step back after that.
 const WRITE_BACK: Duration = Duration::from_secs(60);
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(120);
+/// How much of the time that the other node waits is left for stepping back itself.
+const STEP_BACK: Duration = Duration::from_secs(1);
 /// Who stepped back is not Primary by a command for so long, if he for whom it did cannot be asked.
 const TAKE_OVER: Duration = Duration::from_secs(60);
 /// How long a node that nobody leads may take to replay what it has, and one that stepped back to let
@@ -59,6 +61,19 @@ pub(crate) struct HandOver {
     pub(crate) resource: ResourceId,
     /// It did not work: be Primary again.
     pub(crate) back: bool,
+    /// How long that node waits for the answer, in milliseconds.
+    #[serde(default)]
+    pub(crate) within_ms: Option<u64>,
+}
+
+/// A node is not Primary any more in favour of another one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SteppedBack {
+    /// That one is to lead by then.
+    pub(crate) until: Instant,
+    pub(crate) taker: Uuid,
+    /// The way of the local device that was taken away for it.
+    device: Option<&'static str>,
 }
 
 /// The Primary has stepped back.
@@ -92,7 +107,12 @@ struct Ready {
 /// Whether this node is to follow rather than to start its core.
 pub(crate) fn follows(node: &Node, local: &Local) -> bool {
     let member = node.view().follows_by_log(local.id, node.uuid);
-    (member || local.follows) && !local.primary
+    (member || local.follows) && !local.primary && uses_its_disk(local)
+}
+
+/// A disk that a person detached may hold what is nowhere else: nothing is written to it.
+const fn uses_its_disk(local: &Local) -> bool {
+    local.disk.is_none() || local.attached
 }
 
 /// The members with which this one is tied by the log.
@@ -298,9 +318,10 @@ async fn take_over(
         ApiError { code: ErrorCode::TimedOut, ..refuse(&name, &why) }
             .hint(format!("`holdfast wait {name} --for replayed` waits until it is not"))
     })?;
-    let call = HandOver { resource: resource.id, back: false };
     phase("having the Primary step back");
     let limit = left(end, HAND_OVER_LIMIT);
+    let within_ms = u64::try_from(limit.as_millis()).ok();
+    let call = HandOver { resource: resource.id, back: false, within_ms };
     let ended = call_node::<_, HandedOver>(node, &leader, HAND_OVER, &call, limit).await;
     let ended = match ended {
         Ok(ended) => ended,
@@ -366,7 +387,7 @@ fn need_not_apart(name: &str, status: Option<&FollowStatus>) -> Result<(), ApiEr
 }
 
 async fn give_back(node: &Arc<Node>, resource: &Arc<Resource>, leader: &NodeRecord) {
-    let call = HandOver { resource: resource.id, back: true };
+    let call = HandOver { resource: resource.id, back: true, within_ms: None };
     let back: Result<HandedOver, _> = call_node(node, leader, HAND_OVER, &call, CALL_TIMEOUT).await;
     if let Err(error) = back {
         tracing::error!("{} stays Secondary: {}", leader.name, error.message);
@@ -399,7 +420,7 @@ async fn lead(
     };
     // Once more: who began to lead meanwhile was not about to when he was asked.
     let alone = match started {
-        Ok(()) if !force => need_no_leader(node, resource, 2 * SETTLE).await,
+        Ok(()) if !force => need_no_leader(node, resource, 2 * SETTLE).await.map(drop),
         started => started,
     };
     let promoted = match alone {
@@ -464,67 +485,115 @@ pub(crate) async fn hand_over(
     call: HandOver,
     taker: Uuid,
 ) -> Result<HandedOver, ApiError> {
+    let asked_at = Instant::now();
     let resource = node.resource(call.resource);
     let resource = resource.ok_or_else(|| ApiError::no_such_resource("of the call"))?;
     let name = resource.name();
+    if call.back {
+        // Whoever is just about to step back hears of it at once.
+        resource.state().recalled = true;
+    }
     let _begun = resource.begin().await?;
+    resource.state().recalled = false;
     let what = "handing over was refused";
     let handle = resource.need_handle()?;
     let journal = handle.journal().cloned();
     let journal = journal.ok_or_else(|| refuse(&name, "the other node has no journal"))?;
+    let is_primary = handle.snapshot().snapshot.role == Role::Primary;
     if call.back {
-        resource.state().stepped_back = None;
-        if handle.snapshot().snapshot.role == Role::Primary {
-            return Ok(HandedOver { end: journal.view().durable.0, lineage: Vec::new() });
+        if !is_primary {
+            let stepped_back = resource.state().stepped_back;
+            if stepped_back.is_some_and(|back| back.taker != taker) {
+                return Err(refuse(&name, "the other node has stepped back for another one"));
+            }
+            primary_again(node, &resource, stepped_back.and_then(|back| back.device)).await?;
         }
-        core_command(node, &resource, what, Command::Promote { force: false }).await?;
-        resource.change_local(node, |local| local.primary = true).await?;
+        resource.state().stepped_back = None;
         return Ok(HandedOver { end: journal.view().durable.0, lineage: Vec::new() });
     }
-    if handle.snapshot().snapshot.role != Role::Primary {
+    if !is_primary {
         return Err(refuse(&name, "the other node is not Primary"));
     }
     // What nobody has yet, or what is not in the journal, cannot be handed over by it.
     if !journal.led_segments().await.is_ok_and(|segments| !segments.is_empty()) {
         return Err(refuse(&name, "the other node does not lead by its journal"));
     }
-    refuse_clients(&resource, what).await?;
-    release(node, &resource, what, false).await?;
-    // Who steps back waits for that, and nobody is Primary meanwhile.
-    written_back(&journal).await.map_err(|why| refuse(&name, why).hint("try again in a while"))?;
+    tracing::info!(resource = name, "a node that follows asks this node to step back");
+    need_closed(&resource, what).await?;
+    // Who steps back waits for that, and nobody is Primary meanwhile. Nor is anybody when it does so
+    // for a node that does not wait any more.
+    let limit = call.within_ms.map_or(WRITE_BACK, |within| {
+        let within = Duration::from_millis(within);
+        (within - STEP_BACK.min(within / 2)).min(WRITE_BACK)
+    });
+    let written = written_back(&resource, &journal, asked_at + limit).await;
+    written.map_err(|why| refuse(&name, why).hint("try again in a while"))?;
+    let device = resource.state().device.as_ref().map(|device| device.kind);
     let stepped_back = async {
+        release(node, &resource, what, false).await?;
         core_command(node, &resource, what, Command::Demote { force: false }).await?;
         resource.change_local(node, |local| local.primary = false).await?;
-        let flushed = journal.flush().await;
-        flushed.map_err(|error| refuse(&name, &error.to_string()))
+        let end = journal.flush().await.map_err(|error| refuse(&name, &error.to_string()))?;
+        if resource.state().recalled {
+            return Err(refuse(&name, RECALLED));
+        }
+        Ok(end)
     };
     match stepped_back.await {
         Ok(end) => {
             let lineage = lineage_of(&handle.snapshot(), &resource.local());
-            resource.state().stepped_back = Some((Instant::now() + TAKE_OVER, taker));
+            let until = Instant::now() + TAKE_OVER;
+            resource.state().stepped_back = Some(SteppedBack { until, taker, device });
             Ok(HandedOver { end: end.0, lineage })
         }
         Err(error) => {
-            // As it was.
-            if handle.snapshot().snapshot.role != Role::Primary {
-                core_command(node, &resource, what, Command::Promote { force: false }).await?;
-            }
-            resource.change_local(node, |local| local.primary = true).await?;
+            primary_again(node, &resource, device).await?;
             Err(error)
         }
     }
 }
 
-/// Waits until the disk of a node that leads has what its journal has.
-async fn written_back(journal: &JournalHandle) -> Result<(), &'static str> {
-    let until = Instant::now() + WRITE_BACK;
+/// Has a node be as before it stepped back: Primary, and with its local device.
+async fn primary_again(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    device: Option<&'static str>,
+) -> Result<(), ApiError> {
+    if resource.view().is_some_and(|view| view.snapshot.role != Role::Primary) {
+        let what = "being Primary again was refused";
+        core_command(node, resource, what, Command::Promote { force: false }).await?;
+    }
+    resource.change_local(node, |local| local.primary = true).await?;
+    let Some(kind) = device.filter(|_| resource.state().device.is_none()) else { return Ok(()) };
+    wait_exported(resource).await;
+    let made = device::attach(node, resource, kind.parse().unwrap_or_default(), false).await;
+    if let Err(error) = made {
+        let name = resource.name();
+        let text = format!("this node is Primary again without its device: {}", error.message);
+        tracing::error!(resource = name, "{text}");
+        node.hub.notice(&name, None, &text);
+    }
+    Ok(())
+}
+
+const RECALLED: &str = "the node that wanted to lead has given up";
+
+/// Waits until the disk of a node that leads has what its journal has, as long as that is of use.
+async fn written_back(
+    resource: &Resource,
+    journal: &JournalHandle,
+    until: Instant,
+) -> Result<(), &'static str> {
     loop {
         let view = journal.status().await.map_err(|_| "the journal of the other node is closed")?;
-        if view.dirty_bytes == 0 {
-            return Ok(());
+        if resource.state().recalled {
+            return Err(RECALLED);
         }
         if Instant::now() >= until {
             return Err("the disk of the other node does not have yet what its journal has");
+        }
+        if view.dirty_bytes == 0 {
+            return Ok(());
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -582,6 +651,12 @@ async fn begin_to_follow(
 ) -> Result<(), ApiError> {
     let member = node.view().follows_by_log(resource.id, node.uuid);
     let before = resource.local();
+    if !uses_its_disk(&before) {
+        let name = &before.name;
+        let message = format!("node {} does not follow: its disk of {name} is detached", node.name);
+        return Err(ApiError::new(ErrorCode::NoDisk, message)
+            .hint(format!("`holdfast attach-disk {name}` has it used again")));
+    }
     let follows = |local: &mut Local| {
         (local.primary, local.follows, local.expendable) = (false, !member, expendable);
     };
@@ -620,7 +695,9 @@ pub(crate) async fn follow_again(
     let handle = resource.need_handle()?;
     if may_follow_who_leads(&handle, &[]).await == MayFollow::No {
         // It follows when whoever leads has all of it, or a person gives it up.
-        super::tell_unproven(node, &resource.name());
+        let in_use = handle.snapshot().snapshot.disk >= DiskState::Inconsistent;
+        let tell = if in_use { super::tell_unproven } else { super::tell_unused };
+        tell(node, &resource.name());
         return Ok(());
     }
     drop(handle);
