@@ -6,9 +6,13 @@ use holdfast_core::IoFailure;
 use holdfast_journal::ship::{Found, LeadError};
 use holdfast_units::{BLOCK_SIZE, ByteRange};
 use std::sync::Weak;
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// How often the list of lost blocks may change under a read.
 const ROUNDS: usize = 8;
+/// How long a block that is listed as lost is tried to be had from elsewhere.
+const LOST_LIMIT: Duration = Duration::from_secs(3);
 
 /// Reads the beginning of a range, at most 1 MiB, as a client would: up to the first block of which the
 /// disk has no good copy. That is had from elsewhere, if somebody has it, and else it is lost.
@@ -35,25 +39,30 @@ async fn find(
     let handle = handle.ok_or_else(|| LeadError("the resource is down".to_owned()))?;
     let mut part = range;
     for _ in 0..ROUNDS {
-        match handle.first_lost(part).await.map_err(failed)? {
+        let known = handle.first_lost(part).await.map_err(failed)?;
+        match known.at {
             Some(lost) if lost == part.offset => return read_lost(&handle, part).await,
-            Some(lost) => part.len = lost - part.offset,
-            None => {
-                // It may be found out meanwhile that some of it is no good.
-                let read = journal.read(part).await;
-                let lost = handle.first_lost(part).await.map_err(failed)?;
-                if let (Ok(bytes), None) = (read, lost) {
-                    return Ok(Found::Good(bytes));
-                }
-                // Whoever reads has it healed: what nobody has is listed then.
-                let read = handle.read(part).await;
-                let lost = handle.first_lost(part).await.map_err(failed)?;
-                match (read, lost) {
-                    (Ok(bytes), _) => return Ok(Found::Good(bytes)),
-                    (Err(why), None) => return Err(failed(why)),
-                    (Err(_), Some(_)) => {}
-                }
+            Some(lost) => {
+                part.len = lost - part.offset;
+                continue;
             }
+            None => {}
+        }
+        if known.else_good {
+            // It may be found out meanwhile that some of it is no good.
+            let read = journal.read(part).await;
+            let still = handle.first_lost(part).await.map_err(failed)? == known;
+            if let (Ok(bytes), true) = (read, still) {
+                return Ok(Found::Good(bytes));
+            }
+        }
+        // Whoever reads has it healed, or from a peer: what nobody has is listed then.
+        let read = handle.read(part).await;
+        let lost = handle.first_lost(part).await.map_err(failed)?.at;
+        match (read, lost) {
+            (Ok(bytes), _) => return Ok(Found::Good(bytes)),
+            (Err(why), None) => return Err(failed(why)),
+            (Err(_), Some(_)) => {}
         }
     }
     Err(failed(IoFailure::Disk))
@@ -62,12 +71,16 @@ async fn find(
 /// The first block is one that is listed.
 async fn read_lost(handle: &ResourceHandle, range: ByteRange) -> Result<Found, LeadError> {
     let block = ByteRange::new(range.offset, BLOCK_SIZE);
-    match handle.read(block).await {
-        Ok(bytes) => Ok(Found::Good(bytes)),
-        Err(why) => match handle.first_lost(block).await.map_err(failed)? {
-            Some(_) => Ok(Found::Lost(BLOCK_SIZE)),
-            None => Err(failed(why)),
-        },
+    // A disk may take long to give a bad sector up, longer than the other node waits for an answer.
+    let read = timeout(LOST_LIMIT, handle.read(block)).await;
+    let why = match read {
+        Ok(Ok(bytes)) => return Ok(Found::Good(bytes)),
+        Ok(Err(why)) => why,
+        Err(_) => IoFailure::Disk,
+    };
+    match handle.first_lost(block).await.map_err(failed)?.at {
+        Some(_) => Ok(Found::Lost(BLOCK_SIZE)),
+        None => Err(failed(why)),
     }
 }
 

@@ -6,8 +6,9 @@ use crate::local::LocalDisk;
 use crate::refuse;
 use crate::shard::{MetadataError, read_lost, write_lost};
 use crate::statefile;
-use holdfast_api::ApiError;
+use holdfast_api::{ApiError, ErrorCode};
 use holdfast_format::journal::LossList;
+use holdfast_format::{BlockError, MetaError};
 use holdfast_journal::driver::{Losses, Seen};
 use holdfast_units::{BLOCK_SIZE, ByteRange, ResourceId};
 use std::fs::DirBuilder;
@@ -23,19 +24,25 @@ pub(crate) fn path(state_dir: &Path, resource: ResourceId) -> PathBuf {
 /// The list as it is kept, of a disk of so many bytes. One that cannot be used could have had any block:
 /// it counts as one that has them all.
 pub(super) fn load(path: &Path, resource: ResourceId, size: u64) -> Losses {
-    let list = match std::fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Losses::default(),
-        Err(error) => Err(error.to_string()),
-        Ok(bytes) => LossList::decode(&bytes, resource).map_err(|why| why.to_string()),
-    };
-    list.map_or_else(
+    read(path, resource).unwrap_or_else(
         |why| {
             let otherwise = "; when no other node has the data, `holdfast down NAME`, remove that file, \
                              `holdfast up NAME`: then the disk counts as it is";
             all_of(size, &format!("{} cannot be used: {why}", path.display()), otherwise)
         },
-        |list| Losses::from(&list),
     )
+}
+
+/// The list as it is kept, or why it cannot be used.
+fn read(path: &Path, resource: ResourceId) -> Result<Losses, String> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Losses::default()),
+        Err(error) => Err(error.to_string()),
+        Ok(bytes) => {
+            let list = LossList::decode(&bytes, resource).map_err(|why| why.to_string())?;
+            Ok(Losses::from(&list))
+        }
+    }
 }
 
 /// It is not known which blocks have no good copy.
@@ -90,28 +97,45 @@ pub(super) fn take_over(
     }
     let losses = match read_lost(&disk.spec(), length_for_metadata(disk)?, resource) {
         Ok(list) => Losses::from(&list),
-        Err(why @ MetadataError::Unusable { .. }) => all_of(size, &why.to_string(), ""),
+        Err(why) if is_damaged(&why) => all_of(size, &why.to_string(), ""),
         // It may be so for a moment only, and all of the disk would be lost for good.
         Err(why) => return Err(refuse::metadata(&why)),
     };
     store(path, resource, &losses).map_err(|error| unwritable(path, &error))
 }
 
-/// Gives the list, if there is one, to the metadata of a disk for so many bytes of a resource, durably;
-/// from then on they have it. They may have one, too: when this node was to follow, and did not. Blocks.
+/// Whether metadata could be read, and are none.
+fn is_damaged(why: &MetadataError) -> bool {
+    let MetadataError::Unusable { error: MetaError::NoSuperblock { errors, .. }, .. } = why else {
+        return false;
+    };
+    !errors.contains(&BlockError::Unreadable)
+}
+
+/// Gives the list, if there is one, to the metadata of a disk, durably; from then on they have it. They
+/// may have one, too: when this node was to follow, and did not. Blocks.
 ///
 /// # Errors
-/// When they cannot be written.
+/// When they cannot be written, or the list cannot be used: in the metadata nobody could tell any more
+/// that it was damaged.
 pub(super) fn give_to_metadata(
     path: &Path,
     disk: &LocalDisk,
     resource: ResourceId,
-    size: u64,
 ) -> Result<(), ApiError> {
     if !path.try_exists().map_err(|error| unwritable(path, &error))? {
         return Ok(());
     }
-    let mut losses = load(path, resource, size);
+    let mut losses = read(path, resource).map_err(|why| {
+        let message = format!(
+            "{} cannot be used: {why}; it says which blocks of the disk have no good copy",
+            path.display()
+        );
+        ApiError::new(ErrorCode::Internal, message).hint(
+            "when it cannot be read, see why; when it is damaged and no other node has the data, \
+             remove it: then the disk counts as it is",
+        )
+    })?;
     if !losses.is_empty() {
         let (spec, len) = (disk.spec(), length_for_metadata(disk)?);
         let known = read_lost(&spec, len, resource).map_err(|why| refuse::metadata(&why))?;

@@ -471,9 +471,8 @@ pub(super) async fn renew(
 /// When they cannot be written.
 pub(crate) async fn settle_losses(node: &Node, local: &Local) -> Result<(), ApiError> {
     let Some(disk) = local.disk.clone().filter(|_| local.attached) else { return Ok(()) };
-    let size = local.size.or_else(|| node.view().records.resource(local.id).map(|r| r.size_bytes));
     let (losses, id) = (losses::path(&node.settings.state_dir, local.id), local.id);
-    blocking(move || losses::give_to_metadata(&losses, &disk, id, size.unwrap_or(0))).await
+    blocking(move || losses::give_to_metadata(&losses, &disk, id)).await
 }
 
 /// This node is Primary, and another one that follows it wants to be so.

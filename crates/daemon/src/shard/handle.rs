@@ -2,7 +2,7 @@
 
 use super::link::{LinkOrigin, LinkStream};
 use super::open::NewPlace;
-use super::resource::ToResource;
+use super::resource::{FirstLost, ToResource};
 use super::stages::StageTimes;
 use super::view::ResourceView;
 use super::vitals::{InCall, VitalsReport};
@@ -209,11 +209,11 @@ impl ResourceHandle {
         end.await.unwrap_or(Err(IoFailure::Stopping))
     }
 
-    /// Where the first block of a range is of which the disk has no good copy, as far as is known.
+    /// What is known of a range of the disk.
     ///
     /// # Errors
     /// [`IoFailure::Stopping`] when it is closed.
-    pub(crate) async fn first_lost(&self, range: ByteRange) -> Result<Option<u64>, IoFailure> {
+    pub(crate) async fn first_lost(&self, range: ByteRange) -> Result<FirstLost, IoFailure> {
         let (done, end) = oneshot::channel();
         let sent = self.commands.send(ToResource::FirstLost(range, done)).await;
         sent.map_err(|_| IoFailure::Stopping)?;

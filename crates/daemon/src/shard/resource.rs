@@ -54,6 +54,15 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the journal may take to write back. What is left is found at the next start.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What is known of a range of a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct FirstLost {
+    /// Where the first block is of which it has no good copy.
+    pub(crate) at: Option<u64>,
+    /// Whether it has the current data of all others.
+    pub(crate) else_good: bool,
+}
+
 /// What the control plane sends to a resource.
 pub(super) enum ToResource {
     Command(Command, oneshot::Sender<Result<(), Refusal>>),
@@ -69,7 +78,7 @@ pub(super) enum ToResource {
     },
     Refresh(oneshot::Sender<()>),
     Read(ByteRange, oneshot::Sender<Result<Bytes, IoFailure>>),
-    FirstLost(ByteRange, oneshot::Sender<Option<u64>>),
+    FirstLost(ByteRange, oneshot::Sender<FirstLost>),
     /// The backing disk is about to be replaced.
     ForgetHoles(oneshot::Sender<()>),
     /// And its metadata moved.
@@ -509,12 +518,16 @@ impl Resource {
         self.finish();
     }
 
-    /// Where the first block of a range is of which there is no good copy here, as far as is known.
-    fn first_lost(&self, range: ByteRange) -> Option<u64> {
+    /// What is known of a range of the disk here.
+    fn first_lost(&self, range: ByteRange) -> FirstLost {
         let inner = self.inner.borrow();
         let (list, blocks) = (inner.core.unreadable(), range.blocks());
         let first = [&list.old, &list.unread].into_iter().filter_map(|b| b.next_set(blocks.start));
-        first.min().filter(|block| blocks.contains(block)).map(|block| block * BLOCK_SIZE)
+        let first = first.min().filter(|block| blocks.contains(block));
+        FirstLost {
+            at: first.map(|block| block * BLOCK_SIZE),
+            else_good: inner.disk_state == DiskState::UpToDate,
+        }
     }
 
     /// What is to be told of a range: at least one extent from its start on.

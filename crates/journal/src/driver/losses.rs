@@ -85,10 +85,17 @@ impl Losses {
         all
     }
 
-    /// As they are kept.
+    /// As they are kept: when there are too many stretches, with what lies between them.
     #[must_use]
     pub fn list(&self, resource: ResourceId) -> LossList {
-        let (old, unread) = (self.old.iter().collect(), self.unread.iter().collect());
+        let (mut old, mut unread) = (self.old.clone(), self.unread.clone());
+        if old.len().max(unread.len()) > MAX_LOSSES {
+            old.coarsen(MAX_LOSSES / 2);
+            unread.coarsen(MAX_LOSSES / 2);
+            // Each stretch that is taken out may make two of one.
+            old.iter().for_each(|old| unread.remove(old));
+        }
+        let (old, unread) = (old.iter().collect(), unread.iter().collect());
         LossList { resource, old, unread }
     }
 }
@@ -102,5 +109,27 @@ impl From<&LossList> for Losses {
             losses.old.insert(*range);
         }
         losses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_with_too_many_stretches_is_kept_with_what_lies_between() {
+        let block = |number: u64| ByteRange::of_blocks(number..number + 1);
+        let most = MAX_LOSSES as u64;
+        let mut losses = Losses::default();
+        losses.lose(ByteRange::of_blocks(0..4 * most), Seen::Old);
+        (0..2 * most).for_each(|number| losses.stored(block(2 * number)));
+        (0..100).for_each(|number| losses.lose(block(8 * most + 40 * number), Seen::Unread));
+        assert!(losses.old.len() > MAX_LOSSES);
+        let resource = ResourceId([7; 16]);
+        let list = LossList::decode(&losses.list(resource).encode(), resource).unwrap();
+        let found = Losses::from(&list);
+        for range in losses.all().iter() {
+            assert_eq!(found.all().next_from(range.offset).map(|r| r.offset), Some(range.offset));
+        }
     }
 }

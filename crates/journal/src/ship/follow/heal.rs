@@ -186,8 +186,14 @@ impl Healing {
             Seen::Unread => self.losses.overlaps(range),
         };
         if !known {
+            let before = self.losses.blocks();
             self.losses.lose(range, seen);
             self.unkept.get_or_insert(0);
+            if self.losses.blocks() > before + range.len / BLOCK_SIZE {
+                // What lies between others counts as lost with them, and is to be found, too.
+                self.begin_again();
+                return;
+            }
         }
         if !self.is_tried(range) {
             self.unsearched.insert(range);
@@ -380,7 +386,7 @@ where
         }
         self.healing.show();
         let kept = self.disk.keep_losses(&self.healing.losses);
-        self.healing.unkept = kept.is_err().then(|| now_ms + KEEP_AGAIN_MS);
+        self.healing.unkept = kept.is_err().then(|| now_ms.saturating_add(KEEP_AGAIN_MS));
     }
 
     fn begin_attempt(&mut self, now_ms: u64) -> Result<bool, FollowError> {
