@@ -22,8 +22,10 @@ const SHOWN: usize = 64;
 const BATCH: u64 = (16 << 10) * BLOCK_SIZE;
 /// So many of them are stored again in a step: what is replayed waits for it.
 const STEP: u64 = 32 * BLOCK_SIZE;
-/// What could not be had, or not be stored, is tried again so long after.
+/// What could not be had, or not be stored, is tried again so long after: then twice as long, up to so
+/// many times, as each time may cost the leader's disk a search for a sector that is gone.
 const AGAIN_MS: u64 = 60_000;
+const MOST_DOUBLED: u32 = 6;
 /// When the list could not be kept, that is tried again so long after.
 const KEEP_AGAIN_MS: u64 = 5_000;
 
@@ -44,6 +46,8 @@ pub(super) struct Healing {
     single: RangeSet,
     /// What could not be had, or is still to come by the replay; and when it is looked for again.
     later: (RangeSet, u64),
+    /// How often that was in vain.
+    in_vain: u32,
     /// Those of them that are still to come by the replay.
     to_come: RangeSet,
     /// Losses that were written to since the last flush of the disk.
@@ -93,6 +97,7 @@ impl Healing {
             absent: RangeSet::new(),
             single: RangeSet::new(),
             later: (RangeSet::new(), 0),
+            in_vain: 0,
             to_come: RangeSet::new(),
             stored: RangeSet::new(),
             attempt: None,
@@ -107,6 +112,7 @@ impl Healing {
     /// What was being done is of no use any more: the disk or the journal is another one.
     pub(super) fn begin_again(&mut self) {
         self.attempt = None;
+        self.in_vain = 0;
         self.stored = RangeSet::new();
         self.unsearched = self.losses.all();
         (self.absent, self.single, self.later) =
@@ -121,6 +127,12 @@ impl Healing {
             self.absent.extend(&attempt.blocks);
         }
         self.absent.extend(&std::mem::take(&mut self.later.0));
+        self.in_vain = 0;
+    }
+
+    /// When what is in vain now is tried again.
+    fn again_at(&self, now_ms: u64) -> u64 {
+        now_ms + (AGAIN_MS << self.in_vain.min(MOST_DOUBLED))
     }
 
     /// What was asked for does not come: it is asked for again later, block by block, as the leader may
@@ -130,7 +142,7 @@ impl Healing {
             return;
         };
         self.single.extend(&attempt.blocks);
-        self.later = (union(&self.later.0, &attempt.blocks), now_ms + AGAIN_MS);
+        self.later = (union(&self.later.0, &attempt.blocks), self.again_at(now_ms));
     }
 
     /// A part of the disk was written, by the replay or a filling.
@@ -390,7 +402,8 @@ where
     }
 
     fn begin_attempt(&mut self, now_ms: u64) -> Result<bool, FollowError> {
-        if now_ms >= self.healing.later.1 {
+        if now_ms >= self.healing.later.1 && !self.healing.later.0.is_empty() {
+            self.healing.in_vain += 1;
             // Not in the journal here: what was there, was there before.
             let later = std::mem::take(&mut self.healing.later.0);
             self.healing.absent.extend(&later);
@@ -573,6 +586,7 @@ where
         now_ms: u64,
     ) -> Result<(), FollowError> {
         if self.disk.repair(range.offset, data).map_err(FollowError::Disk)? {
+            self.healing.in_vain = 0;
             self.healing.single.remove(range);
             self.healing.to_come.remove(range);
             self.healing.found_good(range);
@@ -585,7 +599,7 @@ where
 
     fn later(&mut self, range: ByteRange, now_ms: u64) {
         self.healing.later.0.insert(range);
-        self.healing.later.1 = now_ms + AGAIN_MS;
+        self.healing.later.1 = self.healing.again_at(now_ms);
     }
 }
 
@@ -632,6 +646,22 @@ mod tests {
         healing.losses.stored(block(3));
         healing.stored(block(3));
         assert_eq!(tried(&healing), [block(5)]);
+    }
+
+    #[test]
+    fn what_is_in_vain_is_tried_more_and_more_seldom_until_something_changes() {
+        let mut healing = asked();
+        let mut waits = Vec::new();
+        for round in 0..9 {
+            healing.in_vain = round;
+            waits.push(healing.again_at(1_000) - 1_000);
+        }
+        assert_eq!(
+            (waits[0], waits[1], waits[6], waits[8]),
+            (60_000, 120_000, 3_840_000, 3_840_000)
+        );
+        healing.leader_changes();
+        assert_eq!(healing.again_at(0), AGAIN_MS);
     }
 
     #[test]
