@@ -65,6 +65,8 @@ fn a_primary_does_not_step_back_for_a_node_that_has_given_up_waiting() {
     });
     assert_as_before(&cluster);
     wait_all(&cluster[0]);
+    // It may be just about to come back.
+    cluster[1].wait_peer("r0", "alpha", SOON, "it follows", |peer| peer.connection == "Connected");
     cluster[1].ok(&["primary", "r0"]);
     assert_eq!(cluster[0].resource("r0").device, None);
     check_blocks(&cluster[1], "r0", 2, 0..100);
