@@ -31,6 +31,8 @@ const WHAT: &str = "rename was refused";
 const OWN_CLIENTS: Duration = Duration::from_secs(1);
 /// How often a name is tried to be taken over that somebody is in the way of.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a member waits for another command before it takes a name over for who asks.
+const BRIEF: Duration = Duration::from_secs(2);
 
 /// Gives a resource another name. Repeated after it was interrupted, it goes on where it was.
 ///
@@ -208,11 +210,11 @@ pub(crate) async fn on_member(node: &Arc<Node>, call: &RenameMember) -> Result<(
     // One whose state file is damaged has the name of the records.
     let Some(resource) = node.resource(call.resource) else { return Ok(()) };
     let done = if call.now {
-        // Not waited for: who asks has a command of this resource under way, and so may this node,
-        // which waits for who asks.
-        match resource.try_begin() {
-            Some(_begun) => take_over(node, &resource).await,
-            None => {
+        // This node may be at it by itself. Not waited for longer: who asks has a command of this resource
+        // under way, and so may this node, which waits for who asks.
+        match tokio::time::timeout(BRIEF, resource.begin()).await {
+            Ok(Ok(_begun)) => take_over(node, &resource).await,
+            _ => {
                 let why = "another command is under way";
                 Err(refused(&resource.name(), ErrorCode::Busy, why))
             }
