@@ -21,6 +21,9 @@ const CONTACT_STEP: Duration = Duration::from_millis(50);
 const EXPORT_WAIT: Duration = Duration::from_secs(3);
 /// How long clients that are about to leave are waited for.
 const CLIENT_WAIT: Duration = Duration::from_secs(1);
+/// How long reads for other nodes are waited for, and how often it is looked.
+const READS_END: Duration = Duration::from_secs(4);
+const READS_LOOK: Duration = Duration::from_millis(50);
 /// How many openers a refusal names.
 const SHOWN: usize = 3;
 
@@ -115,10 +118,33 @@ pub(crate) async fn secondary(
     resource.need_handle()?;
     let what = "secondary was refused";
     release(node, &resource, what, request.force).await?;
-    core_command(node, &resource, what, Command::Demote { force: request.force }).await?;
+    demote(node, &resource, what, request.force).await?;
     resource.change_local(node, |local| local.primary = false).await?;
     logpeer::follow_again(node, &resource).await?;
     Ok(Done::new(format!("resource {name} is Secondary on this node")))
+}
+
+/// Has the core step back. Nobody has the resource open any more, but a node that is being filled or
+/// healed may just be given a part of the disk, which is a read as that of a client: it waits for that.
+///
+/// # Errors
+/// The core's refusal.
+pub(crate) async fn demote(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    what: &str,
+    force: bool,
+) -> Result<(), ApiError> {
+    let end = Instant::now() + READS_END;
+    loop {
+        let asked = core_command(node, resource, what, Command::Demote { force }).await;
+        match asked {
+            Err(error) if error.code == ErrorCode::InUse && Instant::now() < end => {
+                tokio::time::sleep(READS_LOOK).await;
+            }
+            asked => return asked,
+        }
+    }
 }
 
 /// Makes sure that nobody here uses a resource: refuses while clients have it open, and takes its

@@ -8,7 +8,7 @@ use super::others::{
     ASK_LIMIT, SETTLE, all_is_here, ask, lineage_of, may_follow_who_leads, need_no_leader,
 };
 use crate::commands::create::al_extents;
-use crate::commands::roles::{need_closed, release, wait_exported};
+use crate::commands::roles::{demote, need_closed, release, wait_exported};
 use crate::commands::updown::publish;
 use crate::commands::{blocking, core_command, device};
 use crate::disk::renew_metadata;
@@ -294,6 +294,9 @@ async fn take_over(
             .hint(format!("`holdfast resume {name} {what}` first")));
     }
     need_not_apart(&name, following.view().status.as_ref())?;
+    if following.view().leader.is_none() {
+        meet_leader(node, resource, following, left(end, REST)).await;
+    }
     let Some(leader) = following.view().leader else {
         return stood_down(node, resource, following, end).await;
     };
@@ -343,6 +346,22 @@ async fn take_over(
         return Err(ApiError { code: ErrorCode::TimedOut, ..refuse(&name, why) });
     }
     Ok(Ready { leader: Some(leader), lineage: ended.lineage })
+}
+
+/// Waits a while until this node, which may have been started just now, follows whoever says that he leads.
+async fn meet_leader(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    following: &Arc<Following>,
+    limit: Duration,
+) {
+    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
+    let answers = ask(node, resource.id, peers.filter(|peer| !peer.diskless)).await;
+    if answers.iter().any(|(_, said)| said.leads) {
+        let mut views = following.watch();
+        // When it does not, what follows says why.
+        let _ = tokio::time::timeout(limit, views.wait_for(|view| view.leader.is_some())).await;
+    }
 }
 
 /// Nobody leads: this node may, without force, when it has all that anybody has.
@@ -530,7 +549,7 @@ pub(crate) async fn hand_over(
     let device = resource.state().device.as_ref().map(|device| device.kind);
     let stepped_back = async {
         release(node, &resource, what, false).await?;
-        core_command(node, &resource, what, Command::Demote { force: false }).await?;
+        demote(node, &resource, what, false).await?;
         resource.change_local(node, |local| local.primary = false).await?;
         let end = journal.flush().await.map_err(|error| refuse(&name, &error.to_string()))?;
         if resource.state().recalled {
