@@ -103,6 +103,13 @@ figure() { # FIELD: of the journal's status
   "$HOLDFAST" status journal --json | python3 -c "import json, sys; print(json.load(sys.stdin)['resources'][0]['journal']['$1'])"
 }
 
+# Until all that the journal holds is on the disk. Its segments stay, to be used again: to give them up would have new ones
+# written with zeroes in the time that is measured.
+settle() {
+  for _ in $(seq 600); do [ "$(figure dirty_bytes)" != 0 ] || return 0; sleep 0.1; done
+  echo "the journal is not written back" >&2; exit 1
+}
+
 echo "# $(date -u +%F) $(nproc) CPUs, $(uname -r), $SIZE MiB in $(stat -f -c %T "$DIR"), journal $JOURNAL MiB, $ROUNDS rounds of $SECS s," \
   "load $(cut -d' ' -f1 /proc/loadavg)"
 fill "$W/bare"
@@ -120,7 +127,7 @@ for _ in $(seq 100); do [ ! -S "$W/nbdkit.sock" ] || break; sleep 0.1; done
 # As a journal is when it has been in use for a while: it makes no new segments any more, whose files are written once with zeroes.
 # Those that it is compared with have theirs as well.
 with_fio "$(uri journal)" --rw=randwrite --bs=4k --iodepth=32 --size=64M --io_size="${JOURNAL}M" --time_based=0 --runtime=600 >/dev/null
-"$HOLDFAST" -q log trim journal
+settle
 sync
 WHO=(bare append group nbdkit wire plain journal log)
 for part in $ONLY; do
@@ -130,7 +137,7 @@ for part in $ONLY; do
       who=${WHO[$(((k + r) % ${#WHO[@]}))]}
       case $who-$part in bare-fua* | append-fua* | bare-queue* | append-queue* | log-[sqa]*) continue ;; esac
       echo "$part $who $(run "$who" "$part")"
-      if [ "$who" = journal ]; then "$HOLDFAST" -q log trim journal; fi # what it left is not the next one's load
+      if [ "$who" = journal ]; then settle; fi # what it left is not the next one's load
     done
   done
 done | tee "$W/figures" | awk '{ printf "." > "/dev/stderr" } END { print "" > "/dev/stderr" }'

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use holdfast_format::ReadFailed;
 use holdfast_format::journal::{Compression, Cursors, FrameHeader, RecordKind};
 use holdfast_fuzz::RESOURCE;
-use holdfast_journal::{Found, Journal, Next, Op, ReadSegments, Records, Settings, recover};
+use holdfast_journal::{
+    Found, Journal, Next, Op, ReadSegments, Reading, Records, Settings, recover,
+};
 use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
@@ -59,7 +61,8 @@ fn append(journal: &mut Journal, files: &mut Files, ops: &[(u8, u8, u8)], alone:
     for (kind, block, packed) in ops.iter().take(24) {
         let (range, time) = (ByteRange::new(u64::from(*block) * 4096, 4096), HybridTime(0));
         let payload = Bytes::from(vec![*block; 4096]);
-        let packed = [Compression::None, Compression::Lz4, Compression::Zstd][usize::from(packed % 3)];
+        let packed =
+            [Compression::None, Compression::Lz4, Compression::Zstd][usize::from(packed % 3)];
         let op = match kind % 4 {
             0 => Op::flush(time),
             1 => Op::zeroes(range, time, true, false).expect("a block"),
@@ -105,7 +108,8 @@ fn pump(journal: &mut Journal, files: &mut Files) {
 fn find(files: &Files, cursors: &Cursors, cut: Option<LogPosition>) -> Option<(Found, usize)> {
     let numbers: Vec<u64> = files.0.keys().copied().collect();
     let mut records = 0;
-    let found = recover(files, RESOURCE, &numbers, cursors, cut, &mut |_, frame, _| {
+    let reading = Reading::NotWrittenBack;
+    let found = recover(files, RESOURCE, &numbers, cursors, reading, cut, &mut |_, frame, _| {
         records += frame.records.len();
     });
     found.ok().map(|found| (found, records))

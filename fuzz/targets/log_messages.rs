@@ -8,6 +8,9 @@ use holdfast_journal::ship::{HEADER_LEN, decode, encode, parse_header};
 use holdfast_units::{NodeId, ResourceId};
 use libfuzzer_sys::fuzz_target;
 
+/// The kinds of messages are 1 to this: `docs/design/log.md` has them.
+const LAST_KIND: u8 = 16;
+
 fn receive(frame: &[u8]) {
     let Some((head, rest)) = frame.split_first_chunk::<HEADER_LEN>() else { return };
     let Ok(header) = parse_header(head) else { return };
@@ -33,11 +36,11 @@ fuzz_target!(|data: &[u8]| {
     }
     let mut frame = data.to_vec();
     frame[..2].copy_from_slice(b"HL");
-    frame[2] = frame[2] % 11 + 1;
+    frame[2] = frame[2] % LAST_KIND + 1;
     frame[3] = 0;
     let body_len = u32::try_from(data.len() - HEADER_LEN).expect("inputs are short");
     frame[4..8].copy_from_slice(&body_len.to_le_bytes());
-    let may_have = matches!(frame[2], 10 | 11);
+    let may_have = matches!(frame[2], 10 | 11 | 15);
     let payload = if may_have { u32::from(frame[8]) * 16 } else { 0 };
     frame[8..12].copy_from_slice(&payload.to_le_bytes());
     let crc = crc32c::crc32c_append(crc32c::crc32c(&frame[..12]), &frame[HEADER_LEN..]);

@@ -56,9 +56,13 @@ pub struct BadBlocks {
 pub struct BadBlocksAdd {
     /// Which: every block that is touched. At most 10,000 ranges.
     pub ranges: Vec<Span>,
-    /// They are from a list.
+    /// They are from a list. What of it lies behind the end of the resource is left out.
     #[serde(default)]
     pub imported: bool,
+    /// They are a part of something longer. With `dry_run` that the spares have too few slots is no
+    /// refusal then: whoever asks adds up `moved`, and compares it with `free`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub part: bool,
     /// Only say what would be done.
     #[serde(default)]
     pub dry_run: bool,
@@ -89,6 +93,12 @@ pub struct BadBlocksDone {
     pub returned: u64,
     /// Blocks with which that was not possible.
     pub failed: u64,
+    /// Blocks of a list that lie behind the end of the resource, and were left out.
+    #[serde(default)]
+    pub outside: u64,
+    /// Slots that the spares had free before blocks were moved into them.
+    #[serde(default)]
+    pub free: u64,
     /// Nothing was changed: this is what would be done.
     #[serde(default)]
     pub dry_run: bool,

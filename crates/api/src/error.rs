@@ -84,6 +84,8 @@ codes! {
     NoSuchDevice = "NO_SUCH_DEVICE", 404, EXIT_NO_SUCH_OBJECT;
     /// No attachment has this name.
     NoSuchAttachment = "NO_SUCH_ATTACHMENT", 404, EXIT_NO_SUCH_OBJECT;
+    /// The disk has no such spare.
+    NoSuchSpare = "NO_SUCH_SPARE", 404, EXIT_NO_SUCH_OBJECT;
     /// There is no archive of that resource.
     NoSuchArchive = "NO_SUCH_ARCHIVE", 404, EXIT_NO_SUCH_OBJECT;
     /// The resource exists in the cluster, but this node is no member of it.

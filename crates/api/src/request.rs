@@ -535,6 +535,15 @@ pub struct Rewind {
     pub time_unix_ms: Option<u64>,
 }
 
+/// What must be known of a disk before it is copied past the daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CopySource {
+    /// Blocks that can be read, but are not what was written, and were not healed.
+    pub old_blocks: u64,
+    /// Checksums are kept, which nobody looks at who reads it past the daemon.
+    pub checksums: bool,
+}
+
 /// The answer to `rewind`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Rewound {

@@ -78,7 +78,8 @@ pub const RESOURCE_LOG: &str = "/v1/resources/{name}/log";
 pub const RESOURCE_LOG_ROTATE: &str = "/v1/resources/{name}/log/rotate";
 /// `POST`: give up what nobody needs.
 pub const RESOURCE_LOG_TRIM: &str = "/v1/resources/{name}/log/trim";
-/// `POST`: make the disk of a log peer the state of another moment.
+/// `GET`: what must be known of the disk before it is copied past the daemon; `POST`: make the disk of
+/// a log peer the state of another moment.
 pub const RESOURCE_REWIND: &str = "/v1/resources/{name}/rewind";
 /// `POST`: make the local block device.
 pub const RESOURCE_DEVICE: &str = "/v1/resources/{name}/device";

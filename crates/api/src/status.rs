@@ -384,7 +384,7 @@ pub struct ArchiveStatus {
     pub oldest_unix_ms: u64,
     /// How much of a base image that is being made is copied; `null` when none is.
     pub base_percent: Option<f64>,
-    /// Why nothing is archived at present; `null` when all is well.
+    /// Why not everything is archived at present; `null` when all is well.
     pub problem: Option<String>,
 }
 

@@ -12,6 +12,7 @@ use holdfast_api::badblocks::{
 use holdfast_api::status::{ResourceStatus, SpareStatus};
 use holdfast_api::words::{agreed, counted};
 use holdfast_api::{ApiError, ErrorCode, routes};
+use holdfast_units::{BLOCK_SIZE, ByteRange};
 use std::fmt::Write as _;
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -143,17 +144,18 @@ fn span(text: &str) -> Result<Span, String> {
             Some((offset, length)) => (size(offset)?, size(length)?),
             None => (size(bytes)?, 1),
         };
-        return match length {
-            0 => Err(wrong()),
-            _ => Ok(Span { offset, length }),
-        };
+        let ends = length > 0 && offset.checked_add(length).is_some();
+        return ends.then_some(Span { offset, length }).ok_or_else(wrong);
     }
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
     let (first, last) = (number(first)?, number(last)?);
-    let length = last.checked_sub(first).and_then(|n| (n + 1).checked_mul(SECTOR));
-    let offset = first.checked_mul(SECTOR);
-    offset.zip(length).map(|(offset, length)| Span { offset, length }).ok_or_else(wrong)
+    let at = |sector: u64| sector.checked_mul(SECTOR).ok_or_else(wrong);
+    let (offset, end) = (at(first)?, at(last.saturating_add(1))?);
+    match end.checked_sub(offset) {
+        None | Some(0) => Err(wrong()),
+        Some(length) => Ok(Span { offset, length }),
+    }
 }
 
 pub(crate) async fn run(session: &Session, command: BadBlocksCommand) -> Result<(), ApiError> {
@@ -185,23 +187,87 @@ async fn add(
     imported: bool,
     dry_run: bool,
 ) -> Result<(), ApiError> {
+    if ranges.len() > MOST {
+        // Before anything is changed it is known whether there is room for all of it.
+        let would = add_parts(session, name, ranges, imported, true).await?;
+        if would.moved > would.free {
+            let need = agreed(would.moved, "needs", "need");
+            let message = format!(
+                "badblocks add was refused for {name}: {} {need} a slot, and the spares have {}",
+                counted(would.moved, "block"),
+                would.free
+            );
+            return Err(ApiError::new(ErrorCode::NoSpace, message)
+                .hint(format!("`holdfast spare add {name} PATH` makes room")));
+        }
+        if dry_run {
+            tell(session, &would);
+            return Ok(());
+        }
+    }
+    let done = add_parts(session, name, ranges, imported, dry_run).await?;
+    tell(session, &done);
+    Ok(())
+}
+
+/// By as many calls as it takes.
+async fn add_parts(
+    session: &Session,
+    name: &str,
+    ranges: &[Span],
+    imported: bool,
+    dry_run: bool,
+) -> Result<BadBlocksDone, ApiError> {
     let path = routes::of(routes::RESOURCE_BADBLOCKS_ADD, name);
     let mut sum = BadBlocksDone { dry_run, ..BadBlocksDone::default() };
-    for part in ranges.chunks(MOST) {
-        let body = BadBlocksAdd { ranges: part.to_vec(), imported, dry_run };
-        let done: BadBlocksDone = session.post(&path, &body).await?;
+    let part = ranges.len() > MOST;
+    for (number, ranges) in ranges.chunks(MOST).enumerate() {
+        let body = BadBlocksAdd { ranges: ranges.to_vec(), imported, part, dry_run };
+        let done: BadBlocksDone = session.post(&path, &body).await.map_err(|error| {
+            if dry_run || number == 0 {
+                return error;
+            }
+            let so_far = sum.moved + sum.lost;
+            let (blocks, were) = (counted(so_far, "block"), agreed(so_far, "was", "were"));
+            let message = format!("{}; {blocks} {were} moved by the calls before", error.message);
+            ApiError { message, ..error }
+        })?;
+        if number == 0 {
+            sum.free = done.free;
+        }
         sum.moved += done.moved;
         sum.lost += done.lost;
         sum.failed += done.failed;
+        sum.outside += done.outside;
         sum.message = done.message;
     }
-    if ranges.len() > MOST {
+    if part {
         let would = if dry_run { "would go" } else { "went" };
         let (blocks, are) = (counted(sum.moved, "block"), agreed(sum.lost, "is", "are"));
         sum.message = format!("{blocks} {would} into a spare, {} {are} lost", sum.lost);
+        if sum.outside > 0 {
+            let lie = agreed(sum.outside, "lies", "lie");
+            let text = format!("; {} {lie} behind the end of the resource", sum.outside);
+            sum.message.push_str(&text);
+        }
     }
-    tell(session, &sum);
-    Ok(())
+    Ok(sum)
+}
+
+/// The blocks of 4096 bytes that a list in order touches, so that none of them is in two ranges.
+fn whole_blocks(list: &[ByteRange]) -> Vec<Span> {
+    let mut whole: Vec<Span> = Vec::new();
+    for range in list {
+        let offset = range.offset / BLOCK_SIZE * BLOCK_SIZE;
+        let end = range.end().next_multiple_of(BLOCK_SIZE);
+        match whole.last_mut() {
+            Some(last) if offset <= last.offset + last.length => {
+                last.length = last.length.max(end - last.offset);
+            }
+            _ => whole.push(Span { offset, length: end - offset }),
+        }
+    }
+    whole
 }
 
 async fn import(session: &Session, args: Import) -> Result<(), ApiError> {
@@ -210,6 +276,10 @@ async fn import(session: &Session, args: Import) -> Result<(), ApiError> {
         let message = format!("the list {shown} was not imported: {why}");
         ApiError::new(ErrorCode::InvalidRequest, message)
     };
+    if args.block_size == 0 {
+        return Err(fail("--block-size 0 is no size of a block".to_owned())
+            .hint("give what badblocks was given with -b; without that it is 1024"));
+    }
     let mut text = String::new();
     let read = match shown.as_str() {
         "-" => std::io::stdin().take(LONGEST_LIST + 1).read_to_string(&mut text),
@@ -225,9 +295,7 @@ async fn import(session: &Session, args: Import) -> Result<(), ApiError> {
     if list.is_empty() {
         return Err(fail("it names no block".to_owned()));
     }
-    let of = |range: &holdfast_units::ByteRange| Span { offset: range.offset, length: range.len };
-    let ranges: Vec<Span> = list.iter().map(of).collect();
-    add(session, &args.name, &ranges, true, args.dry_run).await
+    add(session, &args.name, &whole_blocks(&list), true, args.dry_run).await
 }
 
 async fn list(session: &Session, args: &Ls) -> Result<(), ApiError> {
@@ -379,9 +447,20 @@ mod tests {
         assert_eq!(of("2048-2055"), Ok((1 << 20, 4096)));
         assert_eq!(of("@1M"), Ok((1 << 20, 1)));
         assert_eq!(of("@4096+64K"), Ok((4096, 65536)));
-        for wrong in ["", "9-8", "x", "@", "@5+0", "1M", "-1", "36028797018963968"] {
+        const EVERY: &str = "0-18446744073709551615";
+        const PAST_ALL: &str = "@18446744073709551615+2";
+        for wrong in ["", "9-8", "x", "@", "@5+0", "1M", "-1", "36028797018963968", EVERY, PAST_ALL]
+        {
             assert!(of(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_block_of_which_a_list_names_several_sectors_is_named_once() {
+        let list = [(512, 512), (2048, 512), (7 * 512, 1024), (65536, 512)];
+        let list: Vec<ByteRange> = list.iter().map(|(at, len)| ByteRange::new(*at, *len)).collect();
+        let of = |(offset, length)| Span { offset, length };
+        assert_eq!(whole_blocks(&list), [of((0, 8192)), of((65536, 4096))]);
     }
 
     #[test]

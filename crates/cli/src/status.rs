@@ -487,7 +487,7 @@ fn troubles(resource: &ResourceStatus) -> Vec<String> {
         troubles.push(format!("the journal is not used any more: {problem}"));
     }
     if let Some(problem) = resource.archive.as_ref().and_then(|archive| archive.problem.as_ref()) {
-        troubles.push(format!("nothing is archived at present: {problem}"));
+        troubles.push(format!("not everything is archived at present: {problem}"));
     }
     for peer in &resource.peers {
         if let Some(problem) = &peer.problem {

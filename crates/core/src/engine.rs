@@ -818,7 +818,7 @@ impl Core {
                 self.act(Action::CommandDone(id, Ok(())));
             }
             Command::PauseSync(pause) => self.pause_sync(id, pause),
-            Command::Grow { size } => self.grow(id, size),
+            Command::Grow { size, disk_ready } => self.grow(id, size, disk_ready),
             Command::Heal(ranges) => {
                 ranges.into_iter().for_each(|range| self.heal(range));
                 self.act(Action::CommandDone(id, Ok(())));

@@ -166,12 +166,15 @@ pub enum Command {
     },
     /// New values of options.
     Configure(Options),
-    /// The device is larger. The driver has made sure that the disk has as many bytes, that all of
-    /// it past the old end reads as zeroes, durably, and that the metadata have room for larger
-    /// bitmaps. Ends when the size is durable; clients get it when every connected member has it.
+    /// The device is larger. Ends when the size is durable; clients get it when every connected
+    /// member has it.
     Grow {
         /// The new size in bytes: a multiple of 4096. One that is not larger changes nothing.
         size: u64,
+        /// The driver has made sure that the disk has as many bytes, that all of it past the old
+        /// end reads as zeroes, durably, and that the metadata have room for larger bitmaps. Not
+        /// so where it saw no disk that is in use; [`Refusal::DiskNotReady`] when there is one.
+        disk_ready: bool,
     },
     /// Somebody could not read these blocks of the local disk: have them healed. Ends at once; what
     /// becomes of them is told as with any other. Nothing is done unless the disk is UpToDate.
@@ -535,6 +538,8 @@ pub enum Refusal {
     InUse,
     /// The metadata cannot become larger where they are.
     CannotGrow,
+    /// A disk came into use that was not made ready for what was asked.
+    DiskNotReady,
     /// Such a run is going on.
     SurveyRunning,
     /// No such run is going on.

@@ -13,19 +13,27 @@ use holdfast_format::{MAX_DEVICE_SIZE, Placement};
 use holdfast_units::{BLOCK_SIZE, NodeId};
 
 impl Core {
-    pub(crate) fn grow(&mut self, command: CommandId, size: u64) {
-        if let Err(refusal) = self.begin_to_grow(command, size) {
+    pub(crate) fn grow(&mut self, command: CommandId, size: u64, disk_ready: bool) {
+        if let Err(refusal) = self.begin_to_grow(command, size, disk_ready) {
             self.act(Action::CommandDone(command, Err(refusal)));
         }
     }
 
-    fn begin_to_grow(&mut self, command: CommandId, size: u64) -> Result<(), Refusal> {
+    fn begin_to_grow(
+        &mut self,
+        command: CommandId,
+        size: u64,
+        disk_ready: bool,
+    ) -> Result<(), Refusal> {
         if size <= self.config.size {
             self.act(Action::CommandDone(command, Ok(())));
             return Ok(());
         }
         if !size.is_multiple_of(BLOCK_SIZE) || size > MAX_DEVICE_SIZE {
             return Err(Refusal::CannotGrow);
+        }
+        if self.has_disk() && !disk_ready {
+            return Err(Refusal::DiskNotReady);
         }
         if let Some(meta) = &mut self.meta {
             let layout = meta.layout();

@@ -69,6 +69,8 @@ struct Heal {
     has_extents: bool,
     /// Operations of the disk under way.
     running: usize,
+    /// Blocks that wait to be stored alone, the last one first.
+    alone: Vec<ByteRange>,
 }
 
 /// Some blocks of a short range.
@@ -554,6 +556,7 @@ impl Core {
             left: SparseRange(vec![range]),
             has_extents: false,
             running: 0,
+            alone: Vec::new(),
         });
         self.fetch(key);
     }
@@ -791,13 +794,45 @@ impl Core {
             self.healing.healed += part.len / BLOCK_SIZE;
             self.healing.untold += part.len / BLOCK_SIZE;
             self.found_again(part);
-        } else {
+        } else if !self.store_alone(key, part) {
             // What it holds now nobody knows.
             self.lose(&[part]);
         }
-        if running == 0 {
+        if !self.store_next(key) && running == 0 {
             self.end_heal(key);
         }
+    }
+
+    /// The disk did not take several blocks at once, perhaps because of one of them: what a peer had is
+    /// stored block by block, so that only those are lost that are not taken alone. Whether it will be;
+    /// not when something of it was given up meanwhile.
+    fn store_alone(&mut self, key: usize, part: ByteRange) -> bool {
+        let good = self.disk == DiskState::UpToDate && self.stopping.is_none();
+        let Some(heal) = self.healing.heals.get_mut(key) else { return false };
+        let still = good && part.len > BLOCK_SIZE && heal.left.0.contains(&part);
+        if !still || heal.data.is_none() {
+            return false;
+        }
+        heal.alone.extend(part.blocks().rev().map(|block| ByteRange::of_blocks(block..block + 1)));
+        true
+    }
+
+    /// Stores the next block that waits to be stored alone, one behind the other: a disk has room for few
+    /// repairs beside what clients ask of it. Whether there was one.
+    fn store_next(&mut self, key: usize) -> bool {
+        let good = self.disk == DiskState::UpToDate && self.stopping.is_none();
+        let Some(heal) = self.healing.heals.get_mut(key) else { return false };
+        if !good {
+            let alone = std::mem::take(&mut heal.alone);
+            self.lose(&alone);
+            return false;
+        }
+        let (Some(block), Some(data)) = (heal.alone.pop(), &heal.data) else { return false };
+        heal.running += 1;
+        let data = slice(heal.range, data, block);
+        let op = self.disk_op(DiskJob::Heal(key), block);
+        self.act(Action::DiskRepair { op, range: block, data, salvaged: false });
+        true
     }
 
     fn end_heal(&mut self, key: usize) {

@@ -149,14 +149,31 @@ fn a_further_hello_only_says_that_a_peer_has_grown() {
 fn what_cannot_be_is_refused_and_a_smaller_size_changes_nothing() {
     let mut w = world(2);
     assert_eq!(w.grow(0, SMALL), Some(Ok(())));
-    assert_eq!(w.command(0, Command::Grow { size: 4096 }), Some(Ok(())));
-    assert_eq!(w.command(0, Command::Grow { size: SMALL + 1 }), Some(Err(Refusal::CannotGrow)));
-    assert_eq!(w.command(0, Command::Grow { size: 1 << 51 }), Some(Err(Refusal::CannotGrow)));
+    assert_eq!(w.command(0, Command::Grow { size: 4096, disk_ready: true }), Some(Ok(())));
+    assert_eq!(
+        w.command(0, Command::Grow { size: SMALL + 1, disk_ready: true }),
+        Some(Err(Refusal::CannotGrow))
+    );
+    assert_eq!(
+        w.command(0, Command::Grow { size: 1 << 51, disk_ready: true }),
+        Some(Err(Refusal::CannotGrow))
+    );
     assert_eq!(w.snapshot(0).own_size, SMALL);
     w.nodes[0].hold_meta = true;
     assert_eq!(w.grow(0, LARGE), None);
     assert_eq!(w.grow(0, 2 * LARGE), Some(Err(Refusal::Busy)));
     assert_eq!(w.snapshot(0).own_size, SMALL, "not before it is durable");
+}
+
+#[test]
+fn a_disk_that_nobody_made_ready_keeps_the_size_that_it_has() {
+    let mut w = world(2);
+    let unready = || Command::Grow { size: LARGE, disk_ready: false };
+    assert_eq!(w.command(0, unready()), Some(Err(Refusal::DiskNotReady)));
+    assert_eq!(w.snapshot(0).own_size, SMALL);
+    assert!(established(&w, 0, 1));
+    let mut w = World::build(2, SMALL, 62, Some(1));
+    assert_eq!(w.command(1, unready()), Some(Ok(())), "there is none");
 }
 
 #[test]
@@ -191,7 +208,7 @@ fn a_resync_begins_anew_and_ends() {
         w.make_ready(i, LARGE);
     }
     for (i, id) in [(1, 1 << 50), (0, 1 << 51)] {
-        let grow = Command::Grow { size: LARGE };
+        let grow = Command::Grow { size: LARGE, disk_ready: true };
         w.event(i, holdfast_core::Event::Command(holdfast_core::CommandId(id), grow));
     }
     w.hold = None;

@@ -304,6 +304,43 @@ fn what_cannot_be_stored_again_is_read_from_the_peer_and_is_lost_here() {
 }
 
 #[test]
+fn a_block_that_cannot_be_stored_again_takes_no_neighbour_along() {
+    let mut w = written(2);
+    w.nodes[0].bad.extend(0..64);
+    w.nodes[0].broken.extend([3, 40]);
+    assert_eq!(read_all(&mut w, 0), Ok(right()));
+    assert_eq!(lost(&w, 0), [(3, 4), (40, 41)]);
+    let seen = w.snapshot(0);
+    assert_eq!((seen.healed_blocks, seen.healing_blocks, seen.unreadable_blocks), (62, 0, 2));
+    assert_eq!(seen.disk, DiskState::UpToDate);
+    // The others are there without the peer.
+    w.cut(0, 1);
+    for block in 0..64 {
+        let there = !matches!(block, 3 | 40);
+        assert_eq!(w.read(0, block).is_ok(), there, "block {block}");
+    }
+}
+
+#[test]
+fn blocks_that_are_stored_one_by_one_are_not_written_to_meanwhile() {
+    let mut w = written(2);
+    w.nodes[0].bad.extend(0..64);
+    w.nodes[0].broken.insert(3);
+    w.nodes[0].hold_op = Some(|a| matches!(a, Action::DiskRepair { .. }));
+    assert_eq!(read_all(&mut w, 0), Ok(right()));
+    // All of them at once fail, and then it is one behind the other.
+    w.disk_op(0, 0);
+    w.run();
+    assert_eq!(w.nodes[0].held.len(), 1);
+    let write = w.write(0, 4, 200);
+    assert_eq!(w.result(0, write), None, "its block is being stored");
+    w.nodes[0].hold_op = None;
+    w.run();
+    assert!(w.ok(0, write));
+    assert_eq!((w.read(0, 4), lost(&w, 0)), (Ok(200), vec![(3, 4)]));
+}
+
+#[test]
 fn what_was_lost_is_healed_when_a_peer_comes_that_has_it() {
     let mut w = written(2);
     w.cut(0, 1);

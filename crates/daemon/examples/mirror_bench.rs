@@ -160,8 +160,14 @@ fn disk(dir: &Path, own: u8, size: u64) -> Result<DiskSpec> {
     let path: PathBuf = dir.join(format!("disk{own}"));
     create_file(&path, size)?;
     let meta = MetaPlace::File(path.with_extension("meta"));
-    let disk =
-        DiskSpec { path, meta, direct: DirectMode::Auto, spares: Vec::new(), checksums: None };
+    let disk = DiskSpec {
+        path,
+        meta,
+        direct: DirectMode::Auto,
+        spares: Vec::new(),
+        spare_writes: None,
+        checksums: None,
+    };
     let content = match own {
         0 => InitialContent::Current(GenerationId(0x0123_4567_89AB_CDEF)),
         _ => InitialContent::Nothing,

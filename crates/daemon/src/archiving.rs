@@ -1,14 +1,16 @@
 //! Archives: a thread for each resource that is Primary here, has a journal, and is to be archived.
 
 use crate::journaled::{JournalCallError, JournalHandle, Mode};
+use crate::logpeer::read_as_given;
 use crate::node::Node;
 use crate::resource::Resource;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use holdfast_api::error::without_numbers;
 use holdfast_api::options::Settings;
 use holdfast_api::status::ArchiveStatus;
 use holdfast_archive::{ArchiveError, Keep, Source, SourceError, Store, Writer, open_store};
 use holdfast_format::journal::SegmentHeader;
+use holdfast_journal::ship::Found;
 use holdfast_units::{ByteRange, HybridTime, LogPosition, ResourceId, Role};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +26,8 @@ const SWEEP_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// The pauses after a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The pause after a part of the disk could not be had for a base image.
+const UNREAD_PAUSE: Duration = Duration::from_secs(10);
 
 /// Keeps a thread for each resource that is to be archived by this node, until the daemon stops.
 pub(crate) async fn run(node: Arc<Node>) {
@@ -177,22 +181,29 @@ impl Archiver {
     }
 
     fn trouble(&self, error: &ArchiveError) {
-        let (name, place) = (&self.wanted.name, &self.wanted.place);
         let what = without_numbers(&error.to_string());
-        let known = self.resource.state().archive.as_ref().and_then(|a| a.problem.clone());
-        if known.as_ref() != Some(&what) {
-            tracing::warn!("resource {name} is not archived in {place}: {what}");
-            self.node.hub.notice(name, None, &format!("nothing is archived at present: {what}"));
-        }
+        self.warn(&what);
         let mut state = self.resource.state();
         let status = state.archive.get_or_insert_default();
-        status.place.clone_from(place);
+        status.place.clone_from(&self.wanted.place);
         status.problem = Some(what);
         drop(state);
         self.resource.changed();
     }
 
-    fn tell(&self, writer: &AnyWriter, base_percent: Option<f64>) {
+    /// Says a problem that was not told yet.
+    fn warn(&self, what: &str) {
+        let known = self.resource.state().archive.as_ref().and_then(|a| a.problem.clone());
+        if known.as_deref() == Some(what) {
+            return;
+        }
+        let (name, place) = (&self.wanted.name, &self.wanted.place);
+        tracing::warn!("resource {name} is not all archived in {place}: {what}");
+        let text = format!("not everything is archived at present: {what}");
+        self.node.hub.notice(name, None, &text);
+    }
+
+    fn tell(&self, writer: &AnyWriter, base_percent: Option<f64>, problem: Option<String>) {
         let line = writer.manifest().line();
         let first = line.and_then(|line| line.bases.first());
         let complete = line.filter(|line| !line.bases.is_empty());
@@ -202,7 +213,7 @@ impl Archiver {
             complete_unix_ms: complete.map_or(0, |line| line.complete_until().unix_millis()),
             oldest_unix_ms: first.map_or(0, |base| HybridTime(base.time).unix_millis()),
             base_percent,
-            problem: None,
+            problem,
         };
         self.resource.state().archive = Some(status);
         self.resource.changed();
@@ -218,26 +229,44 @@ impl Archiver {
             resource: Arc::clone(&self.resource),
             journal: self.wanted.journal.clone(),
             runtime: self.runtime.clone(),
+            unread: None,
         };
+        let mut unread: Option<(String, Instant)> = None;
         loop {
             self.follow(&mut writer, &mut source)?;
             if self.base_wanted(&writer, &mut source) {
                 writer.begin_base(&mut source)?;
             }
-            if writer.base_pending() {
-                if !self.make_base(&mut writer, &mut source)? {
-                    return Ok(());
-                }
-                writer.expire(self.wanted.keep, source.now())?;
-                let before = SystemTime::now().checked_sub(SWEEP_AGE);
-                let before = before.unwrap_or(SystemTime::UNIX_EPOCH);
-                writer.sweep(before, &mut || !self.has_ended(Duration::ZERO))?;
+            let again = unread.as_ref().is_none_or(|(_, at)| at.elapsed() >= UNREAD_PAUSE);
+            if writer.base_pending() && again {
+                unread = match self.make_base(&mut writer, &mut source)? {
+                    Made::Finished => {
+                        self.clear_up(&mut writer, &mut source)?;
+                        None
+                    }
+                    Made::Ended => return Ok(()),
+                    Made::Unread(why) => {
+                        self.warn(&why);
+                        // What need not be kept is given up all the same.
+                        self.clear_up(&mut writer, &mut source)?;
+                        Some((why, Instant::now()))
+                    }
+                };
             }
-            self.tell(&writer, None);
+            self.tell(&writer, None, unread.as_ref().map(|(why, _)| why.clone()));
             if self.has_ended(*interval) {
                 return Ok(());
             }
         }
+    }
+
+    /// Gives up what need not be kept any more. `expire` keeps what the newest base image needs, so
+    /// this is right whether or not there is a new one.
+    fn clear_up(&self, writer: &mut AnyWriter, source: &mut Resources) -> Result<(), ArchiveError> {
+        writer.expire(self.wanted.keep, source.now())?;
+        let before = SystemTime::now().checked_sub(SWEEP_AGE);
+        let before = before.unwrap_or(SystemTime::UNIX_EPOCH);
+        writer.sweep(before, &mut || !self.has_ended(Duration::ZERO)).map(drop)
     }
 
     fn follow(&self, writer: &mut AnyWriter, source: &mut Resources) -> Result<(), ArchiveError> {
@@ -272,24 +301,29 @@ impl Archiver {
         !interval.is_zero() && u128::from(age) >= interval.as_millis()
     }
 
-    /// Goes on with a base image until it is finished; not when this shall end before that.
+    /// Goes on with a base image until it is finished, as far as the disk can be read; not when this
+    /// shall end before that.
     fn make_base(
         &self,
         writer: &mut AnyWriter,
         source: &mut Resources,
-    ) -> Result<bool, ArchiveError> {
+    ) -> Result<Made, ArchiveError> {
         let mut followed = Instant::now();
         loop {
             if self.has_ended(Duration::ZERO) {
-                return Ok(false);
+                return Ok(Made::Ended);
             }
-            let progress = writer.base_step(source)?;
+            let step = writer.base_step(source);
+            if let Some(why) = source.unread.take() {
+                return Ok(Made::Unread(why));
+            }
+            let progress = step?;
             if progress.finished {
-                return Ok(true);
+                return Ok(Made::Finished);
             }
             // Precise enough for a percentage.
             let percent = (progress.done * 1000 / progress.total.max(1)) as f64 / 10.0;
-            self.tell(writer, Some(percent));
+            self.tell(writer, Some(percent), None);
             // The journal is not kept for long while this takes its time.
             if followed.elapsed() > self.wanted.interval.min(Duration::from_secs(5)) {
                 self.follow(writer, source)?;
@@ -299,11 +333,22 @@ impl Archiver {
     }
 }
 
+/// What became of a base image.
+enum Made {
+    Finished,
+    /// The thread shall end.
+    Ended,
+    /// What comes next cannot be had now, and why. The journal can be archived all the same.
+    Unread(String),
+}
+
 /// A resource as what an archive is made of.
 struct Resources {
     resource: Arc<Resource>,
     journal: JournalHandle,
     runtime: Handle,
+    /// Why a part of the disk was not had, the last time.
+    unread: Option<String>,
 }
 
 fn failed(error: &JournalCallError) -> SourceError {
@@ -329,7 +374,28 @@ impl Source for Resources {
     }
 
     fn read(&mut self, range: ByteRange) -> Result<Bytes, SourceError> {
-        self.runtime.block_on(self.journal.read(range)).map_err(|error| failed(&error))
+        let resource = Arc::downgrade(&self.resource);
+        let mut found = BytesMut::new();
+        let mut rest = range;
+        while !rest.is_empty() {
+            let read = self.runtime.block_on(read_as_given(&resource, &self.journal, rest));
+            let why = match read {
+                Ok(Found::Good(bytes)) if !bytes.is_empty() => {
+                    let read = bytes.len() as u64;
+                    rest = ByteRange::new(rest.offset + read, rest.len - read);
+                    found.extend_from_slice(&bytes);
+                    continue;
+                }
+                Ok(Found::Lost(_)) => "no member in reach has a good copy of it".to_owned(),
+                Ok(Found::Good(_)) => "it could not be read".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            let at = rest.offset;
+            let why = format!("no base image can be made, for what lies at byte {at}: {why}");
+            self.unread = Some(why.clone());
+            return Err(SourceError(why));
+        }
+        Ok(found.freeze())
     }
 
     fn size(&mut self) -> Result<u64, SourceError> {

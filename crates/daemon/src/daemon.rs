@@ -2,7 +2,7 @@
 
 use crate::commands::{self, blocking, updown};
 use crate::listeners::{self, Kept, bind, broken};
-use crate::local::{Local, LocalStore};
+use crate::local::LocalStore;
 use crate::node::{Node, Parts};
 use crate::options::{NbdAccess, Settings};
 use crate::resource::{self, Resource};
@@ -49,18 +49,27 @@ impl Daemon {
         let control = UnixListener::from_std(control).map_err(broken("the control socket"))?;
         let node = Node::new(parts);
         let started = Self { node: Arc::clone(&node) };
-        let (locals, damaged) = blocking(move || store.load()).await?;
+        let (locals, mut damaged) = blocking(move || {
+            store.sweep();
+            store.load()
+        })
+        .await?;
         for file in &damaged {
             tracing::error!("a resource is left out: {}", file.problem);
         }
-        node.set_damaged(damaged);
         for local in locals {
             if commands::create::take_back(&node, &local).await {
                 continue;
             }
-            let local = Local { pending: false, ..local };
-            node.add_resource(Resource::new(local));
+            match commands::create::is_made(&node, local).await {
+                Ok(local) => node.add_resource(Resource::new(local)),
+                Err(left_out) => {
+                    tracing::error!("a resource is left out: {}", left_out.problem);
+                    damaged.push(left_out);
+                }
+            }
         }
+        node.set_damaged(damaged);
         commands::rename::at_start(&node).await;
         guests::take_up(&node);
         tell_addresses(&node).await;

@@ -2,7 +2,9 @@
 //! giving it back. Everything here blocks.
 
 use crate::local::{LocalDisk, LocalSpare};
-use crate::shard::{CreateMetadata, InitialContent, NewSpares, create_with_region};
+use crate::shard::{
+    CreateMetadata, DiskSpec, InitialContent, NewSpares, create_metadata, meta_name, region_for,
+};
 use crate::spares::{self, Planned};
 use crate::{refuse, remote};
 use holdfast_api::request::META_INTERNAL;
@@ -402,15 +404,17 @@ impl Wanted {
 }
 
 impl Checked {
-    /// Makes file and metadata, with room for the bitmaps of the other members.
+    /// Makes file and metadata, with room for the bitmaps of the other members. `begin` is called when
+    /// nothing but the file was written, and what is in the way of the spares was looked for.
     ///
     /// # Errors
-    /// What failed; what had been made is gone again then.
+    /// What failed, or `begin` says; a file that had been made is gone again then.
     pub(crate) fn prepare(
         self,
         node: NodeId,
         others: &[NodeId],
         content: InitialContent,
+        begin: impl FnOnce(&LocalDisk) -> Result<(), ApiError>,
     ) -> Result<Prepared, ApiError> {
         let Self { wanted, mut disk, make_file, ends } = self;
         if disk.meta.as_ref().is_some_and(|meta| meta.starts_with(&wanted.state_dir)) {
@@ -433,7 +437,7 @@ impl Checked {
                 Some(NewSpares { id: spares::new_disk_id()?, region: planned.region.unwrap_or(0) })
             }
         };
-        let made = create_with_region(&CreateMetadata {
+        let new = CreateMetadata {
             disk: disk.spec(),
             size: wanted.size,
             resource,
@@ -442,23 +446,32 @@ impl Checked {
             slots: Some(SLOTS),
             content,
             spares,
-        });
+        };
         let fail = |error: ApiError| {
             Err(ApiError { message: format!("{what}: {}", error.message), ..error })
         };
-        let (size, region) = match made {
-            Ok(made) => made,
+        // What is refused for want of a spare has overwritten nothing.
+        let made = || {
+            if !planned.is_empty() {
+                let region = region_for(&new).map_err(|error| refuse::metadata(&error))?;
+                spares::check_places(&disk.path, region, &planned.paths, planned.force)?;
+                let region =
+                    region.map(|range| LocalSpare::Region { offset: range.offset, len: range.len });
+                let paths = planned.paths.iter().cloned().map(LocalSpare::Path);
+                disk.spares = region.into_iter().chain(paths).collect();
+            }
+            begin(&disk)?;
+            create_metadata(&new).map_err(|error| refuse::metadata(&error))
+        };
+        let size = match made() {
+            Ok(size) => size,
             Err(error) => {
                 if made_file {
                     remove_file(&disk.path);
                 }
-                return fail(refuse::metadata(&error));
+                return fail(error);
             }
         };
-        let region =
-            region.map(|range| LocalSpare::Region { offset: range.offset, len: range.len });
-        let paths = planned.paths.iter().cloned().map(LocalSpare::Path);
-        disk.spares = region.into_iter().chain(paths).collect();
         let prepared = Prepared { disk, size, ends, resource, made_file };
         if let Some(NewSpares { id, .. }) = spares
             && let Err(error) = spares::make(&prepared.disk.spec(), resource, id, planned.force)
@@ -494,7 +507,7 @@ impl Checked {
 impl Prepared {
     /// Takes back what was made.
     pub(crate) fn undo(&self) {
-        give_up(&self.disk, self.resource);
+        give_up(&self.disk, &self.disk.spec(), self.resource);
         if self.made_file {
             remove_file(&self.disk.path);
         }
@@ -520,7 +533,7 @@ pub(crate) fn renew_metadata(
     let id = spares::disk_id(&spec, length, resource);
     let region = disk.spares.iter().map(LocalSpare::region_len).sum();
     wipe(disk, resource);
-    create_with_region(&CreateMetadata {
+    create_metadata(&CreateMetadata {
         disk: spec,
         size: Some(size),
         resource,
@@ -536,15 +549,22 @@ pub(crate) fn renew_metadata(
 
 /// Where the metadata of a resource are when nobody says.
 pub(crate) fn own_meta(state_dir: &Path, resource: ResourceId) -> PathBuf {
-    state_dir.join("meta").join(format!("{resource}.meta"))
+    state_dir.join("meta").join(meta_name(resource))
 }
 
 /// Ends the use of a disk for a resource: what is in its spares goes back onto it, as far as it takes
 /// it, and the spares and the metadata are given up. What cannot be done is left, and said in the log.
-pub(crate) fn give_up(disk: &LocalDisk, resource: ResourceId) {
-    if !disk.spares.is_empty() {
-        spares::end(&disk.spec(), resource);
+pub(crate) fn give_up(disk: &LocalDisk, spec: &DiskSpec, resource: ResourceId) {
+    if !spec.spares.is_empty() {
+        spares::end(spec, resource);
     }
+    wipe(disk, resource);
+}
+
+/// The same for a disk that was never used, and that may not be finished. Spares that hold something all
+/// the same are kept.
+pub(crate) fn take_back(disk: &LocalDisk, resource: ResourceId) {
+    spares::retire_unused(&disk.spec(), resource);
     wipe(disk, resource);
 }
 
@@ -566,9 +586,13 @@ pub(crate) fn wipe(disk: &LocalDisk, resource: ResourceId) {
 }
 
 fn try_wipe(disk: &LocalDisk, path: &Path, resource: ResourceId) -> io::Result<()> {
-    let file = File::options().read(true).write(true).open(path)?;
+    let file = match File::options().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
     let placement = placement(disk)?;
-    let mut ours = false;
+    // A file that has its name is its own, even if it was never finished.
+    let mut ours = path.file_name().is_some_and(|name| *name == *meta_name(resource));
     for copy in 0..2 {
         let at = placement.superblock_offset(copy).map_err(io::Error::other)?;
         let mut block: Block = [0; BLOCK_LEN];

@@ -75,7 +75,12 @@ async fn keep_size(node: Arc<Node>, resource: Arc<Resource>, handle: ResourceHan
         let waits = failed.is_some_and(|(size, until)| size == goal && Instant::now() < until);
         if !waits {
             let grown = grow(&node, &resource, &handle, goal).await;
-            failed = grown.is_err().then(|| (goal, Instant::now() + RETRY));
+            let pause = match grown {
+                Ok(true) => None,
+                Ok(false) => Some(LOOK),
+                Err(_) => Some(RETRY),
+            };
+            failed = pause.map(|pause| (goal, Instant::now() + pause));
             note(&node, &resource, grown.err());
             raise_record(&node, &resource, &handle).await;
         }
@@ -83,9 +88,14 @@ async fn keep_size(node: Arc<Node>, resource: Arc<Resource>, handle: ResourceHan
         tokio::select! {
             changed = views.changed() => if changed.is_err() { break },
             changed = cluster.changed() => if changed.is_err() { break },
-            () = tokio::time::sleep(RETRY), if failed.is_some() => {}
+            () = tokio::time::sleep(pause_of(failed)), if failed.is_some() => {}
         }
     }
+}
+
+/// How long it is until growing is tried again.
+fn pause_of(failed: Option<(u64, Instant)>) -> Duration {
+    failed.map_or(RETRY, |(_, until)| until.saturating_duration_since(Instant::now()))
 }
 
 /// As [`run`], for a node that follows by the log: its disk is made ready, that is said durably, and
@@ -120,13 +130,13 @@ async fn grow_follower(
     if resource.local().size.is_some_and(|size| size >= wanted) {
         return Ok(());
     }
-    let guard = prepare(node, resource, wanted).await?;
+    let prepared = prepare(node, resource, wanted).await?;
     {
         let _begun = resource.begin().await?;
         resource.change_local(node, |local| local.size = local.size.max(Some(wanted))).await?;
     }
     orders.grown(wanted).await;
-    drop(guard);
+    drop(prepared);
     publish(node, resource);
     Ok(())
 }
@@ -167,15 +177,16 @@ fn note(node: &Node, resource: &Resource, error: Option<ApiError>) {
     resource.changed();
 }
 
-/// Grows this node's part to `size`.
+/// Grows this node's part to `size`. Not yet, where its disk has come into use meanwhile: that is to be
+/// made ready first.
 async fn grow(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     handle: &ResourceHandle,
     size: u64,
-) -> Result<(), ApiError> {
+) -> Result<bool, ApiError> {
     if handle.snapshot().snapshot.own_size >= size {
-        return Ok(());
+        return Ok(true);
     }
     if resource.local().replacing.is_some() {
         let message = "its data are being moved to another disk on this node, which gets the size \
@@ -183,10 +194,13 @@ async fn grow(
         return Err(ApiError::new(ErrorCode::Busy, message).hint("it grows after that by itself"));
     }
     // Nobody else prepares a larger size while the core takes this one.
-    let guard = prepare(node, resource, size).await?;
+    let Prepared { guard, disk_ready } = prepare(node, resource, size).await?;
     // Who follows by the log hears of it before anything is written there.
     resource.most.fetch_max(size, Ordering::SeqCst);
-    let result = handle.command(Command::Grow { size }).await;
+    let result = handle.command(Command::Grow { size, disk_ready }).await;
+    if result == Err(Refusal::DiskNotReady) {
+        return Ok(false);
+    }
     if result == Err(Refusal::TimedOut) {
         // It may still happen.
         let mut views = handle.watch();
@@ -194,15 +208,23 @@ async fn grow(
         let _ = views.wait_for(|view| view.snapshot.own_size >= size).await;
     }
     drop(guard);
-    result.map_err(|refusal| {
+    result.map(|()| true).map_err(|refusal| {
         refuse::core("growing was refused", &resource.name(), refusal, |slot| {
             node.view().slot_name(resource.id, slot)
         })
     })
 }
 
+/// What [`prepare`] did.
+pub(crate) struct Prepared {
+    /// Whoever has it keeps others from doing the same.
+    guard: OwnedMutexGuard<()>,
+    /// Not where no disk was seen in use.
+    pub(crate) disk_ready: bool,
+}
+
 /// Makes this node's disk and metadata ready for `size`, durably: nothing of it is used before the
-/// core takes the size. Who has what this gives keeps others from doing the same.
+/// core takes the size.
 ///
 /// # Errors
 /// What is in the way; nothing that is in use has changed then.
@@ -210,17 +232,23 @@ pub(crate) async fn prepare(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     size: u64,
-) -> Result<OwnedMutexGuard<()>, ApiError> {
+) -> Result<Prepared, ApiError> {
     let guard = Arc::clone(&resource.growth).lock_owned().await;
     let in_use = resource.view().is_some_and(|view| view.snapshot.disk > DiskState::Failed);
     let local = resource.local();
     let in_use = in_use && local.attached || resource.following().is_some();
-    let Some(disk) = local.disk.filter(|_| in_use) else { return Ok(guard) };
+    let Some(disk) = local.disk.filter(|_| in_use) else {
+        return Ok(Prepared { guard, disk_ready: false });
+    };
     let peers = node.view().peers_of(resource.id, node.uuid).into_values();
     let members: Vec<NodeId> = peers.filter(|peer| !peer.diskless).map(|peer| peer.slot).collect();
     let id = resource.id;
     // The guard goes along: what has begun ends, even when nobody waits for it any more.
-    blocking(move || growth::prepare(&disk, id, &members, local.size, size).map(|()| guard)).await
+    blocking(move || {
+        growth::prepare(&disk, id, &members, local.size, size)?;
+        Ok(Prepared { guard, disk_ready: true })
+    })
+    .await
 }
 
 /// The record may have lost a size: one that changed something else knew only the size before.

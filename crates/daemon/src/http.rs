@@ -196,7 +196,7 @@ fn router(node: Arc<Node>) -> Router {
         .route(routes::RESOURCE_LOG, get(log))
         .route(routes::RESOURCE_LOG_ROTATE, post(log_rotate))
         .route(routes::RESOURCE_LOG_TRIM, post(log_trim))
-        .route(routes::RESOURCE_REWIND, post(rewind))
+        .route(routes::RESOURCE_REWIND, get(copy_source).post(rewind))
         .route(routes::RESOURCE_DEVICE, post(device))
         .route(routes::RESOURCE_DEVICE_REMOVE, post(device_remove))
         .route(routes::RESOURCE_ATTACH_DISK, post(attach_disk))
@@ -456,6 +456,10 @@ async fn log(
     Path(name): Path<String>,
 ) -> Answer<holdfast_api::journal::JournalLog> {
     Ok(Json(commands::journal::list(&node, &name).await?))
+}
+
+async fn copy_source(State(node): App, Path(name): Path<String>) -> Answer<request::CopySource> {
+    Ok(Json(commands::copy_source::look(&node, &name).await?))
 }
 
 async fn verify_reports(

@@ -3,7 +3,7 @@
 
 use crate::journaled::JournalSpec;
 use crate::shard::{DiskSpec, MetaPlace};
-use crate::spares::SpareSpec;
+use crate::spares::{self, SpareSpec};
 use crate::statefile;
 use holdfast_api::{ApiError, ErrorCode};
 use holdfast_cluster::Uuid;
@@ -91,8 +91,14 @@ impl LocalDisk {
             meta,
             direct: DirectMode::Auto,
             spares,
+            spare_writes: None,
             checksums: None,
         }
+    }
+
+    /// The same, and an older image of one of its spares is refused.
+    pub(crate) fn spec_in(&self, store: &LocalStore, resource: ResourceId) -> DiskSpec {
+        DiskSpec { spare_writes: Some(store.spare_writes_path(resource)), ..self.spec() }
     }
 
     /// Whether a part of the disk is a spare.
@@ -212,6 +218,8 @@ pub(crate) struct LocalStore {
     dir: PathBuf,
     /// What is known of the health of their disks.
     health: PathBuf,
+    /// What is noted of the spares of their disks.
+    spares: PathBuf,
 }
 
 impl LocalStore {
@@ -229,13 +237,14 @@ impl LocalStore {
                 .map_err(|error| failed("made", &dir, &error))?;
             Ok(dir)
         };
-        Ok(Self { dir: make("resources")?, health: make("health")? })
+        Ok(Self { dir: make("resources")?, health: make("health")?, spares: make("spares")? })
     }
 
     /// The store below a state directory that has one already. Makes nothing.
     pub(crate) fn existing(state_dir: &Path) -> Option<Self> {
         let dir = state_dir.join("resources");
-        dir.is_dir().then(|| Self { dir, health: state_dir.join("health") })
+        let (health, spares) = (state_dir.join("health"), state_dir.join("spares"));
+        dir.is_dir().then_some(Self { dir, health, spares })
     }
 
     /// All that can be read, and those that cannot.
@@ -247,6 +256,22 @@ impl LocalStore {
         let (mut found, damaged) = read.map_err(|error| failed("read", &self.dir, &error))?;
         found.sort_by_key(|local| local.id);
         Ok((found, damaged.iter().map(|(path, why)| Damaged::new(path, why)).collect()))
+    }
+
+    /// Removes what those have left that were killed: versions that were never finished, and what is known
+    /// of disks of resources that are gone. Nobody else may use the store meanwhile.
+    pub(crate) fn sweep(&self) {
+        for dir in [&self.dir, &self.health, &self.spares] {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                let path = entry.path();
+                let is = |extension: &str| path.extension().is_some_and(|found| found == extension);
+                let owner = path.file_name().map(|name| self.dir.join(name));
+                let is_left = is("new") || is("state") && !owner.is_some_and(|file| file.exists());
+                if is_left && let Err(error) = statefile::remove(&path) {
+                    tracing::warn!("{} was not removed: {error}", path.display());
+                }
+            }
+        }
     }
 
     /// Writes it durably. After a crash there is the version before or this one.
@@ -268,12 +293,20 @@ impl LocalStore {
     /// # Errors
     /// When the system refuses.
     pub(crate) fn remove(&self, id: ResourceId) -> Result<(), ApiError> {
-        if let Err(error) = statefile::remove(&self.health_path(id)) {
-            // It does not matter to anybody that it stays.
-            tracing::warn!("{} was not removed: {error}", self.health_path(id).display());
-        }
         let path = self.path(id);
-        statefile::remove(&path).map_err(|error| failed("removed", &path, &error))
+        statefile::remove(&path).map_err(|error| failed("removed", &path, &error))?;
+        let health = self.health_path(id);
+        let others = [
+            (statefile::remove(&health), health),
+            (spares::forget_writes(&self.spare_writes_path(id)), self.spare_writes_path(id)),
+        ];
+        for (removed, path) in others {
+            if let Err(error) = removed {
+                // It does not matter to anybody that it stays.
+                tracing::warn!("{} was not removed: {error}", path.display());
+            }
+        }
+        Ok(())
     }
 
     /// Where it is kept what is known of the health of a resource's disk.
@@ -281,7 +314,13 @@ impl LocalStore {
         self.health.join(format!("{id}.state"))
     }
 
-    fn path(&self, id: ResourceId) -> PathBuf {
+    /// Where it is kept how often the tables of the spares of its disk were written.
+    pub(crate) fn spare_writes_path(&self, id: ResourceId) -> PathBuf {
+        self.spares.join(format!("{id}.state"))
+    }
+
+    /// The file of a resource.
+    pub(crate) fn path(&self, id: ResourceId) -> PathBuf {
         self.dir.join(format!("{id}.state"))
     }
 }
@@ -356,6 +395,25 @@ mod tests {
         store.remove(ResourceId([2; 16])).unwrap();
         store.remove(ResourceId([2; 16])).unwrap();
         assert_eq!(again.load().unwrap(), (vec![one], Vec::new()));
+    }
+
+    #[test]
+    fn what_was_never_finished_and_what_belongs_to_nobody_is_swept_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(dir.path()).unwrap();
+        store.save(&local(1)).unwrap();
+        let (here, gone) = (ResourceId([1; 16]), ResourceId([2; 16]));
+        let stays = [store.path(here), store.health_path(here), store.spare_writes_path(here)];
+        let goes = [
+            store.health_path(gone),
+            store.spare_writes_path(gone),
+            store.path(gone).with_extension("new"),
+            store.spare_writes_path(here).with_extension("new"),
+        ];
+        stays[1..].iter().chain(&goes).for_each(|path| fs::write(path, "x").unwrap());
+        store.sweep();
+        assert!(stays.iter().all(|path| path.exists()));
+        assert!(!goes.iter().any(|path| path.exists()));
     }
 
     #[test]

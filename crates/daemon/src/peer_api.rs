@@ -52,6 +52,7 @@ pub(crate) const DIAL: &str = "/peer/v1/dial";
 pub(crate) const LEADS: &str = "/peer/v1/leads";
 /// A node that follows asks the Primary to step back in its favour.
 pub(crate) const HAND_OVER: &str = "/peer/v1/hand-over";
+pub(crate) const MAY_HAND_OVER: &str = "/peer/v1/may-hand-over";
 /// A node leads from now on; the others follow it.
 pub(crate) const FOLLOW: &str = "/peer/v1/follow";
 /// A newcomer joins the cluster.
@@ -279,6 +280,7 @@ fn peer_router(node: Arc<Node>, peer: PinnedNode) -> Router {
         .route(DIAL, post(dial))
         .route(LEADS, post(leads))
         .route(HAND_OVER, post(hand_over))
+        .route(MAY_HAND_OVER, post(may_hand_over))
         .route(FOLLOW, post(follow))
         .layer(DefaultBodyLimit::max(MAX_SYNC_BYTES))
         .layer(Extension(peer))
@@ -405,6 +407,13 @@ async fn hand_over(
     Json(call): Json<logpeer::HandOver>,
 ) -> Result<Json<logpeer::HandedOver>, Failure> {
     to_its_end(async move { logpeer::hand_over(&node, call, peer.uuid).await }).await
+}
+
+async fn may_hand_over(
+    State(node): State<Arc<Node>>,
+    Json(call): Json<logpeer::HandOver>,
+) -> Result<Json<Done>, Failure> {
+    logpeer::may_hand_over(&node, call).await.map(Json).map_err(Failure::from)
 }
 
 async fn follow(

@@ -347,6 +347,10 @@ where
     }
     match serde_json::from_slice::<ErrorBody>(&bytes) {
         Ok(refused) => Err(refused.error),
+        Err(_) if status == StatusCode::NOT_FOUND => {
+            let message = format!("the version of node {name} does not know that call");
+            Err(ApiError::new(ErrorCode::NotSupportedYet, message).hint("upgrade that node, too"))
+        }
         Err(_) => Err(broken(&format!("it answered with status {status}"))),
     }
 }

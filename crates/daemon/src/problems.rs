@@ -3,6 +3,7 @@
 
 use crate::events::unix_ms;
 use crate::health;
+use crate::logpeer;
 use crate::node::Node;
 use crate::peers::REMOVED;
 use crate::resource::Problem;
@@ -44,7 +45,10 @@ pub(crate) fn of_cluster(node: &Node) -> BTreeSet<String> {
         let state = resource.state();
         let left_out = state.no_room.values().chain(&state.growth_trouble);
         let left_out = left_out.chain(&state.rename_trouble).cloned();
-        left_out.chain(spares::problems(&state)).collect::<Vec<_>>()
+        let following = state.following.as_ref();
+        let unkept = following.and_then(|following| logpeer::unkept(&following.view()));
+        let unkept = unkept.map(|why| format!("resource {}: {why}", state.local.name));
+        left_out.chain(spares::problems(&state)).chain(unkept).collect::<Vec<_>>()
     });
     let split = late_split(node);
     let space = space::problems(node);

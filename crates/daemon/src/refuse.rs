@@ -117,6 +117,8 @@ pub(crate) fn core(
             "if they have moved to a file since it was started, it grows after `holdfast down \
              {resource}` and `holdfast up {resource}`"
         )),
+        Refusal::DiskNotReady => of(ErrorCode::Busy, "its disk has just come into use")
+            .hint("try again in a few seconds"),
         Refusal::SurveyRunning => of(ErrorCode::SurveyState, "one is running already")
             .hint(format!("`holdfast status {resource}` shows how far it is")),
         Refusal::NoSurvey => of(ErrorCode::SurveyState, "none is running")
@@ -196,8 +198,10 @@ pub(crate) fn disk(error: &holdfast_store::OpenError) -> ApiError {
 fn spare_open(error: &holdfast_store::OpenError) -> ApiError {
     let refusal = disk(error);
     let message = format!("the spare of a disk cannot be used: {}", refusal.message);
-    ApiError { message, ..refusal }
-        .hint("without it old data would be read; bring it back, then try again")
+    ApiError { message, ..refusal }.hint(
+        "without it old data would be read; bring it back, then try again. One whose adding or \
+             removing was cut off is forgotten with `holdfast spare remove NAME PATH`",
+    )
 }
 
 /// Why a disk cannot be used with its spares, or a spare cannot be made.
@@ -205,11 +209,14 @@ pub(crate) fn spares(error: &SparesError) -> ApiError {
     use SpareErrorKind as K;
     let code = match error {
         SparesError::Open { error, .. } => return spare_open(error),
-        SparesError::Unknown(_) | SparesError::NotMarked { .. } => ErrorCode::DiskUnusable,
+        SparesError::Unknown(_) | SparesError::NotMarked { .. } | SparesError::Older { .. } => {
+            ErrorCode::DiskUnusable
+        }
         SparesError::Io { .. } => ErrorCode::MetadataInvalid,
         SparesError::Spare(error) => match error.kind {
             K::Layout(_) => ErrorCode::DiskTooSmall,
             K::NotEmpty(_) => ErrorCode::DiskHoldsData,
+            K::NoRoom(_) => ErrorCode::NoSpace,
             K::Disk(_) => ErrorCode::DiskFailed,
             _ => ErrorCode::DiskUnusable,
         },
@@ -220,12 +227,22 @@ pub(crate) fn spares(error: &SparesError) -> ApiError {
             "bring the state directory of this node back; or give up this copy of the data and fill \
              it from a peer: `holdfast leave` and `holdfast join`",
         ),
+        SparesError::Older { noted, .. } => refusal.hint(format!(
+            "if it is lost and another member has the data, `holdfast leave` and `holdfast join`; if \
+             the disk and all its spares were put back as they were at one moment, remove {} and \
+             attach the disk again",
+            noted.display()
+        )),
         SparesError::NotMarked { .. } => {
             refusal.hint("give the disk that the spare was used with, or take the spare away")
         }
         SparesError::Spare(SpareError { kind: K::NotEmpty(_), .. }) => {
             refusal.hint("choose another; if nobody needs what is on it, add --force")
         }
+        SparesError::Spare(SpareError { kind: K::NoHeader(_), .. }) => refusal.hint(
+            "one whose adding was cut off is forgotten with `holdfast spare remove NAME PATH`, if the \
+             disk's other spares say that it does without it",
+        ),
         SparesError::Spare(SpareError { kind: K::Missing(_), .. }) => {
             refusal.hint("bring the missing device or file back")
         }

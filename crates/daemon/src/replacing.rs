@@ -559,16 +559,19 @@ impl Mover {
     }
 
     async fn failed(&self, why: &str) {
+        // Else every write would go on to reach the new disk, too.
+        self.replace.stop();
         let name = self.resource.name();
         let path = self.what.disk.path.display();
         let text = format!("the disk was not replaced by {path}: {why}; the old one stays");
         tracing::error!(resource = name, "{text}");
         self.node.hub.notice(&name, None, &text);
+        // Who sees that it has failed may name another disk at once.
+        forget(&self.node, &self.resource, &self.what).await;
         {
             let mut seen = lock(&self.seen);
             (seen.failed, seen.problem) = (true, Some(text));
         }
-        forget(&self.node, &self.resource, &self.what).await;
         publish(&self.node, &self.resource);
     }
 }

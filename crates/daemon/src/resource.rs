@@ -430,7 +430,7 @@ async fn open_core(
     replacing::settle(&local).await;
     let sums = checksums::wanted_at(&node.settings.state_dir, &local);
     let disk = local.disk.as_ref().filter(|_| local.attached);
-    let disk = disk.map(|disk| DiskSpec { checksums: sums, ..disk.spec() });
+    let disk = disk.map(|disk| DiskSpec { checksums: sums, ..disk.spec_in(&node.store, local.id) });
     let spec = ResourceSpec {
         name: plan.name.clone(),
         config: plan.config.clone(),
@@ -475,7 +475,17 @@ async fn open_core(
     let asked = tokio::task::spawn_blocking(move || device::is_left(&of, &name));
     let device_waits = resource.state().device.is_none() && asked.await.unwrap_or(false);
     let until = Instant::now() + keeper::LEFT_LIMIT;
-    resource.state().device_waits = device_waits.then_some(until);
+    {
+        // Before the tasks are there that find what is wrong now.
+        let mut state = resource.state();
+        state.device_waits = device_waits.then_some(until);
+        state.trouble.clone_from(&trouble);
+        state.rates.clear();
+        state.problems.clear();
+        state.apart.clear();
+        state.no_room.clear();
+        state.growth_trouble = None;
+    }
     let keeper = keeper::Keeper::new(node, resource, handle.clone(), &plan, wish);
     let dial = dial::run(Arc::clone(node), Arc::clone(resource), handle.clone());
     let growth = growth::run(Arc::clone(node), Arc::clone(resource), handle.clone());
@@ -501,12 +511,6 @@ async fn open_core(
         let mut state = resource.state();
         state.running = Some(Running { handle, _tasks: tasks });
         state.starts += 1;
-        state.trouble.clone_from(&trouble);
-        state.rates.clear();
-        state.problems.clear();
-        state.apart.clear();
-        state.no_room.clear();
-        state.growth_trouble = None;
     }
     if let Some(uri) = late {
         comeback::wait_for_disk(node, resource, uri);

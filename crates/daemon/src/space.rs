@@ -1,13 +1,14 @@
 //! The room of the journals of this node: how large each may be, and warnings before it is gone.
 
-use crate::journaled::open::room_on_device;
+use crate::journaled::open::{follow_budget, room_on_device};
 use crate::local::LocalJournal;
 use crate::node::Node;
 use crate::resource::Resource;
 use crate::shard::JournalHandle;
 use holdfast_api::options::Settings;
-use holdfast_format::journal::Compression;
-use holdfast_units::format_size;
+use holdfast_format::journal::{Compression, PeerCursor, PeerSwitches};
+use holdfast_journal::ship::{FollowStatus, Trouble};
+use holdfast_units::{LogPosition, format_size};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ const STEP: u64 = 1 << 20;
 pub(crate) struct Space {
     /// The level that was reached, in percent; 0 for none.
     level: u64,
+    /// The node follows: it is full of what is not replayed.
+    follows: bool,
     /// The filesystem of the journal has no room for it to grow.
     short: bool,
     /// The same in words.
@@ -129,19 +132,42 @@ async fn follow_option(node: &Arc<Node>, resource: &Arc<Resource>) {
     }
 }
 
-/// Gives one journal its room, and looks how full it is; what of it is needed.
-async fn look_at(
-    node: &Arc<Node>,
-    resource: &Arc<Resource>,
-    journal: &LocalJournal,
-    share: u64,
-) -> u64 {
-    let handle = resource.handle().and_then(|handle| handle.journal().cloned());
-    let Some(handle) = handle else {
-        resource.state().space = Space::default();
-        return 0;
-    };
-    let before = resource.state().space.clone();
+/// How full a journal is.
+struct Used {
+    /// What it may take.
+    limit: u64,
+    /// What it takes.
+    bytes: u64,
+    /// What of it is needed.
+    needed: u64,
+    /// The same, of what its segments may take.
+    percent: u64,
+    /// It is of a node that follows.
+    follows: bool,
+}
+
+impl Used {
+    /// Of a node that follows: what is not replayed. Without room for the next segment it is full,
+    /// however much that is.
+    fn of_follower(limit: u64, status: &FollowStatus) -> Self {
+        let needed = status.fetched.since(status.replayed);
+        let percent = needed.saturating_mul(100).checked_div(follow_budget(limit)).unwrap_or(0);
+        let full = status.trouble == Some(Trouble::NoRoom);
+        let percent = if full { percent.max(100) } else { percent };
+        Self { limit, bytes: status.bytes, needed, percent, follows: true }
+    }
+}
+
+/// Gives one journal its room, and looks how full it is; nothing while it is not open.
+async fn use_of(node: &Arc<Node>, resource: &Arc<Resource>, share: u64) -> Option<Used> {
+    if let Some(following) = resource.following() {
+        if following.view().limit != share {
+            following.set_limit(share).await;
+        }
+        let view = following.view();
+        return view.status.map(|status| Used::of_follower(view.limit, &status));
+    }
+    let handle = resource.handle().and_then(|handle| handle.journal().cloned())?;
     if handle.view().limit_bytes != share {
         // A closed one is looked at again when it is open.
         let _ = handle.set_limit(share).await;
@@ -149,18 +175,35 @@ async fn look_at(
     throttle(node, resource, &handle).await;
     pack(node, resource, &handle).await;
     let view = handle.view();
-    let percent = view.figures.fill_percent();
+    let (percent, needed) = (view.figures.fill_percent(), view.figures.needed_bytes);
+    Some(Used { limit: view.limit_bytes, bytes: view.bytes, needed, percent, follows: false })
+}
+
+/// Gives one journal its room, and warns when it is full; what of it is needed.
+async fn look_at(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    journal: &LocalJournal,
+    share: u64,
+) -> u64 {
+    let Some(used) = use_of(node, resource, share).await else {
+        resource.state().space = Space::default();
+        return 0;
+    };
+    let before = resource.state().space.clone();
     let dir = journal.dir.clone();
     let free = tokio::task::spawn_blocking(move || free_bytes(&dir)).await.ok().flatten();
-    let may_grow = view.limit_bytes.saturating_sub(view.bytes);
+    let may_grow = used.limit.saturating_sub(used.bytes);
     let now = Space {
-        level: level(before.level, percent),
+        level: level(before.level, used.percent),
+        follows: used.follows,
         short: free.is_some_and(|free| is_short(before.short, free, may_grow)),
         warnings: Vec::new(),
     };
     let name = resource.name();
     let worse = now.level > before.level || (now.short && !before.short);
-    let differs = now.level != before.level || now.short != before.short;
+    let differs = (now.level, now.short, now.follows && now.level > 0)
+        != (before.level, before.short, before.follows && before.level > 0);
     let free = free.unwrap_or(0);
     let warnings = now.in_words(&name, &journal.dir, free, may_grow);
     if worse && let Some(warning) = warnings.last() {
@@ -177,7 +220,7 @@ async fn look_at(
     if differs {
         node.cluster_changed();
     }
-    view.figures.needed_bytes
+    used.needed
 }
 
 /// Tells the journal how to store what is written.
@@ -205,14 +248,25 @@ async fn throttle(node: &Arc<Node>, resource: &Arc<Resource>, handle: &JournalHa
     }
     let Ok(cursors) = handle.cursors().await else { return };
     let now = Instant::now();
-    let followers = (0_u8..).zip(&cursors.peers).filter(|(_, peer)| peer.switches.counts);
-    let fetched: BTreeMap<u8, u64> =
-        followers.map(|(number, peer)| (number, peer.fetched.0)).collect();
-    let rate = before.as_ref().map_or(0, |(at, before)| slowest(before, &fetched, now - *at));
-    // A follower that has everything is not slow.
-    let percent = if fetched.is_empty() { 0 } else { percent };
+    let view = handle.view();
+    let least = u128::from(view.figures.budget_bytes) * u128::from(percent) / 100;
+    let late = late(&cursors.peers, view.durable, u64::try_from(least).unwrap_or(u64::MAX));
+    let rate = before.as_ref().map_or(0, |(at, before)| slowest(before, &late, now - *at));
+    let percent = if late.is_empty() { 0 } else { percent };
     let _ = handle.set_throttle(percent, rate).await;
+    let fetched = (0_u8..).zip(cursors.peers.iter().map(|peer| peer.fetched.0)).collect();
     resource.state().fetched = Some((now, fetched));
+}
+
+/// The followers that may lose their place in the journal, as they have to fetch so many bytes at least,
+/// and what they have fetched. Who has lost it is copied to when it returns, however slowly is written.
+fn late(peers: &[PeerCursor], durable: LogPosition, least: u64) -> BTreeMap<u8, u64> {
+    let is_late = |peer: &PeerCursor| {
+        let PeerSwitches { counts, cut, .. } = peer.switches;
+        counts && !cut && durable.since(peer.fetched) >= least
+    };
+    let late = (0_u8..).zip(peers).filter(|(_, peer)| is_late(peer));
+    late.map(|(number, peer)| (number, peer.fetched.0)).collect()
 }
 
 /// How many bytes a second the slowest of the followers has fetched.
@@ -228,7 +282,14 @@ fn slowest(before: &BTreeMap<u8, u64>, now: &BTreeMap<u8, u64>, took: Duration) 
 impl Space {
     fn in_words(&self, name: &str, dir: &Path, free: u64, may_grow: u64) -> Vec<String> {
         let mut words = Vec::new();
-        if self.level > 0 {
+        if self.level > 0 && self.follows {
+            words.push(format!(
+                "resource {name}: more than {} % of the journal of this log peer is not replayed; \
+                 when it is full nothing more is fetched; `holdfast set {name} journal-size=SIZE` \
+                 makes it larger",
+                self.level
+            ));
+        } else if self.level > 0 {
             words.push(format!(
                 "resource {name}: more than {} % of its journal is needed; when it is full it is \
                  cut, and followers that are away are copied to when they return; `holdfast set \
@@ -282,7 +343,9 @@ fn free_bytes(dir: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_short, level, shares, slowest};
+    use super::{is_short, late, level, shares, slowest};
+    use holdfast_format::journal::{PeerCursor, PeerSwitches};
+    use holdfast_units::LogPosition;
     use std::time::Duration;
 
     #[test]
@@ -307,6 +370,25 @@ mod tests {
         assert_eq!(rate([(1, 3000), (2, 6000)], 500), 2000);
         assert_eq!(rate([(1, 3000), (2, 5000)], 500), 0);
         assert_eq!(slowest(&before, &[].into(), Duration::ZERO), 0);
+    }
+
+    #[test]
+    fn writes_are_slowed_down_for_those_that_may_still_lose_their_place() {
+        let peer = |fetched, counts, cut| PeerCursor {
+            fetched: LogPosition(fetched),
+            switches: PeerSwitches { counts, cut, ..PeerSwitches::default() },
+            ..PeerCursor::default()
+        };
+        let peers = [
+            peer(100, true, false),
+            peer(100, false, false),
+            peer(100, true, true),
+            peer(950, true, false),
+            peer(400, true, false),
+        ];
+        let of = |least| late(&peers, LogPosition(1000), least).into_keys().collect::<Vec<_>>();
+        assert_eq!((of(500), of(600), of(50)), (vec![0, 4], vec![0, 4], vec![0, 3, 4]));
+        assert_eq!((of(601), of(901)), (vec![0], Vec::new()));
     }
 
     #[test]

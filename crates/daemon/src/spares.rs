@@ -1,16 +1,18 @@
 //! Spares for the bad sectors of a disk: made, opened with the disk each time, and looked at. The
 //! layer itself is `holdfast-store`'s (`docs/design/remap.md`).
 
+mod age;
 mod diary;
 mod low;
 mod make;
 mod open;
 
+pub(crate) use age::forget_writes;
 pub(crate) use diary::{MapChanges, tell_map, watch_map};
 pub(crate) use low::{news, problems};
 pub(crate) use make::{
-    Planned, add_offline, another, end, first, is_retired, make, mark, new_disk_id, retire_all,
-    retire_of_old,
+    Planned, add_offline, another, check_places, end, first, is_member, make, mark, new_disk_id,
+    retire_all, retire_of_old, retire_unused, with_another,
 };
 pub use open::SparesError;
 pub(crate) use open::{disk_id, file_is_whole, identity, open_with, unmark};

@@ -137,6 +137,9 @@ pub enum BlockError {
         /// The unknown feature bits.
         unknown: u32,
     },
+    /// It is whole, but the other copy, which is broken now, was newer.
+    #[error("it is old: the other copy was newer before it broke")]
+    Old,
     /// It is a block of another kind.
     #[error("it is of kind {found}, not a block of the {expected}")]
     Kind {
@@ -223,6 +226,15 @@ pub(crate) fn open_of(block: &Block, head: Head) -> Result<(), BlockError> {
     }
 }
 
+/// Whether the beginning of a block is that of this one, whatever its checksum says.
+pub(crate) fn begins_as(block: &Block, head: Head) -> bool {
+    get::<8>(block, AT_MAGIC) == MAGIC
+        && get_u16(block, AT_VERSION) == FORMAT_VERSION
+        && get_u16(block, AT_KIND) == head.kind as u16
+        && get_u64(block, AT_NUMBER) == head.number
+        && get::<16>(block, AT_RESOURCE) == head.resource.0
+}
+
 /// Whether these bytes are metadata of Holdfast, of whatever resource, version or age; what they
 /// are, for a message such as "the disk holds ...". A block with a wrong checksum counts: what is
 /// to be overwritten may still be of worth to somebody.
@@ -249,6 +261,11 @@ pub fn looks_used(block: &Block) -> Option<&'static str> {
         }
         None => "metadata of Holdfast",
     })
+}
+
+/// Whose a block says that it is, be it true or not.
+pub(crate) fn resource_in(block: &Block) -> ResourceId {
+    ResourceId(get(block, AT_RESOURCE))
 }
 
 pub(crate) fn is_zero(block: &Block) -> bool {

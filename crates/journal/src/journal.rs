@@ -3,7 +3,7 @@
 use crate::chain::first_chain;
 use crate::index::{Index, Part, WriteBack, WriteBackLimits};
 use crate::op::{Op, PushError, Ticket};
-use crate::recover::{Found, links};
+use crate::recover::{Backlog, Found, links};
 use bytes::Bytes;
 use holdfast_format::journal::{
     Compression, Cursors, FrameContext, FrameError, FrameHeader, MAX_FRAME_LEN, MAX_FRAME_RECORDS,
@@ -211,9 +211,9 @@ pub struct Journal {
 impl Journal {
     /// A journal of what was found, with the cursors that were stored.
     ///
-    /// With `leads`, this node appends; the index is filled by [`Self::restore`] for every frame
-    /// that `recover` shows. Without, it takes copies of another node's segments. The first thing
-    /// that it wants is a sync of all that was found. `time` is what the clock says.
+    /// With `leads`, this node appends, and gets what `recover` showed by [`Self::restore`].
+    /// Without, it takes copies of another node's segments. The first thing that it wants is a
+    /// sync of all that was found. `time` is what the clock says.
     #[must_use]
     pub fn new(
         settings: Settings,
@@ -257,10 +257,10 @@ impl Journal {
         }
     }
 
-    /// Takes a frame that `recover` showed into the index.
-    pub fn restore(&mut self, segment: &SegmentHeader, frame: &FrameHeader, offset: u64) {
+    /// Of a journal that was just opened by a node that appends: what is to be written back.
+    pub fn restore(&mut self, backlog: Backlog) {
         if self.leads {
-            self.index.add_frame(frame, offset, segment.alignment, self.replayed);
+            self.index = backlog.index;
         }
     }
 

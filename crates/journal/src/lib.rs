@@ -37,7 +37,7 @@ pub use journal::{Batch, BatchId, CopyError, Journal, JournalStatus, Next, Setti
 pub use op::{Op, OpError, PushError, Ticket};
 pub use ranges::RangeSet;
 pub use records::{RecordAt, Records, RecordsError};
-pub use recover::{Damage, Found, RecoverError, Tail, recover};
+pub use recover::{Backlog, Damage, Found, Reading, RecoverError, Tail, recover};
 pub use retention::{CutPlan, cut_ranges};
 pub use salvage::{Held, Learned, Salvage};
 pub use scan::ReadSegments;

@@ -1,5 +1,6 @@
 //! Opening a journal: what of it counts.
 
+use crate::index::Index;
 use crate::scan::{ReadSegments, Scanner, Stop};
 use holdfast_format::journal::{
     Cursors, FrameError, FrameHeader, SEGMENT_HEADER_LEN, SegmentHeader, SegmentLink,
@@ -103,9 +104,41 @@ impl Found {
     }
 }
 
+/// Which frames are read when a journal is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reading {
+    /// Those from the segment on that holds the position up to which the disk is written back.
+    NotWrittenBack,
+    /// Those of the last segment. One with a successor was durable as a whole when that was made:
+    /// whoever replays it finds out what has become of it since.
+    LastSegment,
+}
+
+/// What is in the journal and not on the disk, frame by frame as [`recover`] shows them. It takes
+/// as much memory as there are ranges of the disk, however many records have changed them.
+pub struct Backlog {
+    pub(crate) index: Index,
+    written_back: LogPosition,
+}
+
+impl Backlog {
+    /// Of a journal with these cursors.
+    #[must_use]
+    pub fn new(cursors: &Cursors) -> Self {
+        Self { index: Index::default(), written_back: cursors.written_back }
+    }
+
+    /// Takes a frame in; its segment, and where it is in the file.
+    pub fn add(&mut self, segment: &SegmentHeader, frame: &FrameHeader, offset: u64) {
+        self.index.add_frame(frame, offset, segment.alignment, self.written_back);
+        // Whatever is found becomes durable before it is used: no crash brings an older record back.
+        self.index.synced(frame.end());
+    }
+}
+
 /// Reads a journal whose directory has the segments `numbers`; every frame that is newer than
-/// what is written back is shown to `visit`, with its segment, the frame, and where it is in the
-/// file. With `cut`, everything from that position on is left out.
+/// what is written back is shown to `visit` when it is read, with its segment, the frame, and where
+/// it is in the file. With `cut`, everything from that position on is left out.
 ///
 /// # Errors
 /// [`RecoverError`]; nothing has been changed, whatever `visit` was shown does not count.
@@ -114,6 +147,7 @@ pub fn recover<R: ReadSegments>(
     resource: ResourceId,
     numbers: &[u64],
     cursors: &Cursors,
+    reading: Reading,
     cut: Option<LogPosition>,
     visit: &mut dyn FnMut(&SegmentHeader, &FrameHeader, u64),
 ) -> Result<Found, RecoverError> {
@@ -127,7 +161,16 @@ pub fn recover<R: ReadSegments>(
     let mut found = Found::nothing();
     let nameless = drop_nameless_tail(&mut headers);
     let chain = usable_chain(&headers, cursors, cut, &mut found)?;
-    scan_chain(reader, &chain, cursors, cut, &mut found, visit)?;
+    let read_from = match reading {
+        Reading::NotWrittenBack => cursors.written_back,
+        Reading::LastSegment => LogPosition(u64::MAX),
+    };
+    let mut visit = |segment: &SegmentHeader, frame: &FrameHeader, offset| {
+        if frame.end() > cursors.written_back {
+            visit(segment, frame, offset);
+        }
+    };
+    scan_chain(reader, &chain, read_from, cut, &mut found, &mut visit)?;
     if let Some(number) = nameless {
         judge_nameless(reader, number, resource, &found, cut)?;
         found.remnants.push(number);
@@ -228,7 +271,7 @@ fn usable_chain(
 fn scan_chain<R: ReadSegments>(
     reader: &R,
     chain: &[SegmentHeader],
-    cursors: &Cursors,
+    read_from: LogPosition,
     cut: Option<LogPosition>,
     found: &mut Found,
     visit: &mut dyn FnMut(&SegmentHeader, &FrameHeader, u64),
@@ -239,8 +282,8 @@ fn scan_chain<R: ReadSegments>(
         found.epoch = header.epoch;
         found.time = found.time.max(header.time);
         found.tail = Tail::Clean;
-        // What is written back, and has a successor that says how long it is, is not read.
-        let old = next.is_some_and(|next| next.base <= cursors.written_back);
+        // What lies before that, and has a successor that says how long it is, is not read.
+        let old = next.is_some_and(|next| next.base <= read_from);
         let cut_here = cut.is_some_and(|cut| sealed.is_none_or(|len| cut < header.base.after(len)));
         if let (true, false, Some(len)) = (old, cut_here, sealed) {
             found.segments.push((*header, len));
@@ -249,7 +292,7 @@ fn scan_chain<R: ReadSegments>(
         let limit = sealed.map(|len| header.base.after(len));
         let limit = if cut_here { cut } else { limit };
         let mut scanner = Scanner::new(reader, *header);
-        let result = scan_segment(&mut scanner, limit, cursors, found, visit);
+        let result = scan_segment(&mut scanner, limit, found, visit);
         found.epoch = scanner.epoch();
         let len = scanner.position().since(header.base);
         found.segments.push((*header, len));
@@ -278,7 +321,6 @@ fn scan_chain<R: ReadSegments>(
 fn scan_segment<R: ReadSegments>(
     scanner: &mut Scanner<'_, R>,
     limit: Option<LogPosition>,
-    cursors: &Cursors,
     found: &mut Found,
     visit: &mut dyn FnMut(&SegmentHeader, &FrameHeader, u64),
 ) -> Result<(), Stop> {
@@ -293,9 +335,7 @@ fn scan_segment<R: ReadSegments>(
         if let Some(last) = frame.records.last() {
             found.time = found.time.max(last.time);
         }
-        if frame.end() > cursors.written_back {
-            visit(&header, &frame, offset);
-        }
+        visit(&header, &frame, offset);
     }
     Ok(())
 }

@@ -4,12 +4,15 @@
 
 mod support;
 
-use holdfast_journal::RangeSet;
+use holdfast_format::journal::PeerCursor;
 use holdfast_journal::ship::{
-    FollowStatus, Holding, Leader, Notes as _, RefuseCode, Trouble, Verdict,
+    Answer, ConnId, FEATURE_OFFER, FollowOptions, FollowStatus, Follower, Head, Holding, Leader,
+    Notes as _, Offer, RefuseCode, Request, Trouble, VERSION, Verdict, Welcome,
 };
-use holdfast_units::{ByteRange, GenerationId, LogPosition};
-use support::ship::{RESOURCE, SIZE, Secondary, Store, World, node};
+use holdfast_journal::{RangeSet, Settings};
+use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition};
+use support::ship::{EPOCH_MS, Node, RESOURCE, SIZE, Secondary, Store, World, node};
+use support::{Sim, State};
 
 fn seeds() -> u64 {
     std::env::var("HOLDFAST_SHIP_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(30)
@@ -19,7 +22,7 @@ fn seeds() -> u64 {
 fn trouble(world: &mut World) {
     let followers = world.secondaries.len() as u64;
     let one = usize::try_from(world.dice.below(followers)).unwrap();
-    match world.dice.below(24) {
+    match world.dice.below(26) {
         0 => world.crash_secondary(one),
         1 | 2 => world.plan_crash(one),
         3 => world.crash_primary(),
@@ -77,11 +80,20 @@ fn trouble(world: &mut World) {
             world.readable_again(one);
             world.look(one);
         }
+        23 => world.clocks.0 = jump(world),
+        24 => world.clocks.1 = jump(world),
         _ => {
             world.start_secondary(one);
             world.check();
         }
     }
+}
+
+const DAYS_30: i64 = 30 * 86_400_000;
+
+/// What a clock is ahead of when it jumps.
+fn jump(world: &mut World) -> i64 {
+    EPOCH_MS + [0, 1000, -1000, DAYS_30, -DAYS_30][usize::try_from(world.dice.below(5)).unwrap()]
 }
 
 /// Has a follower replay up to somewhere and stay there.
@@ -105,6 +117,9 @@ fn run(seed: u64) -> World {
     for follower in 0..usize::from(followers) {
         if dice.one_in(2) {
             world.secondaries[follower].budget = budget;
+        }
+        if dice.one_in(2) {
+            world.secondaries[follower].replay = 4 << 10;
         }
     }
     if dice.one_in(3) {
@@ -244,30 +259,158 @@ fn switches_do_not_depend_on_each_other_and_survive() {
     world.heal();
 }
 
-#[test]
-fn a_delay_holds_the_disk_behind_by_time() {
-    let mut world = in_step(6, 60);
+/// Writes for three seconds with a delay of two: nothing of the last two seconds is on the disk, and
+/// not much more is held back. `meanwhile` is told how many milliseconds have gone by, and says since
+/// when that can be expected.
+fn is_held_behind(world: &mut World, mut meanwhile: impl FnMut(&mut World, u64) -> u64) {
     world.secondaries[0].follower.as_mut().unwrap().set_delay(2000);
-    let begun = world.now;
     let mut written = Vec::new();
-    for _ in 0..300 {
-        world.client();
-        world.primary.log.as_mut().unwrap().flush().unwrap();
-        world.record();
-        written.push((world.now, world.primary.log.as_ref().unwrap().journal().durable()));
-        run_on(&mut world, 1);
+    let begun = world.now;
+    for _ in 0..500 {
+        if world.now - begun < 3500 {
+            world.client();
+            world.primary.log.as_mut().unwrap().flush().unwrap();
+            world.record();
+        }
+        let durable = world.primary.log.as_ref().unwrap().journal().durable();
+        if written.last().is_none_or(|(_, last)| *last < durable) {
+            written.push((world.now, durable));
+        }
+        let since = meanwhile(world, world.now - begun);
+        run_on(world, 1);
         let replayed = status(&world.secondaries[0]).replayed;
-        // Nothing of the last two seconds is on the disk, and not much more is held back.
         let may = written.iter().rfind(|(at, _)| at + 2000 <= world.now);
         let must = written.iter().rfind(|(at, _)| at + 3000 <= world.now);
         if let Some((_, position)) = may {
             assert!(replayed <= *position, "{replayed} {position}");
         }
-        if let Some((_, position)) = must {
+        if let Some((_, position)) = must.filter(|_| since <= world.now - begun) {
             assert!(replayed >= *position, "{replayed} {position}");
         }
     }
-    assert!(world.now - begun >= 3000);
+    let all =
+        written.last().is_some_and(|(_, last)| status(&world.secondaries[0]).replayed < *last);
+    assert!(all, "the delay still counts");
+    world.heal();
+}
+
+#[test]
+fn a_delay_holds_the_disk_behind_by_time() {
+    is_held_behind(&mut in_step(6, 60), |_, _| 0);
+}
+
+#[test]
+fn a_leaders_clock_that_jumps_has_nothing_replayed_early_nor_held_for_ever() {
+    for (seed, ahead) in (20..).zip([DAYS_30, -DAYS_30]) {
+        for stays in [false, true] {
+            is_held_behind(&mut in_step(seed, 60), |world, ms| {
+                let jumped = ms >= 1000 && (stays || ms < 1100);
+                world.clocks.0 = EPOCH_MS + if jumped { ahead } else { 0 };
+                0
+            });
+        }
+    }
+}
+
+#[test]
+fn a_restart_does_not_begin_a_delay_anew_and_believes_no_clock_that_is_ahead() {
+    for (seed, own, leaders) in
+        [(30, 0, 0), (31, DAYS_30, 0), (32, -DAYS_30, 0), (33, 0, DAYS_30), (34, 0, -DAYS_30)]
+    {
+        is_held_behind(&mut in_step(seed, 60), |world, ms| {
+            if ms == 1500 {
+                world.clocks = (EPOCH_MS + leaders, EPOCH_MS + own);
+                world.crash_secondary(0);
+                world.start_secondary(0);
+                world.secondaries[0].follower.as_mut().unwrap().set_delay(2000);
+            }
+            // With a clock that is no help it is held no longer than the delay, once it is met again.
+            if own < 0 || leaders != 0 { 4500 } else { 0 }
+        });
+    }
+}
+
+#[test]
+fn a_delay_counts_by_itself_while_no_leader_is_in_reach() {
+    for (seed, own) in [(40, 0), (41, DAYS_30), (42, -DAYS_30)] {
+        let mut world = in_step(seed, 60);
+        world.secondaries[0].follower.as_mut().unwrap().set_delay(2000);
+        let before = status(&world.secondaries[0]).replayed;
+        (0..30).for_each(|_| world.client());
+        world.primary.log.as_mut().unwrap().flush().unwrap();
+        world.record();
+        run_on(&mut world, 100);
+        world.may_connect = false;
+        world.clocks.1 = EPOCH_MS + own;
+        world.crash_secondary(0);
+        world.start_secondary(0);
+        world.secondaries[0].follower.as_mut().unwrap().set_delay(2000);
+        run_on(&mut world, 190);
+        let held = status(&world.secondaries[0]);
+        assert!(held.replayed == before && held.fetched > before, "{own}: {held:?}");
+        run_on(&mut world, 30);
+        assert_eq!(status(&world.secondaries[0]).replayed, held.fetched);
+        world.heal();
+    }
+}
+
+#[test]
+fn what_another_leader_writes_in_the_same_place_is_as_young_as_it_is() {
+    let mut world = World::new(60, 2, 60 * 16 * 4096);
+    (0..40).for_each(|_| world.client());
+    world.heal();
+    for secondary in &mut world.secondaries {
+        secondary.follower.as_mut().unwrap().set_switches(true, false).unwrap();
+    }
+    world.secondaries[0].follower.as_mut().unwrap().set_delay(2000);
+    let write = |world: &mut World| {
+        (0..10).for_each(|_| world.client());
+        world.primary.log.as_mut().unwrap().flush().unwrap();
+        world.record();
+    };
+    write(&mut world);
+    run_on(&mut world, 150);
+    let heard = status(&world.secondaries[0]);
+    assert!(heard.head > heard.fetched, "{heard:?}");
+    // Nobody else has it, and the node that has it is gone.
+    world.force(1);
+    world.secondaries[0].follower.as_mut().unwrap().set_switches(false, false).unwrap();
+    write(&mut world);
+    run_on(&mut world, 150);
+    let held = status(&world.secondaries[0]);
+    assert!(held.fetched > heard.fetched && held.replayed == heard.replayed, "{held:?}");
+    run_on(&mut world, 150);
+    assert_eq!(status(&world.secondaries[0]).replayed, held.fetched);
+}
+
+#[test]
+fn a_delay_does_not_hold_up_who_is_to_be_filled() {
+    let mut world = in_step(50, 5);
+    let delay = u64::try_from(DAYS_30).unwrap();
+    world.secondaries[0].follower.as_mut().unwrap().set_delay(delay);
+    (0..10).for_each(|_| world.client());
+    run_on(&mut world, 100);
+    let held = status(&world.secondaries[0]);
+    assert!(held.fetched > held.replayed, "{held:?}");
+    world.may_connect = false;
+    let first = world.wires_of(0)[0];
+    world.cut_wire(first);
+    (0..600).for_each(|n| {
+        world.write(5, 7 * (n % 9), 2);
+        run_on(&mut world, 1);
+    });
+    let held = status(&world.secondaries[0]).replayed;
+    let fills = world.fills;
+    world.may_connect = true;
+    let durable = world.primary.log.as_ref().unwrap().journal().durable();
+    run_on(&mut world, 1500);
+    let filled = status(&world.secondaries[0]);
+    assert!(filled.replayed > held && filled.replayed >= durable, "{filled:?}");
+    assert!(world.fills == fills + 1 && matches!(filled.holding, Holding::StateAt(_)));
+    // From then on the delay counts.
+    world.client();
+    run_on(&mut world, 100);
+    assert_eq!(status(&world.secondaries[0]).replayed, filled.replayed);
     world.heal();
 }
 
@@ -294,11 +437,16 @@ fn two_that_went_on_apart_are_told_and_nothing_is_replayed_behind_the_fork() {
     let mut world = World::new(8, 2, 60 * 16 * 4096);
     (0..40).for_each(|_| world.client());
     world.heal();
-    // The second follower hears of more than the first one, which is promoted by force.
+    // The second follower hears of more than the first one, which is promoted by force, and has replayed
+    // less.
+    world.secondaries[1].follower.as_mut().unwrap().set_switches(false, true).unwrap();
+    (0..10).for_each(|_| world.client());
+    world.primary.log.as_mut().unwrap().flush().unwrap();
+    world.record();
+    run_on(&mut world, 100);
     let first = world.wires_of(0)[0];
     world.may_connect = false;
     world.cut_wire(first);
-    world.secondaries[1].follower.as_mut().unwrap().set_switches(false, true).unwrap();
     (0..10).for_each(|_| world.client());
     world.primary.log.as_mut().unwrap().flush().unwrap();
     world.record();
@@ -330,6 +478,95 @@ fn two_that_went_on_apart_are_told_and_nothing_is_replayed_behind_the_fork() {
     world.start_secondary(1);
     run_on(&mut world, 100);
     assert_eq!(status(&world.secondaries[1]).replayed, fork);
+    assert_eq!(
+        status(&world.secondaries[1]).holding,
+        Holding::StateAt(fork),
+        "a crash changes nothing"
+    );
+    // Whoever leads is lost: it is to lead itself, with all that it has.
+    world.may_connect = false;
+    world.wire_ids().into_iter().for_each(|wire| world.cut_wire(wire));
+    world.secondaries[1].follower.as_mut().unwrap().set_fork(None).unwrap();
+    world.crash_secondary(1);
+    world.start_secondary(1);
+    run_on(&mut world, 100);
+    let last = status(&world.secondaries[1]);
+    assert_eq!((last.replayed, last.holding), (ahead, Holding::StateAt(ahead)));
+}
+
+#[test]
+fn who_hears_of_the_fork_while_it_replays_stops_there_also_after_a_crash() {
+    let mut early = 0;
+    for seed in 0..20 {
+        let mut world = World::new(400 + seed, 2, 60 * 16 * 4096);
+        world.secondaries[1].replay = 4 << 10;
+        (0..40).for_each(|_| world.client());
+        world.heal();
+        let switch = |world: &mut World, paused| {
+            let node = world.secondaries[1].follower.as_mut().unwrap();
+            node.set_switches(false, paused).unwrap();
+        };
+        let ship = |world: &mut World| {
+            (0..20).for_each(|_| world.client());
+            world.primary.log.as_mut().unwrap().flush().unwrap();
+            world.record();
+            run_on(world, 100);
+        };
+        switch(&mut world, true);
+        ship(&mut world);
+        world.may_connect = false;
+        let first = world.wires_of(0)[0];
+        world.cut_wire(first);
+        ship(&mut world);
+        let fork = status(&world.secondaries[0]).fetched;
+        world.force(0);
+        switch(&mut world, false);
+        world.may_connect = true;
+        let heard = |status: &FollowStatus| matches!(status.verdict, Some(Verdict::Apart { .. }));
+        while !heard(&status(&world.secondaries[1])) {
+            run_on(&mut world, 1);
+        }
+        let replayed = status(&world.secondaries[1]).replayed;
+        early += u64::from(replayed < fork);
+        world.crash_secondary(1);
+        world.start_secondary(1);
+        run_on(&mut world, 300);
+        let last = status(&world.secondaries[1]);
+        assert_eq!(last.replayed, replayed.max(fork), "seed {seed}");
+    }
+    assert!(early > 0);
+}
+
+#[test]
+fn a_crash_before_it_heard_of_the_fork_leaves_a_state_all_the_same() {
+    let mut apart = 0;
+    for step in 0..60 {
+        let mut world = World::new(300 + step, 2, 60 * 16 * 4096);
+        world.secondaries[1].replay = 4 << 10;
+        (0..40).for_each(|_| world.client());
+        world.heal();
+        // Its journal has a part of what only it has when it crashes, its disk a part of that.
+        let first = world.wires_of(0)[0];
+        world.may_connect = false;
+        world.cut_wire(first);
+        (0..30).for_each(|_| world.client());
+        world.primary.log.as_mut().unwrap().flush().unwrap();
+        world.record();
+        world.fail_at(1, 20 + usize::try_from(step).unwrap());
+        run_on(&mut world, 40);
+        world.crash_secondary(1);
+        world.force(0);
+        world.may_connect = true;
+        (0..15).for_each(|_| world.client());
+        world.start_secondary(1);
+        run_on(&mut world, 300);
+        let status = status(&world.secondaries[1]);
+        if matches!(status.verdict, Some(Verdict::Apart { .. })) {
+            apart += 1;
+            assert!(matches!(status.holding, Holding::StateAt(_)), "step {step}: {status:?}");
+        }
+    }
+    assert!(apart > 0);
 }
 
 #[test]
@@ -373,23 +610,64 @@ fn what_was_copied_before_it_was_durable_is_copied_again_when_the_leader_lost_it
     }
 }
 
+/// Has the Primary write the same blocks again and again, much more than its budget.
+fn write_much(world: &mut World, first: u64) {
+    for n in 0..120 {
+        world.write(5, first + n % 9, 2);
+        run_on(world, 1);
+    }
+}
+
 #[test]
 fn a_note_that_cannot_be_stored_holds_nobody_up_and_costs_a_copy_of_everything() {
-    let mut world = in_step(3, 5);
-    world.may_connect = false;
-    let first = world.wires_of(0)[0];
-    world.cut_wire(first);
-    world.primary.notes.full = true;
-    for n in 0..400 {
-        world.write(5, 7 * (n % 9), 2);
-        run_on(&mut world, 1);
+    for stuck in [false, true] {
+        let mut world = in_step(3, 5);
+        world.may_connect = false;
+        let first = world.wires_of(0)[0];
+        world.cut_wire(first);
+        (world.primary.notes.full, world.primary.notes.stuck) = (true, stuck);
+        write_much(&mut world, 0);
+        let bytes = world.primary.log.as_ref().unwrap().journal().status().bytes;
+        assert!(bytes <= 7 * 16 * 4096, "the journal is cut: {bytes}");
+        world.crash_primary();
+        world.start_primary();
+        (world.primary.notes.full, world.primary.notes.stuck) = (false, false);
+        let received = status(&world.secondaries[0]).received;
+        world.heal();
+        assert!(status(&world.secondaries[0]).received - received >= 96 * 4096);
     }
-    world.crash_primary();
-    world.start_primary();
-    world.primary.notes.full = false;
-    let received = status(&world.secondaries[0]).received;
-    world.heal();
-    assert!(status(&world.secondaries[0]).received - received >= 96 * 4096);
+}
+
+#[test]
+fn an_older_note_that_could_not_be_taken_away_does_not_count() {
+    let mut filling = 0;
+    for step in 0..12 {
+        let mut world = in_step(1500 + step, 5);
+        let part = |world: &mut World| {
+            world.may_connect = false;
+            world.wires_of(0).into_iter().for_each(|id| world.cut_wire(id));
+        };
+        // It is to be filled with a part, and crashes when it has just begun with it.
+        part(&mut world);
+        write_much(&mut world, 0);
+        world.may_connect = true;
+        world.fail_at(0, usize::try_from(step).unwrap());
+        run_on(&mut world, 30);
+        part(&mut world);
+        world.crash_secondary(0);
+        world.start_secondary(0);
+        filling += u64::from(status(&world.secondaries[0]).holding == Holding::Filling);
+        // What is cut now is noted, then it is not; the blocks of then are not written any more.
+        write_much(&mut world, 20);
+        (world.primary.notes.full, world.primary.notes.stuck) = (true, true);
+        write_much(&mut world, 40);
+        write_much(&mut world, 60);
+        world.crash_primary();
+        world.start_primary();
+        (world.primary.notes.full, world.primary.notes.stuck) = (false, false);
+        world.heal();
+    }
+    assert!(filling > 2, "{filling}");
 }
 
 /// Puts a follower into the middle of recovering: it crashed while it replayed much.
@@ -483,6 +761,51 @@ fn a_journal_that_is_small_beside_the_leaders_segments_holds_one_after_the_other
 }
 
 #[test]
+fn a_journal_whose_own_segments_are_smaller_than_the_leaders_has_room_for_those() {
+    let segment = 16 * 4096;
+    let mut world = World::new(13, 1, 60 * segment);
+    world.secondaries[0].segment = segment / 2;
+    // Six of the leader's, and not one more.
+    world.secondaries[0].budget = 13 * segment / 2;
+    for _ in 0..6 {
+        (0..60).for_each(|_| world.client());
+        world.heal();
+    }
+    assert!(status(&world.secondaries[0]).bytes <= 13 * segment / 2);
+    assert_eq!(world.fills, 1);
+}
+
+#[test]
+fn a_journal_that_follows_can_be_made_larger_and_smaller_while_it_is_in_use() {
+    let mut world = in_step(12, 60);
+    let node = |world: &mut World, paused, segments: u64| {
+        let node = world.secondaries[0].follower.as_mut().unwrap();
+        node.set_switches(false, paused).unwrap();
+        node.set_budget(segments * 16 * 4096);
+    };
+    node(&mut world, true, 4);
+    write_much(&mut world, 0);
+    world.primary.log.as_mut().unwrap().flush().unwrap();
+    world.record();
+    run_on(&mut world, 200);
+    let full = status(&world.secondaries[0]);
+    assert!(full.trouble == Some(Trouble::NoRoom) && full.fetched < full.head, "{full:?}");
+    assert!(full.bytes <= 4 * 16 * 4096, "{full:?}");
+    node(&mut world, true, 40);
+    run_on(&mut world, 200);
+    let larger = status(&world.secondaries[0]);
+    assert!(larger.trouble.is_none() && larger.fetched == larger.head, "{larger:?}");
+    // Smaller: what is not replayed stays, the rest goes.
+    node(&mut world, true, 6);
+    run_on(&mut world, 50);
+    assert_eq!(status(&world.secondaries[0]).bytes, larger.bytes);
+    node(&mut world, false, 6);
+    run_on(&mut world, 200);
+    assert!(status(&world.secondaries[0]).bytes <= 6 * 16 * 4096);
+    world.heal();
+}
+
+#[test]
 fn a_disk_on_its_way_is_no_state_whatever_happens_before_it_is_there() {
     let mut interrupted = 0;
     for step in 0..80 {
@@ -516,7 +839,7 @@ fn a_disk_on_its_way_is_no_state_whatever_happens_before_it_is_there() {
         }
         world.start_secondary(0);
         world.check();
-        run_on(&mut world, 20);
+        run_on(&mut world, 200);
         let status = status(&world.secondaries[0]);
         assert!(matches!(status.holding, Holding::StateAt(_)) && status.replay_paused);
         world.heal();
@@ -615,8 +938,9 @@ fn what_is_noted_of_a_cut_ends_with_the_resource() {
     let mut leader = Leader::new(RESOURCE, 1);
     let mut everything = RangeSet::new();
     everything.insert(ByteRange::new(0, 9 << 20));
-    let (lost, needed) = ([(peer, everything)].into(), |_| LogPosition(0));
-    leader.cut(&lost, LogPosition(8192), &[], 1 << 20, needed, &mut notes).unwrap();
+    let (lost, cursor) = ([(peer, everything)].into(), |_| PeerCursor::default());
+    let failed = leader.cut(&lost, LogPosition(8192), &[], 1 << 20, cursor, &mut notes);
+    assert!(failed.is_empty(), "{failed:?}");
     let note = notes.load(peer).expect("it is noted");
     assert_eq!(note.missing, [ByteRange::new(0, 1 << 20)]);
 }
@@ -780,11 +1104,14 @@ fn what_the_leader_lost_does_not_count_as_copied_before_that_is_noted() {
     let sim = world.secondaries[0].sim.clone();
     sim.0.borrow_mut().now.keep_fails = true;
     run_on(&mut world, 600);
-    let holding = status(&world.secondaries[0]).holding;
-    assert_eq!(holding, Holding::Filling, "a crash could make them be taken for good");
+    let now = status(&world.secondaries[0]);
+    assert_eq!(now.holding, Holding::Filling, "a crash could make them be taken for good");
+    assert_eq!(now.healed.unkept.as_deref(), Some("it was to fail"), "and it is seen why");
     sim.0.borrow_mut().now.keep_fails = false;
     run_on(&mut world, 1000);
-    assert!(matches!(status(&world.secondaries[0]).holding, Holding::StateAt(_)));
+    let now = status(&world.secondaries[0]);
+    assert!(matches!(now.holding, Holding::StateAt(_)));
+    assert_eq!(now.healed.unkept, None);
     assert_eq!(world.listed(0), [5, 6]);
     world.heal();
 }
@@ -804,4 +1131,54 @@ fn what_cannot_be_noted_is_not_stored_again_before_it_can() {
     sim.0.borrow_mut().now.keep_fails = false;
     run_on(&mut world, 600);
     assert!(world.all_good());
+}
+
+#[test]
+fn what_is_offered_while_a_follower_is_judged_again_is_asked_for() {
+    let sim = Sim::new(State::with_disk(usize::try_from(SIZE).unwrap()), false);
+    let files = sim.clone();
+    let open: Box<dyn FnMut() -> std::io::Result<Sim>> = Box::new(move || Ok(files.clone()));
+    let settings = Settings::new(RESOURCE, node(1), 1);
+    let mut follower = Follower::open(open, sim, FollowOptions::new(settings, SIZE)).unwrap();
+    let (first, second, third) = (ConnId(1), ConnId(2), ConnId(3));
+    let head = Head {
+        durable: LogPosition::START,
+        now: HybridTime::default(),
+        fetch_lag_ms: 0,
+        replay_lag_ms: 0,
+        again: false,
+        fill: 5,
+        fill_left: SIZE,
+        fill_to: None,
+        segments: Vec::new(),
+    };
+    let welcome = |verdict| {
+        let head = head.clone();
+        Answer::Welcome(Welcome { version: VERSION, features: FEATURE_OFFER, verdict, head })
+    };
+    let tell = |follower: &mut Node, conn, answer| {
+        assert!(follower.answer(1, conn, answer).unwrap());
+        follower.work(1).unwrap();
+        follower.outgoing()
+    };
+    follower.meet(node(0), 1);
+    follower.opened(first);
+    follower.work(1).unwrap();
+    let (segment, from) = (1, LogPosition::START);
+    tell(&mut follower, first, welcome(Verdict::Fill { fill: 5, segment, from }));
+    follower.opened(second);
+    let asked = tell(&mut follower, second, Answer::Joined);
+    assert!(asked.iter().any(|asked| asked.request == Request::Copy { fill: 5 }), "{asked:?}");
+    // A connection that the leader does not know has this node say hello again.
+    follower.opened(third);
+    let text = String::new();
+    tell(&mut follower, third, Answer::Refuse { code: RefuseCode::Gone, text });
+    let offer =
+        Offer { fill: 5, range: ByteRange::new(8192, 8192), part: 4096, digests: vec![[9; 16]; 2] };
+    assert!(follower.answer(1, second, Answer::Offer(offer)).unwrap());
+    // The leader counts it as given out: it was asked for behind that hello.
+    assert!(follower.answer(1, first, Answer::Head(head.clone())).unwrap());
+    let asked = tell(&mut follower, first, welcome(Verdict::FillOn));
+    let take = Request::Take { fill: 5, range: ByteRange::new(8192, 8192) };
+    assert!(asked.iter().any(|asked| asked.request == take), "{asked:?}");
 }

@@ -101,7 +101,7 @@ impl World {
     pub(crate) fn grow(&mut self, n: usize) {
         let size = self.plan.size;
         self.nodes[n].meta.make_room(size);
-        self.command(n, Command::Grow { size });
+        self.command(n, Command::Grow { size, disk_ready: true });
     }
 
     fn attach(&mut self, n: usize) -> Event {

@@ -332,6 +332,11 @@ impl Disk {
         self.engine.uncache(range);
     }
 
+    /// Has the filesystem below keep room for a range, where it is a file of which that can be had.
+    pub(crate) fn reserve(&self, range: ByteRange) -> Result<(), rustix::io::Errno> {
+        self.engine.reserve(range)
+    }
+
     /// Signals another eventfd from now on. Nothing may be in flight.
     pub(crate) fn rewire(&mut self, wake: &Arc<Wake>) -> io::Result<()> {
         self.engine.rewire(wake)?;
@@ -405,7 +410,7 @@ impl Disk {
         let range = what.range();
         let refusal = if self.poisoned {
             Some(DiskErrorKind::Poisoned)
-        } else if range.offset > self.size() || range.len > self.size() - range.offset {
+        } else if self.is_outside(range) {
             Some(DiskErrorKind::OutOfRange)
         } else if self.info.read_only {
             Some(DiskErrorKind::ReadOnly)
@@ -423,6 +428,10 @@ impl Disk {
         }
         self.in_flight += 1;
         let before = self.ready.len();
+        let what = match what {
+            RemapOp::Repair { range, data } => RemapOp::Repair { range, data: self.aligned(data) },
+            what => what,
+        };
         let done = self.engine.ask(op, what)?;
         self.settle(done);
         self.over(op, before)
@@ -551,7 +560,12 @@ impl Disk {
             self.flush(Waiter { op, kind, range });
         } else {
             let tag = self.tag(&request);
-            let request = self.aligned(request);
+            let request = match request {
+                DiskOp::Write { range, data, fua } => {
+                    DiskOp::Write { range, data: self.aligned(data), fua }
+                }
+                request => request,
+            };
             let done = self.engine.submit(Job { op, tag, mark: Mark::default(), request })?;
             self.settle(done);
         }
@@ -658,10 +672,7 @@ impl Disk {
         };
         let refusal = if self.poisoned {
             DiskErrorKind::Poisoned
-        } else if range.offset > self.size()
-            || range.len > self.size() - range.offset
-            || self.engine.is_reserved(range)
-        {
+        } else if self.is_outside(range) {
             DiskErrorKind::OutOfRange
         } else if !right_length
             || !range.offset.is_multiple_of(block)
@@ -686,6 +697,12 @@ impl Disk {
         Some(Err(refusal))
     }
 
+    /// Whether a part of a range is not for those who use the disk: behind its end, or a spare.
+    fn is_outside(&self, range: ByteRange) -> bool {
+        let size = self.size();
+        range.offset > size || range.len > size - range.offset || self.engine.is_reserved(range)
+    }
+
     fn tag(&self, request: &DiskOp) -> Tag {
         match request {
             // It does by itself what it takes.
@@ -704,16 +721,9 @@ impl Disk {
     }
 
     /// With `O_DIRECT`, memory must be aligned like the disk's blocks.
-    fn aligned(&self, request: DiskOp) -> DiskOp {
-        match request {
-            DiskOp::Write { range, data, fua }
-                if self.info.direct
-                    && !data.as_ptr().addr().is_multiple_of(self.info.block_size as usize) =>
-            {
-                DiskOp::Write { range, data: self.pool.copy_of(&data).freeze(), fua }
-            }
-            request => request,
-        }
+    fn aligned(&self, data: Bytes) -> Bytes {
+        let fits = data.as_ptr().addr().is_multiple_of(self.info.block_size as usize);
+        if fits || !self.info.direct { data } else { self.pool.copy_of(&data).freeze() }
     }
 
     /// Puts a flush behind the one that is running. Where nothing is ever under way it is done
@@ -839,12 +849,64 @@ fn is_failed_flush(done: &Done) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_units::ByteRange;
+    use bytes::Bytes;
+    use holdfast_format::remap::SpareId;
+    use holdfast_units::{ByteRange, ResourceId};
     use rustix::io::Errno;
 
     use super::{Disk, Waiter};
     use crate::engine::{Done, Mark, Tag};
-    use crate::{BufferPool, DiskErrorKind, MemoryStore, OpId, OpKind, Outcome};
+    use crate::{
+        BufferPool, DiskErrorKind, DiskIdentity, DiskOp, ExternalDisk, MemoryStore, OpId, OpKind,
+        Outcome, RemapOp, SpareAt, SpareFormat, Ticket, format_spare,
+    };
+
+    /// What a device does with `O_DIRECT`.
+    struct Particular(MemoryStore, BufferPool);
+
+    impl ExternalDisk for Particular {
+        fn submit(&mut self, request: DiskOp, ticket: Ticket) {
+            let result = match &request {
+                DiskOp::Write { data, .. } if !data.as_ptr().addr().is_multiple_of(512) => {
+                    Err(Errno::INVAL)
+                }
+                request => self.0.run(request, &self.1),
+            };
+            ticket.complete(result.map_err(std::io::Error::from));
+        }
+    }
+
+    #[test]
+    fn work_on_bad_blocks_gives_a_direct_disk_aligned_memory_and_keeps_off_its_spares() {
+        let (store, pool) = (MemoryStore::new(1 << 20), BufferPool::new(0));
+        let info = Disk::memory(&store, &pool).unwrap().info;
+        let driver = Box::new(Particular(store.clone(), pool.clone()));
+        let mut disk = Disk::external(driver, info, 64, &pool).unwrap();
+        (disk.info.direct, disk.info.block_size) = (true, 512);
+        let region = ByteRange::new(768 << 10, 256 << 10);
+        let owner = DiskIdentity { resource: ResourceId([1; 16]), disk: [2; 16] };
+        let (id, unit, slots) = (SpareId([3; 16]), 4096, Some(16));
+        let format = SpareFormat { id, unit, slots, force: false, disk_size: 1 << 20, created: 1 };
+        format_spare(&mut disk, Some(region), &owner, &format).unwrap();
+        let mut disk = disk.with_spares(vec![SpareAt::Region(region)], &owner).unwrap();
+        let mut ask = |what| {
+            let (result, report) = disk.remap_now(what);
+            (result.map_err(|error| error.kind), (report.in_place, report.placed))
+        };
+        let data = Bytes::from(vec![7; 8193]).slice(1..);
+        let range = ByteRange::new(4096, 8192);
+        assert_eq!(ask(RemapOp::Repair { range, data: data.clone() }), (Ok(()), (2, 0)));
+        // Where they are in slots, too.
+        assert_eq!(ask(RemapOp::Move { range, imported: false }), (Ok(()), (0, 2)));
+        assert_eq!(ask(RemapOp::Repair { range, data: data.clone() }), (Ok(()), (2, 0)));
+        // The region is nobody's block.
+        let refused = (Err(DiskErrorKind::OutOfRange), (0, 0));
+        let range = ByteRange::new(region.offset, 8192);
+        assert_eq!(ask(RemapOp::Repair { range, data }), refused);
+        assert_eq!(ask(RemapOp::MoveBack { range }), refused);
+        let stats = disk.remap_stats().unwrap();
+        assert_eq!((stats.mapped, stats.bad_slots), (2, 0));
+    }
 
     #[test]
     fn a_failed_flush_counts_for_all_that_was_reaped_with_it() {

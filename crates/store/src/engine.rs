@@ -188,6 +188,18 @@ impl Engine {
         }
     }
 
+    /// Has the filesystem below keep room for a range, where it is a file of which that can be had.
+    pub(crate) fn reserve(&self, range: ByteRange) -> Result<(), Errno> {
+        match self {
+            Self::Inline(inline) => inline.file().reserve(range),
+            Self::Cached(cached) => cached.file().reserve(range),
+            Self::Uring(uring) => uring.file().reserve(range),
+            Self::Blocking(blocking) => blocking.reserve(range),
+            Self::Fault(fault) => fault.reserve(range),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a part of the range is not for those who use the disk.
     pub(crate) fn is_reserved(&self, range: ByteRange) -> bool {
         match self {

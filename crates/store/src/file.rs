@@ -6,11 +6,11 @@ use std::fs::File;
 use std::io::IoSliceMut;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use holdfast_units::ByteRange;
 use rustix::fs::{
-    Advice, FallocateFlags, FlockOperation, SeekFrom, fadvise, fallocate, flock, seek,
+    Advice, FallocateFlags, FlockOperation, SeekFrom, fadvise, fallocate, flock, fstatfs, seek,
 };
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
@@ -171,6 +171,27 @@ impl BackingFile {
             }
         }
         self.write_zeroes(range)
+    }
+
+    /// Has the filesystem keep room for all of the range, where it can do that beforehand. When it has
+    /// too little, nothing has changed.
+    pub(crate) fn reserve(&self, range: ByteRange) -> Result<(), Errno> {
+        if self.kind != BackingKind::File {
+            return Ok(());
+        }
+        let (found, system) = (self.file.metadata().map_err(errno)?, fstatfs(&self.file)?);
+        let free = system.f_bfree.saturating_mul(u64::try_from(system.f_bsize).unwrap_or(0));
+        // Some of what it has may lie elsewhere; then the kernel says whether that is enough. Some
+        // filesystems count nothing.
+        let counts = system.f_blocks > 0;
+        if counts && range.len.saturating_sub(found.blocks() * 512) > free {
+            return Err(Errno::NOSPC);
+        }
+        let take = || fallocate(&self.file, FallocateFlags::KEEP_SIZE, range.offset, range.len);
+        match rustix::io::retry_on_intr(take) {
+            Err(error) if unsupported(error) => Ok(()),
+            result => result,
+        }
     }
 
     fn fallocate(&self, way: FallocateFlags, range: ByteRange) -> Result<(), Errno> {

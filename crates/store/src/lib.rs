@@ -53,7 +53,7 @@ pub use probe::missing_uring_operations;
 pub use remap::{
     BadListError, DiskIdentity, LoadedSpare, PartialRead, RemapChange, RemapEntry, RemapFate,
     RemapOp, RemapReport, RemapStats, RemapWatch, SpareAt, SpareError, SpareErrorKind, SpareFill,
-    SpareFormat, SpareInfo, format_spare, load_spare, read_bad_list, read_spare_header,
-    retire_spare,
+    SpareFormat, SpareInfo, TableWrites, check_spare_place, format_spare, is_leftover, load_spare,
+    read_bad_list, read_spare_header, retire_spare,
 };
 pub use replace::{MAX_LEFT_OVER, ReplaceHandle, ReplaceState, ReplaceStatus, RetiredDisk};

@@ -2,11 +2,18 @@
 //! what it writes in which order, and what an interruption leaves: `docs/design/remap.md`.
 
 mod asked;
+mod fill;
+mod found;
 mod layer;
 mod lists;
 mod locks;
 mod map;
+mod members;
+mod opening;
 mod place;
+mod placing;
+mod rounds;
+mod set;
 mod setup;
 mod spare;
 mod task;
@@ -17,11 +24,12 @@ use holdfast_units::{ByteRange, ResourceId};
 use rustix::io::Errno;
 
 use crate::Disk;
+pub use found::TableWrites;
 pub(crate) use layer::Remap;
 pub use lists::{BadListError, read_bad_list};
 pub use setup::{
-    DiskIdentity, LoadedSpare, SpareAt, SpareError, SpareErrorKind, SpareFormat, format_spare,
-    load_spare, read_spare_header, retire_spare,
+    DiskIdentity, LoadedSpare, SpareAt, SpareError, SpareErrorKind, SpareFormat, check_spare_place,
+    format_spare, is_leftover, load_spare, read_spare_header, retire_spare,
 };
 pub(crate) use task::merged;
 
@@ -64,8 +72,9 @@ pub enum RemapOp {
         /// Which.
         range: ByteRange,
     },
-    /// Move these units into a spare. Those that cannot be read are lost. Those that are in a spare or
-    /// lost already stay as they are.
+    /// Move these units into a spare. Those that cannot be read are lost, as with
+    /// [`RemapOp::MarkUnread`]; where the disk does not answer at all, they fail. Those that are in a
+    /// spare or lost already stay as they are.
     Move {
         /// Which.
         range: ByteRange,
@@ -80,12 +89,18 @@ pub enum RemapOp {
     },
     /// Use this spare, too. It must have been formatted for this disk, and be empty.
     AddSpare(LoadedSpare),
+    /// Use a spare again that gets nothing since it could not be added, or not be removed
+    /// ([`SpareInfo::leaving`]). One that is used stays as it is.
+    AdmitSpare {
+        /// Which.
+        spare: SpareId,
+    },
     /// Use this spare no more. The last one cannot be removed.
     RemoveSpare {
         /// Which.
         spare: SpareId,
         /// Move what it holds to the others first; without it, one that holds something is refused
-        /// ([`RemapReport::busy`] says how much).
+        /// ([`RemapReport::busy`] says how much). What cannot be read of a spare that answers is lost.
         empty: bool,
     },
 }
@@ -98,8 +113,15 @@ impl RemapOp {
             | Self::MarkUnread { range }
             | Self::Move { range, .. }
             | Self::MoveBack { range } => *range,
-            Self::AddSpare(_) | Self::RemoveSpare { .. } => ByteRange::new(0, 0),
+            Self::AddSpare(_) | Self::AdmitSpare { .. } | Self::RemoveSpare { .. } => {
+                ByteRange::new(0, 0)
+            }
         }
+    }
+
+    /// Whether it changes which spares there are.
+    pub(crate) const fn changes_members(&self) -> bool {
+        matches!(self, Self::AddSpare(_) | Self::AdmitSpare { .. } | Self::RemoveSpare { .. })
     }
 }
 
@@ -118,6 +140,8 @@ pub struct RemapReport {
     pub failed: u64,
     /// Units that a spare holds that was to be removed.
     pub busy: u64,
+    /// The spare was removed, and its own header could not say so: it is formatted again by force only.
+    pub not_retired: bool,
     pub(crate) first_failure: Option<Errno>,
 }
 
@@ -152,8 +176,8 @@ pub struct RemapStats {
     pub bad_slots: u64,
     /// How full the spares are.
     pub fill: SpareFill,
-    /// Blocks of the spares' tables of which one of the two copies cannot be written.
-    pub weak_table_blocks: u64,
+    /// Blocks of the spares' headers and tables of which one of the two copies cannot be written.
+    pub weak_blocks: u64,
     /// Units of the main disk that could not be written.
     pub write_errors: u64,
     /// Units of the main disk that could not be read; each failed read counts.
@@ -189,8 +213,11 @@ pub struct SpareInfo {
     pub lost: u64,
     /// How many failed.
     pub bad_slots: u64,
-    /// It is being removed, or that failed: it gets nothing new.
+    /// It is being added or removed, or that failed: it gets nothing new.
     pub leaving: bool,
+    /// How often blocks of its table were written, as far as that is durable. It only grows, over all
+    /// openings: one that says less is an older image of it.
+    pub table_writes: u64,
 }
 
 /// What the table says of a slot that is not free.
@@ -236,8 +263,8 @@ pub struct RemapChange {
     pub reason: Reason,
 }
 
-/// Who is told of changes.
-pub type RemapWatch = Box<dyn FnMut(&[RemapChange]) + Send>;
+/// Who is told of changes, and how often the tables were written then.
+pub type RemapWatch = Box<dyn FnMut(&[RemapChange], &TableWrites) + Send>;
 
 /// What happened since the disk was opened.
 #[derive(Clone, Copy, Default, Debug)]
@@ -298,7 +325,7 @@ impl Disk {
                 used if used >= slots * 80 => SpareFill::Low,
                 _ => SpareFill::Fine,
             },
-            weak_table_blocks: sum(|spare| spare.table.weak_blocks()),
+            weak_blocks: sum(spare::Spare::weak_blocks),
             write_errors,
             read_errors,
             spare_errors,
@@ -331,6 +358,7 @@ impl Disk {
                 lost: counts.lost,
                 bad_slots: counts.bad,
                 leaving: spare.leaving,
+                table_writes: spare.table.durable_writes(),
             }
         };
         spares.map(info).collect()

@@ -4,16 +4,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bytes::Bytes;
+use holdfast_format::remap::SpareId;
 use holdfast_store::{
-    BufferPool, DirectMode, Disk, DiskErrorKind, DiskOp, EngineKind, OpenOptions, Outcome,
-    create_file,
+    BufferPool, DirectMode, Disk, DiskErrorKind, DiskIdentity, DiskOp, EngineKind, OpenOptions,
+    Outcome, SpareErrorKind, SpareFormat, create_file, format_spare,
 };
-use holdfast_units::ByteRange;
+use holdfast_units::{ByteRange, ResourceId};
 use rustix::fs::{FallocateFlags, fallocate};
 
 const MIB: u64 = 1 << 20;
@@ -179,4 +180,34 @@ fn what_a_file_that_was_cut_does_not_have_is_no_hole() {
         assert_eq!(read(0), Ok(Outcome::Zeroes), "{place:?}");
         assert!(read(1).is_err(), "{place:?}");
     }
+}
+
+/// Room that somebody else could take before a bad block comes is none.
+#[test]
+fn a_spare_has_its_room_from_the_beginning_or_is_refused() {
+    let Some(small) = SmallTmpfs::mount() else { return };
+    let format = |name: &str, size: u64| {
+        let path = small.join(name);
+        create_file(&path, size).unwrap();
+        let pool = BufferPool::new(4 << 20);
+        let mut disk = Disk::open(&path, &OpenOptions::default(), &pool).unwrap();
+        let shape = SpareFormat {
+            id: SpareId([1; 16]),
+            unit: 4096,
+            slots: None,
+            force: false,
+            disk_size: SIZE,
+            created: 0,
+        };
+        let owner = DiskIdentity { resource: ResourceId([1; 16]), disk: [2; 16] };
+        let made = format_spare(&mut disk, None, &owner, &shape).map(drop);
+        (made, path.metadata().unwrap().blocks() * 512)
+    };
+    let (made, taken) = format("fits", 2 * MIB);
+    assert_eq!((made, taken), (Ok(()), 2 * MIB));
+    let (made, taken) = format("does not", 7 * MIB);
+    let error = made.unwrap_err();
+    assert_eq!(error.kind, SpareErrorKind::NoRoom(7 * MIB));
+    assert!(error.to_string().contains("no room for all of its 7 MiB"), "{error}");
+    assert_eq!(taken, 0, "it is as it was");
 }

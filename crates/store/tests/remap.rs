@@ -2,10 +2,20 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "remap/away.rs"]
+mod away;
 #[path = "remap/bed.rs"]
 mod bed;
 #[path = "remap/crash.rs"]
 mod crash;
+#[path = "remap/exhausted.rs"]
+mod exhausted;
+#[path = "remap/headers.rs"]
+mod headers;
+#[path = "remap/leaving.rs"]
+mod leaving;
+#[path = "remap/membership.rs"]
+mod membership;
 #[path = "remap/model.rs"]
 mod model;
 #[path = "remap/opening.rs"]
@@ -14,5 +24,7 @@ mod opening;
 mod requests;
 #[path = "remap/spares.rs"]
 mod spares;
+#[path = "remap/weak.rs"]
+mod weak;
 #[path = "remap/world.rs"]
 mod world;

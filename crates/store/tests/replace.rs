@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::{beds, disk_scratch};
 use holdfast_format::checksums::file_length;
+use holdfast_format::remap::SpareId;
 use holdfast_store::{
-    BadSector, BufferPool, ChecksumFile, Completion, Disk, DiskErrorKind, DiskOp, FaultHandle,
-    MemoryStore, OpId, OpenOptions, Outcome, ReplaceHandle, ReplaceState, create_file,
+    BadSector, BufferPool, ChecksumFile, Completion, Disk, DiskErrorKind, DiskIdentity, DiskOp,
+    FaultHandle, MemoryStore, OpId, OpenOptions, Outcome, RemapOp, ReplaceHandle, ReplaceState,
+    SpareAt, SpareFormat, create_file, format_spare,
 };
 use holdfast_units::{ByteRange, ResourceId};
 
@@ -471,6 +473,59 @@ fn once_it_is_committed_nothing_but_the_switch_ends_it() {
     until(&mut disk, &handle, |state| *state == ReplaceState::None);
     write(&mut disk, 0, 8, BLOCK).unwrap();
     assert_eq!((contents(&new)[0], contents(&third)[0]), (8, 7));
+}
+
+/// A disk in memory with a spare.
+fn with_spare(store: &MemoryStore) -> Disk {
+    let spare = MemoryStore::new(1 << 20);
+    let owner = DiskIdentity { resource: ResourceId([1; 16]), disk: [2; 16] };
+    let (id, disk_size) = (SpareId([1; 16]), store.size());
+    let (unit, slots, force, created) = (4096, None, false, 1);
+    let format = SpareFormat { id, unit, slots, force, disk_size, created };
+    format_spare(&mut memory(&spare).0, None, &owner, &format).unwrap();
+    let spares = vec![SpareAt::Disk(Box::new(memory(&spare).0))];
+    memory(store).0.with_spares(spares, &owner).unwrap()
+}
+
+#[test]
+fn what_the_spares_were_asked_for_during_the_switch_is_done_on_the_new_disk() {
+    for flushes in [true, false] {
+        let size = 4 << 20;
+        let (old, new) = (MemoryStore::new(size), MemoryStore::new(size));
+        let mut disk = with_spare(&old);
+        let handle = disk.replace_handle();
+        let (fresh, faults) = memory(&new);
+        handle.begin(fresh, size, 0);
+        until(&mut disk, &handle, |state| *state == ReplaceState::InStep);
+        handle.hold();
+        until(&mut disk, &handle, |state| *state == ReplaceState::Held);
+        assert!(handle.commit());
+        let place = |block: u64| ByteRange::new(block * BLOCK, BLOCK);
+        let (range, data) = (place(1), Bytes::from(vec![7; 4096]));
+        let asked = [
+            RemapOp::Repair { range, data },
+            RemapOp::MarkLost { range: place(2) },
+            RemapOp::MarkUnread { range: place(3) },
+            RemapOp::Move { range: place(4), imported: false },
+        ];
+        for (op, what) in (1..).zip(asked) {
+            assert!(disk.remap(OpId(op), what).is_none(), "it waits");
+        }
+        if !flushes {
+            faults.add("flush:error=EIO".parse().unwrap()).unwrap();
+        }
+        handle.switch();
+        let mut done = Vec::new();
+        while done.len() < 4 {
+            disk.wait(&mut done, Duration::from_secs(20));
+        }
+        done.sort_unstable_by_key(|completion| completion.op.0);
+        let well: Vec<bool> = done.iter().map(|completion| completion.result.is_ok()).collect();
+        assert_eq!(well, [flushes, true, true, false], "{done:?}");
+        assert_eq!(disk.is_poisoned(), !flushes, "a repair is durable when it is done");
+        assert_eq!(contents(&new)[4096..8192], [7; 4096]);
+        assert_eq!(contents(&old)[4096..8192], [0; 4096]);
+    }
 }
 
 #[test]

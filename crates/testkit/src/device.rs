@@ -1,8 +1,10 @@
 use crate::program::{run, run_ok};
 use crate::scratch::clean_up;
+use crate::wait::holds_within;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// Why no local block devices can be made here; `None` when they can: as root, with FUSE and loop
 /// devices in the kernel. A test that needs them says this and passes.
@@ -17,6 +19,22 @@ pub fn devices_unavailable() -> Option<String> {
         }
     }
     None
+}
+
+/// How long a mount may be held by what is not the test's.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// Unmounts a filesystem in good order. A process that another test of the same program has just
+/// forked has all files open until it becomes another program, so a mount may be busy for a moment.
+///
+/// # Panics
+/// When it cannot.
+#[track_caller]
+pub fn unmount(point: &Path) {
+    let umount = || Command::new("umount").arg(point).output();
+    if !holds_within(BUSY, || umount().is_ok_and(|output| output.status.success())) {
+        run_ok(Command::new("umount").arg(point));
+    }
 }
 
 /// A mounted filesystem; it is unmounted with the value.
@@ -63,7 +81,7 @@ impl Mount {
     /// When it cannot.
     #[track_caller]
     pub fn unmount(self) {
-        run_ok(Command::new("umount").arg(&self.point));
+        unmount(&self.point);
     }
 
     /// Unmounts it although its device is dead; what is not written is lost.

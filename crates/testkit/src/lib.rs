@@ -28,7 +28,7 @@ mod writer;
 
 pub use bad_disk::{Bad, BadDisk, IoCounts};
 pub use cluster::{Cluster, ClusterOptions};
-pub use device::{Mount, devices_unavailable};
+pub use device::{Mount, devices_unavailable, unmount};
 pub use far::Far;
 pub use node::Node;
 pub use program::{Output, run, run_ok, run_with_limit};

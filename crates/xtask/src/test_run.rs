@@ -8,6 +8,15 @@ use std::process::{Command, Stdio};
 /// Budgets of tests that could go on for as long as one likes; what the caller has set stays.
 const BUDGETS: [(&str, &str); 1] = [("HOLDFAST_SIM_SEEDS", "2000")];
 
+/// How many tests of a program run at the same time.
+const THREADS: &str = "RUST_TEST_THREADS";
+
+/// Two for each CPU: most tests wait for daemons, disks and links more than they compute.
+fn tests_at_once() -> String {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    (2 * cpus).to_string()
+}
+
 /// Runs the tests; whether all went well and there was at least one. The last line printed is
 /// `N passed, N failed`, over all test binaries.
 ///
@@ -22,7 +31,8 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
     } else {
         cargo.args(args);
     }
-    for (name, value) in BUDGETS {
+    let at_once = tests_at_once();
+    for (name, value) in BUDGETS.into_iter().chain([(THREADS, at_once.as_str())]) {
         if std::env::var_os(name).is_none() {
             cargo.env(name, value);
         }

@@ -7,6 +7,7 @@ use crate::session::Session;
 use clap::Args;
 use holdfast_api::error::without_numbers;
 use holdfast_api::status::{NodeStatus, ResourceStatus};
+use holdfast_api::words::counted;
 use holdfast_api::{ApiError, ErrorCode, request, routes};
 use holdfast_archive::{FileTarget, JournalCopy, Moment, RewindError};
 use holdfast_format::journal::{FollowState, Following};
@@ -48,6 +49,7 @@ pub(crate) async fn rewind(session: &Session, args: Rewind) -> Result<(), ApiErr
     let resource = status.resources.into_iter().find(|resource| resource.name == args.name);
     let resource = resource.ok_or_else(|| ApiError::no_such_resource(&args.name))?;
     let (disk, journal, online) = places(&resource, &refuse)?;
+    copyable(session, &args.name, &refuse).await?;
     let path = Path::new(&journal);
     let opened = if online { Offline::open_shared(path) } else { Offline::open(path) };
     let journal = opened.map_err(|why| match why {
@@ -89,6 +91,8 @@ pub(crate) async fn rewind(session: &Session, args: Rewind) -> Result<(), ApiErr
         .map_err(|why| unavailable(&why))?;
     bar.finish_and_clear();
     drop(to);
+    // More may have been found while it was copied.
+    copyable(session, &args.name, &refuse).await?;
     if journal.following().map_err(unusable)? != following {
         let why = "replay went on while the copy was made";
         return Err(refuse(ErrorCode::InUse, why)
@@ -106,6 +110,32 @@ pub(crate) async fn rewind(session: &Session, args: Rewind) -> Result<(), ApiErr
         "resource": args.name, "path": into, "position": plan.position.0, "size_bytes": size,
     });
     session.result(&answer, &text);
+    Ok(())
+}
+
+/// That what the disk holds is what was written.
+async fn copyable(
+    session: &Session,
+    name: &str,
+    refuse: &(dyn Fn(ErrorCode, &str) -> ApiError + Sync),
+) -> Result<(), ApiError> {
+    let path = routes::of(routes::RESOURCE_REWIND, name);
+    let source: request::CopySource = session.get(&path).await?;
+    if source.checksums {
+        let why = "checksums are kept for its disk, and a copy for which they are looked at is not \
+                   supported by this version";
+        return Err(refuse(ErrorCode::NotSupportedYet, why).hint(format!(
+            "after a scrub, `holdfast set {name} checksums=off`, and `checksums=on` when it is copied"
+        )));
+    }
+    if source.old_blocks > 0 {
+        let count = counted(source.old_blocks, "block");
+        let why = format!("{count} of its disk are not what was written, and were not healed yet");
+        return Err(refuse(ErrorCode::NoUpToDateData, &why).hint(format!(
+            "`holdfast status {name}` says which when it is up; other nodes may have them, and what \
+             is written anew is good"
+        )));
+    }
     Ok(())
 }
 

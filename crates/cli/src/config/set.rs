@@ -177,7 +177,12 @@ fn told(ui: &Ui, path: &Path, settings: &[(&ConfigKey, Setting)], changed: bool,
     for (key, value) in settings {
         ui.line(&format!("{file}: {} = {value}", key.name));
     }
+    // Which file the service reads says its unit.
+    let is_usual = path == Path::new(DEFAULT_CONFIG);
     ui.line(match (restarted, changed) {
+        (true, _) if !is_usual => {
+            "the daemon was restarted; `systemctl cat holdfast` says which file it uses"
+        }
         (true, _) => "the daemon was restarted and uses it",
         (false, true) => "the daemon uses it from its next start on: `systemctl restart holdfast`",
         (false, false) => "that is what the file had before",

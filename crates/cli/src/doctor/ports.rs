@@ -23,7 +23,7 @@ pub(super) fn look(facts: &Facts, findings: &mut Findings) {
             findings.ok(check, format!("{address}, {purpose}: any free port will do"));
             continue;
         }
-        let listeners = listeners(&facts.machine, address);
+        let listeners = listeners(&facts.machine, address, info.pid);
         match (info.pid, listeners.first()) {
             (Some(pid), Some(listener)) if listener.is(pid) && !is_ours(address) => findings.error(
                 check,
@@ -93,11 +93,11 @@ impl std::fmt::Display for Listener {
 /// The kernel gives its table in pieces: while sockets come and go, a line can appear in two of
 /// them or in none (proc(5) promises no snapshot). So a socket counts once, and "nobody" is looked
 /// at again.
-fn listeners(machine: &Machine, wanted: SocketAddr) -> Vec<Listener> {
+fn listeners(machine: &Machine, wanted: SocketAddr, daemon: Option<u32>) -> Vec<Listener> {
     const LOOKS: usize = 3;
     let sockets = (0..LOOKS).map(|_| sockets_at(machine, wanted)).find(|found| !found.is_empty());
     let sockets = sockets.unwrap_or_default();
-    sockets.into_iter().map(|inode| Listener { process: owner(machine, inode) }).collect()
+    sockets.into_iter().map(|inode| Listener { process: owner(machine, inode, daemon) }).collect()
 }
 
 /// The inodes of the sockets that listen there, as one look at the kernel's tables gives them.
@@ -142,11 +142,12 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
-/// The process that has the socket open.
-fn owner(machine: &Machine, inode: u64) -> Option<(u32, String)> {
+/// The process that has the socket open; the daemon, if it is one of several: a service manager keeps its
+/// sockets, too.
+fn owner(machine: &Machine, inode: u64, daemon: Option<u32>) -> Option<(u32, String)> {
     let wanted = format!("socket:[{inode}]");
     let processes = machine.names("proc").into_iter().filter_map(|name| name.parse::<u32>().ok());
-    for pid in processes {
+    for pid in daemon.into_iter().chain(processes) {
         let dir = format!("proc/{pid}/fd");
         let has = machine.names(&dir).into_iter().any(|fd| {
             let link = std::fs::read_link(machine.path(&format!("{dir}/{fd}")));
@@ -206,13 +207,14 @@ mod tests {
         let line = "  0: 0100007F:1EAA 00000000:0000 0A 00000000:00000000 00:00000000 00000000 \
                     0 0 4711 1 0000000000000000 100 0 0 10 0\n";
         std::fs::write(root.path().join("proc/net/tcp"), line.repeat(2)).unwrap();
-        let found = listeners(&Machine::below(root.path()), "127.0.0.1:7850".parse().unwrap());
+        let found =
+            listeners(&Machine::below(root.path()), "127.0.0.1:7850".parse().unwrap(), None);
         assert_eq!(found, [Listener { process: None }]);
         // Who listens at all addresses of IPv4 is in the way there, and not at one of IPv6.
         std::fs::write(root.path().join("proc/net/tcp"), line.replace("0100007F", "00000000"))
             .unwrap();
         for (wanted, count) in [("127.0.0.1:7850", 1), ("[::]:7850", 1), ("[::1]:7850", 0)] {
-            let found = listeners(&Machine::below(root.path()), wanted.parse().unwrap());
+            let found = listeners(&Machine::below(root.path()), wanted.parse().unwrap(), None);
             assert_eq!(found.len(), count, "{wanted}");
         }
     }
@@ -225,10 +227,10 @@ mod tests {
                 continue;
             };
             let address = listener.local_addr().unwrap();
-            let found = listeners(&Machine::here(), address);
+            let found = listeners(&Machine::here(), address, None);
             assert!(found.len() == 1 && found[0].is(std::process::id()), "{found:?}");
             drop(listener);
-            assert_eq!(listeners(&Machine::here(), address), []);
+            assert_eq!(listeners(&Machine::here(), address, None), []);
         }
     }
 }

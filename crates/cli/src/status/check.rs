@@ -183,7 +183,11 @@ pub(crate) fn of_resource(resource: &ResourceStatus, put: &mut impl FnMut(Grade,
         put(Grade::Critical, Topic::Part, format!("the journal is not used: {problem}"));
     }
     if let Some(problem) = resource.archive.as_ref().and_then(|archive| archive.problem.as_ref()) {
-        put(Grade::Warning, Topic::Part, format!("nothing is archived at present: {problem}"));
+        put(
+            Grade::Warning,
+            Topic::Part,
+            format!("not everything is archived at present: {problem}"),
+        );
     }
     if let Some(problem) = resource.replay.as_ref().and_then(|replay| replay.problem.as_ref()) {
         put(Grade::Warning, Topic::Part, format!("the replay is held up: {problem}"));

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const SIZE: u64 = 16 * MIB;
 
-fn place_of(cluster: &Cluster) -> PathBuf {
+pub(crate) fn place_of(cluster: &Cluster) -> PathBuf {
     cluster.scratch().join("archive")
 }
 
@@ -26,13 +26,13 @@ fn archived() -> Cluster {
     cluster
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is right");
     u64::try_from(since.as_millis()).expect("this century")
 }
 
 /// Waits until everything that was completed until then is archived.
-fn wait_complete(node: &Node, millis: u64) {
+pub(crate) fn wait_complete(node: &Node, millis: u64) {
     wait_until(SOON, "the archive is complete", || {
         let archive = node.resource("r0").archive;
         archive.is_some_and(|archive| {
@@ -51,7 +51,7 @@ fn content(node: &Node) -> Vec<u8> {
     content
 }
 
-fn restore(node: &Node, place: &Path, to: &str, into: &Path) -> String {
+pub(crate) fn restore(node: &Node, place: &Path, to: &str, into: &Path) -> String {
     let (place, into) = (place.display().to_string(), into.display().to_string());
     node.ok(&["restore", "r0", "--from", &place, "--to", to, "--into", &into])
 }
@@ -198,7 +198,7 @@ fn an_archive_that_cannot_be_written_is_told_and_taken_up_again() {
     cluster[0].wait_resource("r0", SOON, "it is told", |r| {
         r.archive.as_ref().is_some_and(|archive| archive.problem.is_some())
     });
-    assert!(cluster[0].ok(&["status"]).contains("nothing is archived at present"));
+    assert!(cluster[0].ok(&["status"]).contains("not everything is archived at present"));
     write_blocks(&cluster[0], "r0", 2, 30..90);
     let state = content(&cluster[0]);
     fs::remove_file(&place).expect("it is there");

@@ -193,6 +193,27 @@ fn row_033_what_cannot_be_a_spare_is_refused() {
     assert!(room.iter().all(|byte| *byte == 0), "nothing was written to the disk");
     let meta = node.state_dir().join("meta");
     assert!(!meta.exists() || std::fs::read_dir(meta).expect("a directory").next().is_none());
+    let many: Vec<String> = (0..17).map(|n| empty(&cluster, &format!("s{n}"), 5 * BLOCK)).collect();
+    let too_many = many.iter().flat_map(|path| ["--spare", path]);
+    let call: Vec<&str> = ["create", "r0", "--disk", &disk].into_iter().chain(too_many).collect();
+    node.refused(&call, 1, "16 spares at most");
+    assert!(node.status().resources.is_empty());
+    node.ok(&call[..call.len() - 2]);
+    node.refused(&["spare", "add", "r0", &many[16]], 1, "has 16 spares already");
+    // By any path that leads to it.
+    let link = cluster.scratch().join("link").display().to_string();
+    std::os::unix::fs::symlink(&many[3], &link).expect("it can be made");
+    node.ok(&["spare", "remove", "r0", &link]);
+    node.ok(&["spare", "add", "r0", &many[16]]);
+    assert_eq!(node.resource("r0").disk.spares.len(), 16);
+    let list = empty(&cluster, "list", 0);
+    node.refused(
+        &["badblocks", "import", "r0", &list, "--block-size", "0"],
+        1,
+        "no size of a block",
+    );
+    node.ok(&["secondary", "r0"]);
+    node.ok(&["delete", "r0"]);
     // The smallest that is possible.
     let least = empty(&cluster, "least", 5 * BLOCK);
     node.ok(&["create", "r0", "--disk", &disk, "--spare", &least]);
@@ -225,6 +246,24 @@ fn left_out(node: &Node, name: &str, why: &str) {
     let problem = status.disk.problem.unwrap_or_default();
     assert_eq!(status.disk.state, "Diskless", "{problem}");
     assert!(problem.contains(why), "{problem}");
+}
+
+/// A disk that holds something and is refused for want of a spare holds all of it still.
+#[test]
+fn what_is_refused_for_its_spare_changes_nothing_on_the_disk() {
+    let cluster = cluster(1);
+    let [disk, spare] = [("full", 16 * MIB), ("used", MIB)].map(|(name, len)| {
+        let path = cluster.scratch().join(name);
+        std::fs::write(&path, vec![7; usize::try_from(len).expect("it fits")])
+            .expect("it can be written");
+        path.display().to_string()
+    });
+    let before = file(&disk);
+    for with in [["--spare", &spare], ["--spare-size", "15M"]] {
+        let words = ["create", "r1", "--disk", &disk, "--meta", "internal"];
+        cluster[0].refused(&[&words[..], &with[..]].concat(), 1, "not empty");
+        assert!(file(&disk) == before, "{with:?}");
+    }
 }
 
 /// Rows 23 to 25, 27: a disk is never used without its spares, nor with those of another one.
@@ -336,8 +375,8 @@ fn row_037_spares_come_and_go_while_the_disk_is_used() {
     let said = node.ok(&["spare", "remove", "old", &first, "--empty", "--dry-run"]);
     assert!(said.contains("would be forgotten; nothing was changed"), "{said}");
     let said = node.ok(&["spare", "remove", "old", &first, "--empty"]);
-    assert!(said.contains("was taken away before"), "{said}");
-    node.refused(&["spare", "remove", "old", &first], 1, "its disk has no spare");
+    assert!(said.contains("does not use the spare") && said.contains("is forgotten"), "{said}");
+    node.refused(&["spare", "remove", "old", &first], 4, "its disk has no spare");
     assert_eq!(node.resource("old").disk.spares.len(), 1);
     check_blocks(node, "old", 1, 0..98);
 
@@ -347,6 +386,239 @@ fn row_037_spares_come_and_go_while_the_disk_is_used() {
     wait_primary(&cluster[0], "old");
     check_blocks(&cluster[0], "old", 1, 0..98);
     assert_eq!(cluster[0].resource("old").disk.remapped_sectors, 98);
+}
+
+/// A resource whose blocks 10 and 11 are in its first spare; the paths of that, and of another one.
+fn moved_by_hand(cluster: &Cluster) -> [String; 2] {
+    let disk = empty(cluster, "disk", 4 * MIB);
+    let spares = ["first", "second"].map(|name| empty(cluster, name, MIB));
+    let node = &cluster[0];
+    node.ok(&["create", "old", "--disk", &disk, "--spare", &spares[0]]);
+    write_blocks(node, "old", 1, 0..20);
+    node.ok(&["badblocks", "add", "old", "80-95"]);
+    write_blocks(node, "old", 2, 10..12);
+    spares
+}
+
+fn check_moved(node: &Node) {
+    wait_primary(node, "old");
+    check_blocks(node, "old", 2, 10..12);
+    check_blocks(node, "old", 1, (0..10).chain(12..20));
+}
+
+/// The node cannot write what it knows, while this is done.
+fn without_state(node: &Node, what: impl FnOnce()) {
+    let states = std::fs::read_dir(node.state_dir().join("resources")).expect("it is there");
+    let state = states.map(|entry| entry.expect("it is read").path()).next().expect("there is one");
+    let in_the_way = state.with_extension("new");
+    std::fs::create_dir(&in_the_way).expect("it can be made");
+    what();
+    std::fs::remove_dir(&in_the_way).expect("it can be removed");
+}
+
+fn file(path: &str) -> Vec<u8> {
+    std::fs::read(path).expect("it can be read")
+}
+
+/// What a node has noted of how often the tables of the spares of its only resource were written.
+fn noted(node: &Node) -> std::path::PathBuf {
+    let mut dir = std::fs::read_dir(node.state_dir().join("spares")).expect("it is there");
+    dir.next().expect("it was noted").expect("it is read").path()
+}
+
+/// Row 24: nor with an older image of its spare, whose blocks would be old.
+#[test]
+fn row_024_an_older_image_of_a_spare_is_refused() {
+    let mut cluster = cluster(1);
+    let [first, _] = moved_by_hand(&cluster);
+    cluster[0].restart();
+    check_moved(&cluster[0]);
+    let path = noted(&cluster[0]);
+    let before = std::fs::read(&path).expect("it can be read");
+    let older = file(&first);
+    cluster[0].ok(&["badblocks", "add", "old", "160-167"]);
+    write_blocks(&cluster[0], "old", 3, 20..21);
+    wait_until(SOON, "the node notes that the table was written", || {
+        std::fs::read(&path).is_ok_and(|now| now != before)
+    });
+    cluster[0].kill9();
+    let newest = file(&first);
+    std::fs::write(&first, &older).expect("it can be written");
+    cluster[0].start();
+    left_out(&cluster[0], "old", "an older image of it was put back");
+    cluster[0].refused(&["attach-disk", "old"], 1, &path.display().to_string());
+    assert!(file(&first) == older, "it was written to");
+    std::fs::write(&first, newest).expect("it can be written");
+    cluster[0].ok(&["attach-disk", "old"]);
+    check_moved(&cluster[0]);
+    check_blocks(&cluster[0], "old", 3, 20..21);
+    // The way out for who has put back the disk, too.
+    cluster[0].stop();
+    std::fs::write(&first, &older).expect("it can be written");
+    cluster[0].start();
+    left_out(&cluster[0], "old", "an older image of it was put back");
+    std::fs::remove_file(&path).expect("it can be removed");
+    cluster[0].ok(&["attach-disk", "old"]);
+    check_moved(&cluster[0]);
+    // What is not readable keeps no disk away, and what is gone stays nowhere.
+    cluster[0].stop();
+    std::fs::write(&path, "nothing").expect("it can be written");
+    cluster[0].start();
+    check_moved(&cluster[0]);
+    cluster[0].ok(&["delete", "old"]);
+    assert!(!path.exists());
+}
+
+/// Row 37: adding a second spare is cut off when it is made and noted, before any header names it.
+#[test]
+fn row_037_adding_a_spare_is_cut_off() {
+    let mut cluster = cluster(1);
+    let [first, second] = moved_by_hand(&cluster);
+    without_state(&cluster[0], || {
+        assert_eq!(cluster[0].cli(&["spare", "add", "old", &second]).status, 1);
+    });
+    assert_eq!(cluster[0].resource("old").disk.spares.len(), 1);
+    let before = [file(&first), file(&second)];
+    cluster[0].ok(&["spare", "add", "old", &second]);
+    cluster[0].kill9();
+    for (path, content) in [&first, &second].into_iter().zip(before) {
+        std::fs::write(path, content).expect("it can be written");
+    }
+    cluster[0].start();
+    check_moved(&cluster[0]);
+    assert_eq!(cluster[0].resource("old").disk.spares.len(), 1);
+    // Again, and cut off while it is made anew, so that it is nobody's spare: it keeps no disk away.
+    let left = file(&second);
+    std::fs::write(&second, vec![7; left.len()]).expect("it can be written");
+    cluster[0].refused(&["spare", "add", "old", &second], 1, "spare add");
+    cluster[0].restart();
+    check_moved(&cluster[0]);
+    std::fs::write(&second, left).expect("it can be written");
+    cluster[0].ok(&["spare", "add", "old", &second]);
+    assert_eq!(cluster[0].resource("old").disk.spares.len(), 2);
+    cluster[0].ok(&["spare", "remove", "old", &first, "--empty"]);
+    std::fs::remove_file(&first).expect("it can be removed");
+    cluster[0].restart();
+    check_moved(&cluster[0]);
+}
+
+/// Row 37: removing a spare is cut off when the others do not name it any more, and it does not know.
+#[test]
+fn row_037_removing_a_spare_is_cut_off() {
+    let mut cluster = cluster(1);
+    let [first, second] = moved_by_hand(&cluster);
+    for away in [true, false] {
+        cluster[0].ok(&["spare", "add", "old", &second]);
+        let before = file(&second);
+        without_state(&cluster[0], || {
+            assert_eq!(cluster[0].cli(&["spare", "remove", "old", &second]).status, 1);
+        });
+        cluster[0].kill9();
+        std::fs::write(&second, &before).expect("it can be written");
+        if away {
+            std::fs::remove_file(&second).expect("it can be removed");
+            cluster[0].start();
+            left_out(&cluster[0], "old", &second);
+            cluster[0].refused(&["spare", "remove", "old", &first], 1, &second);
+        } else {
+            cluster[0].start();
+            check_moved(&cluster[0]);
+        }
+        let words = ["spare", "remove", "old", &second];
+        let said = cluster[0].ok(&[&words[..], &["--dry-run"]].concat());
+        assert!(said.contains("would be forgotten; nothing was changed"), "{said}");
+        let said = cluster[0].ok(&words);
+        assert!(said.contains("is forgotten"), "{said}");
+        cluster[0].refused(&words, if away { 1 } else { 4 }, "");
+        if away {
+            cluster[0].ok(&["attach-disk", "old"]);
+            check_moved(&cluster[0]);
+            std::fs::write(&second, &before).expect("it can be written");
+        }
+    }
+    std::fs::remove_file(&second).expect("it can be removed");
+    cluster[0].restart();
+    check_moved(&cluster[0]);
+    // One that the disk needs is not forgotten, whether or not it is there.
+    cluster[0].stop();
+    let kept = file(&first);
+    std::fs::remove_file(&first).expect("it can be removed");
+    cluster[0].start();
+    left_out(&cluster[0], "old", &first);
+    cluster[0].refused(&["spare", "remove", "old", &first], 1, "spare remove was refused");
+    std::fs::write(&first, kept).expect("it can be written");
+    cluster[0].ok(&["attach-disk", "old"]);
+    check_moved(&cluster[0]);
+}
+
+/// Row 37: a spare that holds nothing dies. It is taken away, and the disk is not given up.
+#[test]
+fn row_037_a_dead_spare_that_holds_nothing_is_taken_away() {
+    if unavailable() {
+        return;
+    }
+    let mut cluster = cluster(1);
+    let disk = BadDisk::new(cluster.scratch(), "old", 4 * MIB);
+    let first = empty(&cluster, "first", MIB);
+    let [second, third] =
+        ["second", "third"].map(|name| BadDisk::new(cluster.scratch(), name, MIB));
+    let node = &cluster[0];
+    node.ok(&["create", "old", "--disk", &disk.text(), "--spare", &first]);
+    disk.set_bad(Bad::Dead, 0..4);
+    write_blocks(node, "old", 1, 0..4);
+    node.ok(&["spare", "add", "old", &second.text()]);
+    second.fail_all(true);
+    second.fail_flushes(true);
+    let said = node.ok(&["spare", "remove", "old", &second.text()]);
+    assert!(said.contains("is taken away; its header does not take a note"), "{said}");
+    // Nor is one that dies when it comes.
+    third.fail_flushes(true);
+    assert_eq!(node.cli(&["spare", "add", "old", &third.text()]).status, 1);
+    assert_eq!(node.resource("old").disk.spares.len(), 1);
+    disk.set_bad(Bad::Dead, 4..6);
+    write_blocks(node, "old", 2, 0..6);
+    cluster[0].restart();
+    wait_primary(&cluster[0], "old");
+    check_blocks(&cluster[0], "old", 2, 0..6);
+}
+
+/// Row 37: a spare that begins to fail, also where its header is, is replaced.
+#[test]
+fn row_037_a_spare_whose_header_takes_no_writes_is_replaced() {
+    if unavailable() {
+        return;
+    }
+    let mut cluster = cluster(1);
+    let disk = BadDisk::new(cluster.scratch(), "old", 4 * MIB);
+    let first = BadDisk::new(cluster.scratch(), "first", 14 * BLOCK);
+    let second = empty(&cluster, "second", MIB);
+    let node = &cluster[0];
+    node.ok(&["create", "old", "--disk", &disk.text(), "--spare", &first.text()]);
+    disk.set_bad(Bad::Dead, 0..4);
+    write_blocks(node, "old", 1, 0..4);
+    // Both copies of the header: which spares there are cannot be noted.
+    first.set_bad(Bad::Unwritable, [0, 13]);
+    let tried = node.cli(&["spare", "add", "old", &second]);
+    assert_eq!(tried.status, 1, "{tried:?}");
+    assert!(tried.stderr.contains("the same command tries it again"), "{tried:?}");
+    let shown = node.ok(&["spare", "ls", "old"]);
+    assert!(shown.contains("(leaving)"), "{shown}");
+    node.refused(&["spare", "add", "old", &second], 1, "the same command tries it again");
+    // One of them.
+    first.heal([13]);
+    let said = node.ok(&["spare", "add", "old", &second]);
+    assert!(said.contains("there is room for"), "{said}");
+    let problems = node.status().cluster.expect("a cluster").problems.join("\n");
+    assert!(problems.contains("can be written in one place only"), "{problems}");
+    node.refused(&["spare", "add", "old", &second], 1, "has that spare already");
+    cluster[0].restart();
+    wait_primary(&cluster[0], "old");
+    check_blocks(&cluster[0], "old", 1, 0..4);
+    cluster[0].ok(&["spare", "remove", "old", &first.text(), "--empty"]);
+    assert_eq!(cluster[0].resource("old").disk.spares.len(), 1);
+    cluster[0].restart();
+    wait_primary(&cluster[0], "old");
+    check_blocks(&cluster[0], "old", 1, 0..4);
 }
 
 /// A disk that had none gets its first spare on a node that is not Primary.
@@ -501,6 +773,60 @@ fn row_041_blocks_are_moved_by_hand_and_back() {
     node.wait_log("it is on a list of bad blocks");
     std::fs::write(&map, "no list").expect("it can be written");
     node.refused(&["badblocks", "import", "old", &map.display().to_string()], 1, "line 1");
+}
+
+/// A list that takes more than one call is refused as a whole, and counted as a whole.
+#[test]
+fn a_long_list_is_imported_as_a_whole_or_not_at_all() {
+    const BLOCKS: u64 = 24_004;
+    let cluster = cluster(1);
+    let node = &cluster[0];
+    let disk = empty(&cluster, "disk", BLOCKS * BLOCK);
+    let spare = empty(&cluster, "spare", 46 * MIB);
+    node.ok(&["create", "old", "--disk", &disk, "--spare", &spare]);
+    let free = node.resource("old").disk.spare_sectors_free;
+    assert!((11_000..12_000).contains(&free), "{free}");
+    let list = cluster.scratch().join("list");
+    let write = |sectors: &mut dyn Iterator<Item = u64>| {
+        let lines: Vec<String> = sectors.map(|sector| sector.to_string()).collect();
+        std::fs::write(&list, lines.join("\n")).expect("it can be written");
+    };
+    let path = list.display().to_string();
+    let import = |more: &[&'static str]| -> Vec<String> {
+        let words = ["badblocks", "import", "old", &path, "--block-size", "512"];
+        words.into_iter().chain(more.iter().copied()).map(str::to_owned).collect()
+    };
+    let refused = |more: &[&'static str]| {
+        let words = import(more);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let why = format!("12001 blocks need a slot, and the spares have {free}");
+        node.refused(&words, 1, &why);
+    };
+    let json = |more: &[&'static str]| {
+        let words = import(more);
+        node.json(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+
+    // Each call alone has room; all of them together have none.
+    write(&mut (0..12_001).map(|n| n * 16));
+    refused(&["--dry-run"]);
+    refused(&[]);
+    assert!(mapped(node, "old").is_empty());
+    // Two sectors of a block are one block, wherever the list is cut.
+    write(&mut (0..11_000).flat_map(|n| [n * 16, n * 16 + 5]));
+    let would = json(&["--dry-run"]);
+    assert_eq!((&would["moved"], &would["free"]), (&11_000.into(), &free.into()), "{would}");
+    assert!(mapped(node, "old").is_empty());
+    // A list of the whole disk names what is behind the end of the resource.
+    write(&mut [40, 47, 80].into_iter().chain((0..11_000).map(|n| (BLOCKS + n * 2) * 8)));
+    let done = json(&[]);
+    assert_eq!((&done["moved"], &done["outside"]), (&2.into(), &11_000.into()), "{done}");
+    write(&mut [160, BLOCKS * 8].into_iter());
+    let words = import(&[]);
+    let said = node.ok(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(said.contains("1 block of the list lies behind its end and was left out"), "{said}");
+    assert_eq!(mapped(node, "old"), [5, 10, 20]);
+    node.refused(&["badblocks", "add", "old", "192032"], 1, "not inside of the resource");
 }
 
 /// Rows 36, 38: slots that fail are replaced; when none is left the write fails, and says so.

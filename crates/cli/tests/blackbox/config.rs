@@ -196,7 +196,7 @@ fn a_key_is_set_and_a_file_that_the_daemon_does_not_start_with_is_put_back() {
     }
 
     manager("grep -q 192.0.2.1 \"$HOLDFAST_CONFIG\" || { echo no such address >&2; exit 1; }");
-    assert!(set(&["max-resyncs=2", "--restart"]).ok().ends_with("uses it\n"));
+    assert!(set(&["max-resyncs=2", "--restart"]).ok().ends_with("says which file it uses\n"));
     let good = format!("max-resyncs = 2\n{with_address}");
     assert_eq!(text(), good);
     let output = set(&["listen=192.0.2.9", "--restart"]);

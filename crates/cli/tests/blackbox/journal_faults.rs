@@ -30,7 +30,8 @@ fn the_journal_is_not_emptied_before_its_disk_is_forgotten() {
         let names = fs::read_dir(place).expect("it can be listed").flatten();
         names.filter(|entry| entry.file_name().to_string_lossy().starts_with("segment-")).count()
     };
-    assert_eq!(segments(&dir), 1);
+    let before = segments(&dir);
+    assert!(before > 0);
     // The state of the resource cannot be written.
     let state = state_files(&cluster[0].state_dir());
     let blockers: Vec<PathBuf> = state.iter().map(|path| path.with_extension("new")).collect();
@@ -41,7 +42,7 @@ fn the_journal_is_not_emptied_before_its_disk_is_forgotten() {
     fs::File::create(&other).expect("it can be made").set_len(64 * MIB).expect("it can grow");
     let other = other.display().to_string();
     cluster[0].refused(&["attach-disk", "r0", "--disk", &other], 1, "could not be written");
-    assert_eq!(segments(&dir), 1, "the disk that is attached next needs it");
+    assert_eq!(segments(&dir), before, "the disk that is attached next needs it");
     for blocker in &blockers {
         fs::remove_dir(blocker).expect("it can be removed");
     }

@@ -52,6 +52,22 @@ pub(crate) fn wait_all(primary: &Node) {
     });
 }
 
+/// Holds the disk of this follower of the first node behind by 15 minutes, and writes until something is
+/// held back; with which tag that was.
+pub(crate) fn hold_back(cluster: &Cluster, follower: usize) -> u64 {
+    let node = &cluster[follower];
+    cluster[0].ok(&["set", "r0", "replay-delay=15m", "--peer", node.name()]);
+    // It takes a moment until it has heard of it.
+    let mut round = 1;
+    wait_until(SYNC, "something is held back", || {
+        round += 1;
+        write_blocks(&cluster[0], "r0", round, 0..50);
+        let replay = node.resource("r0").replay.expect("it follows");
+        replay.replayed < replay.fetched
+    });
+    round
+}
+
 /// Waits until the Primary knows that one of its followers has everything.
 fn wait_follower(primary: &Node, name: &str) {
     primary.wait_resource("r0", SYNC, "a follower has everything", |r| {
@@ -252,15 +268,7 @@ fn a_delay_holds_the_disk_of_one_follower_behind() {
     follow(&cluster, "64M");
     write_blocks(&cluster[0], "r0", 1, 0..50);
     wait_all(&cluster[0]);
-    cluster[0].ok(&["set", "r0", "replay-delay=15m", "--peer", "beta"]);
-    // It takes a moment until it has heard of it.
-    let mut round = 1;
-    wait_until(SYNC, "something is held back", || {
-        round += 1;
-        write_blocks(&cluster[0], "r0", round, 0..50);
-        let replay = cluster[1].resource("r0").replay.expect("it follows");
-        replay.replayed < replay.fetched
-    });
+    let round = hold_back(&cluster, 1);
     let before = files::fingerprint(&cluster[1].disk("r0"), SIZE);
     let replayed = cluster[1].resource("r0").replay.expect("it follows").replayed;
     write_blocks(&cluster[0], "r0", round + 1, 0..50);

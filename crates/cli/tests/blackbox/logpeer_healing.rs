@@ -49,7 +49,7 @@ fn follows(cluster: &Cluster, more: &[&str]) {
 }
 
 /// The same; the second node keeps checksums.
-fn with_checksums(cluster: &Cluster) {
+pub(crate) fn with_checksums(cluster: &Cluster) {
     pair(cluster, &["--checksums"]);
     computed(cluster);
 }
@@ -85,7 +85,7 @@ fn on_bad_disk(cluster: &Cluster, more: &[&str]) -> Option<BadDisk> {
 }
 
 /// Changes a byte of each of these blocks behind the daemon's back.
-fn flip(path: &Path, blocks: impl IntoIterator<Item = u64>) {
+pub(crate) fn flip(path: &Path, blocks: impl IntoIterator<Item = u64>) {
     let disk = File::options().read(true).write(true).open(path).expect("it can be opened");
     for at in blocks.into_iter().map(|block| block * BLOCK + 1234) {
         let mut byte = [0];
@@ -94,13 +94,13 @@ fn flip(path: &Path, blocks: impl IntoIterator<Item = u64>) {
     }
 }
 
-fn losses(node: &Node, healed: u64, left: u64) {
+pub(crate) fn losses(node: &Node, healed: u64, left: u64) {
     node.wait_resource("r0", SYNC, &format!("{healed} are healed, {left} left"), |r| {
         (r.disk.healed_blocks, r.disk.unreadable_blocks) == (healed, left)
     });
 }
 
-fn scrub(node: &Node) -> u64 {
+pub(crate) fn scrub(node: &Node) -> u64 {
     let report = node.json(&["scrub", "r0", "--wait"]);
     assert_eq!(report["bytes_done"], SIZE, "{report}");
     report["unreadable_blocks"].as_u64().expect("it is a number")
@@ -292,7 +292,7 @@ fn what_is_lost_fails_on_a_node_that_is_promoted_and_is_healed_when_it_follows_a
 }
 
 /// The first node keeps checksums, and some blocks changed behind its back that no journal has.
-fn with_a_bad_primary(cluster: &Cluster) {
+pub(crate) fn with_a_bad_primary(cluster: &Cluster) {
     alone(cluster);
     cluster[0].ok(&["set", "r0", "checksums=on"]);
     computed_by(cluster, 0);
@@ -339,6 +339,39 @@ fn what_the_primary_does_not_know_to_have_lost_holds_no_filling_up() {
     wait_all(&cluster[0]);
     losses(&cluster[1], 0, 0);
     assert_same(&cluster, 0, 1);
+}
+
+#[test]
+fn a_filling_whose_losses_cannot_be_noted_waits_and_says_so() {
+    let cluster = cluster(2);
+    with_a_bad_primary(&cluster);
+    follows(&cluster, &[]);
+    flip(&cluster[0].disk("r0"), 2000..2003);
+    // Something else is where the list is written.
+    let meta = cluster[1].state_dir().join("meta");
+    let files = std::fs::read_dir(&meta).expect("it is there");
+    let mut files = files.map(|file| file.expect("it can be read").path());
+    let list = files.find(|path| path.extension().is_some_and(|ext| ext == "losses"));
+    let in_the_way = list.expect("there is one").with_extension("new");
+    std::fs::create_dir(&in_the_way).expect("it can be made");
+    cluster[1].ok(&["invalidate", "r0"]);
+    let words = "could not be written";
+    let waits = cluster[1].wait_resource("r0", SYNC, "it says that it waits", |status| {
+        let problem = status.replay.as_ref().and_then(|replay| replay.problem.as_ref());
+        problem.is_some_and(|problem| problem.contains(words))
+    });
+    assert_eq!(waits.disk.state, "Inconsistent");
+    wait_until(SOON, "it is a problem for a person", || {
+        let shown = cluster[1].ok(&["status"]);
+        shown.contains(words) && shown.contains("resource r0: it cannot be noted")
+    });
+    std::fs::remove_dir(&in_the_way).expect("it can be removed");
+    wait_all(&cluster[0]);
+    let lost = [0, 2000, 2001, 2002, 5000, 5001, 5002, 5003, 7000];
+    assert_eq!(listed(&cluster[1]), lost);
+    wait_until(SOON, "nothing is a problem any more", || {
+        !cluster[1].ok(&["status"]).contains(words)
+    });
 }
 
 /// A byte of the list of lost blocks of a node that is stopped changes.

@@ -5,7 +5,7 @@ use crate::logpeer::{assert_same, disk_state, follow, wait_all};
 use crate::logpeer_roles::{pair_and_follower, wait_third};
 use crate::{SOON, SYNC, check_blocks, cluster, write_blocks};
 use holdfast_api::status::PeerStatus;
-use holdfast_testkit::{Node, files, wait_until};
+use holdfast_testkit::{Cluster, Node, files, wait_until};
 
 const SIZE: u64 = 32 * crate::MIB;
 
@@ -37,16 +37,22 @@ fn mend_journal(node: &Node) {
     }
 }
 
-fn is_split(peer: &PeerStatus) -> bool {
+/// The first of so many nodes is Primary, the others follow it and have all that it wrote.
+pub(crate) fn followed(nodes: usize) -> Cluster {
+    let cluster = cluster(nodes);
+    follow(&cluster, "64M");
+    write_blocks(&cluster[0], "r0", 1, 0..300);
+    wait_all(&cluster[0]);
+    cluster
+}
+
+pub(crate) fn is_split(peer: &PeerStatus) -> bool {
     peer.problem.as_ref().is_some_and(|problem| problem.code == "SPLIT_BRAIN")
 }
 
 #[test]
 fn who_was_primary_waits_when_another_one_led_meanwhile_and_has_more() {
-    let mut cluster = cluster(2);
-    follow(&cluster, "64M");
-    write_blocks(&cluster[0], "r0", 1, 0..300);
-    wait_all(&cluster[0]);
+    let mut cluster = followed(2);
     cluster[0].kill9();
     cluster[1].ok(&["primary", "r0", "--force"]);
     write_blocks(&cluster[1], "r0", 2, 100..200);
@@ -121,10 +127,7 @@ fn a_detached_disk_is_not_used_for_following_until_it_is_attached() {
 
 #[test]
 fn of_two_that_were_primary_the_one_with_newer_data_leads_although_a_third_is_silent() {
-    let mut cluster = cluster(3);
-    follow(&cluster, "64M");
-    write_blocks(&cluster[0], "r0", 1, 0..300);
-    wait_all(&cluster[0]);
+    let mut cluster = followed(3);
     cluster[0].kill9();
     cluster[1].ok(&["primary", "r0", "--force"]);
     write_blocks(&cluster[1], "r0", 2, 100..200);
@@ -150,10 +153,7 @@ fn of_two_that_were_primary_the_one_with_newer_data_leads_although_a_third_is_si
 
 #[test]
 fn what_went_past_the_failed_journal_of_a_primary_is_not_replaced_unasked() {
-    let mut cluster = cluster(2);
-    follow(&cluster, "64M");
-    write_blocks(&cluster[0], "r0", 1, 0..300);
-    wait_all(&cluster[0]);
+    let mut cluster = followed(2);
     fail_journal(&cluster[0]);
     write_blocks(&cluster[0], "r0", 2, 2000..2100);
     cluster[0].kill9();
@@ -175,10 +175,7 @@ fn what_went_past_the_failed_journal_of_a_primary_is_not_replaced_unasked() {
 
 #[test]
 fn a_log_peer_whose_journal_failed_while_it_led_keeps_its_data_as_a_secondary() {
-    let mut cluster = cluster(2);
-    follow(&cluster, "64M");
-    write_blocks(&cluster[0], "r0", 1, 0..300);
-    wait_all(&cluster[0]);
+    let mut cluster = followed(2);
     cluster[0].kill9();
     cluster[1].ok(&["primary", "r0", "--force"]);
     fail_journal(&cluster[1]);
@@ -203,10 +200,7 @@ fn a_log_peer_whose_journal_failed_while_it_led_keeps_its_data_as_a_secondary() 
 
 #[test]
 fn a_log_peer_leaves_when_another_one_has_what_it_has_and_also_without_its_disk() {
-    let mut cluster = cluster(3);
-    follow(&cluster, "64M");
-    write_blocks(&cluster[0], "r0", 1, 0..300);
-    wait_all(&cluster[0]);
+    let mut cluster = followed(3);
     cluster[2].stop();
     cluster[0].ok(&["secondary", "r0"]);
     cluster[0].ok(&["down", "r0"]);

@@ -1,6 +1,6 @@
 //! Who leads a node that follows by the log: roles that change beside it, and journals that fail.
 
-use crate::logpeer::{assert_same, disk_state, follow, wait_all};
+use crate::logpeer::{assert_same, disk_state, follow, hold_back, wait_all};
 use crate::{MIB, SOON, SYNC, check_blocks, cluster, write_blocks};
 use holdfast_testkit::{Cluster, Node, files, wait_until};
 
@@ -117,14 +117,7 @@ fn a_delay_counts_after_a_restart_and_without_a_primary_until_it_is_taken_away()
     follow(&cluster, "64M");
     write_blocks(&cluster[0], "r0", 1, 0..50);
     wait_all(&cluster[0]);
-    cluster[0].ok(&["set", "r0", "replay-delay=15m", "--peer", "beta"]);
-    let mut round = 1;
-    wait_until(SYNC, "something is held back", || {
-        round += 1;
-        write_blocks(&cluster[0], "r0", round, 0..50);
-        let replay = cluster[1].resource("r0").replay.expect("it follows");
-        replay.replayed < replay.fetched
-    });
+    let round = hold_back(&cluster, 1);
     wait_until(SOON, "all of it is fetched", || {
         let durable = cluster[0].resource("r0").journal.expect("it has one").durable;
         cluster[1].resource("r0").replay.expect("it follows").fetched == durable

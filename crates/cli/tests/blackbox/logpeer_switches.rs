@@ -41,6 +41,39 @@ fn switches_of_a_log_peer_are_turned_from_the_primary_and_twice() {
 }
 
 #[test]
+fn the_journal_of_a_log_peer_is_made_larger_while_it_is_in_use() {
+    let cluster = cluster(2);
+    follow(&cluster, "16M");
+    write_blocks(&cluster[0], "r0", 1, 0..50);
+    wait_all(&cluster[0]);
+    cluster[1].ok(&["pause", "r0", "replay"]);
+    let is_full = || {
+        let peers = cluster[1].resource("r0").peers;
+        peers.iter().any(|peer| peer.problem.as_ref().is_some_and(|p| p.code == "NO_SPACE"))
+    };
+    let has_all = || {
+        let durable = cluster[0].resource("r0").journal.expect("it has one").durable;
+        cluster[1].resource("r0").replay.is_some_and(|replay| replay.fetched == durable)
+    };
+    let mut tag = 1;
+    while !is_full() {
+        tag += 1;
+        write_blocks(&cluster[0], "r0", tag, 0..100);
+        wait_until(SYNC, "it is fetched, or there is no room", || is_full() || has_all());
+    }
+    wait_until(SOON, "there is a warning", || {
+        let problems = cluster[1].status().cluster.expect("it is in one").problems;
+        problems.iter().any(|problem| problem.contains("is not replayed"))
+    });
+    cluster[0].ok(&["set", "r0", "journal-size=64M"]);
+    wait_until(SYNC, "it fetches on", || !is_full() && has_all());
+    assert_eq!(paused(&cluster[1]), ["replay"]);
+    cluster[1].ok(&["resume", "r0", "replay"]);
+    wait_all(&cluster[0]);
+    assert_same(&cluster, 0, 1);
+}
+
+#[test]
 fn roles_and_switches_can_be_given_twice() {
     let cluster = cluster(2);
     cluster.resource("r0", 8 * MIB, 2);

@@ -12,6 +12,7 @@
 
 mod admin;
 mod archive;
+mod archive_base;
 mod attach;
 mod bad_sectors;
 mod bounds;
@@ -37,9 +38,11 @@ mod journal_device;
 mod journal_faults;
 mod lines;
 mod logpeer;
+mod logpeer_delay;
 mod logpeer_faults;
 mod logpeer_handover;
 mod logpeer_healing;
+mod logpeer_missed;
 mod logpeer_moves;
 mod logpeer_resize;
 mod logpeer_returns;
@@ -63,6 +66,7 @@ mod replace_disk;
 mod resize;
 mod restart;
 mod resync;
+mod rewind_losses;
 mod serve;
 mod service;
 mod slow_disks;

@@ -4,7 +4,7 @@ use crate::device::skipped;
 use crate::logpeer::{SIZE, follow, wait_all};
 use crate::{BLOCK, SOON, cluster, seed, write_blocks};
 use holdfast_nbd::{Client, ConnectOptions};
-use holdfast_testkit::{Ledger, Mount, Node, Writer, WriterOptions, files, run_ok};
+use holdfast_testkit::{Ledger, Mount, Node, Writer, WriterOptions, files, run_ok, unmount};
 use std::fs;
 use std::process::Command;
 
@@ -121,7 +121,7 @@ fn a_file_system_is_mounted_from_the_past_state_of_a_log_peer() {
     let old = fs::read(point.join("old"));
     let has_new = point.join("new").exists();
     cluster[1].refused(&["resume", "r0", "replay"], 1, &point_text);
-    run_ok(Command::new("umount").arg(&point));
+    unmount(&point);
     assert_eq!(old.expect("the old file is there"), b"as it was");
     assert!(!has_new);
     assert!(fs::write(&past, b"x").is_err(), "the device is read-only");

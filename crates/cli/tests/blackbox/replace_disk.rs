@@ -184,6 +184,32 @@ fn a_new_disk_that_fails_half_way_changes_nothing() {
 }
 
 #[test]
+fn a_move_that_fails_in_its_last_step_is_over() {
+    let cluster = cluster(1);
+    cluster.create("r0", SIZE, &[]);
+    fill(&cluster[0]);
+    let (first, meta) = (new_disk(&cluster, SIZE), cluster.scratch().join("other.meta"));
+    let (path, place) = (text(&first), text(&meta));
+    cluster[0].ok(&["replace-disk", "r0", "--disk", &path, "--meta", &place, "--rate", "30M"]);
+    // Something else comes to where its metadata were to go.
+    std::fs::write(&meta, [3; 8192]).expect("it can be written");
+    cluster[0].wait_resource("r0", SYNC, "the move has failed", |status| {
+        status.disk.replacing.as_ref().is_some_and(|replacing| replacing.state == "failed")
+    });
+    // Another disk is taken at once, and the first one gets nothing any more.
+    let second = cluster.scratch().join("second");
+    files::make_random(&second, SIZE, 98);
+    spoil(&first);
+    cluster[0].ok(&["replace-disk", "r0", "--disk", &text(&second), "--wait"]);
+    write_blocks(&cluster[0], "r0", 8, [0, 2]);
+    assert_eq!(path_of(&cluster[0]), text(&second));
+    check_filled(&cluster[0]);
+    for block in [0, 1, 2] {
+        assert_eq!(files::read(&first, block * BLOCK, 4096), [0xee; 4096], "block {block}");
+    }
+}
+
+#[test]
 fn a_move_can_be_ended_and_what_was_made_for_it_goes() {
     let cluster = cluster(1);
     cluster.create("r0", SIZE, &[]);

@@ -260,6 +260,16 @@ fn a_reload_begins_and_ends_and_the_state_is_told() {
     node.stop();
 }
 
+#[test]
+fn a_service_starts_without_an_address_that_the_machine_does_not_have_yet() {
+    // One that is for documentation only (RFC 5737).
+    let (_scratch, _manager, mut node) = managed(&["--nbd-listen", "192.0.2.1:0"]);
+    node.wait_log("this machine does not have the address 192.0.2.1:0");
+    let output = node.cli(&["doctor", "--json"]);
+    assert!(output.stdout.contains("which is no address of this machine"), "{output}");
+    node.stop();
+}
+
 /// The clock that reloads are told by, in microseconds.
 fn monotonic() -> u64 {
     let now = sd_notify::NotifyState::monotonic_usec_now().expect("there is a clock").to_string();

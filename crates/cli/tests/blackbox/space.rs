@@ -151,8 +151,24 @@ fn large_writes_are_slowed_down_before_the_journal_is_cut_and_small_ones_and_rea
     let (large, small) = (time(PIECE, 10), time(4096, 10));
     assert!((800..3000).contains(&large.as_millis()), "{large:?}");
     assert!(small.as_millis() < 700, "{small:?}");
-    // With the follower back all goes at full speed.
+    // The place in the journal for which they are slowed down is lost: that is of no use any more.
+    let content = vec![7; 32 << 10];
+    for at in 0..(80 * MIB) >> 15 {
+        client.write_at(&content, at << 15).expect("the Primary takes writes");
+    }
     drop(client);
+    let full_speed = |node: &Node| {
+        wait_until(SOON, "writes are not slowed down any more", || {
+            let before = journal(node, "r0").slowed_writes;
+            write(node, "r0", 3, 0..4);
+            journal(node, "r0").slowed_writes == before
+        });
+    };
+    wait_until(SOON, "it was cut", || journal(node, "r0").emergency);
+    full_speed(node);
+    let full = journal(node, "r0");
+    assert!(full.needed_bytes * 100 > full.budget_bytes * 30, "{full:?}");
+    // Nor are they with the follower back.
     cluster[1].start();
     let node = &cluster[0];
     node.wait_resource("r0", SYNC, "it has caught up", |r| {
@@ -160,11 +176,7 @@ fn large_writes_are_slowed_down_before_the_journal_is_cut_and_small_ones_and_rea
             && r.journal.as_ref().is_some_and(|j| j.needed_bytes * 100 < j.budget_bytes * 30)
     });
     // What is needed is known a moment later to whoever slows writes down.
-    wait_until(SOON, "writes are not slowed down any more", || {
-        let before = journal(node, "r0").slowed_writes;
-        write(node, "r0", 3, 0..4);
-        journal(node, "r0").slowed_writes == before
-    });
+    full_speed(node);
 }
 
 #[test]

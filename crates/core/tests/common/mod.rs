@@ -275,7 +275,7 @@ impl World {
     /// Makes the metadata ready for a larger device, and tells the core.
     pub fn grow(&mut self, i: u8, size: u64) -> Option<Result<(), Refusal>> {
         self.make_ready(i, size);
-        self.command(i, Command::Grow { size })
+        self.command(i, Command::Grow { size, disk_ready: true })
     }
 
     /// Makes the metadata ready for a larger device.

@@ -154,6 +154,32 @@ fn blocks_of(
     Ok(merged)
 }
 
+/// What of a list lies inside of the resource; how many blocks of it do not.
+fn inside(spans: &[Span], unit: u64, size: u64) -> (Vec<Span>, u64) {
+    let (mut found, mut outside) = (Vec::new(), 0);
+    for span in spans {
+        let end = span.offset.saturating_add(span.length);
+        let length = end.min(size).saturating_sub(span.offset);
+        if length > 0 {
+            found.push(Span { offset: span.offset, length });
+        }
+        if end > size {
+            outside += (end - span.offset.max(size)).div_ceil(unit);
+        }
+    }
+    (found, outside)
+}
+
+/// What is told of those that do not.
+fn left_out(outside: u64) -> String {
+    if outside == 0 {
+        return String::new();
+    }
+    let (blocks, lie) = (counted(outside, "block"), agreed(outside, "lies", "lie"));
+    let were = agreed(outside, "was", "were");
+    format!("; {blocks} of the list {lie} behind its end and {were} left out")
+}
+
 /// Ranges in pieces that one operation takes.
 fn steps(ranges: &[ByteRange]) -> impl Iterator<Item = ByteRange> + '_ {
     ranges.iter().flat_map(|range| {
@@ -175,14 +201,23 @@ pub(crate) async fn add(
     let _begun = resource.begin().await?;
     let unit = u64::from(spares.stats.unit);
     let size = handle.snapshot().snapshot.own_size;
-    let ranges = blocks_of(ADD, name, &call.ranges, unit, size)?;
+    let (spans, outside) = match call.imported {
+        true => inside(&call.ranges, unit, size),
+        false => (call.ranges.clone(), 0),
+    };
+    if spans.is_empty() && outside > 0 && !call.part {
+        let why = "all of the list lies behind the end of the resource";
+        return Err(refuse(ADD, name, ErrorCode::InvalidRequest, why)
+            .hint("is it the list of this disk, and does it count in blocks of that size?"));
+    }
+    let ranges = blocks_of(ADD, name, &spans, unit, size)?;
     let known = table(&handle).await;
     let starts = ranges.iter().flat_map(|range| {
         (range.offset..range.end()).step_by(usize::try_from(unit).unwrap_or(4096))
     });
     let wanted = starts.filter(|start| !known.contains_key(start)).count() as u64;
     let free = spares.stats.free;
-    if wanted > free {
+    if wanted > free && !(call.part && call.dry_run) {
         let (blocks, need) = (counted(wanted, "block"), agreed(wanted, "needs", "need"));
         let why = format!("{blocks} {need} a slot, and the spares have {free}");
         return Err(refuse(ADD, name, ErrorCode::NoSpace, &why)
@@ -191,18 +226,21 @@ pub(crate) async fn add(
     if call.dry_run {
         return Ok(BadBlocksDone {
             message: format!(
-                "{} of {unit} bytes of resource {name} would go into its spare, which has {}; \
+                "{} of {unit} bytes of resource {name} would go into its spare, which has {}{}; \
                  nothing was changed",
                 counted(wanted, "block"),
                 counted(free, "free slot"),
+                left_out(outside)
             ),
             moved: wanted,
+            outside,
+            free,
             dry_run: true,
             ..BadBlocksDone::default()
         });
     }
     phase("moving blocks into the spare");
-    let mut done = BadBlocksDone::default();
+    let mut done = BadBlocksDone { outside, free, ..BadBlocksDone::default() };
     for range in steps(&ranges) {
         let asked = handle.remap(RemapOp::Move { range, imported: call.imported }).await;
         let (report, failed) = match asked {
@@ -221,13 +259,15 @@ pub(crate) async fn add(
     done.message = format!("{blocks} of resource {name} {are} in its spare now");
     if done.lost > 0 {
         let (lost, they) = (done.lost, agreed(done.lost, "it is", "they are"));
-        done.message
-            .push_str(&format!("; {lost} could not be read: {they} lost until {they} written"));
+        done.message.push_str(&format!(
+            "; {lost} could not be read: {they} lost until {they} written, or can be read"
+        ));
     }
     if already > 0 {
         let were = agreed(already, "was", "were");
         done.message.push_str(&format!("; {already} {were} in the table already"));
     }
+    done.message.push_str(&left_out(outside));
     Ok(done)
 }
 
@@ -331,6 +371,15 @@ mod tests {
 
     fn span(offset: u64, length: u64) -> Span {
         Span { offset, length }
+    }
+
+    #[test]
+    fn what_of_a_list_is_behind_the_end_is_left_out() {
+        let spans = [span(4096, 1024), span(1 << 20, 8192), span((1 << 20) - 512, 1536)];
+        let (found, outside) = inside(&spans, 4096, 1 << 20);
+        assert_eq!(found, [span(4096, 1024), span((1 << 20) - 512, 512)]);
+        assert_eq!(outside, 2 + 1);
+        assert_eq!(inside(&[span(u64::MAX, 2)], 4096, 1 << 20).0, []);
     }
 
     #[test]

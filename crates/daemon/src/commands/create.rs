@@ -4,7 +4,7 @@ use super::{blocking, journal, used_disks};
 use crate::checksums;
 use crate::disk::{self, Ends, Existing, Prepared, Wanted};
 use crate::events::unix_ms;
-use crate::local::{Local, LocalDisk, LocalJournal};
+use crate::local::{Damaged, Local, LocalDisk, LocalJournal};
 use crate::node::Node;
 use crate::phases::phase;
 use crate::resource::{self, Resource, core_options, random};
@@ -66,15 +66,31 @@ pub(crate) async fn create(node: &Arc<Node>, request: ResourceCreate) -> Result<
     let generation = GenerationId(random()?.max(GenerationId::JUST_CREATED.0 + 1));
     let content = InitialContent::Current(generation);
     phase("writing its metadata");
-    let prepared = Arc::new(blocking(move || checked.prepare(slot, &[], content)).await?);
     let name = request.name.clone();
+    // Should the daemon die from here on, its next start removes what is there.
+    let (store, own_name) = (node.store.clone(), name.clone());
+    let prepared = blocking(move || {
+        let mut begun = None;
+        let begin = |disk: &LocalDisk| {
+            begun = Some(disk.clone());
+            store.save(&begun_local(id, &own_name, disk, None, checksums))
+        };
+        let prepared = checked.prepare(slot, &[], content, begin);
+        if let (Err(_), Some(disk)) = (&prepared, begun) {
+            disk::take_back(&disk, id);
+            if let Err(error) = store.remove(id) {
+                tracing::warn!("undoing a failed command: {}", error.message);
+            }
+        }
+        prepared
+    });
+    let prepared = Arc::new(prepared.await?);
     let mut journaled = None;
     if let Some(spec) = journal {
         phase("making its journal");
-        // Should the daemon die meanwhile, its next start removes what is there.
         let begun = LocalJournal { dir: spec.dir.clone(), size: spec.size, made_dir: false };
-        let (store, saved) =
-            (node.store.clone(), begun_local(id, &name, &prepared, begun, checksums));
+        let saved = begun_local(id, &name, &prepared.disk, Some(begun), checksums);
+        let store = node.store.clone();
         if let Err(error) = blocking(move || store.save(&saved)).await {
             undo(node, id, &prepared, None).await;
             return Err(error);
@@ -159,19 +175,19 @@ fn taken(name: &str, why: &str) -> ApiError {
         .hint(format!("choose another name, or become a member with `holdfast join {name}`"))
 }
 
-/// What is known of a resource whose journal is about to be made.
+/// What is known of a resource that is about to be made.
 fn begun_local(
     id: ResourceId,
     name: &str,
-    prepared: &Prepared,
-    journal: LocalJournal,
+    disk: &LocalDisk,
+    journal: Option<LocalJournal>,
     checksums: bool,
 ) -> Local {
     Local {
         id,
         name: name.to_owned(),
-        disk: Some(prepared.disk.clone()),
-        journal: Some(journal),
+        disk: Some(disk.clone()),
+        journal,
         replacing: None,
         retired: None,
         checksums,
@@ -324,7 +340,7 @@ pub(crate) async fn take_back(node: &Arc<Node>, local: &Local) -> bool {
     let removed = blocking(move || {
         gone.journal.iter().for_each(journal::remove);
         if let Some(disk) = &gone.disk {
-            disk::give_up(disk, gone.id);
+            disk::take_back(disk, gone.id);
         }
         store.remove(gone.id)
     });
@@ -333,6 +349,23 @@ pub(crate) async fn take_back(node: &Arc<Node>, local: &Local) -> bool {
     }
     tracing::info!("resource {} was not created: the daemon ended meanwhile", local.name);
     true
+}
+
+/// A resource that is more than begun, which is noted before it is used: nothing takes it back any more,
+/// whatever becomes of the records.
+///
+/// # Errors
+/// That it could not be noted.
+pub(crate) async fn is_made(node: &Arc<Node>, local: Local) -> Result<Local, Damaged> {
+    if !local.pending {
+        return Ok(local);
+    }
+    let (store, made) = (node.store.clone(), Local { pending: false, ..local });
+    let (id, saved) = (made.id, made.clone());
+    match blocking(move || store.save(&saved)).await {
+        Ok(()) => Ok(made),
+        Err(error) => Err(Damaged { id: Some(id), problem: error.message }),
+    }
 }
 
 /// How many extents the activity log of a new member has.

@@ -238,7 +238,7 @@ async fn make(
             checksums::remove(sums)?;
         }
         let Some(Plan { disk, slot, others }) = planned else { return Ok(None) };
-        disk.prepare(slot, &others, InitialContent::Nothing).map(|made| Some(made.disk))
+        disk.prepare(slot, &others, InitialContent::Nothing, |_| Ok(())).map(|made| Some(made.disk))
     })
     .await
 }

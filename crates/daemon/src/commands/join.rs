@@ -111,7 +111,9 @@ pub(crate) async fn join(
         Some(checked) => {
             phase("writing the metadata of its disk");
             let others = others_with_disk(&node.view(), record.id, node.uuid);
-            let prepare = move || checked.prepare(slot, &others, InitialContent::Nothing);
+            // Should the daemon die meanwhile, the same command makes it anew.
+            let prepare =
+                move || checked.prepare(slot, &others, InitialContent::Nothing, |_| Ok(()));
             let made = blocking(prepare).await;
             match made {
                 Ok(prepared) => Some(Arc::new(prepared)),

@@ -3,10 +3,11 @@
 use super::blocking;
 use crate::journaled::open::{self, check_new, usual_size};
 use crate::journaled::{JournalCallError, JournalHandle, JournalSpec, MIN_SIZE};
-use crate::local::{LocalDisk, LocalJournal};
+use crate::local::LocalJournal;
 use crate::node::Node;
 use crate::refuse;
 use crate::resource::Resource;
+use crate::shard::DiskSpec;
 use holdfast_api::journal::{JournalLog, JournalSegment};
 use holdfast_api::request::Done;
 use holdfast_api::{ApiError, ErrorCode};
@@ -103,8 +104,8 @@ pub(crate) fn remove(journal: &LocalJournal) {
 
 /// Ends a journal: what is only in it goes to the disk, then its files are taken away. Blocks. When
 /// that is not possible they stay, and the log says so: nobody's data are thrown away.
-pub(crate) fn end(name: &str, resource: ResourceId, disk: &LocalDisk, journal: &LocalJournal) {
-    match open::write_all_back(&journal.spec(), resource, &disk.spec()) {
+pub(crate) fn end(name: &str, resource: ResourceId, disk: &DiskSpec, journal: &LocalJournal) {
+    match open::write_all_back(&journal.spec(), resource, disk) {
         Ok(()) => remove(journal),
         Err(error) => tracing::error!(
             "the journal of resource {name} stays in {}: what is in it could not be written to \

@@ -272,11 +272,12 @@ pub(crate) async fn retire(node: &Arc<Node>, resource: &Arc<Resource>) {
     replacing::settle(&local).await;
     let (state_dir, ended) = (node.settings.state_dir.clone(), Arc::clone(resource));
     let ended = blocking(move || {
-        if let (Some(disk), Some(journal)) = (&local.disk, &local.journal) {
-            journal::end(&local.name, local.id, disk, journal);
-        }
         if let Some(disk) = &local.disk {
-            disk::give_up(disk, local.id);
+            let spec = disk.spec_in(&store, local.id);
+            if let Some(journal) = &local.journal {
+                journal::end(&local.name, local.id, &spec, journal);
+            }
+            disk::give_up(disk, &spec, local.id);
         }
         if let Err(error) = checksums::remove(&checksums::path(&state_dir, local.id)) {
             tracing::warn!("{}", error.message);

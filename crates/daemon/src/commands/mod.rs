@@ -4,6 +4,7 @@
 pub(crate) mod attach;
 pub(crate) mod badblocks;
 pub(crate) mod cluster;
+pub(crate) mod copy_source;
 pub(crate) mod create;
 pub(crate) mod device;
 pub(crate) mod disk;

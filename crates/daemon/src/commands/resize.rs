@@ -286,10 +286,16 @@ async fn make_ready(node: &Arc<Node>, resource: &Arc<Resource>, size: u64) -> Re
 /// What is in the way; nothing has changed then.
 pub(crate) async fn ready(node: &Arc<Node>, id: ResourceId, size: u64) -> Result<(), ApiError> {
     let resource = member(node, id)?;
-    prepare(node, &resource, size).await.map(drop).map_err(|error| ApiError {
+    let prepared = prepare(node, &resource, size).await.map_err(|error| ApiError {
         message: format!("{WHAT} for {}: node {}: {}", resource.name(), node.name, error.message),
         ..error
-    })
+    })?;
+    if resource.local().disk.is_some() && !prepared.disk_ready {
+        // It was in use when the sizes were asked for.
+        let why = format!("the disk of node {} is not in use at present", node.name);
+        return Err(refused(&resource.name(), ErrorCode::Busy, &why).hint("try again"));
+    }
+    Ok(())
 }
 
 /// Writes down that it is so large. From then on each node may grow.

@@ -22,7 +22,7 @@ const EXPORT_WAIT: Duration = Duration::from_secs(3);
 /// How long clients that are about to leave are waited for.
 const CLIENT_WAIT: Duration = Duration::from_secs(1);
 /// How long reads for other nodes are waited for, and how often it is looked.
-const READS_END: Duration = Duration::from_secs(4);
+pub(crate) const READS_END: Duration = Duration::from_secs(4);
 const READS_LOOK: Duration = Duration::from_millis(50);
 /// How many openers a refusal names.
 const SHOWN: usize = 3;
@@ -118,14 +118,15 @@ pub(crate) async fn secondary(
     resource.need_handle()?;
     let what = "secondary was refused";
     release(node, &resource, what, request.force).await?;
-    demote(node, &resource, what, request.force).await?;
+    demote(node, &resource, what, request.force, Instant::now() + READS_END).await?;
     resource.change_local(node, |local| local.primary = false).await?;
     logpeer::follow_again(node, &resource).await?;
     Ok(Done::new(format!("resource {name} is Secondary on this node")))
 }
 
 /// Has the core step back. Nobody has the resource open any more, but a node that is being filled or
-/// healed may just be given a part of the disk, which is a read as that of a client: it waits for that.
+/// healed may just be given a part of the disk, which is a read as that of a client: it waits for that, not
+/// beyond `until`.
 ///
 /// # Errors
 /// The core's refusal.
@@ -134,17 +135,21 @@ pub(crate) async fn demote(
     resource: &Arc<Resource>,
     what: &str,
     force: bool,
+    until: Instant,
 ) -> Result<(), ApiError> {
-    let end = Instant::now() + READS_END;
     loop {
         let asked = core_command(node, resource, what, Command::Demote { force }).await;
-        match asked {
-            Err(error) if error.code == ErrorCode::InUse && Instant::now() < end => {
-                tokio::time::sleep(READS_LOOK).await;
-            }
-            asked => return asked,
+        if !asks_again(&asked, until) {
+            return asked;
         }
+        tokio::time::sleep(READS_LOOK).await;
     }
+}
+
+/// Whether what was answered may be another answer in a moment that is not too late.
+fn asks_again(asked: &Result<(), ApiError>, until: Instant) -> bool {
+    let in_use = asked.as_ref().is_err_and(|error| error.code == ErrorCode::InUse);
+    in_use && Instant::now() + READS_LOOK < until
 }
 
 /// Makes sure that nobody here uses a resource: refuses while clients have it open, and takes its
@@ -222,4 +227,19 @@ pub(crate) async fn refuse_clients(resource: &Resource, what: &str) -> Result<()
         format!("{what} for {}: NBD clients have it open ({})", resource.name(), shown.join("; "));
     Err(ApiError::new(ErrorCode::InUse, message)
         .hint(way_out("disconnect the clients first", &resource.name())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_use_is_asked_again_and_not_past_its_time() {
+        let of = |code| Err(ApiError::new(code, "it was refused"));
+        let (now, later) = (Instant::now(), Instant::now() + Duration::from_secs(60));
+        assert!(asks_again(&of(ErrorCode::InUse), later));
+        assert!(!asks_again(&of(ErrorCode::InUse), now + READS_LOOK / 2));
+        assert!(!asks_again(&of(ErrorCode::NoQuorum), later));
+        assert!(!asks_again(&Ok(()), later));
+    }
 }

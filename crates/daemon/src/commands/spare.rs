@@ -4,16 +4,17 @@ use super::badblocks::with_spares;
 use super::roles::release;
 use super::updown::{publish, refuse_primary};
 use super::{blocking, used_disks};
-use crate::disk::{Existing, Wanted};
+use crate::disk::{Existing, Wanted, same_object};
 use crate::local::{LocalDisk, LocalSpare};
 use crate::node::Node;
 use crate::phases::phase;
 use crate::resource::{self, Resource};
-use crate::spares::{self, Planned, SparesView};
+use crate::spares::{self, Planned};
 use holdfast_api::badblocks::{SpareAdd, SpareRemove};
 use holdfast_api::request::Done;
 use holdfast_api::words::counted;
 use holdfast_api::{ApiError, ErrorCode};
+use holdfast_format::remap::MAX_SPARES;
 use holdfast_store::{RemapOp, SpareInfo};
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ use std::sync::Arc;
 
 const ADD: &str = "spare add was refused";
 const REMOVE: &str = "spare remove was refused";
+/// What can be done when the members could not be written to the headers of all spares.
+const AGAIN: &str = "the same command tries it again; until then the spare gets no bad blocks";
 
 fn refuse(what: &str, name: &str, code: ErrorCode, why: &str) -> ApiError {
     ApiError::new(code, format!("{what} for {name}: {why}"))
@@ -35,7 +38,7 @@ pub(crate) async fn add(node: &Arc<Node>, name: &str, call: &SpareAdd) -> Result
     let resource = node.resource_named(name)?;
     let _making = node.making.lock().await;
     let _begun = resource.begin().await?;
-    let disk = resource
+    let mut disk = resource
         .local()
         .disk
         .ok_or_else(|| refuse(ADD, name, ErrorCode::NoDisk, "this node has no disk of it"))?;
@@ -45,19 +48,37 @@ pub(crate) async fn add(node: &Arc<Node>, name: &str, call: &SpareAdd) -> Result
     }
     let listed = disk.spares.iter().any(|spare| spare.path() == Some(&path));
     let in_use = resource.view().and_then(|view| view.spares.clone());
-    let used = in_use
-        .as_ref()
-        .is_some_and(|view| view.spares.iter().any(|spare| spare.path.as_deref() == Some(&path)));
-    if used {
-        return Err(refuse(ADD, name, ErrorCode::AlreadyExists, "its disk has that spare already"));
-    }
-    check(node, name, &disk, &path, listed).await?;
-    let first = disk.spares.is_empty();
-    phase("making the spare");
-    if first || in_use.is_none() {
-        while_stopped(node, &resource, &disk, &path, call.force).await?;
+    let is_it = |spare: &&SpareInfo| spare.path.as_deref() == Some(&path);
+    let held = in_use.as_ref().and_then(|view| view.spares.iter().find(is_it));
+    if let Some(held) = held {
+        if !held.leaving {
+            let why = "its disk has that spare already";
+            return Err(refuse(ADD, name, ErrorCode::AlreadyExists, why));
+        }
+        phase("adding the spare");
+        again(node, &resource, &path, held).await?;
     } else {
-        online(node, &resource, &disk, &path, call.force).await?;
+        let count = in_use.as_ref().map_or(disk.spares.len(), |view| view.spares.len());
+        if count >= MAX_SPARES && !listed {
+            let why = format!("its disk has {MAX_SPARES} spares already, and more cannot be");
+            return Err(refuse(ADD, name, ErrorCode::InUse, &why).hint(format!(
+                "`holdfast spare remove {name} PATH --empty` takes a small one away first"
+            )));
+        }
+        check(node, name, &disk, &path, listed).await?;
+        if disk.spares.len() > 1 && is_left_out(node, &resource, &path, ADD).await? {
+            // It is made anew: while that takes, it must keep no start away.
+            let left_out = LocalSpare::Path(path.clone());
+            forget(node, &resource, &left_out).await?;
+            disk.spares.retain(|spare| *spare != left_out);
+        }
+        let first = disk.spares.is_empty();
+        phase("making the spare");
+        if first || in_use.is_none() {
+            while_stopped(node, &resource, &disk, &path, call.force).await?;
+        } else {
+            online(node, &resource, &disk, &path, call.force).await?;
+        }
     }
     if let Some(handle) = resource.handle() {
         handle.refresh().await;
@@ -125,25 +146,47 @@ async fn online(
     remember(node, resource, path).await?;
     let added = handle.remap(RemapOp::AddSpare(loaded)).await;
     let Err(failed) = added else { return Ok(()) };
-    let refused = failed.error.is_none_or(|error| error.errno == Some(Errno::INVAL.raw_os_error()));
-    if refused {
-        let gone = path.to_owned();
-        resource
-            .change_local(node, |local| {
-                if let Some(disk) = &mut local.disk {
-                    disk.spares.retain(|spare| spare.path() != Some(&gone));
-                }
-            })
-            .await?;
-    }
     let why = match failed.error {
-        Some(_) if refused => {
-            "it does not fit to the disk's other spares, or there are 16".to_owned()
+        Some(error) if error.errno == Some(Errno::INVAL.raw_os_error()) => {
+            "it does not fit to the disk's other spares".to_owned()
         }
         Some(error) => error.to_string(),
         None => "the disk is not in use any more".to_owned(),
     };
-    Err(refuse(ADD, &name, ErrorCode::DiskFailed, &why))
+    let refusal = refuse(ADD, &name, ErrorCode::DiskFailed, &why);
+    // A disk that was given up meanwhile may have it, or not: its next start tells.
+    if uses(resource, path).await == Some(false) {
+        forget(node, resource, &LocalSpare::Path(path.to_owned())).await?;
+        return Err(refusal);
+    }
+    Err(refusal.hint(AGAIN))
+}
+
+/// Whether the disk uses the spare of this path; `None` when the disk is not in use, or cannot tell.
+async fn uses(resource: &Resource, path: &Path) -> Option<bool> {
+    if let Some(handle) = resource.handle()
+        && !handle.refresh().await
+    {
+        return None;
+    }
+    let view = resource.view().and_then(|view| view.spares.clone())?;
+    Some(view.spares.iter().any(|held| held.path.as_deref() == Some(path)))
+}
+
+/// Tries once more with a spare that the disk has, and that gets nothing since it could not be added, or
+/// not be removed.
+async fn again(
+    node: &Arc<Node>,
+    resource: &Arc<Resource>,
+    path: &Path,
+    held: &SpareInfo,
+) -> Result<(), ApiError> {
+    let handle = resource.need_handle()?;
+    remember(node, resource, path).await?;
+    handle.remap(RemapOp::AdmitSpare { spare: held.id }).await.map(drop).map_err(|failed| {
+        let why = failed.error.map_or_else(|| "its disk is gone".to_owned(), |e| e.to_string());
+        refuse(ADD, &resource.name(), ErrorCode::DiskFailed, &why).hint(AGAIN)
+    })
 }
 
 async fn remember(node: &Arc<Node>, resource: &Arc<Resource>, path: &Path) -> Result<(), ApiError> {
@@ -192,7 +235,7 @@ async fn offline(
     path: &Path,
     force: bool,
 ) -> Result<(), ApiError> {
-    let (spec, id, own) = (disk.spec(), resource.id, path.to_owned());
+    let (spec, id, own) = (disk.spec_in(&node.store, resource.id), resource.id, path.to_owned());
     if spec.spares.is_empty() {
         let of = spec.clone();
         let disk_id = blocking(move || spares::first(&of, &own, id, force)).await;
@@ -200,8 +243,11 @@ async fn offline(
         remember(node, resource, path).await?;
         return blocking(move || spares::mark(&spec, id, disk_id)).await;
     }
+    let made = blocking(move || spares::with_another(&spec, &own, id, force)).await;
+    let made = made.map_err(|error| under(&resource.name(), error))?;
+    let Some((disk, loaded)) = made else { return Ok(()) };
     remember(node, resource, path).await?;
-    let added = blocking(move || spares::add_offline(&spec, &own, id, force)).await;
+    let added = blocking(move || spares::add_offline(disk, loaded)).await;
     added.map_err(|error| under(&resource.name(), error))
 }
 
@@ -209,28 +255,63 @@ fn under(name: &str, error: ApiError) -> ApiError {
     ApiError { message: format!("{ADD} for {name}: {}", error.message), ..error }
 }
 
-/// Whether the disk has given a spare up already, which is still noted: its removal was interrupted in
-/// between.
-async fn is_removed(resource: &Resource, view: &SparesView, named: &str) -> Result<bool, ApiError> {
-    let path = PathBuf::from(named);
-    let gone = LocalSpare::Path(path.clone());
-    let known = resource.local().disk.is_some_and(|disk| disk.spares.contains(&gone));
-    if !known || view.spares.iter().any(|held| held.path.as_ref() == Some(&path)) {
-        return Ok(false);
+/// Whether this node has noted a spare that is none of the disk's: adding or removing it was cut off.
+async fn is_left_out(
+    node: &Node,
+    resource: &Resource,
+    path: &Path,
+    what: &str,
+) -> Result<bool, ApiError> {
+    let listed = |disk: &LocalDisk| disk.spares.iter().any(|spare| spare.path() == Some(path));
+    let Some(disk) = resource.local().disk.filter(listed) else { return Ok(false) };
+    match uses(resource, path).await {
+        Some(used) => return Ok(!used),
+        // It is in use, and too busy to tell: nothing is forgotten on what it said last.
+        None if resource.view().is_some_and(|view| view.spares.is_some()) => return Ok(false),
+        None => {}
     }
-    let id = resource.id;
-    blocking(move || Ok(spares::is_retired(&path, id))).await
+    let spec = disk.spec_in(&node.store, resource.id);
+    let (id, path) = (resource.id, path.to_owned());
+    let member = blocking(move || spares::is_member(&spec, &path, id)).await;
+    member.map(|member| !member).map_err(|error| {
+        let message = format!("{what} for {}: {}", resource.name(), error.message);
+        ApiError { message, ..error }
+    })
 }
 
-async fn forget(
-    node: &Node,
+/// A spare as this node has noted it, whatever path was given that leads to it.
+fn as_listed(resource: &Resource, given: &str) -> String {
+    let spares = resource.local().disk.map(|disk| disk.spares).unwrap_or_default();
+    let mut paths = spares.iter().filter_map(LocalSpare::path);
+    let same = paths.find(|path| same_object(path, Path::new(given)));
+    same.map_or_else(|| given.to_owned(), |path| path.display().to_string())
+}
+
+/// Forgets a spare that is none of the disk's, also when the disk is not in use for want of it.
+async fn forget_left_out(
+    node: &Arc<Node>,
     resource: &Arc<Resource>,
-    gone: Option<LocalSpare>,
-) -> Result<(), ApiError> {
+    call: &SpareRemove,
+) -> Result<Done, ApiError> {
+    let (name, shown) = (resource.name(), &call.spare);
+    if call.dry_run {
+        return Ok(Done::new(format!(
+            "the disk of resource {name} does not use the spare {shown}, which would be forgotten; \
+             nothing was changed"
+        )));
+    }
+    forget(node, resource, &LocalSpare::Path(PathBuf::from(shown))).await?;
+    Ok(Done::new(format!(
+        "the disk of resource {name} does not use the spare {shown}, which is forgotten; it can be \
+         used for something else"
+    )))
+}
+
+async fn forget(node: &Node, resource: &Arc<Resource>, gone: &LocalSpare) -> Result<(), ApiError> {
     resource
         .change_local(node, |local| {
             if let Some(disk) = &mut local.disk {
-                disk.spares.retain(|spare| Some(spare) != gone.as_ref());
+                disk.spares.retain(|spare| spare != gone);
             }
         })
         .await
@@ -245,30 +326,20 @@ pub(crate) async fn remove(
     name: &str,
     call: &SpareRemove,
 ) -> Result<Done, ApiError> {
-    let (resource, handle, view) = with_spares(node, name, REMOVE).await?;
+    let resource = node.resource_named(name)?;
     let _begun = resource.begin().await?;
+    let call = &SpareRemove { spare: as_listed(&resource, &call.spare), ..call.clone() };
+    if is_left_out(node, &resource, Path::new(&call.spare), REMOVE).await? {
+        return forget_left_out(node, &resource, call).await;
+    }
+    let (resource, handle, view) = with_spares(node, name, REMOVE).await?;
     let is_it = |spare: &&SpareInfo| {
         let path = spare.path.as_ref().map(|path| path.display().to_string());
         spare.id.to_string() == call.spare || path.as_deref() == Some(&call.spare)
     };
     let Some(spare) = view.spares.iter().find(is_it) else {
-        if is_removed(&resource, &view, &call.spare).await? {
-            if call.dry_run {
-                return Ok(Done::new(format!(
-                    "the spare {} of resource {name} was taken away before, and would be forgotten; \
-                     nothing was changed",
-                    call.spare
-                )));
-            }
-            forget(node, &resource, Some(LocalSpare::Path(PathBuf::from(&call.spare)))).await?;
-            return Ok(Done::new(format!(
-                "the spare {} of resource {name} was taken away before; it can be used for \
-                 something else",
-                call.spare
-            )));
-        }
         let why = format!("its disk has no spare {}", call.spare);
-        return Err(refuse(REMOVE, name, ErrorCode::DiskNotFound, &why)
+        return Err(refuse(REMOVE, name, ErrorCode::NoSuchSpare, &why)
             .hint(format!("`holdfast spare ls {name}` lists them, with their ids")));
     };
     if view.spares.len() == 1 {
@@ -301,7 +372,7 @@ pub(crate) async fn remove(
     phase("emptying the spare");
     let (id, empty) = (spare.id, call.empty);
     let removed = handle.remap(RemapOp::RemoveSpare { spare: id, empty }).await;
-    removed.map_err(|failed| {
+    let report = removed.map_err(|failed| {
         let why = failed.error.map_or_else(|| "its disk is gone".to_owned(), |e| e.to_string());
         refuse(REMOVE, name, ErrorCode::DiskFailed, &why)
             .hint(format!("`holdfast spare ls {name}` shows how things are"))
@@ -311,10 +382,15 @@ pub(crate) async fn remove(
         (None, Some(range)) => Some(LocalSpare::Region { offset: range.offset, len: range.len }),
         (None, None) => None,
     };
-    forget(node, &resource, gone).await?;
+    if let Some(gone) = gone {
+        forget(node, &resource, &gone).await?;
+    }
     handle.refresh().await;
     publish(node, &resource);
-    Ok(Done::new(format!(
-        "the spare {shown} of resource {name} is taken away; it can be used for something else"
-    )))
+    let then = if report.not_retired {
+        "its header does not take a note of that, so it looks used to whoever is to use it next"
+    } else {
+        "it can be used for something else"
+    };
+    Ok(Done::new(format!("the spare {shown} of resource {name} is taken away; {then}")))
 }

@@ -4,6 +4,7 @@ use super::{Wanted, bytes_of, loop_device_of, same_object};
 use crate::local::LocalDisk;
 use crate::remote;
 use holdfast_api::{ApiError, ErrorCode};
+use holdfast_format::remap::MAX_SPARES;
 use holdfast_units::BLOCK_SIZE;
 use std::fs;
 use std::io;
@@ -24,6 +25,12 @@ impl Wanted {
             return Err(self
                 .refuse(ErrorCode::InvalidRequest, why)
                 .hint("leave one of --spare and --spare-size away"));
+        }
+        if self.spares.paths.len() > MAX_SPARES {
+            let why = format!("a disk has {MAX_SPARES} spares at most");
+            return Err(self
+                .refuse(ErrorCode::InvalidRequest, &why)
+                .hint("give fewer, and larger ones"));
         }
         if let Some(size) = self.spares.region
             && (size == 0 || !size.is_multiple_of(BLOCK_SIZE))

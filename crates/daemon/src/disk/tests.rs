@@ -55,7 +55,7 @@ fn what_cannot_be_is_refused_and_nothing_has_changed() {
     let other = file(dir, "other", 64 * MIB);
     let foreign = Wanted { resource: ResourceId([8; 16]), ..wanted(dir, &other) };
     let foreign = Wanted { meta: Some("internal".into()), ..foreign };
-    foreign.check().unwrap().prepare(node(), &[], current()).unwrap();
+    foreign.check().unwrap().prepare(node(), &[], current(), |_| Ok(())).unwrap();
     std::os::unix::fs::symlink(&good, dir.join("link")).unwrap();
     let before = listing(dir);
     let base = || wanted(dir, &good);
@@ -114,7 +114,7 @@ fn a_foreign_file_is_not_taken_for_metadata() {
     fs::write(&letter, "Dear Sir").unwrap();
     let meta = Some(letter.display().to_string());
     let checked = Wanted { meta, ..wanted(dir.path(), &good) }.check().unwrap();
-    let error = checked.prepare(node(), &[], current()).unwrap_err();
+    let error = checked.prepare(node(), &[], current(), |_| Ok(())).unwrap_err();
     assert_eq!(error.code, ErrorCode::MetadataExists, "{}", error.message);
     assert_eq!(fs::read(&letter).unwrap(), b"Dear Sir");
 }
@@ -125,7 +125,8 @@ fn the_size_is_that_of_the_disk_and_undoing_leaves_nothing() {
     let dir = dir.path();
     let disk = file(dir, "disk", 8 * MIB + 100);
     let before = listing(dir);
-    let prepared = wanted(dir, &disk).check().unwrap().prepare(node(), &[], current()).unwrap();
+    let prepared =
+        wanted(dir, &disk).check().unwrap().prepare(node(), &[], current(), |_| Ok(())).unwrap();
     assert_eq!((prepared.size, prepared.ends.left_over), (8 * MIB, 100));
     prepared.undo();
     fs::remove_dir_all(dir.join("state")).unwrap();
@@ -134,7 +135,8 @@ fn the_size_is_that_of_the_disk_and_undoing_leaves_nothing() {
     for meta in [None, Some("internal".to_owned())] {
         let new = dir.join("new");
         let wanted = Wanted { size: Some(2 * MIB), meta, ..wanted(dir, &new) };
-        let prepared = wanted.clone().check().unwrap().prepare(node(), &[], current()).unwrap();
+        let prepared =
+            wanted.clone().check().unwrap().prepare(node(), &[], current(), |_| Ok(())).unwrap();
         assert_eq!(prepared.size, 2 * MIB);
         assert!(fs::metadata(&new).unwrap().len() >= 2 * MIB);
         prepared.undo();
@@ -143,11 +145,69 @@ fn the_size_is_that_of_the_disk_and_undoing_leaves_nothing() {
 }
 
 #[test]
+fn what_was_begun_is_taken_back_and_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (disk, spare) = (file(dir, "disk", 8 * MIB), file(dir, "spare", MIB));
+    for meta in [None, Some("internal".to_owned())] {
+        let spares = Planned { paths: vec![spare.clone()], ..Planned::default() };
+        let wanted = Wanted { meta, spares, ..wanted(dir, &disk) };
+        let make = |id: u8| {
+            let (mut begun, resource) = (None, ResourceId([id; 16]));
+            let wanted = Wanted { resource, ..wanted.clone() };
+            let begin = |disk: &LocalDisk| {
+                begun = Some(disk.clone());
+                Ok(())
+            };
+            let made =
+                wanted.check().and_then(|found| found.prepare(node(), &[], current(), begin));
+            (made.map(drop).map_err(|error| error.message), begun, resource)
+        };
+        let (made, begun, first) = make(1);
+        assert_eq!(made, Ok(()));
+        // As it is, it is somebody's.
+        assert!(make(2).0.is_err(), "{:?}", wanted.meta);
+        take_back(&begun.unwrap(), first);
+        let (made, begun, third) = make(3);
+        assert_eq!(made, Ok(()), "{:?}", wanted.meta);
+        take_back(&begun.unwrap(), third);
+        assert!(fs::read_dir(dir.join("state/meta")).into_iter().flatten().next().is_none());
+    }
+    // Where the first write is noted in vain, none is done.
+    let before = listing(dir);
+    let fails = |_: &LocalDisk| Err(ApiError::new(ErrorCode::Internal, "full"));
+    let made = wanted(dir, &disk).check().unwrap().prepare(node(), &[], current(), fails);
+    assert!(made.unwrap_err().message.contains("full"));
+    assert_eq!(listing(dir), before);
+}
+
+/// Metadata in a file of their own that was never finished.
+#[test]
+fn unfinished_metadata_are_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let disk = file(dir, "disk", 8 * MIB);
+    let own = own_meta(&dir.join("state"), ID);
+    fs::create_dir_all(own.parent().unwrap()).unwrap();
+    fs::write(&own, vec![1; 9000]).unwrap();
+    let zeroes = file(dir, "zeroes", 20_000);
+    for meta in [None, Some(zeroes.display().to_string())] {
+        let wanted = Wanted { meta, ..wanted(dir, &disk) };
+        wanted.check().unwrap().prepare(node(), &[], current(), |_| Ok(())).unwrap().undo();
+    }
+    // That is more than its metadata can have been.
+    let long = file(dir, "long", 8 * MIB);
+    let wanted = Wanted { meta: Some(long.display().to_string()), ..wanted(dir, &disk) };
+    let made = wanted.check().unwrap().prepare(node(), &[], current(), |_| Ok(()));
+    assert_eq!(made.unwrap_err().code, ErrorCode::MetadataExists);
+}
+
+#[test]
 fn wiped_internal_metadata_are_gone_and_those_of_others_stay() {
     let dir = tempfile::tempdir().unwrap();
     let disk = file(dir.path(), "disk", 64 * MIB);
     let make = || Wanted { meta: Some("internal".into()), ..wanted(dir.path(), &disk) };
-    let prepared = make().check().unwrap().prepare(node(), &[], current()).unwrap();
+    let prepared = make().check().unwrap().prepare(node(), &[], current(), |_| Ok(())).unwrap();
     assert!(prepared.size < 64 * MIB);
     wipe(&prepared.disk, ResourceId([1; 16]));
     assert_eq!(internal_owner(&disk, 64 * MIB), Some(ID));
@@ -188,7 +248,7 @@ fn room_for_the_bitmap_of_a_member_is_taken_and_given_back() {
     for meta in [None, Some("internal".to_owned())] {
         let path = file(dir, &format!("disk-{}", meta.is_some()), 512 * MIB);
         let made = Wanted { meta, ..wanted(dir, &path) };
-        let disk = made.check().unwrap().prepare(node(), &[], current()).unwrap().disk;
+        let disk = made.check().unwrap().prepare(node(), &[], current(), |_| Ok(())).unwrap().disk;
         let place = disk.meta.clone().unwrap_or(path);
         let taken = || fs::metadata(&place).unwrap().blocks() * 512;
         let member = NodeId::new(5).unwrap();

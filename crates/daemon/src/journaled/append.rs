@@ -328,6 +328,15 @@ impl Worker {
         Ok(self.log.journal().durable())
     }
 
+    /// That no write to this range waits to become a record.
+    pub(super) fn need_none_waiting(&mut self, range: ByteRange) -> Result<(), JournalCallError> {
+        self.append();
+        match self.held.iter().any(|(request, _)| request.range().overlaps(range)) {
+            false => Ok(()),
+            true => Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
+        }
+    }
+
     pub(super) fn begin_segment(&mut self) -> Result<(u64, LogPosition), JournalCallError> {
         if self.mode != Mode::Lead {
             return Err(JournalCallError::Mode(self.mode));

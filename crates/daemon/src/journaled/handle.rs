@@ -278,6 +278,14 @@ impl JournalHandle {
         self.ask(Worker::flush_journal).await
     }
 
+    /// That every write to this range that was submitted before is a record, or done: none waits for room.
+    ///
+    /// # Errors
+    /// [`JournalCallError::Io`] with `WouldBlock` when some wait.
+    pub async fn need_none_waiting(&self, range: ByteRange) -> Result<(), JournalCallError> {
+        self.ask(move |worker| worker.need_none_waiting(range)).await
+    }
+
     /// From now on this node is Primary: writes become records, with this generation in the headers
     /// of new segments. Waits until what another mode left is done with. When the journal has
     /// failed the disk works without.
@@ -285,7 +293,17 @@ impl JournalHandle {
     /// # Errors
     /// When the disk or the journal cannot be used.
     pub async fn lead(&self, generation: GenerationId) -> Result<(), JournalCallError> {
-        self.start(move |worker, done| worker.lead(generation, done)).await
+        self.start(move |worker, done| worker.lead(generation, false, done)).await
+    }
+
+    /// As [`Self::lead`], for a disk that misses something which others wrote: what the journal holds
+    /// is not what comes before its next record, so that begins another history. Nothing changes for
+    /// a node that leads already.
+    ///
+    /// # Errors
+    /// As [`Self::lead`].
+    pub async fn lead_anew(&self, generation: GenerationId) -> Result<(), JournalCallError> {
+        self.start(move |worker, done| worker.lead(generation, true, done)).await
     }
 
     /// From now on writes go to the disk as they are. Answers when everything is written back, the

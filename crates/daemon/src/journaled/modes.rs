@@ -14,21 +14,33 @@ type Answer<T> = oneshot::Sender<Result<T, JournalCallError>>;
 /// Modes that were asked for, and who waits for them.
 #[derive(Default)]
 pub(super) struct Wishes {
-    leading: Vec<(GenerationId, Answer<()>)>,
+    leading: Vec<Leading>,
     settling: Vec<Answer<()>>,
     pub(super) trimming: Vec<Trimming>,
     /// The flush before records are taken is under way.
     flushing_first: bool,
 }
 
+/// Somebody wants this node to lead.
+struct Leading {
+    generation: GenerationId,
+    /// The disk misses what the journal does not have either.
+    anew: bool,
+    done: Answer<()>,
+}
+
 impl Wishes {
+    fn is_leading_anew(&self) -> bool {
+        self.leading.iter().any(|leading| leading.anew)
+    }
+
     pub(super) const fn is_leading(&self) -> bool {
         !self.leading.is_empty()
     }
 
     /// Nothing of it will be.
     pub(super) fn refuse(&mut self, error: &dyn Fn() -> io::Error) {
-        let leading = self.leading.drain(..).map(|(_, done)| done);
+        let leading = self.leading.drain(..).map(|leading| leading.done);
         for done in leading.chain(self.settling.drain(..)) {
             // Who asked may be gone.
             let _ = done.send(Err(error().into()));
@@ -40,8 +52,9 @@ impl Wishes {
 }
 
 impl Worker {
-    /// From now on writes are records, when all that must come before that is done.
-    pub(super) fn lead(&mut self, generation: GenerationId, done: Answer<()>) {
+    /// From now on writes are records, when all that must come before that is done: of another
+    /// history, when it is `anew`.
+    pub(super) fn lead(&mut self, generation: GenerationId, anew: bool, done: Answer<()>) {
         if let Some(errno) = self.broken {
             let error = io::Error::from_raw_os_error(errno);
             return drop(done.send(Err(error.into())));
@@ -53,7 +66,7 @@ impl Worker {
         for settling in self.wishes.settling.drain(..) {
             let _ = settling.send(Err(JournalCallError::Mode(Mode::Lead)));
         }
-        self.wishes.leading.push((generation, done));
+        self.wishes.leading.push(Leading { generation, anew, done });
     }
 
     /// From now on writes go to the disk as they are, when everything is written back.
@@ -62,8 +75,8 @@ impl Worker {
             let error = io::Error::from_raw_os_error(errno);
             return drop(done.send(Err(error.into())));
         }
-        for (_, leading) in self.wishes.leading.drain(..) {
-            let _ = leading.send(Err(JournalCallError::Mode(Mode::Direct)));
+        for leading in self.wishes.leading.drain(..) {
+            let _ = leading.done.send(Err(JournalCallError::Mode(Mode::Direct)));
         }
         if self.mode == Mode::Lead {
             self.mode = Mode::Draining;
@@ -111,8 +124,8 @@ impl Worker {
 
     /// What this node wrote last as Primary is in the journal, and it goes on from there.
     fn may_lead_at_once(&self) -> bool {
-        let bypassed = self.log.journal().switches().bypassed;
-        !self.wishes.leading.is_empty() && !bypassed && !self.is_ending()
+        let anew = self.log.journal().switches().bypassed || self.wishes.is_leading_anew();
+        !self.wishes.leading.is_empty() && !anew && !self.is_ending()
     }
 
     fn lead_from_direct(&mut self) {
@@ -125,6 +138,9 @@ impl Worker {
             self.wishes.flushing_first = true;
             self.unflushed_direct = false;
             return self.fly(Flight::FlushFirst, DiskOp::Flush);
+        }
+        if self.wishes.is_leading_anew() && (!self.note_bypass() || self.mode != Mode::Direct) {
+            return;
         }
         if self.log.journal().switches().bypassed && !self.log.journal_mut().begin_anew() {
             let error = io::Error::other("something is left in it");
@@ -141,8 +157,8 @@ impl Worker {
     }
 
     fn take_the_lead(&mut self) {
-        if let Some((generation, _)) = self.wishes.leading.last() {
-            self.log.journal_mut().set_generation(*generation);
+        if let Some(leading) = self.wishes.leading.last() {
+            self.log.journal_mut().set_generation(leading.generation);
         }
         if self.mode != Mode::Lead {
             self.mode = Mode::Lead;
@@ -153,9 +169,9 @@ impl Worker {
     }
 
     fn answer_leading(&mut self) {
-        for (_, done) in self.wishes.leading.drain(..) {
+        for leading in self.wishes.leading.drain(..) {
             // Who asked may be gone.
-            let _ = done.send(Ok(()));
+            let _ = leading.done.send(Ok(()));
         }
     }
 
@@ -185,8 +201,9 @@ impl Worker {
         }
     }
 
-    /// The disk is about to be written to past the journal: what is appended later does not
-    /// continue what is there, and that must be known also after a crash. Whether it is.
+    /// The disk is about to be written to past the journal, or misses what was written elsewhere: what
+    /// is appended later does not continue what is there, and that must be known also after a crash.
+    /// Whether it is.
     pub(super) fn note_bypass(&mut self) -> bool {
         let mut switches = self.log.journal().switches();
         let nothing_there = self.log.journal().links().is_empty();

@@ -436,6 +436,11 @@ pub(crate) fn follow_settings(
     Ok(Sizes::of(spec.size, 1).settings(resource, node, epoch))
 }
 
+/// What the segments of a node that follows may take of a journal that may take so many bytes.
+pub(crate) fn follow_budget(size: u64) -> u64 {
+    Sizes::of(size, 1).budget
+}
+
 /// Says durably that what is in a journal makes the disk what it is: this node may lead.
 ///
 /// # Errors

@@ -53,8 +53,8 @@ impl Worker {
         self.salvaging.waiting.push((range.blocks().start, ticket));
     }
 
-    /// Begins to store again what there is room for, and goes on with the search, a little at a time: meanwhile others are served. All who wait when it
-    /// begins are answered by it.
+    /// Begins to store again what there is room for, and goes on with the search, a little at a time:
+    /// meanwhile others are served. All who wait when it begins are answered by it.
     pub(super) fn go_on_salvaging(&mut self) {
         self.start_restores();
         if self.salvaging.search.is_none() && !self.salvaging.waiting.is_empty() {

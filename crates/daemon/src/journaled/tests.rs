@@ -10,7 +10,7 @@ mod waiting;
 use super::open::{Sizes, open_log, start};
 use super::{JournalCallError, JournalHandle, JournalSpec, MIN_SIZE, Mode};
 use bytes::Bytes;
-use holdfast_format::journal::PeerSwitches;
+use holdfast_format::journal::{PeerSwitches, SegmentLink};
 use holdfast_journal::driver::{Directory, DirectoryOptions, Files, GIVEN_UP, SyncApart};
 use holdfast_journal::{Relation, compare};
 use holdfast_store::{
@@ -282,6 +282,15 @@ fn opened_with(
     (disk, handle, below)
 }
 
+/// Waits until so many operations of the disk below are held.
+fn wait_held(below: &FaultHandle, count: usize) {
+    let begun = Instant::now();
+    while below.held() < count {
+        assert!(begun.elapsed() < PATIENCE, "{} are held", below.held());
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn reads_are_made_of_journal_disk_and_zeroes() {
     let mut rig = Rig::new();
@@ -328,11 +337,7 @@ fn a_write_waits_until_older_ones_are_written_back() {
     let rules = ["write:count=1:hold".parse().unwrap()];
     let (dir, node) = (rig.dir.path().to_owned(), rig.node);
     let (mut disk, handle, below) = opened_with(&dir, &rig.store, &rig.faults, node, true, &rules);
-    let begun = Instant::now();
-    while below.held() == 0 {
-        assert!(begun.elapsed() < PATIENCE, "nothing is written back");
-        std::thread::yield_now();
-    }
+    wait_held(&below, 1);
     let range = ByteRange::new(0, 4096);
     let request = DiskOp::Write { range, data: Bytes::from(vec![2; 4096]), fua: false };
     assert!(disk.submit(OpId(1), request).is_none());
@@ -584,6 +589,60 @@ fn writes_past_the_journal_begin_another_history() {
     assert_eq!(newest.base, second.last().unwrap().end(), "positions only go up");
     rig.reopen(Duration::ZERO);
     assert_eq!(rig.read(0..1), [4]);
+}
+
+/// What is appended next continues nothing that was there.
+#[track_caller]
+fn assert_begun_anew(before: &[SegmentLink], after: &[SegmentLink]) {
+    let newest = after.last().unwrap();
+    assert_ne!(newest.chain, before.last().unwrap().chain_after());
+    assert_eq!(newest.base, before.last().unwrap().end(), "positions only go up");
+}
+
+#[test]
+fn a_disk_that_missed_what_others_wrote_begins_another_history() {
+    let mut rig = Rig::leading();
+    let links = |rig: &Rig| rig.runtime.block_on(rig.handle.links()).unwrap();
+    let anew = |rig: &Rig| rig.runtime.block_on(rig.handle.lead_anew(GenerationId(7))).unwrap();
+    rig.write(0, 1);
+    rig.flush();
+    let first = links(&rig);
+    // Nothing went past the journal here.
+    rig.settle();
+    anew(&rig);
+    assert!(rig.runtime.block_on(rig.handle.led_segments()).unwrap().is_empty());
+    rig.write(0, 2);
+    rig.flush();
+    let second = links(&rig);
+    assert_begun_anew(&first, &second);
+    // It is the one that goes on, whatever is said to who leads by it, and over an opening.
+    anew(&rig);
+    rig.write(0, 3);
+    rig.settle();
+    rig.reopen(PATIENCE);
+    rig.lead();
+    rig.write(0, 4);
+    rig.flush();
+    assert_eq!(compare(&second, &links(&rig)), Relation::Behind);
+
+    // What the journal still has for the disk gets there first.
+    let third = links(&rig);
+    rig.runtime.block_on(rig.handle.stop(Duration::ZERO));
+    rig.disk = None;
+    let rules = ["write:count=1:hold".parse().unwrap()];
+    let (dir, node) = (rig.dir.path().to_owned(), rig.node);
+    let (disk, handle, below) = opened_with(&dir, &rig.store, &rig.faults, node, true, &rules);
+    (rig.disk, rig.handle, rig.below) = (Some(disk), handle, below);
+    let handle = rig.handle.clone();
+    let asked = rig.runtime.spawn(async move { handle.lead_anew(GenerationId(7)).await });
+    wait_held(&rig.below, 1);
+    assert_eq!(rig.status().mode, Mode::Draining);
+    rig.below.release();
+    rig.runtime.block_on(asked).unwrap().unwrap();
+    assert_eq!(rig.below(0..1), [4]);
+    rig.write(0, 5);
+    rig.flush();
+    assert_begun_anew(&third, &links(&rig));
 }
 
 #[test]

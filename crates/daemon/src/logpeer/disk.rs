@@ -173,9 +173,9 @@ impl Backing for OwnDisk {
     }
 
     fn keep_losses(&mut self, losses: &Losses) -> io::Result<()> {
-        losses::store(&self.losses, self.resource, losses).inspect_err(|error| {
+        losses::store(&self.losses, self.resource, losses).map_err(|error| {
             let path = self.losses.display();
-            tracing::warn!("{path} could not be written, so nothing is healed: {error}");
+            io::Error::new(error.kind(), format!("{path} could not be written: {error}"))
         })
     }
 

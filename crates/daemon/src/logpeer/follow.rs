@@ -3,13 +3,13 @@
 mod healing;
 
 use super::disk::OwnDisk;
-use super::losses;
 use super::scrub::ScrubCall;
 use super::session::{self, Link};
+use super::{lead, losses};
 use crate::checksums::{self, LatestChecksums};
 use crate::commands::blocking;
 use crate::growth;
-use crate::journaled::open::{claimed_files, follow_settings};
+use crate::journaled::open::{claimed_files, follow_budget, follow_settings};
 use crate::local::{Local, LocalDisk};
 use crate::node::Node;
 use crate::refuse;
@@ -27,12 +27,12 @@ use holdfast_journal::ship::{
     Request, Trouble,
 };
 use holdfast_store::ChecksumHandle;
-use holdfast_units::{HybridTime, LogPosition, NodeId, ResourceId};
+use holdfast_units::{LogPosition, NodeId, ResourceId};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -81,8 +81,11 @@ pub(super) enum Order {
     Delay(Duration),
     /// No delay counts, or it counts again.
     Hurry(bool),
+    /// The journal may take so many bytes.
+    Limit(u64),
     /// The disk is ready for so many bytes.
     Grown(u64, oneshot::Sender<()>),
+    Fork(Option<LogPosition>, oneshot::Sender<Result<(), String>>),
     Discard(oneshot::Sender<Result<(), String>>),
     Scrub(ScrubCall, oneshot::Sender<Result<(), Refusal>>),
     Chain(oneshot::Sender<Vec<SegmentLink>>),
@@ -114,6 +117,8 @@ pub(crate) struct FollowView {
     pub(crate) scrub: Option<SurveyProgress>,
     /// The bytes of the resource that its disk is ready for.
     pub(crate) size: u64,
+    /// The bytes that its journal may take.
+    pub(crate) limit: u64,
 }
 
 /// A resource that follows.
@@ -178,7 +183,7 @@ pub(crate) async fn start(
         name: local.name.clone(),
         resource: local.id,
         slot,
-        disk: disk.spec(),
+        disk: disk.spec_in(&node.store, local.id),
         journal: journal.spec(),
         size,
         delay: session::delay_of(node, local.id, None),
@@ -201,6 +206,7 @@ pub(crate) async fn start(
         spares: None,
         scrub: None,
         size: place.size,
+        limit: place.journal.size,
     };
     let (shown, seen) = watch::channel(nothing);
     let (opened, is_open) = oneshot::channel();
@@ -220,7 +226,8 @@ pub(crate) async fn start(
         Ok(Err(NotOpen::Failed(why))) => return Err(refuse(&why)),
         Err(_) => return Err(refuse("its thread ended")),
     }
-    let session = session::run(Arc::clone(node), Arc::clone(resource), orders.clone());
+    let session =
+        session::run(Arc::clone(node), Arc::clone(resource), orders.clone(), seen.clone());
     let computing = checksums::run_latest(Arc::clone(&sums));
     let growing = FollowOrders(orders.clone());
     let growing = growth::follow(Arc::clone(node), Arc::clone(resource), growing);
@@ -342,6 +349,20 @@ impl Following {
         let _ = self.orders.send(Order::Hurry(on)).await;
     }
 
+    /// Where both went on apart by what a leader said holds this node back. Without one it is to lead with
+    /// all that is here.
+    ///
+    /// # Errors
+    /// When that could not be written.
+    pub(crate) async fn set_fork(&self, fork: Option<LogPosition>) -> Result<(), String> {
+        self.order(|done| Order::Fork(fork, done)).await
+    }
+
+    /// Its journal may take so many bytes from now on. A thread that has ended hears of nothing.
+    pub(crate) async fn set_limit(&self, bytes: u64) {
+        let _ = self.orders.send(Order::Limit(bytes)).await;
+    }
+
     /// Gives up what is here: it is filled anew.
     ///
     /// # Errors
@@ -421,6 +442,8 @@ impl Meter {
 }
 
 struct Thread {
+    /// When it began: what it counts the time from, whatever becomes of the clock.
+    begun: Instant,
     place: Place,
     runtime: Handle,
     notice: Notice,
@@ -459,6 +482,7 @@ impl Thread {
         let now = Instant::now();
         let delay_ms = u64::try_from(place.delay.as_millis()).unwrap_or(u64::MAX);
         Self {
+            begun: now,
             place,
             runtime,
             notice,
@@ -484,6 +508,10 @@ impl Thread {
         }
     }
 
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn open(&mut self) -> Result<Logic, NotOpen> {
         let Place { resource, slot, journal, size, .. } = &self.place;
         let sums = (self.place.sums)();
@@ -499,10 +527,13 @@ impl Thread {
         let open: OpenFiles = Box::new(move || claimed_files(&spec).map_err(io::Error::other));
         let may_give_up = self.place.expendable;
         let options = FollowOptions { may_give_up, ..FollowOptions::new(settings, *size) };
-        Follower::open(open, disk, options).map_err(|error| match error {
+        let opened = Follower::open(open, disk, options).map_err(|error| match error {
             FollowError::Unproven => NotOpen::Unproven,
             error => NotOpen::Failed(error.to_string()),
-        })
+        });
+        let mut logic = opened?;
+        logic.clock_says(self.now_ms(), lead::now());
+        Ok(logic)
     }
 
     fn run(
@@ -560,16 +591,15 @@ impl Thread {
     }
 
     fn take(&mut self, order: Order) {
-        let now = now_ms();
+        let now = self.now_ms();
         match order {
             Order::Lend(request, done) => {
-                let now = HybridTime::from_unix_millis(now);
                 let away = || Answer::Refuse {
                     code: RefuseCode::Failed,
                     text: "its journal is not open".to_owned(),
                 };
                 let logic = self.logic.as_ref();
-                let answer = logic.map_or_else(away, |logic| logic.lend(now, &request));
+                let answer = logic.map_or_else(away, |logic| logic.lend(lead::now(), &request));
                 // Who asked may be gone.
                 let _ = done.send(answer);
             }
@@ -627,6 +657,12 @@ impl Thread {
                 self.hurries = on;
                 self.set_delay();
             }
+            Order::Limit(bytes) => {
+                self.place.journal.size = bytes;
+                if let Some(logic) = &mut self.logic {
+                    logic.set_budget(follow_budget(bytes));
+                }
+            }
             Order::Grown(size, done) => {
                 self.place.size = self.place.size.max(size);
                 if let Some(logic) = &mut self.logic {
@@ -636,6 +672,7 @@ impl Thread {
                 // Who asked may be gone.
                 let _ = done.send(());
             }
+            Order::Fork(fork, done) => self.carry_out(done, |logic| logic.set_fork(fork)),
             Order::Discard(done) => self.carry_out(done, Follower::discard),
             Order::Scrub(call, done) => {
                 let answer = self.scrub_call(&call);
@@ -687,10 +724,11 @@ impl Thread {
         if self.links.remove(&conn).is_none() {
             return;
         }
+        let now = self.now_ms();
         if self.first == Some(conn) {
             self.part();
         } else if let Some(logic) = &mut self.logic {
-            logic.closed(now_ms(), conn);
+            logic.closed(now, conn);
         }
     }
 
@@ -721,8 +759,9 @@ impl Thread {
                 Err(NotOpen::Unproven) => self.fail(UNPROVEN),
             }
         }
+        let now = self.now_ms();
         let Some(logic) = &mut self.logic else { return false };
-        let worked = logic.work(now_ms());
+        let worked = logic.work(now);
         let out = logic.outgoing();
         let mut full = Vec::new();
         for send in out {
@@ -764,7 +803,9 @@ impl Thread {
             spares: self.spares.as_ref().and_then(|seen| seen.borrow().clone()),
             scrub: self.tended.progress(),
             size: self.place.size,
+            limit: self.place.journal.size,
         };
+        self.tell_unkept(&view);
         self.shown.send_if_modified(|shown| {
             let changed = *shown != view;
             *shown = view;
@@ -797,9 +838,10 @@ impl Thread {
                     format!("what comes for position {at} is damaged")
                 }
                 Some(Trouble::Refused(_, text)) => text.clone(),
-                Some(Trouble::Held | Trouble::Smaller(_)) | None => {
-                    "nothing comes although the node that leads is in reach".to_owned()
-                }
+                Some(Trouble::Held | Trouble::Smaller(_)) | None => match &status.healed.unkept {
+                    Some(why) => why.clone(),
+                    None => "nothing comes although the node that leads is in reach".to_owned(),
+                },
             };
             let seconds = STALL.as_secs();
             self.notice.tell(&format!("nothing was fetched for {seconds} seconds: {why}"));
@@ -813,11 +855,6 @@ impl Thread {
             self.told = told;
         }
     }
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The word for a disk that is followed onto.

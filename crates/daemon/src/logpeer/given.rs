@@ -1,4 +1,5 @@
-//! What a node that follows gets of the disk of the node that leads: nothing that is known to be no good.
+//! What a node that follows, and an archive, gets of the disk of the node that leads: nothing that
+//! is known to be no good.
 
 use crate::resource::Resource;
 use crate::shard::{JournalHandle, ResourceHandle};
@@ -20,7 +21,7 @@ const LOST_LIMIT: Duration = Duration::from_secs(3);
 /// # Errors
 /// When it cannot be read now, and it is not known either that nobody has it; when this node does not
 /// lead: then what others write comes past its journal.
-pub(super) async fn read(
+pub(crate) async fn read(
     resource: &Weak<Resource>,
     journal: &JournalHandle,
     range: ByteRange,
@@ -41,7 +42,11 @@ async fn find(
     for _ in 0..ROUNDS {
         let known = handle.first_lost(part).await.map_err(failed)?;
         match known.at {
-            Some(lost) if lost == part.offset => return read_lost(&handle, part).await,
+            Some(lost) if lost == part.offset => {
+                let found = read_lost(&handle, part).await?;
+                need_all_recorded(journal, ByteRange::new(part.offset, BLOCK_SIZE)).await?;
+                return Ok(found);
+            }
             Some(lost) => {
                 part.len = lost - part.offset;
                 continue;
@@ -60,12 +65,22 @@ async fn find(
         let read = handle.read(part).await;
         let lost = handle.first_lost(part).await.map_err(failed)?.at;
         match (read, lost) {
-            (Ok(bytes), _) => return Ok(Found::Good(bytes)),
+            (Ok(bytes), _) => {
+                need_all_recorded(journal, part).await?;
+                return Ok(Found::Good(bytes));
+            }
             (Err(why), None) => return Err(failed(why)),
             (Err(_), Some(_)) => {}
         }
     }
     Err(failed(IoFailure::Disk))
+}
+
+/// What another member gave may have a write to it that waits for room in the journal here: nobody could tell
+/// whether that is a part of what was given.
+async fn need_all_recorded(journal: &JournalHandle, part: ByteRange) -> Result<(), LeadError> {
+    let waits = "a write waits for room in the journal; what others have may be newer than it";
+    journal.need_none_waiting(part).await.map_err(|_| LeadError(waits.to_owned()))
 }
 
 /// The first block is one that is listed.

@@ -102,7 +102,8 @@ impl Serving {
     }
 }
 
-fn now() -> HybridTime {
+/// What the clock of this node says.
+pub(super) fn now() -> HybridTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     HybridTime::from_unix_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
@@ -448,8 +449,10 @@ fn cut(
     };
     let segments = runtime.block_on(journal.segments()).map_err(failed)?;
     let cursors = runtime.block_on(journal.cursors()).map_err(failed)?;
-    let needs = |node: NodeId| cursors.peers[usize::from(node.number())].fetched;
-    leader.cut(&lost, plan.up_to, &segments, source.size(), needs, notes)?;
+    let cursor = |node: NodeId| cursors.peers[usize::from(node.number())];
+    for error in leader.cut(&lost, plan.up_to, &segments, source.size(), cursor, notes) {
+        tracing::warn!("a log peer will be copied to as a whole: {error}");
+    }
     runtime.block_on(journal.cut(plan)).map_err(failed)
 }
 

@@ -104,6 +104,33 @@ pub(super) fn take_over(
     store(path, resource, &losses).map_err(|error| unwritable(path, &error))
 }
 
+/// The list of a disk that is not in use, wherever it is. Blocks.
+///
+/// # Errors
+/// When it cannot be read, or used.
+pub(crate) fn kept(
+    path: &Path,
+    disk: &LocalDisk,
+    resource: ResourceId,
+) -> Result<LossList, ApiError> {
+    if path.try_exists().map_err(|error| unreadable(path, &error.to_string()))? {
+        let losses = read(path, resource).map_err(|why| unreadable(path, &why))?;
+        return Ok(losses.list(resource));
+    }
+    read_lost(&disk.spec(), length_for_metadata(disk)?, resource)
+        .map_err(|why| refuse::metadata(&why))
+}
+
+fn unreadable(path: &Path, why: &str) -> ApiError {
+    let path = path.display();
+    let message =
+        format!("{path} cannot be used: {why}; it says which blocks of the disk have no good copy");
+    ApiError::new(ErrorCode::Internal, message).hint(
+        "when it cannot be read, see why; when it is damaged and no other node has the data, remove \
+         it: then the disk counts as it is",
+    )
+}
+
 /// Whether metadata could be read, and are none.
 fn is_damaged(why: &MetadataError) -> bool {
     let MetadataError::Unusable { error: MetaError::NoSuperblock { errors, .. }, .. } = why else {
@@ -126,16 +153,7 @@ pub(super) fn give_to_metadata(
     if !path.try_exists().map_err(|error| unwritable(path, &error))? {
         return Ok(());
     }
-    let mut losses = read(path, resource).map_err(|why| {
-        let message = format!(
-            "{} cannot be used: {why}; it says which blocks of the disk have no good copy",
-            path.display()
-        );
-        ApiError::new(ErrorCode::Internal, message).hint(
-            "when it cannot be read, see why; when it is damaged and no other node has the data, \
-             remove it: then the disk counts as it is",
-        )
-    })?;
+    let mut losses = read(path, resource).map_err(|why| unreadable(path, &why))?;
     if !losses.is_empty() {
         let (spec, len) = (disk.spec(), length_for_metadata(disk)?);
         let known = read_lost(&spec, len, resource).map_err(|why| refuse::metadata(&why))?;

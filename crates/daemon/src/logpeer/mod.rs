@@ -14,6 +14,7 @@ mod disk;
 mod follow;
 mod given;
 mod gone;
+mod handover;
 mod home;
 mod lead;
 mod lend;
@@ -31,18 +32,22 @@ mod wire;
 pub(crate) use claim::{Claim, Claims};
 pub(crate) use decide::Again;
 pub(crate) use follow::{FollowOrders, FollowScrub, FollowView, Following, start};
+pub(crate) use given::read as read_as_given;
 pub(crate) use gone::{end, forget_gone};
+pub(crate) use handover::{HandOver, HandedOver, SteppedBack, hand_over, may_hand_over};
 pub(crate) use home::watch as watch_for_home;
 pub(crate) use lead::{Serving, keep, take};
 pub(crate) use lend::lend;
-pub(crate) use losses::{forget as forget_losses, path as losses_path};
+pub(crate) use losses::{forget as forget_losses, kept as kept_losses, path as losses_path};
 pub(crate) use others::{Leads, is_elsewhere, lead_again, look_around, need_no_newer, not_grown};
 pub(crate) use past::show_again;
 pub(crate) use roles::{
-    FollowCall, HandOver, HandedOver, SteppedBack, follow_again, follow_giving_up, follow_now,
-    follows, hand_over, pause, promote, settle_losses, tell,
+    FollowCall, follow_again, follow_giving_up, follow_now, follows, pause, promote, settle_losses,
+    tell,
 };
-pub(crate) use show::{disk_word, journal_of, peer_of_follower, peers_of_leader, replay_of};
+pub(crate) use show::{
+    disk_word, journal_of, peer_of_follower, peers_of_leader, replay_of, unkept,
+};
 
 use crate::node::Node;
 use crate::resource::Resource;

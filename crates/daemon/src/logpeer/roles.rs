@@ -3,88 +3,40 @@
 use super::Following;
 use super::decide::MayFollow;
 use super::follow::UNPROVEN;
+use super::handover::{DRAIN, Ready, give_back, take_over};
 use super::losses;
-use super::others::{
-    ASK_LIMIT, SETTLE, all_is_here, ask, lineage_of, may_follow_who_leads, need_no_leader,
-};
+use super::others::{ASK_LIMIT, SETTLE, ask, lineage_of, may_follow_who_leads, need_no_leader};
 use crate::commands::create::al_extents;
-use crate::commands::roles::{demote, need_closed, release, wait_exported};
+use crate::commands::roles::wait_exported;
 use crate::commands::updown::publish;
-use crate::commands::{blocking, core_command, device};
+use crate::commands::{blocking, core_command};
 use crate::disk::renew_metadata;
 use crate::growth;
 use crate::local::Local;
 use crate::node::{Node, PeerMember};
-use crate::peer_api::{FOLLOW, HAND_OVER};
+use crate::peer_api::FOLLOW;
 use crate::peers::{CALL_TIMEOUT, call_node};
 use crate::phases::phase;
 use crate::resource::{self, Resource, random};
 use crate::revert::revert;
-use crate::shard::{InitialContent, JournalHandle};
+use crate::shard::InitialContent;
 use holdfast_api::request::{Done, PauseWhat};
 use holdfast_api::{ApiError, ErrorCode};
-use holdfast_cluster::{NodeRecord, Uuid};
 use holdfast_core::Command;
 use holdfast_journal::ship::{FollowStatus, Holding, Verdict};
-use holdfast_units::{DiskState, GenerationId, LogPosition, NodeId, ResourceId, Role, format_size};
+use holdfast_units::{DiskState, GenerationId, NodeId, ResourceId, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A planned promotion waits so long until this node has nearly everything.
-const CATCH_UP: Duration = Duration::from_secs(60);
-/// What is nearly everything: the Primary steps back then, and clients wait for the rest.
-const NEARLY: u64 = 16 << 20;
-/// How long the rest may take.
-const DRAIN: Duration = Duration::from_secs(30);
-/// How long the Primary may take to write back what is only in its journal before it steps back,
-/// and to step back after that.
-const WRITE_BACK: Duration = Duration::from_secs(60);
-const HAND_OVER_LIMIT: Duration = Duration::from_secs(120);
-/// How much of the time that the other node waits is left for stepping back itself.
-const STEP_BACK: Duration = Duration::from_secs(1);
-/// Who stepped back is not Primary by a command for so long, if he for whom it did cannot be asked.
-const TAKE_OVER: Duration = Duration::from_secs(60);
 /// How long a node that nobody leads may take to replay what it has, and one that stepped back to let
 /// others fetch the rest.
-const REST: Duration = Duration::from_secs(10);
+pub(super) const REST: Duration = Duration::from_secs(10);
 /// How often it looks.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 /// How often readers of events are told how following goes.
 const TELL: Duration = Duration::from_millis(200);
-
-/// A node that follows asks the Primary to step back.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct HandOver {
-    #[serde(with = "crate::local::id_text")]
-    pub(crate) resource: ResourceId,
-    /// It did not work: be Primary again.
-    pub(crate) back: bool,
-    /// How long that node waits for the answer, in milliseconds.
-    #[serde(default)]
-    pub(crate) within_ms: Option<u64>,
-}
-
-/// A node is not Primary any more in favour of another one.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SteppedBack {
-    /// That one is to lead by then.
-    pub(crate) until: Instant,
-    pub(crate) taker: Uuid,
-    /// The way of the local device that was taken away for it.
-    device: Option<&'static str>,
-}
-
-/// The Primary has stepped back.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct HandedOver {
-    /// Where its journal ends.
-    pub(crate) end: u64,
-    /// Data of these generations are an earlier state of what it has.
-    #[serde(default)]
-    pub(crate) lineage: Vec<u64>,
-}
 
 /// A node leads from now on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -94,14 +46,6 @@ pub(crate) struct FollowCall {
     /// Data of these generations are an earlier state of what it has.
     #[serde(default)]
     pub(crate) lineage: Vec<u64>,
-}
-
-/// How a node begins to lead.
-struct Ready {
-    /// Who stepped back for it.
-    leader: Option<NodeRecord>,
-    /// Data of these generations are an earlier state of what it has.
-    lineage: Vec<u64>,
 }
 
 /// Whether this node is to follow rather than to start its core.
@@ -153,7 +97,7 @@ pub(super) async fn until(
     }
 }
 
-fn refuse(name: &str, why: &str) -> ApiError {
+pub(super) fn refuse(name: &str, why: &str) -> ApiError {
     ApiError::new(ErrorCode::Behind, format!("primary was refused for {name}: {why}"))
 }
 
@@ -189,8 +133,6 @@ pub(crate) async fn promote(
     if !force {
         growth::need_follower_grown(node, resource)?;
     }
-    // Whatever holds the disk behind does not count now.
-    following.hurry(true).await;
     let ready = if force {
         let alone = || Ready { leader: None, lineage: Vec::new() };
         drain(node, resource, &following).await.map(|()| alone())
@@ -253,6 +195,9 @@ async fn drain(
         )));
     }
     super::past::end(node, resource, "primary was refused").await?;
+    // Whatever holds the disk behind does not count from here on.
+    following.hurry(true).await;
+    following.set_fork(None).await.map_err(|why| refuse(&name, &why))?;
     following.set_switches(true, false).await.map_err(|why| refuse(&name, &why))?;
     let all = |status: &FollowStatus| {
         status.replayed >= status.fetched && matches!(status.holding, Holding::StateAt(_))
@@ -266,135 +211,23 @@ async fn drain(
     Err(refuse(&name, "what was fetched is not replayed yet").hint("try again in a while"))
 }
 
-/// The switches as they were.
+/// The switches as they were, and what holds it back.
 async fn restore_switches(following: &Following, before: &FollowStatus) {
-    if let Err(error) = following.set_switches(before.fetch_paused, before.replay_paused).await {
+    let restored = async {
+        following.set_switches(before.fetch_paused, before.replay_paused).await?;
+        // Who was met meanwhile has judged anew.
+        match before.fork.filter(|_| following.view().leader.is_none()) {
+            Some(fork) => following.set_fork(Some(fork)).await,
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = restored.await {
         tracing::error!("the switches of a node that follows stay turned: {error}");
     }
 }
 
-/// What is left of the time until `end`, and no more than `most`.
-fn left(end: Option<Instant>, most: Duration) -> Duration {
-    end.map_or(most, |end| end.saturating_duration_since(Instant::now()).min(most))
-}
-
-/// Catches up, has the Primary step back, and fetches and replays the rest; who that was. It is given
-/// up at `end`.
-async fn take_over(
-    node: &Arc<Node>,
-    resource: &Arc<Resource>,
-    following: &Arc<Following>,
-    end: Option<Instant>,
-) -> Result<Ready, ApiError> {
-    let name = resource.name();
-    let status = following.view().status;
-    if let Some(status) = status.filter(|status| status.fetch_paused || status.replay_paused) {
-        let what = if status.fetch_paused { "fetch" } else { "replay" };
-        return Err(refuse(&name, &format!("the {what} of this node is paused"))
-            .hint(format!("`holdfast resume {name} {what}` first")));
-    }
-    need_not_apart(&name, following.view().status.as_ref())?;
-    if following.view().leader.is_none() {
-        meet_leader(node, resource, following, left(end, REST)).await;
-    }
-    let Some(leader) = following.view().leader else {
-        return stood_down(node, resource, following, end).await;
-    };
-    let view = node.view();
-    let members = view.peers_of(resource.id, node.uuid);
-    let leader = members.get(&leader).cloned();
-    let record = leader.as_ref().and_then(|peer| view.records.node(peer.uuid));
-    let (Some(peer), Some(leader)) = (leader, record) else {
-        return Err(refuse(&name, "the node that leads is not known"));
-    };
-    // Who stepped back by himself lets his followers fetch the rest for a while.
-    let said = ask(node, resource.id, [peer]).await.pop();
-    if said.is_some_and(|(_, said)| said.is_up && !said.leads) {
-        return stood_down(node, resource, following, end).await;
-    }
-    let nearly =
-        |status: &FollowStatus| status.follows && status.head.since(status.replayed) <= NEARLY;
-    phase("catching up with the Primary");
-    until(following, left(end, CATCH_UP), nearly).await.map_err(|status| {
-        let lag = status.map_or(0, |status| status.head.since(status.replayed));
-        let why = format!("this node is {} behind", format_size(lag));
-        ApiError { code: ErrorCode::TimedOut, ..refuse(&name, &why) }
-            .hint(format!("`holdfast wait {name} --for replayed` waits until it is not"))
-    })?;
-    phase("having the Primary step back");
-    let limit = left(end, HAND_OVER_LIMIT);
-    let within_ms = u64::try_from(limit.as_millis()).ok();
-    let call = HandOver { resource: resource.id, back: false, within_ms };
-    let ended = call_node::<_, HandedOver>(node, &leader, HAND_OVER, &call, limit).await;
-    let ended = match ended {
-        Ok(ended) => ended,
-        Err(error) => {
-            // It may have stepped back all the same, when it did not come to an answer.
-            if matches!(error.code, ErrorCode::PeerNotReachable | ErrorCode::TimedOut) {
-                give_back(node, resource, &leader).await;
-            }
-            let message = format!("primary was refused for {name}: {}", error.message);
-            return Err(ApiError { message, ..error });
-        }
-    };
-    let last = LogPosition(ended.end);
-    phase("replaying the rest");
-    let all = |status: &FollowStatus| status.fetched >= last && status.replayed >= last;
-    if until(following, left(end, DRAIN), all).await.is_err() {
-        give_back(node, resource, &leader).await;
-        let why = "the rest of the journal did not come in time; the other node leads again";
-        return Err(ApiError { code: ErrorCode::TimedOut, ..refuse(&name, why) });
-    }
-    Ok(Ready { leader: Some(leader), lineage: ended.lineage })
-}
-
-/// Waits a while until this node, which may have been started just now, follows whoever says that he leads.
-async fn meet_leader(
-    node: &Arc<Node>,
-    resource: &Arc<Resource>,
-    following: &Arc<Following>,
-    limit: Duration,
-) {
-    let peers = node.view().peers_of(resource.id, node.uuid).into_values();
-    let answers = ask(node, resource.id, peers.filter(|peer| !peer.diskless)).await;
-    if answers.iter().any(|(_, said)| said.leads) {
-        let mut views = following.watch();
-        // When it does not, what follows says why.
-        let _ = tokio::time::timeout(limit, views.wait_for(|view| view.leader.is_some())).await;
-    }
-}
-
-/// Nobody leads: this node may, without force, when it has all that anybody has.
-async fn stood_down(
-    node: &Arc<Node>,
-    resource: &Arc<Resource>,
-    following: &Arc<Following>,
-    end: Option<Instant>,
-) -> Result<Ready, ApiError> {
-    let name = resource.name();
-    phase("asking the other nodes what they have");
-    let all = |status: &FollowStatus| {
-        let replayed = status.replayed;
-        let whole = matches!(status.holding, Holding::StateAt(_));
-        replayed >= status.fetched && replayed >= status.head && whole
-    };
-    let replayed = until(following, left(end, REST), all).await;
-    let found = match replayed {
-        Ok(_) => all_is_here(node, resource).await,
-        Err(_) => Err("this node has not replayed yet what it knows of".to_owned()),
-    };
-    let lineage = found.map_err(|why| {
-        let why = format!("the node that leads is not in reach, and {why}");
-        refuse(&name, &why).hint(format!(
-            "connect it, or make it Primary and run this again; `holdfast primary {name} --force` \
-             leads with what is here: what was not fetched is lost, or must be given up on one side"
-        ))
-    })?;
-    Ok(Ready { leader: None, lineage })
-}
-
 /// That what is here and what the leader has are one history.
-fn need_not_apart(name: &str, status: Option<&FollowStatus>) -> Result<(), ApiError> {
+pub(super) fn need_not_apart(name: &str, status: Option<&FollowStatus>) -> Result<(), ApiError> {
     if !status.is_some_and(|status| matches!(status.verdict, Some(Verdict::Apart { .. }))) {
         return Ok(());
     }
@@ -403,14 +236,6 @@ fn need_not_apart(name: &str, status: Option<&FollowStatus>) -> Result<(), ApiEr
         "`holdfast status {name}` says what each would lose; `holdfast connect {name} \
          --discard-my-data` on the node whose changes are to go"
     )))
-}
-
-async fn give_back(node: &Arc<Node>, resource: &Arc<Resource>, leader: &NodeRecord) {
-    let call = HandOver { resource: resource.id, back: true, within_ms: None };
-    let back: Result<HandedOver, _> = call_node(node, leader, HAND_OVER, &call, CALL_TIMEOUT).await;
-    if let Err(error) = back {
-        tracing::error!("{} stays Secondary: {}", leader.name, error.message);
-    }
 }
 
 /// Stops following and leads from where this node is. Somebody else has all that is here until it
@@ -492,129 +317,6 @@ pub(crate) async fn settle_losses(node: &Node, local: &Local) -> Result<(), ApiE
     let Some(disk) = local.disk.clone().filter(|_| local.attached) else { return Ok(()) };
     let (losses, id) = (losses::path(&node.settings.state_dir, local.id), local.id);
     blocking(move || losses::give_to_metadata(&losses, &disk, id)).await
-}
-
-/// This node is Primary, and another one that follows it wants to be so.
-///
-/// # Errors
-/// Who has the resource open.
-pub(crate) async fn hand_over(
-    node: &Arc<Node>,
-    call: HandOver,
-    taker: Uuid,
-) -> Result<HandedOver, ApiError> {
-    let asked_at = Instant::now();
-    let resource = node.resource(call.resource);
-    let resource = resource.ok_or_else(|| ApiError::no_such_resource("of the call"))?;
-    let name = resource.name();
-    if call.back {
-        // Whoever is just about to step back hears of it at once.
-        resource.state().recalled = true;
-    }
-    let _begun = resource.begin().await?;
-    resource.state().recalled = false;
-    let what = "handing over was refused";
-    let handle = resource.need_handle()?;
-    let journal = handle.journal().cloned();
-    let journal = journal.ok_or_else(|| refuse(&name, "the other node has no journal"))?;
-    let is_primary = handle.snapshot().snapshot.role == Role::Primary;
-    if call.back {
-        if !is_primary {
-            let stepped_back = resource.state().stepped_back;
-            if stepped_back.is_some_and(|back| back.taker != taker) {
-                return Err(refuse(&name, "the other node has stepped back for another one"));
-            }
-            primary_again(node, &resource, stepped_back.and_then(|back| back.device)).await?;
-        }
-        resource.state().stepped_back = None;
-        return Ok(HandedOver { end: journal.view().durable.0, lineage: Vec::new() });
-    }
-    if !is_primary {
-        return Err(refuse(&name, "the other node is not Primary"));
-    }
-    // What nobody has yet, or what is not in the journal, cannot be handed over by it.
-    if !journal.led_segments().await.is_ok_and(|segments| !segments.is_empty()) {
-        return Err(refuse(&name, "the other node does not lead by its journal"));
-    }
-    tracing::info!(resource = name, "a node that follows asks this node to step back");
-    need_closed(&resource, what).await?;
-    // Who steps back waits for that, and nobody is Primary meanwhile. Nor is anybody when it does so
-    // for a node that does not wait any more.
-    let limit = call.within_ms.map_or(WRITE_BACK, |within| {
-        let within = Duration::from_millis(within);
-        (within - STEP_BACK.min(within / 2)).min(WRITE_BACK)
-    });
-    let written = written_back(&resource, &journal, asked_at + limit).await;
-    written.map_err(|why| refuse(&name, why).hint("try again in a while"))?;
-    let device = resource.state().device.as_ref().map(|device| device.kind);
-    let stepped_back = async {
-        release(node, &resource, what, false).await?;
-        demote(node, &resource, what, false).await?;
-        resource.change_local(node, |local| local.primary = false).await?;
-        let end = journal.flush().await.map_err(|error| refuse(&name, &error.to_string()))?;
-        if resource.state().recalled {
-            return Err(refuse(&name, RECALLED));
-        }
-        Ok(end)
-    };
-    match stepped_back.await {
-        Ok(end) => {
-            let lineage = lineage_of(&handle.snapshot(), &resource.local());
-            let until = Instant::now() + TAKE_OVER;
-            resource.state().stepped_back = Some(SteppedBack { until, taker, device });
-            Ok(HandedOver { end: end.0, lineage })
-        }
-        Err(error) => {
-            primary_again(node, &resource, device).await?;
-            Err(error)
-        }
-    }
-}
-
-/// Has a node be as before it stepped back: Primary, and with its local device.
-async fn primary_again(
-    node: &Arc<Node>,
-    resource: &Arc<Resource>,
-    device: Option<&'static str>,
-) -> Result<(), ApiError> {
-    if resource.view().is_some_and(|view| view.snapshot.role != Role::Primary) {
-        let what = "being Primary again was refused";
-        core_command(node, resource, what, Command::Promote { force: false }).await?;
-    }
-    resource.change_local(node, |local| local.primary = true).await?;
-    let Some(kind) = device.filter(|_| resource.state().device.is_none()) else { return Ok(()) };
-    wait_exported(resource).await;
-    let made = device::attach(node, resource, kind.parse().unwrap_or_default(), false).await;
-    if let Err(error) = made {
-        let name = resource.name();
-        let text = format!("this node is Primary again without its device: {}", error.message);
-        tracing::error!(resource = name, "{text}");
-        node.hub.notice(&name, None, &text);
-    }
-    Ok(())
-}
-
-const RECALLED: &str = "the node that wanted to lead has given up";
-
-/// Waits until the disk of a node that leads has what its journal has, as long as that is of use.
-async fn written_back(
-    resource: &Resource,
-    journal: &JournalHandle,
-    until: Instant,
-) -> Result<(), &'static str> {
-    loop {
-        let view = journal.status().await.map_err(|_| "the journal of the other node is closed")?;
-        if resource.state().recalled {
-            return Err(RECALLED);
-        }
-        if Instant::now() >= until {
-            return Err("the disk of the other node does not have yet what its journal has");
-        }
-        if view.dirty_bytes == 0 {
-            return Ok(());
-        }
-        tokio::time::sleep(LOOK).await;
-    }
 }
 
 /// Another node leads from now on.

@@ -4,7 +4,7 @@
 use holdfast_core::{Refusal, SurveyAction, SurveyChunks, SurveyEnd, SurveyKind, SurveyProgress};
 use holdfast_units::{ByteRange, Millis};
 use holdfast_wire::RepairMode;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// How long it goes at a lower rate when something was replayed or fetched.
@@ -17,6 +17,8 @@ const FAST: u64 = 2 << 30;
 const LEAST: u64 = 1 << 20;
 /// Chunks around errors that wait.
 const MOST_SOON: usize = 1024;
+/// Chunks that may be done before it is their turn.
+const MOST_AHEAD: usize = 65_536;
 
 /// What is asked of it.
 pub(super) enum ScrubCall {
@@ -31,8 +33,10 @@ pub(super) struct Scrub {
     progress: SurveyProgress,
     /// Chunks around errors, to be looked at before the others.
     soon: VecDeque<u64>,
-    /// What is being looked at; whether it is one of those in order.
-    looking: Option<(ByteRange, bool)>,
+    /// Those of them that are done, from the next one in order on.
+    ahead: BTreeSet<u64>,
+    /// What is being looked at, with its number.
+    looking: Option<(u64, ByteRange)>,
     /// Bytes that it may read now.
     allowance: i64,
     filled: Instant,
@@ -51,6 +55,7 @@ impl Scrub {
             chunks,
             progress,
             soon: VecDeque::new(),
+            ahead: BTreeSet::new(),
             looking: None,
             allowance: 0,
             filled: now,
@@ -84,22 +89,30 @@ impl Scrub {
             return None;
         }
         while let Some(number) = self.soon.pop_front() {
-            if let Some(range) = self.chunks.chunk(number) {
-                return Some(self.begin(range, false));
+            let may = !self.is_done(number) && self.ahead.len() < MOST_AHEAD;
+            if let Some(range) = self.chunks.chunk(number).filter(|_| may) {
+                return Some(self.begin(number, range));
             }
         }
         while self.progress.next < self.chunks.count() {
-            if let Some(range) = self.chunks.chunk(self.progress.next) {
-                return Some(self.begin(range, true));
+            let number = self.progress.next;
+            if !self.ahead.remove(&number)
+                && let Some(range) = self.chunks.chunk(number)
+            {
+                return Some(self.begin(number, range));
             }
             self.progress.next += 1;
         }
         None
     }
 
-    fn begin(&mut self, range: ByteRange, in_order: bool) -> ByteRange {
+    fn is_done(&self, number: u64) -> bool {
+        number < self.progress.next || self.ahead.contains(&number)
+    }
+
+    fn begin(&mut self, number: u64, range: ByteRange) -> ByteRange {
         self.allowance = self.allowance.saturating_sub_unsigned(range.len);
-        self.looking = Some((range, in_order));
+        self.looking = Some((number, range));
         range
     }
 
@@ -110,20 +123,26 @@ impl Scrub {
 
     /// What was being looked at is to be looked at again: the disk was opened anew.
     pub(super) fn again(&self) -> Option<ByteRange> {
-        self.looking.map(|(range, _)| range)
+        self.looking.map(|(_, range)| range)
     }
 
     /// What was looked at is done, and so many blocks of it have no good copy.
     pub(super) fn looked(&mut self, found: u64) {
-        let Some((range, true)) = self.looking.take() else { return };
-        self.progress.next += 1;
+        let Some((number, range)) = self.looking.take() else { return };
+        if number == self.progress.next {
+            self.progress.next += 1;
+        } else {
+            self.ahead.insert(number);
+        }
         self.progress.done += range.len;
         self.progress.unreadable += found;
         if found > 0 {
-            let ahead = self.progress.next;
-            let room = MOST_SOON.saturating_sub(self.soon.len());
-            let around = self.chunks.around(range).filter(|number| *number >= ahead);
-            self.soon.extend(around.take(room));
+            for number in self.chunks.around(range) {
+                let known = self.is_done(number) || self.soon.contains(&number);
+                if !known && self.soon.len() < MOST_SOON {
+                    self.soon.push_back(number);
+                }
+            }
         }
     }
 
@@ -132,7 +151,7 @@ impl Scrub {
         let mut left = self.progress.next..self.chunks.count();
         self.looking.is_none()
             && self.soon.is_empty()
-            && left.all(|number| self.chunks.chunk(number).is_none())
+            && left.all(|number| self.is_done(number) || self.chunks.chunk(number).is_none())
     }
 
     /// Whether something is being looked at.
@@ -182,24 +201,45 @@ mod tests {
 
     const SIZE: u64 = 20 << 20;
 
-    #[test]
-    fn it_looks_at_everything_once_and_again_around_errors() {
-        let mut scrub = Scrub::new(0, SIZE);
+    /// The chunks that one looks at, in this order; in some of them it finds blocks.
+    fn looked_at(scrub: &mut Scrub, found: &[(u64, u64)]) -> Vec<u64> {
         let (mut now, mut seen) = (Instant::now(), Vec::new());
         while !scrub.is_through() {
             now += Duration::from_millis(10);
             while let Some(range) = scrub.next(now, 0, 0) {
-                seen.push(range.offset >> 20);
-                scrub.looked(u64::from(seen.len() == 3));
+                let chunk = range.offset >> 20;
+                seen.push(chunk);
+                let first = seen.iter().filter(|seen| **seen == chunk).count() == 1;
+                let of = found.iter().find(|(at, _)| first && *at == chunk);
+                // They are healed behind that.
+                scrub.looked(of.map_or(0, |(_, blocks)| *blocks));
             }
         }
-        // The error is in chunk 2: those up to ten behind it are read at once, and in their turn.
-        assert_eq!(seen[..6], [0, 1, 2, 3, 4, 5]);
-        assert_eq!(seen.iter().filter(|chunk| **chunk == 4).count(), 2);
-        assert!((0..20).all(|chunk| seen.contains(&chunk)));
+        seen
+    }
+
+    #[test]
+    fn it_looks_at_everything_once() {
+        let mut scrub = Scrub::new(0, SIZE);
+        let seen = looked_at(&mut scrub, &[(2, 1)]);
+        assert_eq!(seen, Vec::from_iter(0..20));
         assert!(Scrub::new(128, SIZE).is_through(), "also one that goes on at the end");
         let progress = scrub.progress();
         assert_eq!((progress.done, progress.total, progress.unreadable), (SIZE, SIZE, 1));
+    }
+
+    #[test]
+    fn around_an_error_it_looks_at_once_and_counts_what_it_finds_there() {
+        let size = 256 << 20;
+        let mut scrub = Scrub::new(0, size);
+        let seen = looked_at(&mut scrub, &[(2, 1), (4, 20), (12, 5)]);
+        // Two regions in turn, until there is an error; then ten behind it, and ten behind the last.
+        let before = [0, 128, 1, 129, 2];
+        let all = Vec::from_iter(before.into_iter().chain(3..23).chain([130, 131]));
+        assert_eq!(seen[..all.len()], all);
+        assert_eq!(seen.len(), 256, "each of them once");
+        let progress = scrub.progress();
+        assert_eq!((progress.done, progress.unreadable), (size, 26));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The connections of a node that follows: finding who leads, and keeping several to it.
 
-use super::follow::Order;
+use super::follow::{FollowView, Order};
 use super::wire;
 use crate::node::{Node, PeerMember};
 use crate::opening::{Opening, open_link};
@@ -40,11 +40,38 @@ pub(super) struct Link {
 }
 
 /// Looks for whoever leads and follows, until it is dropped.
-pub(super) async fn run(node: Arc<Node>, resource: Arc<Resource>, orders: mpsc::Sender<Order>) {
+pub(super) async fn run(
+    node: Arc<Node>,
+    resource: Arc<Resource>,
+    orders: mpsc::Sender<Order>,
+    views: watch::Receiver<FollowView>,
+) {
     let (leader, led_by) = watch::channel(None);
+    let known = Known { leader, views };
     tokio::select! {
         () = keep_delay(&node, &resource, &orders, led_by) => {}
-        () = dial_all(&node, &resource, &orders, &leader) => {}
+        () = dial_all(&node, &resource, &orders, &known) => {}
+    }
+}
+
+/// Whose delay counts: that of the last one who led and let this node follow, also when he is lost.
+struct Known {
+    leader: watch::Sender<Option<Uuid>>,
+    views: watch::Receiver<FollowView>,
+}
+
+impl Known {
+    /// Notes a leader when he lets this node follow, and waits for ever. What somebody would have replayed
+    /// who went on apart stays held back.
+    async fn note(&self, peer: &PeerMember) {
+        let lets = |view: &FollowView| {
+            let follows = view.status.as_ref().is_some_and(|status| status.follows);
+            view.leader == Some(peer.slot) && follows
+        };
+        if self.views.clone().wait_for(lets).await.is_ok() {
+            self.leader.send_replace(Some(peer.uuid));
+        }
+        std::future::pending::<()>().await;
     }
 }
 
@@ -73,7 +100,7 @@ async fn dial_all(
     node: &Arc<Node>,
     resource: &Arc<Resource>,
     orders: &mpsc::Sender<Order>,
-    leader: &watch::Sender<Option<Uuid>>,
+    known: &Known,
 ) {
     let mut next = 0;
     loop {
@@ -83,7 +110,7 @@ async fn dial_all(
         for peer in peers.filter(|peer| !peer.diskless) {
             let Some(own) = own else { continue };
             let opening = Opening { resource: resource.id, from: own, to: peer.slot };
-            if follow(node, &peer, &opening, orders, leader, &mut next).await.is_err() {
+            if follow(node, &peer, &opening, orders, known, &mut next).await.is_err() {
                 return;
             }
         }
@@ -135,7 +162,7 @@ async fn follow(
     peer: &PeerMember,
     opening: &Opening,
     orders: &mpsc::Sender<Order>,
-    known: &watch::Sender<Option<Uuid>>,
+    known: &Known,
     next: &mut u64,
 ) -> Result<(), Over> {
     let stream = match dial(node, peer, opening, Purpose::Log).await {
@@ -147,8 +174,6 @@ async fn follow(
     };
     let Ok(bundle) = getrandom::u64() else { return Ok(()) };
     let leader = peer.slot;
-    // Whose delay it is stays known when it is lost.
-    known.send_replace(Some(peer.uuid));
     orders.send(Order::Meet { leader, bundle, lent: false }).await.map_err(|_| Over)?;
     let mut first = open(stream, next, orders).await?;
     let others = async {
@@ -175,6 +200,7 @@ async fn follow(
     tokio::select! {
         _ = &mut first => {}
         over = others => return Err(over),
+        () = known.note(peer) => {}
     }
     orders.send(Order::Part).await.map_err(|_| Over)
 }

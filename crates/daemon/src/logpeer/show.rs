@@ -36,8 +36,22 @@ pub(crate) fn replay_of(view: &FollowView) -> Option<ReplayStatus> {
         fetch_bytes_per_second: view.rate,
         replay_bytes_per_second: view.replay_rate,
         eta_seconds: lag.checked_div(rate).unwrap_or(0),
-        problem: problem_of(view).map(|problem| problem.message).or_else(|| to_come(status)),
+        problem: unkept(view)
+            .or_else(|| problem_of(view).map(|problem| problem.message))
+            .or_else(|| to_come(status)),
     })
+}
+
+/// The list of blocks without a good copy cannot be kept: what that holds up, and the way out.
+pub(crate) fn unkept(view: &FollowView) -> Option<String> {
+    let healed = &view.status.as_ref()?.healed;
+    let why = healed.unkept.as_ref()?;
+    let (blocks, has) = (counted(healed.blocks, "block"), agreed(healed.blocks, "has", "have"));
+    Some(format!(
+        "it cannot be noted that {blocks} of the disk here {has} no good copy, so none is healed and a filling \
+         does not end: {why}; make room on the filesystem of the state directory, or see what is \
+         wrong with it: it goes on by itself then"
+    ))
 }
 
 /// Blocks without a good copy that only the replay can bring.

@@ -139,7 +139,7 @@ const OF_ARCHIVE: [Row<ArchiveStatus>; 6] = [
     ("holdfast_archive_base_ratio", Kind::Gauge, "How much of that image is copied.", |a| {
         ratio(a.base_percent?)
     }),
-    ("holdfast_archive_failed", Kind::Gauge, "Whether nothing is archived at present.", |a| {
+    ("holdfast_archive_failed", Kind::Gauge, "Whether not everything is archived.", |a| {
         yes(a.problem.is_some())
     }),
 ];

@@ -186,15 +186,14 @@ impl ResourceHandle {
     }
 
     /// Makes [`Self::snapshot`] current to the last request that was answered. Waits at most a
-    /// second; a resource that is busier than that, or closed, keeps what it told last.
-    pub async fn refresh(&self) {
+    /// second; a resource that is busier than that, or closed, keeps what it told last. Whether it
+    /// is current.
+    pub async fn refresh(&self) -> bool {
         let ask = async {
             let (done, end) = oneshot::channel();
-            if self.commands.send(ToResource::Refresh(done)).await.is_ok() {
-                let _ = end.await;
-            }
+            self.commands.send(ToResource::Refresh(done)).await.is_ok() && end.await.is_ok()
         };
-        let _ = tokio::time::timeout(REFRESH_TIMEOUT, ask).await;
+        tokio::time::timeout(REFRESH_TIMEOUT, ask).await.unwrap_or(false)
     }
 
     /// Reads whole blocks, at most 1 MiB, as a client would: what the disk has no good copy of comes from

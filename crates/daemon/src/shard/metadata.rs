@@ -37,6 +37,9 @@ pub struct DiskSpec {
     pub direct: DirectMode,
     /// Its spares for bad sectors: all of them.
     pub spares: Vec<SpareSpec>,
+    /// The file that says how often the tables of the spares were written: an older image of one is
+    /// refused. `None`: nobody has noted it.
+    pub spare_writes: Option<PathBuf>,
     /// The file with a checksum for each block; `None` when none are kept. One that is not there, or
     /// cannot be used, is made.
     pub checksums: Option<PathBuf>,
@@ -180,16 +183,6 @@ pub fn boot_id() -> io::Result<[u8; 16]> {
 /// # Errors
 /// [`MetadataError`]; the disk is untouched unless writing itself failed.
 pub fn create_metadata(spec: &CreateMetadata) -> Result<u64, MetadataError> {
-    create_with_region(spec).map(|(size, _)| size)
-}
-
-/// The same; gives also the part of the disk that is to be a spare.
-///
-/// # Errors
-/// As [`create_metadata`].
-pub(crate) fn create_with_region(
-    spec: &CreateMetadata,
-) -> Result<(u64, Option<ByteRange>), MetadataError> {
     let options = OpenOptions { direct: DirectMode::Never, ..OpenOptions::default() };
     // Holds the claim on the disk while the metadata are made.
     let disk = open_backing(&spec.disk.path, &options, &BufferPool::new(0))?;
@@ -233,7 +226,17 @@ pub(crate) fn create_with_region(
     if !internal {
         sync_parent(path).map_err(fail)?;
     }
-    Ok((layout.device_size(), region_of(spec, disk.size(), &layout)))
+    Ok(layout.device_size())
+}
+
+/// Where the spare on the disk itself will be. Nothing is written.
+///
+/// # Errors
+/// As [`create_metadata`], as far as that can be known beforehand.
+pub(crate) fn region_for(spec: &CreateMetadata) -> Result<Option<ByteRange>, MetadataError> {
+    let options = OpenOptions { direct: DirectMode::Never, ..OpenOptions::default() };
+    let size = open_backing(&spec.disk.path, &options, &BufferPool::new(0))?.size();
+    Ok(region_of(spec, size, &layout_of(spec, size)?))
 }
 
 /// Where the spare on the disk itself is: between the data and internal metadata, or at its end.
@@ -307,12 +310,39 @@ pub(super) fn check_vacant(
     let foreign_file = !known
         && matches!(layout.placement(), Placement::External { .. })
         && reader.is_file
-        && reader.len > 0;
+        && !is_unfinished(path, file, layout, resource);
     if foreign_file {
         occupied("something that is not metadata of Holdfast".into())
     } else {
         Ok(())
     }
+}
+
+/// The name of the file that has the metadata of a resource when nobody says where they are to be.
+pub(crate) fn meta_name(resource: ResourceId) -> String {
+    format!("{resource}.meta")
+}
+
+/// Whether a file is empty, or what is left of metadata of this resource whose making was cut off: one
+/// that has its name, or nothing but zeroes in no more than its length.
+fn is_unfinished(path: &Path, file: &File, layout: &MetaLayout, resource: ResourceId) -> bool {
+    if path.file_name().is_some_and(|name| *name == *meta_name(resource)) {
+        return true;
+    }
+    let Ok(len) = file.metadata().map(|found| found.len()) else { return false };
+    if len > layout.area().end() {
+        return false;
+    }
+    let mut chunk = [0; 1 << 16];
+    let mut at = 0;
+    while at < len {
+        let read = file.read_at(&mut chunk, at).unwrap_or(0);
+        if read == 0 || chunk[..read].iter().any(|byte| *byte != 0) {
+            return false;
+        }
+        at += read as u64;
+    }
+    true
 }
 
 /// Makes a range read as zeroes.

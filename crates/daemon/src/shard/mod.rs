@@ -55,7 +55,7 @@ pub use metadata::{
     CreateMetadata, DiskSpec, InitialContent, MetaPlace, MetadataError, NewSpares, boot_id,
     create_metadata,
 };
-pub(crate) use metadata::{create_with_region, zero};
+pub(crate) use metadata::{meta_name, region_for, zero};
 pub use open::OpenError;
 pub(crate) use open::{NewPlace, Successor, open_backing, open_successor};
 pub use past::{PastHandle, PastSpec};

@@ -105,6 +105,8 @@ pub(super) struct Resource {
 struct Pending {
     done: oneshot::Sender<Result<(), Refusal>>,
     changes: Option<RoleChange>,
+    /// The disk was half of one state and half of another when the command came.
+    was_inconsistent: bool,
 }
 
 /// What a command does to the role, when it succeeds.
@@ -178,6 +180,9 @@ struct JournalOrder {
     journal: JournalHandle,
     change: RoleChange,
     generation: GenerationId,
+    /// The disk does not have everything, or did not before a person said that it has: what the
+    /// journal holds is not what it lacks.
+    anew: bool,
     /// Who gave the command that changed the role.
     done: Option<oneshot::Sender<Result<(), Refusal>>>,
 }
@@ -393,8 +398,9 @@ async fn keep_journal(resource: Rc<Resource>, mut orders: UnboundedReceiver<Jour
     while let Some(order) = orders.recv().await {
         let resource = Rc::clone(&resource);
         spawn_local(async move {
-            let JournalOrder { journal, change, generation, done } = order;
+            let JournalOrder { journal, change, generation, anew, done } = order;
             let told = match change {
+                RoleChange::Promotes if anew => journal.lead_anew(generation).await,
                 RoleChange::Promotes => journal.lead(generation).await,
                 RoleChange::Demotes => journal.settle().await,
             };
@@ -623,10 +629,11 @@ impl Resource {
                 Command::Demote { .. } => Some(RoleChange::Demotes),
                 _ => None,
             };
-            if let Command::Grow { size } = command {
+            if let Command::Grow { size, disk_ready: true } = command {
                 inner.disk_has_grown(size);
             }
-            inner.pending.insert(id, Pending { done, changes });
+            let was_inconsistent = inner.disk_state == DiskState::Inconsistent;
+            inner.pending.insert(id, Pending { done, changes, was_inconsistent });
             inner.feed(Event::Command(id, command));
         }
         self.finish();
@@ -843,13 +850,10 @@ impl Inner {
         if let (Ok(()), Some(change), Some(journal)) = (&result, pending.changes, journal) {
             // The journal goes first: no write comes before its mode fits the role.
             self.state_changed();
-            let generation = self.core.snapshot().generation;
-            self.order_journal(JournalOrder {
-                journal,
-                change,
-                generation,
-                done: Some(pending.done),
-            });
+            let Snapshot { generation, disk, .. } = self.core.snapshot();
+            let anew = pending.was_inconsistent || disk != DiskState::UpToDate;
+            let done = Some(pending.done);
+            self.order_journal(JournalOrder { journal, change, generation, anew, done });
             return;
         }
         self.role_changed(pending.changes, pending.done, result);
@@ -904,7 +908,8 @@ impl Inner {
             self.end_connections();
             if let Some(journal) = self.journal.clone().filter(|_| self.disk.is_some()) {
                 let (change, generation) = (RoleChange::Demotes, GenerationId::NONE);
-                self.order_journal(JournalOrder { journal, change, generation, done: None });
+                let (anew, done) = (false, None);
+                self.order_journal(JournalOrder { journal, change, generation, anew, done });
             }
         }
         self.role = role;

@@ -91,6 +91,7 @@ fn disk_spec(path: &Path, meta: MetaPlace) -> DiskSpec {
         meta,
         direct: DirectMode::Auto,
         spares: Vec::new(),
+        spare_writes: None,
         checksums: None,
     }
 }

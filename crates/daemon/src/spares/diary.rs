@@ -1,9 +1,10 @@
 //! What is told of changes of the map of a disk: who has to know what became of which block, when,
 //! and why. Many changes make few sentences.
 
+use super::age;
 use crate::node::Node;
 use holdfast_format::remap::Reason;
-use holdfast_store::{Disk, RemapChange, RemapFate};
+use holdfast_store::{Disk, RemapChange, RemapFate, TableWrites};
 use holdfast_units::{ByteRange, ResourceId};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -15,13 +16,29 @@ use tokio::sync::broadcast::error::RecvError;
 const QUEUE: usize = 256;
 /// So many sentences a second are told one by one.
 const SENTENCES: u32 = 16;
+const A_SECOND: Duration = Duration::from_secs(1);
 /// Bytes of a sector as the kernel counts them.
 const SECTOR: u64 = 512;
 
 /// Changes of the tables of the spares of a disk, from when it was opened; there are none of a disk
 /// without spares.
 #[derive(Debug)]
-pub(crate) struct MapChanges(Option<broadcast::Receiver<Arc<[RemapChange]>>>);
+pub(crate) struct MapChanges(Option<(TableWrites, broadcast::Receiver<Batch>)>);
+
+/// Changes that became durable together, and how often the tables were written then.
+#[derive(Clone, Debug)]
+pub(crate) struct Batch {
+    changes: Arc<[RemapChange]>,
+    writes: Arc<TableWrites>,
+}
+
+/// The changes that one reader is told of.
+#[derive(Debug)]
+pub(crate) struct MapNews {
+    /// How often the tables were written when the disk was opened.
+    at_first: TableWrites,
+    batches: broadcast::Receiver<Batch>,
+}
 
 impl MapChanges {
     /// Of a disk that has no spares, or that is not there.
@@ -30,8 +47,9 @@ impl MapChanges {
     }
 
     /// From now on. It ends when the disk is closed.
-    pub(crate) fn subscribe(&self) -> Option<broadcast::Receiver<Arc<[RemapChange]>>> {
-        self.0.as_ref().map(broadcast::Receiver::resubscribe)
+    pub(crate) fn subscribe(&self) -> Option<MapNews> {
+        let (at_first, batches) = self.0.as_ref()?;
+        Some(MapNews { at_first: at_first.clone(), batches: batches.resubscribe() })
     }
 }
 
@@ -41,11 +59,12 @@ pub(crate) fn watch_map(disk: &mut Disk) -> MapChanges {
         return MapChanges::none();
     }
     let (sender, receiver) = broadcast::channel(QUEUE);
-    disk.watch_remap(Box::new(move |changes| {
+    disk.watch_remap(Box::new(move |changes, writes| {
         // That nobody listens is no error.
-        let _ = sender.send(changes.into());
+        let _ = sender.send(Batch { changes: changes.into(), writes: Arc::new(writes.clone()) });
     }));
-    MapChanges(Some(receiver))
+    let writes = disk.spares().iter().map(|spare| (spare.id, spare.table_writes)).collect();
+    MapChanges(Some((writes, receiver)))
 }
 
 /// Makes sentences of changes: a run of neighbours that share their fate is one, and when there are
@@ -86,7 +105,7 @@ impl Diary {
 
     /// What was only counted, when its second is over.
     fn rest(&mut self, now: Instant) -> Option<String> {
-        if now.duration_since(self.began) < Duration::from_secs(1) {
+        if now.duration_since(self.began) < A_SECOND {
             return None;
         }
         (self.began, self.told) = (now, 0);
@@ -102,30 +121,80 @@ impl Diary {
     }
 }
 
-/// Tells what becomes of bad sectors, until the disk is closed.
-pub(crate) async fn tell_map(
+/// Notes how often the tables were written: at once, then once a second at most.
+struct Notes {
     node: Arc<Node>,
     resource: ResourceId,
-    mut changes: broadcast::Receiver<Arc<[RemapChange]>>,
-) {
+    /// What is not noted yet.
+    pending: Option<TableWrites>,
+    tried: Instant,
+    /// It was noted once: from then on nobody's is forgotten.
+    begun: bool,
+    /// It could not be, and that was told.
+    failed: bool,
+}
+
+impl Notes {
+    async fn note(&mut self, now: Instant) {
+        if now.duration_since(self.tried) < A_SECOND {
+            return;
+        }
+        let Some(writes) = self.pending.clone() else { return };
+        self.tried = now;
+        let (store, id, all) = (self.node.store.clone(), self.resource, !self.begun);
+        let path = store.spare_writes_path(id);
+        let own = path.clone();
+        let write = move || age::write(&own, &store.path(id), &writes, all);
+        let written = tokio::task::spawn_blocking(write);
+        match written.await {
+            Ok(Ok(())) => (self.pending, self.begun, self.failed) = (None, true, false),
+            // It is tried again.
+            Ok(Err(error)) if !self.failed => {
+                tracing::warn!("{} could not be written: {error}", path.display());
+                self.failed = true;
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+}
+
+/// Tells what becomes of bad sectors, and notes how often the tables of the spares were written, until the
+/// disk is closed.
+pub(crate) async fn tell_map(node: Arc<Node>, resource: ResourceId, news: MapNews) {
+    let MapNews { at_first, mut batches } = news;
+    let now = Instant::now();
+    let mut notes = Notes {
+        node: Arc::clone(&node),
+        resource,
+        pending: Some(at_first),
+        tried: now.checked_sub(A_SECOND).unwrap_or(now),
+        begun: false,
+        failed: false,
+    };
+    notes.note(now).await;
     // It may get another name meanwhile.
     let name = || node.resource(resource).map_or_else(|| resource.to_string(), |one| one.name());
     let mut diary = Diary::new(Instant::now());
     loop {
-        let next = tokio::time::timeout(Duration::from_secs(1), changes.recv()).await;
+        let next = tokio::time::timeout(A_SECOND, batches.recv()).await;
         let lines = match next {
-            Ok(Ok(changes)) => diary.note(Instant::now(), &changes),
+            Ok(Ok(Batch { changes, writes })) => {
+                notes.pending = Some(Arc::unwrap_or_clone(writes));
+                diary.note(Instant::now(), &changes)
+            }
             Ok(Err(RecvError::Lagged(batches))) => vec![Diary::missed(batches)],
             Ok(Err(RecvError::Closed)) => break,
             Err(_) => Vec::from_iter(diary.rest(Instant::now())),
         };
+        notes.note(Instant::now()).await;
         for line in lines {
             let name = name();
             tracing::warn!(resource = name, "{line}");
             node.hub.notice(&name, None, &line);
         }
     }
-    if let Some(line) = diary.rest(Instant::now() + Duration::from_secs(1)) {
+    notes.note(Instant::now() + A_SECOND).await;
+    if let Some(line) = diary.rest(Instant::now() + A_SECOND) {
         node.hub.notice(&name(), None, &line);
     }
 }

@@ -47,11 +47,11 @@ pub(crate) fn problems(state: &State) -> Vec<String> {
             them = agreed(stats.lost, "it", "them"),
         ));
     }
-    if stats.weak_table_blocks > 0 {
+    if stats.weak_blocks > 0 {
         found.push(format!(
-            "resource {name}: {} of the table of its spares can be written in one place only; add \
-             another spare and remove the failing one",
-            counted(stats.weak_table_blocks, "block")
+            "resource {name}: {} of the metadata of its spares can be written in one place only; \
+             add another spare and remove the failing one",
+            counted(stats.weak_blocks, "block")
         ));
     }
     found

@@ -1,16 +1,16 @@
 //! Making spares, and giving them up. Everything here blocks.
 
 use super::open::{open_path, write_mark};
-use super::{SpareSpec, SparesError, disk_id, identity, open_with};
+use super::{SpareSpec, SparesError, age, disk_id, identity, open_with};
 use crate::local::{LocalDisk, LocalSpare};
 use crate::refuse;
 use crate::shard::{DiskSpec, open_backing};
-use holdfast_api::ApiError;
 use holdfast_api::words::{agreed, counted};
+use holdfast_api::{ApiError, ErrorCode};
 use holdfast_format::remap::{EntryState, SpareId};
 use holdfast_store::{
-    BufferPool, Disk, LoadedSpare, OpenOptions, RemapOp, SpareAt, SpareFormat, format_spare,
-    load_spare, read_spare_header, retire_spare,
+    BufferPool, Disk, LoadedSpare, OpenOptions, RemapOp, SpareAt, SpareFormat, check_spare_place,
+    format_spare, is_leftover, load_spare, read_spare_header, retire_spare,
 };
 use holdfast_units::{ByteRange, ResourceId};
 use std::path::{Path, PathBuf};
@@ -99,6 +99,29 @@ fn format(
     made.map(drop).map_err(|error| refuse::spares(&error.into()))
 }
 
+/// That the spares of a disk can be made: a region of it, and others. Takes the room for them; what is
+/// there stays.
+///
+/// # Errors
+/// What is in the way of the first one that cannot be.
+pub(crate) fn check_places(
+    main: &Path,
+    region: Option<ByteRange>,
+    paths: &[PathBuf],
+    force: bool,
+) -> Result<(), ApiError> {
+    let check = |disk: &mut Disk, region| {
+        check_spare_place(disk, region, UNIT, force).map_err(|error| refuse::spares(&error.into()))
+    };
+    if let Some(region) = region {
+        check(&mut open_main(main)?, Some(region))?;
+    }
+    paths.iter().try_for_each(|path| {
+        let mut own = open_path(path, &pool()).map_err(|error| refuse::spares(&error))?;
+        check(&mut own, None)
+    })
+}
+
 /// Makes all spares of a disk that is not in use, whose metadata name this identity.
 ///
 /// # Errors
@@ -166,8 +189,9 @@ fn retire(main: &mut Disk, spare: &SpareSpec, resource: ResourceId, id: [u8; 16]
     }
 }
 
-/// Formats another spare for a disk that has some and may be in use, and reads it for the layer. One
-/// that was formatted for the disk before, and holds nothing, is taken as it is.
+/// Formats another spare for a disk that has some and may be in use, and reads it for the layer. What an
+/// attempt that was cut off has left of one is made anew: it must not say more than the disk's own. The
+/// path must be that of none that the disk uses.
 ///
 /// # Errors
 /// What is in the way.
@@ -181,20 +205,16 @@ pub(crate) fn another(
     let mut own = open_path(path, &pool()).map_err(|error| refuse::spares(&error))?;
     let owner = identity(resource, id);
     let fail = |error: holdfast_store::SpareError| refuse::spares(&error.into());
-    let ours = read_spare_header(&mut own, None)
-        .is_ok_and(|found| !found.retired && found.resource == resource && found.disk == id);
-    if !ours || force {
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let format = SpareFormat {
-            id: SpareId(new_disk_id()?),
-            unit: UNIT,
-            slots: None,
-            force,
-            disk_size,
-            created,
-        };
-        format_spare(&mut own, None, &owner, &format).map_err(fail)?;
-    }
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let format = SpareFormat {
+        id: SpareId(new_disk_id()?),
+        unit: UNIT,
+        slots: None,
+        force: force || is_leftover(&mut own, None, &owner),
+        disk_size,
+        created,
+    };
+    format_spare(&mut own, None, &owner, &format).map_err(fail)?;
     load_spare(own, &owner).map_err(fail)
 }
 
@@ -216,26 +236,84 @@ pub(crate) fn first(
     Ok(id)
 }
 
-/// Adds a spare to those of a disk that is not in use.
+/// Opens a disk that is not in use with its spares, and makes another one for it; `None` when the disk
+/// has that already.
 ///
 /// # Errors
 /// What is in the way.
-pub(crate) fn add_offline(
+pub(crate) fn with_another(
     spec: &DiskSpec,
     path: &Path,
     resource: ResourceId,
     force: bool,
-) -> Result<(), ApiError> {
+) -> Result<Option<(Disk, LoadedSpare)>, ApiError> {
     let main = open_main(&spec.path)?;
     let size = main.size();
-    let id = disk_id(spec, size, resource).ok_or_else(|| {
-        refuse::internal("the spare was not made", &"the metadata of the disk cannot be read")
-    })?;
-    let mut disk =
-        open_with(main, spec, resource, &pool()).map_err(|error| refuse::spares(&error))?;
+    let id = identity_of(spec, size, resource)?;
+    let disk = open_with(main, spec, resource, &pool()).map_err(|error| refuse::spares(&error))?;
+    if disk.spares().iter().any(|spare| spare.path.as_deref() == Some(path)) {
+        return Ok(None);
+    }
     let loaded = another(path, size, resource, id, force)?;
+    Ok(Some((disk, loaded)))
+}
+
+/// Adds a spare to those of a disk that is not in use.
+///
+/// # Errors
+/// What is in the way.
+pub(crate) fn add_offline(mut disk: Disk, loaded: LoadedSpare) -> Result<(), ApiError> {
     let added = disk.remap_now(RemapOp::AddSpare(loaded)).0;
     added.map_err(|error| refuse::internal("the spare was not made", &error))
+}
+
+fn identity_of(spec: &DiskSpec, size: u64, resource: ResourceId) -> Result<[u8; 16], ApiError> {
+    disk_id(spec, size, resource).ok_or_else(|| {
+        ApiError::new(
+            ErrorCode::MetadataInvalid,
+            "the metadata of the disk cannot be read, or say that it has no spares",
+        )
+    })
+}
+
+/// Whether a disk that is not in use has this spare of those that are listed: its own header says so where
+/// it can be read, and those of all others. Nothing is written.
+///
+/// # Errors
+/// Why that cannot be told.
+pub(crate) fn is_member(
+    spec: &DiskSpec,
+    path: &Path,
+    resource: ResourceId,
+) -> Result<bool, ApiError> {
+    let mut main = open_main(&spec.path)?;
+    let id = identity_of(spec, main.size(), resource)?;
+    let (mut spares, mut own) = (Vec::new(), None);
+    for spare in &spec.spares {
+        let other = match spare {
+            SpareSpec::Region(range) => SpareAt::Region(*range),
+            SpareSpec::Path(at) if at == path => {
+                let Ok(mut disk) = open_path(at, &pool()) else { continue };
+                match read_spare_header(&mut disk, None) {
+                    Ok(found) if found.resource == resource && found.disk == id => {
+                        own = Some(found.spare);
+                    }
+                    _ => continue,
+                }
+                SpareAt::Disk(Box::new(disk))
+            }
+            SpareSpec::Path(at) => {
+                let disk = open_path(at, &pool()).map_err(|error| refuse::spares(&error))?;
+                SpareAt::Disk(Box::new(disk))
+            }
+        };
+        spares.push(other);
+    }
+    let noted = spec.spare_writes.as_deref().map(age::read).unwrap_or_default();
+    let members = main.spare_members(&mut spares, &identity(resource, id), &noted);
+    let members = members.map_err(|error| refuse::spares(&SparesError::of(error, spec)))?;
+    // A disk that has had spares has one, though no other one can say which.
+    Ok(members.is_empty() || own.is_some_and(|own| members.contains(&own)))
 }
 
 /// Has the metadata of a disk that is not in use say that it has spares, durably.
@@ -306,11 +384,23 @@ pub(crate) fn retire_of_old(spec: &DiskSpec, resource: ResourceId) {
     }
 }
 
-/// Whether a spare says of itself that this resource gave it up. Blocks.
-pub(crate) fn is_retired(path: &Path, resource: ResourceId) -> bool {
-    let header =
-        open_path(path, &pool()).and_then(|mut own| Ok(read_spare_header(&mut own, None)?));
-    header.is_ok_and(|found| found.retired && found.resource == resource)
+/// Gives up those spares of a disk that were made and hold nothing. They may not be finished.
+pub(crate) fn retire_unused(spec: &DiskSpec, resource: ResourceId) {
+    for spare in &spec.spares {
+        let (path, region) = match spare {
+            SpareSpec::Path(path) => (path, None),
+            SpareSpec::Region(range) => (&spec.path, Some(*range)),
+        };
+        let Ok(mut disk) = open_path(path, &pool()) else { continue };
+        let Ok(found) = read_spare_header(&mut disk, region) else { continue };
+        let owner = identity(resource, found.disk);
+        if !is_leftover(&mut disk, region, &owner) {
+            continue;
+        }
+        if let Err(error) = retire_own(&mut disk, region, resource) {
+            tracing::warn!("the spare {} was not given up: {error}", spare.shown());
+        }
+    }
 }
 
 /// Gives up a spare that says itself of which disk of the resource it is.

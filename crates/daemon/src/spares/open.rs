@@ -1,10 +1,11 @@
 //! A disk with the spares that it has: it is never used without them. Everything here blocks.
 
-use super::SpareSpec;
+use super::{SpareSpec, age};
 use crate::shard::{DiskSpec, MetaPlace};
 use holdfast_format::{BLOCK_LEN, Block, BlockError, Placement, Superblock};
 use holdfast_store::{
-    BufferPool, Disk, DiskIdentity, OpenError, OpenOptions, SpareAt, SpareError, read_spare_header,
+    BufferPool, Disk, DiskIdentity, OpenError, OpenOptions, SpareAt, SpareError, SpareErrorKind,
+    read_spare_header,
 };
 use holdfast_units::ResourceId;
 use std::fs::File;
@@ -18,6 +19,14 @@ pub enum SparesError {
     /// A spare is not what it has to be.
     #[error(transparent)]
     Spare(#[from] SpareError),
+    /// A spare is an older image of itself.
+    #[error("{error} ({} has the number)", noted.display())]
+    Older {
+        /// Which, and how one knows.
+        error: Box<SpareError>,
+        /// The file that says how often its table was written.
+        noted: PathBuf,
+    },
     /// A spare cannot be opened.
     #[error("the spare {} cannot be used: {error}", path.display())]
     Open {
@@ -53,6 +62,18 @@ pub enum SparesError {
         /// What the system said.
         error: io::Error,
     },
+}
+
+impl SparesError {
+    /// Why the spares of this disk cannot be used.
+    pub(super) fn of(error: SpareError, spec: &DiskSpec) -> Self {
+        match (&error.kind, &spec.spare_writes) {
+            (SpareErrorKind::Older { .. }, Some(path)) => {
+                Self::Older { noted: path.clone(), error: Box::new(error) }
+            }
+            _ => error.into(),
+        }
+    }
 }
 
 /// How a spare is opened.
@@ -196,7 +217,9 @@ fn attach(
         (None, Some(SpareAt::Region(range))) => read_spare_header(&mut disk, Some(*range))?.disk,
         (None, None) => return Ok((disk, [0; 16])),
     };
-    let disk = disk.with_spares(opened, &identity(resource, owner))?;
+    let noted = spec.spare_writes.as_deref().map(age::read).unwrap_or_default();
+    let disk = disk.with_noted_spares(opened, &identity(resource, owner), &noted);
+    let disk = disk.map_err(|error| SparesError::of(error, spec))?;
     let holds = disk.remap_stats().is_some_and(|stats| stats.mapped + stats.lost > 0);
     if id.is_none() && holds {
         let spare = spec.spares.first().map(SpareSpec::shown).unwrap_or_default();

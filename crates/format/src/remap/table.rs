@@ -170,6 +170,34 @@ impl TableBlock {
         }
         Ok(table)
     }
+
+    /// The block as it is when a spare is made.
+    #[must_use]
+    pub fn fresh(number: u32, resource: ResourceId, spare: SpareId) -> Block {
+        Self { sequence: 1, ..Self::default() }.encode(number, resource, spare)
+    }
+
+    /// Whether bytes are what is in the place of this block when any spare is made, and nothing else.
+    #[must_use]
+    pub fn is_fresh(block: &Block, number: u32) -> bool {
+        let spare = SpareId(get(block, AT_SPARE));
+        *block == Self::fresh(number, block::resource_in(block), spare)
+    }
+
+    /// The sequence in bytes that cannot be decoded, where they begin as this block of the table does:
+    /// of a write that was torn that of the new block or of the old one, since no disk tears the first
+    /// sector.
+    #[must_use]
+    pub fn torn_sequence(
+        block: &Block,
+        number: u32,
+        resource: ResourceId,
+        spare: SpareId,
+    ) -> Option<u64> {
+        let begins = block::begins_as(block, head(number, resource));
+        let is_it = begins && get::<16>(block, AT_SPARE) == spare.0;
+        is_it.then(|| get_u64(block, AT_SEQUENCE))
+    }
 }
 
 fn head(number: u32, resource: ResourceId) -> Head {

@@ -33,7 +33,8 @@ use crate::RangeSet;
 use crate::journal::{Batch, CopyError, Journal, Next, Settings};
 use crate::op::{Op, PushError, Ticket};
 use crate::records::RecordsError;
-use crate::recover::{Found, RecoverError, recover};
+use crate::recover::Reading::{LastSegment, NotWrittenBack};
+use crate::recover::{Backlog, Found, RecoverError, recover};
 use crate::retention::CutPlan;
 use crate::scan::ReadSegments;
 use bytes::Bytes;
@@ -188,17 +189,17 @@ impl<F: Files> Log<F> {
         };
         let rescued = names.iter().any(|name| name == RESCUED);
         cursors.switches.bypassed |= rescued;
-        let mut frames = Vec::new();
+        let Open { settings, leads, generation, time, cut, .. } = *open;
         let reader = Segments(&files);
-        let found =
-            recover(&reader, resource, &numbers, &cursors, open.cut, &mut |segment, frame, at| {
-                frames.push((*segment, frame.clone(), at));
-            })?;
-        let Open { settings, leads, generation, time, .. } = *open;
+        let mut backlog = Backlog::new(&cursors);
+        let found = if leads {
+            let mut add = |segment: &_, frame: &_, at| backlog.add(segment, frame, at);
+            recover(&reader, resource, &numbers, &cursors, NotWrittenBack, cut, &mut add)
+        } else {
+            recover(&reader, resource, &numbers, &cursors, LastSegment, cut, &mut |_, _, _| {})
+        }?;
         let mut journal = Journal::new(settings, &found, cursors, leads, generation, time);
-        for (segment, frame, offset) in &frames {
-            journal.restore(segment, frame, *offset);
-        }
+        journal.restore(backlog);
         if !has_cursors {
             make_cursors(&mut files)?;
         }

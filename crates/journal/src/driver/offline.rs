@@ -2,8 +2,8 @@
 
 use super::cursors::{cursors_of, read_cursors};
 use super::number_of;
-use super::{CURSORS, Files, GIVEN_UP, LogError, Segments, place};
-use crate::recover::{Found, recover};
+use super::{CURSORS, Files, GIVEN_UP, LogError, RESCUED, Segments, place};
+use crate::recover::{Found, Reading, recover};
 use crate::scan::ReadSegments;
 use crate::ship::FOLLOWING;
 use holdfast_format::journal::{Cursors, Following};
@@ -50,10 +50,13 @@ impl Offline {
             _ => None,
         };
         let resource = (0..).zip(&blocks).find_map(owner).unwrap_or(nobody);
-        let cursors = cursors_of(&blocks, resource).map_err(LogError::Cursors)?;
+        let mut cursors = cursors_of(&blocks, resource).map_err(LogError::Cursors)?;
+        cursors.switches.bypassed |= names.iter().any(|name| name == RESCUED);
         let numbers: Vec<u64> = names.iter().filter_map(|n| number_of(n, "segment-")).collect();
         let reader = Segments(&files);
-        let found = recover(&reader, resource, &numbers, &cursors, None, &mut |_, _, _| {})?;
+        let reading = Reading::NotWrittenBack;
+        let found =
+            recover(&reader, resource, &numbers, &cursors, reading, None, &mut |_, _, _| {})?;
         Ok(Self { files, resource, cursors, found })
     }
 
@@ -63,7 +66,7 @@ impl Offline {
         self.resource
     }
 
-    /// The cursors.
+    /// The cursors. They say so, too, when a journal that had failed was being rescued.
     #[must_use]
     pub const fn cursors(&self) -> &Cursors {
         &self.cursors

@@ -1,6 +1,9 @@
 use super::{Index, PartSource, RunKind, WriteBackLimits};
-use holdfast_format::journal::{FrameHeader, Record, RecordKind, frame_len};
-use holdfast_units::{ByteRange, HybridTime, LogPosition};
+use crate::recover::Backlog;
+use holdfast_format::journal::{
+    Cursors, FrameHeader, Record, RecordKind, SegmentHeader, frame_len,
+};
+use holdfast_units::{ByteRange, GenerationId, HybridTime, LogPosition, NodeId, ResourceId};
 use proptest::prelude::*;
 
 const BLOCK: u64 = 4096;
@@ -265,4 +268,31 @@ fn only_the_oldest_records_are_written_back_and_sorted_by_place() {
     let plan = index.plan_oldest(LIMITS, LogPosition(at)).unwrap();
     assert_eq!(plan.runs.len(), 1);
     assert_eq!(plan.runs[0].range, ByteRange::new(3 * BLOCK, BLOCK));
+}
+
+#[test]
+fn what_is_found_at_an_opening_takes_as_much_memory_as_ranges_of_the_disk() {
+    let segment = SegmentHeader {
+        resource: ResourceId([1; 16]),
+        number: 1,
+        origin: NodeId::new(0).unwrap(),
+        epoch: 1,
+        base: LogPosition(0),
+        capacity: 1 << 30,
+        alignment: 4096,
+        time: HybridTime(0),
+        chain: [0; 16],
+        predecessor: None,
+        generation: GenerationId::NONE,
+        packed: false,
+    };
+    let mut backlog = Backlog::new(&Cursors::new(segment.resource));
+    for n in 0..1000 {
+        // Each takes a range of the oldest one.
+        let frame = frame(n * 8192, RecordKind::Zeroes, n % 8, 1);
+        backlog.add(&segment, &frame, 4096 + frame.position.0);
+    }
+    assert_eq!(backlog.index.len(), 8);
+    assert!(backlog.index.held.len() <= 8, "{}", backlog.index.held.len());
+    assert_eq!(backlog.index.oldest(), Some(LogPosition(992 * 8192)));
 }

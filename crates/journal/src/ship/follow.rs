@@ -2,6 +2,7 @@
 
 mod ask;
 mod copy;
+mod delay;
 mod heal;
 mod lend;
 mod replay;
@@ -19,6 +20,7 @@ use super::message::{Await, Fetch, Head, Verdict};
 use crate::driver::{Backing, Files, Log, LogError, Open};
 use crate::journal::Settings;
 use crate::recover::RecoverError;
+use delay::Delay;
 use heal::Healing;
 use holdfast_format::BLOCK_LEN;
 use holdfast_format::journal::{FollowState, Following, SegmentLink};
@@ -70,7 +72,7 @@ pub struct Follower<O, F, D> {
     disk: D,
     state: Following,
     node: NodeId,
-    delay_ms: u64,
+    delay: Delay,
     // The disk.
     /// Everything before this was written to the disk.
     applied: LogPosition,
@@ -90,8 +92,6 @@ pub struct Follower<O, F, D> {
     must_greet: bool,
     greeted_at: u64,
     head: Option<Head>,
-    /// What the leader's clock is ahead, in milliseconds.
-    ahead_ms: i64,
     fetcher: Fetcher,
     round: u64,
     /// What came damaged, how often one after the other, and when it may be asked for again.
@@ -157,7 +157,7 @@ where
             disk,
             state,
             node: options.settings.node,
-            delay_ms: 0,
+            delay: Delay::default(),
             applied: state.replayed,
             recover_to: LogPosition::START,
             unflushed: false,
@@ -172,7 +172,6 @@ where
             must_greet: false,
             greeted_at: 0,
             head: None,
-            ahead_ms: 0,
             fetcher: Fetcher::default(),
             round: 0,
             damaged: (LogPosition::START, 0),
@@ -203,8 +202,7 @@ where
     fn open_log(&mut self, cut: Option<LogPosition>) -> Result<(), FollowError> {
         self.log = None;
         let settings = self.options.settings;
-        // So that the next segment fits, too.
-        let budget_bytes = settings.budget_bytes.saturating_sub(settings.segment_bytes);
+        let budget_bytes = self.kept_bytes(0);
         let open = Open {
             settings: Settings { budget_bytes, ..settings },
             leads: false,
@@ -221,12 +219,20 @@ where
             }
             opened => opened?.0,
         };
+        self.delay.forget_from(log.journal().durable());
         self.log = Some(log);
         let replayed = self.state.replayed;
         self.log_mut()?.journal_mut().rewound(replayed);
         self.healing.begin_again();
         self.must_greet = true;
         Ok(())
+    }
+
+    /// What is replayed is kept up to so many bytes, so that the next segment fits, too, also one of so many
+    /// bytes.
+    fn kept_bytes(&self, next: u64) -> u64 {
+        let Settings { budget_bytes, segment_bytes, .. } = self.options.settings;
+        budget_bytes.saturating_sub(segment_bytes.max(next))
     }
 
     /// The journal is about to be cut: the disk may have more than it says then.
@@ -300,6 +306,19 @@ where
         self.store()
     }
 
+    /// Where both went on apart by what a leader said holds the disk back, durably, or does not: without
+    /// one it is to lead with all that it has, as nobody leads whom it could follow.
+    ///
+    /// # Errors
+    /// [`FollowError`].
+    pub fn set_fork(&mut self, fork: Option<LogPosition>) -> Result<(), FollowError> {
+        if self.state.limit == fork {
+            return Ok(());
+        }
+        self.state.limit = fork;
+        self.store()
+    }
+
     /// Gives up what the disk and the journal hold: the disk is filled anew. What a person decides
     /// when the journals went on apart.
     ///
@@ -325,7 +344,22 @@ where
 
     /// Holds the disk behind by so many milliseconds.
     pub const fn set_delay(&mut self, delay_ms: u64) {
-        self.delay_ms = delay_ms;
+        self.delay.set(delay_ms);
+    }
+
+    /// The files of the journal shall not take more bytes from now on: fetching waits there.
+    pub fn set_budget(&mut self, bytes: u64) {
+        self.options.settings.budget_bytes = bytes;
+        let kept = self.kept_bytes(0);
+        if let Some(log) = &mut self.log {
+            log.journal_mut().set_budget(kept);
+        }
+    }
+
+    /// The clock of this node, which may be wrong: what was written before this was opened is not
+    /// replayed earlier than the delay makes it by this clock or the leader's.
+    pub fn clock_says(&mut self, now_ms: u64, clock: HybridTime) {
+        self.delay.clock_says(now_ms, clock, false);
     }
 
     /// The resource has grown, and the disk has room for it, which reads as zeroes.
@@ -376,6 +410,7 @@ where
             restored: self.is_restored(),
             follows: self.follows(),
             verdict: self.verdict,
+            fork: self.state.limit,
             trouble: self.trouble.clone(),
             healed: self.healing.status(),
         }
@@ -391,11 +426,13 @@ where
     }
 
     /// Does a bounded part of what is to be done: copies what was fetched, replays, flushes, asks.
-    /// Whether there is more to do at once.
+    /// Whether there is more to do at once. `now_ms` counts evenly, here and elsewhere: it is no
+    /// clock that anybody sets.
     ///
     /// # Errors
     /// [`FollowError`].
     pub fn work(&mut self, now_ms: u64) -> Result<bool, FollowError> {
+        self.delay.knows(now_ms, self.known());
         self.tighten(now_ms)?;
         let copied = self.copy_journal(now_ms)?;
         let replayed = self.replay(now_ms)?;

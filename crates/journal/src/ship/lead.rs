@@ -13,7 +13,9 @@ use super::codec::{MAX_HEALED, MAX_PAYLOAD, MAX_SEGMENTS};
 use super::message::{Answer, Await, FEATURE_HEAL, Fetch, Head, Join, RefuseCode, Request};
 use crate::ranges::RangeSet;
 use bytes::Bytes;
-use holdfast_format::journal::{FollowState, MAX_NOTE_LINKS, PeerSwitches, SegmentHeader};
+use holdfast_format::journal::{
+    FollowState, MAX_NOTE_LINKS, PeerCursor, PeerSwitches, SegmentHeader,
+};
 use holdfast_units::{
     ByteRange, GenerationId, HybridTime, LogPosition, MAX_REQUEST, NodeId, ResourceId,
 };
@@ -69,8 +71,8 @@ impl Leader {
 
     /// A node is a follower: the journal is kept for it from now on.
     pub fn add(&mut self, node: NodeId, source: &mut impl Source, notes: &impl Notes) {
-        self.served.entry(node).or_insert_with(|| Served::load(node, notes));
         let known = source.peer(node);
+        self.served.entry(node).or_insert_with(|| Served::load(node, &known, notes));
         if !known.switches.counts {
             let switches = PeerSwitches { counts: true, keeps_journal: true, cut: false };
             source.set_peer(node, switches);
@@ -121,23 +123,24 @@ impl Leader {
 
     /// What the journal is about to give up, for each loser of a cut; durable when this returns.
     /// `segments` are those that are kept still. Ranges behind the end of the resource, which has
-    /// `size` bytes, do not count.
-    ///
-    /// # Errors
-    /// When it could not be made durable: nothing may be cut.
+    /// `size` bytes, do not count. Where it could not be made durable, and why: these followers get
+    /// everything, and the journal is cut all the same.
     pub fn cut(
         &mut self,
         lost: &BTreeMap<NodeId, RangeSet>,
         up_to: LogPosition,
         segments: &[(SegmentHeader, u64)],
         size: u64,
-        needed_from: impl Fn(NodeId) -> LogPosition,
+        cursor: impl Fn(NodeId) -> PeerCursor,
         notes: &mut impl Notes,
-    ) -> Result<(), LeadError> {
+    ) -> Vec<LeadError> {
+        let mut failed = Vec::new();
         for (node, ranges) in lost {
             let resource = self.resource;
-            let served = self.served.entry(*node).or_insert_with(|| Served::load(*node, notes));
-            let needs = needed_from(*node);
+            let cursor = cursor(*node);
+            let served =
+                self.served.entry(*node).or_insert_with(|| Served::load(*node, &cursor, notes));
+            let needs = cursor.fetched;
             if !served.noted {
                 // Nothing is known of what it has: this node began to lead since it was seen.
                 served.missing.insert(ByteRange::new(0, size));
@@ -154,14 +157,15 @@ impl Leader {
                 served.missing.insert(ByteRange::new(0, size));
             }
             served.again = true;
-            if served.store(resource, *node, notes).is_err() {
-                // It does not hold the Primary up: without a note it gets everything.
-                notes.forget(*node)?;
+            if let Err(error) = served.store(resource, *node, notes) {
+                // It does not hold the Primary up: without a note it gets everything. One that
+                // cannot even be taken away ends before where is cut, and does not count any more.
+                failed.extend([Some(error), notes.forget(*node).err()].into_iter().flatten());
                 served.noted = false;
                 served.links.clear();
             }
         }
-        Ok(())
+        failed
     }
 
     /// A request came on a connection; numbers of connections are never used twice.
@@ -253,6 +257,7 @@ impl Leader {
             source.peer_reached(node, ask.fetched, ask.replayed.min(ask.fetched));
         }
         let fills = ask.state == FollowState::Filling && ask.fill == served.fill;
+        served.to_fill &= !fills;
         if fills && served.ships && !served.again {
             if !served.links.is_empty() && ask.fetched >= served.from {
                 // It has begun: what it has of before does not matter any more.
@@ -452,7 +457,10 @@ impl Leader {
         let replayed = last.map_or(cursor.replayed, |last| last.replayed);
         Some(FollowerStatus {
             connected: served.bundle.is_some(),
-            state: last.map_or(FollowState::Nothing, |last| last.state),
+            state: match last {
+                _ if served.to_fill => FollowState::Filling,
+                last => last.map_or(FollowState::Nothing, |last| last.state),
+            },
             head: source.durable(),
             fetched,
             replayed,

@@ -3,7 +3,7 @@
 use super::{Dice, Sim, State, Step};
 use bytes::Bytes;
 use holdfast_format::journal::{
-    Compression, FollowerNote, PeerCursor, PeerSwitches, SegmentHeader,
+    Compression, FollowState, FollowerNote, PeerCursor, PeerSwitches, SegmentHeader,
 };
 use holdfast_journal::driver::{Log, LogError, Open, Seen};
 use holdfast_journal::ship::{
@@ -18,6 +18,8 @@ use std::io;
 
 pub(crate) const BLOCKS: u64 = 96;
 pub(crate) const SIZE: u64 = BLOCKS * 4096;
+/// What clocks say when the world begins.
+pub(crate) const EPOCH_MS: i64 = 1_700_000_000_000;
 pub(crate) const RESOURCE: ResourceId = ResourceId([7; 16]);
 const SEGMENT: u64 = 16 * 4096;
 const WRITE_BACK: WriteBackLimits =
@@ -31,8 +33,10 @@ pub(crate) fn node(number: u8) -> NodeId {
 #[derive(Default)]
 pub(crate) struct Store {
     notes: BTreeMap<u8, Vec<u8>>,
-    /// Nothing can be stored; what is there can be taken away.
+    /// Nothing can be stored.
     pub(crate) full: bool,
+    /// Nor can be taken away what is there.
+    pub(crate) stuck: bool,
 }
 
 impl Notes for Store {
@@ -49,6 +53,9 @@ impl Notes for Store {
     }
 
     fn forget(&mut self, node: NodeId) -> Result<(), LeadError> {
+        if self.stuck {
+            return Err(LeadError("it cannot be written to".into()));
+        }
         self.notes.remove(&node.number());
         Ok(())
     }
@@ -160,6 +167,10 @@ pub(crate) struct Secondary {
     pub(crate) follower: Option<Node>,
     pub(crate) first: Option<u64>,
     pub(crate) budget: u64,
+    /// The bytes of its own segments.
+    pub(crate) segment: u64,
+    /// So many bytes are replayed at a time.
+    pub(crate) replay: u64,
     /// What its disk is ready for, durably.
     size: u64,
     /// The state of the origin that its disk is compared with, and where that is.
@@ -184,7 +195,11 @@ struct Wire {
 /// All of it.
 pub(crate) struct World {
     pub(crate) dice: Dice,
+    /// Goes on evenly, for all of them.
     pub(crate) now: u64,
+    /// What the clocks are ahead of that, in milliseconds: of the Primary, and of each follower when
+    /// it is started.
+    pub(crate) clocks: (i64, i64),
     pub(crate) primary: Primary,
     pub(crate) secondaries: Vec<Secondary>,
     wires: BTreeMap<u64, Wire>,
@@ -257,9 +272,11 @@ impl Primary {
         let plan = log.journal().plan_cut();
         let up_to = plan.map_or(LogPosition::START, |plan| plan.up_to);
         let (leader, notes, size) = (&mut self.leader, &mut self.notes, self.size);
-        let needed = |n: NodeId| cursors.peers[usize::from(n.number())].fetched;
+        let cursor = |n: NodeId| cursors.peers[usize::from(n.number())];
         log.cut(|lost| {
-            leader.cut(lost, up_to, &segments, size, needed, notes).map_err(io::Error::other)
+            let failed = leader.cut(lost, up_to, &segments, size, cursor, notes);
+            assert!(failed.is_empty() || notes.full, "{failed:?}");
+            Ok(())
         })
         .unwrap();
     }
@@ -287,12 +304,15 @@ impl World {
             follower: None,
             first: None,
             budget: 40 * SEGMENT,
+            segment: SEGMENT,
+            replay: 1 << 20,
             size: SIZE,
             model: (LogPosition::START, Vec::new()),
         };
         Self {
             dice: Dice::new(seed),
             now: 1_000_000,
+            clocks: (EPOCH_MS, EPOCH_MS),
             primary,
             secondaries: (0..followers).map(secondary).collect(),
             wires: BTreeMap::new(),
@@ -315,6 +335,11 @@ impl World {
         let Primary { sim, log, leader, notes, size, lost, .. } = &mut self.primary;
         let led = Led { log: log.as_mut()?, disk: sim.clone(), size: *size, lost };
         Some((led, leader, notes))
+    }
+
+    /// What the Primary's clock says.
+    fn clock(&self) -> HybridTime {
+        HybridTime::from_unix_millis(self.now.saturating_add_signed(self.clocks.0))
     }
 
     // The size.
@@ -352,7 +377,7 @@ impl World {
     }
 
     pub(crate) fn write(&mut self, kind: u64, offset: u64, blocks: u64) {
-        let time = HybridTime::from_unix_millis(self.now);
+        let time = self.clock();
         let range = ByteRange::new(offset * 4096, blocks * 4096);
         let value = self.next_value;
         let packing = self.packing();
@@ -393,7 +418,7 @@ impl World {
 
     /// Writes a block that no client has flushed.
     pub(crate) fn write_unflushed(&mut self) {
-        let time = HybridTime::from_unix_millis(self.now);
+        let time = self.clock();
         let offset = self.dice.below(self.primary.size / 4096) * 4096;
         let op = Op::write(offset, payload(self.next_value, 1), time, false).unwrap();
         let Some(log) = self.primary.log.as_mut() else { return };
@@ -507,7 +532,7 @@ impl World {
         if self.primary.waits.remove(&id).is_some() {
             self.answer_head(id, follower);
         }
-        let time = HybridTime::from_unix_millis(self.now);
+        let time = self.clock();
         let number = node(self.primary.numbers[follower + 1]);
         let hello = matches!(request, Request::Hello(_));
         let Some((mut led, leader, notes)) = self.led() else { return };
@@ -517,6 +542,9 @@ impl World {
                     assert!(hello);
                     let fills =
                         matches!(welcome.verdict, holdfast_journal::ship::Verdict::Fill { .. });
+                    let shown = leader.status(number, time, &led).map(|status| status.state);
+                    let filling = shown == Some(FollowState::Filling);
+                    assert!(!fills || filling, "who is to be filled has not everything: {shown:?}");
                     self.fills += u64::from(fills);
                 }
                 self.send_down(id, answer);
@@ -529,7 +557,7 @@ impl World {
     }
 
     fn answer_head(&mut self, id: u64, follower: usize) {
-        let time = HybridTime::from_unix_millis(self.now);
+        let time = self.clock();
         let number = node(self.primary.numbers[follower + 1]);
         let Some((led, leader, _)) = self.led() else { return };
         let head = leader.head(time, number, &led);
@@ -556,11 +584,15 @@ impl World {
         if secondary.follower.is_some() {
             return;
         }
-        let settings = settings(number, 0, secondary.budget, self.primary.keep);
+        let settings = Settings {
+            segment_bytes: secondary.segment,
+            ..settings(number, 0, secondary.budget, self.primary.keep)
+        };
         let options = FollowOptions {
             piece: 8 << 10,
             window: 64 << 10,
             copy_flush: 32 << 10,
+            replay: secondary.replay,
             lz4: self.dice.one_in(2),
             may_give_up: true,
             ..FollowOptions::new(settings, secondary.size)
@@ -568,6 +600,10 @@ impl World {
         let files = secondary.sim.clone();
         let open: Box<dyn FnMut() -> io::Result<Sim>> = Box::new(move || Ok(files.clone()));
         secondary.follower = Follower::open(open, secondary.sim.clone(), options).ok();
+        let (now, clock) = (self.now, self.now.saturating_add_signed(self.clocks.1));
+        if let Some(node) = secondary.follower.as_mut() {
+            node.clock_says(now, HybridTime::from_unix_millis(clock));
+        }
         if secondary.follower.is_none() {
             self.crash_secondary(follower);
         }
@@ -684,10 +720,10 @@ impl World {
         self.connect();
         self.deliver();
         self.primary.idle(&mut self.dice);
-        let time = self.now;
+        let (time, clock) = (self.now, self.clock().unix_millis());
         let durable = self.primary.log.as_ref().map(|log| log.journal().durable());
         if let Some(durable) = durable {
-            self.primary.leader.moment(time, durable);
+            self.primary.leader.moment(clock, durable);
         }
         let waits = std::mem::take(&mut self.primary.waits);
         for (id, (follower, until)) in waits {

@@ -31,8 +31,14 @@ pub(crate) fn check(world: &World, n: usize, write: u64, holders: &[usize]) -> R
         .decode()
         .is_some_and(|meta| meta.superblock.flags.contains(DiskFlags::CONSISTENT));
     let good = world.nodes[n].disk_open && world.nodes[n].is_up_to_date() && durably;
-    let known_to: Vec<usize> =
-        if good && holders.contains(&n) { vec![n] } else { holders.to_vec() };
+    let known_to: Vec<usize> = if good && holders.contains(&n) {
+        vec![n]
+    } else {
+        // Also one that had it, answered, and lost it with its power before that was heard: that
+        // others missed it was durable there before it answered.
+        let had_it = |m: &usize| holders.contains(m) || lost(&world.nodes[*m]);
+        (0..world.nodes.len()).filter(had_it).collect()
+    };
     for member in 0..world.nodes.len() {
         // One that lost its cache with its power may have answered before; it will find that out.
         let excused = world.nodes[member].lost_cache;

@@ -63,6 +63,10 @@ impl Blocking {
         }
     }
 
+    pub(crate) fn reserve(&self, range: ByteRange) -> Result<(), Errno> {
+        self.file.upgrade().map_or(Ok(()), |file| file.reserve(range))
+    }
+
     pub(crate) fn rewire(&self, wake: &Arc<Wake>) {
         *lock(&self.finished.wake) = Arc::clone(wake);
     }

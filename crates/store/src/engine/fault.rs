@@ -359,6 +359,10 @@ impl Fault {
         self.inner.uncache(range);
     }
 
+    pub(crate) fn reserve(&self, range: ByteRange) -> Result<(), Errno> {
+        self.inner.reserve(range)
+    }
+
     pub(crate) fn submit(&mut self, job: Job) -> Option<Done> {
         match self.strike(&job.request) {
             None => self.meet_spots(job),

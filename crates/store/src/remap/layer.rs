@@ -10,7 +10,7 @@ use slab::Slab;
 use super::locks::Locks;
 use super::map::{Map, SlotRef};
 use super::spare::{Backing, Spare};
-use super::task::{Step, Task, WINDOW, Work};
+use super::task::{Step, Task, Work};
 use super::{Counters, Details, RemapWatch};
 use crate::engine::{Done, Engine, Job, Mark, More, Tag};
 use crate::file::BackingFile;
@@ -55,7 +55,7 @@ pub(super) enum Io {
 struct Pending {
     io: Io,
     target: Target,
-    writes: bool,
+    kind: OpKind,
 }
 
 /// One flush of the main disk at a time, as in [`crate::Disk`]; those that come meanwhile share the next.
@@ -91,6 +91,8 @@ pub(crate) struct Remap {
     /// What is known of the main disk: its size, whether its errors are those of a medium.
     pub(super) details: Details,
     pub(super) poisoned: bool,
+    /// The task that waits until a spare can leave.
+    pub(super) to_leave: Option<usize>,
     /// Who is told of changes of the map.
     pub(super) watch: Option<RemapWatch>,
     ios: Slab<Pending>,
@@ -125,6 +127,7 @@ impl Remap {
             wake: Arc::clone(wake),
             details,
             poisoned: false,
+            to_leave: None,
             watch: None,
             ios: Slab::new(),
             finished: VecDeque::new(),
@@ -219,11 +222,7 @@ impl Remap {
 
     /// Whether an error says that blocks of the disk are bad.
     pub(super) fn is_medium(&self, errno: Errno) -> bool {
-        self.details.has_medium
-            && matches!(
-                errno,
-                Errno::IO | Errno::REMOTEIO | Errno::NODATA | Errno::ILSEQ | Errno::BADMSG
-            )
+        self.details.has_medium && is_of_medium(errno)
     }
 
     /// Looks at the end of a request that went past: where blocks are bad, it is not the end.
@@ -325,12 +324,13 @@ impl Remap {
 
     /// Sends I/O; its end comes to `finish`, later or in the same call of `pump`.
     pub(super) fn send(&mut self, target: Target, request: DiskOp, io: Io) {
-        let writes = !matches!(request.kind(), OpKind::Read | OpKind::Flush);
-        let key = self.ios.insert(Pending { io, target, writes });
-        if let (Target::Spare(number), OpKind::Flush) = (target, request.kind())
+        let kind = request.kind();
+        let key = self.ios.insert(Pending { io, target, kind });
+        if let (Target::Spare(number), OpKind::Flush) = (target, kind)
             && let Some(spare) = &mut self.spares[number]
         {
             spare.dirty = false;
+            spare.flushing += 1;
         }
         let offset = match target {
             Target::Main => 0,
@@ -361,6 +361,11 @@ impl Remap {
         if let Some(done) = self.main.submit(job) {
             self.finished.push_back((key, result_of(done)));
         }
+    }
+
+    /// Whether I/O of a spare is under way.
+    pub(super) fn has_io(&self, number: usize) -> bool {
+        self.ios.iter().any(|(_, pending)| pending.target == Target::Spare(number))
     }
 
     fn start_main_flush(&mut self) {
@@ -406,19 +411,33 @@ impl Remap {
     }
 
     fn finish(&mut self, key: usize, result: IoResult) {
-        let Some(Pending { io, target, writes }) = self.ios.try_remove(key) else { return };
-        if let (Target::Spare(number), true) = (target, writes)
+        let Some(Pending { io, target, kind }) = self.ios.try_remove(key) else { return };
+        if let Target::Spare(number) = target
             && let Some(spare) = &mut self.spares[number]
         {
-            spare.dirty = true;
+            match kind {
+                OpKind::Read => {}
+                OpKind::Flush => spare.flushing = spare.flushing.saturating_sub(1),
+                OpKind::Write | OpKind::Discard | OpKind::WriteZeroes => spare.dirty = true,
+            }
+            if spare.leaving {
+                self.look_again();
+            }
         }
-        if result.is_err_and_fatal() {
+        // Also that of a spare which is not there: what was to be durable is not.
+        let is_fatal = result.is_err_and_fatal() || (kind == OpKind::Flush && result.is_err());
+        if is_fatal && !self.bears_nothing(target) {
             self.poison();
         }
         match io {
             Io::Hit { job, lock } => self.hit_done(job, lock, result),
             Io::Step { task, step } => self.step_done(task, step, result),
-            Io::Flush { task } => self.arrived(task),
+            Io::Flush { task } => {
+                if let Err(fail) = result {
+                    self.header_not_flushed(task, fail.errno);
+                }
+                self.arrived(task);
+            }
             Io::Table { spare, index } => self.table_written(spare, index, result.is_ok()),
             Io::TableFlush { spare } => self.table_flushed(spare),
         }
@@ -526,99 +545,6 @@ impl Remap {
         }
     }
 
-    /// Has a task go on when these changes of the table are durable in both copies.
-    pub(super) fn commit(
-        &mut self,
-        task: usize,
-        spare: usize,
-        changes: Vec<(u32, holdfast_format::remap::Entry)>,
-    ) {
-        let Some(found) = &mut self.spares[spare] else { return };
-        self.tasks[task].waits += 1;
-        found.table.queue(changes, task);
-        self.begin_round(spare);
-    }
-
-    fn begin_round(&mut self, number: usize) {
-        let pool = self.pool.clone();
-        if let Some(spare) = &mut self.spares[number]
-            && spare.table.begin_round(&spare.header, |bytes| pool.copy_of(bytes).freeze())
-        {
-            self.go_on_with_round(number);
-        }
-    }
-
-    fn go_on_with_round(&mut self, number: usize) {
-        if self.poisoned {
-            return self.end_round(number);
-        }
-        loop {
-            let Some(spare) = &mut self.spares[number] else { return };
-            let layout = *spare.layout();
-            let Some(round) = &mut spare.table.round else { return };
-            if round.begun < round.blocks.len() && round.running < WINDOW {
-                let index = round.begun;
-                round.begun += 1;
-                round.running += 1;
-                let (block, data) = &round.blocks[index];
-                let range = ByteRange::new(layout.table_offset(round.copy, *block), 4096);
-                let request = DiskOp::Write { range, data: data.clone(), fua: false };
-                self.send(Target::Spare(number), request, Io::Table { spare: number, index });
-                continue;
-            }
-            if round.running == 0 && !round.flushing {
-                round.flushing = true;
-                self.send(Target::Spare(number), DiskOp::Flush, Io::TableFlush { spare: number });
-            }
-            return;
-        }
-    }
-
-    fn table_written(&mut self, number: usize, index: usize, written: bool) {
-        if let Some(spare) = &mut self.spares[number]
-            && let Some(round) = &mut spare.table.round
-        {
-            round.running -= 1;
-            if !written {
-                self.counters.spare_errors += 1;
-                round.failed[round.copy].insert(round.blocks[index].0);
-            }
-            self.go_on_with_round(number);
-        }
-    }
-
-    fn table_flushed(&mut self, number: usize) {
-        let Some(spare) = &mut self.spares[number] else { return };
-        let Some(round) = &mut spare.table.round else { return };
-        round.flushing = false;
-        if round.copy == 0 && !self.poisoned {
-            (round.copy, round.begun) = (1, 0);
-            self.go_on_with_round(number);
-        } else {
-            self.end_round(number);
-        }
-    }
-
-    fn end_round(&mut self, number: usize) {
-        let Some(spare) = &mut self.spares[number] else { return };
-        if spare.table.round.as_ref().is_some_and(|round| round.running > 0 || round.flushing) {
-            return;
-        }
-        let (mut waiters, whole) = spare.table.end_round();
-        if !whole {
-            self.poison();
-        }
-        if self.poisoned
-            && let Some(spare) = &mut self.spares[number]
-        {
-            waiters.extend(spare.table.abandon());
-        }
-        for task in waiters {
-            self.arrived(task);
-        }
-        self.begin_round(number);
-    }
-
     /// Has the next read of a range ask the device.
     pub(super) fn uncache(&self, target: Target, range: ByteRange) {
         match target {
@@ -700,6 +626,16 @@ fn fail_of(error: &DiskError) -> Fail {
         _ => error.errno.map_or(Errno::IO, Errno::from_raw_os_error),
     };
     Fail { errno, fatal }
+}
+
+/// Whether an error is one that bad blocks make, of a disk that has a medium.
+pub(super) fn is_of_medium(errno: Errno) -> bool {
+    matches!(errno, Errno::IO | Errno::REMOTEIO | Errno::NODATA | Errno::ILSEQ | Errno::BADMSG)
+}
+
+/// Whether an error says that a filesystem has no room.
+pub(super) fn is_full(errno: Errno) -> bool {
+    matches!(errno, Errno::NOSPC | Errno::DQUOT)
 }
 
 const fn is_durable(request: &DiskOp) -> bool {

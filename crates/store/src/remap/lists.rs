@@ -17,26 +17,33 @@ pub struct BadListError {
 }
 
 /// Reads a list of bad blocks of a disk: what badblocks(8) prints, one block number a line, in blocks of
-/// `block_size` bytes; or a map file of ddrescue, of which everything counts that is not said to be
-/// rescued or never was tried (`*`, `/`, `-`). The ranges come sorted, neighbours made one.
+/// `block_size` bytes; or a map file of ddrescue (a logfile, before version 1.20), of which everything
+/// counts that is not said to be rescued or never was tried (`*`, `/`, `-`). The ranges come sorted,
+/// neighbours made one.
 ///
 /// # Errors
 /// [`BadListError`] names the first line that makes no sense. A list has 1,048,576 ranges at most.
 pub fn read_bad_list(text: &str, block_size: u64) -> Result<Vec<ByteRange>, BadListError> {
     let mut ranges = Vec::new();
     // The first line of a map file that is no comment says where ddrescue was.
-    let (mut is_map, mut status_seen) = (false, false);
+    let (mut is_map, mut status_seen, mut begun) = (false, false, false);
     for (line, content) in (1..).zip(text.lines()) {
         let fail = |why| BadListError { line, why };
         let content = content.trim();
         if let Some(comment) = content.strip_prefix('#') {
-            is_map |= line == 1 && (comment.contains("Mapfile") || comment.contains("logfile"));
+            let comment = comment.to_ascii_lowercase();
+            is_map |= line == 1 && (comment.contains("mapfile") || comment.contains("logfile"));
             continue;
         }
         if content.is_empty() {
             continue;
         }
         let words: Vec<&str> = content.split_ascii_whitespace().collect();
+        if !begun && let [_, status, ..] = words[..] {
+            // A map without its comments.
+            is_map |= ["?", "*", "/", "-", "F", "G", "+"].contains(&status);
+        }
+        begun = true;
         let range = match (words.as_slice(), is_map) {
             ([block], false) => {
                 let block = number(block).ok_or(fail("it is not the number of a block"))?;
@@ -48,7 +55,7 @@ pub fn read_bad_list(text: &str, block_size: u64) -> Result<Vec<ByteRange>, BadL
                 None
             }
             ([offset, len, status], true) => {
-                let sizes = number(offset).zip(number(len));
+                let sizes = map_number(offset).zip(map_number(len));
                 let (offset, len) = sizes.ok_or(fail("it is not POSITION SIZE STATUS"))?;
                 match *status {
                     "*" | "/" | "-" => Some(ByteRange::new(offset, len)),
@@ -81,6 +88,15 @@ fn number(word: &str) -> Option<u64> {
         Some(digits) if !digits.starts_with('+') => u64::from_str_radix(digits, 16).ok(),
         Some(_) => None,
         None => word.bytes().all(|byte| byte.is_ascii_digit()).then(|| word.parse().ok())?,
+    }
+}
+
+/// A number of a map file: as [`number`], or an octal one that begins with 0.
+fn map_number(word: &str) -> Option<u64> {
+    let digits = word.strip_prefix('0').filter(|digits| !digits.is_empty());
+    match digits.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit())) {
+        Some(digits) => u64::from_str_radix(digits, 8).ok(),
+        None => number(word),
     }
 }
 
@@ -119,6 +135,17 @@ mod tests {
     }
 
     #[test]
+    fn a_map_file_of_an_old_ddrescue_or_with_numbers_from_elsewhere() {
+        for head in ["# Rescue Logfile. Created by GNU ddrescue version 1.19", "# mapfile"] {
+            let map = format!("{head}\n0x0 ?\n0 4096 +\n010000 512 -\n0X1200 01000 /\n00 0 *\n");
+            assert_eq!(read_bad_list(&map, 512), Ok(vec![at(4096, 1024)]), "{head}");
+        }
+        let bare = "0x0 ? 1\n0x0 0x1000 +\n0x1000 0x200 -\n";
+        assert_eq!(read_bad_list(bare, 512), Ok(vec![at(4096, 512)]), "without comments");
+        assert_eq!(read_bad_list("010\n", 512), Ok(vec![at(5120, 512)]), "no map: decimal");
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_with_its_line() {
         for (text, line, why) in [
             ("1\nx\n", 2, "not the number"),
@@ -130,6 +157,8 @@ mod tests {
             ("# Mapfile\n0 ? 1\n0x0 0x10\n", 3, "POSITION SIZE STATUS"),
             ("# Mapfile\n0 ? 1\n0x0 0x10 x\n", 3, "status is none"),
             ("# Mapfile\n0 ? 1\n0x0 0x+1 -\n", 3, "POSITION SIZE STATUS"),
+            ("# Mapfile\n0 ? 1\n0x0 08 -\n", 3, "POSITION SIZE STATUS"),
+            ("# Mapfile\n0 ? 1\n0+1 0x1 -\n", 3, "POSITION SIZE STATUS"),
             ("# Mapfile\n0 ? 1\n0x0 0xFFFFFFFFFFFFFFFF -\n", 3, "no disk"),
         ] {
             let error = read_bad_list(text, 4096).unwrap_err();

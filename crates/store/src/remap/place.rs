@@ -1,14 +1,14 @@
 //! How units find a place: in step with `docs/design/remap.md`, "How a unit is placed".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use holdfast_format::remap::{Entry, EntryState, Reason};
 use holdfast_units::ByteRange;
 use rustix::io::Errno;
 
-use super::layer::{IoResult, Remap, Target};
+use super::layer::{Fail, IoResult, Remap, Target, is_of_medium};
 use super::map::{Place, SlotRef};
+use super::placing::{End, First, Placing, Wish};
 use super::task::{Phase, Step};
 use super::{RemapChange, RemapFate, UNREAD};
 use crate::{DiskOp, Outcome};
@@ -22,6 +22,7 @@ pub(super) enum Stage {
     Locked,
     Drained,
     Filled,
+    Probed,
     FirstWritten,
     FirstFlushed,
     FirstChecked,
@@ -32,147 +33,14 @@ pub(super) enum Stage {
     Cleared,
 }
 
-/// What is to become of a unit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Wish {
-    /// It is written, and could not be where it should.
-    Write,
-    /// It is written where it is, or else elsewhere.
-    Repair,
-    /// It has no good copy.
-    Lose,
-    /// The main disk cannot read it.
-    Suspect,
-    /// It goes into a slot if the main disk has it and can be read.
-    Move,
-    /// It goes into a slot of another spare.
-    Evacuate,
-    /// It goes back to the main disk.
-    Return,
-}
-
-/// What has become of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum End {
-    /// It is as it should be already.
-    Nothing,
-    /// It was written where it was tried first.
-    First,
-    /// It has a new slot.
-    Slot,
-    Lost,
-    Failed(Errno),
-    Full,
-}
-
-/// Where it is tried first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum First {
-    Nowhere,
-    Main,
-    OwnSlot,
-}
-
-/// One unit on its way to a place.
-pub(super) struct Placing {
-    pub(super) unit: u64,
-    /// All of its content, once that is known.
-    pub(super) data: Option<Bytes>,
-    /// What a request writes of it, and where in it; the rest has to be read.
-    pub(super) patch: Option<(usize, Bytes)>,
-    /// The slot that did not take what a request writes.
-    pub(super) failed_slot: Option<SlotRef>,
-    /// The slot that it is in is no good.
-    slot_failed: bool,
-    wish: Wish,
-    reason: Reason,
-    from: Option<Place>,
-    first: First,
-    slot: Option<SlotRef>,
-    /// The last step went well.
-    ok: bool,
-    /// Its slot was written and read back.
-    checked: bool,
-    tries: u8,
-    end: Option<End>,
-}
-
-impl Placing {
-    pub(super) const fn new(unit: u64, wish: Wish, reason: Reason) -> Self {
-        Self {
-            unit,
-            data: None,
-            patch: None,
-            failed_slot: None,
-            slot_failed: false,
-            wish,
-            reason,
-            from: None,
-            first: First::Nowhere,
-            slot: None,
-            ok: false,
-            checked: false,
-            tries: 0,
-            end: None,
-        }
-    }
-
-    /// Finds out what is to be done, now that nobody else works on it.
-    fn begin(&mut self, from: Option<Place>) {
-        self.from = from;
-        self.slot_failed = from.is_some_and(|place| Some(place.slot) == self.failed_slot);
-        let mapped = from.is_some_and(|place| !place.lost);
-        let lost = from.is_some_and(|place| place.lost);
-        self.first = match self.wish {
-            Wish::Write | Wish::Repair if mapped && !self.slot_failed => First::OwnSlot,
-            Wish::Write if lost => First::Main,
-            Wish::Repair if !mapped => First::Main,
-            Wish::Return if mapped => First::Main,
-            _ => First::Nowhere,
-        };
-        self.end = match self.wish {
-            Wish::Move if from.is_some() => Some(End::Nothing),
-            Wish::Return if from.is_none() => Some(End::Nothing),
-            Wish::Return if lost => Some(End::Failed(Errno::IO)),
-            Wish::Evacuate if from.is_none() => Some(End::Nothing),
-            Wish::Lose if lost && !self.is_unread() => Some(End::Nothing),
-            // What is in a slot is tried there by every read.
-            Wish::Suspect if from.is_some() => Some(End::Nothing),
-            // There is nothing to put the new part into.
-            Wish::Write if lost && self.data.is_none() => Some(End::Failed(Errno::IO)),
-            _ => None,
-        };
-    }
-
-    /// It is in a slot afterwards that holds nothing.
-    fn is_to_be_lost(&self) -> bool {
-        matches!(self.wish, Wish::Lose | Wish::Suspect)
-            || (self.data.is_none() && self.end.is_none())
-    }
-
-    /// It is lost only since the main disk could not read it.
-    fn is_unread(&self) -> bool {
-        self.from.is_some_and(|place| place.unread)
-    }
-
-    /// Of one that is lost afterwards: reads are tried on the main disk.
-    fn stays_unread(&self) -> bool {
-        self.wish == Wish::Suspect || self.is_unread() && self.wish != Wish::Lose
-    }
-
-    /// The target of what is tried first, and the slot.
-    fn first_slot(&self) -> Option<SlotRef> {
-        self.from.filter(|_| self.first == First::OwnSlot).map(|place| place.slot)
-    }
-}
-
 impl Remap {
     pub(super) fn place(&mut self, id: usize, stage: Stage) {
         let mut units = std::mem::take(&mut self.tasks[id].units);
         match stage {
             Stage::Locked => self.locked(id, &mut units),
             Stage::Drained => self.fill(id, &units),
-            Stage::Filled => self.write_first(id, &mut units),
+            Stage::Filled => self.filled(id, &mut units),
+            Stage::Probed => self.probed(id, &mut units),
             Stage::FirstWritten => self.flush_first(id, &units),
             Stage::FirstFlushed => self.check_first(id, &mut units),
             Stage::FirstChecked => self.write_slots(id, &mut units),
@@ -190,7 +58,7 @@ impl Remap {
         }
     }
 
-    fn stage(&mut self, id: usize, stage: Stage) {
+    pub(super) fn stage(&mut self, id: usize, stage: Stage) {
         self.go(id, Phase::Place(stage));
     }
 
@@ -205,30 +73,8 @@ impl Remap {
         self.drain(id);
     }
 
-    fn fill(&mut self, id: usize, units: &[Placing]) {
-        let task = &mut self.tasks[id];
-        for (i, placing) in units.iter().enumerate() {
-            let holds = placing.from.is_none_or(|place| !place.lost);
-            if placing.end.is_none()
-                && placing.data.is_none()
-                && !matches!(placing.wish, Wish::Lose | Wish::Suspect)
-                && holds
-            {
-                task.steps.push_back(Step::Fill(i));
-            }
-        }
-        // A disk that is gone fails every write; that is no reason to fill the spare.
-        let failed = |placing: &Placing| placing.wish == Wish::Write && placing.from.is_none();
-        if units.iter().any(failed) {
-            task.alive = false;
-            let last = self.details.size / self.map.unit_len() - 1;
-            task.steps.extend([0, last / 2, last].map(Step::Probe));
-        }
-        self.stage(id, Stage::Filled);
-    }
-
-    fn write_first(&mut self, id: usize, units: &mut [Placing]) {
-        let alive = self.tasks[id].alive;
+    pub(super) fn write_first(&mut self, id: usize, units: &mut [Placing]) {
+        let alive = self.tasks[id].answered.contains(&Target::Main);
         for (i, placing) in units.iter_mut().enumerate() {
             let failed = placing.wish == Wish::Write && placing.from.is_none();
             if placing.end.is_none() && failed && !alive {
@@ -282,7 +128,8 @@ impl Remap {
                     placing.end = Some(End::Failed(Errno::IO));
                     continue;
                 }
-                placing.slot_failed |= placing.first == First::OwnSlot;
+                placing.slot_failed |=
+                    placing.first == First::OwnSlot && placing.refused_by.is_empty();
             }
             if placing.slot.is_none() {
                 let kept = placing.from.filter(|place| {
@@ -291,14 +138,17 @@ impl Remap {
                 });
                 placing.slot = match kept {
                     Some(place) => Some(place.slot),
-                    None if placing.tries < MAX_TRIES => self.take_slot(),
+                    None if placing.tries < MAX_TRIES => self.take_slot(&placing.refused_by),
                     None => None,
                 };
                 placing.tries += 1;
             }
+            if placing.slot.is_none() {
+                self.take_again(id, placing);
+            }
             match placing.slot {
-                None => placing.end = Some(End::Full),
-                Some(_) if placing.is_to_be_lost() => placing.checked = true,
+                None => placing.end = Some(placing.refusal.map_or(End::Full, End::Failed)),
+                Some(_) if placing.checked || placing.is_to_be_lost() => placing.checked = true,
                 Some(_) => {
                     placing.ok = false;
                     self.tasks[id].steps.push_back(Step::Slot(i));
@@ -308,11 +158,12 @@ impl Remap {
         self.stage(id, Stage::SlotsWritten);
     }
 
-    /// A slot of whatever spare; one whose table is durable twice, if there is one.
-    fn take_slot(&mut self) -> Option<SlotRef> {
+    /// A slot of whatever spare but these; one whose table is durable twice, if there is one.
+    fn take_slot(&mut self, but: &[usize]) -> Option<SlotRef> {
         for weak in [false, true] {
             for (number, spare) in self.spares.iter_mut().enumerate() {
                 if let Some(spare) = spare.as_mut().filter(|spare| !spare.leaving)
+                    && !but.contains(&number)
                     && let Some(slot) = spare.table.take(weak)
                 {
                     return Some(SlotRef { spare: number, slot });
@@ -322,6 +173,16 @@ impl Remap {
         None
     }
 
+    /// Where there is no better slot, the unit stays in the one that it gave up because only one copy
+    /// of the table can be written there: it holds the unit, and the table says so.
+    fn take_again(&mut self, id: usize, placing: &mut Placing) {
+        let given_up = &mut self.tasks[id].given_up;
+        if let Some(at) = given_up.iter().rposition(|(_, unit)| *unit == placing.unit) {
+            placing.slot = Some(given_up.swap_remove(at).0);
+            placing.checked = true;
+        }
+    }
+
     fn slots_written(&mut self, id: usize, units: &mut [Placing]) {
         let (mut targets, mut again): (Vec<Target>, bool) = (Vec::new(), false);
         for placing in units.iter_mut().filter(|placing| placing.end.is_none() && !placing.checked)
@@ -329,7 +190,7 @@ impl Remap {
             let Some(slot) = placing.slot else { continue };
             if !placing.ok {
                 again = true;
-                self.spoil(id, placing, slot);
+                self.give_up_slot(id, placing, slot);
             } else if !targets.contains(&Target::Spare(slot.spare)) {
                 targets.push(Target::Spare(slot.spare));
             }
@@ -342,10 +203,17 @@ impl Remap {
         }
     }
 
-    /// The slot is no good; another one is to be taken.
-    fn spoil(&mut self, id: usize, placing: &mut Placing, slot: SlotRef) {
-        self.tasks[id].spoiled.push((slot, placing.unit));
+    /// Another slot is to be taken. This one is no good; or its spare does not take the unit for the
+    /// moment, and it stays as it was.
+    fn give_up_slot(&mut self, id: usize, placing: &mut Placing, slot: SlotRef) {
         placing.slot = None;
+        if !placing.refused_by.contains(&slot.spare) {
+            return self.tasks[id].spoiled.push((slot, placing.unit));
+        }
+        let is_kept = placing.from.is_some_and(|place| place.slot == slot);
+        if let Some(spare) = self.spares[slot.spare].as_mut().filter(|_| !is_kept) {
+            spare.table.give_back(slot.slot);
+        }
     }
 
     fn check_slots(&mut self, id: usize, units: &mut [Placing]) {
@@ -366,7 +234,7 @@ impl Remap {
             placing.checked = placing.ok;
             if !placing.ok {
                 again = true;
-                self.spoil(id, placing, slot);
+                self.give_up_slot(id, placing, slot);
             }
         }
         if again {
@@ -398,15 +266,16 @@ impl Remap {
         let mut again = false;
         for placing in units.iter_mut().filter(|placing| placing.end.is_none() && placing.checked) {
             let Some(slot) = placing.slot else { continue };
-            if self.could_be_safer(slot) && placing.tries < MAX_TRIES {
+            if self.could_be_safer(slot, &placing.refused_by) && placing.tries < MAX_TRIES {
                 again = true;
-                self.tasks[id].given_up.push(slot);
+                self.tasks[id].given_up.push((slot, placing.unit));
                 (placing.slot, placing.checked) = (None, false);
             }
         }
         if again {
             return self.stage(id, Stage::FirstChecked);
         }
+        self.keep_entries(id, units);
         let mut changes: BTreeMap<usize, Vec<(u32, Entry)>> = BTreeMap::new();
         let mut clear = |slot: SlotRef, entry: Entry| {
             changes.entry(slot.spare).or_default().push((slot.slot, entry));
@@ -422,7 +291,7 @@ impl Remap {
         for (slot, unit) in &self.tasks[id].spoiled {
             clear(*slot, bad(*unit));
         }
-        for slot in &self.tasks[id].given_up {
+        for (slot, _) in &self.tasks[id].given_up {
             clear(*slot, Entry::default());
         }
         for placing in units.iter_mut() {
@@ -450,17 +319,31 @@ impl Remap {
         }
     }
 
+    /// A unit for which nothing came of the work keeps its entry, whatever the slot is worth: without
+    /// one it would be read from the main disk at the next start, old.
+    fn keep_entries(&mut self, id: usize, units: &[Placing]) {
+        let kept: BTreeSet<SlotRef> = units.iter().filter_map(Placing::kept_slot).collect();
+        let spoiled = &mut self.tasks[id].spoiled;
+        let before = spoiled.len();
+        spoiled.retain(|(slot, _)| !kept.contains(slot));
+        self.counters.spare_errors += (before - spoiled.len()) as u64;
+    }
+
     /// Whether only one copy of the table knows of this slot, and there is a better one.
-    fn could_be_safer(&self, slot: SlotRef) -> bool {
+    fn could_be_safer(&self, slot: SlotRef, refused_by: &[usize]) -> bool {
         let weak = |spare: &super::spare::Spare| spare.table.is_weak(slot.slot);
+        let others = (0..).zip(&self.spares).filter(|(at, _)| !refused_by.contains(at));
         self.spares[slot.spare].as_ref().is_some_and(weak)
-            && self.spares.iter().flatten().any(|spare| !spare.leaving && spare.table.has_strong())
+            && others
+                .filter_map(|(_, spare)| spare.as_ref())
+                .any(|spare| !spare.leaving && spare.table.has_strong())
     }
 
     /// Everything is durable: the map changes.
     fn publish(&mut self, id: usize, units: &[Placing]) {
         self.tell(id, units);
-        let mut freed = std::mem::take(&mut self.tasks[id].given_up);
+        let given_up = std::mem::take(&mut self.tasks[id].given_up);
+        let mut freed: Vec<SlotRef> = given_up.into_iter().map(|(slot, _)| slot).collect();
         let spoiled = std::mem::take(&mut self.tasks[id].spoiled);
         let mut report = self.tasks[id].report;
         self.counters.spare_errors += spoiled.len() as u64;
@@ -533,7 +416,9 @@ impl Remap {
         });
         let changes: Vec<RemapChange> = failed.chain(moved).collect();
         if !changes.is_empty() {
-            watch(&changes);
+            let spares = self.spares.iter().flatten();
+            let writes = spares.map(|spare| (spare.header.spare, spare.table.durable_writes()));
+            watch(&changes, &writes.collect());
         }
         self.watch = Some(watch);
     }
@@ -547,7 +432,7 @@ impl Remap {
         };
         let units = &self.tasks[id].units;
         let ((target, range), write) = match step {
-            Step::Probe(unit) => (on_main(unit), None),
+            Step::Probe(target, range) => ((target, range), None),
             Step::Fill(i) => match units[i].from {
                 Some(place) => (in_slot(place.slot), None),
                 None => (on_main(units[i].unit), None),
@@ -577,7 +462,7 @@ impl Remap {
         let pool = self.pool.clone();
         let task = &mut self.tasks[id];
         match (step, result) {
-            (Step::Probe(_), result) => task.alive |= result.is_ok(),
+            (Step::Probe(target, _), Ok(_)) => task.answered.push(target),
             (Step::Fill(i), Ok(Outcome::Data(found))) => {
                 let placing = &mut task.units[i];
                 let mut data = pool.copy_of(&found);
@@ -586,15 +471,23 @@ impl Remap {
                 }
                 placing.data = Some(data.freeze());
             }
-            (Step::Fill(i), _) => {
-                let placing = &mut task.units[i];
-                placing.end = match placing.wish {
-                    // It cannot be read, so it is lost.
-                    Wish::Move | Wish::Evacuate => None,
-                    _ => Some(End::Failed(Errno::IO)),
-                };
+            (Step::Fill(i), result) => {
+                let errno = result.err().map_or(Errno::IO, |fail| fail.errno);
+                task.units[i].could_not_be_read(errno);
             }
             (Step::First(i) | Step::Slot(i), Ok(_)) => task.units[i].ok = true,
+            (
+                Step::First(i) | Step::FirstCheck(i) | Step::Slot(i) | Step::SlotCheck(i),
+                Err(Fail { errno, .. }),
+            ) if !is_of_medium(errno) => {
+                let placing = &mut task.units[i];
+                let first = matches!(step, Step::First(_) | Step::FirstCheck(_));
+                let slot = if first { placing.first_slot() } else { placing.slot };
+                if i == 0 && slot.is_some() {
+                    tracing::error!(%errno, "a spare does not take the bad blocks of its disk");
+                }
+                placing.refused(slot, errno);
+            }
             (Step::FirstCheck(i) | Step::SlotCheck(i), Ok(Outcome::Data(found))) => {
                 task.units[i].ok = task.units[i].data.as_ref() == Some(&found);
             }

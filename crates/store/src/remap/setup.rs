@@ -1,27 +1,25 @@
-//! Formatting a spare, and taking the spares of a disk into use.
+//! A spare is formatted, looked at and retired; and why one cannot be used.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use holdfast_format::remap::{
-    EntryState, SpareHeader, SpareId, SpareLayout, SpareLayoutError, TableBlock, newest,
+    SpareHeader, SpareId, SpareLayout, SpareLayoutError, TableBlock, newest,
 };
 use holdfast_format::{BLOCK_LEN, Block, BlockError, looks_used};
-use holdfast_units::{ByteRange, ResourceId};
+use holdfast_units::{ByteRange, ResourceId, format_size};
 
-use super::layer::Remap;
-use super::map::{Map, Place, SlotRef};
+use super::found::{Found, read};
+use super::layer::is_full;
+use super::set::MADE;
 use super::spare::{Backing, Spare, Table};
-use super::{Details, UNREAD};
-use crate::engine::Engine;
-use crate::{BackingKind, Disk, DiskError, DiskOp, Outcome};
+use crate::{Disk, DiskError, DiskOp, OpKind, Outcome};
 
-const BLOCK: u64 = BLOCK_LEN as u64;
+pub(super) const BLOCK: u64 = BLOCK_LEN as u64;
 /// So much of both ends of a spare must be empty for it to be formatted without force.
 const LOOKED_AT: u64 = 1 << 20;
 /// How much is read or written at a time.
-const CHUNK: u64 = 1 << 20;
+pub(super) const CHUNK: u64 = 1 << 20;
 
 /// Whose bad sectors a spare takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +71,8 @@ pub enum SpareErrorKind {
     NotEmpty(&'static str),
     /// It is not a spare at all, or broken: what is wrong with both copies of its header.
     NoHeader([BlockError; 2]),
+    /// The filesystem that it is on has no room for so many bytes of it.
+    NoRoom(u64),
     /// It belongs to another disk.
     Foreign {
         /// The disk that it belongs to.
@@ -89,8 +89,21 @@ pub enum SpareErrorKind {
     },
     /// A spare of the disk is not there.
     Missing(SpareId),
-    /// It was removed from the disk, and yet it holds units of it.
+    /// Another spare of the disk does not name it, and yet it holds units of the disk.
     NotMember,
+    /// It was made and never taken into use: it does not say which spares the disk has.
+    NeverUsed,
+    /// One copy of its header is broken or old: it does not prove which spares the disk has.
+    HalfHeader,
+    /// It is an earlier state of itself: its table was written more often than it says.
+    Older {
+        /// How often, as it says.
+        found: u64,
+        /// How often it was at least.
+        noted: u64,
+        /// Of how many blocks of its table a copy is broken or cannot be read: it may have been the newest.
+        halves: u32,
+    },
     /// It was given twice.
     Twice,
     /// Another spare of the disk has units of another size.
@@ -124,6 +137,11 @@ impl SpareErrorKind {
             Self::NotEmpty(what) => {
                 format!("it is not empty, it holds {what}; choose another, or force it")
             }
+            Self::NoRoom(size) => format!(
+                "its filesystem has no room for all of its {}, and where there is none no bad block \
+                 can be stored; make room there, or make the spare smaller",
+                format_size(*size)
+            ),
             Self::NoHeader([first, second]) if first == second => {
                 format!("it has no header: {first}; check the path, or format it")
             }
@@ -143,9 +161,28 @@ impl SpareErrorKind {
                 "the disk has another spare, {id}, which was not given; without it old data would \
                  be read"
             ),
-            Self::NotMember => "it was removed from this disk, but still holds units of it; leave \
-                                it out, or add it after formatting it by force"
+            Self::NotMember => "it holds units of this disk, and is none of the spares that the \
+                                disk's newest one names, so nobody knows whether they are old; \
+                                keep it as it is, and fill the disk from a peer"
                 .into(),
+            Self::NeverUsed => "it was made and never taken into use, so it does not say which \
+                                spares the disk has; bring the others back"
+                .into(),
+            Self::HalfHeader => {
+                "one of the two copies of its header is broken or old, so it does not \
+                                 prove which spares the disk has; bring the others back"
+                    .into()
+            }
+            Self::Older { found, noted, halves: 0 } => format!(
+                "an older image of it was put back: its table was written {noted} times, and this one \
+                 knows of {found}, so what was moved into it since would be read old; put the newest \
+                 one back"
+            ),
+            Self::Older { found, noted, halves } => format!(
+                "its table was written {noted} times, and what can be read knows of {found}, so what was \
+                 moved into it since would be read old: a copy of a block of its table that is broken (of \
+                 {halves} in all) was the newest, or an older image was put back; bring the newest back"
+            ),
             Self::Twice => "it was given twice; give each spare once".into(),
             Self::OtherUnit => "its units have another size than those of the disk's other \
                                 spares; format it alike"
@@ -165,6 +202,7 @@ impl SpareErrorKind {
 
 /// A spare that was read and checked, to be added to a disk.
 pub struct LoadedSpare {
+    pub(super) id: SpareId,
     /// Gone when it was taken into use.
     pub(super) spare: Option<Box<Spare>>,
 }
@@ -177,13 +215,13 @@ impl std::fmt::Debug for LoadedSpare {
 }
 
 /// The bytes of a spare, wherever it is.
-struct Bed<'a> {
+pub(super) struct Bed<'a> {
     disk: &'a mut Disk,
     range: ByteRange,
 }
 
 impl Bed<'_> {
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         let path = self.disk.info().path.as_ref();
         let name = path.map_or("in memory".into(), |path: &PathBuf| path.display().to_string());
         if self.range.len == self.disk.size() && self.range.offset == 0 {
@@ -193,15 +231,15 @@ impl Bed<'_> {
         }
     }
 
-    fn fail(&self, kind: SpareErrorKind) -> SpareError {
+    pub(super) fn fail(&self, kind: SpareErrorKind) -> SpareError {
         SpareError { kind, name: self.name() }
     }
 
-    fn disk_failed(&self, error: DiskError) -> SpareError {
+    pub(super) fn disk_failed(&self, error: DiskError) -> SpareError {
         self.fail(SpareErrorKind::Disk(error))
     }
 
-    fn read(&mut self, at: u64, len: u64) -> Result<Bytes, DiskError> {
+    pub(super) fn read(&mut self, at: u64, len: u64) -> Result<Bytes, DiskError> {
         let range = ByteRange::new(self.range.offset + at, len);
         match self.disk.execute(DiskOp::Read { range, holes: false })? {
             Outcome::Data(data) => Ok(data),
@@ -209,7 +247,7 @@ impl Bed<'_> {
         }
     }
 
-    fn block(&mut self, at: u64) -> Result<Block, BlockError> {
+    pub(super) fn block(&mut self, at: u64) -> Result<Block, BlockError> {
         if at + BLOCK > self.range.len {
             return Err(BlockError::Unreadable);
         }
@@ -217,26 +255,73 @@ impl Bed<'_> {
         data[..].try_into().map_err(|_| BlockError::Unreadable)
     }
 
-    fn write(&mut self, at: u64, data: Bytes) -> Result<(), DiskError> {
+    pub(super) fn write(&mut self, at: u64, data: Bytes) -> Result<(), DiskError> {
         let range = ByteRange::new(self.range.offset + at, data.len() as u64);
         self.disk.execute(DiskOp::Write { range, data, fua: false }).map(|_| ())
     }
 
-    fn flush(&mut self) -> Result<(), DiskError> {
+    /// Writes these copies of a header, one after the other; what is to stay is good. Whether one of
+    /// them could not be written.
+    ///
+    /// # Errors
+    /// When none is good then, or the disk cannot be flushed.
+    pub(super) fn write_headers(
+        &mut self,
+        header: &SpareHeader,
+        copies: [bool; 2],
+    ) -> Result<bool, DiskError> {
+        let mut good = copies.map(|stale| !stale);
+        let mut failed = None;
+        for copy in (0..2).filter(|copy| copies[*copy]) {
+            let block = header.encode(copy).to_vec().into();
+            match self.write(header.layout.header_offset(copy), block) {
+                Ok(()) => {
+                    self.flush()?;
+                    good[copy] = true;
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            Some(error) if good == [false; 2] => Err(error),
+            failed => Ok(failed.is_some()),
+        }
+    }
+
+    pub(super) fn flush(&mut self) -> Result<(), DiskError> {
         self.disk.execute(DiskOp::Flush).map(|_| ())
     }
 
-    /// What is on it, when it is not empty.
-    fn content(&mut self) -> Result<Option<&'static str>, DiskError> {
+    /// Has room kept for it before it is needed: a bad block cannot wait for somebody to make some.
+    fn reserve(&self, length: u64) -> Result<(), SpareError> {
+        let reserved = self.disk.reserve(ByteRange::new(self.range.offset, length));
+        reserved.map_err(|errno| match errno {
+            errno if is_full(errno) => self.fail(SpareErrorKind::NoRoom(length)),
+            errno => self.disk_failed(DiskError::from_errno(errno, OpKind::Write, self.range)),
+        })
+    }
+
+    /// What is on it, when it is not empty. The beginnings of a spare that was never finished, as a spare of
+    /// this shape, are nothing.
+    fn content(&mut self, layout: &SpareLayout) -> Result<Option<&'static str>, DiskError> {
         let len = self.range.len;
-        let ends = [(0, len.min(LOOKED_AT)), (len.saturating_sub(LOOKED_AT), len.min(LOOKED_AT))];
+        let end = len.saturating_sub(LOOKED_AT) / BLOCK * BLOCK;
+        let ends = [(0, len.min(LOOKED_AT)), (end, len - end)];
         for (at, len) in ends {
             let data = self.read(at, len)?;
-            let mut blocks = data.chunks_exact(BLOCK_LEN).filter_map(<[u8]>::first_chunk);
-            if let Some(what) = blocks.find_map(looks_used) {
-                return Ok(Some(what));
+            let places = (at..).step_by(BLOCK_LEN);
+            let blocks = places.zip(data.chunks_exact(BLOCK_LEN).filter_map(<[u8]>::first_chunk));
+            let mut used = blocks.filter(|(at, block)| {
+                let is_fresh = |number| TableBlock::is_fresh(block, number);
+                block.iter().any(|byte| *byte != 0)
+                    && !table_block(layout, *at).is_some_and(is_fresh)
+            });
+            if let Some((_, first)) = used.next() {
+                let what =
+                    looks_used(first).or_else(|| used.find_map(|(_, block)| looks_used(block)));
+                return Ok(Some(what.unwrap_or("data (not all of it is zero)")));
             }
-            if data.iter().any(|byte| *byte != 0) {
+            if data.chunks_exact(BLOCK_LEN).remainder().iter().any(|byte| *byte != 0) {
                 return Ok(Some("data (not all of it is zero)"));
             }
         }
@@ -244,7 +329,7 @@ impl Bed<'_> {
     }
 
     /// Both copies of the header, the newest first in `Ok`, and which copies must be written again.
-    fn header(&mut self) -> Result<(SpareHeader, [bool; 2]), SpareErrorKind> {
+    pub(super) fn header(&mut self) -> Result<(SpareHeader, [bool; 2]), SpareErrorKind> {
         let decode = |block: Result<Block, BlockError>, copy| {
             block.and_then(|block| SpareHeader::decode(&block, copy))
         };
@@ -263,7 +348,7 @@ impl Bed<'_> {
     }
 }
 
-fn bed(disk: &mut Disk, region: Option<ByteRange>) -> Result<Bed<'_>, SpareError> {
+pub(super) fn bed(disk: &mut Disk, region: Option<ByteRange>) -> Result<Bed<'_>, SpareError> {
     let size = disk.size();
     let range = region.unwrap_or(ByteRange::new(0, size));
     let inside = range.is_aligned() && range.offset <= size && range.len <= size - range.offset;
@@ -277,10 +362,56 @@ fn bed(disk: &mut Disk, region: Option<ByteRange>) -> Result<Bed<'_>, SpareError
     Err(Bed { disk, range }.fail(SpareErrorKind::Unusable(why)))
 }
 
+/// That a spare can be made of all of a disk or of a region of it. Takes the room for it; what is there
+/// stays. Blocks.
+///
+/// # Errors
+/// [`SpareError`]: it is too small, not empty (unless forced), or the filesystem has no room for all of it.
+pub fn check_spare_place(
+    disk: &mut Disk,
+    region: Option<ByteRange>,
+    unit: u32,
+    force: bool,
+) -> Result<(), SpareError> {
+    place_for(&mut bed(disk, region)?, unit, None, force).map(drop)
+}
+
+/// Which block of the table belongs to this place.
+fn table_block(layout: &SpareLayout, at: u64) -> Option<u32> {
+    [0, 1].into_iter().find_map(|copy| {
+        let number = at.checked_sub(layout.table_offset(copy, 0))? / BLOCK;
+        u32::try_from(number).ok().filter(|number| *number < layout.table_blocks())
+    })
+}
+
+/// The layout, and whether what is there is a spare that is not used any more.
+fn place_for(
+    bed: &mut Bed<'_>,
+    unit: u32,
+    slots: Option<u32>,
+    force: bool,
+) -> Result<(SpareLayout, bool), SpareError> {
+    let layout = match slots {
+        Some(slots) => SpareLayout::new(bed.range.len, unit, slots),
+        None => SpareLayout::largest(bed.range.len, unit),
+    }
+    .map_err(|error| bed.fail(SpareErrorKind::Layout(error)))?;
+    let retired = matches!(bed.header(), Ok((SpareHeader { retired: true, .. }, _)));
+    if !force && !retired {
+        let content = bed.content(&layout).map_err(|error| bed.disk_failed(error))?;
+        if let Some(what) = content {
+            return Err(bed.fail(SpareErrorKind::NotEmpty(what)));
+        }
+    }
+    bed.reserve(layout.length())?;
+    Ok((layout, retired))
+}
+
 /// Makes an empty spare, of all of a disk or of a region of it. Blocks.
 ///
 /// # Errors
-/// [`SpareError`]: it is too small, not empty (unless forced), or cannot be written.
+/// [`SpareError`]: it is too small, not empty (unless forced), the filesystem has no room for all of it,
+/// or it cannot be written.
 pub fn format_spare(
     disk: &mut Disk,
     region: Option<ByteRange>,
@@ -288,20 +419,9 @@ pub fn format_spare(
     format: &SpareFormat,
 ) -> Result<SpareHeader, SpareError> {
     let mut bed = bed(disk, region)?;
-    let layout = match format.slots {
-        Some(slots) => SpareLayout::new(bed.range.len, format.unit, slots),
-        None => SpareLayout::largest(bed.range.len, format.unit),
-    }
-    .map_err(|error| bed.fail(SpareErrorKind::Layout(error)))?;
-    let retired = matches!(bed.header(), Ok((SpareHeader { retired: true, .. }, _)));
-    if !format.force && !retired {
-        let content = bed.content().map_err(|error| bed.disk_failed(error))?;
-        if let Some(what) = content {
-            return Err(bed.fail(SpareErrorKind::NotEmpty(what)));
-        }
-    }
+    let (layout, retired) = place_for(&mut bed, format.unit, format.slots, format.force)?;
     let header = SpareHeader {
-        sequence: 1,
+        sequence: MADE,
         resource: owner.resource,
         spare: format.id,
         disk: owner.disk,
@@ -311,18 +431,18 @@ pub fn format_spare(
         created: format.created,
         members: vec![format.id],
     };
-    write_fresh(&mut bed, &header).map_err(|error| bed.disk_failed(error))?;
+    write_fresh(&mut bed, &header, retired).map_err(|error| bed.disk_failed(error))?;
     Ok(header)
 }
 
-fn write_fresh(bed: &mut Bed<'_>, header: &SpareHeader) -> Result<(), DiskError> {
+fn write_fresh(bed: &mut Bed<'_>, header: &SpareHeader, retired: bool) -> Result<(), DiskError> {
     let layout = &header.layout;
-    // What was there before must not be half there when this is interrupted.
-    for copy in [0, 1] {
+    // What was there before must not be half there when this is interrupted. That it may be written over
+    // stays there, where its header says so.
+    for copy in [0, 1].into_iter().filter(|_| !retired) {
         bed.write(layout.header_offset(copy), Bytes::from(vec![0; BLOCK_LEN]))?;
     }
     bed.flush()?;
-    let empty = TableBlock { sequence: 1, ..TableBlock::default() };
     let per_chunk = u32::try_from(CHUNK / BLOCK).unwrap_or(1);
     for copy in [0, 1] {
         let mut first = 0;
@@ -330,7 +450,7 @@ fn write_fresh(bed: &mut Bed<'_>, header: &SpareHeader) -> Result<(), DiskError>
             let end = (first + per_chunk).min(layout.table_blocks());
             let mut data = Vec::new();
             for number in first..end {
-                data.extend_from_slice(&empty.encode(number, header.resource, header.spare));
+                data.extend_from_slice(&TableBlock::fresh(number, header.resource, header.spare));
             }
             bed.write(layout.table_offset(copy, first), data.into())?;
             first = end;
@@ -358,6 +478,15 @@ pub fn read_spare_header(
     }
 }
 
+/// Whether this is a spare of this disk that holds none of its units: what is left when adding or
+/// removing one was cut off, unless it is in use. Nothing is written. Blocks.
+#[must_use]
+pub fn is_leftover(disk: &mut Disk, region: Option<ByteRange>, owner: &DiskIdentity) -> bool {
+    bed(disk, region)
+        .and_then(|mut bed| read(&mut bed, owner))
+        .is_ok_and(|found| !found.holds_units())
+}
+
 /// Says durably that a spare is not used any more, whatever it holds: it can be formatted again
 /// without force. One that is so already stays as it is. Blocks.
 ///
@@ -376,321 +505,34 @@ pub fn retire_spare(
     }
     header.sequence += 1;
     (header.retired, header.members) = (true, vec![header.spare]);
-    for copy in [0, 1] {
-        let block = header.encode(copy).to_vec().into();
-        let written = bed.write(header.layout.header_offset(copy), block);
-        written.and_then(|()| bed.flush()).map_err(|error| bed.disk_failed(error))?;
-    }
-    Ok(())
+    bed.write_headers(&header, [true; 2]).map(drop).map_err(|error| bed.disk_failed(error))
 }
 
 /// Reads and checks a spare that was formatted for this disk, for [`RemapOp::AddSpare`]. Blocks; any
 /// thread will do.
 ///
 /// # Errors
-/// [`SpareError`]: it is broken, or another disk's.
+/// [`SpareError`]: it is broken, was given up, or is another disk's.
 pub fn load_spare(mut disk: Disk, owner: &DiskIdentity) -> Result<LoadedSpare, SpareError> {
     let found = read(&mut bed(&mut disk, None)?, owner)?;
+    if found.header.retired {
+        return Err(found.fail(SpareErrorKind::Retired));
+    }
     let Found { header, table, .. } = found;
-    let backing = Backing::Disk(Box::new(disk));
-    Ok(LoadedSpare { spare: Some(Box::new(in_use(header, table, backing))) })
+    let (id, backing) = (header.spare, Backing::Disk(Box::new(disk)));
+    Ok(LoadedSpare { id, spare: Some(Box::new(in_use(header, table, backing))) })
 }
 
-fn in_use(header: SpareHeader, table: Table, backing: Backing) -> Spare {
+pub(super) fn in_use(header: SpareHeader, table: Table, backing: Backing) -> Spare {
     let backlog = std::collections::VecDeque::new();
-    Spare { header, backing, table, dirty: false, leaving: false, backlog }
-}
-
-/// A spare as it was found; nothing was written yet.
-struct Found {
-    name: String,
-    header: SpareHeader,
-    table: Table,
-    /// Copies of the header that must be written again.
-    stale_headers: [bool; 2],
-    /// Copies of blocks of the table that must be: copy, number, bytes.
-    stale_blocks: Vec<(usize, u32, Box<Block>)>,
-}
-
-fn read(bed: &mut Bed<'_>, owner: &DiskIdentity) -> Result<Found, SpareError> {
-    let (header, stale_headers) = bed.header().map_err(|kind| bed.fail(kind))?;
-    let found = DiskIdentity { resource: header.resource, disk: header.disk };
-    if found != *owner {
-        return Err(bed.fail(SpareErrorKind::Foreign { found, expected: *owner }));
+    Spare {
+        header,
+        backing,
+        table,
+        dirty: false,
+        flushing: 0,
+        leaving: false,
+        weak_header: false,
+        backlog,
     }
-    let mut table = Table::new(&header.layout);
-    let mut stale_blocks = Vec::new();
-    let blocks = header.layout.table_blocks();
-    let per_chunk = u32::try_from(CHUNK / BLOCK).unwrap_or(1);
-    let mut first = 0;
-    while first < blocks && !header.retired {
-        let end = (first + per_chunk).min(blocks);
-        let chunks = [0, 1].map(|copy| {
-            let at = header.layout.table_offset(copy, first);
-            bed.read(at, u64::from(end - first) * BLOCK).ok()
-        });
-        for number in first..end {
-            let [a, b] = [0, 1].map(|copy| {
-                let at = (number - first) as usize * BLOCK_LEN;
-                let block = match &chunks[copy] {
-                    Some(data) => data[at..].first_chunk().copied().ok_or(BlockError::Unreadable),
-                    None => bed.block(header.layout.table_offset(copy, number)),
-                };
-                let (resource, spare) = (header.resource, header.spare);
-                block.and_then(|block| {
-                    TableBlock::decode(&block, number, resource, spare, header.layout.slots())
-                })
-            });
-            let sequences = [&a, &b].map(|copy| copy.as_ref().ok().map(|block| block.sequence));
-            let (block, _) = newest(a, b, |block| block.sequence)
-                .map_err(|why| bed.fail(SpareErrorKind::Table { block: number, why }))?;
-            for copy in [0, 1] {
-                if sequences[copy] != Some(block.sequence) {
-                    let bytes = block.encode(number, header.resource, header.spare);
-                    stale_blocks.push((copy, number, Box::new(bytes)));
-                }
-            }
-            table.load(number, block);
-        }
-        first = end;
-    }
-    Ok(Found { name: bed.name(), header, table, stale_headers, stale_blocks })
-}
-
-impl Found {
-    fn fail(&self, kind: SpareErrorKind) -> SpareError {
-        SpareError { kind, name: self.name.clone() }
-    }
-
-    fn holds_units(&self) -> bool {
-        self.table.counts().mapped + self.table.counts().lost > 0
-    }
-
-    /// Writes again what is broken or old, when the newest copies are durable.
-    fn repair(&mut self, bed: &mut Bed<'_>) -> Result<(), SpareError> {
-        if self.stale_blocks.is_empty() && self.stale_headers == [false; 2] {
-            return Ok(());
-        }
-        bed.flush().map_err(|error| bed.disk_failed(error))?;
-        for (copy, number, block) in self.stale_blocks.drain(..) {
-            let at = self.header.layout.table_offset(copy, number);
-            if bed.write(at, block.to_vec().into()).is_err() {
-                self.table.make_weak(number);
-            }
-        }
-        bed.flush().map_err(|error| bed.disk_failed(error))?;
-        for copy in [0, 1] {
-            if self.stale_headers[copy] {
-                let at = self.header.layout.header_offset(copy);
-                bed.write(at, self.header.encode(copy).to_vec().into())
-                    .map_err(|error| bed.disk_failed(error))?;
-                bed.flush().map_err(|error| bed.disk_failed(error))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Frees slots, durably in both copies.
-    fn free(&mut self, bed: &mut Bed<'_>, slots: &[u32]) -> Result<(), DiskError> {
-        let free = slots.iter().map(|slot| (*slot, holdfast_format::remap::Entry::default()));
-        self.table.queue(free, 0);
-        self.table.begin_round(&self.header, Bytes::copy_from_slice);
-        let Some(round) = &self.table.round else { return Ok(()) };
-        let blocks = round.blocks.clone();
-        for copy in [0, 1] {
-            for (number, data) in &blocks {
-                bed.write(self.header.layout.table_offset(copy, *number), data.clone())?;
-            }
-            bed.flush()?;
-        }
-        self.table.end_round();
-        slots.iter().for_each(|slot| self.table.give_back(*slot));
-        Ok(())
-    }
-}
-
-impl Disk {
-    /// The same disk, whose bad sectors go to these spares. All spares that the disk has must be
-    /// given. Blocks: it reads the tables and repairs what is broken of them. Nothing is written
-    /// when it fails because of what is on a spare.
-    ///
-    /// # Errors
-    /// [`SpareError`] says why in one sentence.
-    pub fn with_spares(
-        mut self,
-        spares: Vec<SpareAt>,
-        owner: &DiskIdentity,
-    ) -> Result<Self, SpareError> {
-        let mut spares = spares;
-        let mut found = Vec::new();
-        for spare in &mut spares {
-            found.push(read(&mut self.bed_of(spare)?, owner)?);
-        }
-        let mut notes = Vec::new();
-        let members = check_members(&found, &mut notes)?;
-        let sequence = found.iter().map(|f| f.header.sequence).max().unwrap_or(0);
-        let mut used = Vec::new();
-        for (at, mut spare) in spares.into_iter().zip(found) {
-            if !members.contains(&spare.header.spare) {
-                continue;
-            }
-            if spare.header.sequence != sequence || spare.header.members != members {
-                (spare.header.sequence, spare.stale_headers) = (sequence, [true; 2]);
-                spare.header.members.clone_from(&members);
-            }
-            used.push((at, spare));
-        }
-        self.check_fit(&used)?;
-        let unit = used.first().map_or(4096, |(_, f)| f.header.layout.unit());
-        let mut map = Map::new(unit);
-        let (order, losers) = merge(&used, &mut map);
-        if !self.info().read_only {
-            for ((at, spare), losers) in used.iter_mut().zip(&losers) {
-                let mut bed = self.bed_of(at)?;
-                spare.repair(&mut bed)?;
-                if !losers.is_empty() {
-                    spare.free(&mut bed, losers).map_err(|error| bed.disk_failed(error))?;
-                }
-            }
-        }
-        let mut block_size = self.info().block_size;
-        let mut in_layer = Vec::new();
-        for (at, spare) in used {
-            let backing = match at {
-                SpareAt::Region(range) => Backing::Region(range.offset),
-                SpareAt::Disk(mut disk) => {
-                    block_size = block_size.max(disk.info().block_size);
-                    if self.share_wake(&mut disk).is_err() {
-                        let why = "it cannot be used together with another disk; use a file or a \
-                                   block device";
-                        return Err(spare.fail(SpareErrorKind::Unusable(why)));
-                    }
-                    Backing::Disk(disk)
-                }
-            };
-            in_layer.push(in_use(spare.header, spare.table, backing));
-        }
-        let details = Details {
-            size: self.size(),
-            block_size,
-            resource: owner.resource,
-            disk: owner.disk,
-            has_medium: self.info().kind != BackingKind::Remote,
-        };
-        let wrap = |main, pool: &_, wake: &_| {
-            let remap = Remap::new(main, in_layer, map, order + 1, details, pool, wake);
-            Engine::Remap(Box::new(remap))
-        };
-        Ok(self.wrapped(wrap, block_size, notes))
-    }
-
-    fn bed_of<'a>(&'a mut self, at: &'a mut SpareAt) -> Result<Bed<'a>, SpareError> {
-        match at {
-            SpareAt::Region(range) => bed(self, Some(*range)),
-            SpareAt::Disk(disk) => bed(disk, None),
-        }
-    }
-
-    /// Whether the spares and the disk fit together.
-    fn check_fit(&self, used: &[(SpareAt, Found)]) -> Result<(), SpareError> {
-        let Some((_, first)) = used.first() else { return Ok(()) };
-        let unit = first.header.layout.unit();
-        if self.in_flight() > 0 || !self.size().is_multiple_of(u64::from(unit)) {
-            let why = "the disk's size is not a multiple of the unit, or operations are in flight";
-            return Err(first.fail(SpareErrorKind::Unfit(why)));
-        }
-        if matches!(self.engine(), Engine::Remap(_) | Engine::Replace(_)) {
-            let why = "the disk has spares already; add it to them";
-            return Err(first.fail(SpareErrorKind::Unfit(why)));
-        }
-        if self.info().block_size > unit {
-            let why = "the disk's blocks are larger than its units; format it with units of 4096";
-            return Err(first.fail(SpareErrorKind::Unfit(why)));
-        }
-        for (at, spare) in used {
-            if spare.header.layout.unit() != unit {
-                return Err(spare.fail(SpareErrorKind::OtherUnit));
-            }
-            let units = self.size() / u64::from(unit);
-            let behind = |entry: &holdfast_format::remap::Entry| {
-                entry.state != EntryState::BadSlot && entry.unit >= units
-            };
-            if spare.table.entries().any(|(_, entry)| behind(&entry)) {
-                return Err(spare.fail(SpareErrorKind::DiskTooSmall(self.size())));
-            }
-            if let SpareAt::Disk(disk) = at {
-                let read_only = disk.info().read_only && !self.info().read_only;
-                if read_only || disk.info().block_size > unit {
-                    let why =
-                        "it is open for reading only, or its blocks are larger than its units";
-                    return Err(spare.fail(SpareErrorKind::Unusable(why)));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The members of the set: what the newest header says.
-fn check_members(found: &[Found], notes: &mut Vec<String>) -> Result<Vec<SpareId>, SpareError> {
-    let Some(any) = found.first() else { return Ok(Vec::new()) };
-    for (i, spare) in found.iter().enumerate() {
-        if found[..i].iter().any(|other| other.header.spare == spare.header.spare) {
-            return Err(spare.fail(SpareErrorKind::Twice));
-        }
-    }
-    let in_use = found.iter().filter(|spare| !spare.header.retired);
-    let Some(newest) = in_use.max_by_key(|spare| spare.header.sequence) else {
-        return Err(any.fail(SpareErrorKind::Retired));
-    };
-    let members = newest.header.members.clone();
-    for member in &members {
-        if !found.iter().any(|spare| spare.header.spare == *member && !spare.header.retired) {
-            return Err(newest.fail(SpareErrorKind::Missing(*member)));
-        }
-    }
-    for spare in found.iter().filter(|spare| !members.contains(&spare.header.spare)) {
-        if spare.holds_units() {
-            return Err(spare.fail(SpareErrorKind::NotMember));
-        }
-        notes.push(format!(
-            "the spare {} is left out: it was removed from the disk and holds nothing",
-            spare.name
-        ));
-    }
-    Ok(members)
-}
-
-/// Fills the map. The highest order, and the slots of each spare that another one replaces.
-fn merge(used: &[(SpareAt, Found)], map: &mut Map) -> (u64, Vec<Vec<u32>>) {
-    let mut winners: HashMap<u64, (u64, Place)> = HashMap::new();
-    let mut losers = vec![Vec::new(); used.len()];
-    let mut highest = 0;
-    for (number, (_, spare)) in used.iter().enumerate() {
-        for (slot, entry) in spare.table.entries() {
-            highest = highest.max(entry.order);
-            if entry.state == EntryState::BadSlot {
-                continue;
-            }
-            let lost = entry.state == EntryState::Lost;
-            let unread = lost && entry.reason == UNREAD;
-            let this = (entry.order, Place { slot: SlotRef { spare: number, slot }, lost, unread });
-            let loser = match winners.get(&entry.unit) {
-                None => None,
-                Some(other) if other.0 > entry.order => {
-                    losers[number].push(slot);
-                    continue;
-                }
-                Some(other) => Some(other.1.slot),
-            };
-            if let Some(SlotRef { spare, slot }) = loser {
-                losers[spare].push(slot);
-            }
-            winners.insert(entry.unit, this);
-        }
-    }
-    for (unit, (_, place)) in winners {
-        map.insert(unit, place);
-    }
-    (highest, losers)
 }

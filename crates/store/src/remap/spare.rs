@@ -1,6 +1,6 @@
 //! A spare in use: its table in memory, which slots are taken, and the rounds that write changes.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use holdfast_format::remap::{
@@ -22,10 +22,14 @@ pub(super) struct Spare {
     pub(super) header: SpareHeader,
     pub(super) backing: Backing,
     pub(super) table: Table,
-    /// Something was written to it since it was flushed.
+    /// Something was written to it since a flush of it was begun.
     pub(super) dirty: bool,
-    /// It is to be removed: it gets nothing new.
+    /// Flushes of it that are under way.
+    pub(super) flushing: usize,
+    /// It comes or goes: it gets nothing new.
     pub(super) leaving: bool,
+    /// One copy of its header could not be written.
+    pub(super) weak_header: bool,
     /// What waits for room in the disk.
     pub(super) backlog: VecDeque<(usize, DiskOp)>,
 }
@@ -34,12 +38,24 @@ impl Spare {
     pub(super) const fn layout(&self) -> &SpareLayout {
         &self.header.layout
     }
+
+    /// Blocks of its metadata that are durable once only.
+    pub(super) fn weak_blocks(&self) -> u64 {
+        self.table.weak_blocks() + u64::from(self.weak_header)
+    }
+
+    /// Whether something that was written to it may not be durable yet.
+    pub(super) const fn needs_flush(&self) -> bool {
+        self.dirty || self.flushing > 0
+    }
 }
 
 /// A block of the table; none of its slots is in use when it has no entries.
 #[derive(Default)]
 struct Page {
     sequence: u64,
+    /// By how much a copy that is behind may have a lower one, and the same entries.
+    ahead: u64,
     entries: Option<Box<TableBlock>>,
 }
 
@@ -76,6 +92,12 @@ pub(super) struct Table {
     /// Where the search for a free slot goes on.
     cursor: u32,
     counts: Counts,
+    /// The sum of the sequences of all blocks, with those of the round that is under way.
+    writes: u64,
+    /// What copies that are behind, and have the same entries, may be short of that.
+    ahead: u64,
+    /// The same of what is durable.
+    durable_writes: u64,
     /// Blocks of which one copy could not be written.
     weak: BTreeSet<u32>,
     /// Changes for the next round, and the tasks that wait for it.
@@ -87,8 +109,7 @@ pub(super) struct Table {
 /// Changed blocks on their way to both copies.
 pub(super) struct Round {
     pub(super) blocks: Vec<(u32, Bytes)>,
-    /// Which copy is being written.
-    pub(super) copy: usize,
+    pub(super) pass: Pass,
     pub(super) flushing: bool,
     /// How many blocks of this copy were begun, and how many of them are under way.
     pub(super) begun: usize,
@@ -96,6 +117,39 @@ pub(super) struct Round {
     /// By copy, the blocks that could not be written.
     pub(super) failed: [BTreeSet<u32>; 2],
     pub(super) waiters: Vec<usize>,
+}
+
+/// What a round writes: this copy, and then the other one; and where one of them could not be written,
+/// the good one once more, with the next sequence. The other one, whatever of this round it has, is so
+/// far behind that it is never taken for the newest when the good one is torn by a later round.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Pass {
+    First,
+    Second,
+    GetAhead,
+}
+
+impl Round {
+    fn new(blocks: Vec<(u32, Bytes)>, waiters: Vec<usize>) -> Self {
+        Self {
+            blocks,
+            pass: Pass::First,
+            flushing: false,
+            begun: 0,
+            running: 0,
+            failed: [BTreeSet::new(), BTreeSet::new()],
+            waiters,
+        }
+    }
+
+    /// Which copy of this block is written now.
+    pub(super) fn copy_of(&self, block: u32) -> usize {
+        match self.pass {
+            Pass::First => 0,
+            Pass::Second => 1,
+            Pass::GetAhead => usize::from(self.failed[0].contains(&block)),
+        }
+    }
 }
 
 impl Table {
@@ -110,6 +164,9 @@ impl Table {
             taken_count: 0,
             cursor: 0,
             counts: Counts::default(),
+            writes: 0,
+            ahead: 0,
+            durable_writes: 0,
             weak: BTreeSet::new(),
             queue: Vec::new(),
             queue_waiters: Vec::new(),
@@ -130,11 +187,34 @@ impl Table {
         }
         let page = &mut self.pages[number as usize];
         page.sequence = block.sequence;
+        self.writes += block.sequence;
         page.entries = used.then(|| Box::new(block));
     }
 
     pub(super) const fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// How often blocks of the table were written: the sum of their sequences, as far as they are durable,
+    /// and of that what is found whichever copy of a block counts. It only grows.
+    pub(super) const fn durable_writes(&self) -> u64 {
+        self.durable_writes
+    }
+
+    /// The same of what was read, be it durable or not.
+    pub(super) const fn writes(&self) -> u64 {
+        self.writes
+    }
+
+    /// All that was read or written is durable now.
+    pub(super) const fn settled(&mut self) {
+        self.durable_writes = self.writes - self.ahead;
+    }
+
+    /// A copy of a block whose sequence is lower by so much stays so.
+    pub(super) fn stays_behind(&mut self, number: u32, by: u64) {
+        self.pages[number as usize].ahead += by;
+        self.ahead += by;
     }
 
     /// How many slots can be taken.
@@ -239,7 +319,7 @@ impl Table {
         if self.round.is_some() || self.queue_waiters.is_empty() {
             return false;
         }
-        let mut changed: BTreeMap<u32, Bytes> = BTreeMap::new();
+        let mut changed: BTreeSet<u32> = BTreeSet::new();
         for (slot, entry) in std::mem::take(&mut self.queue) {
             let number = slot / ENTRIES_PER_BLOCK;
             let page = &mut self.pages[number as usize];
@@ -252,24 +332,98 @@ impl Table {
                 *count += 1;
             }
             *old = entry;
-            changed.insert(number, Bytes::new());
+            changed.insert(number);
         }
-        for (number, bytes) in &mut changed {
-            let page = &mut self.pages[*number as usize];
+        for number in &changed {
+            self.ahead -= std::mem::take(&mut self.pages[*number as usize].ahead);
+        }
+        let blocks = self.encode_next(changed, header, bytes_of);
+        self.round = Some(Round::new(blocks, std::mem::take(&mut self.queue_waiters)));
+        true
+    }
+
+    /// These blocks as they are now, with their next sequences.
+    fn encode_next(
+        &mut self,
+        numbers: impl IntoIterator<Item = u32>,
+        header: &SpareHeader,
+        bytes_of: impl Fn(&[u8]) -> Bytes,
+    ) -> Vec<(u32, Bytes)> {
+        let encode = |number: u32| {
+            let page = &mut self.pages[number as usize];
             page.sequence += 1;
+            self.writes += 1;
             let block = page.entries.get_or_insert_with(Box::default);
             block.sequence = page.sequence;
-            *bytes = bytes_of(&block.encode(*number, header.resource, header.spare));
+            (number, bytes_of(&block.encode(number, header.resource, header.spare)))
+        };
+        numbers.into_iter().map(encode).collect()
+    }
+
+    /// A pass of the round was written and flushed. Whether another one follows.
+    pub(super) fn next_pass(
+        &mut self,
+        header: &SpareHeader,
+        bytes_of: impl Fn(&[u8]) -> Bytes,
+    ) -> bool {
+        let Some(round) = &mut self.round else { return false };
+        let [a, b] = &round.failed;
+        match round.pass {
+            Pass::First => {
+                (round.pass, round.begun) = (Pass::Second, 0);
+                true
+            }
+            Pass::Second => {
+                for (number, _) in &round.blocks {
+                    if a.contains(number) || b.contains(number) {
+                        self.weak.insert(*number);
+                    } else {
+                        self.weak.remove(number);
+                    }
+                }
+                let failed = [a.clone(), b.clone()];
+                self.get_ahead(header, failed, bytes_of)
+            }
+            Pass::GetAhead => false,
         }
-        self.round = Some(Round {
-            blocks: changed.into_iter().collect(),
-            copy: 0,
-            flushing: false,
-            begun: 0,
-            running: 0,
-            failed: [BTreeSet::new(), BTreeSet::new()],
-            waiters: std::mem::take(&mut self.queue_waiters),
-        });
+    }
+
+    /// Has the good copies of blocks one copy of which could not be written get ahead of those, before
+    /// there is a round. Whether there is something to do.
+    pub(super) fn begin_getting_ahead(
+        &mut self,
+        header: &SpareHeader,
+        failed: [BTreeSet<u32>; 2],
+        bytes_of: impl Fn(&[u8]) -> Bytes,
+    ) -> bool {
+        self.round = Some(Round::new(Vec::new(), Vec::new()));
+        let any = self.get_ahead(header, failed, bytes_of);
+        if !any {
+            self.round = None;
+        }
+        any
+    }
+
+    fn get_ahead(
+        &mut self,
+        header: &SpareHeader,
+        failed: [BTreeSet<u32>; 2],
+        bytes_of: impl Fn(&[u8]) -> Bytes,
+    ) -> bool {
+        let once: Vec<u32> = failed[0].symmetric_difference(&failed[1]).copied().collect();
+        if once.is_empty() {
+            return false;
+        }
+        once.iter().for_each(|number| self.stays_behind(*number, 1));
+        let blocks = self.encode_next(once, header, bytes_of);
+        let Some(round) = &mut self.round else { return false };
+        *round = Round {
+            blocks,
+            pass: Pass::GetAhead,
+            failed,
+            waiters: std::mem::take(&mut round.waiters),
+            ..Round::new(Vec::new(), Vec::new())
+        };
         true
     }
 
@@ -277,15 +431,7 @@ impl Table {
     pub(super) fn end_round(&mut self) -> (Vec<usize>, bool) {
         let Some(round) = self.round.take() else { return (Vec::new(), true) };
         let [a, b] = &round.failed;
-        for (number, _) in &round.blocks {
-            if a.contains(number) || b.contains(number) {
-                self.weak.insert(*number);
-            } else {
-                self.weak.remove(number);
-            }
-        }
-        let whole = a.is_disjoint(b);
-        (round.waiters, whole)
+        (round.waiters, a.is_disjoint(b))
     }
 
     /// Everybody who waits for a round, when there will be none any more.

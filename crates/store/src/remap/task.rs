@@ -7,9 +7,11 @@ use holdfast_format::remap::Reason;
 use holdfast_units::ByteRange;
 use rustix::io::Errno;
 
-use super::layer::{Fail, Io, IoResult, Remap, Target};
+use super::layer::{Fail, Io, IoResult, Remap, Target, is_full, is_of_medium};
 use super::map::SlotRef;
-use super::place::{Placing, Stage, Wish};
+use super::place::Stage;
+use super::placing::{Placing, Wish};
+use super::spare::Spare;
 use super::{PartialRead, RemapOp, RemapReport};
 use crate::engine::{Job, More};
 use crate::{AlignedBuf, DiskOp, OpId, OpKind, Outcome};
@@ -34,6 +36,8 @@ pub(super) enum Phase {
     Split,
     Pieces,
     Place(Stage),
+    /// It empties a spare that is to be removed.
+    Evacuate,
     /// It writes headers of spares; or has just written one.
     Header,
     HeaderWritten,
@@ -51,8 +55,8 @@ pub(super) struct Piece {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     Piece(Piece),
-    /// Reads a unit at the start, in the middle, at the end of the disk.
-    Probe(u64),
+    /// Reads something of a disk, to see whether it answers.
+    Probe(Target, ByteRange),
     /// Reads what is in a unit's place.
     Fill(usize),
     /// Writes a unit into the place that is tried first, and reads it back.
@@ -88,15 +92,17 @@ pub(super) struct Task {
     pub(super) units: Vec<Placing>,
     /// Slots that were taken, with their units, and failed.
     pub(super) spoiled: Vec<(SlotRef, u64)>,
-    /// Slots that were taken and committed, but whose table is weak.
-    pub(super) given_up: Vec<SlotRef>,
-    /// Whether the main disk answers at all; it is asked when a write failed.
-    pub(super) alive: bool,
+    /// Slots that were taken and committed, with their units, but whose table is weak.
+    pub(super) given_up: Vec<(SlotRef, u64)>,
+    /// The disks that answered when they were asked because something had failed.
+    pub(super) answered: Vec<Target>,
+    /// How often its units have been read.
+    pub(super) reads: u8,
     /// Headers to write: spare and copy.
     pub(super) headers: VecDeque<(usize, usize)>,
-    /// The spare whose header is being written, and the one that is new.
+    /// The spare whose header is being written, and those of which one copy could not be.
     pub(super) header_of: usize,
-    pub(super) added: Option<usize>,
+    pub(super) weak_headers: Vec<usize>,
     pub(super) report: RemapReport,
     pub(super) failure: Option<Errno>,
     buffer: Option<AlignedBuf>,
@@ -118,10 +124,11 @@ impl Task {
             units: Vec::new(),
             spoiled: Vec::new(),
             given_up: Vec::new(),
-            alive: true,
+            answered: Vec::new(),
+            reads: 0,
             headers: VecDeque::new(),
             header_of: 0,
-            added: None,
+            weak_headers: Vec::new(),
             report: RemapReport::default(),
             failure: None,
             buffer: None,
@@ -170,6 +177,7 @@ impl Remap {
             (Phase::Split, _) => self.split(id),
             (Phase::Pieces, _) => self.pieces_done(id),
             (Phase::Place(stage), _) => self.place(id, stage),
+            (Phase::Evacuate, _) => self.evacuate(id),
             (Phase::Header, _) => self.next_header(id),
             (Phase::HeaderWritten, _) => self.header_written(id),
             (Phase::End, _) => self.end(id),
@@ -252,7 +260,7 @@ impl Remap {
     fn start_flush_task(&mut self, id: usize) {
         self.go(id, Phase::End);
         let spares = self.spares.iter().enumerate();
-        let dirty = spares.filter(|(_, spare)| spare.as_ref().is_some_and(|spare| spare.dirty));
+        let dirty = spares.filter(|(_, spare)| spare.as_ref().is_some_and(Spare::needs_flush));
         let targets: Vec<_> = dirty.map(|(number, _)| Target::Spare(number)).collect();
         self.flush_for(id, targets.into_iter().chain([Target::Main]));
     }
@@ -382,9 +390,12 @@ impl Remap {
                 Ok(Outcome::Done | Outcome::Zeroes | Outcome::Logged(_)) => {}
                 Err(fail) => self.piece_failed(id, piece, fail),
             },
-            Step::Header { .. } => {
-                if let Err(fail) = result {
-                    task.failure.get_or_insert(fail.errno);
+            Step::Header { spare, .. } => {
+                // One copy of the two is enough.
+                match result {
+                    Err(fail) if task.weak_headers.contains(&spare) => task.fail(fail.errno),
+                    Err(_) => task.weak_headers.push(spare),
+                    Ok(_) => {}
                 }
             }
             step => self.unit_step_done(id, step, result),
@@ -396,7 +407,8 @@ impl Remap {
         let Some(request) = self.tasks[id].request() else { return };
         let kind = request.kind();
         let curable = match piece.slot {
-            Some(_) => fail.errno != Errno::NOSPC,
+            // A slot of another spare may do, whatever is wrong with this one.
+            Some(_) => true,
             None => self.is_medium(fail.errno) && kind != OpKind::Discard,
         };
         if fail.fatal || !curable {
@@ -414,11 +426,14 @@ impl Remap {
             (None, OpKind::Read) => &mut self.counters.read_errors,
             (None, _) => &mut self.counters.write_errors,
         };
-        *counter += 1;
+        if !is_full(fail.errno) {
+            *counter += 1;
+        }
         if kind == OpKind::Read {
             self.tasks[id].bad.push(piece.range);
         } else {
-            self.add_placing(id, units.start, Reason::WriteError, piece.slot);
+            let failed = piece.slot.filter(|_| is_of_medium(fail.errno));
+            self.add_placing(id, units.start, Reason::WriteError, failed);
         }
     }
 
@@ -472,6 +487,7 @@ impl Remap {
         if let Some(lock) = task.lock {
             self.unlock(lock);
         }
+        self.look_again();
         let failure = if self.poisoned { Some(Errno::IO) } else { task.failure };
         match task.work {
             Work::Asked { op, what } => self.answer_asked(op, &what, task.report, failure),

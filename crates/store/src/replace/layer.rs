@@ -351,11 +351,17 @@ impl Replace {
     fn hand_on(&mut self, work: Work) -> Option<Done> {
         let done = match work {
             Work::Job(job) => self.current.submit(job),
-            // The spares went with the old disk.
-            Work::Ask(op, what) if self.current.remap().is_none() => {
-                return Some(refused(op, &what));
+            Work::Ask(op, what) if self.current.remap().is_some() => self.current.ask(op, what),
+            // The spares went with the old disk, and what they were asked for waited for the switch.
+            Work::Ask(op, RemapOp::Repair { range, data }) => {
+                let request = DiskOp::Write { range, data, fua: true };
+                self.current.submit(Job { op, tag: Tag::Durable, mark: Mark::default(), request })
             }
-            Work::Ask(op, what) => self.current.ask(op, what),
+            // There is nothing here that could remember it.
+            Work::Ask(op, what @ (RemapOp::MarkLost { .. } | RemapOp::MarkUnread { .. })) => {
+                return Some(without_spares(op, &what, Ok(Outcome::Done)));
+            }
+            Work::Ask(op, what) => return Some(without_spares(op, &what, Err(Errno::INVAL))),
         };
         if done.is_none() {
             self.passing += 1;
@@ -700,15 +706,8 @@ impl Replace {
     }
 }
 
-/// What the layer for bad sectors is asked for, and there is none any more.
-fn refused(op: OpId, what: &RemapOp) -> Done {
-    Done {
-        op,
-        tag: Tag::Plain,
-        mark: Mark::default(),
-        kind: OpKind::Write,
-        range: what.range(),
-        result: Err(Errno::INVAL),
-        more: None,
-    }
+/// The answer to what the layer for bad sectors is asked for, when there is none any more.
+fn without_spares(op: OpId, what: &RemapOp, result: Result<Outcome, Errno>) -> Done {
+    let (tag, mark, kind) = (Tag::Plain, Mark::default(), OpKind::Write);
+    Done { op, tag, mark, kind, range: what.range(), result, more: None }
 }

@@ -286,6 +286,49 @@ fn a_flush_reaches_each_spare_that_was_written_and_a_failed_one_ends_the_disk() 
 }
 
 #[test]
+fn a_flush_waits_for_one_of_the_spare_that_is_under_way() {
+    let bed = Bed::new(64, 4096, &[8]);
+    let mut rig = bed.open();
+    rig.spoil(blocks(3, 2), BadSector::Forever);
+    rig.write(blocks(3, 1), 1);
+    rig.write(blocks(3, 1), 2);
+    // The next flush is that of another block's slot. It may end in an error, for all one knows.
+    let rule = rig.spares[0].add("flush:count=1:hold".parse().unwrap()).unwrap();
+    let data = Bytes::from(vec![3; 4096]);
+    let write = DiskOp::Write { range: blocks(4, 1), data, fua: false };
+    assert_eq!(rig.disk.submit(OpId(1), write), None);
+    let mut done = Vec::new();
+    let drive = |rig: &mut crate::bed::Rig, done: &mut Vec<_>| {
+        (0..8).for_each(|_| rig.disk.completions(done));
+    };
+    drive(&mut rig, &mut done);
+    assert_eq!((done.len(), rig.spares[0].held()), (0, 1), "the flush of its slot is held up");
+    assert_eq!(rig.disk.submit(OpId(2), DiskOp::Flush), None);
+    drive(&mut rig, &mut done);
+    assert_eq!(done, [], "nobody knows yet whether the second write is durable");
+    rig.spares[0].release();
+    drive(&mut rig, &mut done);
+    assert!(done.iter().all(|completion| completion.result.is_ok()), "{done:?}");
+    assert_eq!((done.len(), rig.disk.in_flight()), (2, 0));
+    assert!(rig.spares[0].hits(rule).selected > 1, "and it was flushed for the second time");
+    // The second one fails: so does who waits for it.
+    rig.write(blocks(3, 1), 4);
+    rig.spares[0].clear();
+    for rule in ["flush:count=1:hold", "flush:error=EIO"] {
+        rig.spares[0].add(rule.parse().unwrap()).unwrap();
+    }
+    let what = RemapOp::Move { range: blocks(9, 1), imported: false };
+    assert_eq!(rig.disk.remap(OpId(3), what), None);
+    drive(&mut rig, &mut done);
+    assert_eq!(rig.disk.submit(OpId(4), DiskOp::Flush), None);
+    rig.spares[0].release();
+    drive(&mut rig, &mut done);
+    assert!(
+        rig.disk.is_poisoned() && done[2..].iter().all(|completion| completion.result.is_err())
+    );
+}
+
+#[test]
 fn a_table_that_cannot_be_made_durable_ends_the_disk() {
     let bed = Bed::new(64, 4096, &[8]);
     let mut rig = bed.open();

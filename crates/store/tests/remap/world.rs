@@ -52,6 +52,8 @@ pub struct State {
     pub bad: Vec<BTreeMap<u64, BadSector>>,
     pub log: Vec<Event>,
     pending: Vec<Pending>,
+    /// Every operation is done when it is submitted.
+    at_once: bool,
 }
 
 #[derive(Clone, Default)]
@@ -66,6 +68,11 @@ impl ExternalDisk for Driven {
     fn submit(&mut self, request: DiskOp, ticket: Ticket) {
         let mut state = self.world.state();
         let submitted = state.log.len();
+        if state.at_once {
+            let result = state.run(self.disk, submitted, &request);
+            drop(state);
+            return ticket.complete(result);
+        }
         state.pending.push(Pending { disk: self.disk, submitted, request, ticket });
     }
 }
@@ -73,6 +80,14 @@ impl ExternalDisk for Driven {
 impl World {
     pub fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap()
+    }
+
+    /// The same disks with this content, whose record goes on from here, and that do at once what they
+    /// are asked for.
+    pub fn restarted(&self, log: &[Event], images: Vec<Vec<u8>>) -> Self {
+        let (bad, log) = (self.state().bad.clone(), log.to_vec());
+        let state = State { images, bad, log, pending: Vec::new(), at_once: true };
+        Self(Arc::new(Mutex::new(state)))
     }
 
     pub fn add(&self, image: Vec<u8>) {

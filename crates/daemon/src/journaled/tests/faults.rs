@@ -2,7 +2,7 @@
 
 use super::super::open::{Sizes, open_log, start};
 use super::super::{JournalCallError, JournalSpec, MIN_SIZE, Mode};
-use super::{Faults, Faulty, PATIENCE, RESOURCE, Rig, SIZE};
+use super::{Faults, Faulty, PATIENCE, RESOURCE, Rig, SIZE, wait_held};
 use bytes::Bytes;
 use holdfast_format::journal::PeerSwitches;
 use holdfast_journal::driver::{Directory, DirectoryOptions, MAKING, RESCUED, segment_name};
@@ -12,7 +12,7 @@ use holdfast_units::{ByteRange, GenerationId, LogPosition, NodeId};
 use rustix::io::Errno;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::task::JoinHandle;
 
 type Asked = JoinHandle<Result<(), JournalCallError>>;
@@ -38,15 +38,6 @@ impl Rig {
         let (disk, below) = Disk::memory(&self.store, &pool).unwrap().with_faults(&[]);
         let (disk, handle) = start(log, disk, sizes, 256, &pool).unwrap();
         (self.disk, self.handle, self.below) = (Some(disk), handle, below);
-    }
-
-    /// Waits until so many operations of the disk below are held.
-    fn wait_held(&self, count: usize) {
-        let begun = Instant::now();
-        while self.below.held() < count {
-            assert!(begun.elapsed() < PATIENCE, "{} are held", self.below.held());
-            self.status();
-        }
     }
 
     /// Asks to lead, and does not wait for it.
@@ -117,7 +108,7 @@ fn what_comes_while_the_flush_before_records_is_under_way_is_a_record() {
     rig.write(0, 1);
     rig.add("flush:count=1:hold");
     let leading = rig.begin_leading();
-    rig.wait_held(1);
+    wait_held(&rig.below, 1);
     rig.begin_write(1, 1, 2);
     assert_eq!(rig.below(1..2), [0], "it went past the journal, behind the flush");
     rig.below.release();
@@ -134,7 +125,7 @@ fn a_flush_does_not_cover_what_came_while_it_was_under_way() {
     rig.write(0, 1);
     rig.add("flush:count=1:hold");
     let given_up = rig.begin_leading();
-    rig.wait_held(1);
+    wait_held(&rig.below, 1);
     // Nobody wants to lead any more, so this goes to the disk.
     rig.settle();
     assert!(rig.end(given_up).is_err());
@@ -155,7 +146,7 @@ fn reads_do_not_keep_it_from_leading() {
     rig.add("read:count=1:hold");
     let range = ByteRange::new(0, 4096);
     rig.begin(1, DiskOp::Read { range, holes: false });
-    rig.wait_held(1);
+    wait_held(&rig.below, 1);
     let leading = rig.begin_leading();
     rig.end(leading).unwrap();
     assert_eq!(rig.below.held(), 1);
@@ -173,7 +164,7 @@ fn a_flush_that_waited_for_another_mode_is_answered_when_all_is_durable() {
     (0..100).for_each(|block| rig.write(block, 1));
     rig.flush();
     let settling = rig.begin_settling();
-    rig.wait_held(2);
+    wait_held(&rig.below, 2);
     let leading = rig.begin_leading();
     assert!(rig.end(settling).is_err());
     rig.end(leading).unwrap();
@@ -284,7 +275,7 @@ fn a_trim_waits_only_for_what_was_there() {
     rig.add("flush:hold");
     rig.write(0, 1);
     let trimming = rig.begin_trimming();
-    rig.wait_held(1);
+    wait_held(&rig.below, 1);
     // Somebody writes on and on.
     rig.write(1, 1);
     rig.looked();

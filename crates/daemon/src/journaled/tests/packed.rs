@@ -2,9 +2,9 @@
 
 use super::{Faults, PATIENCE, Rig};
 use bytes::Bytes;
-use holdfast_format::journal::Compression;
+use holdfast_format::journal::{Compression, PeerSwitches};
 use holdfast_store::{DiskOp, Outcome};
-use holdfast_units::{ByteRange, LogPosition};
+use holdfast_units::{ByteRange, LogPosition, NodeId};
 use rustix::io::Errno;
 use std::time::Duration;
 
@@ -20,6 +20,13 @@ impl Rig {
     fn packed(&self) -> Vec<bool> {
         let segments = self.runtime.block_on(self.handle.segments()).unwrap();
         segments.iter().map(|(header, _)| header.packed).collect()
+    }
+
+    /// A peer needs all of it: nothing is given up when it is written back.
+    fn keep_all(&self) {
+        let peer = NodeId::new(3).unwrap();
+        let counts = PeerSwitches { counts: true, ..PeerSwitches::default() };
+        self.runtime.block_on(self.handle.set_peer(peer, counts)).unwrap();
     }
 
     /// A long write of several fills.
@@ -76,6 +83,7 @@ fn a_failed_sync_loses_nothing_that_was_compressed() {
 #[test]
 fn it_is_switched_while_the_journal_is_in_use() {
     let mut rig = Rig::leading();
+    rig.keep_all();
     rig.write(0, 1);
     assert_eq!(rig.packed(), [false]);
     rig.pack(Compression::Lz4);
@@ -104,6 +112,7 @@ fn it_is_switched_while_the_journal_is_in_use() {
 #[test]
 fn an_empty_segment_that_says_nothing_of_it_gets_no_compressed_records() {
     let mut rig = Rig::leading();
+    rig.keep_all();
     rig.write(0, 1);
     rig.runtime.block_on(rig.handle.begin_segment()).unwrap();
     rig.pack(Compression::Lz4);

@@ -2,9 +2,14 @@
 
 use super::{Faults, PATIENCE, Rig};
 use bytes::Bytes;
+use holdfast_format::journal::PeerSwitches;
 use holdfast_store::{DiskOp, OpId};
-use holdfast_units::{ByteRange, LogPosition};
+use holdfast_units::{ByteRange, LogPosition, NodeId};
 use std::time::{Duration, Instant};
+
+fn block_at(block: u64) -> ByteRange {
+    ByteRange::of_blocks(block..block + 1)
+}
 
 fn write_of(block: u64, blocks: u64, fill: u8) -> DiskOp {
     let range = ByteRange::of_blocks(block..block + blocks);
@@ -122,4 +127,28 @@ fn a_position_does_not_wait_for_what_overwrote_an_old_record_and_is_not_durable(
     (200..300).for_each(|block| rig.write(block, 1));
     rig.wait("its beginning is given up", |view| view.written_back > LogPosition::START);
     assert_eq!(rig.read(0..2), [2, 1]);
+}
+
+#[test]
+fn it_says_so_when_a_write_waits_for_room() {
+    let mut rig = Rig::leading();
+    let peer = NodeId::new(3).unwrap();
+    let counts = PeerSwitches { counts: true, ..PeerSwitches::default() };
+    rig.runtime.block_on(rig.handle.set_peer(peer, counts)).unwrap();
+    let is_full = |rig: &mut Rig, block: u64| {
+        rig.submit(block, write_of(block, 1, 1));
+        let waits = rig.runtime.block_on(rig.handle.need_none_waiting(block_at(block))).is_err();
+        if !waits {
+            assert_eq!(rig.next_done(), OpId(block));
+        }
+        waits
+    };
+    // Nobody cuts it, as nothing is noted for the peer.
+    let last = (0..100_000).find(|block| is_full(&mut rig, *block)).unwrap();
+    let other = block_at(last + 1);
+    rig.runtime.block_on(rig.handle.need_none_waiting(other)).unwrap();
+    let (plan, _) = rig.runtime.block_on(rig.handle.plan_cut()).unwrap().unwrap();
+    rig.runtime.block_on(rig.handle.cut(plan)).unwrap();
+    assert_eq!(rig.next_done(), OpId(last));
+    rig.runtime.block_on(rig.handle.need_none_waiting(block_at(last))).unwrap();
 }

@@ -1,6 +1,7 @@
 //! The part of the thread that scrubs its disk, and tells what becomes of blocks without a good copy.
 
 use super::super::scrub::{Scrub, ScrubCall, allowed};
+use super::super::show::unkept;
 use super::{FollowView, Order, Thread};
 use crate::keeper;
 use crate::survey;
@@ -76,12 +77,14 @@ pub(super) struct Tended {
     rate: (u64, Instant),
     /// So many were healed, and there were so many, when that was told, and when.
     told: (u64, u64, Instant),
+    /// It was told that the list of lost blocks cannot be kept.
+    unkept: bool,
 }
 
 impl Tended {
     pub(super) fn new(notices: broadcast::Sender<Notice>) -> Self {
         let now = Instant::now();
-        Self { scrub: None, notices, rate: (0, now), told: (0, 0, now) }
+        Self { scrub: None, notices, rate: (0, now), told: (0, 0, now), unkept: false }
     }
 
     pub(super) fn progress(&self) -> Option<SurveyProgress> {
@@ -161,6 +164,16 @@ impl Thread {
         if let (Some(range), Some(logic)) = (range, &mut self.logic) {
             logic.look_at(range);
         }
+    }
+
+    /// Tells when the list of lost blocks cannot be kept any more, and when it can be again.
+    pub(super) fn tell_unkept(&mut self, view: &FollowView) {
+        let problem = unkept(view);
+        if problem.is_some() == self.tended.unkept {
+            return;
+        }
+        self.tended.unkept = problem.is_some();
+        self.notice.tell(problem.as_deref().unwrap_or("the list of lost blocks is kept again"));
     }
 
     /// Tells what was lost and what was healed since it was told last.

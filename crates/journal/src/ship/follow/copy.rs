@@ -115,6 +115,9 @@ where
         }
         let bytes = self.log()?.journal().status().bytes;
         if bytes + header.capacity > self.options.settings.budget_bytes && after.is_some() {
+            // The leader's segments may be larger than those of this node.
+            let kept = self.kept_bytes(header.capacity);
+            self.log_mut()?.journal_mut().set_budget(kept);
             self.recycle()?;
             let journal = self.log()?.journal();
             let bytes = journal.status().bytes;

@@ -34,6 +34,8 @@ pub(super) struct Healing {
     losses: Losses,
     /// The list that is kept is another one; when to try to keep it.
     unkept: Option<u64>,
+    /// Why it could not be, the last time.
+    unkept_why: Option<String>,
     /// Parts to be looked at, the next one last.
     looks: Vec<ByteRange>,
     /// Blocks without a good copy that looks have found.
@@ -92,6 +94,7 @@ impl Healing {
             unsearched: losses.all(),
             losses,
             unkept: None,
+            unkept_why: None,
             looks: Vec::new(),
             found: 0,
             absent: RangeSet::new(),
@@ -242,6 +245,7 @@ impl Healing {
             healed: self.healed,
             to_come: self.to_come.bytes() / BLOCK_SIZE,
             trying: asks || self.attempt.is_some() || !self.unsearched.is_empty(),
+            unkept: self.unkept_why.clone(),
             ..self.shown.clone()
         }
     }
@@ -399,6 +403,7 @@ where
         self.healing.show();
         let kept = self.disk.keep_losses(&self.healing.losses);
         self.healing.unkept = kept.is_err().then(|| now_ms.saturating_add(KEEP_AGAIN_MS));
+        self.healing.unkept_why = kept.err().map(|error| error.to_string());
     }
 
     fn begin_attempt(&mut self, now_ms: u64) -> Result<bool, FollowError> {

@@ -20,7 +20,8 @@ where
     /// Up to where may be replayed.
     fn replay_to(&self) -> LogPosition {
         let durable = self.durable();
-        let limited = durable.min(self.state.limit.unwrap_or(durable));
+        // The disk may have a part of what lies before `recover_to`: without all of that it is no state.
+        let limited = durable.min(self.state.limit.map_or(durable, |l| l.max(self.recover_to)));
         match self.state.state {
             FollowState::Nothing | FollowState::Led => self.applied,
             FollowState::Consistent if self.state.replay_paused => self.recover_to.min(limited),
@@ -44,7 +45,7 @@ where
         if self.verdict == Some(Verdict::Drain) && !self.copied_unflushed.is_empty() {
             self.flush_disk(now_ms)?;
         }
-        let found = match self.log()?.records_from(self.applied, REPLAY_BYTES / 2) {
+        let found = match self.log()?.records_from(self.applied, self.options.replay) {
             Err(LogError::Records(RecordsError::Damaged { position, .. })) => {
                 self.note_cut(position)?;
                 self.open_log(Some(position))?;
@@ -80,7 +81,7 @@ where
     pub(super) fn tighten(&mut self, now_ms: u64) -> Result<(), FollowError> {
         let at_most = self.applied.max(self.recover_to);
         let whole = self.state.state == FollowState::Consistent;
-        if self.delay_ms == 0 || !whole || self.state.applying <= at_most {
+        if !self.is_held_behind() || !whole || self.state.applying <= at_most {
             return Ok(());
         }
         self.flush_disk(now_ms)?;
@@ -91,18 +92,29 @@ where
     /// Up to where the disk may be written to without saying so again.
     fn horizon(&self, next: LogPosition) -> LogPosition {
         // With a delay or a pause, a crash must not make more be replayed than was.
-        if self.delay_ms > 0 || self.state.replay_paused {
-            next
-        } else {
-            next.max(self.applied.after(REPLAY_BYTES))
+        if self.is_held_behind() || self.state.replay_paused {
+            return next;
         }
+        let ahead = self.applied.after(REPLAY_BYTES);
+        next.max(self.state.limit.map_or(ahead, |limit| limit.min(ahead)))
+    }
+
+    /// Whether a delay counts. What is to be filled anew must be replayed before it is: nothing is
+    /// fetched meanwhile, and then the disk is the newest state in any case.
+    fn is_held_behind(&self) -> bool {
+        self.delay.ms() > 0 && self.verdict != Some(Verdict::Drain)
+    }
+
+    /// Everything before this is known to be there, here or at the leader whose journal this is.
+    pub(super) fn known(&self) -> LogPosition {
+        let head = self.head.as_ref().filter(|_| self.follows());
+        head.map_or(self.durable(), |head| self.durable().max(head.durable))
     }
 
     fn is_early(&self, now_ms: u64, logged: &Logged) -> bool {
         let whole = self.state.state == FollowState::Consistent && logged.next > self.recover_to;
-        let now = i64::try_from(now_ms).unwrap_or(i64::MAX).saturating_add(self.ahead_ms);
-        let time = logged.op.time().unix_millis().saturating_add(self.delay_ms);
-        self.delay_ms > 0 && whole && i64::try_from(time).unwrap_or(i64::MAX) > now
+        let over = || self.delay.is_over(now_ms, logged.position, logged.op.time());
+        self.is_held_behind() && whole && !over()
     }
 
     fn apply(&mut self, logged: &Logged) -> Result<(), FollowError> {
@@ -155,7 +167,7 @@ where
         let ends = self.fill_ends();
         if self.state.replayed < self.applied || ends {
             self.state.replayed = self.state.replayed.max(self.applied);
-            let tight = self.delay_ms > 0 || self.state.replay_paused;
+            let tight = self.is_held_behind() || self.state.replay_paused;
             // What is being recovered may be on the disk already, in part, up to its end.
             let at_least = self.applied.max(self.recover_to);
             self.state.applying = if tight { at_least } else { self.state.applying.max(at_least) };

@@ -1,7 +1,6 @@
 //! Making the disk another state than the one that it is, while its replay is paused.
 
 use super::Follower;
-use super::state::journal;
 use super::types::{FollowError, Holding};
 use crate::driver::{Backing, Files};
 use holdfast_format::journal::{FollowState, Following, SegmentHeader};
@@ -122,9 +121,7 @@ where
         if stays {
             self.log_mut()?.journal_mut().rewound(at);
         } else {
-            self.log_mut()?.clear().map_err(journal)?;
-            self.state.wipe = false;
-            self.store()?;
+            self.wipe()?;
         }
         self.must_greet = true;
         Ok(stays)

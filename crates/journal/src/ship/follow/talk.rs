@@ -49,6 +49,8 @@ where
         self.takes.clear();
         self.healing.leader_changes();
         self.healing.leader_gives = false;
+        // Another leader may write something else there.
+        self.delay.forget_from(self.durable());
     }
 
     /// A connection to the leader stands. The first one carries the reports; when it is gone, call
@@ -167,7 +169,6 @@ where
         self.round += 1;
         self.fetcher.forget();
         self.copies_given_out = false;
-        self.takes.clear();
         self.reported = None;
         self.verdict = Some(welcome.verdict);
         self.healing.leader_changes();
@@ -196,6 +197,12 @@ where
             Verdict::Apart { common, .. } => {
                 let limit = common.unwrap_or(self.applied);
                 if self.state.limit != Some(limit) {
+                    // What was said beforehand of what may be written would, after a crash, have to be
+                    // replayed past that.
+                    self.flush_disk(now_ms)?;
+                    if self.state.state == FollowState::Consistent {
+                        self.state.applying = self.may_have();
+                    }
                     self.state.limit = Some(limit);
                     self.store()?;
                 }
@@ -236,6 +243,7 @@ where
         self.copied_unflushed.clear();
         self.copied.clear();
         self.copied_bytes = 0;
+        self.takes.clear();
         self.unflushed = false;
         // Before the first byte of it: the disk is nothing that anybody may use.
         self.state = Following {
@@ -262,14 +270,16 @@ where
 
     /// Forgets the journal, but not what is known of the disk.
     pub(super) fn wipe(&mut self) -> Result<(), FollowError> {
+        self.delay.forget();
         self.log_mut()?.clear().map_err(journal)?;
         self.state.wipe = false;
         self.store()
     }
 
     fn learn(&mut self, now_ms: u64, head: Head) -> Result<(), FollowError> {
-        let theirs = i64::try_from(head.now.unix_millis()).unwrap_or(i64::MAX);
-        self.ahead_ms = theirs.saturating_sub(i64::try_from(now_ms).unwrap_or(i64::MAX));
+        if !self.lent {
+            self.delay.clock_says(now_ms, head.now, true);
+        }
         let resource = self.options.settings.resource;
         let mut segments = head.segments.clone();
         segments.iter_mut().for_each(|(header, _)| header.resource = resource);

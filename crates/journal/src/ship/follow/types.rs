@@ -25,6 +25,8 @@ pub struct FollowOptions {
     pub requests: usize,
     /// So many bytes of a filling are written between two flushes.
     pub copy_flush: u64,
+    /// So many bytes of writes are replayed at a time.
+    pub replay: u64,
     /// Pieces may travel packed.
     pub lz4: bool,
     /// What this node wrote while it led may be given up when its journal does not say all of it.
@@ -35,9 +37,9 @@ impl FollowOptions {
     /// Sensible numbers: pieces of 512 KiB, 16 MiB in memory, 4 requests on a connection.
     #[must_use]
     pub const fn new(settings: Settings, size: u64) -> Self {
-        let (piece, window, copy_flush) = (512 << 10, 16 << 20, 16 << 20);
+        let (piece, window, copy_flush, replay) = (512 << 10, 16 << 20, 16 << 20, 4 << 20);
         let (requests, lz4, may_give_up) = (4, true, false);
-        Self { settings, size, piece, window, requests, copy_flush, lz4, may_give_up }
+        Self { settings, size, piece, window, requests, copy_flush, replay, lz4, may_give_up }
     }
 }
 
@@ -125,6 +127,8 @@ pub struct FollowStatus {
     pub follows: bool,
     /// The last verdict.
     pub verdict: Option<Verdict>,
+    /// Where a leader said that its journal and this one went on apart: nothing behind it is replayed.
+    pub fork: Option<LogPosition>,
     /// What is in the way.
     pub trouble: Option<Trouble>,
     /// The blocks of which the disk has no good copy.
@@ -146,6 +150,9 @@ pub struct Healed {
     pub trying: bool,
     /// The first of them.
     pub first: Vec<ByteRange>,
+    /// Why the list of them could not be kept, while that is so: nothing is stored again then, and what
+    /// a filling copies does not count. It is tried again every few seconds.
+    pub unkept: Option<String>,
 }
 
 /// A request to send.

@@ -48,6 +48,7 @@ impl Leader {
         served.features = features;
         served.again = false;
         served.ships = matches!(verdict, Verdict::Ship | Verdict::Fill { .. } | Verdict::FillOn);
+        served.to_fill = matches!(verdict, Verdict::Fill { .. });
         served.apart = matches!(verdict, Verdict::Apart { .. }).then_some(verdict);
         served.handed.clear();
         served.cursor = 0;

@@ -3,7 +3,9 @@
 use super::super::message::{Await, Verdict};
 use super::types::{LeadError, Notes, Source};
 use crate::ranges::RangeSet;
-use holdfast_format::journal::{FollowerNote, MAX_NOTE_RANGES, SegmentHeader, SegmentLink};
+use holdfast_format::journal::{
+    FollowerNote, MAX_NOTE_RANGES, PeerCursor, SegmentHeader, SegmentLink,
+};
 use holdfast_units::{BLOCK_SIZE, ByteRange, LogPosition, MAX_REQUEST, NodeId, ResourceId};
 use std::collections::BTreeMap;
 
@@ -28,6 +30,8 @@ pub(super) struct Served {
     pub(super) again: bool,
     /// Its last verdict lets it fetch.
     pub(super) ships: bool,
+    /// It was told to begin a filling, and has not said yet that it does: what it says of itself is old.
+    pub(super) to_fill: bool,
     pub(super) apart: Option<Verdict>,
     pub(super) last: Option<Await>,
     /// What each connection was given of the filling and was not said to be durable.
@@ -35,6 +39,13 @@ pub(super) struct Served {
     pub(super) cursor: u64,
     /// What is missing is offered before it is sent.
     pub(super) offers: Offers,
+}
+
+/// Whether a note was stored for the last cut of what the follower needed. When it could neither be
+/// stored nor taken away, an older one is still there.
+fn has_all_cuts(note: &FollowerNote, cursor: &PeerCursor) -> bool {
+    let ends = note.links.last().map_or(note.needs, SegmentLink::end);
+    !cursor.switches.cut || ends >= cursor.fetched
 }
 
 /// Whether it is worth while to compare before sending.
@@ -89,8 +100,8 @@ const OFFERED_PARTS: u64 = 4;
 const DIGESTS: u64 = 4;
 
 impl Served {
-    pub(super) fn load(node: NodeId, notes: &impl Notes) -> Self {
-        let note = notes.load(node);
+    pub(super) fn load(node: NodeId, cursor: &PeerCursor, notes: &impl Notes) -> Self {
+        let note = notes.load(node).filter(|note| has_all_cuts(note, cursor));
         let noted = note.is_some();
         let note = note.unwrap_or(FollowerNote {
             resource: ResourceId([0; 16]),
@@ -118,6 +129,7 @@ impl Served {
             features: 0,
             again: false,
             ships: false,
+            to_fill: false,
             apart: None,
             last: None,
             handed: BTreeMap::new(),

@@ -141,7 +141,7 @@ pub trait Notes {
     /// Takes the note about a node away, durably: it needs everything then.
     ///
     /// # Errors
-    /// When it is not known to be gone.
+    /// When it may still be there.
     fn forget(&mut self, node: NodeId) -> Result<(), LeadError>;
 }
 
