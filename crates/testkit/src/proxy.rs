@@ -332,16 +332,14 @@ fn pump(
     let _ = to.shutdown(Shutdown::Write);
 }
 
-/// Sends all of it, and counts it; whether it could.
+/// Counts it and sends all of it; whether it could.
 fn deliver(number: u64, to: &TcpStream, data: &[u8], shared: &Shared, way: &Way) -> bool {
-    let sent = send(number, to, data, shared);
-    if sent {
-        way.forwarded.fetch_add(data.len() as u64, Ordering::Relaxed);
-        if ptr::eq(way, &shared.to_client) {
-            *shared.lock().carried.entry(number).or_default() += data.len() as u64;
-        }
+    // Before, so that whoever has got it sees it counted.
+    way.forwarded.fetch_add(data.len() as u64, Ordering::Relaxed);
+    if ptr::eq(way, &shared.to_client) {
+        *shared.lock().carried.entry(number).or_default() += data.len() as u64;
     }
-    sent
+    send(number, to, data, shared)
 }
 
 /// Whether all of it could be sent.
