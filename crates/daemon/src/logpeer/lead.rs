@@ -494,16 +494,15 @@ pub(crate) async fn take(
     let known = tokio::task::spawn_blocking(move || state.know(follower));
     known.await.map_err(io::Error::other)?;
     let conn = serving.next_conn.fetch_add(1, Ordering::Relaxed);
-    let mut first = false;
     let mut over = serving.over.subscribe();
     let mut barred = serving.barred.subscribe();
     let served = tokio::select! {
-        served = serve(&serving, stream, follower, conn, &mut first) => served,
+        served = serve(&serving, stream, follower, conn) => served,
         _ = over.wait_for(|over| *over) => Ok(()),
         _ = barred.wait_for(|barred| barred.contains(&follower)) => Ok(()),
     };
     let gone = tokio::task::spawn_blocking(move || {
-        serving.lock().leader.closed(follower, conn, first);
+        serving.lock().leader.closed(follower, conn);
     });
     // It only panics when something else did.
     let _ = gone.await;
@@ -526,7 +525,6 @@ async fn serve(
     stream: TlsStream<LinkSocket>,
     follower: NodeId,
     conn: u64,
-    first: &mut bool,
 ) -> io::Result<()> {
     let (mut from, mut to) = tokio::io::split(stream);
     let (requests, mut asked) = mpsc::channel(QUEUE);
@@ -546,7 +544,6 @@ async fn serve(
         if matches!(request, Request::Hello(_) | Request::Join(_)) && !serving.takes() {
             break;
         }
-        *first |= matches!(request, Request::Hello(_));
         let (answer, came) = answer(serving, follower, conn, request, &mut asked).await?;
         wire::write(&mut to, &Message::Answer(answer)).await?;
         next = match came {

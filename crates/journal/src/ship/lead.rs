@@ -179,9 +179,9 @@ impl Leader {
         notes: &mut impl Notes,
     ) -> Reply {
         let answer = match request {
-            Request::Hello(hello) => self.hello(now, node, &hello, source, notes),
+            Request::Hello(hello) => self.hello(now, (node, conn), &hello, source, notes),
             Request::Join(join) => self.join(node, join),
-            Request::Await(ask) => return self.awaits(now, node, &ask, source, notes),
+            Request::Await(ask) => return self.awaits(now, (node, conn), &ask, source, notes),
             Request::Fetch(fetch) => self.fetch(node, fetch, source),
             Request::Copy { fill } => self.copy(node, conn, fill, source),
             Request::Take { fill, range } => self.take(node, conn, fill, range, source),
@@ -190,15 +190,15 @@ impl Leader {
         Reply::Now(answer.unwrap_or_else(Answer::from))
     }
 
-    /// A connection is gone.
-    pub fn closed(&mut self, node: NodeId, conn: u64, was_first: bool) {
+    /// A connection is gone. That may be known late, when the follower has said hello on another one.
+    pub fn closed(&mut self, node: NodeId, conn: u64) {
         let Some(served) = self.served.get_mut(&node) else { return };
         if let Some(lost) = served.handed.remove(&conn)
             && let Some(first) = lost.iter().next()
         {
             served.cursor = served.cursor.min(first.offset);
         }
-        if was_first {
+        if served.bundle.is_some_and(|bundle| bundle.reports == conn) {
             served.bundle = None;
             served.handed.clear();
             served.cursor = 0;
@@ -207,7 +207,8 @@ impl Leader {
 
     fn join(&self, node: NodeId, join: Join) -> Result<Answer, Refusal> {
         let known = self.served.get(&node).and_then(|served| served.bundle);
-        if join.resource == self.resource && join.from == node && known == Some(join.bundle) {
+        let known = known.is_some_and(|bundle| bundle.number == join.bundle);
+        if join.resource == self.resource && join.from == node && known {
             Ok(Answer::Joined)
         } else {
             Err(gone())
@@ -217,7 +218,7 @@ impl Leader {
     fn awaits(
         &mut self,
         now: HybridTime,
-        node: NodeId,
+        (node, conn): (NodeId, u64),
         ask: &Await,
         source: &mut impl Source,
         notes: &mut impl Notes,
@@ -226,7 +227,7 @@ impl Leader {
         if let Err(refusal) = may_unpack(features, || source.segments()) {
             return Reply::Now(refusal.into());
         }
-        match self.progress(node, ask, source, notes) {
+        match self.progress((node, conn), ask, source, notes) {
             Err(refusal) => return Reply::Now(refusal.into()),
             Ok(true) => return Reply::Now(Answer::Head(self.head(now, node, source))),
             Ok(false) => {}
@@ -242,14 +243,15 @@ impl Leader {
     /// Takes what a follower says of itself; whether there is something to tell it.
     fn progress(
         &mut self,
-        node: NodeId,
+        (node, conn): (NodeId, u64),
         ask: &Await,
         source: &mut impl Source,
         notes: &mut impl Notes,
     ) -> Result<bool, Refusal> {
         let resource = self.resource;
         let served = self.served.get_mut(&node).ok_or_else(gone)?;
-        if served.bundle.is_none() {
+        // What is said on a connection from before the last hello is old.
+        if served.bundle.is_none_or(|bundle| bundle.reports != conn) {
             return Err(gone());
         }
         let mut news = served.again;

@@ -204,6 +204,8 @@ pub(crate) struct World {
     pub(crate) secondaries: Vec<Secondary>,
     wires: BTreeMap<u64, Wire>,
     next_wire: u64,
+    /// Connections that are gone, which the leader has not noticed.
+    late: Vec<(NodeId, u64)>,
     next_value: u64,
     /// Everything that was ever durable in the journal, in order.
     pub(crate) history: Vec<(LogPosition, ByteRange, u64)>,
@@ -317,6 +319,7 @@ impl World {
             secondaries: (0..followers).map(secondary).collect(),
             wires: BTreeMap::new(),
             next_wire: 0,
+            late: Vec::new(),
             next_value: 1,
             history: Vec::new(),
             recorded: LogPosition::START,
@@ -480,7 +483,11 @@ impl World {
         let first = self.secondaries[follower].first == Some(id);
         self.primary.waits.remove(&id);
         let number = node(self.primary.numbers[follower + 1]);
-        self.primary.leader.closed(number, id, first);
+        // The leader may hear of it when the follower is there again.
+        self.late.push((number, id));
+        if !self.dice.one_in(4) {
+            self.close_late();
+        }
         if let Some(node) = self.secondaries[follower].follower.as_mut() {
             if first { node.part() } else { node.closed(self.now, ConnId(id)) }
         }
@@ -488,6 +495,13 @@ impl World {
             self.secondaries[follower].first = None;
             let others: Vec<u64> = self.wires_of(follower);
             others.into_iter().for_each(|other| self.cut_wire(other));
+        }
+    }
+
+    /// The leader notices which connections are gone.
+    fn close_late(&mut self) {
+        for (number, id) in self.late.drain(..) {
+            self.primary.leader.closed(number, id);
         }
     }
 
@@ -719,6 +733,9 @@ impl World {
         self.now += ms;
         self.connect();
         self.deliver();
+        if self.dice.one_in(8) {
+            self.close_late();
+        }
         self.primary.idle(&mut self.dice);
         let (time, clock) = (self.now, self.clock().unix_millis());
         let durable = self.primary.log.as_ref().map(|log| log.journal().durable());

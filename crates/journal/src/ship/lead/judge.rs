@@ -4,7 +4,7 @@ use super::super::message::{
     Answer, Await, FEATURE_HEAL, FEATURE_LOST, FEATURE_LZ4, FEATURE_OFFER, FEATURE_PACKED, Hello,
     RefuseCode, Report, VERSION, Verdict, Welcome,
 };
-use super::served::Offers;
+use super::served::{Bundle, Offers};
 use super::types::{LeadError, Notes, Refusal, Source};
 use super::{Leader, failed, gone, may_unpack, refuse, tail};
 use crate::chain::{Relation, begins_history, compare, share_nothing};
@@ -16,7 +16,7 @@ impl Leader {
     pub(super) fn hello(
         &mut self,
         now: HybridTime,
-        node: NodeId,
+        (node, conn): (NodeId, u64),
         hello: &Hello,
         source: &mut impl Source,
         notes: &mut impl Notes,
@@ -44,7 +44,7 @@ impl Leader {
         let features = hello.features
             & (FEATURE_LZ4 | FEATURE_OFFER | FEATURE_PACKED | FEATURE_HEAL | FEATURE_LOST);
         let served = self.served.get_mut(&node).ok_or_else(gone)?;
-        served.bundle = Some(hello.bundle);
+        served.bundle = Some(Bundle { number: hello.bundle, reports: conn });
         served.features = features;
         served.again = false;
         served.ships = matches!(verdict, Verdict::Ship | Verdict::Fill { .. } | Verdict::FillOn);

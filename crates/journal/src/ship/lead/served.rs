@@ -24,7 +24,7 @@ pub(super) struct Served {
     /// Bytes that were copied since the note was written.
     pub(super) unnoted: u64,
     pub(super) fill_to: Option<LogPosition>,
-    pub(super) bundle: Option<u64>,
+    pub(super) bundle: Option<Bundle>,
     pub(super) features: u64,
     /// The follower must say hello again.
     pub(super) again: bool,
@@ -39,6 +39,15 @@ pub(super) struct Served {
     pub(super) cursor: u64,
     /// What is missing is offered before it is sent.
     pub(super) offers: Offers,
+}
+
+/// Connections that belong together.
+#[derive(Clone, Copy)]
+pub(super) struct Bundle {
+    /// As the follower calls them.
+    pub(super) number: u64,
+    /// The connection on which it said hello, and says how it stands.
+    pub(super) reports: u64,
 }
 
 /// Whether a note was stored for the last cut of what the follower needed. When it could neither be
