@@ -42,11 +42,13 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
     }
     let mut running = cargo.stdout(Stdio::piped()).spawn().context("cargo does not start")?;
     let output = running.stdout.take().expect("standard output was asked for");
-    let mut counts = Counts::default();
+    let (mut counts, mut failures) = (Counts::default(), Failures::default());
     let mut out = std::io::stdout();
     for line in BufReader::new(output).split(b'\n') {
         let line = line.context("the output of cargo test cannot be read")?;
-        counts.add(&String::from_utf8_lossy(&line));
+        let text = String::from_utf8_lossy(&line);
+        counts.add(&text);
+        failures.add(&text);
         // Nobody may be listening; the tests go on.
         let _ = out.write_all(&line).and_then(|()| out.write_all(b"\n"));
     }
@@ -58,8 +60,38 @@ pub(crate) fn run(args: &[String]) -> Result<bool> {
     if status.success() && counts.passed == 0 {
         eprintln!("error: no test ran");
     }
+    for line in &failures.lines {
+        println!("{line}");
+    }
     println!("{} passed, {} failed", counts.passed, counts.failed);
     Ok(well)
+}
+
+/// How many lines of a failed test are repeated, and of all of them together.
+const REPEATED: (usize, usize) = (40, 1000);
+
+/// How tests failed: what they said first, to be repeated behind everything, where a reader of a long
+/// output looks for it.
+#[derive(Debug, Default)]
+struct Failures {
+    lines: Vec<String>,
+    /// How many lines of the test whose output is being read may still be kept.
+    left: usize,
+}
+
+impl Failures {
+    /// Adds what belongs to the output of a failed test; any other line is nothing to it.
+    fn add(&mut self, line: &str) {
+        if line.starts_with("---- ") && line.ends_with(" ----") {
+            self.left = REPEATED.0;
+        } else if line == "failures:" || line.starts_with("test result: ") {
+            self.left = 0;
+        }
+        if self.left > 0 && self.lines.len() < REPEATED.1 {
+            self.left -= 1;
+            self.lines.push(line.to_owned());
+        }
+    }
 }
 
 /// Sums over the summaries that each test binary prints.
@@ -87,7 +119,7 @@ impl Counts {
 
 #[cfg(test)]
 mod tests {
-    use super::Counts;
+    use super::{Counts, Failures, REPEATED};
 
     #[test]
     fn summaries_are_summed() {
@@ -105,5 +137,20 @@ mod tests {
             counts.add(line);
         }
         assert_eq!(counts, Counts { passed: 32, failed: 4 });
+    }
+    #[test]
+    fn the_beginning_of_each_failure_is_repeated() {
+        let mut failures = Failures::default();
+        let long: Vec<String> = (0..100).map(|n| format!("line {n}")).collect();
+        let output = ["test a ... FAILED", "", "failures:", "", "---- a stdout ----", "it broke"];
+        let second = ["---- b stdout ----"];
+        let end = ["failures:", "    a", "    b", "", "test result: FAILED. 0 passed; 2 failed"];
+        let long = long.iter().map(String::as_str);
+        for line in output.into_iter().chain(second).chain(long).chain(end) {
+            failures.add(line);
+        }
+        let begin = ["---- a stdout ----", "it broke", "---- b stdout ----", "line 0"];
+        assert_eq!(failures.lines[..4], begin);
+        assert_eq!(failures.lines.len(), 2 + REPEATED.0);
     }
 }
