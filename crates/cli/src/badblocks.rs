@@ -192,8 +192,9 @@ async fn add(
         let would = add_parts(session, name, ranges, imported, true).await?;
         if would.moved > would.free {
             let need = agreed(would.moved, "needs", "need");
+            let what = if imported { "import" } else { "add" };
             let message = format!(
-                "badblocks add was refused for {name}: {} {need} a slot, and the spares have {}",
+                "badblocks {what} was refused for {name}: {} {need} a slot, and the spares have {}",
                 counted(would.moved, "block"),
                 would.free
             );
@@ -292,9 +293,6 @@ async fn import(session: &Session, args: Import) -> Result<(), ApiError> {
     }
     let list = holdfast_store::read_bad_list(&text, args.block_size);
     let list = list.map_err(|error| fail(error.to_string()))?;
-    if list.is_empty() {
-        return Err(fail("it names no block".to_owned()));
-    }
     add(session, &args.name, &whole_blocks(&list), true, args.dry_run).await
 }
 

@@ -826,6 +826,11 @@ fn a_long_list_is_imported_as_a_whole_or_not_at_all() {
     let said = node.ok(&words.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(said.contains("1 block of the list lies behind its end and was left out"), "{said}");
     assert_eq!(mapped(node, "old"), [5, 10, 20]);
+    // What badblocks(8) says of a disk in order.
+    write(&mut std::iter::empty());
+    let words = import(&[]);
+    let said = node.ok(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(said.contains("the list names no block"), "{said}");
     node.refused(&["badblocks", "add", "old", "192032"], 1, "not inside of the resource");
 }
 

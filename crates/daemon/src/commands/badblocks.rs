@@ -24,6 +24,7 @@ const SECTOR: u64 = 512;
 const STEP: u64 = 4 << 20;
 
 const ADD: &str = "badblocks add was refused";
+const IMPORT: &str = "badblocks import was refused";
 const REMOVE: &str = "badblocks remove was refused";
 
 fn refuse(what: &str, name: &str, code: ErrorCode, why: &str) -> ApiError {
@@ -197,7 +198,8 @@ pub(crate) async fn add(
     name: &str,
     call: &BadBlocksAdd,
 ) -> Result<BadBlocksDone, ApiError> {
-    let (resource, handle, spares) = with_spares(node, name, ADD).await?;
+    let what = if call.imported { IMPORT } else { ADD };
+    let (resource, handle, spares) = with_spares(node, name, what).await?;
     let _begun = resource.begin().await?;
     let unit = u64::from(spares.stats.unit);
     let size = handle.snapshot().snapshot.own_size;
@@ -207,10 +209,10 @@ pub(crate) async fn add(
     };
     if spans.is_empty() && outside > 0 && !call.part {
         let why = "all of the list lies behind the end of the resource";
-        return Err(refuse(ADD, name, ErrorCode::InvalidRequest, why)
+        return Err(refuse(what, name, ErrorCode::InvalidRequest, why)
             .hint("is it the list of this disk, and does it count in blocks of that size?"));
     }
-    let ranges = blocks_of(ADD, name, &spans, unit, size)?;
+    let ranges = blocks_of(what, name, &spans, unit, size)?;
     let known = table(&handle).await;
     let starts = ranges.iter().flat_map(|range| {
         (range.offset..range.end()).step_by(usize::try_from(unit).unwrap_or(4096))
@@ -220,8 +222,12 @@ pub(crate) async fn add(
     if wanted > free && !(call.part && call.dry_run) {
         let (blocks, need) = (counted(wanted, "block"), agreed(wanted, "needs", "need"));
         let why = format!("{blocks} {need} a slot, and the spares have {free}");
-        return Err(refuse(ADD, name, ErrorCode::NoSpace, &why)
+        return Err(refuse(what, name, ErrorCode::NoSpace, &why)
             .hint(format!("`holdfast spare add {name} PATH` makes room")));
+    }
+    if call.ranges.is_empty() {
+        let message = "the list names no block; nothing was changed".to_owned();
+        return Ok(BadBlocksDone { message, free, dry_run: call.dry_run, ..BadBlocksDone::default() });
     }
     if call.dry_run {
         return Ok(BadBlocksDone {
@@ -251,7 +257,7 @@ pub(crate) async fn add(
         done.lost += report.lost;
         done.failed += report.failed + report.full;
         if let Some(failed) = failed {
-            return Err(stopped(ADD, name, &done, failed));
+            return Err(stopped(what, name, &done, failed));
         }
     }
     let already = ranges.iter().map(|range| range.len / unit).sum::<u64>() - wanted;
