@@ -24,14 +24,15 @@ fn on_slow_disk() -> Option<(Cluster, BadDisk)> {
 
 #[test]
 fn row_067_reads_of_a_slow_disk_are_answered_by_the_peer() {
-    const DELAY: Duration = Duration::from_secs(2);
+    // A peer is asked after a fraction of a second, but this machine may stand still for seconds.
+    const DELAY: Duration = Duration::from_secs(6);
     let Some((cluster, disk)) = on_slow_disk() else { return };
     let node = &cluster[0];
     let before = node.resource("r0").disk;
     let mut client = node.open("r0");
     let mut found = [0; 4096];
     disk.delay(DELAY, Duration::ZERO);
-    for block in 0..12 {
+    for block in 0..8 {
         let begin = Instant::now();
         client.read_at(&mut found, block * BLOCK).expect("the peer has it");
         let took = begin.elapsed();
@@ -40,7 +41,7 @@ fn row_067_reads_of_a_slow_disk_are_answered_by_the_peer() {
     }
     let seen = node.resource("r0").disk;
     assert_eq!(seen.state, "UpToDate");
-    assert_eq!(seen.hedged_reads_won, before.hedged_reads_won + 12);
+    assert_eq!(seen.hedged_reads_won, before.hedged_reads_won + 8);
     assert!(seen.hedged_reads >= seen.hedged_reads_won);
     let of_it = ["resource=\"r0\""];
     let told = node.metric("holdfast_disk_hedged_reads_won_total", &of_it);

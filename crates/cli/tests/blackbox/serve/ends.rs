@@ -35,7 +35,8 @@ fn it_ends_while_clients_are_in_every_state() {
     server.signal(Signal::TERM);
     let output = server.wait();
     assert_eq!(output.status, 0, "{output}");
-    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    // Those that have begun something have 5 seconds for it; nobody is waited for much longer.
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
     assert!(!scratch.join("socket").exists());
     server.event("stopped");
     drop((silent, half, busy));
