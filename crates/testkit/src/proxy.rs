@@ -240,6 +240,11 @@ fn reset(stream: &TcpStream) {
 fn forward(client: TcpStream, server: TcpStream, shared: &Arc<Shared>) {
     let (number, far) = {
         let mut state = shared.lock();
+        // One that came just before the cut would not be among those that it ends.
+        if state.refusing {
+            reset(&client);
+            return;
+        }
         state.newest += 1;
         (state.newest, state.far)
     };

@@ -121,6 +121,9 @@ fn a_journal_grows_and_shrinks_while_it_is_in_use() {
     cluster[1].ok(&["wait", "r0", "--for", "replayed", "--timeout", "50"]);
     cluster[0].ok(&["secondary", "r0"]);
     cluster[1].wait_resource("r0", SYNC, "it has everything", |r| r.disk.state == "UpToDate");
+    cluster[0].wait_resource("r0", SYNC, "all is on the disk", |r| {
+        r.journal.as_ref().is_none_or(|journal| journal.dirty_bytes == 0)
+    });
     files::assert_equal(&cluster[0].disk("r0"), &cluster[1].disk("r0"), SIZE);
 }
 
