@@ -210,6 +210,7 @@ fn a_log_peer_goes_on_under_the_new_name_and_may_lead_by_it() {
     wait_names(&[&cluster[0], &cluster[1]], &["data"]);
     wait_until(SOON, "the past state is shown again", || cluster[1].resource("data").read_only);
     check_blocks(&cluster[1], "data", 7, 0..50);
+    wait_closed(&cluster[1], "data");
     cluster[1].ok(&["device", "data", "--remove"]);
     cluster[1].ok(&["resume", "data", "replay"]);
     write_blocks(&cluster[0], "data", 8, 20..40);
