@@ -204,8 +204,11 @@ fn metadata_that_cannot_be_written_are_what_the_problem_names() {
     cluster.join_resource(&cluster[1], "r0", SIZE, &[]);
     cluster[0].wait_synced("r0", SOON);
     cluster[0].ok(&["secondary", "r0"]);
+    // What the daemon writes between the two would have its room.
+    cluster[0].freeze();
     punch_bitmaps(&path);
     fill(&small);
+    cluster[0].thaw();
     let _ = cluster[1].cli(&["invalidate", "r0"]);
     let failed = cluster[0].wait_resource("r0", SOON, "it fails", |r| r.disk.state == "Failed");
     let problem = failed.disk.problem.expect("it is said what failed");
@@ -265,9 +268,12 @@ fn a_member_for_whose_bitmap_there_is_no_room_is_refused() {
     write_blocks(&cluster[0], "r0", 1, 0..50);
     let filler = small.path().join("filler");
     let fill_all_but = |bytes: u64| {
+        // What the daemon writes meanwhile would take room.
+        cluster[0].freeze();
         let len = (room_left(&small) - bytes).to_string();
         run_ok(Command::new("fallocate").args(["--length", &len]).arg(&filler));
         assert_eq!(room_left(&small), bytes);
+        cluster[0].thaw();
     };
     fill_all_but(20 * 4096);
     let disk = |index: usize| {

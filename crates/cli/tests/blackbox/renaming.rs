@@ -2,7 +2,7 @@
 
 use crate::clusters::kill_during;
 use crate::device::{device, skipped};
-use crate::{MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, write_blocks};
+use crate::{MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, wait_no_primary, write_blocks};
 use holdfast_testkit::{Cluster, Node, Rng, files, wait_until};
 use std::path::Path;
 use std::process::Stdio;
@@ -125,6 +125,7 @@ fn who_was_away_takes_names_over_when_it_is_back() {
     }
     for (name, seed) in [("a", 1), ("b", 2)] {
         cluster[0].ok(&["secondary", name]);
+        wait_no_primary(&cluster[1], name, "alpha");
         cluster[1].ok(&["primary", name]);
         check_blocks(&cluster[1], name, seed, 0..10);
     }

@@ -2,7 +2,9 @@
 
 use crate::device::skipped;
 use crate::disks::{let_go, loop_device};
-use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, write_blocks};
+use crate::{
+    BLOCK, MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, wait_no_primary, write_blocks,
+};
 use holdfast_testkit::{
     Cluster, Ledger, Mount, Node, Rng, Writer, WriterOptions, block_content, files, run, run_ok,
     wait_until,
@@ -190,6 +192,7 @@ fn a_node_alone_and_one_without_a_disk_grow() {
         status.peers.first().is_some_and(|peer| peer.connection == "Connected")
     });
     cluster[0].ok(&["secondary", "r0"]);
+    wait_no_primary(&cluster[1], "r0", "alpha");
     cluster[1].ok(&["primary", "r0"]);
     cluster[1].ok(&["resize", "r0"]);
     assert_eq!(size(&cluster[1]), 2 * SMALL);

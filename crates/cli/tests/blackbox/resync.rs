@@ -1,6 +1,9 @@
 //! What a node missed, it gets: exactly that, in the right direction, and to the end.
 
-use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, write_blocks};
+use crate::{
+    BLOCK, MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, wait_no_primary,
+    write_blocks,
+};
 use holdfast_api::status::PeerStatus;
 use holdfast_testkit::{Cluster, Cut, Ledger, Rng, Writer, WriterOptions, files};
 use std::os::unix::fs::FileExt;
@@ -81,6 +84,7 @@ fn row_016_a_disk_that_missed_writes_is_made_good_before_it_counts() {
     check_blocks(&cluster[0], "r0", 1, 0..20);
     write_blocks(&cluster[0], "r0", 2, 10..30);
     cluster[0].ok(&["secondary", "r0"]);
+    wait_no_primary(&cluster[1], "r0", "alpha");
     cluster[1].ok(&["primary", "r0"]);
     cluster[0].ok(&["attach-disk", "r0"]);
     cluster[0].wait_synced("r0", SYNC);
@@ -484,6 +488,7 @@ fn a_target_of_a_resync_can_be_primary() {
     files::copy(&cluster[0].disk("r0"), &copy);
     wait_percent(&cluster, 1, 10.0);
     cluster[0].ok(&["secondary", "r0"]);
+    wait_no_primary(&cluster[1], "r0", "alpha");
     cluster[1].ok(&["primary", "r0"]);
     assert_eq!(cluster[1].resource("r0").disk.state, "Inconsistent");
     let mut client = cluster[1].open("r0");

@@ -1,6 +1,6 @@
 //! A disk that answers late, or not at all, below a Primary whose peer is well.
 
-use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, write_blocks};
+use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, wait_no_primary, write_blocks};
 use holdfast_testkit::{BadDisk, Cluster, devices_unavailable, wait_until};
 use std::time::{Duration, Instant};
 
@@ -82,6 +82,7 @@ fn row_068_a_disk_that_hangs_is_given_up_after_disk_timeout() {
     write_blocks(node, "r0", 3, 0..8);
     node.refused(&["attach-disk", "r0"], 1, "Primary");
     node.ok(&["secondary", "r0"]);
+    wait_no_primary(&cluster[1], "r0", "alpha");
     cluster[1].ok(&["primary", "r0"]);
     // It is not used again before it has answered everything: what it has in hand it may store yet.
     node.refused(&["attach-disk", "r0"], 1, "has not answered yet");
@@ -90,7 +91,8 @@ fn row_068_a_disk_that_hangs_is_given_up_after_disk_timeout() {
     wait_until(SYNC, "it can be attached again", || node.cli(&["attach-disk", "r0"]).status == 0);
     node.wait_synced("r0", SYNC);
     // The copy has what was written since, and nothing older came over it.
-    for node in cluster.nodes().iter().rev() {
+    for (node, other) in cluster.nodes().iter().zip(["beta", "alpha"]).rev() {
+        wait_no_primary(node, "r0", other);
         node.ok(&["primary", "r0"]);
         check_blocks(node, "r0", 4, 0..2);
         check_blocks(node, "r0", 3, 2..8);

@@ -152,7 +152,8 @@ fn row_066_apart_by_disconnect_and_force() {
 fn row_066_apart_by_a_primary_that_slept() {
     let cluster = cluster(2);
     cluster.resource("r0", SIZE, 2);
-    cluster[0].ok(&["set", "r0", "ping-int=1", "ping-timeout=5"]);
+    // Not so soon that one that only stands still for a moment is given up.
+    cluster[0].ok(&["set", "r0", "ping-int=1", "ping-timeout=30"]);
     write_blocks(&cluster[0], "r0", 1, 0..30);
     holdfast_testkit::wait_until(SOON, "beta has heard", || {
         cluster[1].json(&["get", "r0", "ping-int"])["value"] == "1"
