@@ -187,7 +187,7 @@ fn a_socket_that_is_not_wanted_any_more_is_given_back() {
     assert_eq!(manager.kept.keys().collect::<Vec<_>>(), ["control", "nbd", "nbd-tcp"]);
     let at = address(&manager.kept["nbd-tcp"]);
     assert_eq!(at.ip().to_string(), "127.0.0.2");
-    assert_eq!(moved.resource("r0").role, "Primary");
+    moved.wait_resource("r0", SOON, "it is Primary again", |r| r.role == "Primary");
     moved.stop();
 }
 
