@@ -16,10 +16,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long a daemon may take to be ready, and to stop.
-const START_LIMIT: Duration = Duration::from_secs(30);
+const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 /// How long a command may take.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+/// How long the control API may take for an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How many lines of a log a failed test prints.
 const LOG_LINES: usize = 80;
 
@@ -556,10 +558,10 @@ impl Node {
     /// The body of a `GET` of the control API.
     ///
     /// # Errors
-    /// When it is not answered with 200 within 10 seconds.
+    /// When it is not answered with 200 within 30 seconds.
     pub fn get(&self, path: &str) -> io::Result<String> {
         let mut stream = UnixStream::connect(self.socket())?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes())?;

@@ -240,6 +240,11 @@ fn reset(stream: &TcpStream) {
 fn forward(client: TcpStream, server: TcpStream, shared: &Arc<Shared>) {
     let (number, far) = {
         let mut state = shared.lock();
+        // One that came just before the cut would not be among those that it ends.
+        if state.refusing {
+            reset(&client);
+            return;
+        }
         state.newest += 1;
         (state.newest, state.far)
     };
@@ -460,7 +465,8 @@ mod tests {
         };
         let proxy = proxy();
         proxy.far(way(0, 0));
-        let much = time(&proxy, 1 << 20);
+        // This machine may stand still at any moment, so the quickest of some counts.
+        let much = (0..3).map(|_| time(&proxy, 1 << 20)).min().unwrap();
         assert!(much >= 2 * one_way && much < 30 * one_way, "one trip for all of it: {much:?}");
         proxy.far(way(1, 0));
         let lost = time(&proxy, 1);
@@ -469,7 +475,8 @@ mod tests {
         let slow = time(&proxy, 256 << 10);
         assert!(slow >= Duration::from_millis(300), "the line has so much a second: {slow:?}");
         proxy.far(None);
-        assert!(time(&proxy, 1) < one_way);
+        let what = "there is no way any more";
+        crate::wait_until(Duration::from_secs(10), what, || time(&proxy, 1) < one_way);
     }
 
     #[test]

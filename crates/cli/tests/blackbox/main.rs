@@ -117,6 +117,13 @@ fn cluster_with_proxies(count: usize) -> Cluster {
     Cluster::with(&binary(), count, options)
 }
 
+/// Waits until a node has heard that another one is not Primary, which is a moment after that has become
+/// Secondary: until then it refuses to be promoted.
+#[track_caller]
+fn wait_no_primary(node: &Node, resource: &str, peer: &str) {
+    node.wait_peer(resource, peer, SOON, "it is not Primary", |peer| peer.role != "Primary");
+}
+
 /// Writes a recognisable content into each of these blocks.
 fn write_blocks(node: &Node, resource: &str, seed: u64, blocks: impl IntoIterator<Item = u64>) {
     let mut client = node.open(resource);

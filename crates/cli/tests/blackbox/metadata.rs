@@ -1,7 +1,9 @@
 //! Metadata after crashes and with damage.
 
-use crate::{MIB, SOON, cluster, write_blocks};
-use holdfast_testkit::{Cluster, Ledger, Mount, Rng, Writer, WriterOptions, files, run, run_ok};
+use crate::{MIB, SOON, SYNC, cluster, write_blocks};
+use holdfast_testkit::{
+    Cluster, Ledger, Mount, Rng, Writer, WriterOptions, files, run, run_ok, wait_until,
+};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -50,7 +52,8 @@ fn row_154_metadata_are_whole_whenever_the_daemon_is_killed() {
         if peer_first {
             cluster[1].start();
         }
-        cluster[0].wait_synced("r0", SOON);
+        // All that was hot is all of it.
+        cluster[0].wait_synced("r0", SYNC);
         if cluster[0].resource("r0").role != "Primary" {
             cluster[0].ok(&["primary", "r0"]);
         }
@@ -88,7 +91,10 @@ fn row_154_one_torn_block_is_survived_and_told() {
         let checked = cluster[1].cli(&["meta", "check", &path]);
         assert!(checked.status == 0 || checked.status == 1, "{checked}");
         cluster[1].start();
-        cluster[0].wait_synced("r0", SOON);
+        // The other one may not have noticed yet that it was away.
+        for index in [1, 0] {
+            cluster[index].wait_synced("r0", SYNC);
+        }
         cluster.assert_equal_disks("r0", SIZE, &[0, 1]);
         cluster[1].stop();
         std::fs::write(&path, &whole).expect("it can be written");
@@ -108,8 +114,9 @@ fn row_154_metadata_beyond_repair_are_refused_and_the_daemon_lives() {
     let before = files::fingerprint(&cluster[1].disk("r0"), SIZE);
     cluster[1].refused(&["meta", "check", &path], 1, "r0.meta");
     cluster[1].start();
-    let status = cluster[1].resource("r0");
-    assert!(["Diskless", "Failed"].contains(&&*status.disk.state), "{status:?}");
+    let status = cluster[1].wait_resource("r0", SOON, "it is without its disk", |status| {
+        ["Diskless", "Failed"].contains(&&*status.disk.state)
+    });
     assert!(!status.promotable || status.peers[0].disk == "UpToDate");
     assert_eq!(files::fingerprint(&cluster[1].disk("r0"), SIZE), before, "the disk was touched");
     cluster[1].refused(&["attach-disk", "r0"], 1, "r0.meta");
@@ -197,8 +204,11 @@ fn metadata_that_cannot_be_written_are_what_the_problem_names() {
     cluster.join_resource(&cluster[1], "r0", SIZE, &[]);
     cluster[0].wait_synced("r0", SOON);
     cluster[0].ok(&["secondary", "r0"]);
+    // What the daemon writes between the two would have its room.
+    cluster[0].freeze();
     punch_bitmaps(&path);
     fill(&small);
+    cluster[0].thaw();
     let _ = cluster[1].cli(&["invalidate", "r0"]);
     let failed = cluster[0].wait_resource("r0", SOON, "it fails", |r| r.disk.state == "Failed");
     let problem = failed.disk.problem.expect("it is said what failed");
@@ -218,6 +228,7 @@ fn metadata_that_are_gone_are_named() {
     cluster[1].start();
     let words = format!("the metadata in {path} cannot be opened: No such file or directory; ");
     let problem = || cluster[1].resource("r0").disk.problem;
+    wait_until(SOON, "it is said why", || problem().is_some());
     let found = problem().expect("it is said why");
     assert!(found.starts_with(&words), "{found}");
     cluster[1].refused(&["attach-disk", "r0"], 1, &path);
@@ -257,9 +268,12 @@ fn a_member_for_whose_bitmap_there_is_no_room_is_refused() {
     write_blocks(&cluster[0], "r0", 1, 0..50);
     let filler = small.path().join("filler");
     let fill_all_but = |bytes: u64| {
+        // What the daemon writes meanwhile would take room.
+        cluster[0].freeze();
         let len = (room_left(&small) - bytes).to_string();
         run_ok(Command::new("fallocate").args(["--length", &len]).arg(&filler));
         assert_eq!(room_left(&small), bytes);
+        cluster[0].thaw();
     };
     fill_all_but(20 * 4096);
     let disk = |index: usize| {
@@ -273,7 +287,7 @@ fn a_member_for_whose_bitmap_there_is_no_room_is_refused() {
          the filesystem of {text} on node alpha, then try again"
     );
     cluster[1].refused(&["join", "r0", "--disk", &disk(1)], 1, &words);
-    assert_eq!(room_left(&small), 20 * 4096, "it was given back");
+    wait_until(SOON, "it was given back", || room_left(&small) == 20 * 4096);
     assert!(cluster[1].status().resources.is_empty());
     let status = cluster[0].resource("r0");
     assert_eq!((&*status.disk.state, status.peers.len()), ("UpToDate", 0));
@@ -315,13 +329,12 @@ fn who_hears_late_of_a_member_takes_it_when_there_is_room() {
     cluster.join_resource(&cluster[2], "r0", SIZE, &[]);
     cluster[1].thaw();
     cluster[1].wait_log("node gamma is not taken as a peer: node beta has no room for its bitmap");
-    let status = cluster[1].ok(&["cluster", "status"]);
-    assert!(status.contains("node gamma is not taken as a peer"), "{status}");
+    let told = || cluster[1].ok(&["cluster", "status"]).contains("gamma is not taken as a peer");
+    wait_until(SOON, "it is told", told);
     cluster[1].wait_peer("r0", "alpha", SOON, "it is back", |peer| peer.disk == "UpToDate");
-    assert_eq!(cluster[1].resource("r0").disk.state, "UpToDate");
+    cluster[1].wait_resource("r0", SOON, "its disk is good", |r| r.disk.state == "UpToDate");
     make_room(&small);
     cluster[1].wait_peer("r0", "gamma", SOON, "it is taken", |peer| peer.disk == "UpToDate");
-    let status = cluster[1].ok(&["cluster", "status"]);
-    assert!(!status.contains("is not taken as a peer"), "{status}");
+    wait_until(SOON, "nothing is wrong any more", || !told());
     cluster[0].wait_synced("r0", SOON);
 }

@@ -56,6 +56,12 @@ fn names_taken_in_two_halves_are_told_with_the_way_out() {
     let cluster = cluster_with_proxies(2);
     apart(&cluster);
     for node in cluster.nodes() {
+        wait_until(SOON, "the cut is noticed", || {
+            let nodes = node.status().cluster.expect("it is in a cluster").nodes;
+            nodes.iter().any(|other| !other.alive)
+        });
+    }
+    for node in cluster.nodes() {
         assert_eq!(try_create(node, "dup").status, 0);
         write_blocks(node, "dup", 5, 0..3);
     }

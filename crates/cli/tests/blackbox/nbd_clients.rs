@@ -283,7 +283,7 @@ fn strangers_are_not_let_in_by_tcp() {
     }
     let (cluster, port) = by_tcp(&["--nbd-listen", "127.0.0.1:0", "--nbd-allow", "127.0.0.2"]);
     assert_eq!(found_size(&format!("nbd://127.0.0.1:{port}/r0")), None);
-    assert!(cluster[0].log().contains("is turned away: it is not allowed"));
+    cluster[0].wait_log("is turned away: it is not allowed");
     assert_eq!(found_size(&cluster[0].uri("r0").to_string()), Some(4 * MIB));
 }
 

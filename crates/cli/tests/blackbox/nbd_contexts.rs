@@ -1,7 +1,7 @@
 //! What the export of a resource tells of its blocks, to tools that make backups.
 
 use crate::serve::{have_libnbd, nbdsh};
-use crate::{MIB, SYNC, cluster};
+use crate::{MIB, SYNC, cluster, wait_no_primary};
 use holdfast_testkit::{Cluster, Node};
 use std::collections::BTreeMap;
 
@@ -81,12 +81,14 @@ fn what_was_changed_since_the_node_became_primary() {
 
     // Another node takes over: it knows nothing of this, and says so by another name.
     cluster[0].ok(&["secondary", "r0"]);
+    wait_no_primary(&cluster[1], "r0", "alpha");
     cluster[1].ok(&["primary", "r0"]);
     let other = contexts(&cluster[1]);
     assert_eq!(other["x-holdfast:changed"], none);
     assert_ne!(since(&other), since(&before));
     // And so does the first, when it is Primary again.
     cluster[1].ok(&["secondary", "r0"]);
+    wait_no_primary(&cluster[0], "r0", "beta");
     cluster[0].ok(&["primary", "r0"]);
     assert_ne!(since(&contexts(&cluster[0])), since(&before));
 }

@@ -9,6 +9,7 @@ use holdfast_testkit::{
 use std::fs::{self, Permissions};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -245,7 +246,8 @@ impl Drop for Served {
 fn serve_by(command: &mut Command, socket: &Path) -> Served {
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let served = Served(command.spawn().expect("it starts"));
-    wait_until(SOON, "its socket is there", || socket.exists());
+    // A socket that is there is not listened at yet.
+    wait_until(SOON, "it listens", || UnixStream::connect(socket).is_ok());
     served
 }
 

@@ -86,6 +86,12 @@ fn a_compressed_journal_is_shorter_and_loses_nothing() {
     cluster[2].ok(&["wait", "r0", "--for", "replayed", "--timeout", "50"]);
     cluster[0].ok(&["secondary", "r0"]);
     cluster[2].wait_resource("r0", SYNC, "it has everything", |r| r.disk.state == "UpToDate");
+    for node in &cluster.nodes()[..2] {
+        // What is in a journal gets to the disk a moment later.
+        node.wait_resource("r0", SYNC, "all is on the disk", |status| {
+            status.journal.as_ref().is_none_or(|journal| journal.dirty_bytes == 0)
+        });
+    }
     for node in [1, 2] {
         files::assert_equal(&cluster[0].disk("r0"), &cluster[node].disk("r0"), SIZE);
     }

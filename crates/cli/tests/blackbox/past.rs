@@ -76,6 +76,7 @@ fn a_paused_log_peer_shows_a_state_that_stays_while_it_fetches() {
     let mut client = cluster[1].open("r0");
     assert!(read_all(&mut client) == frozen);
     drop(client);
+    cluster[1].wait_resource("r0", SOON, "it is closed", |r| r.open_count == 0);
     cluster[1].ok(&["device", "r0", "--remove"]);
     assert!(Client::connect(&uri, &ConnectOptions::default()).is_err());
     assert!(!cluster[1].resource("r0").read_only);

@@ -2,7 +2,7 @@
 
 use crate::{MIB, SOON, binary, cluster};
 use holdfast_api::status::NodeStatus;
-use holdfast_testkit::{Cluster, ClusterOptions, Node, Output, files, wait_until};
+use holdfast_testkit::{Cluster, ClusterOptions, Node, Output, files, holds_within, wait_until};
 use serde_json::Value;
 
 /// One wrong command: on which node, its words, the exit status, the code of the error document.
@@ -236,7 +236,8 @@ fn wrong_commands_are_refused_and_change_nothing() {
         let text = cluster[*node].cli(&words);
         let json = cluster[*node].cli(&[&["--json"], &*words].concat());
         let mut found = faults(&text, &json, *status, code);
-        if states(&cluster) != before {
+        // A node that answers late, as on a machine that stands still, is out of reach for a moment.
+        if !holds_within(SOON, || states(&cluster) == before) {
             found.push("the status has changed".to_owned());
         }
         if !found.is_empty() {

@@ -58,6 +58,7 @@ fn a_member_with_a_remote_disk_is_filled_and_outlives_its_server() {
     same_data(&cluster);
     // It is as good as any other: it takes over.
     cluster[0].kill9();
+    cluster[1].wait_peer("r0", "alpha", SOON, "it is gone", |peer| peer.connection != "Connected");
     cluster[1].ok(&["primary", "r0"]);
     check_blocks(&cluster[1], "r0", 4, 25..75);
     check_blocks(&cluster[1], "r0", 2, 100..300);

@@ -2,7 +2,7 @@
 
 use crate::clusters::kill_during;
 use crate::device::{device, skipped};
-use crate::{MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, write_blocks};
+use crate::{MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, wait_no_primary, write_blocks};
 use holdfast_testkit::{Cluster, Node, Rng, files, wait_until};
 use std::path::Path;
 use std::process::Stdio;
@@ -21,6 +21,12 @@ fn wait_names(nodes: &[&Node], due: &[&str]) {
     }
 }
 
+/// Waits until the daemon has noticed that the last client has hung up.
+#[track_caller]
+fn wait_closed(node: &Node, name: &str) {
+    node.wait_resource(name, SOON, "it is closed", |resource| resource.open_count == 0);
+}
+
 #[test]
 fn a_resource_gets_another_name_on_all_nodes_while_it_is_replicated() {
     let mut cluster = cluster(3);
@@ -34,6 +40,7 @@ fn a_resource_gets_another_name_on_all_nodes_while_it_is_replicated() {
         node.refused(&["rename", "r0", "data"], 1, "NBD clients have it open");
     }
     drop(client);
+    wait_closed(&cluster[0], "r0");
     cluster[0].refused(&["rename", "r0", "other"], 1, "the cluster has a resource other");
     cluster[1].refused(&["rename", "r0", "r0"], 1, "that is its name already");
     cluster[2].refused(&["rename", "r0", "data"], 1, "no member of it");
@@ -46,6 +53,10 @@ fn a_resource_gets_another_name_on_all_nodes_while_it_is_replicated() {
     wait_names(&[&cluster[0]], &["data", "other"]);
     wait_names(&[&cluster[1]], &["data"]);
     cluster[0].refused(&["status", "r0"], 4, "r0");
+    // By the new name they meet anew; what is written before that would be copied.
+    for node in &cluster.nodes()[..2] {
+        node.wait_synced("data", SYNC);
+    }
     check_blocks(&cluster[0], "data", 1, 0..20);
     write_blocks(&cluster[0], "data", 2, 10..30);
     let peer = cluster[0].peer("data", "beta");
@@ -87,6 +98,9 @@ fn who_was_away_takes_names_over_when_it_is_back() {
         } else {
             cluster[1].stop();
         }
+        for name in ["a", "b"] {
+            wait_closed(&cluster[0], name);
+        }
         // They change their names with each other.
         let done = cluster[0].ok(&["rename", "a", "c"]);
         assert!(
@@ -111,6 +125,7 @@ fn who_was_away_takes_names_over_when_it_is_back() {
     }
     for (name, seed) in [("a", 1), ("b", 2)] {
         cluster[0].ok(&["secondary", name]);
+        wait_no_primary(&cluster[1], name, "alpha");
         cluster[1].ok(&["primary", name]);
         check_blocks(&cluster[1], name, seed, 0..10);
     }
@@ -191,10 +206,12 @@ fn a_log_peer_goes_on_under_the_new_name_and_may_lead_by_it() {
     let client = cluster[1].open("r0");
     cluster[0].refused(&["rename", "r0", "data"], 1, "node beta");
     drop(client);
+    wait_closed(&cluster[1], "r0");
     cluster[0].ok(&["rename", "r0", "data"]);
     wait_names(&[&cluster[0], &cluster[1]], &["data"]);
     wait_until(SOON, "the past state is shown again", || cluster[1].resource("data").read_only);
     check_blocks(&cluster[1], "data", 7, 0..50);
+    wait_closed(&cluster[1], "data");
     cluster[1].ok(&["device", "data", "--remove"]);
     cluster[1].ok(&["resume", "data", "replay"]);
     write_blocks(&cluster[0], "data", 8, 20..40);

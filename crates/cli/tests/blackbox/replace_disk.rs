@@ -190,8 +190,8 @@ fn a_move_that_fails_in_its_last_step_is_over() {
     fill(&cluster[0]);
     let (first, meta) = (new_disk(&cluster, SIZE), cluster.scratch().join("other.meta"));
     let (path, place) = (text(&first), text(&meta));
-    cluster[0].ok(&["replace-disk", "r0", "--disk", &path, "--meta", &place, "--rate", "30M"]);
-    // Something else comes to where its metadata were to go.
+    cluster[0].ok(&["replace-disk", "r0", "--disk", &path, "--meta", &place, "--rate", "8M"]);
+    // Something else comes to where its metadata were to go, long before the move gets that far.
     std::fs::write(&meta, [3; 8192]).expect("it can be written");
     cluster[0].wait_resource("r0", SYNC, "the move has failed", |status| {
         status.disk.replacing.as_ref().is_some_and(|replacing| replacing.state == "failed")
@@ -409,8 +409,8 @@ fn a_disk_with_spares_that_stays_after_all_is_not_looked_at_for_holes() {
     write_blocks(&cluster[0], "r0", 7, [1, 2]);
     let (new, meta) = (new_disk(&cluster, SIZE), cluster.scratch().join("other.meta"));
     let (path, place) = (text(&new), text(&meta));
-    cluster[0].ok(&["replace-disk", "r0", "--disk", &path, "--meta", &place, "--rate", "30M"]);
-    // Something else comes to where its metadata were to go.
+    cluster[0].ok(&["replace-disk", "r0", "--disk", &path, "--meta", &place, "--rate", "8M"]);
+    // Something else comes to where its metadata were to go, long before the move gets that far.
     std::fs::write(&meta, [3; 8192]).expect("it can be written");
     cluster[0].wait_resource("r0", SYNC, "the move has failed", |status| {
         status.disk.replacing.as_ref().is_some_and(|replacing| replacing.state == "failed")

@@ -1,6 +1,9 @@
 //! What a node missed, it gets: exactly that, in the right direction, and to the end.
 
-use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, write_blocks};
+use crate::{
+    BLOCK, MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, wait_no_primary,
+    write_blocks,
+};
 use holdfast_api::status::PeerStatus;
 use holdfast_testkit::{Cluster, Cut, Ledger, Rng, Writer, WriterOptions, files};
 use std::os::unix::fs::FileExt;
@@ -16,6 +19,11 @@ fn slow_first_sync(cluster: &Cluster, size: u64, rate: &str) {
     for node in &cluster.nodes()[1..] {
         cluster.join_resource(node, "r0", size, &[]);
     }
+}
+
+/// Lets the rest of a resync go as fast as it can: what was to be seen while it is slow was seen.
+fn speed_up(cluster: &Cluster) {
+    cluster[0].ok(&["set", "r0", "resync-rate=0"]);
 }
 
 fn gone(peer: &PeerStatus) -> bool {
@@ -76,6 +84,7 @@ fn row_016_a_disk_that_missed_writes_is_made_good_before_it_counts() {
     check_blocks(&cluster[0], "r0", 1, 0..20);
     write_blocks(&cluster[0], "r0", 2, 10..30);
     cluster[0].ok(&["secondary", "r0"]);
+    wait_no_primary(&cluster[1], "r0", "alpha");
     cluster[1].ok(&["primary", "r0"]);
     cluster[0].ok(&["attach-disk", "r0"]);
     cluster[0].wait_synced("r0", SYNC);
@@ -147,7 +156,9 @@ fn row_027_exactly_the_changed_blocks_are_carried() {
         let metric = cluster[0].metric("holdfast_out_of_sync_bytes", &["peer=\"beta\""]);
         assert_eq!(metric, Some(500.0 * 4096.0));
         cluster[1].start();
-        cluster[0].wait_synced("r0", SYNC);
+        for index in [0, 1] {
+            cluster[index].wait_synced("r0", SYNC);
+        }
         let received = cluster[1].peer("r0", "alpha").resync_received_bytes;
         let sent = cluster[0].peer("r0", "beta").resync_sent_bytes - sent_before;
         for carried in [received, sent] {
@@ -191,7 +202,7 @@ fn row_030_a_promotion_without_a_write_costs_nothing() {
     write_blocks(&cluster[0], "r0", 1, 0..10);
     cluster[0].ok(&["secondary", "r0"]);
     let before = cluster[0].resource("r0").generation;
-    assert_eq!(cluster[1].resource("r0").generation, before);
+    cluster[1].wait_resource("r0", SOON, "it has the same generation", |r| r.generation == before);
     cluster[1].stop();
     cluster[0].wait_peer("r0", "beta", SOON, "the peer is gone", gone);
     cluster[0].ok(&["primary", "r0"]);
@@ -199,7 +210,9 @@ fn row_030_a_promotion_without_a_write_costs_nothing() {
     cluster[0].ok(&["secondary", "r0"]);
     assert_eq!(cluster[0].resource("r0").generation, before, "nothing was written");
     cluster[1].start();
-    cluster[0].wait_synced("r0", SOON);
+    for index in [0, 1] {
+        cluster[index].wait_synced("r0", SOON);
+    }
     let peer = cluster[0].peer("r0", "beta");
     assert_eq!((peer.resync_sent_bytes, peer.resync_received_bytes), (0, 0));
     assert_eq!(cluster[1].resource("r0").generation, before);
@@ -209,7 +222,7 @@ fn row_030_a_promotion_without_a_write_costs_nothing() {
 fn row_031_a_new_member_gets_all_data() {
     let cluster = cluster(2);
     let size = 32 * MIB;
-    slow_first_sync(&cluster, size, "16M");
+    slow_first_sync(&cluster, size, "1M");
     let mut percents = Vec::new();
     cluster[1].wait_resource("r0", SYNC, "the first sync ends", |status| {
         if let Some(peer) = status.peers.first()
@@ -219,6 +232,10 @@ fn row_031_a_new_member_gets_all_data() {
             assert_eq!(peer.replication, "SyncTarget");
             assert!(resync.bytes_done <= resync.bytes_total, "{resync:?}");
             percents.push(resync.percent);
+            // It is slow until it was looked at often enough, however seldom that is.
+            if percents.len() == 6 {
+                speed_up(&cluster);
+            }
         }
         status.disk.state == "UpToDate"
     });
@@ -261,6 +278,7 @@ fn row_034_the_newer_data_win_over_several_generations() {
 
     // The other way: the one that was Primary comes back to one that has gone on.
     cluster[0].stop();
+    cluster[1].wait_peer("r0", "alpha", SOON, "it is gone", gone);
     cluster[1].ok(&["primary", "r0"]);
     write_blocks(&cluster[1], "r0", 9, 45..55);
     cluster[0].start();
@@ -308,18 +326,21 @@ enum Victim {
 fn cut_in_the_middle(victim: Victim) {
     let mut cluster = cluster(2);
     let size = 64 * MIB;
-    slow_first_sync(&cluster, size, "32M");
-    wait_percent(&cluster, 1, 50.0);
+    // So slow that it is not over before the node dies.
+    slow_first_sync(&cluster, size, "4M");
+    wait_percent(&cluster, 1, 40.0);
     // The counters of the one that lives on tell of both parts.
     let carried = if victim == Victim::Target {
         cluster[1].kill9();
         cluster[1].start();
+        speed_up(&cluster);
         cluster[1].wait_synced("r0", SYNC);
         cluster[0].wait_synced("r0", SOON);
         cluster[0].peer("r0", "beta").resync_sent_bytes
     } else {
         cluster[0].kill9();
         cluster[0].start();
+        speed_up(&cluster);
         cluster[0].wait_synced("r0", SYNC);
         cluster[1].wait_synced("r0", SOON);
         cluster[1].peer("r0", "alpha").resync_received_bytes
@@ -343,8 +364,9 @@ fn row_036_a_resync_continues_after_the_source_was_killed() {
 fn row_036_a_resync_continues_after_the_network_was_cut() {
     let cluster = cluster_with_proxies(2);
     let size = 64 * MIB;
-    slow_first_sync(&cluster, size, "32M");
-    for (percent, how) in [(30.0, Cut::Reset), (60.0, Cut::Finish)] {
+    // So slow that it is not over before the second cut.
+    slow_first_sync(&cluster, size, "4M");
+    for (percent, how) in [(20.0, Cut::Reset), (45.0, Cut::Finish)] {
         wait_percent(&cluster, 1, percent);
         for node in cluster.nodes() {
             node.proxy().cut(how);
@@ -355,6 +377,7 @@ fn row_036_a_resync_continues_after_the_network_was_cut() {
             node.proxy().heal();
         }
     }
+    speed_up(&cluster);
     cluster[0].wait_synced("r0", SYNC);
     let carried = cluster[0].peer("r0", "beta").resync_sent_bytes;
     assert!(carried * 10 <= size * 11, "{carried} bytes were carried for {size}");
@@ -404,7 +427,8 @@ fn row_037_a_resync_under_full_write_load_finishes() {
 fn row_038_two_targets_are_synced_at_the_same_time() {
     let cluster = cluster(3);
     let size = 32 * MIB;
-    slow_first_sync(&cluster, size, "12M");
+    // So slow that the first one is not through before the second one has begun.
+    slow_first_sync(&cluster, size, "1M");
     let state = |cluster: &Cluster, index: usize| {
         let peer = cluster[0].peer("r0", cluster[index].name());
         (peer.replication, peer.resync.map_or(0.0, |resync| resync.percent))
@@ -413,6 +437,7 @@ fn row_038_two_targets_are_synced_at_the_same_time() {
         let states = [state(&cluster, 1), state(&cluster, 2)];
         states.iter().all(|(word, percent)| word == "SyncSource" && *percent > 5.0)
     });
+    speed_up(&cluster);
     for index in 0..3 {
         cluster[index].wait_synced("r0", SYNC);
     }
@@ -440,6 +465,10 @@ fn invalidated_data_are_fetched_again() {
         } else {
             cluster[1].ok(&["invalidate", "r0"]);
         }
+        // Neither of them may show yet that it has begun.
+        cluster[1].wait_peer("r0", "alpha", SYNC, "it is fetched again", |peer| {
+            peer.resync_received_bytes >= before + 4 * BLOCK
+        });
         cluster[1].wait_synced("r0", SYNC);
         cluster[0].wait_synced("r0", SYNC);
         let received = cluster[1].peer("r0", "alpha").resync_received_bytes - before;
@@ -454,11 +483,12 @@ fn invalidated_data_are_fetched_again() {
 fn a_target_of_a_resync_can_be_primary() {
     let cluster = cluster(2);
     let size = 32 * MIB;
-    slow_first_sync(&cluster, size, "8M");
+    slow_first_sync(&cluster, size, "1M");
     let copy = cluster.scratch().join("copy");
     files::copy(&cluster[0].disk("r0"), &copy);
     wait_percent(&cluster, 1, 10.0);
     cluster[0].ok(&["secondary", "r0"]);
+    wait_no_primary(&cluster[1], "r0", "alpha");
     cluster[1].ok(&["primary", "r0"]);
     assert_eq!(cluster[1].resource("r0").disk.state, "Inconsistent");
     let mut client = cluster[1].open("r0");
@@ -479,6 +509,7 @@ fn a_target_of_a_resync_can_be_primary() {
     }
     let options = WriterOptions { connections: 4, ..WriterOptions::default() };
     let writer = Writer::start(&cluster[1].uri("r0"), Ledger::new(9, blocks), options);
+    speed_up(&cluster);
     cluster[1].wait_resource("r0", SYNC, "up to date", |r| r.disk.state == "UpToDate");
     let then = writer.acknowledged();
     writer.wait_acknowledged(then + 100);

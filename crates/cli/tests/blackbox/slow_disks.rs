@@ -1,6 +1,6 @@
 //! A disk that answers late, or not at all, below a Primary whose peer is well.
 
-use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, write_blocks};
+use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, wait_no_primary, write_blocks};
 use holdfast_testkit::{BadDisk, Cluster, devices_unavailable, wait_until};
 use std::time::{Duration, Instant};
 
@@ -24,14 +24,15 @@ fn on_slow_disk() -> Option<(Cluster, BadDisk)> {
 
 #[test]
 fn row_067_reads_of_a_slow_disk_are_answered_by_the_peer() {
-    const DELAY: Duration = Duration::from_secs(2);
+    // A peer is asked after a fraction of a second, but this machine may stand still for seconds.
+    const DELAY: Duration = Duration::from_secs(6);
     let Some((cluster, disk)) = on_slow_disk() else { return };
     let node = &cluster[0];
     let before = node.resource("r0").disk;
     let mut client = node.open("r0");
     let mut found = [0; 4096];
     disk.delay(DELAY, Duration::ZERO);
-    for block in 0..12 {
+    for block in 0..8 {
         let begin = Instant::now();
         client.read_at(&mut found, block * BLOCK).expect("the peer has it");
         let took = begin.elapsed();
@@ -40,7 +41,7 @@ fn row_067_reads_of_a_slow_disk_are_answered_by_the_peer() {
     }
     let seen = node.resource("r0").disk;
     assert_eq!(seen.state, "UpToDate");
-    assert_eq!(seen.hedged_reads_won, before.hedged_reads_won + 12);
+    assert_eq!(seen.hedged_reads_won, before.hedged_reads_won + 8);
     assert!(seen.hedged_reads >= seen.hedged_reads_won);
     let of_it = ["resource=\"r0\""];
     let told = node.metric("holdfast_disk_hedged_reads_won_total", &of_it);
@@ -81,6 +82,7 @@ fn row_068_a_disk_that_hangs_is_given_up_after_disk_timeout() {
     write_blocks(node, "r0", 3, 0..8);
     node.refused(&["attach-disk", "r0"], 1, "Primary");
     node.ok(&["secondary", "r0"]);
+    wait_no_primary(&cluster[1], "r0", "alpha");
     cluster[1].ok(&["primary", "r0"]);
     // It is not used again before it has answered everything: what it has in hand it may store yet.
     node.refused(&["attach-disk", "r0"], 1, "has not answered yet");
@@ -89,7 +91,8 @@ fn row_068_a_disk_that_hangs_is_given_up_after_disk_timeout() {
     wait_until(SYNC, "it can be attached again", || node.cli(&["attach-disk", "r0"]).status == 0);
     node.wait_synced("r0", SYNC);
     // The copy has what was written since, and nothing older came over it.
-    for node in cluster.nodes().iter().rev() {
+    for (node, other) in cluster.nodes().iter().zip(["beta", "alpha"]).rev() {
+        wait_no_primary(node, "r0", other);
         node.ok(&["primary", "r0"]);
         check_blocks(node, "r0", 4, 0..2);
         check_blocks(node, "r0", 3, 2..8);

@@ -64,7 +64,10 @@ fn warnings_come_before_the_journal_is_full_and_the_primary_goes_on_when_it_is()
     assert_eq!((journal(node, "r0").warning_percent, problems(node)), (0, Vec::new()));
     write(node, "r0", 2, 0..budget / MIB * 13 / 100);
     wait_until(SOON, "the first warning", || journal(node, "r0").warning_percent == 80);
-    assert!(problems(node)[0].contains("r0: more than 80 % of its journal is needed"));
+    wait_until(SOON, "it is a problem", || {
+        let found = problems(node);
+        found.iter().any(|text| text.contains("r0: more than 80 % of its journal is needed"))
+    });
     node.wait_log("more than 80 % of its journal is needed");
     assert_eq!(node.metric("holdfast_journal_warning_ratio", &["resource=\"r0\""]), Some(0.8));
     assert!(node.metric("holdfast_problems", &[]).is_some_and(|count| count >= 1.0));
@@ -77,7 +80,7 @@ fn warnings_come_before_the_journal_is_full_and_the_primary_goes_on_when_it_is()
         let journal = journal(node, "r0");
         journal.cuts > 0 && journal.emergency && journal.bytes <= 64 * MIB
     });
-    assert_eq!(node.peer("r0", "beta").replication, "Emergency");
+    node.wait_peer("r0", "beta", SOON, "it needs its bits", |peer| peer.replication == "Emergency");
     assert!(node.metric("holdfast_journal_cuts_total", &[]).is_some_and(|cuts| cuts > 0.0));
     // Back by itself.
     cluster[1].start();
@@ -86,7 +89,7 @@ fn warnings_come_before_the_journal_is_full_and_the_primary_goes_on_when_it_is()
         let journal = r.journal.as_ref().expect("it has one");
         !journal.emergency && journal.warning_percent == 0 && r.peers[0].disk == "UpToDate"
     });
-    assert_eq!(problems(node), Vec::<String>::new());
+    wait_until(SOON, "nothing is wrong any more", || problems(node).is_empty());
     let journal = journal(node, "r0");
     assert!(journal.syncs > 0 && journal.sync_micros >= journal.longest_sync_micros);
 }
@@ -118,6 +121,9 @@ fn a_journal_grows_and_shrinks_while_it_is_in_use() {
     cluster[1].ok(&["wait", "r0", "--for", "replayed", "--timeout", "50"]);
     cluster[0].ok(&["secondary", "r0"]);
     cluster[1].wait_resource("r0", SYNC, "it has everything", |r| r.disk.state == "UpToDate");
+    cluster[0].wait_resource("r0", SYNC, "all is on the disk", |r| {
+        r.journal.as_ref().is_none_or(|journal| journal.dirty_bytes == 0)
+    });
     files::assert_equal(&cluster[0].disk("r0"), &cluster[1].disk("r0"), SIZE);
 }
 
@@ -148,9 +154,14 @@ fn large_writes_are_slowed_down_before_the_journal_is_cut_and_small_ones_and_rea
         time(PIECE, 1);
         journal(node, "r0").slowed_writes > 0
     });
-    let (large, small) = (time(PIECE, 10), time(4096, 10));
+    // This machine may stand still at any moment, so the quickest of some counts.
+    let mut quickest = |len| (0..3).map(|_| time(len, 10)).min().expect("there are three");
+    let large = quickest(PIECE);
     assert!((800..3000).contains(&large.as_millis()), "{large:?}");
+    let slowed = journal(node, "r0").slowed_writes;
+    let small = quickest(4096);
     assert!(small.as_millis() < 700, "{small:?}");
+    assert_eq!(journal(node, "r0").slowed_writes, slowed, "small ones are not slowed down");
     // The place in the journal for which they are slowed down is lost: that is of no use any more.
     let content = vec![7; 32 << 10];
     for at in 0..(80 * MIB) >> 15 {

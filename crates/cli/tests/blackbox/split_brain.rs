@@ -69,7 +69,8 @@ fn resolve(cluster: &Cluster) {
     cluster[0].wait_synced("r0", SYNC);
     cluster[1].wait_synced("r0", SYNC);
     for (index, other) in [(0, "beta"), (1, "alpha")] {
-        assert_eq!(cluster[index].peer("r0", other).problem, None);
+        let well = |peer: &PeerStatus| peer.problem.is_none();
+        cluster[index].wait_peer("r0", other, SOON, "nothing is wrong any more", well);
     }
 }
 
@@ -133,7 +134,7 @@ fn row_066_apart_by_disconnect_and_force() {
     cluster[0].wait_peer("r0", "beta", SOON, "it is gone", gone);
     write_blocks(&cluster[0], "r0", 2, 10..20);
     // It knows that the other one goes on.
-    assert_eq!(cluster[1].resource("r0").disk.state, "Outdated");
+    cluster[1].wait_resource("r0", SOON, "it is outdated", |r| r.disk.state == "Outdated");
     cluster[1].refused(&["primary", "r0"], 1, "r0");
     cluster[1].ok(&["primary", "r0", "--force"]);
     write_blocks(&cluster[1], "r0", 3, 15..25);
@@ -151,7 +152,8 @@ fn row_066_apart_by_disconnect_and_force() {
 fn row_066_apart_by_a_primary_that_slept() {
     let cluster = cluster(2);
     cluster.resource("r0", SIZE, 2);
-    cluster[0].ok(&["set", "r0", "ping-int=1", "ping-timeout=5"]);
+    // Not so soon that one that only stands still for a moment is given up.
+    cluster[0].ok(&["set", "r0", "ping-int=1", "ping-timeout=30"]);
     write_blocks(&cluster[0], "r0", 1, 0..30);
     holdfast_testkit::wait_until(SOON, "beta has heard", || {
         cluster[1].json(&["get", "r0", "ping-int"])["value"] == "1"
@@ -191,7 +193,8 @@ fn row_066_one_side_that_wrote_is_no_split_brain() {
 fn a_half_filled_disk_that_was_forced_is_split_off() {
     let mut cluster = cluster(2);
     files::make_random(&cluster[0].disk("r0"), SIZE, 71);
-    cluster.create("r0", SIZE, &["--set", "resync-rate=1M", "--set", "resync-in-flight=1M"]);
+    // So slow that it is not through before it was seen and alpha is dead.
+    cluster.create("r0", SIZE, &["--set", "resync-rate=256K", "--set", "resync-in-flight=1M"]);
     write_blocks(&cluster[0], "r0", 1, 0..10);
     // Beta never had all of the data, and is made to begin with what it has.
     cluster.join_resource(&cluster[1], "r0", SIZE, &[]);

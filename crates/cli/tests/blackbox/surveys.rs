@@ -17,7 +17,11 @@ fn filled(count: usize, size: u64, arguments: &[&str]) -> Cluster {
     for node in &cluster.nodes()[1..] {
         cluster.join_resource(node, "r0", size, &[]);
     }
-    cluster[0].wait_synced("r0", SYNC);
+    // Each with each: those that joined have met when both say so.
+    for node in cluster.nodes() {
+        node.wait_resource("r0", SYNC, "all members are known", |r| r.peers.len() == count - 1);
+        node.wait_synced("r0", SYNC);
+    }
     cluster
 }
 
@@ -84,7 +88,9 @@ fn of_two_copies_the_primarys_counts_when_a_person_says_so() {
     flip(&cluster[1].disk("r0"), blocks.iter().copied());
 
     cluster[1].refused(&["verify", "r0"], 1, "20 blocks of 4096 bytes differ");
-    assert_eq!(cluster[0].peer("r0", "beta").out_of_sync_bytes, 20 * BLOCK, "as DRBD marks them");
+    cluster[0].wait_peer("r0", "beta", SOON, "they are marked, as DRBD does", |peer| {
+        peer.out_of_sync_bytes == 20 * BLOCK
+    });
     let report = cluster[0].json(&["scrub", "r0", "--report"]);
     assert!(report["last"].is_null(), "nobody has scrubbed");
     cluster[0].refused(&["scrub", "r0", "--wait"], 1, "20 of them are not repaired");
@@ -92,7 +98,7 @@ fn of_two_copies_the_primarys_counts_when_a_person_says_so() {
     let report = cluster[1].json(&["verify", "r0", "--repair"]);
     assert_eq!(counts(&report), (20, 20), "{report}");
     cluster.assert_equal_disks("r0", size, &[0, 1]);
-    assert_eq!(cluster[0].peer("r0", "beta").out_of_sync_bytes, 0);
+    cluster[0].wait_peer("r0", "beta", SOON, "no mark is left", |peer| peer.out_of_sync_bytes == 0);
     cluster[0].ok(&["verify", "r0"]);
 
     // Only a part of the device, and only with one peer.
@@ -107,7 +113,8 @@ fn of_two_copies_the_primarys_counts_when_a_person_says_so() {
 #[test]
 fn a_scrub_goes_on_where_the_daemon_was_killed_and_finds_the_rest() {
     let size = 48 * MIB;
-    let mut cluster = filled(3, size, &["--set", "scrub-rate=8M"]);
+    // So slow that it is not through before it was killed, and seen, and paused.
+    let mut cluster = filled(3, size, &["--set", "scrub-rate=2M"]);
     let last = size / BLOCK - 1;
     flip(&cluster[1].disk("r0"), [0, last]);
     cluster[1].ok(&["scrub", "r0"]);
@@ -125,7 +132,9 @@ fn a_scrub_goes_on_where_the_daemon_was_killed_and_finds_the_rest() {
     cluster[1].ok(&["scrub", "r0", "--pause"]);
     cluster[1].kill9();
     cluster[1].start();
-    cluster[0].wait_synced("r0", SYNC);
+    for index in [1, 0] {
+        cluster[index].wait_synced("r0", SYNC);
+    }
     let paused = reports(&cluster[1], "scrub").current.expect("it is not over");
     assert_eq!(paused.state, "paused");
     cluster[1].ok(&["set", "r0", "scrub-rate=0"]);
@@ -140,7 +149,8 @@ fn a_scrub_goes_on_where_the_daemon_was_killed_and_finds_the_rest() {
 #[test]
 fn a_verify_waits_for_a_member_that_was_killed_and_there_is_one_at_a_time() {
     let size = 32 * MIB;
-    let mut cluster = filled(3, size, &["--set", "verify-rate=4M"]);
+    // So slow that it is not through before all of this was seen.
+    let mut cluster = filled(3, size, &["--set", "verify-rate=1M"]);
     flip(&cluster[2].disk("r0"), [7, size / BLOCK - 1]);
     cluster[0].ok(&["verify", "r0", "--repair", "--no-wait"]);
     cluster[0].refused(&["verify", "r0"], 1, "one is running already");
@@ -148,7 +158,7 @@ fn a_verify_waits_for_a_member_that_was_killed_and_there_is_one_at_a_time() {
         peer.replication == "VerifyS" && peer.verify.as_ref().is_some_and(|v| v.percent > 10.0)
     };
     cluster[0].wait_peer("r0", "beta", SYNC, "a tenth of the verify", running);
-    assert_eq!(cluster[1].peer("r0", "alpha").replication, "VerifyT");
+    cluster[1].wait_peer("r0", "alpha", SOON, "it takes part", |p| p.replication == "VerifyT");
     cluster[0].ok(&["verify", "r0", "--pause"]);
     cluster[0].wait_resource("r0", SOON, "the verify to be paused", |resource| {
         resource.verify.as_ref().is_some_and(|verify| verify.state == "paused")

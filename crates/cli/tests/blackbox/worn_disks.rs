@@ -176,7 +176,9 @@ fn row_089_a_file_system_on_a_disk_with_bad_blocks_and_a_peer() {
     pass(&cluster[0], false);
     let hidden = first.hidden().len() as u64;
     let status = cluster[0].wait_resource("r0", SYNC, "all are healed", |status| {
-        status.disk.healed_blocks == hidden && status.disk.unreadable_blocks == 0
+        status.disk.healed_blocks == hidden
+            && status.disk.unreadable_blocks == 0
+            && status.disk.remapped_sectors >= first.useless().len() as u64
     });
     assert_eq!(table(&cluster[0]), (first.useless(), BTreeSet::new()));
     assert_eq!(status.disk.remapped_sectors, first.useless().len() as u64);
@@ -370,8 +372,9 @@ fn row_064_with_checksums_blocks_that_changed_are_healed_by_reads_and_one_scrub(
     for (index, healed, wrong) in [(0, here.len(), here.len()), (1, there.len(), changed.len())] {
         let what = format!("{healed} blocks are healed on node {index}, of {found} by the scrub");
         let (healed, wrong) = (healed as u64, wrong as u64);
-        let status = cluster[index]
-            .wait_resource("r0", SOON, &what, |status| status.disk.healed_blocks == healed);
+        let status = cluster[index].wait_resource("r0", SOON, &what, |status| {
+            status.disk.healed_blocks == healed && status.disk.unreadable_blocks == 0
+        });
         assert!(status.disk.checksum_errors >= wrong);
         assert_eq!((status.disk.unreadable_blocks, status.disk.state.as_str()), (0, "UpToDate"));
     }
@@ -396,7 +399,11 @@ fn row_066_without_checksums_the_majority_of_three_repairs_what_changed() {
         node.ok(&[verb, "r0", "--disk", &disk]);
     }
     cluster[0].ok(&["set", "r0", "scrub-rate=0"]);
-    cluster[0].wait_synced("r0", SYNC);
+    // Each with each: those that joined have met when both say so.
+    for node in cluster.nodes() {
+        node.wait_resource("r0", SYNC, "all members are known", |status| status.peers.len() == 2);
+        node.wait_synced("r0", SYNC);
+    }
     fill(&cluster[0], 1);
     let corrupt = |seed: u64| {
         let numbers = Rng::new(seed).distinct(count(), blocks());

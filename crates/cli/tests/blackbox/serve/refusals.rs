@@ -3,7 +3,9 @@
 use super::Server;
 use crate::{MIB, binary};
 use holdfast_testkit::{Output, Scratch, files, run};
-use std::process::Command;
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
 
 fn serve(scratch: &Scratch, arguments: &[&str]) -> Output {
     run(Command::new(binary()).arg("serve").args(arguments).current_dir(scratch.path()))
@@ -104,15 +106,39 @@ fn what_somebody_else_uses_is_not_served() {
     server.stop();
 }
 
+/// Serves until it has printed so many lines, and then ends it in good order.
+fn serve_until(scratch: &Scratch, arguments: &[&str], lines: usize) -> Output {
+    let mut child = Command::new(binary())
+        .arg("serve")
+        .args(arguments)
+        .current_dir(scratch.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut out = BufReader::new(child.stdout.take().expect("it is piped"));
+    let mut stdout = String::new();
+    for _ in 0..lines {
+        // Nothing more comes when it has ended by itself: what it said tells why.
+        let _ = out.read_line(&mut stdout).expect("it prints text");
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("it is our child");
+    out.read_to_string(&mut stdout).expect("it prints text");
+    let output = child.wait_with_output().expect("it ends");
+    Output {
+        command: "holdfast serve".into(),
+        status: output.status.code().unwrap_or(-1),
+        stdout,
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
 #[test]
 fn what_is_printed_says_what_to_type() {
     let scratch = Scratch::new();
     files::make_sparse(&scratch.join("a"), MIB);
-    let mut sure = Command::new("timeout");
-    let plain = run(sure
-        .current_dir(scratch.path())
-        .args(["--preserve-status", "-s", "TERM", "1", &binary(), "serve", "a"])
-        .args(["--listen", "127.0.0.1:0", "--name", "disk"]));
+    let plain = serve_until(&scratch, &["a", "--listen", "127.0.0.1:0", "--name", "disk"], 2);
     assert_eq!(plain.status, 0, "{plain}");
     let lines: Vec<_> = plain.stdout.lines().collect();
     let [serving, here, stopped] = lines[..] else { panic!("{plain}") };
@@ -122,9 +148,6 @@ fn what_is_printed_says_what_to_type() {
     assert!(here.contains(&format!("holdfast attach {uri}")), "{plain}");
     assert_eq!(stopped, "stopped: 0 clients, 0 B read, 0 B written");
     assert!(plain.stderr.is_empty(), "{plain}");
-    let quiet = run(Command::new("timeout")
-        .current_dir(scratch.path())
-        .args(["--preserve-status", "-s", "TERM", "1", &binary(), "serve", "-q", "a"])
-        .args(["--unix", "s"]));
+    let quiet = serve_until(&scratch, &["-q", "a", "--unix", "s"], 1);
     assert_eq!(quiet.stdout, format!("nbd+unix:///?socket={}\n", scratch.join("s").display()));
 }
