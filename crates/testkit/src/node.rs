@@ -20,6 +20,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 /// How long a command may take.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+/// How long a request to the control API may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How many lines of a log a failed test prints.
 const LOG_LINES: usize = 80;
 
@@ -307,7 +309,7 @@ impl Node {
         self.signal(Signal::STOP);
         // The signal is only sent: its threads stop one after the other.
         let tasks = format!("/proc/{}/task", self.pid());
-        wait_until(Duration::from_secs(10), "all threads of the daemon stand still", || {
+        wait_until(START_LIMIT, "all threads of the daemon stand still", || {
             fs::read_dir(&tasks).into_iter().flatten().flatten().all(|task| {
                 let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
                 // `PID (NAME) STATE ...`
@@ -556,10 +558,10 @@ impl Node {
     /// The body of a `GET` of the control API.
     ///
     /// # Errors
-    /// When it is not answered with 200 within 10 seconds.
+    /// When it is not answered with 200, or not in time.
     pub fn get(&self, path: &str) -> io::Result<String> {
         let mut stream = UnixStream::connect(self.socket())?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes())?;

@@ -24,7 +24,7 @@ fn they_come_with_a_resource_and_last_over_stops_and_kills() {
     let mut cluster = cluster(2);
     cluster.create("r0", SIZE, &["--checksums"]);
     cluster.join_resource(&cluster[1], "r0", SIZE, &["--checksums"]);
-    cluster[0].wait_synced("r0", SOON);
+    cluster.wait_members("r0", 2, SOON);
     for index in [0, 1] {
         wait_for(&cluster[index], "on");
         assert!(sums(&cluster[index]).is_some());
@@ -89,7 +89,7 @@ fn a_disk_that_is_attached_again_keeps_its_own_and_another_disk_gets_new_ones() 
     let cluster = cluster(2);
     cluster.create("r0", SIZE, &[]);
     cluster.join_resource(&cluster[1], "r0", SIZE, &["--checksums"]);
-    cluster[0].wait_synced("r0", SOON);
+    cluster.wait_members("r0", 2, SOON);
     write_blocks(&cluster[0], "r0", 1, 0..100);
     let node = &cluster[1];
     wait_for(node, "on");
@@ -203,7 +203,7 @@ fn row_062_064_with_a_peer_what_changed_is_healed_and_nobody_notices() {
     let cluster = cluster(2);
     cluster.create("r0", SIZE, &["--checksums"]);
     cluster.join_resource(&cluster[1], "r0", SIZE, &["--checksums"]);
-    cluster[0].wait_synced("r0", SOON);
+    cluster.wait_members("r0", 2, SOON);
     wait_for(&cluster[0], "on");
     write_blocks(&cluster[0], "r0", 1, 0..1000);
     let wrong = (0..1000).step_by(7);

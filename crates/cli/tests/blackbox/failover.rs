@@ -211,7 +211,7 @@ fn a_failed_disk_is_given_up_and_the_data_stay_within_reach() {
         let disks = if failing == 0 { [&disk, &normal] } else { [&normal, &disk] };
         cluster[0].ok(&["create", "r0", "--disk", disks[0]]);
         cluster[1].ok(&["join", "r0", "--disk", disks[1]]);
-        cluster[0].wait_synced("r0", SYNC);
+        cluster.wait_members("r0", 2, SYNC);
 
         // More than there is room for: the client notices nothing.
         write_blocks(&cluster[0], "r0", 4, 0..3000);

@@ -21,7 +21,7 @@ fn on_bad_disks(count: usize, journal: bool) -> Option<(Cluster, Vec<BadDisk>)> 
             if journal { &["--journal", &directory, "--journal-size", "16M"] } else { &[] };
         node.ok(&[&[verb, "r0", "--disk", &disk], more].concat());
     }
-    cluster[0].wait_synced("r0", SYNC);
+    cluster.wait_members("r0", count, SYNC);
     write_blocks(&cluster[0], "r0", 1, 0..1024);
     Some((cluster, disks))
 }
