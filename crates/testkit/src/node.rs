@@ -3,7 +3,7 @@ use crate::proxy::Proxy;
 use crate::scratch::clean_up;
 use crate::wait::{holds_within, wait_until};
 use holdfast_api::status::{NodeStatus, PeerStatus, ResourceStatus};
-use holdfast_nbd::{Client, ConnectOptions, NbdUri};
+use holdfast_nbd::{Client, ClientError, ConnectOptions, NbdUri};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs::{self, File};
@@ -518,7 +518,7 @@ impl Node {
     #[track_caller]
     #[must_use]
     pub fn open(&self, resource: &str) -> Client {
-        Client::connect(&self.uri(resource), &ConnectOptions::default())
+        open_export(&self.uri(resource), &ConnectOptions::default())
             .unwrap_or_else(|why| panic!("{resource} cannot be opened on {}: {why}", self.name))
     }
 
@@ -575,6 +575,24 @@ impl Node {
             Err(io::Error::other(format!("{path} was answered with {answer}")))
         }
     }
+}
+
+/// Opens an export that is there, or comes in a moment: of a node that becomes Primary by itself, as
+/// after a start, the status says so before clients are let in.
+///
+/// # Errors
+/// Why it cannot be opened.
+pub(crate) fn open_export(uri: &NbdUri, how: &ConnectOptions) -> Result<Client, ClientError> {
+    let mut opened = Client::connect(uri, how);
+    holds_within(START_LIMIT, || {
+        let early = |why: &ClientError| why.to_string().contains("is not Primary on this node");
+        let is_early = opened.as_ref().is_err_and(early);
+        if is_early {
+            opened = Client::connect(uri, how);
+        }
+        !is_early
+    });
+    opened
 }
 
 /// An address of loopback that no other node of this machine has. So nobody takes the node's port

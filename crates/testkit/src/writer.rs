@@ -1,3 +1,4 @@
+use crate::node::open_export;
 use crate::rng::Rng;
 use holdfast_nbd::{Client, ConnectOptions, NbdUri};
 use std::fs::File;
@@ -88,7 +89,7 @@ impl Ledger {
     /// When a block holds something else, with what it holds; when it cannot be read.
     #[track_caller]
     pub fn verify_export(&mut self, uri: &NbdUri) {
-        let mut client = Client::connect(uri, &ConnectOptions::default())
+        let mut client = open_export(uri, &ConnectOptions::default())
             .unwrap_or_else(|why| panic!("{uri} cannot be opened: {why}"));
         self.verify(&uri.to_string(), |data, offset| {
             client.read_at(data, offset).map_err(Into::into)
@@ -255,7 +256,7 @@ impl Writer {
         let threads = (0..connections).map(|index| {
             let how =
                 ConnectOptions { timeout: Some(options.patience), ..ConnectOptions::default() };
-            let client = Client::connect(uri, &how)
+            let client = open_export(uri, &how)
                 .unwrap_or_else(|why| panic!("{uri} cannot be opened: {why}"));
             let run = Run {
                 client,

@@ -96,11 +96,14 @@ fn a_disk_that_is_attached_again_keeps_its_own_and_another_disk_gets_new_ones() 
     node.ok(&["detach-disk", "r0"]);
     node.ok(&["attach-disk", "r0"]);
     assert_eq!(node.resource("r0").disk.checksums, "on");
+    node.wait_synced("r0", SOON);
     cluster[0].wait_synced("r0", SOON);
     node.ok(&["detach-disk", "r0"]);
     let other = node.dir().join("other");
     std::fs::File::create(&other).and_then(|file| file.set_len(SIZE)).expect("it can be made");
     node.ok(&["attach-disk", "r0", "--disk", &other.display().to_string()]);
+    // The other one hears of its new disk a moment later.
+    node.wait_synced("r0", SYNC);
     cluster[0].wait_synced("r0", SYNC);
     wait_for(node, "on");
     write_blocks(&cluster[0], "r0", 3, 50..150);

@@ -2,7 +2,7 @@
 
 use crate::{MIB, SOON, cluster, write_blocks};
 use holdfast_nbd::Client;
-use holdfast_testkit::{Cluster, Mount, files, run, run_ok};
+use holdfast_testkit::{Cluster, Mount, files, run, run_ok, wait_until};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -244,7 +244,8 @@ fn a_full_filesystem_in_memory_fails_the_disk_and_not_the_daemon() {
     let shown = node.ok(&["status", "r0"]);
     assert!(shown.contains(&format!("the disk is not used: {problem}")), "{shown}");
     assert!(!shown.contains("I/O errors") && !shown.contains("os error"), "{shown}");
-    assert!(node.ok(&["events"]).contains(&format!("problem:{problem}")));
+    let told = format!("problem:{problem}");
+    wait_until(SOON, "the events tell of it", || node.ok(&["events"]).contains(&told));
     assert!(!client.write(1, 4), "there is no disk");
     for mib in (0..kept).filter(|mib| *mib != 3) {
         let found = files::read(&disk, mib * MIB, 1 << 20);

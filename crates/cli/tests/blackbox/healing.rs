@@ -94,7 +94,9 @@ fn row_014_what_nobody_has_fails_alone_until_it_is_written() {
     drop(client);
     cluster[0].kill9();
     cluster[0].start();
-    assert_eq!(cluster[0].resource("r0").disk.unreadable_blocks, 0);
+    cluster[0].wait_resource("r0", SOON, "none is listed any more", |status| {
+        status.disk.unreadable_blocks == 0
+    });
 }
 
 /// A disk alone, of which two blocks could not be read, and can now.
