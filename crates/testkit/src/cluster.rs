@@ -56,7 +56,7 @@ impl Cluster {
         }
         for node in &cluster.nodes {
             // The one that issued the tokens tells the others of each other.
-            crate::wait_until(Duration::from_secs(20), "every node knows every node", || {
+            crate::wait_until(SYNC_LIMIT, "every node knows every node", || {
                 node.status().cluster.is_some_and(|c| c.nodes.len() == count)
             });
         }
@@ -125,11 +125,22 @@ impl Cluster {
         for node in &self.nodes[1..count] {
             self.join_resource(node, name, size, &[]);
         }
+        self.wait_members(name, count, SYNC_LIMIT);
+    }
+
+    /// Waits until the first `count` nodes, which are the members of a resource, know each other and
+    /// have the same data. A node hears by itself of a member that joined elsewhere: before that it is
+    /// in sync with all that it knows.
+    ///
+    /// # Panics
+    /// When they have not within `limit` each.
+    #[track_caller]
+    pub fn wait_members(&self, name: &str, count: usize, limit: Duration) {
         for node in &self.nodes[..count] {
-            node.wait_resource(name, SYNC_LIMIT, "all members are known", |status| {
+            node.wait_resource(name, limit, "all members are known", |status| {
                 status.peers.len() == count - 1
             });
-            node.wait_synced(name, SYNC_LIMIT);
+            node.wait_synced(name, limit);
         }
     }
 

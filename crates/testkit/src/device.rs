@@ -22,7 +22,7 @@ pub fn devices_unavailable() -> Option<String> {
 }
 
 /// How long a mount may be held by what is not the test's.
-const BUSY: Duration = Duration::from_secs(10);
+const BUSY: Duration = Duration::from_secs(30);
 
 /// Unmounts a filesystem in good order. A process that another test of the same program has just
 /// forked has all files open until it becomes another program, so a mount may be busy for a moment.

@@ -1,12 +1,14 @@
 //! Backing files: filled, hashed, compared. Holes are passed over, so that a sparse file of a
 //! terabyte takes no time.
 
+use crate::program::run_ok;
 use crate::rng::Rng;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 
 const STEP: usize = 1 << 20;
 
@@ -18,6 +20,18 @@ pub fn make_sparse(path: &Path, len: u64) {
     let file = File::options().create(true).truncate(false).write(true).open(path);
     file.and_then(|file| file.set_len(len))
         .unwrap_or_else(|why| panic!("{} cannot be made: {why}", path.display()));
+}
+
+/// Makes a program of this text, in the place of one that is there. Another process writes it: a
+/// process that another test has just forked has all files open that this one writes, and a program
+/// that somebody has open so cannot be run.
+///
+/// # Panics
+/// When it cannot.
+#[track_caller]
+pub fn make_program(path: &Path, text: &str) {
+    let script = r#"printf %s "$2" > "$1" && chmod 755 "$1""#;
+    run_ok(Command::new("sh").args(["-c", script, "sh"]).arg(path).arg(text));
 }
 
 /// Makes a file of `len` random bytes.

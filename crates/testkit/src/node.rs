@@ -3,7 +3,7 @@ use crate::proxy::Proxy;
 use crate::scratch::clean_up;
 use crate::wait::{holds_within, wait_until};
 use holdfast_api::status::{NodeStatus, PeerStatus, ResourceStatus};
-use holdfast_nbd::{Client, ConnectOptions, NbdUri};
+use holdfast_nbd::{Client, ClientError, ConnectOptions, NbdUri};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs::{self, File};
@@ -20,7 +20,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 /// How long a command may take.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
-/// How long the control API may take for an answer.
+/// How long a request to the control API may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How many lines of a log a failed test prints.
 const LOG_LINES: usize = 80;
@@ -309,7 +309,7 @@ impl Node {
         self.signal(Signal::STOP);
         // The signal is only sent: its threads stop one after the other.
         let tasks = format!("/proc/{}/task", self.pid());
-        wait_until(Duration::from_secs(10), "all threads of the daemon stand still", || {
+        wait_until(START_LIMIT, "all threads of the daemon stand still", || {
             fs::read_dir(&tasks).into_iter().flatten().flatten().all(|task| {
                 let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
                 // `PID (NAME) STATE ...`
@@ -518,7 +518,7 @@ impl Node {
     #[track_caller]
     #[must_use]
     pub fn open(&self, resource: &str) -> Client {
-        Client::connect(&self.uri(resource), &ConnectOptions::default())
+        open_export(&self.uri(resource), &ConnectOptions::default())
             .unwrap_or_else(|why| panic!("{resource} cannot be opened on {}: {why}", self.name))
     }
 
@@ -558,7 +558,7 @@ impl Node {
     /// The body of a `GET` of the control API.
     ///
     /// # Errors
-    /// When it is not answered with 200 within 30 seconds.
+    /// When it is not answered with 200, or not in time.
     pub fn get(&self, path: &str) -> io::Result<String> {
         let mut stream = UnixStream::connect(self.socket())?;
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
@@ -575,6 +575,24 @@ impl Node {
             Err(io::Error::other(format!("{path} was answered with {answer}")))
         }
     }
+}
+
+/// Opens an export that is there, or comes in a moment: of a node that becomes Primary by itself, as
+/// after a start, the status says so before clients are let in.
+///
+/// # Errors
+/// Why it cannot be opened.
+pub(crate) fn open_export(uri: &NbdUri, how: &ConnectOptions) -> Result<Client, ClientError> {
+    let mut opened = Client::connect(uri, how);
+    holds_within(START_LIMIT, || {
+        let early = |why: &ClientError| why.to_string().contains("is not Primary on this node");
+        let is_early = opened.as_ref().is_err_and(early);
+        if is_early {
+            opened = Client::connect(uri, how);
+        }
+        !is_early
+    });
+    opened
 }
 
 /// An address of loopback that no other node of this machine has. So nobody takes the node's port

@@ -1,3 +1,4 @@
+use crate::node::open_export;
 use crate::rng::Rng;
 use holdfast_nbd::{Client, ConnectOptions, NbdUri};
 use std::fs::File;
@@ -88,7 +89,7 @@ impl Ledger {
     /// When a block holds something else, with what it holds; when it cannot be read.
     #[track_caller]
     pub fn verify_export(&mut self, uri: &NbdUri) {
-        let mut client = Client::connect(uri, &ConnectOptions::default())
+        let mut client = open_export(uri, &ConnectOptions::default())
             .unwrap_or_else(|why| panic!("{uri} cannot be opened: {why}"));
         self.verify(&uri.to_string(), |data, offset| {
             client.read_at(data, offset).map_err(Into::into)
@@ -255,7 +256,7 @@ impl Writer {
         let threads = (0..connections).map(|index| {
             let how =
                 ConnectOptions { timeout: Some(options.patience), ..ConnectOptions::default() };
-            let client = Client::connect(uri, &how)
+            let client = open_export(uri, &how)
                 .unwrap_or_else(|why| panic!("{uri} cannot be opened: {why}"));
             let run = Run {
                 client,
@@ -285,8 +286,9 @@ impl Writer {
     #[track_caller]
     pub fn wait_acknowledged(&self, count: u64) {
         crate::wait_until(Duration::from_secs(60), &format!("{count} acknowledged writes"), || {
-            let enough = self.acknowledged() >= count;
+            // In this order: one that has just ended by its limit has written all of it.
             let ended = self.threads.iter().any(JoinHandle::is_finished);
+            let enough = self.acknowledged() >= count;
             assert!(enough || !ended, "a writer ended after {} writes", self.acknowledged());
             enough
         });

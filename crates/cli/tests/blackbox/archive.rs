@@ -187,13 +187,20 @@ fn every_moment_under_load_is_a_prefix() {
     ledger.verify_file(&into);
 }
 
+/// Puts each of two files or directories in the place of the other.
+fn exchange(one: &Path, other: &Path) {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).expect("they can be exchanged");
+}
+
 #[test]
 fn an_archive_that_cannot_be_written_is_told_and_taken_up_again() {
     let cluster = archived();
     let place = place_of(&cluster);
+    // At once, so that the directory cannot be made anew meanwhile.
     let away = place.with_extension("away");
-    fs::rename(&place, &away).expect("it can be moved");
-    fs::write(&place, b"in the way").expect("it can be written");
+    fs::write(&away, b"in the way").expect("it can be written");
+    exchange(&place, &away);
     write_blocks(&cluster[0], "r0", 1, 0..50);
     cluster[0].wait_resource("r0", SOON, "it is told", |r| {
         r.archive.as_ref().is_some_and(|archive| archive.problem.is_some())
@@ -201,8 +208,7 @@ fn an_archive_that_cannot_be_written_is_told_and_taken_up_again() {
     assert!(cluster[0].ok(&["status"]).contains("not everything is archived at present"));
     write_blocks(&cluster[0], "r0", 2, 30..90);
     let state = content(&cluster[0]);
-    fs::remove_file(&place).expect("it is there");
-    fs::rename(&away, &place).expect("it can be moved");
+    exchange(&place, &away);
     cluster[0].wait_resource("r0", SOON, "all is well again", |r| {
         r.archive.as_ref().is_some_and(|archive| archive.problem.is_none())
     });
@@ -321,6 +327,10 @@ fn whoever_is_primary_goes_on_with_the_archive() {
     wait_complete(&cluster[0], now());
     let mut moments = Vec::new();
     for (turn, primary) in [1, 0, 1].into_iter().enumerate() {
+        // It may be just about to follow again.
+        let other = cluster[1 - primary].name();
+        cluster[primary]
+            .wait_peer("r0", other, SOON, "it follows", |peer| peer.connection == "Connected");
         cluster[primary].ok(&["primary", "r0"]);
         let tag = u64::try_from(turn).expect("it is small") + 2;
         write_blocks(&cluster[primary], "r0", tag, 50 * tag..50 * tag + 100);
@@ -454,6 +464,10 @@ fn a_log_peer_goes_back_further_than_its_journal_by_the_archive() {
     cluster[0].ok(&["set", "r0", &format!("archive={}", place_of(&cluster).display())]);
     cluster[0].ok(&["set", "r0", "archive-interval=1s"]);
     wait_complete(&cluster[0], now());
+    wait_until(SOON, "the other node has heard of the archive", || {
+        let value = cluster[1].json(&["get", "r0", "archive"])["value"].clone();
+        value == place_of(&cluster).display().to_string()
+    });
     let (second, second_state) = moment(&cluster[0], &mut dice, 3);
     let (_, third_state) = moment(&cluster[0], &mut dice, 4);
     wait_complete(&cluster[0], now());

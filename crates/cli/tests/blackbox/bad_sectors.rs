@@ -68,7 +68,7 @@ fn row_007_sectors_of_512_and_4096_bytes_are_mixed() {
     cluster[0].ok(&[&["create", "r0"], &words[..]].concat());
     let words = ["--disk", &text(&disks[1]), "--spare", &text(&spares[1])];
     cluster[1].ok(&[&["join", "r0"], &words[..]].concat());
-    cluster[0].wait_synced("r0", SYNC);
+    cluster.wait_members("r0", 2, SYNC);
     write_blocks(&cluster[0], "r0", 1, 0..LONG / BLOCK);
     // One sector of eight in a block of the one, a whole block of the other, and the last of each.
     disks[0].0.set_bad(Bad::Dead, [100 * 8 + 3, LONG / 512 - 1]);
@@ -91,7 +91,7 @@ fn row_007_sectors_of_512_and_4096_bytes_are_mixed() {
     cluster[0].start();
     cluster[1].start();
     wait_primary(&cluster[0], "r0");
-    cluster[0].wait_synced("r0", SYNC);
+    cluster.wait_members("r0", 2, SYNC);
     check(&cluster[0]);
     cluster[0].ok(&["secondary", "r0"]);
     cluster[1].ok(&["primary", "r0"]);

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 fn row_020_a_write_waits_for_the_peer() {
     let cluster = cluster(2);
     cluster.resource("r0", 4 * MIB, 2);
+    // However long it is frozen, it is not given up.
+    cluster[0].ok(&["set", "r0", "ping-int=120", "ko-count=0"]);
     cluster[1].freeze();
     let ledger = Ledger::new(20, 1024);
     let writer = Writer::start(&cluster[0].uri("r0"), ledger, WriterOptions::default());

@@ -24,7 +24,7 @@ fn they_come_with_a_resource_and_last_over_stops_and_kills() {
     let mut cluster = cluster(2);
     cluster.create("r0", SIZE, &["--checksums"]);
     cluster.join_resource(&cluster[1], "r0", SIZE, &["--checksums"]);
-    cluster[0].wait_synced("r0", SOON);
+    cluster.wait_members("r0", 2, SOON);
     for index in [0, 1] {
         wait_for(&cluster[index], "on");
         assert!(sums(&cluster[index]).is_some());
@@ -89,18 +89,21 @@ fn a_disk_that_is_attached_again_keeps_its_own_and_another_disk_gets_new_ones() 
     let cluster = cluster(2);
     cluster.create("r0", SIZE, &[]);
     cluster.join_resource(&cluster[1], "r0", SIZE, &["--checksums"]);
-    cluster[0].wait_synced("r0", SOON);
+    cluster.wait_members("r0", 2, SOON);
     write_blocks(&cluster[0], "r0", 1, 0..100);
     let node = &cluster[1];
     wait_for(node, "on");
     node.ok(&["detach-disk", "r0"]);
     node.ok(&["attach-disk", "r0"]);
     assert_eq!(node.resource("r0").disk.checksums, "on");
+    node.wait_synced("r0", SOON);
     cluster[0].wait_synced("r0", SOON);
     node.ok(&["detach-disk", "r0"]);
     let other = node.dir().join("other");
     std::fs::File::create(&other).and_then(|file| file.set_len(SIZE)).expect("it can be made");
     node.ok(&["attach-disk", "r0", "--disk", &other.display().to_string()]);
+    // The other one hears of its new disk a moment later.
+    node.wait_synced("r0", SYNC);
     cluster[0].wait_synced("r0", SYNC);
     wait_for(node, "on");
     write_blocks(&cluster[0], "r0", 3, 50..150);
@@ -203,7 +206,7 @@ fn row_062_064_with_a_peer_what_changed_is_healed_and_nobody_notices() {
     let cluster = cluster(2);
     cluster.create("r0", SIZE, &["--checksums"]);
     cluster.join_resource(&cluster[1], "r0", SIZE, &["--checksums"]);
-    cluster[0].wait_synced("r0", SOON);
+    cluster.wait_members("r0", 2, SOON);
     wait_for(&cluster[0], "on");
     write_blocks(&cluster[0], "r0", 1, 0..1000);
     let wrong = (0..1000).step_by(7);

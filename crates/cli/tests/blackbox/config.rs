@@ -1,11 +1,10 @@
 //! The configuration file: what is wrong in it is said, what is in it is used.
 
 use crate::{MIB, SOON, binary, cluster};
-use holdfast_testkit::{Cluster, ClusterOptions, Node, Scratch, files, run};
+use holdfast_testkit::{Cluster, ClusterOptions, Node, Scratch, files, run, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -149,6 +148,9 @@ fn defaults_of_the_file_are_used_once_and_set_has_the_last_word() {
     assert_eq!(get(&cluster, 1, "checksums"), "on", "join uses what each node has for itself");
 
     beta.ok(&["set", "r0", "resync-rate=70M"]);
+    wait_until(SOON, "the other node has heard", || {
+        get(&cluster, 0, "resync-rate") == (70 * MIB).to_string()
+    });
     file(&scratch, "[resource-defaults]\nresync-rate = \"80M\"\n");
     cluster[0].signal(Signal::HUP);
     cluster[0].wait_log("the defaults for resources have changed");
@@ -172,9 +174,7 @@ fn a_key_is_set_and_a_file_that_the_daemon_does_not_start_with_is_put_back() {
     let bin = scratch.join("bin");
     fs::create_dir(&bin).expect("it can be made");
     let manager = |script: &str| {
-        let program = bin.join("systemctl");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("it can be written");
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        files::make_program(&bin.join("systemctl"), &format!("#!/bin/sh\n{script}\n"));
     };
     let set = |arguments: &[&str]| {
         let others = std::env::var("PATH").unwrap_or_default();

@@ -115,6 +115,10 @@ fn files_that_were_synced_survive_the_death_of_the_primary() {
         durable = writer.join();
         mount.give_up();
 
+        let dead = cluster[primary].name();
+        cluster[next].wait_peer("r0", dead, SOON, "the Primary is gone", |peer| {
+            peer.connection != "Connected"
+        });
         cluster[next].ok(&["primary", "r0"]);
         path = device(&cluster, next);
         let mount = Mount::new(&path, &cluster[next].dir().join("mnt"));
@@ -156,9 +160,12 @@ fn a_device_is_made_shown_guarded_and_taken_away() {
     cluster.assert_equal_disks("r0", 16 * MIB, &[0, 1]);
 
     let open = File::open(&path).expect("the device can be opened");
+    cluster[0].wait_resource("r0", SOON, "it is seen to be open", |r| !r.openers.is_empty());
     cluster[0].refused(&["device", "r0", "--remove"], 1, "open");
     cluster[0].refused(&["secondary", "r0"], 1, "r0");
     drop(open);
+    // A process that another test has just forked has it open until it becomes another program.
+    cluster[0].wait_resource("r0", SOON, "nobody has it open", |r| r.openers.is_empty());
     cluster[0].ok(&["device", "r0", "--remove"]);
     assert!(!Path::new(&path).exists());
     assert_eq!(cluster[0].resource("r0").device, None);

@@ -2,7 +2,7 @@
 
 use crate::{MIB, SOON, cluster, write_blocks};
 use holdfast_nbd::Client;
-use holdfast_testkit::{Cluster, Mount, files, run, run_ok};
+use holdfast_testkit::{Cluster, Mount, files, run, run_ok, wait_until};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -117,7 +117,7 @@ fn what_became_of_a_relative_path_is_said() {
     assert!(create.contains(&format!("was created on {inside}/one; this node")), "{create}");
     let join = said(1, &["join", "r0", "--disk", "./two"]);
     assert!(join.contains(&format!("with the disk {inside}/two; sync")), "{join}");
-    cluster[0].wait_synced("r0", SOON);
+    cluster.wait_members("r0", 2, SOON);
     cluster[1].ok(&["detach-disk", "r0"]);
     let attach = said(1, &["attach-disk", "r0"]);
     assert!(attach.contains(&format!("uses its disk {inside}/two on this node")), "{attach}");
@@ -244,7 +244,8 @@ fn a_full_filesystem_in_memory_fails_the_disk_and_not_the_daemon() {
     let shown = node.ok(&["status", "r0"]);
     assert!(shown.contains(&format!("the disk is not used: {problem}")), "{shown}");
     assert!(!shown.contains("I/O errors") && !shown.contains("os error"), "{shown}");
-    assert!(node.ok(&["events"]).contains(&format!("problem:{problem}")));
+    let told = format!("problem:{problem}");
+    wait_until(SOON, "the events tell of it", || node.ok(&["events"]).contains(&told));
     assert!(!client.write(1, 4), "there is no disk");
     for mib in (0..kept).filter(|mib| *mib != 3) {
         let found = files::read(&disk, mib * MIB, 1 << 20);
@@ -285,7 +286,7 @@ fn a_member_whose_filesystem_is_full_comes_back_when_there_is_room() {
         }
         cluster[0].ok(&["create", "r0", "--disk", &disks[0].display().to_string()]);
         cluster[1].ok(&["join", "r0", "--disk", &disks[1].display().to_string()]);
-        cluster[0].wait_synced("r0", SOON);
+        cluster.wait_members("r0", 2, SOON);
         let mut client = Pieces(cluster[0].open("r0"));
         for mib in 0..20 {
             let value = u8::try_from(mib + 1).expect("it is small");

@@ -168,8 +168,9 @@ fn row_035_a_crashed_primary_that_comes_back_is_the_source() {
     cluster[0].wait_synced("r0", SOON);
     assert_eq!(files::fingerprint(&disk, 16 * MIB), crashed, "the source was overwritten");
     cluster.assert_equal_disks("r0", 16 * MIB, &[0, 1]);
-    let peer = cluster[1].peer("r0", "alpha");
-    assert!(peer.resync_received_bytes > 0 && peer.resync_sent_bytes == 0, "{peer:?}");
+    let peer = cluster[1]
+        .wait_peer("r0", "alpha", SOON, "it was filled", |peer| peer.resync_received_bytes > 0);
+    assert_eq!(peer.resync_sent_bytes, 0, "{peer:?}");
 }
 
 /// The old Primary comes back after another one was promoted and written to.
@@ -179,6 +180,8 @@ fn row_035_a_crashed_primary_that_was_replaced_is_the_target() {
     cluster.resource("r0", 16 * MIB, 2);
     write_blocks(&cluster[0], "r0", 1, 0..100);
     cluster[0].kill9();
+    cluster[1]
+        .wait_peer("r0", "alpha", SOON, "the Primary is gone", |p| p.connection != "Connected");
     cluster[1].ok(&["primary", "r0"]);
     check_blocks(&cluster[1], "r0", 1, 0..100);
     write_blocks(&cluster[1], "r0", 2, 50..150);
@@ -211,7 +214,7 @@ fn a_failed_disk_is_given_up_and_the_data_stay_within_reach() {
         let disks = if failing == 0 { [&disk, &normal] } else { [&normal, &disk] };
         cluster[0].ok(&["create", "r0", "--disk", disks[0]]);
         cluster[1].ok(&["join", "r0", "--disk", disks[1]]);
-        cluster[0].wait_synced("r0", SYNC);
+        cluster.wait_members("r0", 2, SYNC);
 
         // More than there is room for: the client notices nothing.
         write_blocks(&cluster[0], "r0", 4, 0..3000);

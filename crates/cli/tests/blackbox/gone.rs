@@ -67,8 +67,8 @@ fn row_102_the_journal_of_a_follower_that_is_gone_for_good_is_given_up() {
         let (tail, _, now) = journal(&cluster[0]);
         head - tail < 9 * MIB && now < bytes
     });
-    assert!(cluster[0].resource("r0").peers.is_empty());
-    assert_eq!(notes(&cluster[0]), 0);
+    cluster[0].wait_resource("r0", SOON, "it is no member", |r| r.peers.is_empty());
+    wait_until(SOON, "nothing is noted of it", || notes(&cluster[0]) == 0);
     let names = |node: &Node| node.status().cluster.map_or(0, |cluster| cluster.nodes.len());
     wait_until(SOON, "it is listed nowhere", || names(&cluster[0]) == 2 && names(&cluster[2]) == 2);
     check_blocks(&cluster[0], "r0", 7, 0..6144);
@@ -92,7 +92,7 @@ fn row_102_also_when_the_primary_was_away_when_it_was_removed() {
         let (tail, head, _) = journal(&cluster[0]);
         head - tail < 9 * MIB
     });
-    assert_eq!(notes(&cluster[0]), 0);
+    wait_until(SOON, "nothing is noted of it", || notes(&cluster[0]) == 0);
     check_blocks(&cluster[0], "r0", 7, 0..6144);
 }
 

@@ -6,7 +6,7 @@
 //! * A line with `Ctrl-C` in the comment behind it is interrupted as soon as it has printed something.
 //! * `hf1-...` is the token that was printed last.
 //! * In a block `console`, what is printed must be what stands there, but for numbers and spaces; `...`
-//!   stands for any lines. Commands that only look are asked again until it is so, 20 seconds at most.
+//!   stands for any lines. Commands that only look are asked again until it is so, a minute at most.
 //! * Files are below the directory of the node: `/dev/vg0/db`, `/srv`, `/mnt` and so on are no others'.
 //!
 //! `HOLDFAST_GUIDE` is a part of the path of the pages to run, for one who writes a page. With
@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use world::World;
 
 /// How long what a command that only looks prints may take to be as the page says.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How many pages are run at a time.
 const AT_A_TIME: usize = 4;
 
@@ -165,7 +165,7 @@ impl<'a> Run<'a> {
             let output = self.at().run(command);
             return self.judge(typed, fails, &output);
         }
-        let patience = if writes() { PATIENCE / 5 } else { PATIENCE };
+        let patience = if writes() { PATIENCE / 15 } else { PATIENCE };
         let mut result = Ok(());
         holds_within(patience, || {
             let output = self.at().run(command);

@@ -21,7 +21,7 @@ fn on_bad_disks(count: usize, journal: bool) -> Option<(Cluster, Vec<BadDisk>)> 
             if journal { &["--journal", &directory, "--journal-size", "16M"] } else { &[] };
         node.ok(&[&[verb, "r0", "--disk", &disk], more].concat());
     }
-    cluster[0].wait_synced("r0", SYNC);
+    cluster.wait_members("r0", count, SYNC);
     write_blocks(&cluster[0], "r0", 1, 0..1024);
     Some((cluster, disks))
 }
@@ -94,7 +94,9 @@ fn row_014_what_nobody_has_fails_alone_until_it_is_written() {
     drop(client);
     cluster[0].kill9();
     cluster[0].start();
-    assert_eq!(cluster[0].resource("r0").disk.unreadable_blocks, 0);
+    cluster[0].wait_resource("r0", SOON, "none is listed any more", |status| {
+        status.disk.unreadable_blocks == 0
+    });
 }
 
 /// A disk alone, of which two blocks could not be read, and can now.

@@ -106,7 +106,7 @@ fn the_commands_for_a_drbd_resource_make_it_with_its_data() {
             write_blocks(&cluster[0], "r0", 7, 0..20);
         }
     }
-    cluster[0].wait_synced("r0", SOON);
+    cluster.wait_members("r0", 2, SOON);
     assert_eq!(cluster[1].resource("r0").size_bytes, 7 * MIB);
     assert_eq!(cluster[0].ok(&["get", "r0", "resync-rate", "-q"]), format!("{}\n", 33 * MIB));
     cluster[0].ok(&["secondary", "r0"]);

@@ -4,12 +4,11 @@
 use crate::{BLOCK, MIB, SYNC, binary, write_blocks};
 use holdfast_testkit::guide::{Happening, simple_commands};
 use holdfast_testkit::{
-    Cluster, ClusterOptions, Cut, Node, Output, files, holds_within, run_with_limit,
+    Cluster, ClusterOptions, Cut, Node, Output, files, holds_within, run_with_limit, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -20,7 +19,7 @@ const DISK: u64 = 32 * MIB;
 /// How long a command may take.
 const LIMIT: Duration = Duration::from_secs(60);
 /// How long one that goes on may take until it prints something, and to end when it is told to.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What stands for a token in the documentation.
 const TOKEN: &str = "hf1-...";
 /// Paths that are each node's own, with all that is below them.
@@ -132,7 +131,8 @@ impl World {
         found.ok_or_else(|| format!("the world {} has no node {node}", self.kind))
     }
 
-    /// Makes something happen to a node:
+    /// Makes something happen to a node; one that goes is not connected to the others any more when
+    /// this returns:
     ///
     /// * `kill`, `start`, `stop`: its daemon
     /// * `cut`, `heal`: its network
@@ -164,7 +164,23 @@ impl World {
             "lose" => fs::remove_file(disk).expect("the disk is there"),
             other => return Err(format!("`{other}` is nothing that happens: see World::happens")),
         }
+        if ["kill", "stop", "cut"].contains(&happening.what.as_str()) {
+            self.wait_missed(&happening.node);
+        }
         Ok(())
+    }
+
+    /// Waits until the others see that they are not connected to a node: that comes a moment after it is so,
+    /// and commands that are typed next go by it.
+    fn wait_missed(&self, gone: &str) {
+        let others = self.cluster.nodes().iter().filter(|node| node.name() != gone);
+        for node in others.filter(|node| node.is_running()) {
+            wait_until(SYNC, "it is seen to be gone", || {
+                let resources = node.status().resources;
+                let mut peers = resources.iter().flat_map(|resource| &resource.peers);
+                peers.all(|peer| peer.node != gone || peer.connection != "Connected")
+            });
+        }
     }
 
     /// Types a line and waits for its end.
@@ -374,9 +390,7 @@ fn prepare(node: &Node) {
         fs::create_dir_all(node.dir().join(dir)).expect("the directory can be made");
     }
     let program = |name: &str, script: &str| {
-        let path = node.dir().join("bin").join(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("it can be written");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        files::make_program(&node.dir().join("bin").join(name), &format!("#!/bin/sh\n{script}\n"));
     };
     let binary = fs::canonicalize(Path::new(&binary())).expect("the command is there");
     program("holdfast", &format!("exec {} \"$@\"", binary.display()));
