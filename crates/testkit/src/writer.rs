@@ -285,8 +285,9 @@ impl Writer {
     #[track_caller]
     pub fn wait_acknowledged(&self, count: u64) {
         crate::wait_until(Duration::from_secs(60), &format!("{count} acknowledged writes"), || {
-            let enough = self.acknowledged() >= count;
+            // In this order: one that ends by its limit has acknowledged all before.
             let ended = self.threads.iter().any(JoinHandle::is_finished);
+            let enough = self.acknowledged() >= count;
             assert!(enough || !ended, "a writer ended after {} writes", self.acknowledged());
             enough
         });
