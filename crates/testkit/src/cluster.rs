@@ -56,7 +56,7 @@ impl Cluster {
         }
         for node in &cluster.nodes {
             // The one that issued the tokens tells the others of each other.
-            crate::wait_until(Duration::from_secs(20), "every node knows every node", || {
+            crate::wait_until(SYNC_LIMIT, "every node knows every node", || {
                 node.status().cluster.is_some_and(|c| c.nodes.len() == count)
             });
         }

@@ -460,8 +460,13 @@ mod tests {
         };
         let proxy = proxy();
         proxy.far(way(0, 0));
-        let much = time(&proxy, 1 << 20);
-        assert!(much >= 2 * one_way && much < 30 * one_way, "one trip for all of it: {much:?}");
+        // A busy machine may take longer at times, but not each time.
+        let soon = Duration::from_secs(60);
+        crate::wait_until(soon, "one trip for all of it", || {
+            let much = time(&proxy, 1 << 20);
+            assert!(much >= 2 * one_way, "{much:?}");
+            much < 30 * one_way
+        });
         proxy.far(way(1, 0));
         let lost = time(&proxy, 1);
         assert!(lost >= 6 * one_way, "what is lost comes a round trip later: {lost:?}");
@@ -469,7 +474,7 @@ mod tests {
         let slow = time(&proxy, 256 << 10);
         assert!(slow >= Duration::from_millis(300), "the line has so much a second: {slow:?}");
         proxy.far(None);
-        assert!(time(&proxy, 1) < one_way);
+        crate::wait_until(soon, "the way is short again", || time(&proxy, 1) < one_way);
     }
 
     #[test]
