@@ -1,6 +1,6 @@
 //! Who may talk to a node: tokens, certificates, strangers.
 
-use crate::{MIB, SOON, binary, cluster, write_blocks};
+use crate::{MIB, SOON, SYNC, binary, cluster, write_blocks};
 use holdfast_testkit::{Cluster, ClusterOptions, run, wait_until};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -116,7 +116,7 @@ fn a_foreign_certificate_is_refused() {
     std::fs::remove_dir_all(&own).expect("it can be removed");
     std::fs::rename(saved, &own).expect("it can be moved back");
     cluster[1].start();
-    cluster[0].wait_synced("r0", SOON);
+    cluster[0].wait_synced("r0", SYNC);
     cluster.assert_equal_disks("r0", 4 * MIB, &[0, 1]);
 }
 

@@ -1,8 +1,10 @@
 //! A resource with a journal on one node: what is completed is kept, wherever the daemon dies.
 
-use crate::{MIB, SOON, check_blocks, cluster, rounds, seed, write_blocks};
+use crate::logpeer::{look_at_journal, wait_gone};
+use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, write_blocks};
 use holdfast_testkit::{
-    Cluster, ClusterOptions, Ledger, Node, Rng, Scratch, Writer, WriterOptions, wait_until,
+    Cluster, ClusterOptions, Ledger, Node, Rng, Scratch, Writer, WriterOptions, block_content,
+    wait_until,
 };
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -28,7 +30,9 @@ fn create(cluster: &Cluster, dir: &Path) {
     cluster.create("r0", SIZE, &["--journal", &dir, "--journal-size", "16M"]);
 }
 
+/// The journal as it is now.
 fn journal(node: &Node) -> holdfast_api::status::JournalStatus {
+    look_at_journal(node);
     node.resource("r0").journal.expect("it has one")
 }
 
@@ -89,9 +93,12 @@ fn nothing_is_lost_by_kill_9_while_it_is_written_back() {
         let writer = Writer::start(&cluster[0].uri("r0"), ledger, WriterOptions::default());
         writer.wait_acknowledged(1500);
         ledger = writer.stop_well();
-        // An idle moment: now it is written back.
+        // An idle moment: now it is written back. It may be through before anybody looks.
         let before = journal(&cluster[0]).written_back;
-        wait_until(SOON, "write-back has begun", || journal(&cluster[0]).written_back > before);
+        wait_until(SOON, "write-back has begun", || {
+            let journal = journal(&cluster[0]);
+            journal.written_back > before || journal.dirty_bytes == 0
+        });
         cluster[0].kill9();
         cluster[0].start();
         wait_primary(&cluster[0]);
@@ -216,19 +223,45 @@ fn a_journal_that_is_not_this_resources_is_not_used() {
     check_blocks(&cluster[0], "r0", 1, 0..100);
 }
 
+/// The segment of a node's journal that has this content of a block, and where.
+fn place_of(node: &Node, content: &[u8]) -> (PathBuf, u64) {
+    let found = files(&dir_of(node), "segment-").into_iter().find_map(|path| {
+        let segment = fs::read(&path).expect("it can be read");
+        let at = segment.windows(64).position(|part| part == &content[..64])?;
+        Some((path, at as u64))
+    });
+    found.expect("it was written")
+}
+
 #[test]
 fn a_damaged_journal_is_found_and_named() {
     let mut cluster = with_journal();
-    // Flushed, so it was durable, and not written back.
-    write_blocks(&cluster[0], "r0", 1, 0..200);
-    write_blocks(&cluster[0], "r0", 2, 0..200);
-    cluster[0].kill9();
-    let segment = &files(&dir_of(&cluster[0]), "segment-")[0];
-    let file = fs::File::options().write(true).open(segment).expect("it is there");
-    file.write_all_at(&[0xa5; 512], 4096 + 4096 + 100).expect("it can be written");
+    let disk = cluster[0].disk("r0");
+    // Flushed, so it was durable, and not written back. An idle moment is enough for that, and then nobody
+    // needs the journal any more: it is killed again behind writes to other blocks.
+    let mut first = 0;
+    loop {
+        write_blocks(&cluster[0], "r0", 1, first..first + 200);
+        write_blocks(&cluster[0], "r0", 2, first..first + 200);
+        cluster[0].kill9();
+        let on_disk = holdfast_testkit::files::read(&disk, first * BLOCK, 200 * 4096);
+        if on_disk.iter().all(|byte| *byte == 0) {
+            break;
+        }
+        cluster[0].start();
+        wait_primary(&cluster[0]);
+        first += 200;
+        assert!(first < 8000, "it was always written back before it could be killed");
+    }
+    let (segment, at) = place_of(&cluster[0], &block_content(1, 1, first));
+    let file = fs::File::options().write(true).open(&segment).expect("it is there");
+    file.write_all_at(&[0xa5; 512], at + 100).expect("it can be written");
     cluster[0].start();
     let problem = cluster[0].resource("r0").disk.problem.expect("it says why");
-    assert!(problem.contains("is damaged in segment 1"), "{problem}");
+    let name = segment.file_name().expect("it has one").to_string_lossy().into_owned();
+    let number = name.strip_prefix("segment-").map(|digits| u64::from_str_radix(digits, 16));
+    let number = number.expect("that is how they are named").expect("it is a number");
+    assert!(problem.contains(&format!("is damaged in segment {number} ")), "{problem}");
     cluster[0].refused(&["primary", "r0"], 1, "no node in reach has up-to-date data");
 }
 
@@ -376,7 +409,10 @@ fn roles_change_between_members_with_journals() {
     create(&cluster, &dir_of(&cluster[0]));
     let dir = dir_of(&cluster[1]).display().to_string();
     cluster.join_resource(&cluster[1], "r0", SIZE, &["--journal", &dir, "--journal-size", "16M"]);
-    cluster[0].wait_synced("r0", SOON);
+    for node in cluster.nodes() {
+        node.wait_resource("r0", SOON, "both know each other", |r| r.peers.len() == 1);
+        node.wait_synced("r0", SYNC);
+    }
     let mut ledger = Ledger::new(seed(), 2048);
     for round in 0..4 {
         let (primary, other) = (round % 2, 1 - round % 2);
@@ -387,11 +423,12 @@ fn roles_change_between_members_with_journals() {
             // A failover instead of a handover.
             cluster[primary].kill9();
             ledger = writer.join().0;
+            wait_gone(&cluster[other], cluster[primary].name());
             cluster[other].ok(&["primary", "r0", "--force"]);
             ledger.verify_export(&cluster[other].uri("r0"));
             write_blocks(&cluster[other], "r0", 77, 3000..3050);
             cluster[primary].start();
-            cluster[other].wait_synced("r0", SOON);
+            cluster[other].wait_synced("r0", SYNC);
             cluster[other].ok(&["secondary", "r0"]);
         } else {
             ledger = writer.stop_well();

@@ -1,9 +1,9 @@
 //! A journal on a device of its own: a block device, or a file of a fixed size.
 
 use crate::disks::{let_go, loop_of};
-use crate::logpeer::{assert_same, wait_all};
+use crate::logpeer::{assert_same, wait_all, wait_fetched, wait_follows};
 use crate::{MIB, SOON, check_blocks, cluster, rounds, seed, write_blocks};
-use holdfast_testkit::{Cluster, Ledger, Node, Writer, WriterOptions, files, wait_until};
+use holdfast_testkit::{Cluster, Ledger, Node, Writer, WriterOptions, files};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -108,6 +108,7 @@ fn followers_have_their_copies_on_devices() {
             wait_primary(&cluster[0]);
         }
         cluster[1].start();
+        wait_follows(&cluster[1]);
         wait_all(&cluster[0]);
         assert_same(&cluster, 0, 1);
     }
@@ -117,10 +118,7 @@ fn followers_have_their_copies_on_devices() {
     let into = copy.display().to_string();
     cluster[1].ok(&["pause", "r0", "replay"]);
     write_blocks(&cluster[0], "r0", 5, 4000..4100);
-    let head = cluster[0].resource("r0").journal.expect("it has one").head;
-    wait_until(SOON, "it has fetched", || {
-        cluster[1].resource("r0").replay.is_some_and(|replay| replay.fetched == head)
-    });
+    wait_fetched(&cluster[0], &cluster[1]);
     cluster[1].ok(&["rewind", "r0", "--to", "latest", "--into", &into]);
     let mut block = vec![0; 4096];
     let file = fs::File::open(&copy).expect("it was made");

@@ -31,13 +31,49 @@ fn join(cluster: &Cluster, node: &Node, size: &str) {
     cluster.join_resource(node, "r0", SIZE, &[&["--protocol", "log"], &arguments[..]].concat());
 }
 
-/// Waits until a node has everything that was written by now.
-fn wait_replayed(node: &Node) {
-    node.ok(&["wait", "r0", "--for", "replayed", "--timeout", "60"]);
+/// Has the status of a node show its journal as it is now. Otherwise that is of a moment ago, and may be
+/// without what was written and flushed just before.
+pub(crate) fn look_at_journal(node: &Node) {
+    // Where there is none in use there is nothing newer to be seen, either.
+    let _ = node.get("/v1/resources/r0/log");
 }
 
-/// Waits until the Primary knows that its followers have everything.
+/// Where the journal of a node that leads ends, behind all that was written by now.
+pub(crate) fn head_of(primary: &Node) -> u64 {
+    primary.json(&["log", "ls", "r0"])["head"].as_u64().expect("it is a number")
+}
+
+/// Waits until a node has fetched everything that was written by now.
+pub(crate) fn wait_fetched(primary: &Node, node: &Node) {
+    let head = head_of(primary);
+    node.wait_resource("r0", SYNC, "it has fetched all of that", |r| {
+        r.replay.as_ref().is_some_and(|replay| replay.fetched >= head)
+    });
+}
+
+/// Waits until a node that was started says itself that it follows. Whoever leads looks at his followers
+/// now and then only: when one was back quickly, he shows it for a moment as it was before.
+pub(crate) fn wait_follows(node: &Node) {
+    node.wait_resource("r0", SYNC, "it follows", |r| {
+        r.peers.iter().any(|peer| {
+            peer.role == "Primary" && peer.connection == "Connected" && peer.replication != "Off"
+        })
+    });
+}
+
+/// Waits until a node has seen that it is not connected to another one any more.
+pub(crate) fn wait_gone(node: &Node, peer: &str) {
+    node.wait_peer("r0", peer, SOON, "it is gone", |p| p.connection != "Connected");
+}
+
+/// Waits until a node says itself that its disk is a state: whoever leads may have heard of it first.
+pub(crate) fn wait_up_to_date(node: &Node) {
+    node.wait_resource("r0", SOON, "its disk is a state", |r| r.disk.state == "UpToDate");
+}
+
+/// Waits until the Primary knows that its followers have everything that was written by now.
 pub(crate) fn wait_all(primary: &Node) {
+    look_at_journal(primary);
     primary.wait_resource("r0", SYNC, "everybody has everything", |r| {
         !r.peers.is_empty()
             && r.peers.iter().all(|peer| {
@@ -57,19 +93,26 @@ pub(crate) fn wait_all(primary: &Node) {
 pub(crate) fn hold_back(cluster: &Cluster, follower: usize) -> u64 {
     let node = &cluster[follower];
     cluster[0].ok(&["set", "r0", "replay-delay=15m", "--peer", node.name()]);
-    // It takes a moment until it has heard of it.
+    // It takes a moment until it has heard of it. That something was fetched and not replayed may be so
+    // for a moment only, too: it is held back when more was fetched since, and nothing was replayed.
     let mut round = 1;
+    let mut before = None;
     wait_until(SYNC, "something is held back", || {
         round += 1;
         write_blocks(&cluster[0], "r0", round, 0..50);
+        wait_fetched(&cluster[0], node);
         let replay = node.resource("r0").replay.expect("it follows");
-        replay.replayed < replay.fetched
+        let waits = (replay.replayed < replay.fetched).then_some(replay.replayed);
+        let held = waits.is_some() && waits == before;
+        before = waits;
+        held
     });
     round
 }
 
-/// Waits until the Primary knows that one of its followers has everything.
+/// Waits until the Primary knows that one of its followers has everything that was written by now.
 fn wait_follower(primary: &Node, name: &str) {
+    look_at_journal(primary);
     primary.wait_resource("r0", SYNC, "a follower has everything", |r| {
         let head = r.journal.as_ref().map(|journal| journal.head);
         r.peers.iter().any(|peer| {
@@ -88,6 +131,7 @@ pub(crate) fn assert_same(cluster: &Cluster, a: usize, b: usize) {
     for node in [a, b] {
         if cluster[node].resource("r0").role == "Primary" {
             let node = &cluster[node];
+            look_at_journal(node);
             wait_until(SOON, "all is written back", || {
                 let journal = node.resource("r0").journal.expect("it has one");
                 journal.dirty_bytes == 0 && journal.written_back == journal.head
@@ -180,10 +224,14 @@ fn a_journal_that_is_too_small_for_an_outage_costs_a_copy_of_what_changed_and_no
         let journal = r.journal.as_ref().expect("it has one");
         journal.bytes <= journal.limit_bytes && journal.emergency
     });
-    assert_eq!(cluster[0].peer("r0", "beta").replication, "Emergency");
+    // Its followers are looked at behind that.
+    cluster[0]
+        .wait_peer("r0", "beta", SOON, "it is said of whom", |p| p.replication == "Emergency");
     cluster[1].start();
     wait_all(&cluster[0]);
-    assert!(!cluster[0].resource("r0").journal.expect("it has one").emergency);
+    cluster[0].wait_resource("r0", SOON, "that is over", |r| {
+        r.journal.as_ref().is_some_and(|journal| !journal.emergency)
+    });
     let received = cluster[1].peer("r0", "alpha").received_bytes;
     let changed = 1024 * 4096;
     assert!(received <= changed * 11 / 10, "{received} bytes for {changed} that changed");
@@ -201,13 +249,13 @@ fn a_planned_handover_there_and_back_loses_nothing() {
         let tag = u64::try_from(turn).expect("small") + 10;
         write_blocks(&cluster[from], "r0", tag, 0..400);
         cluster[to].ok(&["primary", "r0"]);
-        let role = cluster[from].resource("r0").role;
-        assert_eq!((role.as_str(), turn), ("Secondary", turn), "the other one follows by itself");
+        let what = format!("the other one follows by itself, turn {turn}");
+        cluster[from].wait_resource("r0", SOON, &what, |r| r.role == "Secondary");
         check_blocks(&cluster[to], "r0", tag, (0..400).step_by(13));
         write_blocks(&cluster[to], "r0", tag + 100, 200..600);
         wait_all(&cluster[to]);
         for other in (0..3).filter(|other| *other != to) {
-            assert_eq!(disk_state(&cluster[other]), "UpToDate");
+            wait_up_to_date(&cluster[other]);
             assert_same(&cluster, to, other);
         }
     }
@@ -226,6 +274,7 @@ fn after_a_forced_promotion_the_old_primary_follows_or_says_that_both_wrote() {
     wait_all(&cluster[0]);
     // Nothing is lost: it follows by itself when it returns.
     cluster[0].kill9();
+    wait_gone(&cluster[1], "alpha");
     cluster[1].refused(&["primary", "r0"], 1, "not in reach");
     cluster[1].ok(&["primary", "r0", "--force"]);
     check_blocks(&cluster[1], "r0", 1, (0..300).step_by(7));
@@ -272,6 +321,7 @@ fn a_delay_holds_the_disk_of_one_follower_behind() {
     let before = files::fingerprint(&cluster[1].disk("r0"), SIZE);
     let replayed = cluster[1].resource("r0").replay.expect("it follows").replayed;
     write_blocks(&cluster[0], "r0", round + 1, 0..50);
+    wait_fetched(&cluster[0], &cluster[1]);
     cluster[1].wait_resource("r0", SOON, "it is fetched all the same", |r| {
         r.replay.as_ref().is_some_and(|r| r.fetched == r.head && r.lag_bytes > 200_000)
     });
@@ -291,6 +341,7 @@ fn fetch_and_replay_are_paused_by_themselves_and_stay_so_over_a_restart() {
     cluster[1].ok(&["pause", "r0", "replay"]);
     let frozen = files::fingerprint(&cluster[1].disk("r0"), SIZE);
     write_blocks(&cluster[0], "r0", 2, 0..100);
+    wait_fetched(&cluster[0], &cluster[1]);
     cluster[1].wait_resource("r0", SOON, "it is fetched", |r| {
         r.replay.as_ref().is_some_and(|replay| {
             replay.fetched == replay.head && replay.lag_bytes > 0 && replay.paused == ["replay"]
@@ -313,7 +364,7 @@ fn fetch_and_replay_are_paused_by_themselves_and_stay_so_over_a_restart() {
         r.replay.as_ref().is_some_and(|replay| replay.head > replay.fetched)
     });
     cluster[1].ok(&["resume", "r0", "fetch"]);
-    wait_replayed(&cluster[1]);
+    cluster[1].ok(&["wait", "r0", "--for", "replayed", "--timeout", "60"]);
     wait_all(&cluster[0]);
     assert_same(&cluster, 0, 1);
     cluster[0].refused(&["pause", "r0", "fetch"], 1, "does not follow");
@@ -338,6 +389,12 @@ fn what_a_log_member_needs_is_said_before_anything_changes() {
     assert!(cluster[0].resource("r0").peers.is_empty());
 }
 
+/// What came to a node that follows, as soon as it is connected to whoever leads.
+fn received_by(node: &Node, leader: &str) -> u64 {
+    let connected = |peer: &holdfast_api::status::PeerStatus| peer.connection == "Connected";
+    node.wait_peer("r0", leader, SOON, "it is connected", connected).received_bytes
+}
+
 #[test]
 fn a_log_peer_of_a_pair_goes_on_when_the_pair_fails_over_without_being_sent_everything() {
     let mut cluster = cluster(3);
@@ -354,17 +411,20 @@ fn a_log_peer_of_a_pair_goes_on_when_the_pair_fails_over_without_being_sent_ever
     join(&cluster, &cluster[2], "64M");
     cluster[1].wait_resource("r0", SYNC, "the pair is in step", |r| r.disk.state == "UpToDate");
     write_blocks(&cluster[0], "r0", 1, 0..6000);
+    // It waits for what it has heard of; the Primary knows how much there is.
     cluster[2].ok(&["wait", "r0", "--for", "replayed", "--timeout", "60"]);
+    wait_follower(&cluster[0], "gamma");
     let old = files::fingerprint(&cluster[2].disk("r0"), SIZE);
-    let before = cluster[2].peer("r0", "alpha").received_bytes;
+    let before = received_by(&cluster[2], "alpha");
     cluster[0].kill9();
     assert_eq!(disk_state(&cluster[2]), "UpToDate", "it is an old state meanwhile");
     assert_eq!(files::fingerprint(&cluster[2].disk("r0"), SIZE), old);
+    wait_gone(&cluster[1], "alpha");
     cluster[1].ok(&["primary", "r0", "--force"]);
     write_blocks(&cluster[1], "r0", 2, 100..200);
     wait_follower(&cluster[1], "gamma");
     assert_same(&cluster, 1, 2);
-    let after = cluster[2].peer("r0", "beta").received_bytes;
+    let after = received_by(&cluster[2], "beta");
     let received = after - before;
     assert!(received < SIZE / 20, "{received} bytes came although nearly all is equal");
 
@@ -382,7 +442,7 @@ fn a_log_peer_of_a_pair_goes_on_when_the_pair_fails_over_without_being_sent_ever
     assert_same(&cluster, 0, 2);
     assert_same(&cluster, 0, 1);
     check_blocks(&cluster[0], "r0", 3, (300..350).step_by(7));
-    let received = cluster[2].peer("r0", "alpha").received_bytes - after;
+    let received = received_by(&cluster[2], "alpha") - after;
     assert!(received < SIZE / 20, "{received} bytes came although nearly all is equal");
 }
 
@@ -397,7 +457,7 @@ fn what_a_log_peer_got_of_a_primary_that_went_on_alone_is_not_given_up_unasked()
     join(&cluster, &cluster[2], "64M");
     cluster[1].wait_resource("r0", SYNC, "the pair is in step", |r| r.disk.state == "UpToDate");
     write_blocks(&cluster[0], "r0", 1, 0..100);
-    wait_replayed(&cluster[2]);
+    wait_follower(&cluster[0], "gamma");
     // The other one is away, and misses what only the log peer gets.
     cluster[1].kill9();
     cluster[0].wait_peer("r0", "beta", SOON, "it is gone", |p| p.connection != "Connected");
@@ -428,6 +488,7 @@ fn a_log_peer_that_has_left_joins_again_by_comparing() {
         disk.and_then(|disk| disk.set_len(2 * SIZE)).expect("it can be made larger");
     }
     cluster[1].ok(&["leave", "r0"]);
+    cluster[0].wait_resource("r0", SOON, "it has gone", |r| r.peers.is_empty());
     cluster[0].ok(&["resize", "r0", "--size", "64M"]);
     assert_eq!(cluster[0].resource("r0").size_bytes, 2 * SIZE);
     write_blocks(&cluster[0], "r0", 2, [0, 2 * SIZE / 4096 - 1]);
@@ -452,7 +513,7 @@ fn a_follower_that_does_not_reach_the_primary_fetches_what_another_one_has() {
     cluster[2].stop();
     write_blocks(&cluster[0], "r0", 2, 100..900);
     wait_follower(&cluster[0], "beta");
-    let head = cluster[0].resource("r0").journal.expect("it has one").head;
+    let head = head_of(&cluster[0]);
     cluster[0].kill9();
     cluster[2].start();
     cluster[2].wait_resource("r0", SYNC, "it has what the other one has", |r| {

@@ -1,7 +1,7 @@
 //! A log peer whose journal rots, whose disk fails, whose Primary's journal is damaged; and what it tells
 //! of a filling.
 
-use crate::logpeer::{SIZE, assert_same, disk_state, follow, wait_all};
+use crate::logpeer::{SIZE, assert_same, disk_state, follow, head_of, wait_all, wait_fetched};
 use crate::{MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, write_blocks};
 use holdfast_testkit::{Cluster, Mount, Node, files, run_ok, wait_until};
 use std::fs::{self, File};
@@ -32,6 +32,7 @@ fn what_has_rotted_in_the_journal_of_a_log_peer_is_fetched_again() {
     wait_all(&cluster[0]);
     cluster[1].ok(&["pause", "r0", "replay"]);
     write_blocks(&cluster[0], "r0", 2, 0..400);
+    wait_fetched(&cluster[0], &cluster[1]);
     cluster[1].wait_resource("r0", SOON, "it has fetched all of it", |r| {
         r.replay.as_ref().is_some_and(|replay| {
             replay.fetched == replay.head && replay.fetched > replay.replayed + MIB
@@ -40,7 +41,9 @@ fn what_has_rotted_in_the_journal_of_a_log_peer_is_fetched_again() {
     cluster[1].stop();
     rot(&cluster[1], 4096 + 900_000);
     cluster[1].start();
-    assert_eq!(cluster[1].resource("r0").replay.expect("it follows").paused, ["replay"]);
+    // It shows how it follows a moment behind its start.
+    let status = cluster[1].wait_resource("r0", SOON, "it follows", |r| r.replay.is_some());
+    assert_eq!(status.replay.expect("it follows").paused, ["replay"]);
     cluster[1].ok(&["resume", "r0", "replay"]);
     wait_all(&cluster[0]);
     assert_same(&cluster, 0, 1);
@@ -60,17 +63,17 @@ fn damage_in_the_journal_of_the_primary_is_told_by_a_log_peer_with_its_position(
     let fetched = cluster[1].resource("r0").replay.expect("it follows").fetched;
     cluster[1].ok(&["pause", "r0", "fetch"]);
     write_blocks(&cluster[0], "r0", 2, 0..400);
-    let journal = cluster[0].resource("r0").journal.expect("it has one");
+    let head = head_of(&cluster[0]);
     rot(&cluster[0], 4096 + 900_000);
     cluster[1].ok(&["resume", "r0", "fetch"]);
-    cluster[1].wait_peer("r0", "alpha", SOON, "it says which position", |peer| {
+    let peer = cluster[1].wait_peer("r0", "alpha", SOON, "it says which position", |peer| {
         peer.problem.as_ref().is_some_and(|problem| problem.code == "JOURNAL_DAMAGED")
     });
-    let problem = cluster[1].peer("r0", "alpha").problem.expect("it was there");
+    let problem = peer.problem.expect("it was waited for");
     let position = problem.message.split("position ").nth(1).expect("it names one");
     let digits = position.split(|c: char| !c.is_ascii_digit()).find(|word| !word.is_empty());
     let position: u64 = digits.and_then(|word| word.parse().ok()).expect("a number");
-    assert!((fetched..journal.head).contains(&position), "{problem:?}");
+    assert!((fetched..head).contains(&position), "{problem:?}");
     assert_eq!(disk_state(&cluster[1]), "UpToDate", "what was before that counts");
     // It does not stand still in silence, nor does it ask for the same all the time.
     wait_until(SYNC, "it is told that nothing comes", || {
@@ -84,7 +87,7 @@ fn damage_in_the_journal_of_the_primary_is_told_by_a_log_peer_with_its_position(
     cluster[1].ok(&["invalidate", "r0"]);
     wait_all(&cluster[0]);
     assert_same(&cluster, 0, 1);
-    assert_eq!(cluster[1].peer("r0", "alpha").problem, None);
+    cluster[1].wait_peer("r0", "alpha", SOON, "nothing is wrong", |peer| peer.problem.is_none());
 }
 
 #[test]
@@ -106,20 +109,20 @@ fn a_log_peer_whose_disk_fails_says_so_and_goes_on_when_it_can() {
     wait_all(&cluster[0]);
     // More than there is room for.
     write_blocks(&cluster[0], "r0", 1, 0..2000);
-    let mut why = String::new();
-    wait_until(SOON, "it says that its disk failed", || {
-        why = cluster[1].resource("r0").disk.problem.unwrap_or_default();
-        why.contains("No space left")
+    // It tries again now and then, and shows another state for that moment.
+    cluster[1].wait_resource("r0", SOON, "it says that its disk failed", |r| {
+        let why = r.disk.problem.as_ref();
+        why.is_some_and(|why| why.contains("No space left")) && r.disk.state == "Failed"
     });
-    assert_eq!(disk_state(&cluster[1]), "Failed");
     assert!(cluster[1].log().contains("this node does not follow any more"));
-    let text = cluster[1].ok(&["status", "r0"]);
-    assert!(text.contains("No space left"), "{text}");
+    wait_until(SOON, "people are told", || {
+        cluster[1].ok(&["status", "r0"]).contains("No space left")
+    });
     // Nobody waits for it.
     write_blocks(&cluster[0], "r0", 2, 100..300);
     run_ok(Command::new("mount").args(["-o", "remount,size=64m"]).arg(small.path()));
     wait_all(&cluster[0]);
-    assert_eq!(cluster[1].resource("r0").disk.problem, None);
+    cluster[1].wait_resource("r0", SOON, "nothing is wrong", |r| r.disk.problem.is_none());
     let own = cluster[0].disk("r0");
     wait_until(SOON, "all is written back", || {
         cluster[0].resource("r0").journal.expect("it has one").dirty_bytes == 0
@@ -131,7 +134,8 @@ fn slow_filling() -> Cluster {
     let cluster = cluster_with_proxies(2);
     files::make_random(&cluster[0].disk("r0"), SIZE, 3);
     for node in cluster.nodes() {
-        node.proxy().limit_rate(1 << 20);
+        // Three connections carry it: nearly half a minute.
+        node.proxy().limit_rate(400_000);
     }
     follow(&cluster, "64M");
     cluster
@@ -162,7 +166,7 @@ fn the_filling_of_a_log_peer_is_told_in_percent() {
         node.proxy().heal();
     }
     wait_all(&cluster[0]);
-    assert_eq!(cluster[1].peer("r0", "alpha").resync, None);
+    cluster[1].wait_peer("r0", "alpha", SOON, "it is filled", |peer| peer.resync.is_none());
     assert_same(&cluster, 0, 1);
 }
 

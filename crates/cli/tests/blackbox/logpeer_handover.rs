@@ -2,7 +2,7 @@
 //! with its local device.
 
 use crate::device::device;
-use crate::logpeer::{SIZE, wait_all};
+use crate::logpeer::{SIZE, wait_all, wait_follows};
 use crate::{SOON, check_blocks, cluster_with_proxies, write_blocks};
 use holdfast_testkit::{BadDisk, Cluster, Cut, devices_unavailable, files, wait_until};
 use std::process::Stdio;
@@ -47,14 +47,18 @@ fn a_primary_does_not_step_back_for_a_node_that_has_given_up_waiting() {
     let Some((cluster, disk)) = pair(0) else { return };
     disk.stall(true);
     write_blocks(&cluster[0], "r0", 2, 0..100);
-    // What its journal has cannot be written back in that time.
-    cluster[1].refused(&["--timeout", "4", "primary", "r0"], 1, "does not have yet");
+    // What its journal has cannot be written back in that time. It is said a second before that is over:
+    // when the machine stands still just then, the answer comes too late.
+    let refused = cluster[1].cli(&["--timeout", "8", "primary", "r0"]);
+    let too_late = refused.status == 5;
+    let in_time = refused.status == 1 && refused.stderr.contains("does not have yet");
+    assert!(in_time || too_late, "{refused}");
     assert_as_before(&cluster);
     // The connection is lost, and who wanted to lead says so by the next one.
     let primary = cluster[1].command(&["primary", "r0"]).stderr(Stdio::null()).spawn();
     let mut primary = primary.expect("the command can be run");
     wait_until(SOON, "it is asked once more", || {
-        cluster[0].log().matches("asks this node to step back").count() == 2
+        cluster[0].log().matches("asks this node to step back").count() > 1
     });
     cluster[0].proxy().cut_once(Cut::Reset);
     assert!(!primary.wait().expect("it ends").success());
@@ -66,7 +70,7 @@ fn a_primary_does_not_step_back_for_a_node_that_has_given_up_waiting() {
     assert_as_before(&cluster);
     wait_all(&cluster[0]);
     // It may be just about to come back.
-    cluster[1].wait_peer("r0", "alpha", SOON, "it follows", |peer| peer.connection == "Connected");
+    wait_follows(&cluster[1]);
     cluster[1].ok(&["primary", "r0"]);
     assert_eq!(cluster[0].resource("r0").device, None);
     check_blocks(&cluster[1], "r0", 2, 0..100);
@@ -78,7 +82,7 @@ fn a_primary_that_stepped_back_in_vain_has_its_device_again() {
     disk.stall(true);
     write_blocks(&cluster[0], "r0", 2, 0..100);
     let too_late = "the rest of the journal did not come in time";
-    cluster[1].refused(&["--timeout", "4", "primary", "r0"], 5, too_late);
+    cluster[1].refused(&["--timeout", "10", "primary", "r0"], 5, too_late);
     assert_as_before(&cluster);
     disk.stall(false);
     wait_all(&cluster[0]);

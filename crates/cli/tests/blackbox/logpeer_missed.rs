@@ -1,7 +1,7 @@
 //! A node that leads although its own disk misses what others wrote: a log peer is never called
 //! up-to-date with a mixture of both.
 
-use crate::logpeer::{assert_same, disk_state};
+use crate::logpeer::{assert_same, disk_state, wait_gone};
 use crate::logpeer_roles::{pair_and_follower, wait_third};
 use crate::{BLOCK, SOON, SYNC, check_blocks, write_blocks};
 use holdfast_testkit::{Cluster, block_content, files, wait_until};
@@ -48,6 +48,7 @@ fn a_log_peer_is_filled_when_the_disk_of_who_leads_it_missed_writes() {
     wait_third(&cluster[0]);
     cluster[0].kill9();
     cluster[1].kill9();
+    wait_gone(&cluster[2], "alpha");
     cluster[2].ok(&["primary", "r0", "--force"]);
     check_blocks(&cluster[2], "r0", 4, 0..10);
     check_blocks(&cluster[2], "r0", 1, 10..100);

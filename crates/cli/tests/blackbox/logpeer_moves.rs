@@ -1,6 +1,6 @@
 //! A pair and a far site: who leads moves there and back, and forced promotions are seen by all.
 
-use crate::logpeer::{assert_same, disk_state};
+use crate::logpeer::{assert_same, disk_state, look_at_journal, wait_gone};
 use crate::logpeer_roles::pair_and_follower;
 use crate::{SOON, SYNC, check_blocks, seed, write_blocks};
 use holdfast_api::status::{PeerStatus, ResourceStatus};
@@ -25,14 +25,17 @@ fn is_well(primary: &Node, status: &ResourceStatus, peer: &PeerStatus) -> bool {
 /// Waits until all members have their copies again: the pair streams, and the far site follows.
 fn settle(cluster: &Cluster, primary: usize) {
     let node = &cluster[primary];
+    look_at_journal(node);
     let status = node.wait_resource("r0", SYNC, "everybody has a copy as before", |r| {
         r.role == "Primary" && r.peers.len() == 2 && r.peers.iter().all(|p| is_well(node, r, p))
     });
     assert_eq!(status.peers.len(), 2);
     for other in (0..3).filter(|other| *other != primary) {
-        let status = cluster[other].resource("r0");
-        assert_eq!(status.disk.state, "UpToDate", "on {}", NAMES[other]);
-        assert_eq!(status.role, "Secondary", "on {}", NAMES[other]);
+        // Whoever leads may have heard of it first.
+        let what = format!("{} has a copy as before", NAMES[other]);
+        cluster[other].wait_resource("r0", SOON, &what, |r| {
+            r.disk.state == "UpToDate" && r.role == "Secondary"
+        });
         assert_same(cluster, primary, other);
     }
 }
@@ -225,11 +228,14 @@ fn after_secondary_another_node_leads_without_force_if_nobody_has_more() {
     // Who cannot be asked may have led again.
     cluster[0].ok(&["secondary", "r0"]);
     cluster[0].stop();
+    wait_gone(&cluster[2], "alpha");
     cluster[2].refused(&["primary", "r0"], 1, "alpha cannot be asked");
     // Nor is its copy given up for one that nobody has in reach.
     cluster[2].refused(&["invalidate", "r0"], 1, "not in reach");
     cluster[2].refused(&["connect", "r0", "--discard-my-data"], 1, "not in reach");
     cluster[0].start();
+    let connected = |p: &PeerStatus| p.connection == "Connected";
+    cluster[0].wait_peer("r0", "beta", SOON, "it is there again", connected);
     cluster[0].ok(&["primary", "r0"]);
     settle(&cluster, 0);
 }

@@ -1,6 +1,8 @@
 //! A resource grows while others follow it by the log.
 
-use crate::logpeer::{SIZE, disk_state, follow, wait_all};
+use crate::logpeer::{
+    SIZE, disk_state, follow, look_at_journal, wait_all, wait_follows, wait_gone,
+};
 use crate::resize::{last_of, make_larger, meta_of, size};
 use crate::{BLOCK, MIB, SOON, SYNC, check_blocks, cluster, rounds, seed, write_blocks};
 use holdfast_testkit::{Cluster, Ledger, Node, Rng, Writer, WriterOptions, wait_until};
@@ -18,6 +20,7 @@ fn wait_size(node: &Node, wanted: u64) {
 /// All disks are the same, when what the Primary's journal has is written back.
 fn assert_equal(cluster: &Cluster, size: u64) {
     for node in cluster.nodes().iter().filter(|node| node.resource("r0").role == "Primary") {
+        look_at_journal(node);
         wait_until(SOON, "all is written back", || {
             let journal = node.resource("r0").journal.expect("it has one");
             journal.dirty_bytes == 0 && journal.written_back == journal.head
@@ -69,11 +72,14 @@ fn a_resource_grows_under_its_writers_while_others_follow_it_by_the_log() {
     wait_all(&cluster[0]);
     assert_equal(&cluster, LARGE);
     let came = cluster[1].peer("r0", "alpha").received_bytes - received;
-    assert!(came < LARGE / 4, "{came} bytes came: nothing is filled for it");
+    // What the writer wrote came by the journal, and how much that was is a matter of time.
+    let written = ledger.begun() as u64 * BLOCK;
+    assert!(came < LARGE / 4 + written * 9 / 8, "{came} bytes came: nothing is filled for it");
 
     // A restart finds it as it was left; it leads, and grows again from there.
     cluster[1].restart();
     wait_size(&cluster[1], LARGE);
+    wait_follows(&cluster[1]);
     wait_all(&cluster[0]);
     cluster[1].ok(&["primary", "r0"]);
     assert_eq!(cluster[1].open("r0").size(), LARGE);
@@ -95,6 +101,7 @@ fn a_resource_grows_under_its_writers_while_others_follow_it_by_the_log() {
     assert_equal(&cluster, LARGE + 40 * MIB);
     // Who led before leads again, with what it has.
     cluster[1].kill9();
+    wait_gone(&cluster[0], "beta");
     cluster[0].ok(&["primary", "r0", "--force"]);
     check_blocks(&cluster[0], "r0", 6, [45_000, last_of(LARGE + 40 * MIB)]);
 }
@@ -164,6 +171,7 @@ fn a_log_peer_that_has_not_grown_says_so_and_does_it_when_it_can() {
     let kept = [meta_of(&cluster[1]), state_of(&cluster[1])];
     let before = kept.each_ref().map(|path| std::fs::read(path).expect("it can be read"));
     cluster[1].start();
+    wait_follows(&cluster[1]);
     wait_all(&cluster[0]);
     for node in cluster.nodes() {
         make_larger(node, LARGE);
@@ -193,7 +201,9 @@ fn a_log_peer_that_has_not_grown_says_so_and_does_it_when_it_can() {
     make_larger(&cluster[1], LARGE);
     wait_size(&cluster[1], LARGE);
     wait_all(&cluster[0]);
-    assert!(cluster[1].status().cluster.expect("there is one").problems.is_empty());
+    wait_until(SOON, "nothing is wrong any more", || {
+        cluster[1].status().cluster.expect("there is one").problems.is_empty()
+    });
     assert_equal(&cluster, LARGE);
     cluster[0].kill9();
     cluster[1].wait_peer("r0", "alpha", SYNC, "it is gone", |peer| peer.connection != "Connected");

@@ -1,7 +1,7 @@
 //! Nodes that come back after another one led: what only one of them has is neither passed over nor
 //! replaced.
 
-use crate::logpeer::{assert_same, disk_state, follow, wait_all};
+use crate::logpeer::{assert_same, disk_state, follow, wait_all, wait_gone};
 use crate::logpeer_roles::{pair_and_follower, wait_third};
 use crate::{SOON, SYNC, check_blocks, cluster, write_blocks};
 use holdfast_api::status::PeerStatus;
@@ -54,6 +54,7 @@ pub(crate) fn is_split(peer: &PeerStatus) -> bool {
 fn who_was_primary_waits_when_another_one_led_meanwhile_and_has_more() {
     let mut cluster = followed(2);
     cluster[0].kill9();
+    wait_gone(&cluster[1], "alpha");
     cluster[1].ok(&["primary", "r0", "--force"]);
     write_blocks(&cluster[1], "r0", 2, 100..200);
     cluster[1].ok(&["secondary", "r0"]);
@@ -94,6 +95,7 @@ fn a_member_that_comes_without_its_disk_is_not_filled_when_that_comes_back() {
     std::fs::rename(&away, &disk).expect("it is renamed");
     let kept = files::fingerprint(&disk, SIZE);
     // It is told who leads, with data that are older than those of its disk.
+    wait_gone(&cluster[2], "alpha");
     cluster[2].ok(&["primary", "r0", "--force"]);
     write_blocks(&cluster[2], "r0", 3, 250..300);
     assert_eq!(disk_state(&cluster[1]), "Diskless");
@@ -129,6 +131,7 @@ fn a_detached_disk_is_not_used_for_following_until_it_is_attached() {
 fn of_two_that_were_primary_the_one_with_newer_data_leads_although_a_third_is_silent() {
     let mut cluster = followed(3);
     cluster[0].kill9();
+    wait_gone(&cluster[1], "alpha");
     cluster[1].ok(&["primary", "r0", "--force"]);
     write_blocks(&cluster[1], "r0", 2, 100..200);
     cluster[1].kill9();
@@ -144,7 +147,7 @@ fn of_two_that_were_primary_the_one_with_newer_data_leads_although_a_third_is_si
         assert_ne!(old.role, "Primary", "it leads with old data");
         old.replay.is_some()
     });
-    assert_eq!(cluster[1].resource("r0").role, "Primary");
+    cluster[1].wait_resource("r0", SOON, "the new one leads", |r| r.role == "Primary");
     cluster[2].thaw();
     check_blocks(&cluster[1], "r0", 2, (100..200).step_by(7));
     wait_all(&cluster[1]);
@@ -159,7 +162,7 @@ fn what_went_past_the_failed_journal_of_a_primary_is_not_replaced_unasked() {
     cluster[0].kill9();
     mend_journal(&cluster[0]);
     let kept = files::fingerprint(&cluster[0].disk("r0"), SIZE);
-    cluster[1].wait_peer("r0", "alpha", SOON, "it is gone", |p| p.connection != "Connected");
+    wait_gone(&cluster[1], "alpha");
     cluster[1].ok(&["primary", "r0", "--force"]);
     write_blocks(&cluster[1], "r0", 3, 0..50);
     cluster[0].start();
@@ -177,6 +180,7 @@ fn what_went_past_the_failed_journal_of_a_primary_is_not_replaced_unasked() {
 fn a_log_peer_whose_journal_failed_while_it_led_keeps_its_data_as_a_secondary() {
     let mut cluster = followed(2);
     cluster[0].kill9();
+    wait_gone(&cluster[1], "alpha");
     cluster[1].ok(&["primary", "r0", "--force"]);
     fail_journal(&cluster[1]);
     write_blocks(&cluster[1], "r0", 2, 2000..2100);

@@ -1,8 +1,11 @@
 //! Who leads a node that follows by the log: roles that change beside it, and journals that fail.
 
-use crate::logpeer::{assert_same, disk_state, follow, hold_back, wait_all};
+use crate::logpeer::{
+    assert_same, follow, hold_back, look_at_journal, wait_all, wait_fetched, wait_gone,
+    wait_up_to_date,
+};
 use crate::{MIB, SOON, SYNC, check_blocks, cluster, write_blocks};
-use holdfast_testkit::{Cluster, Node, files, wait_until};
+use holdfast_testkit::{Cluster, Node, files};
 
 const SIZE: u64 = 32 * MIB;
 
@@ -31,6 +34,7 @@ pub(crate) fn pair_and_follower() -> Cluster {
 
 /// Waits until the third node has everything of a Primary.
 pub(crate) fn wait_third(primary: &Node) {
+    look_at_journal(primary);
     primary.wait_resource("r0", SYNC, "gamma has everything", |r| {
         r.peers.iter().any(|peer| {
             peer.node == "gamma"
@@ -118,18 +122,16 @@ fn a_delay_counts_after_a_restart_and_without_a_primary_until_it_is_taken_away()
     write_blocks(&cluster[0], "r0", 1, 0..50);
     wait_all(&cluster[0]);
     let round = hold_back(&cluster, 1);
-    wait_until(SOON, "all of it is fetched", || {
-        let durable = cluster[0].resource("r0").journal.expect("it has one").durable;
-        cluster[1].resource("r0").replay.expect("it follows").fetched == durable
-    });
+    wait_fetched(&cluster[0], &cluster[1]);
     cluster[0].kill9();
     cluster[1].kill9();
     let before = files::fingerprint(&cluster[1].disk("r0"), SIZE);
     cluster[1].start();
-    let replay = cluster[1]
-        .wait_resource("r0", SOON, "it follows", |r| r.replay.is_some())
-        .replay
-        .expect("it follows");
+    // What it had written and not made durable is replayed first.
+    let status = cluster[1].wait_resource("r0", SOON, "its disk is a state", |r| {
+        r.replay.is_some() && r.disk.state == "UpToDate"
+    });
+    let replay = status.replay.expect("it follows");
     assert!(replay.replayed < replay.fetched);
     for _ in 0..20 {
         let now = cluster[1].resource("r0").replay.expect("it follows");
@@ -156,7 +158,7 @@ fn force_is_refused_while_the_primary_is_in_reach_and_its_disk_stays_with_a_foll
     cluster[1].refused(&["attach-disk", "r0", "--disk", &other], 1, "follows the journal");
     write_blocks(&cluster[0], "r0", 2, 0..100);
     wait_all(&cluster[0]);
-    assert_eq!(disk_state(&cluster[1]), "UpToDate");
+    wait_up_to_date(&cluster[1]);
     assert_same(&cluster, 0, 1);
 }
 
@@ -191,6 +193,7 @@ fn nobody_leads_by_what_is_not_whole() {
     cluster[0].ok(&["disconnect", "r0"]);
     cluster[1]
         .wait_resource("r0", SOON, "its disk counts no more", |r| r.disk.state == "Inconsistent");
+    wait_gone(&cluster[1], "alpha");
     cluster[1].refused(&["primary", "r0", "--force"], 1, "Inconsistent");
     cluster[1].ok(&["resume", "r0", "fetch"]);
     cluster[0].ok(&["connect", "r0"]);
@@ -209,6 +212,8 @@ fn nobody_leads_by_what_is_not_whole() {
     cluster[1].stop();
     std::fs::rename(&away, &dir).expect("it is renamed");
     cluster[1].start();
+    // It shows how it follows a moment behind its start.
+    cluster[1].wait_resource("r0", SOON, "it follows", |r| r.replay.is_some());
     cluster[1].ok(&["primary", "r0", "--force"]);
     check_blocks(&cluster[1], "r0", 1, (0..100).step_by(7));
 }

@@ -1,10 +1,10 @@
 //! Switches and roles of log peers: from another node, twice, and in time.
 
-use crate::logpeer::{assert_same, disk_state, follow, wait_all};
+use crate::logpeer::{assert_same, disk_state, follow, wait_all, wait_up_to_date};
 use crate::{MIB, SOON, SYNC, check_blocks, cluster, cluster_with_proxies, write_blocks};
 use holdfast_testkit::{Node, Rng, wait_until};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 fn paused(node: &Node) -> Vec<String> {
     node.resource("r0").replay.map_or_else(Vec::new, |replay| replay.paused)
@@ -107,7 +107,7 @@ fn a_log_peer_is_down_and_up_and_goes_on_from_its_own_position() {
     cluster[1].ok(&["up", "r0"]);
     wait_all(&cluster[0]);
     assert_same(&cluster, 0, 1);
-    assert_eq!(disk_state(&cluster[1]), "UpToDate");
+    wait_up_to_date(&cluster[1]);
     cluster[1].ok(&["primary", "r0"]);
     check_blocks(&cluster[1], "r0", 2, 50..80);
 }
@@ -133,10 +133,12 @@ fn a_handover_that_takes_too_long_is_given_up_and_the_old_primary_goes_on() {
     }
     write_noise(&cluster[0], 28);
     let began = Instant::now();
-    let output = cluster[1].cli(&["primary", "r0", "--timeout", "2"]);
+    // It asks around first, and comes far enough to say how much it lacks.
+    let output = cluster[1].cli(&["primary", "r0", "--timeout", "6"]);
     assert_eq!(output.status, 5, "{output}");
     assert!(output.stderr.contains("behind"), "{output}");
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    // Who says no time waits for a minute.
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
     assert_eq!(cluster[0].resource("r0").role, "Primary");
     for node in cluster.nodes() {
         node.proxy().heal();
@@ -153,9 +155,9 @@ fn while_another_node_takes_over_the_old_primary_is_not_primary_again() {
     let cluster = cluster_with_proxies(2);
     follow(&cluster, "64M");
     wait_all(&cluster[0]);
-    // What it lacks takes a while.
+    // What it lacks takes a while: three connections carry it, in some ten seconds.
     cluster[0].proxy().limit_rate(400_000);
-    write_noise(&cluster[0], 3);
+    write_noise(&cluster[0], 12);
     let mut command = cluster[1].command(&["primary", "r0"]);
     let mut moving = command
         .stdout(Stdio::null())
