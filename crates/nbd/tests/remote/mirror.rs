@@ -457,9 +457,12 @@ fn the_order_of_the_servers_does_not_matter() {
     setup.start(0);
     let mut swapped = setup.noted();
     swapped.uris.swap(0, 1);
+    // It cannot be filled before it was looked at.
+    setup.platters[0].fail_writes(true);
     let disk = RemoteDisk::open(swapped).unwrap();
     assert_eq!(legs(&disk)[0], LegState::InSync);
     assert_ne!(legs(&disk)[1], LegState::InSync);
+    setup.platters[0].fail_writes(false);
     wait_leg(&disk, 1, LegState::InSync);
     assert_eq!(disk.status().unwrap().legs[1].copied_bytes, BLOCK as u64);
     assert_filled(&setup, &disk);

@@ -5,6 +5,7 @@ use crate::server::options;
 use crate::single::{LIMIT, wait_for};
 use holdfast_nbd::{NbdUri, RemoteDisk, RemoteOptions, RemoteState};
 use holdfast_testkit::wait_until;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -83,11 +84,13 @@ impl Real {
             }
             Program::NbdServer => {
                 // It insists on listening at a port, too.
+                let port = free_port();
                 let config = format!(
-                    "[generic]\nunixsock = {}\nallowlist = true\nlistenaddr = 127.0.0.1\n\
+                    "[generic]\nunixsock = {}\nallowlist = true\nlistenaddr = {}\n\
                      port = {}\n[disk]\nexportname = {}\nflush = true\nfua = true\ntrim = true\n{}\n",
                     socket.display(),
-                    free_port(),
+                    port.ip(),
+                    port.port(),
                     image.display(),
                     self.more.join("\n")
                 );
@@ -145,9 +148,12 @@ impl Drop for Real {
     }
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+/// A free port of an address of loopback that no other process uses, so that nobody takes it before the
+/// server has it.
+fn free_port() -> SocketAddr {
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let listener = TcpListener::bind((Ipv4Addr::new(127, 64 | a, b, c), 0)).unwrap();
+    listener.local_addr().unwrap()
 }
 
 /// Opens it, when the server has come up.
