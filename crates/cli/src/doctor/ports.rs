@@ -221,8 +221,10 @@ mod tests {
 
     #[test]
     fn a_listener_of_this_process_is_found_by_its_name() {
-        for host in ["127.0.0.1:0", "[::1]:0"] {
-            let Ok(listener) = TcpListener::bind(host) else {
+        // An address that no other process uses, so that nobody takes the port that is given back.
+        let [_, a, b, c] = std::process::id().to_be_bytes();
+        for host in [format!("127.{}.{b}.{c}:0", 64 | a), "[::1]:0".to_owned()] {
+            let Ok(listener) = TcpListener::bind(&host) else {
                 println!("skipped: {host} cannot be used here");
                 continue;
             };

@@ -5,9 +5,10 @@ use crate::server::options;
 use crate::single::{LIMIT, wait_for};
 use holdfast_nbd::{NbdUri, RemoteDisk, RemoteOptions, RemoteState};
 use holdfast_testkit::wait_until;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 pub(crate) const SIZE: u64 = 4 << 20;
 
@@ -84,7 +85,7 @@ impl Real {
             }
             Program::NbdServer => {
                 // It insists on listening at a port, too.
-                let port = free_port();
+                let port = own_port();
                 let config = format!(
                     "[generic]\nunixsock = {}\nallowlist = true\nlistenaddr = {}\n\
                      port = {}\n[disk]\nexportname = {}\nflush = true\nfua = true\ntrim = true\n{}\n",
@@ -148,12 +149,12 @@ impl Drop for Real {
     }
 }
 
-/// A free port of an address of loopback that no other process uses, so that nobody takes it before the
-/// server has it.
-fn free_port() -> SocketAddr {
+/// A port that nobody else has, nor takes before the server has it: at an address of loopback that no
+/// other process uses, each time another one, and none of those that the system gives away.
+fn own_port() -> SocketAddrV4 {
+    static NEXT: AtomicU16 = AtomicU16::new(12_000);
     let [_, a, b, c] = std::process::id().to_be_bytes();
-    let listener = TcpListener::bind((Ipv4Addr::new(127, 64 | a, b, c), 0)).unwrap();
-    listener.local_addr().unwrap()
+    SocketAddrV4::new(Ipv4Addr::new(127, 64 | a, b, c), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Opens it, when the server has come up.
