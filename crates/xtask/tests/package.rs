@@ -306,8 +306,7 @@ impl Daemon {
         done(&mut self.command(&[&["create", name, "--disk", &disk], &more[..]].concat()));
         let found = fs::read_dir(self.dir.path().join("state/resources")).unwrap();
         // What the daemon is just writing may have its name by now.
-        let mut states =
-            found.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok());
+        let mut states = found.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok());
         let name = format!("\"{name}\"");
         states.find(|state| state.contains(&name)).expect("its state is there")
     }

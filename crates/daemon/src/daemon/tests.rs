@@ -353,6 +353,10 @@ async fn three_nodes_know_each_other_and_one_can_go() {
         nodes[1].status().await.cluster.unwrap().nodes.len() == 3
     })
     .await;
+    eventually("all are alive for the first one", async || {
+        nodes[0].status().await.cluster.unwrap().nodes.iter().all(|node| node.alive)
+    })
+    .await;
     let alive = rq::ClusterRemove { node: "gamma".into(), force: true, dry_run: false };
     assert_eq!(nodes[0].refused(routes::CLUSTER_REMOVE, &alive).await.code, ErrorCode::InUse);
     let _: rq::Done = nodes[2].post(routes::CLUSTER_LEAVE, &rq::ClusterLeave::default()).await;
