@@ -201,20 +201,29 @@ mod tests {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    #[tokio::test]
-    async fn who_does_not_read_shuts_nobody_out_and_is_ended() {
-        let limits = Limits { of_one: 2, time: Duration::from_secs(2), ..LIMITS };
+    /// A server that gives a client this time, and two clients of one address that do not read what
+    /// they asked for: all that may be of one.
+    async fn with_idle_clients(time: Duration) -> (SocketAddr, [TcpStream; 2]) {
+        let limits = Limits { of_one: 2, time, ..LIMITS };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap();
         // More than the system takes for a client that does not read.
         let much = Router::new().fallback(async || "x".repeat(64 << 20));
         tokio::spawn(serve_until(std::future::pending(), listener, much, limits));
-        let mut idle = vec![call(server, 1).await, call(server, 1).await];
+        let mut idle = [call(server, 1).await, call(server, 1).await];
         for stream in &mut idle {
             assert_eq!(head(stream).await, "HTTP/1.1 200");
         }
+        (server, idle)
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_shuts_nobody_out_and_is_ended() {
+        // They have more time than the test takes.
+        let (server, _idle) = with_idle_clients(Duration::from_secs(600)).await;
         assert_eq!(head(&mut call(server, 1).await).await, "HTTP/1.1 503");
         assert_eq!(head(&mut call(server, 2).await).await, "HTTP/1.1 200");
+        let (server, _idle) = with_idle_clients(Duration::from_secs(5)).await;
         let begun = Instant::now();
         while head(&mut call(server, 1).await).await != "HTTP/1.1 200" {
             assert!(begun.elapsed() < Duration::from_secs(60), "nobody was ended");

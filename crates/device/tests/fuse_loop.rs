@@ -217,7 +217,8 @@ fn force_ends_a_read_that_the_backend_never_answers() {
     eventually("a read", || memory.waiting.load(Ordering::SeqCst) > 0);
     let start = Instant::now();
     device.detach(true).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(5));
+    // The backend would keep the read for a minute.
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     let status = reader.wait().unwrap();
     let mut said = String::new();
     reader.stderr.take().unwrap().read_to_string(&mut said).unwrap();

@@ -27,7 +27,10 @@ fn connect(server: &Server, timeout: Duration) -> NbdBackend {
 }
 
 const PATIENT: Duration = Duration::from_secs(30);
-const IMPATIENT: Duration = Duration::from_millis(200);
+/// Longer than a busy machine keeps the server from answering.
+const IMPATIENT: Duration = Duration::from_secs(3);
+/// Long before anybody who waited for ever would have ended.
+const BOUND: Duration = Duration::from_secs(30);
 
 #[test]
 fn every_request_reaches_the_export() {
@@ -81,9 +84,9 @@ fn an_outage_ends_in_errors_and_then_it_works_again() {
     server.stop();
     let start = Instant::now();
     backend.flush().unwrap_err();
-    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(start.elapsed() < BOUND);
     server.start();
-    backend.flush().unwrap();
+    eventually("a flush in time", || backend.flush().is_ok());
 }
 
 #[test]
@@ -97,7 +100,7 @@ fn a_request_without_an_answer_is_not_repeated() {
     assert!(matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{error}");
     assert_eq!(server.watch.requests.load(Ordering::SeqCst), requests + 1);
     server.watch.silent.store(false, Ordering::SeqCst);
-    backend.write_at(&[1; 4096], 0, false).unwrap();
+    eventually("a write in time", || backend.write_at(&[1; 4096], 0, false).is_ok());
 }
 
 #[test]
@@ -191,9 +194,9 @@ fn a_device_without_its_server_fails_in_bounded_time() {
     let start = Instant::now();
     assert_eq!(file.read(4096, 0).unwrap_err().raw_os_error(), Some(libc::EIO));
     assert_eq!(file.write(&[1; 4096], 0).unwrap_err().raw_os_error(), Some(libc::EIO));
-    assert!(start.elapsed() < Duration::from_secs(20));
+    assert!(start.elapsed() < BOUND);
     server.start();
-    file.write(&[1; 4096], 0).unwrap();
+    eventually("a write in time", || file.write(&[1; 4096], 0).is_ok());
     drop(file);
     device.detach(false).unwrap();
 }

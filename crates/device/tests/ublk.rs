@@ -161,7 +161,8 @@ fn force_fails_what_is_pending() {
     eventually("a write", || memory.waiting.load(Ordering::SeqCst) > 0);
     let start = Instant::now();
     device.detach(true).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(9), "{:?}", start.elapsed());
+    // The backend would keep the write for a minute.
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     writer.join().unwrap().unwrap_err();
     memory.stall(false);
     place.assert_clean();

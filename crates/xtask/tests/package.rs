@@ -305,7 +305,8 @@ impl Daemon {
         let more: Vec<_> = more.iter().map(String::as_str).collect();
         done(&mut self.command(&[&["create", name, "--disk", &disk], &more[..]].concat()));
         let found = fs::read_dir(self.dir.path().join("state/resources")).unwrap();
-        let mut states = found.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap());
+        // What the daemon is just writing may have its name by now.
+        let mut states = found.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok());
         let name = format!("\"{name}\"");
         states.find(|state| state.contains(&name)).expect("its state is there")
     }
@@ -621,9 +622,11 @@ fn an_installation_that_was_interrupted_is_gone_on_with_or_removed() {
 /// Runs a line with the functions that the scripts share, and this text as `holdfast`.
 fn with_functions(holdfast: &str, line: &str) -> Output {
     let dir = tempfile::tempdir().unwrap();
+    // A process of its own writes it: what this one has open for writing, a program that another test
+    // is just starting has open for a moment, too, and then it cannot be run.
+    let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$0" && chmod 755 "$0""#;
     let program = dir.path().join("holdfast");
-    fs::write(&program, format!("#!/bin/sh\n{holdfast}\n")).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    done(Command::new("sh").args(["-c", write]).arg(&program).arg(holdfast));
     let functions = xtask::root().join("packaging/functions.sh");
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("set -e; . {}; {line}", functions.display())]);

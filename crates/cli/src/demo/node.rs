@@ -179,12 +179,14 @@ mod tests {
         assert_eq!(ready_address("", "alpha"), None);
     }
 
-    /// A stand-in for the daemon: a shell script.
+    /// A stand-in for the daemon: a shell script. A process of its own writes it: what this one has
+    /// open for writing, a program that another test is just starting has open for a moment, too,
+    /// and then it cannot be run.
     fn script(dir: &Path, text: &str) -> PathBuf {
-        use std::os::unix::fs::PermissionsExt;
         let path = dir.join("stand-in");
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$0" && chmod 755 "$0""#;
+        let mut shell = std::process::Command::new("sh");
+        assert!(shell.args(["-c", write]).arg(&path).arg(text).status().unwrap().success());
         path
     }
 

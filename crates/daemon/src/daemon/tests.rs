@@ -110,8 +110,17 @@ impl TestNode {
     }
 
     async fn wait(&self, name: &str, what: rq::WaitFor, peer: Option<&str>) {
+        self.wait_and(name, what, false, peer).await;
+    }
+
+    /// Waits until it is no longer so.
+    async fn wait_end(&self, name: &str, what: rq::WaitFor, peer: Option<&str>) {
+        self.wait_and(name, what, true, peer).await;
+    }
+
+    async fn wait_and(&self, name: &str, what: rq::WaitFor, ended: bool, peer: Option<&str>) {
         let peer = peer.map(str::to_owned);
-        let call = rq::Wait { what, ended: false, peer, timeout_seconds: Some(20.0) };
+        let call = rq::Wait { what, ended, peer, timeout_seconds: Some(20.0) };
         self.on(routes::RESOURCE_WAIT, name, &call).await;
     }
 
@@ -154,6 +163,17 @@ impl TestNode {
 
 const NO: rq::Empty = rq::Empty {};
 
+/// Looks until it is so: what one node was told is there on another one only after a while.
+async fn eventually(what: &str, mut look: impl AsyncFnMut() -> bool) {
+    let looking = async {
+        while !look().await {
+            tokio::time::sleep(Duration::from_millis(10)).await; // bounded poll
+        }
+    };
+    let seen = tokio::time::timeout(Duration::from_secs(20), looking).await;
+    assert!(seen.is_ok(), "{what}: not so after 20 seconds");
+}
+
 /// `count` nodes in one cluster.
 async fn cluster(base: &Path, count: usize) -> Vec<TestNode> {
     let mut nodes: Vec<TestNode> = Vec::new();
@@ -171,7 +191,11 @@ async fn cluster(base: &Path, count: usize) -> Vec<TestNode> {
                 let call = rq::ClusterJoin { token: made.token, dry_run: false };
                 let status: ClusterStatus = node.post(routes::CLUSTER_JOIN, &call).await;
                 assert_eq!(status.nodes.len(), nodes.len() + 1);
-                assert!(status.nodes.iter().all(|node| node.alive), "{status:?}");
+                eventually("each node is alive for the new one", async || {
+                    let status = node.status().await.cluster.unwrap();
+                    status.nodes.iter().all(|node| node.alive)
+                })
+                .await;
             }
         }
         nodes.push(node);
@@ -194,14 +218,15 @@ async fn one_node_creates_writes_restarts_and_deletes() {
     node.stop().await;
     assert!(!node.settings().socket.exists());
     node.start().await;
-    assert_eq!(node.resource("r0").await.role, "Primary");
+    // It is so again by itself, in a moment.
+    node.wait("r0", rq::WaitFor::Primary, None).await;
     assert_eq!(node.read("r0", 4096, 8192).await, vec![7; 8192]);
     assert_eq!(node.read("r0", 0, 4096).await, vec![0; 4096]);
 
     node.on(routes::RESOURCE_DOWN, "r0", &NO).await;
     assert_eq!(node.resource("r0").await.role, "Unknown");
     node.on(routes::RESOURCE_UP, "all", &NO).await;
-    assert_eq!(node.resource("r0").await.role, "Primary");
+    node.wait("r0", rq::WaitFor::Primary, None).await;
     node.on(routes::RESOURCE_SECONDARY, "r0", &rq::Secondary::default()).await;
     node.stop().await;
     node.start().await;
@@ -225,7 +250,13 @@ async fn a_refused_create_has_changed_nothing() {
     let base = tempfile::tempdir().unwrap();
     let mut node = TestNode::new(base.path(), "alpha").await;
     node.create("r0", MIB).await;
-    let before = serde_json::to_value(node.status().await).unwrap();
+    let shown = async || {
+        let mut status = node.status().await;
+        // What is measured of the disks goes on meanwhile.
+        status.resources.iter_mut().for_each(|resource| resource.disk.health = None);
+        serde_json::to_value(status).unwrap()
+    };
+    let before = shown().await;
     let good = node.create_call("r1", MIB);
     let with = |change: &dyn Fn(&mut rq::ResourceCreate)| {
         let mut call = good.clone();
@@ -246,14 +277,20 @@ async fn a_refused_create_has_changed_nothing() {
     for (call, code) in cases {
         let error = node.refused(routes::RESOURCES, &call).await;
         assert_eq!(error.code, code, "{}", error.message);
-        let after = serde_json::to_value(node.status().await).unwrap();
-        assert_eq!(after, before, "{}", error.message);
+        assert_eq!(shown().await, before, "{}", error.message);
         assert!(!Path::new(&node.disk("r1")).exists(), "{}", error.message);
     }
     let meta = fs::read_dir(node.dir.join("state/meta")).unwrap().count();
     let local = fs::read_dir(node.dir.join("state/resources")).unwrap().count();
     assert_eq!((meta, local), (1, 1));
     node.stop().await;
+}
+
+/// `from` steps back, and `to` is Primary instead, once it has heard of that.
+async fn hand_over(from: &TestNode, to: &TestNode) {
+    from.on(routes::RESOURCE_SECONDARY, "r0", &rq::Secondary::default()).await;
+    to.wait("r0", rq::WaitFor::Secondary, Some(from.name)).await;
+    to.on(routes::RESOURCE_PRIMARY, "r0", &rq::Primary::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -272,13 +309,13 @@ async fn two_nodes_replicate_and_change_roles() {
 
     alpha.write("r0", 2, 4096, 4096).await;
     let primary = routes::of(routes::RESOURCE_PRIMARY, "r0");
+    beta.wait("r0", rq::WaitFor::Primary, Some("alpha")).await;
     let refused = beta.refused(&primary, &rq::Primary::default()).await;
     assert_eq!(refused.code, ErrorCode::OtherPrimary);
     assert_eq!(refused.message, "primary was refused for r0: node alpha is Primary");
     assert_eq!(refused.hint.as_deref(), Some("run `holdfast secondary r0` on alpha first"));
 
-    alpha.on(routes::RESOURCE_SECONDARY, "r0", &rq::Secondary::default()).await;
-    beta.on(routes::RESOURCE_PRIMARY, "r0", &rq::Primary::default()).await;
+    hand_over(alpha, beta).await;
     assert_eq!(beta.read("r0", 0, 4096).await, vec![1; 4096]);
     assert_eq!(beta.read("r0", 4096, 4096).await, vec![2; 4096]);
 
@@ -286,8 +323,12 @@ async fn two_nodes_replicate_and_change_roles() {
     let call = rq::SetOptions { set: [("ping-int".into(), "3".into())].into(), peer: None };
     let path = routes::of(routes::RESOURCE_OPTIONS, "r0");
     let _: rq::Done = alpha.client().put(&path, &call).await.unwrap();
-    let got: rq::OptionValue = beta.client().get(&routes::option("r0", "ping-int")).await.unwrap();
-    assert_eq!(got.value, "3");
+    eventually("beta has the option, too", async || {
+        let path = routes::option("r0", "ping-int");
+        let got: rq::OptionValue = beta.client().get(&path).await.unwrap();
+        got.value == "3"
+    })
+    .await;
 
     // A Primary that restarts is Primary again once it has heard of the other node.
     beta.stop().await;
@@ -301,7 +342,7 @@ async fn two_nodes_replicate_and_change_roles() {
     assert_eq!(in_use.code, ErrorCode::OtherPrimary, "{}", in_use.message);
     alpha.on(routes::RESOURCE_LEAVE, "r0", &NO).await;
     assert!(alpha.status().await.resources.is_empty());
-    assert!(beta.resource("r0").await.peers.is_empty());
+    eventually("beta is alone", async || beta.resource("r0").await.peers.is_empty()).await;
     beta.on(routes::RESOURCE_DELETE, "r0", &NO).await;
     for node in &mut nodes {
         node.stop().await;
@@ -312,9 +353,15 @@ async fn two_nodes_replicate_and_change_roles() {
 async fn three_nodes_know_each_other_and_one_can_go() {
     let base = tempfile::tempdir().unwrap();
     let mut nodes = cluster(base.path(), 3).await;
-    // The second one heard of the third one before its join ended.
-    let seen = nodes[1].status().await.cluster.unwrap();
-    assert_eq!(seen.nodes.len(), 3, "{seen:?}");
+    // The second one hears of the third one without being asked.
+    eventually("the second one knows all three", async || {
+        nodes[1].status().await.cluster.unwrap().nodes.len() == 3
+    })
+    .await;
+    eventually("all are alive for the first one", async || {
+        nodes[0].status().await.cluster.unwrap().nodes.iter().all(|node| node.alive)
+    })
+    .await;
     let alive = rq::ClusterRemove { node: "gamma".into(), force: true, dry_run: false };
     assert_eq!(nodes[0].refused(routes::CLUSTER_REMOVE, &alive).await.code, ErrorCode::InUse);
     let _: rq::Done = nodes[2].post(routes::CLUSTER_LEAVE, &rq::ClusterLeave::default()).await;
@@ -322,7 +369,7 @@ async fn three_nodes_know_each_other_and_one_can_go() {
     nodes[0].create("r0", MIB).await;
     let diskless = rq::ResourceJoin { diskless: true, ..Default::default() };
     nodes[1].on(routes::RESOURCE_JOIN, "r0", &diskless).await;
-    nodes[1].wait("r0", rq::WaitFor::Connected, None).await;
+    nodes[1].wait("r0", rq::WaitFor::Connected, Some("alpha")).await;
     let seen = nodes[1].resource("r0").await;
     assert_eq!((seen.disk.state.as_str(), seen.peers.len()), ("Diskless", 1));
     for node in &mut nodes {
@@ -390,7 +437,7 @@ async fn a_lost_disk_does_not_stop_the_daemon() {
     fs::rename(&disk, disk.with_extension("away")).unwrap();
     node.start().await;
     assert_eq!(node.resource("r0").await.disk.state, "Diskless");
-    assert_eq!(node.resource("r1").await.role, "Primary");
+    node.wait("r1", rq::WaitFor::Primary, None).await;
     fs::rename(disk.with_extension("away"), &disk).unwrap();
     node.on(routes::RESOURCE_ATTACH_DISK, "r0", &rq::AttachDisk::default()).await;
     assert_eq!(node.resource("r0").await.disk.state, "UpToDate");
@@ -413,7 +460,7 @@ async fn a_resource_that_a_client_has_open_stays() {
         NbdClient::connect(&uri, &holdfast_nbd::ConnectOptions::default()).unwrap()
     };
     let client = tokio::task::spawn_blocking(open).await.unwrap();
-    assert_eq!(node.resource("r0").await.open_count, 1);
+    eventually("it is open", async || node.resource("r0").await.open_count == 1).await;
     for (route, what) in [
         (routes::RESOURCE_SECONDARY, "secondary"),
         (routes::RESOURCE_DOWN, "down"),
@@ -426,6 +473,7 @@ async fn a_resource_that_a_client_has_open_stays() {
     }
     assert_eq!(node.resource("r0").await.role, "Primary");
     tokio::task::spawn_blocking(move || drop(client)).await.unwrap();
+    node.wait("r0", rq::WaitFor::Closed, None).await;
     node.on(routes::RESOURCE_SECONDARY, "r0", &rq::Secondary::default()).await;
     node.stop().await;
 }
@@ -459,8 +507,7 @@ async fn a_disconnect_holds_over_a_restart_and_connect_ends_it() {
     let call = rq::AttachDisk { disk: Some(other), ..Default::default() };
     beta.on(routes::RESOURCE_ATTACH_DISK, "r0", &call).await;
     beta.wait("r0", rq::WaitFor::UpToDate, None).await;
-    alpha.on(routes::RESOURCE_SECONDARY, "r0", &rq::Secondary::default()).await;
-    beta.on(routes::RESOURCE_PRIMARY, "r0", &rq::Primary::default()).await;
+    hand_over(alpha, beta).await;
     assert_eq!(beta.read("r0", 0, 4096).await, vec![9; 4096]);
     for node in &mut nodes {
         node.stop().await;
@@ -476,6 +523,7 @@ async fn a_primary_that_returns_alone_stays_secondary() {
     beta.join("r0").await;
     beta.wait("r0", rq::WaitFor::Synced, None).await;
     alpha.stop().await;
+    beta.wait_end("r0", rq::WaitFor::Connected, Some("alpha")).await;
     beta.on(routes::RESOURCE_PRIMARY, "r0", &rq::Primary::default()).await;
     beta.stop().await;
     // The other one could be Primary for all that this one knows.

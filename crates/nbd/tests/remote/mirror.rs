@@ -69,6 +69,20 @@ fn legs(disk: &RemoteDisk) -> Vec<LegState> {
     disk.status().unwrap().legs.iter().map(|leg| leg.state).collect()
 }
 
+/// Opens it as soon as its state is free. Who has just been refused is letting go of it, and a program
+/// that another test is starting has for a moment all files open that this process has.
+fn open_when_free(options: &RemoteOptions) -> Result<RemoteDisk, RemoteOpenError> {
+    let mut opened = None;
+    wait_until(LIMIT, "the state is free", || {
+        let result = RemoteDisk::open(options.clone());
+        let taken = |why: &RemoteOpenError| why.to_string().contains("another process");
+        let free = !result.as_ref().is_err_and(taken);
+        opened = Some(result);
+        free
+    });
+    opened.unwrap()
+}
+
 fn wait_leg(disk: &RemoteDisk, leg: usize, state: LegState) {
     wait_until(LIMIT, state.as_str(), || legs(disk)[leg] == state);
 }
@@ -116,7 +130,7 @@ fn a_leg_that_was_lost_gets_what_it_missed_and_nothing_is_stale() {
 fn power_failures_of_any_legs_at_any_time_lose_nothing() {
     let mut rng = Rng::new(number_of("HOLDFAST_SEED", 11));
     let mut setup = Legs::new(3);
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     let load = Load::start(&disk, 4, 5);
     for _ in 0..number_of("HOLDFAST_KILLS", 12) {
         let leg = rng.below(3) as usize;
@@ -274,7 +288,7 @@ fn servers_that_differ_are_not_taken_for_equal() {
 #[test]
 fn what_a_leg_missed_is_known_to_the_next_process() {
     let mut setup = Legs::new(2);
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     disk.write_at(&block(1, 1), BLOCK as u64, false).unwrap();
     setup.crash(1);
     wait_leg(&disk, 1, LegState::Behind);
@@ -283,11 +297,11 @@ fn what_a_leg_missed_is_known_to_the_next_process() {
     setup.crash(0);
     setup.start(1);
     // Only the one that is behind can be reached.
-    let error = RemoteDisk::open(setup.noted()).unwrap_err();
+    let error = open_when_free(&setup.noted()).unwrap_err();
     assert!(matches!(&error, RemoteOpenError { .. }) && error.to_string().contains("newest data"));
     setup.start(0);
     setup.platters[1].log();
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     check(&disk, &vec![0, 2]);
     wait_leg(&disk, 1, LegState::InSync);
     assert_eq!(disk.status().unwrap().legs[1].copied_bytes, BLOCK as u64);
@@ -295,7 +309,7 @@ fn what_a_leg_missed_is_known_to_the_next_process() {
     // Now it may be the only one, also for the next process.
     disk.close().unwrap();
     setup.crash(0);
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     check(&disk, &vec![0, 2]);
 }
 
@@ -303,11 +317,11 @@ fn what_a_leg_missed_is_known_to_the_next_process() {
 fn a_server_that_was_away_at_the_start_is_compared_when_it_is_back() {
     for changed in [false, true] {
         let mut setup = Legs::new(2);
-        let disk = RemoteDisk::open(setup.noted()).unwrap();
+        let disk = open_when_free(&setup.noted()).unwrap();
         disk.write_at(&block(1, 1), BLOCK as u64, false).unwrap();
         disk.close().unwrap();
         setup.crash(1);
-        let disk = RemoteDisk::open(setup.noted()).unwrap();
+        let disk = open_when_free(&setup.noted()).unwrap();
         assert_eq!(legs(&disk), [LegState::InSync, LegState::Behind], "nobody knows what it has");
         disk.write_at(&block(7, 1), 7 * BLOCK as u64, false).unwrap();
         if changed {
@@ -327,7 +341,7 @@ fn a_server_that_was_away_at_the_start_is_compared_when_it_is_back() {
 #[test]
 fn a_disk_that_was_exchanged_while_it_was_behind_gets_everything() {
     let mut setup = Legs::new(2);
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     for number in 0..20 {
         disk.write_at(&block(number, 1), number * BLOCK as u64, false).unwrap();
     }
@@ -338,7 +352,7 @@ fn a_disk_that_was_exchanged_while_it_was_behind_gets_everything() {
     disk.close().unwrap();
     setup.platters[1] = Platter::new(SIZE);
     setup.start(1);
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     wait_leg(&disk, 1, LegState::InSync);
     disk.close().unwrap();
     assert!(setup.platters[0].durable() == setup.platters[1].durable());
@@ -347,7 +361,7 @@ fn a_disk_that_was_exchanged_while_it_was_behind_gets_everything() {
 /// A mirror of two whose first leg has a copy of itself from before the last write, of block 333.
 fn with_an_older_copy() -> (Legs, RemoteDisk, Platter) {
     let setup = Legs::new(2);
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     disk.write_at(&block(333, 1), 333 * BLOCK as u64, false).unwrap();
     disk.flush().unwrap();
     let older = setup.platters[0].copy();
@@ -407,7 +421,7 @@ fn a_leg_that_was_away_at_the_end_and_comes_back_older_gets_everything() {
     disk.close().unwrap();
     setup.platters[0] = older;
     setup.start(0);
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     assert_filled(&setup, &disk);
 }
 
@@ -418,17 +432,17 @@ fn a_leg_that_is_older_than_at_a_good_end_is_not_read() {
     setup.crash(0);
     setup.platters[0] = older;
     setup.start(0);
-    let error = RemoteDisk::open(setup.noted()).unwrap_err();
+    let error = open_when_free(&setup.noted()).unwrap_err();
     assert_eq!(error.fault(), OpenFault::Unequal);
     assert!(error.to_string().contains("leg0") && error.to_string().contains("different data"));
     // Somebody says which one is right.
     let mut options = setup.noted();
     options.uris.swap(0, 1);
     options.mirror.as_mut().unwrap().start = MirrorStart::CopyFirst;
-    let disk = RemoteDisk::open(options).unwrap();
+    let disk = open_when_free(&options).unwrap();
     wait_until(LIMIT, "both are in sync", || legs(&disk) == [LegState::InSync; 2]);
     disk.close().unwrap();
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     assert_eq!(legs(&disk), [LegState::InSync; 2]);
     assert_filled(&setup, &disk);
 }
@@ -436,14 +450,14 @@ fn a_leg_that_is_older_than_at_a_good_end_is_not_read() {
 #[test]
 fn legs_that_differ_in_what_nobody_remembers_are_made_equal() {
     let setup = Legs::new(2);
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     disk.write_at(&block(333, 2), 333 * BLOCK as u64, false).unwrap();
     disk.close().unwrap();
     // Most of it has changed, but not the places that are remembered.
     for number in (400..1000).filter(|number| number % 10 != 0) {
         setup.platters[1].overwrite(number * BLOCK + 512, 9);
     }
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     assert_filled(&setup, &disk);
 }
 
@@ -457,13 +471,16 @@ fn the_order_of_the_servers_does_not_matter() {
     setup.start(0);
     let mut swapped = setup.noted();
     swapped.uris.swap(0, 1);
-    let disk = RemoteDisk::open(swapped).unwrap();
+    // It cannot be filled before it was looked at.
+    setup.platters[0].fail_writes(true);
+    let disk = open_when_free(&swapped).unwrap();
     assert_eq!(legs(&disk)[0], LegState::InSync);
     assert_ne!(legs(&disk)[1], LegState::InSync);
+    setup.platters[0].fail_writes(false);
     wait_leg(&disk, 1, LegState::InSync);
     assert_eq!(disk.status().unwrap().legs[1].copied_bytes, BLOCK as u64);
     assert_filled(&setup, &disk);
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     assert_eq!(legs(&disk), [LegState::InSync; 2]);
 }
 
@@ -492,13 +509,13 @@ fn the_same_disks_under_other_addresses_are_not_taken_for_equal() {
         let mut options = setup.noted();
         options.uris = uris;
         notes(&mut options, "moved");
-        let error = RemoteDisk::open(options.clone()).unwrap_err();
+        let error = open_when_free(&options).unwrap_err();
         assert_eq!(error.fault(), OpenFault::Unequal, "{error}");
         options.uris.reverse();
         options.mirror.as_mut().unwrap().start = MirrorStart::CopyFirst;
         notes(&mut options, "copied");
         if options.uris.iter().all(|uri| servers.iter().any(|server| server.uri == *uri)) {
-            let disk = RemoteDisk::open(options).unwrap();
+            let disk = open_when_free(&options).unwrap();
             assert_filled(&setup, &disk);
         }
     }
@@ -517,12 +534,12 @@ fn a_leg_that_was_used_alone_fills_the_others_or_nobody() {
     let disk = alone(1);
     disk.write_at(&block(555, 5), 555 * BLOCK as u64, true).unwrap();
     disk.close().unwrap();
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     assert_eq!(legs(&disk)[1], LegState::InSync);
     assert_filled(&setup, &disk);
     assert!(setup.platters[0].durable()[555 * BLOCK..556 * BLOCK] == block(555, 5));
     // While it is behind, what was written to it alone is nothing that could be kept.
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     assert_eq!(legs(&disk), [LegState::InSync; 2]);
     let own = [NbdUri::unix(&setup.places[0], "disk")];
     let in_use = note_use(mirror.parent().unwrap(), &own).unwrap_err();
@@ -534,17 +551,17 @@ fn a_leg_that_was_used_alone_fills_the_others_or_nobody() {
     setup.start(0);
     let mut copy = setup.noted();
     copy.mirror.as_mut().unwrap().start = MirrorStart::CopyFirst;
-    let error = RemoteDisk::open(copy.clone()).unwrap_err().to_string();
+    let error = open_when_free(&copy).unwrap_err().to_string();
     assert!(error.contains("lacks data"), "{error}");
     note_use(mirror.parent().unwrap(), &own).unwrap();
-    assert_eq!(RemoteDisk::open(setup.noted()).unwrap_err().fault(), OpenFault::Unequal);
-    RemoteDisk::open(copy).unwrap().close().unwrap();
+    assert_eq!(open_when_free(&setup.noted()).unwrap_err().fault(), OpenFault::Unequal);
+    open_when_free(&copy).unwrap().close().unwrap();
 }
 
 #[test]
 fn after_a_crash_of_this_side_what_was_written_lately_is_made_equal() {
     let setup = Legs::new(2);
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     disk.write_at(&block(7, 1), 7 * BLOCK as u64, false).unwrap();
     // It ends without a word, and one server was told of a write that the other was not.
     drop(disk);
@@ -561,21 +578,21 @@ fn after_a_crash_of_this_side_what_was_written_lately_is_made_equal() {
     disk.close().unwrap();
     assert!(setup.platters[0].durable() == setup.platters[1].durable());
     // After a good end nothing is copied.
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     assert_eq!(legs(&disk), [LegState::InSync; 2]);
     let taken = RemoteDisk::open(setup.noted()).unwrap_err().to_string();
     assert!(taken.contains("another process"), "{taken}");
     // Somebody writes to one of them behind the back of the mirror.
     disk.close().unwrap();
     setup.platters[1].overwrite(0, 9);
-    let differs = RemoteDisk::open(setup.noted()).unwrap_err().to_string();
+    let differs = open_when_free(&setup.noted()).unwrap_err().to_string();
     assert!(differs.contains("different data"), "{differs}");
 }
 
 #[test]
 fn after_a_crash_of_this_side_any_leg_in_sync_will_do() {
     let mut setup = Legs::new(2);
-    let disk = RemoteDisk::open(setup.noted()).unwrap();
+    let disk = open_when_free(&setup.noted()).unwrap();
     disk.write_at(&block(7, 1), 7 * BLOCK as u64, true).unwrap();
     drop(disk);
     setup.crash(0);

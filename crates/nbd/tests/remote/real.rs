@@ -5,8 +5,10 @@ use crate::server::options;
 use crate::single::{LIMIT, wait_for};
 use holdfast_nbd::{NbdUri, RemoteDisk, RemoteOptions, RemoteState};
 use holdfast_testkit::wait_until;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 pub(crate) const SIZE: u64 = 4 << 20;
 
@@ -83,11 +85,13 @@ impl Real {
             }
             Program::NbdServer => {
                 // It insists on listening at a port, too.
+                let port = own_port();
                 let config = format!(
-                    "[generic]\nunixsock = {}\nallowlist = true\nlistenaddr = 127.0.0.1\n\
+                    "[generic]\nunixsock = {}\nallowlist = true\nlistenaddr = {}\n\
                      port = {}\n[disk]\nexportname = {}\nflush = true\nfua = true\ntrim = true\n{}\n",
                     socket.display(),
-                    free_port(),
+                    port.ip(),
+                    port.port(),
                     image.display(),
                     self.more.join("\n")
                 );
@@ -145,9 +149,12 @@ impl Drop for Real {
     }
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+/// A port that nobody else has, nor takes before the server has it: at an address of loopback that no
+/// other process uses, each time another one, and none of those that the system gives away.
+fn own_port() -> SocketAddrV4 {
+    static NEXT: AtomicU16 = AtomicU16::new(12_000);
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    SocketAddrV4::new(Ipv4Addr::new(127, 64 | a, b, c), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Opens it, when the server has come up.
