@@ -1,7 +1,8 @@
 //! Who is Primary, and how the resource stops.
 //!
 //! A promotion asks every connected member first, and holds them to their answer until it commits,
-//! aborts, or its connection is lost; of two at once the lower number wins.
+//! aborts, or its connection is lost; of two at once the lower number wins. Who is Primary by what is
+//! known here is asked before the others: that it stepped back may be on its way.
 
 use crate::engine::{Core, DiskJob};
 use crate::event::{Action, CommandId, Refusal};
@@ -24,7 +25,11 @@ pub(crate) struct Promotion {
     command: CommandId,
     id: u64,
     force: bool,
+    /// Who was asked so far, and who of them owes an answer.
+    asked: PeerSet,
     waiting: PeerSet,
+    /// Who was Primary by what was known when it began.
+    primaries: PeerSet,
     deadline: Millis,
     /// Before data that were half copied are said to be good: the flush that covers what had come, and
     /// how much that was.
@@ -53,9 +58,18 @@ pub(crate) struct Stopping {
 impl Core {
     /// Why this node could not become Primary as things are here.
     pub(crate) fn promote_refusal(&self, force: bool) -> Option<Refusal> {
-        if let Some(peer) = self.peers.values().find(|p| p.up && p.role == Role::Primary) {
-            return Some(Refusal::PeerIsPrimary(peer.node));
-        }
+        let primary = self.primary_peers().iter().next().map(Refusal::PeerIsPrimary);
+        primary.or_else(|| self.data_refusal(force))
+    }
+
+    /// The connected members that are Primary, by what they said last.
+    fn primary_peers(&self) -> PeerSet {
+        let primaries = self.peers.values().filter(|p| p.up && p.role == Role::Primary);
+        primaries.map(|p| p.node).collect()
+    }
+
+    /// Why the data here are none to be Primary with.
+    fn data_refusal(&self, force: bool) -> Option<Refusal> {
         if self.has_good_data() || (force && self.has_disk()) {
             return None;
         }
@@ -83,24 +97,39 @@ impl Core {
             let peer = promise.peer;
             return done(self, Err(Refusal::PeerBusy(peer)));
         }
-        if let Some(refusal) = self.promote_refusal(force) {
-            return done(self, Err(refusal));
+        if let Some(refusal) = self.data_refusal(force) {
+            return done(self, Err(self.promote_refusal(force).unwrap_or(refusal)));
         }
-        let id = self.unique();
-        let waiting: PeerSet = self.peers.values().filter(|p| p.up).map(|p| p.node).collect();
         let deadline = self.now.after(PROMOTE_TIMEOUT_MS);
         self.promotion = Some(Promotion {
             command,
-            id,
+            id: self.unique(),
             force,
-            waiting,
+            asked: PeerSet::EMPTY,
+            waiting: PeerSet::EMPTY,
+            primaries: self.primary_peers(),
             deadline,
             flush: None,
             committed: false,
         });
-        for peer in waiting.iter() {
+        self.ask_for_promotion();
+    }
+
+    /// Asks those members that come next, if there are any; whether everyone was asked before.
+    fn ask_for_promotion(&mut self) -> bool {
+        let up: PeerSet = self.peers.values().filter(|p| p.up).map(|p| p.node).collect();
+        let Some(promotion) = &mut self.promotion else { return true };
+        let first = if promotion.asked.is_empty() { promotion.primaries } else { PeerSet::EMPTY };
+        let next = if first.is_empty() { up.difference(promotion.asked) } else { first };
+        for node in next.iter() {
+            promotion.asked.insert(node);
+            promotion.waiting.insert(node);
+        }
+        let id = promotion.id;
+        for peer in next.iter() {
             self.send(peer, Message::Promote { id, step: PromoteStep::Prepare });
         }
+        next.is_empty()
     }
 
     /// A peer whose handshake ended while a promotion is under way has a say too.
@@ -114,6 +143,7 @@ impl Core {
             self.end_promotion(Err(Refusal::PeerIsPrimary(node)));
             return;
         }
+        promotion.asked.insert(node);
         promotion.waiting.insert(node);
         let id = promotion.id;
         self.send(node, Message::Promote { id, step: PromoteStep::Prepare });
@@ -217,7 +247,7 @@ impl Core {
             && !self.is_reported()
             && !self.is_adopting()
             && self.peer_writes.is_empty();
-        if ready && self.flush_before_decree() {
+        if ready && self.ask_for_promotion() && self.flush_before_decree() {
             self.commit_promotion();
         }
         if let Some(id) = self.demotion
@@ -365,10 +395,15 @@ impl Core {
         self.changed();
     }
 
-    /// Promotions do not wait for a peer that is gone.
+    /// Promotions do not wait for a peer that is gone; nor are they made behind the back of one that
+    /// was Primary and had not answered.
     pub(crate) fn role_changes_lost_peer(&mut self, node: NodeId) {
         if let Some(promotion) = &mut self.promotion {
+            let owes = promotion.waiting.contains(node);
             promotion.waiting.remove(node);
+            if owes && promotion.primaries.contains(node) {
+                self.end_promotion(Err(Refusal::PeerIsPrimary(node)));
+            }
         }
         self.prepares.retain(|(asker, _)| *asker != node);
         self.end_promise(node);
@@ -387,7 +422,9 @@ impl Core {
             late(self.promotion.as_ref().filter(|p| !p.committed).map(|p| p.deadline));
         let promise_late = late(self.promise.as_ref().map(|p| p.until));
         if promotion_late {
-            self.end_promotion(Err(Refusal::TimedOut));
+            let silent = self.promotion.as_ref().map(|p| p.waiting.intersection(p.primaries));
+            let primary = silent.and_then(|silent| silent.iter().next());
+            self.end_promotion(Err(primary.map_or(Refusal::TimedOut, Refusal::PeerIsPrimary)));
         }
         if promise_late {
             self.promise = None;

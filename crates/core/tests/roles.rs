@@ -41,12 +41,42 @@ fn nobody_is_promoted_while_a_peer_is_connected_to_a_primary() {
 
 #[test]
 fn nobody_is_promoted_under_a_connected_primary() {
-    let mut w = World::new(2);
+    let mut w = World::new(3);
     w.promote(0);
-    // Whatever it would answer.
-    w.hold = Some(Box::new(|from, _, _| from == 0));
     for force in [false, true] {
         assert_eq!(promotion(&mut w, 1, force), Some(Err(Refusal::PeerIsPrimary(n(0)))));
+    }
+    let refused = Some(&Err(Refusal::PeerIsPrimary(n(0))));
+    w.hold = Some(Box::new(|from, _, _| from == 0));
+    for (id, force) in [(1000, false), (1001, true)] {
+        w.next_command(1, id, Command::Promote { force });
+        assert_eq!(w.nodes[1].commands.get(&id), None, "it does not answer");
+        w.pass(5_000);
+        assert_eq!(w.nodes[1].commands.get(&id), refused);
+    }
+    // One that was lost before it answered may be Primary still.
+    w.next_command(1, 1002, Command::Promote { force: false });
+    assert_eq!(w.nodes[1].commands.get(&1002), None);
+    w.cut(0, 1);
+    assert_eq!(w.nodes[1].commands.get(&1002), refused);
+    assert_eq!(w.snapshot(1).role, Role::Secondary);
+}
+
+#[test]
+fn a_primary_that_has_just_stepped_back_is_followed_at_once() {
+    for count in [2, 3] {
+        let mut w = World::new(count);
+        w.promote(0);
+        // Nobody has heard of it when the next one is to be promoted.
+        w.hold = Some(Box::new(|from, _, _| from == 0));
+        assert_eq!(w.command(0, Command::Demote { force: false }), Some(Ok(())));
+        assert_eq!(w.peer(1, 0).role, Role::Primary);
+        w.next_command(1, 1000, Command::Promote { force: false });
+        assert_eq!(w.nodes[1].commands.get(&1000), None);
+        w.hold = None;
+        w.run();
+        assert_eq!(w.nodes[1].commands.get(&1000), Some(&Ok(())));
+        assert_eq!((w.snapshot(0).role, w.snapshot(1).role), (Role::Secondary, Role::Primary));
     }
 }
 
