@@ -28,6 +28,8 @@ use tokio::sync::broadcast::error::RecvError;
 const HEAD: &str = "holdfast-scrub 1 ";
 /// How often it is looked at how far they are, and the file is written while a scrub runs.
 const LOOK: Duration = Duration::from_millis(500);
+/// A run that is not seen in so many looks has ended; a busy machine may begin one late.
+const UNSEEN: u32 = 20;
 /// A scrub that could not begin is tried again after so long.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -272,6 +274,7 @@ pub(crate) async fn scrub(
     action: Option<SurveyAction>,
 ) -> Result<(), holdfast_core::Refusal> {
     use holdfast_core::Refusal;
+    load(node, resource).await;
     let running = {
         let mut state = resource.state();
         let surveys = &mut state.surveys;
@@ -355,9 +358,27 @@ async fn save(node: &Arc<Node>, resource: &Arc<Resource>) {
     }
 }
 
-/// Looks after the runs of a resource while it is up.
-pub(crate) async fn run(node: Arc<Node>, resource: Arc<Resource>, handle: Surveyed) {
-    let mut notices = handle.notices();
+/// Looks after the runs of a resource while it is up. To be called before anybody can begin one.
+pub(crate) fn run(
+    node: Arc<Node>,
+    resource: Arc<Resource>,
+    handle: Surveyed,
+) -> impl Future<Output = ()> {
+    {
+        // The core is another one: what it worked on is over.
+        let surveys = &mut resource.state().surveys;
+        (surveys.verify, surveys.scrub) = (None, None);
+    }
+    let notices = handle.notices();
+    look_after(node, resource, handle, notices)
+}
+
+async fn look_after(
+    node: Arc<Node>,
+    resource: Arc<Resource>,
+    handle: Surveyed,
+    mut notices: Receiver<Notice>,
+) {
     load(&node, &resource).await;
     let mut retry_at = Instant::now();
     loop {
@@ -380,7 +401,11 @@ pub(crate) async fn run(node: Arc<Node>, resource: Arc<Resource>, handle: Survey
     }
 }
 
+/// Reads the file, once.
 async fn load(node: &Arc<Node>, resource: &Arc<Resource>) {
+    if resource.state().surveys.loaded {
+        return;
+    }
     let path = path_of(node, resource.id);
     let read =
         tokio::task::spawn_blocking(move || match statefile::read::<ScrubFile>(&path, HEAD) {
@@ -397,13 +422,13 @@ async fn load(node: &Arc<Node>, resource: &Arc<Resource>) {
     {
         let mut state = resource.state();
         let surveys = &mut state.surveys;
-        // The core is another one: what it worked on is over.
-        (surveys.verify, surveys.scrub) = (None, None);
-        if !surveys.loaded {
-            let since_unix_ms = unix_ms();
-            surveys.file = found.unwrap_or(ScrubFile { since_unix_ms, ..ScrubFile::default() });
-            surveys.loaded = true;
+        if surveys.loaded {
+            // Somebody else was at it, too, and may have begun something since.
+            return;
         }
+        let since_unix_ms = unix_ms();
+        surveys.file = found.unwrap_or(ScrubFile { since_unix_ms, ..ScrubFile::default() });
+        surveys.loaded = true;
     }
     if fresh {
         save(node, resource).await;
@@ -426,7 +451,7 @@ async fn look(node: &Arc<Node>, resource: &Arc<Resource>, handle: &Surveyed) {
                 Some(progress) => note(run, node, resource.id, progress),
                 None => run.unseen += 1,
             }
-            if run.unseen > 3 {
+            if run.unseen > UNSEEN {
                 // Its end was told while too much else was.
                 lost.push(kind);
             }
