@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// So many files are kept open.
 const MAX_OPEN: usize = 8;
+/// How long somebody else may have it before it is said to be in use.
+const ANOTHERS: Duration = Duration::from_secs(2);
 /// What is written at a time to a new file.
 const FILL: usize = 1 << 20;
 
@@ -60,8 +62,9 @@ impl Directory {
     }
 
     fn claim_within(&self, patience: Duration) -> io::Result<()> {
-        flock(&self.dir, FlockOperation::NonBlockingLockExclusive)?;
         let deadline = Instant::now() + patience;
+        // A program that was just started by whoever had it still holds it, for a moment.
+        lock_within(&self.dir, patience.min(ANOTHERS))?;
         for name in self.list()?.iter().filter(|name| name.starts_with("segment-")) {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let file = openat(&self.dir, name.as_str(), flags, Mode::empty())?;

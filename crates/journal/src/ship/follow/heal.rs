@@ -24,8 +24,8 @@ const BATCH: u64 = (16 << 10) * BLOCK_SIZE;
 const STEP: u64 = 32 * BLOCK_SIZE;
 /// What could not be had, or not be stored, is tried again so long after: then twice as long, up to so
 /// many times, as each time may cost the leader's disk a search for a sector that is gone.
-const AGAIN_MS: u64 = 60_000;
-const MOST_DOUBLED: u32 = 6;
+const AGAIN_MS: u64 = 5_000;
+const MOST_DOUBLED: u32 = 10;
 /// When the list could not be kept, that is tried again so long after.
 const KEEP_AGAIN_MS: u64 = 5_000;
 
@@ -657,13 +657,13 @@ mod tests {
     fn what_is_in_vain_is_tried_more_and_more_seldom_until_something_changes() {
         let mut healing = asked();
         let mut waits = Vec::new();
-        for round in 0..9 {
+        for round in 0..13 {
             healing.in_vain = round;
             waits.push(healing.again_at(1_000) - 1_000);
         }
         assert_eq!(
-            (waits[0], waits[1], waits[6], waits[8]),
-            (60_000, 120_000, 3_840_000, 3_840_000)
+            (waits[0], waits[1], waits[10], waits[12]),
+            (5_000, 10_000, 5_120_000, 5_120_000)
         );
         healing.leader_changes();
         assert_eq!(healing.again_at(0), AGAIN_MS);
