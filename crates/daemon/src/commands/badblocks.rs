@@ -227,7 +227,12 @@ pub(crate) async fn add(
     }
     if call.ranges.is_empty() {
         let message = "the list names no block; nothing was changed".to_owned();
-        return Ok(BadBlocksDone { message, free, dry_run: call.dry_run, ..BadBlocksDone::default() });
+        return Ok(BadBlocksDone {
+            message,
+            free,
+            dry_run: call.dry_run,
+            ..BadBlocksDone::default()
+        });
     }
     if call.dry_run {
         return Ok(BadBlocksDone {

@@ -223,6 +223,11 @@ impl Kept {
         DiskErrors { read, write, flush, metadata, checksum }
     }
 
+    /// Of all kinds.
+    pub(super) fn all_errors(&self) -> u64 {
+        self.errors.iter().sum()
+    }
+
     pub(super) fn errors_last_hour(&self, now: u64) -> u64 {
         self.errors_hour.sum(now)
     }

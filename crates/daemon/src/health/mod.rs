@@ -60,6 +60,8 @@ pub(crate) struct Health {
     /// There is more than was written last, and when that was.
     dirty: bool,
     written: Option<Instant>,
+    /// So many errors were written.
+    errors_written: u64,
     /// The devices at the bottom.
     devices: Vec<PathBuf>,
 }
@@ -251,8 +253,11 @@ async fn save(node: &Node, resource: &Resource, every: Option<Duration>) {
     let kept = {
         let mut state = resource.state();
         let health = &mut state.health;
+        let errors = health.kept.as_ref().map_or(0, Kept::all_errors);
+        // That a disk has errors at all does not wait.
+        let first = errors > 0 && health.errors_written == 0;
         let due = match (every, health.written) {
-            (Some(every), Some(at)) => at.elapsed() >= every,
+            (Some(every), Some(at)) => first || at.elapsed() >= every,
             _ => true,
         };
         if !health.dirty || !due {
@@ -260,6 +265,7 @@ async fn save(node: &Node, resource: &Resource, every: Option<Duration>) {
         }
         health.dirty = false;
         health.written = Some(Instant::now());
+        health.errors_written = errors;
         health.kept.clone()
     };
     let (Some(kept), path) = (kept, node.store.health_path(resource.id)) else { return };

@@ -12,10 +12,15 @@ use holdfast_format::{
 use holdfast_store::{BufferPool, DirectMode, OpenOptions};
 use holdfast_units::{BLOCK_SIZE, ByteRange, GenerationId, NodeId, PeerSet, ResourceId};
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, seek};
+use rustix::io::Errno;
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+/// Nobody tells when a lock ends; so often it is asked for again.
+const LOCK_RETRY: Duration = Duration::from_millis(5);
 
 /// Where the metadata of a resource are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -279,10 +284,21 @@ pub(super) fn open_meta(disk: &DiskSpec, create: bool) -> Result<File, MetadataE
     let file = options.open(path).map_err(fail)?;
     if external {
         // Internal metadata are guarded by the claim on the disk.
-        flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|errno| fail(errno.into()))?;
+        lock_patiently(&file).map_err(fail)?;
     }
     Ok(file)
+}
+
+/// A program that this daemon has just started still holds what was open before, for a moment; and the kernel
+/// what a process that was killed had.
+fn lock_patiently(file: &File) -> io::Result<()> {
+    let deadline = Instant::now() + OpenOptions::default().claim_wait;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_RETRY),
+            locked => return locked.map_err(io::Error::from),
+        }
+    }
 }
 
 /// Refuses to overwrite the metadata of another resource, or a file that is something else.
