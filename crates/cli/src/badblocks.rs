@@ -222,7 +222,10 @@ async fn add_parts(
     let path = routes::of(routes::RESOURCE_BADBLOCKS_ADD, name);
     let mut sum = BadBlocksDone { dry_run, ..BadBlocksDone::default() };
     let part = ranges.len() > MOST;
-    for (number, ranges) in ranges.chunks(MOST).enumerate() {
+    // Also of an empty list there is something to say.
+    let rest = ranges.get(MOST..).unwrap_or_default().chunks(MOST);
+    let parts = std::iter::once(&ranges[..ranges.len().min(MOST)]).chain(rest);
+    for (number, ranges) in parts.enumerate() {
         let body = BadBlocksAdd { ranges: ranges.to_vec(), imported, part, dry_run };
         let done: BadBlocksDone = session.post(&path, &body).await.map_err(|error| {
             if dry_run || number == 0 {
