@@ -386,6 +386,12 @@ impl Core {
         all.chain(heals).chain(surveys).chain(hedges).min()
     }
 
+    /// The generation of the data here.
+    #[must_use]
+    pub const fn generation(&self) -> GenerationId {
+        self.gens.current
+    }
+
     /// All there is to see.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

@@ -73,14 +73,15 @@ pub fn compare(ours: &[SegmentLink], theirs: &[SegmentLink]) -> Relation {
     }
 }
 
-/// Whether two histories share nothing: one of them begins where the other one has something.
+/// Whether two histories that do not meet share nothing: one of them begins where the other one has
+/// something, or all of ours is here and ends before, or begins behind, what is kept of theirs.
 #[must_use]
 pub(crate) fn share_nothing(ours: &[SegmentLink], theirs: &[SegmentLink]) -> bool {
     let (Some(our_first), Some(their_first)) = (ours.first(), theirs.first()) else { return false };
     let start = our_first.number.max(their_first.number);
     match (from(ours, start).first(), from(theirs, start).first()) {
         (Some(x), Some(y)) => x.chain != y.chain && (begins_history(x) || begins_history(y)),
-        _ => false,
+        _ => begins_history(our_first),
     }
 }
 
@@ -165,7 +166,7 @@ fn apart(
 
 #[cfg(test)]
 mod tests {
-    use super::{Relation, compare, first_chain};
+    use super::{Relation, compare, first_chain, share_nothing};
     use holdfast_format::journal::SegmentLink;
     use holdfast_units::{HybridTime, LogPosition, NodeId};
     use proptest::prelude::*;
@@ -182,6 +183,28 @@ mod tests {
             links.push(SegmentLink { number, origin, epoch: *epoch, base, len: *len, time, chain });
         }
         links
+    }
+
+    #[test]
+    fn histories_of_which_one_is_here_as_a_whole_share_nothing() {
+        let whole = |number, len| {
+            let (base, epoch) = (LogPosition::START, 5);
+            let (origin, time) = (NodeId::new(1).unwrap(), HybridTime(1));
+            let chain = first_chain(epoch, base);
+            vec![SegmentLink { number, origin, epoch, base, len, time, chain }]
+        };
+        let theirs = journal(&[(0, 1, 1000), (0, 1, 800), (0, 1, 300)]);
+        // Whatever is kept of theirs: it begins before, with, or behind what is here.
+        for kept in 0..3 {
+            for number in 1..5 {
+                assert_eq!(compare(&whole(number, 700), &theirs[kept..]), Relation::Unknown);
+                assert!(share_nothing(&whole(number, 700), &theirs[kept..]), "{number} {kept}");
+            }
+        }
+        // What was cut since they met says nothing.
+        assert!(!share_nothing(&theirs[2..], &theirs[..1]));
+        assert!(!share_nothing(&theirs[..1], &theirs[2..]));
+        assert!(!share_nothing(&[], &theirs));
     }
 
     #[test]

@@ -373,6 +373,14 @@ impl JournalHandle {
         self.ask(Worker::rotate).await
     }
 
+    /// What is written behind this call is of another generation of the data: where records are appended,
+    /// they go into segments of their own. A segment without a record keeps the generation that it was
+    /// begun in.
+    pub fn begin_generation(&self, generation: GenerationId) {
+        // As rare as generations are, which are written to the metadata: no permit bounds them.
+        self.inbox.push(Order::Call(Box::new(move |worker| worker.begin_generation(generation))));
+    }
+
     /// Makes everything durable that was completed, and begins a segment if the last one has
     /// records; its number, and where it begins.
     ///

@@ -69,6 +69,17 @@ impl Worker {
         self.wishes.leading.push(Leading { generation, anew, done });
     }
 
+    /// What comes now is of another generation.
+    pub(super) fn begin_generation(&mut self, generation: GenerationId) {
+        for leading in &mut self.wishes.leading {
+            leading.generation = generation;
+        }
+        if self.mode == Mode::Lead {
+            self.log.journal_mut().set_generation(generation);
+            self.log.journal_mut().rotate();
+        }
+    }
+
     /// From now on writes go to the disk as they are, when everything is written back.
     pub(super) fn settle(&mut self, done: Answer<()>) {
         if let Some(errno) = self.broken {

@@ -292,6 +292,20 @@ fn wait_held(below: &FaultHandle, count: usize) {
 }
 
 #[test]
+fn what_is_written_in_a_new_generation_is_in_segments_of_their_own() {
+    let mut rig = Rig::leading();
+    (0..5).for_each(|block| rig.write(block, 1));
+    // It waits for nothing, and everything behind it is behind it.
+    rig.handle.begin_generation(GenerationId(8));
+    (5..10).for_each(|block| rig.write(block, 2));
+    rig.flush();
+    let segments = rig.runtime.block_on(rig.handle.segments()).unwrap();
+    let found: Vec<_> =
+        segments.iter().map(|(header, len)| (header.generation, *len > 0)).collect();
+    assert_eq!(found, [(GenerationId(7), true), (GenerationId(8), true)]);
+}
+
+#[test]
 fn reads_are_made_of_journal_disk_and_zeroes() {
     let mut rig = Rig::new();
     for block in 0..8 {

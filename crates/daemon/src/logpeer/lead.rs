@@ -134,7 +134,6 @@ async fn lead(
     let mut led: Option<Arc<Serving>> = None;
     let mut views = handle.watch();
     let mut journal_views = journal.watch();
-    let mut generation = None;
     loop {
         let view = handle.snapshot();
         let snapshot = &view.snapshot;
@@ -159,10 +158,6 @@ async fn lead(
             let followers = serving.all_followers(node, resource, snapshot);
             serving.barred.send_replace(disconnected(node, resource));
             connect_guests(node, resource, handle, serving).await;
-            let known = generation.replace(snapshot.generation);
-            if known.is_some_and(|known| known != snapshot.generation) {
-                mark_generation(journal, snapshot.generation).await;
-            }
             let lineage = [snapshot.generation].into_iter().chain(snapshot.history).collect();
             let state = Arc::clone(serving);
             let ticked = tokio::task::spawn_blocking(move || state.tick(followers, lineage));
@@ -251,22 +246,6 @@ fn retire(resource: &Resource, serving: Option<Arc<Serving>>) {
     let mut state = resource.state();
     if state.serving.as_ref().is_some_and(|now| Arc::ptr_eq(now, &serving)) {
         state.serving = None;
-    }
-}
-
-/// A member was lost, and misses what is written from now on: that is in segments of their own, so
-/// that nobody takes it for data which that member has, too. A segment without a record keeps the
-/// generation that it was begun in.
-async fn mark_generation(journal: &JournalHandle, generation: GenerationId) {
-    if journal.view().mode != JournalMode::Lead {
-        return;
-    }
-    let begun = async {
-        journal.lead(generation).await?;
-        journal.begin_segment().await
-    };
-    if let Err(error) = begun.await {
-        tracing::debug!("{error}");
     }
 }
 

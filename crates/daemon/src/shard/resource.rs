@@ -120,6 +120,8 @@ struct Inner {
     name: Arc<str>,
     node: NodeId,
     core: Core,
+    /// Of the data, as the journal was told.
+    generation: GenerationId,
     began: Instant,
     /// When [`Inner::run`] looked at the clock last.
     clock: Instant,
@@ -247,6 +249,7 @@ pub(super) fn start(
         inner: RefCell::new(Inner {
             name: Arc::clone(&name),
             node,
+            generation: core.generation(),
             core,
             began: now,
             clock: now,
@@ -721,10 +724,21 @@ impl Inner {
             self.time_peer(&event);
             let mut actions = std::mem::take(&mut self.actions);
             self.core.on(now, event, &mut actions);
+            self.mark_generation();
             for action in actions.drain(..) {
                 self.act(action);
             }
             self.actions = actions;
+        }
+    }
+
+    /// A member that was lost misses what is written from now on: that is in segments of their own, so
+    /// that nobody takes it for data which that member has, too. To be told before any of it is written.
+    fn mark_generation(&mut self) {
+        let generation = self.core.generation();
+        let before = std::mem::replace(&mut self.generation, generation);
+        if let Some(journal) = self.journal.as_ref().filter(|_| before != generation) {
+            journal.begin_generation(generation);
         }
     }
 
