@@ -183,6 +183,20 @@ fn in_step(seed: u64, budget_segments: u64) -> World {
 }
 
 #[test]
+fn a_connection_that_ends_late_does_not_end_the_one_that_stands() {
+    let mut world = in_step(1, 60);
+    world.notices = false;
+    let first = world.wires_of(0)[0];
+    world.cut_wire(first);
+    run_on(&mut world, 100);
+    assert!(world.is_served(0), "it is there again before the leader knows that it was away");
+    world.close_late();
+    assert!(world.is_served(0));
+    world.notices = true;
+    world.heal();
+}
+
+#[test]
 fn after_an_outage_that_the_journal_bridges_nothing_is_filled() {
     let mut world = in_step(1, 60);
     let fills = world.fills;

@@ -547,6 +547,8 @@ impl Thread {
         }
         // Before anything is replayed, whoever leads and whether he is in reach.
         self.set_delay();
+        // Who looks behind that is not told that the disk cannot be used.
+        self.publish();
         if opened.send(Ok(())).is_err() {
             return;
         }

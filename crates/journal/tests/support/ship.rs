@@ -206,6 +206,8 @@ pub(crate) struct World {
     next_wire: u64,
     /// Connections that are gone, which the leader has not noticed.
     late: Vec<(NodeId, u64)>,
+    /// Whether he notices anything.
+    pub(crate) notices: bool,
     next_value: u64,
     /// Everything that was ever durable in the journal, in order.
     pub(crate) history: Vec<(LogPosition, ByteRange, u64)>,
@@ -320,6 +322,7 @@ impl World {
             wires: BTreeMap::new(),
             next_wire: 0,
             late: Vec::new(),
+            notices: true,
             next_value: 1,
             history: Vec::new(),
             recorded: LogPosition::START,
@@ -485,7 +488,7 @@ impl World {
         let number = node(self.primary.numbers[follower + 1]);
         // The leader may hear of it when the follower is there again.
         self.late.push((number, id));
-        if !self.dice.one_in(4) {
+        if self.notices && !self.dice.one_in(4) {
             self.close_late();
         }
         if let Some(node) = self.secondaries[follower].follower.as_mut() {
@@ -499,10 +502,18 @@ impl World {
     }
 
     /// The leader notices which connections are gone.
-    fn close_late(&mut self) {
+    pub(crate) fn close_late(&mut self) {
         for (number, id) in self.late.drain(..) {
             self.primary.leader.closed(number, id);
         }
+    }
+
+    /// Whether the leader lets a follower fetch.
+    pub(crate) fn is_served(&mut self, follower: usize) -> bool {
+        let (time, number) = (self.clock(), node(self.primary.numbers[follower + 1]));
+        let Some((led, leader, _)) = self.led() else { return false };
+        let status = leader.status(number, time, &led);
+        status.is_some_and(|status| status.connected) && leader.may_fetch(number).is_ok()
     }
 
     pub(crate) fn wires_of(&self, follower: usize) -> Vec<u64> {
@@ -733,7 +744,7 @@ impl World {
         self.now += ms;
         self.connect();
         self.deliver();
-        if self.dice.one_in(8) {
+        if self.notices && self.dice.one_in(8) {
             self.close_late();
         }
         self.primary.idle(&mut self.dice);
