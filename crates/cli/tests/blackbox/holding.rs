@@ -69,7 +69,8 @@ fn a_filling_stands_still_on_either_side_also_over_a_restart_and_goes_on() {
         cluster[0].ok(&["set", "r0", "resync-rate=1M"]);
         for node in cluster.nodes() {
             wait_until(SOON, "it has heard of the rate", || {
-                node.json(&["get", "r0", "resync-rate"])["value"] == MIB.to_string()
+                node.json(&["get", "r0", "resync-rate"])["value"].as_str()
+                    == Some(&*MIB.to_string())
             });
         }
         cluster[holder].ok(&["resume", "r0", "sync"]);
