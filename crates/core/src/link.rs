@@ -420,6 +420,7 @@ impl Core {
         } else if role != Role::Primary {
             // One that stops in a hurry does not wait for all to have its last writes.
             self.unsettled_of_lost(node);
+            self.stepped_back(node);
         }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if peer.replication == ReplicationState::Established && current == self.gens.current {

@@ -149,6 +149,14 @@ impl Core {
         self.send(node, Message::Promote { id, step: PromoteStep::Prepare });
     }
 
+    /// A member says that it is not Primary: whatever becomes of it, that does not count against a
+    /// promotion any more.
+    pub(crate) fn stepped_back(&mut self, node: NodeId) {
+        if let Some(promotion) = &mut self.promotion {
+            promotion.primaries.remove(node);
+        }
+    }
+
     fn end_promotion(&mut self, result: Result<(), Refusal>) {
         let Some(promotion) = self.promotion.take() else { return };
         if result.is_err() {

@@ -78,6 +78,15 @@ fn a_primary_that_has_just_stepped_back_is_followed_at_once() {
         assert_eq!(w.nodes[1].commands.get(&1000), Some(&Ok(())));
         assert_eq!((w.snapshot(0).role, w.snapshot(1).role), (Role::Secondary, Role::Primary));
     }
+    // Also when it leaves before it answers.
+    let mut w = World::new(2);
+    w.promote(0);
+    w.hold = Some(Box::new(|from, _, _| from == 1));
+    w.next_command(1, 1000, Command::Promote { force: false });
+    assert_eq!(w.command(0, Command::Stop), Some(Ok(())));
+    w.hold = None;
+    w.run();
+    assert_eq!(w.nodes[1].commands.get(&1000), Some(&Ok(())));
 }
 
 #[test]

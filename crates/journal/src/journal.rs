@@ -419,7 +419,7 @@ impl Journal {
         if let Some(header) = self.beginning.take_if(|header| header.number == number) {
             self.epoch = header.epoch;
             self.segments.push_back((header, 0));
-            self.must_begin = false;
+            self.must_begin = self.leads && header.generation != self.generation;
             self.anew = false;
             self.rotate = false;
         }
@@ -666,9 +666,12 @@ impl Journal {
         })
     }
 
-    /// The generation of the data, for the segments that are begun from now on.
-    pub fn set_generation(&mut self, generation: GenerationId) {
+    /// What is appended from now on is of this generation of the data, in segments that say so; the
+    /// last one may be without a record then, and stays so.
+    pub fn begin_generation(&mut self, generation: GenerationId) {
         self.generation = generation;
+        let other = |(header, _): &(SegmentHeader, u64)| header.generation != generation;
+        self.must_begin |= self.leads && self.segments.back().is_some_and(other);
     }
 
     /// The disk was written to past the journal, after everything had been written back and the

@@ -929,7 +929,7 @@ fn each_generation_is_in_segments_of_its_own() {
     for turn in 0..6 {
         world.write(5, 20, 1);
         let log = world.primary.log.as_mut().unwrap();
-        log.journal_mut().set_generation(GenerationId(100 + turn));
+        log.journal_mut().begin_generation(GenerationId(100 + turn));
         let (number, _) = log.begin_segment().unwrap();
         let (header, _) = log.journal().durable_segments().pop().unwrap();
         assert_eq!((header.number, header.generation), (number, GenerationId(100 + turn)));

@@ -75,8 +75,7 @@ impl Worker {
             leading.generation = generation;
         }
         if self.mode == Mode::Lead {
-            self.log.journal_mut().set_generation(generation);
-            self.log.journal_mut().rotate();
+            self.log.journal_mut().begin_generation(generation);
         }
     }
 
@@ -168,10 +167,10 @@ impl Worker {
     }
 
     fn take_the_lead(&mut self) {
-        if let Some(leading) = self.wishes.leading.last() {
-            self.log.journal_mut().set_generation(leading.generation);
-        }
         if self.mode != Mode::Lead {
+            if let Some(leading) = self.wishes.leading.last() {
+                self.log.journal_mut().begin_generation(leading.generation);
+            }
             self.mode = Mode::Lead;
             self.moved = true;
         }

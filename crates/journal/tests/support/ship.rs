@@ -271,6 +271,10 @@ impl Primary {
             log.write_back(&mut disk, WRITE_BACK, wanted || dice.one_in(2)).unwrap();
         }
         log.recycle().unwrap();
+        if dice.one_in(100) {
+            // A member of the pair that this Primary belongs to was lost.
+            log.journal_mut().begin_generation(GenerationId(dice.below(u64::MAX)));
+        }
         let segments = log.journal().durable_segments();
         let cursors = log.journal().cursors();
         let plan = log.journal().plan_cut();
