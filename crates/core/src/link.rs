@@ -415,12 +415,13 @@ impl Core {
         let failed = disk == DiskState::Failed && !peer.failed;
         peer.failed |= failed;
         peer.current = current;
+        self.promotion_hears(node, role);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
         if new_promotion {
             peer.unsettled.clear();
         } else if role != Role::Primary {
             // One that stops in a hurry does not wait for all to have its last writes.
             self.unsettled_of_lost(node);
-            self.stepped_back(node);
         }
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if peer.replication == ReplicationState::Established && current == self.gens.current {

@@ -149,10 +149,13 @@ impl Core {
         self.send(node, Message::Promote { id, step: PromoteStep::Prepare });
     }
 
-    /// A member says that it is not Primary: whatever becomes of it, that does not count against a
-    /// promotion any more.
-    pub(crate) fn stepped_back(&mut self, node: NodeId) {
-        if let Some(promotion) = &mut self.promotion {
+    /// A member says what it is: one that is not Primary does not count against a promotion any more,
+    /// whatever becomes of it.
+    pub(crate) fn promotion_hears(&mut self, node: NodeId, role: Role) {
+        let Some(promotion) = &mut self.promotion else { return };
+        if role == Role::Primary {
+            promotion.primaries.insert(node);
+        } else {
             promotion.primaries.remove(node);
         }
     }

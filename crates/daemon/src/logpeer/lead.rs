@@ -1,6 +1,5 @@
 //! The node that leads: who follows it, their connections, and what is cut from the journal.
 
-use super::others::lineage_of;
 use super::source::{Led, NoteFiles, failed};
 use super::{given, notes_dir, wire};
 use crate::commands::updown::publish;
@@ -159,8 +158,8 @@ async fn lead(
             let followers = serving.all_followers(node, resource, snapshot);
             serving.barred.send_replace(disconnected(node, resource));
             connect_guests(node, resource, handle, serving).await;
-            let lineage = lineage_of(&view, &resource.local());
-            let lineage = lineage.into_iter().map(GenerationId).collect();
+            // Not what was handed over: whoever stepped back may write on in those, and that is no past.
+            let lineage = [snapshot.generation].into_iter().chain(snapshot.history).collect();
             let state = Arc::clone(serving);
             let ticked = tokio::task::spawn_blocking(move || state.tick(followers, lineage));
             let ticked = ticked.await;
