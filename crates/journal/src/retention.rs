@@ -188,10 +188,14 @@ impl Journal {
 
     /// Nobody gets anything of what is here.
     pub(crate) fn cut_everything(&mut self) {
+        let durable = self.durable();
         for peer in self.cursors.peers.iter_mut().filter(|peer| peer.switches.counts) {
             peer.switches.cut = true;
+            // Else it would be kept for who is away, without a plan that could cut it.
+            peer.fetched = peer.fetched.max(durable);
+            peer.replayed = peer.replayed.max(durable);
         }
-        self.floor = self.durable();
+        self.floor = durable;
     }
 
     /// Goes through the durable records from `from` on.

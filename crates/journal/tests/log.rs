@@ -244,6 +244,32 @@ fn a_cut_gives_each_peer_exactly_the_ranges_that_it_does_not_get() {
 }
 
 #[test]
+fn what_was_before_a_new_history_is_kept_for_nobody_who_is_away() {
+    let sim = sim();
+    let mut disk = sim.clone();
+    let mut settings = options(1);
+    let segment = settings.settings.segment_bytes;
+    settings.settings.budget_bytes = 5 * segment;
+    let mut log = Log::open(sim.clone(), &settings).unwrap().0;
+    let counts = PeerSwitches { counts: true, ..PeerSwitches::default() };
+    log.journal_mut().set_peer(node(1), counts);
+    append(&mut log, (0..20).map(|n| write(n, 1)));
+    while log.write_back(&mut disk, ALL, true).unwrap() {}
+    assert!(log.journal().status().bytes >= 5 * segment);
+    assert!(log.journal_mut().begin_anew());
+    // A client that is only let on while there is room would wait for ever otherwise.
+    for n in 0..30 {
+        append(&mut log, [write(n, 2)].into_iter());
+        while log.write_back(&mut disk, ALL, true).unwrap() {}
+        log.cut(|_| Ok(())).unwrap();
+        log.recycle().unwrap();
+        let bytes = log.journal().status().bytes;
+        assert!(bytes <= 6 * segment, "{} segments after {n} writes", bytes / segment);
+    }
+    assert!(log.journal().peer(node(1)).switches.cut, "it is filled when it is back");
+}
+
+#[test]
 fn history_is_kept_to_go_back_to() {
     let sim = sim();
     let mut disk = sim.clone();
