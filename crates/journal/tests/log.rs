@@ -259,7 +259,7 @@ fn what_was_before_a_new_history_is_kept_for_nobody_who_is_away() {
     assert!(log.journal_mut().begin_anew());
     // A client that is only let on while there is room would wait for ever otherwise.
     for n in 0..30 {
-        append(&mut log, [write(n, 2)].into_iter());
+        append(&mut log, [write(n, 2)]);
         while log.write_back(&mut disk, ALL, true).unwrap() {}
         log.cut(|_| Ok(())).unwrap();
         log.recycle().unwrap();
