@@ -402,6 +402,7 @@ impl Core {
             self.reset(node);
             return;
         }
+        self.promotion_hears(node, role);
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let received = peer.receives();
         let new_promotion = role == Role::Primary && peer.role != Role::Primary;
@@ -415,8 +416,6 @@ impl Core {
         let failed = disk == DiskState::Failed && !peer.failed;
         peer.failed |= failed;
         peer.current = current;
-        self.promotion_hears(node, role);
-        let Some(peer) = self.peers.get_mut(&node) else { return };
         if new_promotion {
             peer.unsettled.clear();
         } else if role != Role::Primary {

@@ -28,7 +28,7 @@ pub(crate) struct Promotion {
     /// Who was asked so far, and who of them owes an answer.
     asked: PeerSet,
     waiting: PeerSet,
-    /// Who was Primary by what was known when it began.
+    /// Who of the members is Primary, by what they said last.
     primaries: PeerSet,
     deadline: Millis,
     /// Before data that were half copied are said to be good: the flush that covers what had come, and
