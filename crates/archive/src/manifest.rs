@@ -87,15 +87,16 @@ pub struct Segment {
     pub objects: Vec<LogObject>,
 }
 
-/// Some bytes of a segment's file: whole frames, and the header before the first one.
+/// Some bytes of a segment's file: whole frames, and the header before the first one. Of a segment
+/// without a frame it is the header alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogObject {
     /// Where in the file it ends; it begins where the one before it ends.
     pub end: u64,
-    /// The time of its newest record: a hybrid time.
+    /// The time of its newest record: a hybrid time; 0 without one.
     pub time: u64,
-    /// The epoch of its last frame.
+    /// The epoch of its last frame; that of the segment without one.
     pub epoch: u64,
     /// The SHA-256 of its bytes.
     pub sha256: Digest,
@@ -254,8 +255,9 @@ impl Line {
     /// The time of the newest record, or until when nothing more was written.
     #[must_use]
     pub fn complete_until(&self) -> HybridTime {
-        let newest = self.segments.last().and_then(|segment| segment.objects.last());
-        HybridTime(newest.map_or(0, |object| object.time).max(self.complete))
+        let times = self.segments.iter().rev().filter_map(|segment| segment.objects.last());
+        let newest = times.map(|object| object.time).find(|time| *time > 0);
+        HybridTime(newest.unwrap_or(0).max(self.complete))
     }
 }
 
@@ -286,8 +288,8 @@ impl Segment {
         }
         let mut from = 0;
         for object in &self.objects {
-            let header = if from == 0 { SEGMENT_HEADER_LEN } else { 0 };
-            if object.end <= from + header || object.end - from > MAX_LOG_OBJECT {
+            let least = if from == 0 { SEGMENT_HEADER_LEN } else { from + 1 };
+            if object.end < least || object.end - from > MAX_LOG_OBJECT {
                 return wrong("its objects have impossible lengths");
             }
             from = object.end;

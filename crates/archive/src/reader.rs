@@ -16,7 +16,11 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 
-/// The archive of a resource, to look at and to restore from.
+/// So often an object that was joined with others is looked for: it can be joined again meanwhile.
+const JOINED_READS: usize = 5;
+
+/// The archive of a resource, to look at and to restore from. It may be written to meanwhile: what
+/// the manifest named when it was opened is found as long as it is not given up.
 #[derive(Debug)]
 pub struct Archive<S> {
     pub(crate) store: S,
@@ -126,12 +130,51 @@ impl<S: Store> Archive<S> {
         object: &LogObject,
     ) -> Result<Bytes, ArchiveError> {
         let name = segment.object_name(&self.name, line.number, from, object);
-        let bytes = read_object(&self.store, &name, &object.sha256, MAX_LOG_OBJECT)?;
+        let bytes = match read_object(&self.store, &name, &object.sha256, MAX_LOG_OBJECT) {
+            Err(missing @ ArchiveError::Missing { .. }) => {
+                self.joined(line, segment, from, object)?.ok_or(missing)?
+            }
+            other => other?,
+        };
         if bytes.len() as u64 == object.end - from {
             Ok(bytes)
         } else {
             Err(ArchiveError::damaged(&name, "it has not the length that the manifest says"))
         }
+    }
+
+    /// An object that was joined with its neighbours since the manifest was read, out of what they
+    /// became; `None` when it was given up.
+    fn joined(
+        &self,
+        line: &Line,
+        segment: &Segment,
+        from: u64,
+        object: &LogObject,
+    ) -> Result<Option<Bytes>, ArchiveError> {
+        let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
+        for _ in 0..JOINED_READS {
+            let Some((manifest, _)) = read_manifest(&self.store, &self.name)? else { break };
+            let now = manifest.lines.iter().find(|now| now.number == line.number);
+            let now = now.and_then(|now| now.segments.iter().find(|s| s.number == segment.number));
+            let mut objects = now.into_iter().flat_map(Segment::objects);
+            let holds = |(begins, all): &(u64, &LogObject)| {
+                *begins <= from && object.end <= all.end && all.sha256 != object.sha256
+            };
+            let Some((begins, all)) = objects.find(holds) else { break };
+            let name =
+                names::log(&self.name, line.number, segment.number, (begins, all.end), &all.sha256);
+            let bytes = match read_object(&self.store, &name, &all.sha256, MAX_LOG_OBJECT) {
+                // Joined again meanwhile.
+                Err(ArchiveError::Missing { .. }) => continue,
+                other => other?,
+            };
+            let part = at(from - begins)..at(object.end - begins);
+            let part = bytes.get(part.clone()).map(|_| bytes.slice(part));
+            // Of another writer's line with that number, if not.
+            return Ok(part.filter(|part| Digest::of(part) == object.sha256));
+        }
+        Ok(None)
     }
 
     /// The header of an archived segment, which must be the one that the manifest names.

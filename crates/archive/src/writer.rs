@@ -14,7 +14,7 @@ use crate::retention::Keep;
 use crate::source::{READ_MAX, Source, SourceError};
 use crate::store::{Store, Version};
 use bytes::{Bytes, BytesMut};
-use holdfast_format::journal::{Compression, SegmentHeader};
+use holdfast_format::journal::{Compression, SEGMENT_HEADER_LEN, SegmentHeader};
 use holdfast_units::{BLOCK_SIZE, ByteRange, HybridTime, LogPosition, ResourceId};
 use std::collections::BTreeSet;
 use std::time::SystemTime;
@@ -231,6 +231,7 @@ impl<S: Store> Writer<S> {
         let size = source.size()?;
         let segments = source.segments()?;
         let mut followed = Followed::default();
+        self.leave_empty(&segments);
         if !self.continues(&segments) {
             self.begin_line(durable, size);
             self.commit()?;
@@ -252,6 +253,24 @@ impl<S: Store> Writer<S> {
         Ok(followed)
     }
 
+    /// A segment without a record at the end of the line that the journal does not have was never
+    /// taken over by whoever appends now: another one may stand in its place.
+    fn leave_empty(&mut self, segments: &[(SegmentHeader, u64)]) {
+        let Some(line) = self.manifest.lines.last_mut() else { return };
+        let number = line.number;
+        let is_left = |last: &mut Segment| {
+            last.frames() == 0 && !segments.iter().any(|(header, _)| last.is(header))
+        };
+        // Alone it says what the journal was when the line began.
+        while line.segments.len() > 1
+            && let Some(left) = line.segments.pop_if(is_left)
+        {
+            let names =
+                left.objects().map(|(at, object)| left.object_name(&self.name, number, at, object));
+            self.dropped.extend(names);
+        }
+    }
+
     /// Whether the journal goes on where the newest line ends.
     fn continues(&self, segments: &[(SegmentHeader, u64)]) -> bool {
         let Some(line) = self.manifest.line() else { return false };
@@ -259,12 +278,15 @@ impl<S: Store> Writer<S> {
             let from = line.pending.as_ref().map_or(0, |pending| pending.from);
             return self.began && segments.first().is_none_or(|(first, _)| first.base.0 <= from);
         };
-        let same = segments.iter().find(|(header, _)| header.number == last.number);
-        match (same, segments.first(), last.link()) {
-            (Some((header, len)), _, _) => last.is(header) && *len >= last.frames(),
-            (None, Some((first, _)), Some(link)) => first.continues(&link),
+        let same = segments.iter().position(|(header, _)| header.number == last.number);
+        let rest = segments.get(same.unwrap_or(0)..).unwrap_or_default();
+        let goes_on = match (rest.first(), last.link()) {
+            (Some((header, len)), _) if same.is_some() => last.is(header) && *len >= last.frames(),
+            (Some((first, _)), Some(link)) => first.continues(&link),
             _ => false,
-        }
+        };
+        // A journal that began anew may still have what was before.
+        goes_on && rest.windows(2).all(|pair| continues(pair, 1))
     }
 
     fn begin_line(&mut self, from: LogPosition, size: u64) {
@@ -302,7 +324,8 @@ impl<S: Store> Writer<S> {
             Some(number) => segments.iter().position(|(header, _)| header.number >= number),
             None => {
                 let from = line.pending.as_ref().map_or(0, |pending| pending.from);
-                segments.iter().rposition(|(header, _)| header.base.0 <= from)
+                let last = segments.iter().rposition(|(header, _)| header.base.0 <= from);
+                last.map(|last| with_records(segments, last))
             }
         };
         let mut copied = 0;
@@ -320,7 +343,8 @@ impl<S: Store> Writer<S> {
     }
 
     /// Copies whole frames of a segment into one object; how many bytes, `None` when all of it is
-    /// archived.
+    /// archived. Of a segment without a frame the header is copied: what comes behind it continues
+    /// it, and a line that ends with it is known to go on there.
     fn copy_object(
         &mut self,
         source: &mut dyn Source,
@@ -329,6 +353,13 @@ impl<S: Store> Writer<S> {
     ) -> Result<Option<u64>, ArchiveError> {
         let archived = self.line_mut()?.segments.last();
         let archived = archived.filter(|segment| segment.number == header.number);
+        if archived.is_none() && len == 0 {
+            let bytes = Bytes::copy_from_slice(&header.encode()[..]);
+            let (end, epoch) = (SEGMENT_HEADER_LEN, header.epoch);
+            let object = LogObject { end, time: 0, epoch, sha256: Digest::of(&bytes) };
+            self.put_log(header, 0, object, &bytes)?;
+            return Ok(Some(0));
+        }
         let (done, before) = archived
             .map_or((0, None), |segment| (segment.frames(), segment.objects.last().copied()));
         if done >= len {
@@ -647,6 +678,21 @@ impl<S: Store> Writer<S> {
         }
         Ok(count)
     }
+}
+
+/// Whether a segment of a journal continues the one before it there.
+fn continues(segments: &[(SegmentHeader, u64)], index: usize) -> bool {
+    let (before, len) = &segments[index - 1];
+    segments[index].0.continues(&before.link(*len))
+}
+
+/// This segment; without a record the one that it continues: whoever becomes Primary has that, too,
+/// so that the line is known to go on there.
+fn with_records(segments: &[(SegmentHeader, u64)], mut index: usize) -> usize {
+    while segments[index].1 == 0 && index > 0 && continues(segments, index) {
+        index -= 1;
+    }
+    index
 }
 
 fn read_chunk(source: &mut dyn Source, from: u64, to: u64) -> Result<BytesMut, ArchiveError> {

@@ -4,8 +4,8 @@
 mod support;
 
 use holdfast_archive::{
-    Archive, ArchiveError, Checkpoint, DirectoryStore, FileTarget, Keep, Moment, Progress, Store,
-    Writer,
+    Archive, ArchiveError, Checkpoint, DirectoryStore, FileTarget, Keep, Line, Moment, Progress,
+    Store, Writer,
 };
 use holdfast_units::{HybridTime, LogPosition};
 use std::io;
@@ -308,6 +308,154 @@ fn a_journal_that_does_not_go_on_begins_a_line() {
     assert_eq!(archive.moments().len(), 1);
     assert!(!store.names().iter().any(|name| name.contains("/log/000001-")));
     assert!(restored(&archive, Moment::Latest, None) == snapshots[1].1.disk);
+}
+
+/// That the archive consists of one line, in which all of these are, and of nothing else.
+fn is_one_line(store: &MemoryStore, snapshots: &[Snapshot]) {
+    let archive = Archive::open(store, NAME).unwrap();
+    assert_eq!(archive.moments().len(), 1);
+    assert_eq!(check_all(store, snapshots), snapshots.len());
+    snapshots.iter().for_each(|snapshot| check(&archive, snapshot));
+    let verified = archive.verify(&mut |_| {});
+    assert_eq!(verified.objects + 1, store.names().len() as u64, "{:?}", store.names());
+}
+
+#[test]
+fn a_line_goes_on_behind_segments_without_a_record() {
+    for written in [false, true] {
+        let store = MemoryStore::default();
+        let mut resource = Resource::new(11, BLOCKS);
+        if written {
+            resource.act();
+        }
+        resource.log.begin_segment().unwrap();
+        let mut archiver = writer(&store);
+        archiver.follow(&mut resource).unwrap();
+        resource.still = true;
+        finish(&mut archiver, &mut resource);
+        assert_eq!(resource.log.journal().durable_segments().pop().unwrap().1, 0);
+        let mut snapshots = vec![resource.snapshot()];
+
+        // The program dies before anything was written.
+        drop(archiver);
+        resource.reopen(2);
+        resource.act();
+        snapshots.push(resource.snapshot());
+        let mut archiver = writer(&store);
+        assert!(!archiver.follow(&mut resource).unwrap().new_line);
+        snapshots.push(resource.snapshot());
+
+        // Another node takes over with all of it, and begins a segment of its own behind an empty one.
+        resource.log.begin_segment().unwrap();
+        archiver.follow(&mut resource).unwrap();
+        let files = resource.log.files().clone();
+        resource.taken_over(files, 1, 3);
+        for _ in 0..20 {
+            resource.act();
+            snapshots.push(resource.snapshot());
+        }
+        let mut archiver = writer(&store);
+        assert!(!archiver.follow(&mut resource).unwrap().new_line);
+        let segments = &archiver.manifest().lines[0].segments;
+        assert!(segments.iter().any(|segment| segment.frames() == 0));
+        is_one_line(&store, &snapshots);
+    }
+}
+
+#[test]
+fn a_line_goes_on_when_who_takes_over_has_no_empty_segment() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(12, BLOCKS);
+    resource.act();
+    resource.log.flush().unwrap();
+    let copied = resource.log.files().copied();
+    resource.log.begin_segment().unwrap();
+    let mut archiver = writer(&store);
+    archiver.follow(&mut resource).unwrap();
+    resource.still = true;
+    finish(&mut archiver, &mut resource);
+    let mut snapshots = vec![resource.snapshot()];
+    let archive = Archive::open(&store, NAME).unwrap();
+    let line = &archive.manifest().lines[0];
+    assert_eq!(line.segments.len(), 2);
+    // What is without a record says nothing of what is archived.
+    let newest = line.segments[0].objects[0].time;
+    assert!(newest > 0);
+    assert_eq!(Line { complete: 0, ..line.clone() }.complete_until(), HybridTime(newest));
+    let plan = archive.plan(Moment::Latest, None).unwrap();
+    assert_eq!(archive.segment_of(&plan).unwrap().unwrap().number, 1);
+
+    resource.taken_over(copied, 1, 3);
+    resource.act();
+    snapshots.push(resource.snapshot());
+    let mut archiver = writer(&store);
+    assert!(!archiver.follow(&mut resource).unwrap().new_line);
+    snapshots.push(resource.snapshot());
+    is_one_line(&store, &snapshots);
+}
+
+#[test]
+fn a_journal_that_begins_anew_begins_a_line() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(13, BLOCKS);
+    for _ in 0..5 {
+        resource.act();
+    }
+    let mut archiver = writer(&store);
+    archiver.follow(&mut resource).unwrap();
+    finish(&mut archiver, &mut resource);
+    archiver.follow(&mut resource).unwrap();
+    resource.begin_anew();
+    resource.act();
+    // What was before is still there.
+    assert!(resource.log.journal().durable_segments().len() > 1);
+    assert!(archiver.follow(&mut resource).unwrap().new_line);
+    finish(&mut archiver, &mut resource);
+    let snapshot = resource.snapshot();
+    archiver.follow(&mut resource).unwrap();
+    check(&Archive::open(&store, NAME).unwrap(), &snapshot);
+}
+
+#[test]
+fn what_is_joined_while_it_is_read_is_found() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(14, BLOCKS);
+    let mut archiver = writer(&store);
+    archiver.follow(&mut resource).unwrap();
+    finish(&mut archiver, &mut resource);
+    let mut snapshots = Vec::new();
+    let mut opened = Vec::new();
+    let mut gone = 0;
+    for _ in 0..100 {
+        resource.act();
+        archiver.follow(&mut resource).unwrap();
+        snapshots.push(resource.snapshot());
+        opened.push(Archive::open(&store, NAME).unwrap());
+    }
+    resource.log.begin_segment().unwrap();
+    archiver.follow(&mut resource).unwrap();
+    let ends = |archive: &Archive<_>| {
+        let segments = &archive.manifest().lines[0].segments;
+        let ends = segments.iter().flat_map(|s| s.objects.iter().map(|o| (s.number, o.end)));
+        ends.collect::<Vec<_>>()
+    };
+    let now = ends(&Archive::open(&store, NAME).unwrap());
+    for (archive, snapshot) in opened.iter().zip(&snapshots) {
+        check(archive, snapshot);
+        assert!(archive.verify(&mut |_| {}).faults.is_empty());
+        gone += ends(archive).iter().filter(|end| !now.contains(end)).count();
+    }
+    assert!(gone > 100, "{gone}");
+
+    // What is given up is missing.
+    archiver.begin_base(&mut resource).unwrap();
+    finish(&mut archiver, &mut resource);
+    archiver.expire(Keep { age: None, bases: Some(1) }, HybridTime(0)).unwrap();
+    let plan = opened[50].plan(Moment::Position(snapshots[50].position), None).unwrap();
+    let mut disk = MemoryDisk(Vec::new());
+    let restored =
+        opened[50].restore(&plan, &mut disk, true, Checkpoint::default(), &mut |_| Ok(()));
+    assert!(matches!(restored, Err(ArchiveError::Missing { .. })), "{restored:?}");
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod far;
 pub mod files;
 pub mod guide;
 mod node;
+mod panics;
 mod program;
 mod proxy;
 mod rng;

@@ -22,6 +22,7 @@ impl Scratch {
     /// When none can be made.
     #[must_use]
     pub fn new() -> Self {
+        crate::panics::tell_at_once();
         let memory = Path::new("/dev/shm");
         let builder = || {
             let mut builder = tempfile::Builder::new();
@@ -38,6 +39,7 @@ impl Scratch {
     /// When none can be made.
     #[must_use]
     pub fn on_disk() -> Self {
+        crate::panics::tell_at_once();
         let dir = tempfile::Builder::new().prefix("hf-").tempdir();
         Self { dir: Some(dir.expect("a directory for the test can be made")) }
     }

@@ -27,6 +27,13 @@ fn at(offset: u64) -> usize {
     usize::try_from(offset).unwrap()
 }
 
+impl MemoryFiles {
+    /// Other files, with the same in them.
+    pub(crate) fn copied(&self) -> Self {
+        Self(Rc::new(RefCell::new(self.0.borrow().clone())))
+    }
+}
+
 impl Files for MemoryFiles {
     fn list(&self) -> io::Result<Vec<String>> {
         Ok(self.0.borrow().keys().cloned().collect())
@@ -110,12 +117,19 @@ pub(crate) struct Resource {
     pub(crate) disk: MemoryDisk,
     pub(crate) model: MemoryDisk,
     pub(crate) millis: u64,
+    /// Nobody writes while the disk is read.
+    pub(crate) still: bool,
     dice: Xoshiro256PlusPlus,
     stamp: u64,
 }
 
-pub(crate) fn open_log(files: MemoryFiles, epoch: u64, segment_bytes: u64) -> Log<MemoryFiles> {
-    let node = NodeId::new(0).unwrap();
+pub(crate) fn open_log(
+    files: MemoryFiles,
+    node: u8,
+    epoch: u64,
+    segment_bytes: u64,
+) -> Log<MemoryFiles> {
+    let node = NodeId::new(node).unwrap();
     let settings = Settings {
         segment_bytes,
         budget_bytes: u64::MAX,
@@ -139,10 +153,11 @@ impl Resource {
         // What was there before the journal.
         disk.0[4096 * 3..4096 * 5].fill(0xaa);
         Self {
-            log: open_log(MemoryFiles::default(), 1, 32 * 4096),
+            log: open_log(MemoryFiles::default(), 0, 1, 32 * 4096),
             model: disk.clone(),
             disk,
             millis: 1_000_000,
+            still: false,
             dice: Xoshiro256PlusPlus::seed_from_u64(seed),
             stamp: 0,
         }
@@ -212,7 +227,22 @@ impl Resource {
     /// A crash of the program: what was completed is there, opened by another epoch.
     pub(crate) fn reopen(&mut self, epoch: u64) {
         let files = self.log.files().clone();
-        self.log = open_log(files, epoch, 32 * 4096);
+        self.log = open_log(files, 0, epoch, 32 * 4096);
+    }
+
+    /// The disk is written to past the journal.
+    pub(crate) fn begin_anew(&mut self) {
+        self.log.flush().unwrap();
+        while self.log.write_back(&mut self.disk, LIMITS, true).unwrap() {}
+        self.log.store_cursors().unwrap();
+        assert!(self.log.journal_mut().begin_anew());
+        self.disk.write(0, &[0x77; 4096]).unwrap();
+        self.model.write(0, &[0x77; 4096]).unwrap();
+    }
+
+    /// Another node takes over with this copy of the journal.
+    pub(crate) fn taken_over(&mut self, files: MemoryFiles, node: u8, epoch: u64) {
+        self.log = open_log(files, node, epoch, 32 * 4096);
     }
 }
 
@@ -234,7 +264,7 @@ impl Source for Resource {
     }
     fn read(&mut self, range: ByteRange) -> Result<Bytes, SourceError> {
         // Somebody writes meanwhile.
-        if self.below(2) == 0 {
+        if !self.still && self.below(2) == 0 {
             self.act();
         }
         self.log.read(range, &mut self.disk).map_err(source)
