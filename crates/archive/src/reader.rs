@@ -26,6 +26,8 @@ pub struct Archive<S> {
     pub(crate) store: S,
     pub(crate) name: String,
     pub(crate) manifest: Manifest,
+    /// A later one, when an object was missing.
+    newer: RefCell<Option<Manifest>>,
 }
 
 pub(crate) fn read_manifest<S: Store>(
@@ -81,7 +83,9 @@ impl<S: Store> Archive<S> {
     /// [`ArchiveError::NoArchive`], or what is wrong with its manifest.
     pub fn open(store: S, name: &str) -> Result<Self, ArchiveError> {
         match read_manifest(&store, name)? {
-            Some((manifest, _)) => Ok(Self { store, name: name.to_owned(), manifest }),
+            Some((manifest, _)) => {
+                Ok(Self { store, name: name.to_owned(), manifest, newer: RefCell::new(None) })
+            }
             None => {
                 let others = store.archives().unwrap_or_default();
                 Err(ArchiveError::NoArchive { name: name.to_owned(), others })
@@ -153,21 +157,34 @@ impl<S: Store> Archive<S> {
         object: &LogObject,
     ) -> Result<Option<Bytes>, ArchiveError> {
         let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
+        let mut newer = self.newer.borrow_mut();
         for _ in 0..JOINED_READS {
-            let Some((manifest, _)) = read_manifest(&self.store, &self.name)? else { break };
-            let now = manifest.lines.iter().find(|now| now.number == line.number);
-            let now = now.and_then(|now| now.segments.iter().find(|s| s.number == segment.number));
-            let mut objects = now.into_iter().flat_map(Segment::objects);
-            let holds = |(begins, all): &(u64, &LogObject)| {
-                *begins <= from && object.end <= all.end && all.sha256 != object.sha256
-            };
-            let Some((begins, all)) = objects.find(holds) else { break };
-            let name =
-                names::log(&self.name, line.number, segment.number, (begins, all.end), &all.sha256);
-            let bytes = match read_object(&self.store, &name, &all.sha256, MAX_LOG_OBJECT) {
-                // Joined again meanwhile.
-                Err(ArchiveError::Missing { .. }) => continue,
-                other => other?,
+            let lines = newer.iter().flat_map(|manifest| &manifest.lines);
+            let segments = lines.filter(|now| now.number == line.number).flat_map(|l| &l.segments);
+            let mut same = segments.filter(|now| now.number == segment.number);
+            let holds =
+                |(begins, all): &(u64, &LogObject)| *begins <= from && object.end <= all.end;
+            let found = same.find_map(|now| Some((now, now.objects().find(holds)?)));
+            if found.is_none() && newer.is_some() {
+                // What one manifest does not name is in no later one.
+                break;
+            }
+            let found = found.map(|(now, (begins, all))| {
+                let name = now.object_name(&self.name, line.number, begins, all);
+                (begins, read_object(&self.store, &name, &all.sha256, MAX_LOG_OBJECT))
+            });
+            let Some((begins, Ok(bytes))) = found else {
+                match found {
+                    None | Some((_, Err(ArchiveError::Missing { .. }))) => {}
+                    Some((_, other)) => return other.map(Some),
+                }
+                // Joined since then, or lost.
+                let known = newer.as_ref().map(|manifest| manifest.sequence);
+                *newer = read_manifest(&self.store, &self.name)?.map(|(manifest, _)| manifest);
+                if newer.as_ref().map(|manifest| manifest.sequence) == known {
+                    break;
+                }
+                continue;
             };
             let part = at(from - begins)..at(object.end - begins);
             let part = bytes.get(part.clone()).map(|_| bytes.slice(part));

@@ -264,15 +264,16 @@ impl<S: Store> Archive<S> {
     }
 
     /// The segment of the journal that the position of a plan lies in or at the end of, one with
-    /// records; `None` when there is none: nothing was written since the base image.
+    /// records if there is one; `None` when there is none: nothing was written since the base image.
     ///
     /// # Errors
     /// When the archive does not have it whole.
     pub fn segment_of(&self, plan: &Plan) -> Result<Option<SegmentHeader>, ArchiveError> {
         let line = &self.manifest.lines[plan.line_index];
         let at = plan.position.0;
-        let mut with_records = line.segments.iter().filter(|one| one.frames() > 0);
-        let found = with_records.rfind(|one| one.base <= at && at <= one.end().0);
+        let holds = |one: &&Segment| one.base <= at && at <= one.end().0;
+        let with_records = line.segments.iter().rfind(|one| one.frames() > 0 && holds(one));
+        let found = with_records.or_else(|| line.segments.iter().rfind(holds));
         found.map(|segment| self.header(line, segment)).transpose()
     }
 

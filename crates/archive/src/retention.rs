@@ -1,6 +1,6 @@
 //! What is given up when nobody wants to go back so far.
 
-use crate::manifest::{Line, Manifest};
+use crate::manifest::{Line, Manifest, Segment};
 use holdfast_units::HybridTime;
 
 /// What is kept. With both, what either keeps; with neither, everything. The newest base image and
@@ -50,8 +50,12 @@ impl Line {
         self.bases.retain(|base| base.from >= first);
         let pending = self.pending.iter().map(|pending| pending.from);
         let needed = self.bases.iter().map(|base| base.from).chain(pending).min().unwrap_or(first);
-        // The last one says what must come next.
-        while self.segments.len() > 1 && self.segments[0].end().0 <= needed {
+        // The last one with records says what must come next, whoever appends it.
+        let said = |rest: &[Segment]| rest.iter().any(|segment| segment.frames() > 0);
+        while let [first, rest @ ..] = &self.segments[..]
+            && first.end().0 <= needed
+            && said(rest)
+        {
             let segment = self.segments.remove(0);
             names.extend(
                 segment.objects().map(|(at, o)| segment.object_name(archive, self.number, at, o)),
@@ -63,7 +67,7 @@ impl Line {
 
     /// The names of all objects of its segments.
     pub(crate) fn object_names(&self, archive: &str) -> Vec<String> {
-        let of = |segment: &crate::manifest::Segment| {
+        let of = |segment: &Segment| {
             segment
                 .objects()
                 .map(|(from, object)| segment.object_name(archive, self.number, from, object))

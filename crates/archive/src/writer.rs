@@ -141,8 +141,7 @@ impl<S: Store> Writer<S> {
     #[must_use]
     pub fn archived(&self) -> Option<LogPosition> {
         let line = self.manifest.line()?;
-        let begun = line.pending.as_ref().map(|pending| LogPosition(pending.from));
-        line.end().or(begun)
+        Some(line.end().unwrap_or_else(|| line.begin()))
     }
 
     /// When the newest base image was finished; `None` while the newest line has none.
@@ -253,30 +252,32 @@ impl<S: Store> Writer<S> {
         Ok(followed)
     }
 
-    /// A segment without a record at the end of the line that the journal does not have was never
-    /// taken over by whoever appends now: another one may stand in its place.
+    /// A segment without a record at the end of the line that the journal does not have, though it
+    /// has what is before that or in its place, was never taken over by whoever appends now. Its
+    /// object is swept later: who has it may take over again meanwhile, and name it.
     fn leave_empty(&mut self, segments: &[(SegmentHeader, u64)]) {
         let Some(line) = self.manifest.lines.last_mut() else { return };
-        let number = line.number;
         let is_left = |last: &mut Segment| {
-            last.frames() == 0 && !segments.iter().any(|(header, _)| last.is(header))
+            last.frames() == 0
+                && segments.first().is_some_and(|(first, _)| first.number <= last.number)
+                && !segments.iter().any(|(header, _)| last.is(header))
         };
         // Alone it says what the journal was when the line began.
-        while line.segments.len() > 1
-            && let Some(left) = line.segments.pop_if(is_left)
-        {
-            let names =
-                left.objects().map(|(at, object)| left.object_name(&self.name, number, at, object));
-            self.dropped.extend(names);
-        }
+        while line.segments.len() > 1 && line.segments.pop_if(is_left).is_some() {}
     }
 
     /// Whether the journal goes on where the newest line ends.
     fn continues(&self, segments: &[(SegmentHeader, u64)]) -> bool {
         let Some(line) = self.manifest.line() else { return false };
         let Some(last) = line.segments.last() else {
-            let from = line.pending.as_ref().map_or(0, |pending| pending.from);
-            return self.began && segments.first().is_none_or(|(first, _)| first.base.0 <= from);
+            let begin = line.begin();
+            let goes_on = begin_of(segments, begin).is_some_and(|first| {
+                // A history that began here and ended here again says that the disk was written to
+                // past the journal.
+                let before = segments[..first].last();
+                before.is_none_or(|(header, _)| header.base < begin) && is_chain(&segments[first..])
+            });
+            return self.began && (segments.is_empty() || goes_on);
         };
         let same = segments.iter().position(|(header, _)| header.number == last.number);
         let rest = segments.get(same.unwrap_or(0)..).unwrap_or_default();
@@ -286,7 +287,7 @@ impl<S: Store> Writer<S> {
             _ => false,
         };
         // A journal that began anew may still have what was before.
-        goes_on && rest.windows(2).all(|pair| continues(pair, 1))
+        goes_on && is_chain(rest)
     }
 
     fn begin_line(&mut self, from: LogPosition, size: u64) {
@@ -322,11 +323,7 @@ impl<S: Store> Writer<S> {
         let line = self.line_mut()?;
         let first = match line.segments.last().map(|last| last.number) {
             Some(number) => segments.iter().position(|(header, _)| header.number >= number),
-            None => {
-                let from = line.pending.as_ref().map_or(0, |pending| pending.from);
-                let last = segments.iter().rposition(|(header, _)| header.base.0 <= from);
-                last.map(|last| with_records(segments, last))
-            }
+            None => begin_of(segments, line.begin()),
         };
         let mut copied = 0;
         let missing = segments.get(first.unwrap_or(0)..).unwrap_or_default();
@@ -686,13 +683,19 @@ fn continues(segments: &[(SegmentHeader, u64)], index: usize) -> bool {
     segments[index].0.continues(&before.link(*len))
 }
 
-/// This segment; without a record the one that it continues: whoever becomes Primary has that, too,
-/// so that the line is known to go on there.
-fn with_records(segments: &[(SegmentHeader, u64)], mut index: usize) -> usize {
+/// Whether each of them continues the one before it.
+fn is_chain(segments: &[(SegmentHeader, u64)]) -> bool {
+    (1..segments.len()).all(|index| continues(segments, index))
+}
+
+/// With which segment a line begins that has all before `from` in its image: one without a record is
+/// gone back from, as whoever becomes Primary has the one before it, too, and is known to go on there.
+fn begin_of(segments: &[(SegmentHeader, u64)], from: LogPosition) -> Option<usize> {
+    let mut index = segments.iter().rposition(|(header, _)| header.base <= from)?;
     while segments[index].1 == 0 && index > 0 && continues(segments, index) {
         index -= 1;
     }
-    index
+    Some(index)
 }
 
 fn read_chunk(source: &mut dyn Source, from: u64, to: u64) -> Result<BytesMut, ArchiveError> {

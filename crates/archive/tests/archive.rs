@@ -5,7 +5,7 @@ mod support;
 
 use holdfast_archive::{
     Archive, ArchiveError, Checkpoint, DirectoryStore, FileTarget, Keep, Line, Moment, Progress,
-    Store, Writer,
+    Source as _, Store, Writer,
 };
 use holdfast_units::{HybridTime, LogPosition};
 use std::io;
@@ -316,7 +316,8 @@ fn is_one_line(store: &MemoryStore, snapshots: &[Snapshot]) {
     assert_eq!(archive.moments().len(), 1);
     assert_eq!(check_all(store, snapshots), snapshots.len());
     snapshots.iter().for_each(|snapshot| check(&archive, snapshot));
-    let verified = archive.verify(&mut |_| {});
+    writer(store).sweep(SystemTime::now(), &mut || true).unwrap();
+    let verified = Archive::open(store, NAME).unwrap().verify(&mut |_| {});
     assert_eq!(verified.objects + 1, store.names().len() as u64, "{:?}", store.names());
 }
 
@@ -384,6 +385,8 @@ fn a_line_goes_on_when_who_takes_over_has_no_empty_segment() {
     assert_eq!(Line { complete: 0, ..line.clone() }.complete_until(), HybridTime(newest));
     let plan = archive.plan(Moment::Latest, None).unwrap();
     assert_eq!(archive.segment_of(&plan).unwrap().unwrap().number, 1);
+    // Nor is it enough to know what comes next.
+    archiver.expire(Keep { age: None, bases: Some(1) }, HybridTime(0)).unwrap();
 
     resource.taken_over(copied, 1, 3);
     resource.act();
@@ -392,6 +395,64 @@ fn a_line_goes_on_when_who_takes_over_has_no_empty_segment() {
     assert!(!archiver.follow(&mut resource).unwrap().new_line);
     snapshots.push(resource.snapshot());
     is_one_line(&store, &snapshots);
+}
+
+#[test]
+fn an_empty_segment_that_was_given_up_is_continued() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(15, BLOCKS);
+    resource.act();
+    resource.log.begin_segment().unwrap();
+    resource.still = true;
+    let mut archiver = writer(&store);
+    archiver.follow(&mut resource).unwrap();
+    finish(&mut archiver, &mut resource);
+    let mut snapshots = vec![resource.snapshot()];
+
+    // Another node appends, and has given up what was before that when it archives.
+    let files = resource.log.files().clone();
+    resource.taken_over(files, 1, 3);
+    resource.act();
+    resource.log.flush().unwrap();
+    resource.given_up = 2;
+    assert_eq!(resource.segments().unwrap()[0].0.number, 3);
+    snapshots.push(resource.snapshot());
+    let mut archiver = writer(&store);
+    assert!(!archiver.follow(&mut resource).unwrap().new_line);
+    snapshots.push(resource.snapshot());
+    is_one_line(&store, &snapshots);
+}
+
+#[test]
+fn a_line_without_a_segment_goes_on_with_the_history_that_begins_there() {
+    for again in [false, true] {
+        let store = MemoryStore::default();
+        let mut resource = Resource::new(16, BLOCKS);
+        (0..5).for_each(|_| resource.act());
+        resource.begin_anew();
+        resource.still = true;
+        let mut archiver = writer(&store);
+        archiver.follow(&mut resource).unwrap();
+        finish(&mut archiver, &mut resource);
+        let mut snapshots = vec![resource.snapshot()];
+        if again {
+            // That history has ended, too, before there was anything of it.
+            resource.log.begin_segment().unwrap();
+            resource.begin_anew();
+        }
+        resource.act();
+        assert!(
+            resource.log.journal().durable_segments().len() > 1,
+            "the older one is still there"
+        );
+        snapshots.push(resource.snapshot());
+        assert_eq!(archiver.follow(&mut resource).unwrap().new_line, again);
+        if again {
+            continue;
+        }
+        snapshots.push(resource.snapshot());
+        is_one_line(&store, &snapshots);
+    }
 }
 
 #[test]
@@ -446,6 +507,16 @@ fn what_is_joined_while_it_is_read_is_found() {
         gone += ends(archive).iter().filter(|end| !now.contains(end)).count();
     }
     assert!(gone > 100, "{gone}");
+
+    // What is gone although it is named, is missing.
+    let newest = opened[99].manifest().lines[0].segments.last().unwrap();
+    let name = format!("/log/000001-{:016x}-0000000000-", newest.number);
+    let names = store.names();
+    let name = names.iter().find(|all| all.contains(&name)).unwrap();
+    let lost = store.objects.borrow_mut().remove(name).unwrap();
+    assert!(opened[99].verify(&mut |_| {}).fault_count > 0);
+    store.objects.borrow_mut().insert(name.clone(), lost);
+    assert_eq!(opened[99].verify(&mut |_| {}).fault_count, 0);
 
     // What is given up is missing.
     archiver.begin_base(&mut resource).unwrap();

@@ -270,6 +270,74 @@ fn what_was_before_a_new_history_is_kept_for_nobody_who_is_away() {
 }
 
 #[test]
+fn another_history_begins_also_behind_a_segment_without_a_record() {
+    let sim = sim();
+    let mut disk = sim.clone();
+    let mut log = Log::open(sim, &options(1)).unwrap().0;
+    append(&mut log, (0..3).map(|n| write(n, 1)));
+    while log.write_back(&mut disk, ALL, true).unwrap() {}
+    let (empty, end) = log.begin_segment().unwrap();
+    assert!(log.journal_mut().begin_anew());
+    assert_eq!(log.begin_segment().unwrap(), (empty + 1, end));
+    let (begun, _) = log.journal().durable_segments().pop().unwrap();
+    assert_eq!(begun.predecessor, None);
+    assert!(!log.journal().begins_anew());
+    assert_eq!(log.begin_segment().unwrap(), (empty + 1, end), "it is the one");
+}
+
+#[test]
+fn a_segment_without_a_record_is_kept_until_every_peer_is_behind_it() {
+    let sim = sim();
+    let mut disk = sim.clone();
+    let mut log = Log::open(sim, &options(1)).unwrap().0;
+    let counts = PeerSwitches { counts: true, ..PeerSwitches::default() };
+    log.journal_mut().set_peer(node(1), counts);
+    append(&mut log, (0..3).map(|n| write(n, 1)));
+    let (empty, end) = log.begin_segment().unwrap();
+    log.journal_mut().begin_generation(GenerationId(9));
+    append(&mut log, [write(4, 1)]);
+    while log.write_back(&mut disk, ALL, true).unwrap() {}
+    // It has all the records before it, and perhaps not yet the header that the next one continues.
+    log.journal_mut().peer_reached(node(1), end, end);
+    log.recycle().unwrap();
+    let first = |log: &Log<Sim>| log.journal().durable_segments()[0].0.number;
+    assert_eq!(first(&log), empty);
+    let head = log.journal().head();
+    log.journal_mut().peer_reached(node(1), head, head);
+    log.recycle().unwrap();
+    assert_eq!(first(&log), empty + 1);
+}
+
+#[test]
+fn a_segment_without_a_record_is_cut_where_there_is_no_room_for_it() {
+    let sim = sim();
+    let mut disk = sim.clone();
+    let mut settings = options(1);
+    settings.settings.budget_bytes = 3 * settings.settings.segment_bytes;
+    let mut log = Log::open(sim, &settings).unwrap().0;
+    let counts = PeerSwitches { counts: true, ..PeerSwitches::default() };
+    log.journal_mut().set_peer(node(1), counts);
+    append(&mut log, (0..3).map(|n| write(n, 1)));
+    let (empty, end) = log.begin_segment().unwrap();
+    log.journal_mut().peer_reached(node(1), end, end);
+    while log.write_back(&mut disk, ALL, true).unwrap() {}
+    log.journal_mut().trim();
+    // It is away from now on.
+    log.journal_mut().begin_generation(GenerationId(9));
+    for n in 0..30 {
+        append(&mut log, [write(n, 2)]);
+        while log.write_back(&mut disk, ALL, true).unwrap() {}
+        log.cut(|_| Ok(())).unwrap();
+        log.recycle().unwrap();
+        let segments = log.journal().durable_segments();
+        assert!(segments.len() <= 3, "{} segments after {n} writes", segments.len());
+        let cut = log.journal().peer(node(1)).switches.cut;
+        assert_eq!(cut, segments[0].0.number > empty, "after {n} writes");
+    }
+    assert!(log.journal().peer(node(1)).switches.cut);
+}
+
+#[test]
 fn history_is_kept_to_go_back_to() {
     let sim = sim();
     let mut disk = sim.clone();

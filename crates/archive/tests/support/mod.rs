@@ -119,6 +119,8 @@ pub(crate) struct Resource {
     pub(crate) millis: u64,
     /// Nobody writes while the disk is read.
     pub(crate) still: bool,
+    /// The journal does not have the segments up to this one any more.
+    pub(crate) given_up: u64,
     dice: Xoshiro256PlusPlus,
     stamp: u64,
 }
@@ -158,6 +160,7 @@ impl Resource {
             disk,
             millis: 1_000_000,
             still: false,
+            given_up: 0,
             dice: Xoshiro256PlusPlus::seed_from_u64(seed),
             stamp: 0,
         }
@@ -252,7 +255,12 @@ fn source(error: impl std::fmt::Display) -> SourceError {
 
 impl Source for Resource {
     fn segments(&mut self) -> Result<Vec<(SegmentHeader, u64)>, SourceError> {
-        Ok(self.log.journal().durable_segments())
+        let journal = self.log.journal();
+        if journal.begins_anew() {
+            return Ok(Vec::new());
+        }
+        let segments = journal.durable_segments().into_iter();
+        Ok(segments.filter(|(header, _)| header.number > self.given_up).collect())
     }
     fn fetch(&mut self, segment: u64, from: LogPosition, max: usize) -> Result<Bytes, SourceError> {
         // Little at a time, so that frames come in parts.
