@@ -112,11 +112,11 @@ impl Healing {
         healing
     }
 
-    /// What was being done is of no use any more: the disk or the journal is another one.
+    /// What was being done is of no use any more: the disk or the journal is another one. What was
+    /// written to what is lost counts when it is flushed, as before.
     pub(super) fn begin_again(&mut self) {
         self.attempt = None;
         self.in_vain = 0;
-        self.stored = RangeSet::new();
         self.unsearched = self.losses.all();
         (self.absent, self.single, self.later) =
             (RangeSet::new(), RangeSet::new(), (RangeSet::new(), 0));
@@ -651,6 +651,17 @@ mod tests {
         healing.losses.stored(block(3));
         healing.stored(block(3));
         assert_eq!(tried(&healing), [block(5)]);
+    }
+
+    #[test]
+    fn what_is_written_and_not_flushed_stays_lost_whatever_begins_again() {
+        let mut healing = asked();
+        healing.stored(block(3));
+        // As when what lies between two losses is lost with them.
+        healing.begin_again();
+        healing.seen_good(ByteRange::of_blocks(0..10));
+        assert!(healing.losses.overlaps(block(3)));
+        assert!(!healing.losses.overlaps(block(5)));
     }
 
     #[test]
