@@ -419,17 +419,16 @@ impl Journal {
         if let Some(header) = self.beginning.take_if(|header| header.number == number) {
             self.epoch = header.epoch;
             self.segments.push_back((header, 0));
-            self.must_begin = self.leads && header.generation != self.generation;
+            self.must_begin = false;
             self.anew = false;
             self.rotate = false;
         }
     }
 
-    /// A new segment is begun even if nothing is queued; not when the last one has no record yet,
-    /// whether or not the next record goes there: another history alone does not begin with it.
+    /// A new segment is begun even if nothing is queued; not when the last one has no record yet.
     pub fn rotate_now(&mut self) {
         let has_records = self.segments.back().is_none_or(|(_, len)| *len > 0);
-        if self.leads && !self.failed && (has_records || self.anew) {
+        if self.leads && !self.failed && (has_records || self.must_begin) {
             (self.must_begin, self.rotate) = (true, true);
         }
     }
@@ -667,11 +666,12 @@ impl Journal {
         })
     }
 
-    /// What is appended from now on is of this generation of the data, in segments that say so; the
-    /// last one may be without a record then, and stays so.
+    /// What is appended from now on is of this generation of the data, in segments that say so. One
+    /// without a record keeps the generation that it was begun in, also when records come.
     pub fn begin_generation(&mut self, generation: GenerationId) {
         self.generation = generation;
-        let other = |(header, _): &(SegmentHeader, u64)| header.generation != generation;
+        let other =
+            |(header, len): &(SegmentHeader, u64)| *len > 0 && header.generation != generation;
         self.must_begin |= self.leads && self.segments.back().is_some_and(other);
     }
 

@@ -116,18 +116,7 @@ impl Journal {
         let end = header.base.after(*len);
         let kept = LogPosition(self.durable().0.saturating_sub(self.settings.keep_bytes));
         let old = end <= kept.max(self.floor);
-        (old && end <= self.needed_from() && !self.lacks_header(end, *len)).then_some(header.number)
-    }
-
-    /// Whether a peer that is not cut may have all before an empty segment that ends here, and not
-    /// its header: what comes behind it would continue nothing that the peer has.
-    fn lacks_header(&self, end: LogPosition, len: u64) -> bool {
-        let lacks = |(node, needs): (NodeId, LogPosition)| self.lacks_only_header(node, needs, end);
-        len == 0 && self.needs().any(lacks)
-    }
-
-    fn lacks_only_header(&self, node: NodeId, needs: LogPosition, end: LogPosition) -> bool {
-        needs == end && !self.peer(node).switches.cut
+        (old && end <= self.needed_from()).then_some(header.number)
     }
 
     /// The file of the oldest segment is gone, or is about to be used again.
@@ -155,13 +144,9 @@ impl Journal {
     #[must_use]
     pub fn plan_cut(&self) -> Option<CutPlan> {
         let written_back = self.written_back_to();
-        let over = self.over_budget_segments().take_while(|(end, _)| *end <= written_back);
-        let (up_to, len) = over.last()?;
-        let loses = |(node, needs): &(NodeId, LogPosition)| {
-            *needs < up_to || len == 0 && self.lacks_only_header(*node, *needs, up_to)
-        };
-        let losers: Vec<_> = self.needs().filter(loses).collect();
-        (up_to > self.floor || !losers.is_empty()).then_some(CutPlan { up_to, losers })
+        let up_to = self.ends_over_budget().take_while(|end| *end <= written_back).last()?;
+        let losers = self.needs().filter(|(_, needs)| *needs < up_to).collect();
+        (up_to > self.floor).then_some(CutPlan { up_to, losers })
     }
 
     /// Up to where the disk must be written back so that the budget can be kept; `None` when it
@@ -169,18 +154,18 @@ impl Journal {
     #[must_use]
     pub fn write_back_wanted(&self) -> Option<LogPosition> {
         let written_back = self.written_back_to();
-        self.over_budget_segments().last().map(|(end, _)| end).filter(|end| *end > written_back)
+        self.ends_over_budget().last().filter(|end| *end > written_back)
     }
 
-    /// The ends and lengths of the segments that are too many, without the last one.
-    fn over_budget_segments(&self) -> impl Iterator<Item = (LogPosition, u64)> {
+    /// The ends of the segments that are too many, without the last one.
+    fn ends_over_budget(&self) -> impl Iterator<Item = LogPosition> {
         let mut over = self.over_budget();
         let all_but_last = self.segments.len().saturating_sub(1);
         let segments = self.segments.iter().take(all_but_last);
         segments.map_while(move |(header, len)| {
             let cut = over > 0;
             over = over.saturating_sub(header.capacity);
-            cut.then(|| (header.base.after(*len), *len))
+            cut.then(|| header.base.after(*len))
         })
     }
 

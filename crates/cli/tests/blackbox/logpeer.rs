@@ -446,22 +446,30 @@ fn a_log_peer_of_a_pair_goes_on_when_the_pair_fails_over_without_being_sent_ever
     assert!(received < SIZE / 20, "{received} bytes came although nearly all is equal");
 }
 
-#[test]
-fn what_a_log_peer_got_of_a_primary_that_went_on_alone_is_not_given_up_unasked() {
+/// A pair in step; what the Primary writes then, the other one misses. A log peer joins before that or
+/// behind it.
+fn is_asked_about(joins_late: bool) {
     let mut cluster = cluster(3);
     let journal = |node: &Node| node.dir().join("r0.journal").display().to_string();
     let dirs: Vec<String> = cluster.nodes().iter().map(journal).collect();
     cluster.create("r0", SIZE, &["--journal", &dirs[0], "--journal-size", "64M"]);
     let arguments = ["--protocol", "C", "--journal", &dirs[1], "--journal-size", "64M"];
     cluster.join_resource(&cluster[1], "r0", SIZE, &arguments);
-    join(&cluster, &cluster[2], "64M");
+    if !joins_late {
+        join(&cluster, &cluster[2], "64M");
+    }
     cluster[1].wait_resource("r0", SYNC, "the pair is in step", |r| r.disk.state == "UpToDate");
     write_blocks(&cluster[0], "r0", 1, 0..100);
-    wait_follower(&cluster[0], "gamma");
+    if !joins_late {
+        wait_follower(&cluster[0], "gamma");
+    }
     // The other one is away, and misses what only the log peer gets.
     cluster[1].kill9();
     cluster[0].wait_peer("r0", "beta", SOON, "it is gone", |p| p.connection != "Connected");
     write_blocks(&cluster[0], "r0", 2, 50..150);
+    if joins_late {
+        join(&cluster, &cluster[2], "64M");
+    }
     wait_follower(&cluster[0], "gamma");
     cluster[0].kill9();
     let kept = files::fingerprint(&cluster[2].disk("r0"), SIZE);
@@ -475,6 +483,16 @@ fn what_a_log_peer_got_of_a_primary_that_went_on_alone_is_not_given_up_unasked()
     cluster[2].ok(&["connect", "r0", "--discard-my-data"]);
     wait_follower(&cluster[1], "gamma");
     assert_same(&cluster, 1, 2);
+}
+
+#[test]
+fn what_a_log_peer_got_of_a_primary_that_went_on_alone_is_not_given_up_unasked() {
+    is_asked_about(false);
+}
+
+#[test]
+fn what_a_log_peer_was_filled_with_by_a_primary_that_went_on_alone_is_not_given_up_unasked() {
+    is_asked_about(true);
 }
 
 #[test]

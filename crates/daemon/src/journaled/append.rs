@@ -346,9 +346,8 @@ impl Worker {
         self.flush_journal()?;
         self.log.journal_mut().rotate_now();
         self.append();
-        let journal = self.log.journal();
-        let begun = journal.durable_segments().pop();
-        let begun = begun.filter(|(_, len)| *len == 0 && !journal.begins_anew());
+        let begun = self.log.journal().durable_segments().pop();
+        let begun = begun.filter(|_| !self.log.journal().is_to_begin());
         let begun = begun.map(|(header, _)| (header.number, header.base));
         begun.ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull).into())
     }

@@ -18,11 +18,13 @@ where
     F: Files,
     D: Backing,
 {
-    /// The generation of the newest data in the journal.
+    /// The generation of the newest data in the journal; without a record there, that of the segment at
+    /// whose beginning the disk was filled.
     fn generation(&self) -> GenerationId {
         let segments = self.log.as_ref().map(|log| log.journal().durable_segments());
-        let last = segments.and_then(|all| all.into_iter().rfind(|(_, len)| *len > 0));
-        last.map_or(GenerationId::NONE, |(header, _)| header.generation)
+        let segments = segments.unwrap_or_default();
+        let newest = segments.iter().rfind(|(_, len)| *len > 0).or(segments.last());
+        newest.map_or(GenerationId::NONE, |(header, _)| header.generation)
     }
 
     fn report(&self) -> Report {
