@@ -246,12 +246,12 @@ impl Line {
         if pending { Ok(()) } else { Err("its unfinished base image is impossible".into()) }
     }
 
-    /// Where it begins as long as it has no segment: what is before that is in its image.
+    /// Where it begins as long as it has no segment: what is before that is in its oldest image.
     #[must_use]
     pub(crate) fn begin(&self) -> LogPosition {
         let pending = self.pending.as_ref().map(|pending| pending.from);
-        let base = self.bases.last().map(|base| base.from);
-        LogPosition(pending.or(base).unwrap_or(0))
+        let base = self.bases.first().map(|base| base.from);
+        LogPosition(base.or(pending).unwrap_or(0))
     }
 
     /// The position behind the last record that is archived; `None` when none is.

@@ -456,6 +456,25 @@ fn a_line_without_a_segment_goes_on_with_the_history_that_begins_there() {
 }
 
 #[test]
+fn what_is_first_written_while_another_image_is_begun_is_not_left_out() {
+    let store = MemoryStore::default();
+    let mut resource = Resource::new(17, BLOCKS);
+    resource.still = true;
+    let mut archiver = writer(&store);
+    archiver.follow(&mut resource).unwrap();
+    finish(&mut archiver, &mut resource);
+    // Behind what it follows first, before it looks from where the image has everything.
+    resource.writes_at_flush = 2;
+    archiver.begin_base(&mut resource).unwrap();
+    assert_eq!(resource.writes_at_flush, 0);
+    assert!(resource.log.journal().head() > LogPosition(0));
+    resource.act();
+    let snapshot = resource.snapshot();
+    assert!(!archiver.follow(&mut resource).unwrap().new_line);
+    is_one_line(&store, &[snapshot]);
+}
+
+#[test]
 fn a_journal_that_begins_anew_begins_a_line() {
     let store = MemoryStore::default();
     let mut resource = Resource::new(13, BLOCKS);

@@ -121,6 +121,9 @@ pub(crate) struct Resource {
     pub(crate) still: bool,
     /// The journal does not have the segments up to this one any more.
     pub(crate) given_up: u64,
+    /// So many flushes from now on somebody writes just before, for the first time, and what comes then
+    /// begins a segment.
+    pub(crate) writes_at_flush: u32,
     dice: Xoshiro256PlusPlus,
     stamp: u64,
 }
@@ -161,6 +164,7 @@ impl Resource {
             millis: 1_000_000,
             still: false,
             given_up: 0,
+            writes_at_flush: 0,
             dice: Xoshiro256PlusPlus::seed_from_u64(seed),
             stamp: 0,
         }
@@ -267,6 +271,11 @@ impl Source for Resource {
         self.log.fetch(segment, from, max.min(10_000)).map_err(source)
     }
     fn flush(&mut self) -> Result<LogPosition, SourceError> {
+        if self.writes_at_flush == 1 {
+            self.act();
+            self.log.begin_segment().map_err(source)?;
+        }
+        self.writes_at_flush = self.writes_at_flush.saturating_sub(1);
         self.log.flush().map_err(source)?;
         Ok(self.log.journal().durable())
     }

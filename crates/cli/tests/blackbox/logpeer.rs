@@ -486,6 +486,34 @@ fn is_asked_about(joins_late: bool) {
 }
 
 #[test]
+fn what_a_log_peer_got_after_a_failover_is_not_given_up_unasked() {
+    let mut cluster = cluster(3);
+    let journal = |node: &Node| node.dir().join("r0.journal").display().to_string();
+    let dirs: Vec<String> = cluster.nodes().iter().map(journal).collect();
+    cluster.create("r0", SIZE, &["--journal", &dirs[0], "--journal-size", "64M"]);
+    let arguments = ["--protocol", "C", "--journal", &dirs[1], "--journal-size", "64M"];
+    cluster.join_resource(&cluster[1], "r0", SIZE, &arguments);
+    cluster[1].wait_resource("r0", SYNC, "the pair is in step", |r| r.disk.state == "UpToDate");
+    write_blocks(&cluster[0], "r0", 1, 0..100);
+    cluster[0].kill9();
+    cluster[1].ok(&["primary", "r0", "--force"]);
+    // It is filled before the first write without the other one.
+    join(&cluster, &cluster[2], "64M");
+    wait_follower(&cluster[1], "gamma");
+    write_blocks(&cluster[1], "r0", 2, 50..150);
+    wait_follower(&cluster[1], "gamma");
+    cluster[1].kill9();
+    let kept = files::fingerprint(&cluster[2].disk("r0"), SIZE);
+    cluster[0].start();
+    cluster[0].ok(&["primary", "r0", "--force"]);
+    write_blocks(&cluster[0], "r0", 3, 0..50);
+    cluster[0].wait_peer("r0", "gamma", SOON, "it is told", |peer| {
+        peer.problem.as_ref().is_some_and(|problem| problem.code == "SPLIT_BRAIN")
+    });
+    assert_eq!(files::fingerprint(&cluster[2].disk("r0"), SIZE), kept);
+}
+
+#[test]
 fn what_a_log_peer_got_of_a_primary_that_went_on_alone_is_not_given_up_unasked() {
     is_asked_about(false);
 }

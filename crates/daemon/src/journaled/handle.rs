@@ -374,8 +374,7 @@ impl JournalHandle {
     }
 
     /// What is written behind this call is of another generation of the data: where records are appended,
-    /// they go into segments of their own. A segment without a record keeps the generation that it was
-    /// begun in.
+    /// they go into segments of their own.
     pub fn begin_generation(&self, generation: GenerationId) {
         // As rare as generations are, which are written to the metadata: no permit bounds them.
         self.inbox.push(Order::Call(Box::new(move |worker| worker.begin_generation(generation))));

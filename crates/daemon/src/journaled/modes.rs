@@ -1,8 +1,9 @@
 //! From one mode to the other, and what becomes of a journal that fails.
 
-use super::worker::{Flight, Worker};
+use super::worker::{Flight, Worker, now};
 use super::writeback::Trimming;
 use super::{JournalCallError, Mode};
+use holdfast_journal::{Op, Ticket as Record};
 use holdfast_store::{DiskOp, Outcome, Ticket};
 use holdfast_units::GenerationId;
 use rustix::io::Errno;
@@ -75,7 +76,22 @@ impl Worker {
             leading.generation = generation;
         }
         if self.mode == Mode::Lead {
+            self.end_empty(generation);
             self.log.journal_mut().begin_generation(generation);
+        }
+    }
+
+    /// A segment without a record would keep the generation that it was begun in, also when records
+    /// come: it gets one that says nothing, and what comes now begins another one.
+    fn end_empty(&mut self, generation: GenerationId) {
+        self.append();
+        let journal = self.log.journal();
+        let last = journal.durable_segments().pop().filter(|_| !journal.is_to_begin());
+        let empty = last.is_some_and(|(header, len)| len == 0 && header.generation != generation);
+        // Where there is no room for that, it stays as it is.
+        if empty && let Ok(record) = self.log.push(Op::flush(now())) {
+            self.pushed = Record(record.0 + 1);
+            self.append();
         }
     }
 

@@ -294,16 +294,19 @@ fn wait_held(below: &FaultHandle, count: usize) {
 #[test]
 fn what_is_written_in_a_new_generation_is_in_segments_of_their_own() {
     let mut rig = Rig::leading();
+    // As whoever leads does at once: it has no record yet.
+    rig.runtime.block_on(rig.handle.begin_segment()).unwrap();
+    rig.handle.begin_generation(GenerationId(70));
     (0..5).for_each(|block| rig.write(block, 1));
     // It waits for nothing, and everything behind it is behind it.
     rig.handle.begin_generation(GenerationId(8));
     (5..10).for_each(|block| rig.write(block, 2));
     rig.flush();
     let segments = rig.runtime.block_on(rig.handle.segments()).unwrap();
-    let found: Vec<_> =
-        segments.iter().map(|(header, len)| (header.generation, *len > 0)).collect();
-    let of = |generation, full| (GenerationId(generation), full);
-    assert_eq!(found, [of(7, true), of(8, true)]);
+    assert!(segments.iter().all(|(_, len)| *len > 0));
+    // What was begun first, and holds no data, may be given up by now.
+    let found: Vec<_> = segments.iter().map(|(header, _)| header.generation).collect();
+    assert!(found.ends_with(&[70, 8].map(GenerationId)), "{found:?}");
 }
 
 #[test]

@@ -23,7 +23,7 @@ where
     fn generation(&self) -> GenerationId {
         let segments = self.log.as_ref().map(|log| log.journal().durable_segments());
         let segments = segments.unwrap_or_default();
-        let newest = segments.iter().rfind(|(_, len)| *len > 0).or(segments.last());
+        let newest = segments.iter().rfind(|(_, len)| *len > 0).or(segments.first());
         newest.map_or(GenerationId::NONE, |(header, _)| header.generation)
     }
 

@@ -118,6 +118,7 @@ impl Healing {
         self.attempt = None;
         self.in_vain = 0;
         self.unsearched = self.losses.all();
+        self.stored.iter().for_each(|stored| self.unsearched.remove(stored));
         (self.absent, self.single, self.later) =
             (RangeSet::new(), RangeSet::new(), (RangeSet::new(), 0));
         self.to_come = RangeSet::new();
@@ -659,6 +660,7 @@ mod tests {
         healing.stored(block(3));
         // As when what lies between two losses is lost with them.
         healing.begin_again();
+        assert!(healing.unsearched.overlaps(block(5)) && !healing.unsearched.overlaps(block(3)));
         healing.seen_good(ByteRange::of_blocks(0..10));
         assert!(healing.losses.overlaps(block(3)));
         assert!(!healing.losses.overlaps(block(5)));

@@ -164,7 +164,7 @@ impl Leader {
     /// this one does not continue.
     fn is_earlier(&self, node: NodeId, relation: &Relation, report: &Report) -> bool {
         let other = matches!(relation, Relation::Apart { .. } | Relation::Unknown);
-        let copied = report.links.iter().rfind(|link| link.len > 0).or(report.links.last());
+        let copied = report.links.iter().rfind(|link| link.len > 0).or(report.links.first());
         other
             && copied.is_some_and(|link| link.origin != node)
             && self.lineage.contains(&report.generation)
