@@ -285,9 +285,11 @@ impl Journal {
             return Err(PushError::Queue);
         }
         let waiting = self.index.len() + self.queue.len();
-        if waiting >= self.settings.dirty_parts
-            || self.index.bytes() + self.queued_bytes >= self.settings.dirty_bytes
-        {
+        let much = waiting >= self.settings.dirty_parts
+            || self.index.bytes() + self.queued_bytes >= self.settings.dirty_bytes;
+        // A flush is nothing that the disk gets.
+        let few = op.record.range.is_empty() && self.queue.len() < self.settings.dirty_parts;
+        if much && !few {
             return Err(PushError::WriteBack);
         }
         self.time = self.time.max(op.record.time);
@@ -664,6 +666,14 @@ impl Journal {
         self.segments.back().filter(|_| !self.must_begin).map_or(0, |(header, len)| {
             (header.capacity - SEGMENT_HEADER_LEN - len).saturating_sub(self.queued_bytes)
         })
+    }
+
+    /// Whether the next record would be the first one of a segment that says another generation.
+    #[must_use]
+    pub fn is_begun_in_another(&self, generation: GenerationId) -> bool {
+        let empty =
+            |(header, len): &(SegmentHeader, u64)| *len == 0 && header.generation != generation;
+        self.leads && !self.must_begin && self.segments.back().is_some_and(empty)
     }
 
     /// What is appended from now on is of this generation of the data, in segments that say so. One

@@ -85,11 +85,9 @@ impl Worker {
     /// come: it gets one that says nothing, and what comes now begins another one.
     fn end_empty(&mut self, generation: GenerationId) {
         self.append();
-        let journal = self.log.journal();
-        let last = journal.durable_segments().pop().filter(|_| !journal.is_to_begin());
-        let empty = last.is_some_and(|(header, len)| len == 0 && header.generation != generation);
-        // Where there is no room for that, it stays as it is.
-        if empty && let Ok(record) = self.log.push(Op::flush(now())) {
+        if self.log.journal().is_begun_in_another(generation)
+            && let Ok(record) = self.log.push(Op::flush(now()))
+        {
             self.pushed = Record(record.0 + 1);
             self.append();
         }
